@@ -1,0 +1,7 @@
+"""Closed-form initialisation of the swapped layers, from streaming second moments."""
+
+from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.text import align_caption
+from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
+
+__all__ = ["INPUT_METHODS", "CrossMoments", "align_caption", "align_input", "align_output"]

@@ -1,0 +1,66 @@
+"""Streaming second moments of paired rows, and the two linear maps that they determine.
+
+Float64 sums, one pass, memory independent of the number of rows; two accumulators merge by addition.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sanakit.errors import SanakitError
+
+
+@dataclass
+class CrossMoments:
+    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D)."""
+
+    count: int
+    x: Tensor
+    y: Tensor
+    xx: Tensor
+    yx: Tensor
+
+    @classmethod
+    def empty(cls, x_size: int, y_size: int) -> "CrossMoments":
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        return cls(0, zeros(x_size), zeros(y_size), zeros(x_size, x_size), zeros(y_size, x_size))
+
+    def add(self, x: Tensor, y: Tensor) -> None:
+        """x (N, D), y (N, E); raises SK0204 when a value is not finite."""
+        x, y = x.double(), y.double()
+        if not (x.isfinite().all() and y.isfinite().all()):
+            raise SanakitError("SK0204", "alignment met values that are not finite")
+        self.count += len(x)
+        self.x += x.sum(0)
+        self.y += y.sum(0)
+        self.xx += x.T @ x
+        self.yx += y.T @ x
+
+    def merge(self, other: "CrossMoments") -> "CrossMoments":
+        return CrossMoments(
+            self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx
+        )
+
+    def ridge(self, penalty: float = 1e-4) -> tuple[Tensor, Tensor]:
+        """W (E, D), b (E) minimising |y - W x - b|^2 + lambda |W|^2, lambda = penalty times the mean variance of x."""
+        if self.count < 2:
+            raise SanakitError("SK0403", f"{self.count} rows cannot determine a linear map, at least 2 are needed")
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        cov_xx = self.xx / self.count - torch.outer(mean_x, mean_x)
+        cov_yx = self.yx / self.count - torch.outer(mean_y, mean_x)
+        ridge = penalty * cov_xx.diagonal().mean().clamp_min(1e-12)
+        weight = torch.linalg.solve(cov_xx + ridge * torch.eye(len(mean_x), dtype=torch.float64), cov_yx.T).T
+        return weight.float(), (mean_y - weight @ mean_x).float()
+
+    def procrustes(self) -> tuple[Tensor, Tensor]:
+        """Semi-orthogonal R (E, D) nearest to y = R x by SVD of the cross-covariance, and the offset. Isotropic noise
+        stays isotropic (R R^T = I for D >= E), so every sigma keeps its meaning."""
+        if self.count < 2:
+            raise SanakitError("SK0403", f"{self.count} rows cannot determine a rotation, at least 2 are needed")
+        mean_x, mean_y = self.x / self.count, self.y / self.count
+        left, _, right = torch.linalg.svd(
+            self.yx / self.count - torch.outer(mean_y, mean_x), full_matrices=False
+        )
+        rotation = left @ right
+        return rotation.float(), (mean_y - rotation @ mean_x).float()

@@ -1,0 +1,80 @@
+"""Components and core put together; every check that spans two of them lives here."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from sanakit.errors import SanakitError
+from sanakit.flow import TIMESTEP_SCALE, flow_shift_for
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.vaes import VAE
+
+
+@dataclass(kw_only=True)
+class LatentDiffusion:
+    """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling."""
+
+    vae: VAE
+    text_encoder: TextEncoder
+    core: SanaTransformer2DModel
+    image_size: int
+    flow_shift: float | None = None
+
+    def __post_init__(self) -> None:
+        spec, config = self.vae.spec, self.core.config
+        if config.in_channels != spec.latent_channels:
+            raise SanakitError(
+                "SK0110", f"the core reads {config.in_channels} channels, {self.vae.name} gives {spec.latent_channels}"
+            )
+        if config.caption_channels != self.text_encoder.spec.embed_dim:
+            raise SanakitError(
+                "SK0110",
+                f"the core reads captions of {config.caption_channels}, "
+                f"{self.text_encoder.name} gives {self.text_encoder.spec.embed_dim}",
+            )
+        cell = spec.spatial_compression_ratio * config.patch_size
+        if self.image_size % cell:
+            raise SanakitError("SK0110", f"pictures of {self.image_size} px do not divide into tokens of {cell} px")
+        if self.flow_shift is None:
+            self.flow_shift = flow_shift_for(self.latent_shape)
+        self.null = self.text_encoder.null()
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        return self.vae.spec.shape(self.image_size, self.image_size)
+
+    @property
+    def num_tokens(self) -> int:
+        _, height, width = self.latent_shape
+        return height * width // self.core.config.patch_size**2
+
+    def velocity(self, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> Tensor:
+        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w)."""
+        return self.core(
+            hidden_states=noisy,
+            encoder_hidden_states=prompt.embeds.float(),
+            encoder_attention_mask=prompt.mask,
+            timestep=sigmas * TIMESTEP_SCALE,
+            return_dict=False,
+        )[0]
+
+    def drop_prompts(self, prompt: PromptEmbeds, drop: Tensor) -> PromptEmbeds:
+        """Replace the prompts where `drop` (B,) is set by the null embedding that sampling uses."""
+        embeds = torch.where(drop[:, None, None], self.null.embeds.to(prompt.embeds.dtype), prompt.embeds)
+        return PromptEmbeds(embeds, torch.where(drop[:, None], self.null.mask, prompt.mask))
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """eval mode without gradients, the old mode restored."""
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)

@@ -1,0 +1,111 @@
+"""ls, describe, doctor, explain: what there is and whether it works. Only describe and doctor import torch."""
+
+import json
+import sys
+from dataclasses import asdict, is_dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sanakit.cli.app import app
+from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
+from sanakit.registry import Registry
+
+PACKAGES = {
+    "vaes": "sanakit.vaes",
+    "text-encoders": "sanakit.text_encoders",
+    "adapters": "sanakit.adapters",
+    "drift": "sanakit.drift",
+    "gates": "sanakit.gates",
+    "datasets": "sanakit.data",
+    "strategies": "sanakit.swap",
+}
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
+
+
+def registries() -> dict[str, Registry[Any]]:
+    """Fresh registries for listing: the source scan needs no import of the components."""
+    return {kind: Registry(kind, package) for kind, package in PACKAGES.items()}
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
+
+
+@app.command("ls")
+def list_names(kind: Annotated[str | None, typer.Argument(help=", ".join(PACKAGES))] = None, as_json: AsJson = False) -> None:
+    """Every registered name, plugins included; nothing is imported for it."""
+    if kind is not None and kind not in PACKAGES:
+        raise SanakitError("SK0101", f"no kind {kind!r}{did_you_mean(kind, list(PACKAGES))}; known: {', '.join(PACKAGES)}")
+    rows = [entry.as_dict() for name, registry in registries().items() if kind in (None, name) for entry in registry.entries().values()]
+    if as_json:
+        print_json(rows)
+        return
+    heading = ""
+    for row in rows:
+        if row["kind"] != heading:
+            heading = row["kind"]
+            typer.secho(("" if row is rows[0] else "\n") + heading, bold=True)
+        origin = "" if row["origin"] == "builtin" else f"  from {row['origin']}"
+        licence = f"  ({row['licence']})" if row["licence"] else ""
+        typer.echo(f"  {row['name']:<28} {row['title']}{licence}{origin}")
+        if row["error"]:
+            typer.secho(f"  {'':<28} error: {row['error']}", fg="red")
+
+
+@app.command()
+def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")], as_json: AsJson = False) -> None:
+    """The facts of one name; for a trained component its card."""
+    import importlib
+
+    found = [(kind, r.entries()[name]) for kind, r in registries().items() if name in r.entries()]
+    if not found:
+        every = [n for r in registries().values() for n in r.entries()]
+        raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
+    kind, entry = found[0]
+    try:
+        item = getattr(importlib.import_module(entry.module), entry.attribute)
+    except Exception as error:  # a plugin may fail in any way; it is named, not passed on bare
+        raise SanakitError("SK0103", f"{kind} {name!r} of {entry.origin}: {type(error).__name__}: {error}") from error
+    facts = entry.as_dict() | {"documentation": (item.__doc__ or "").strip()}
+    for key in ("hub", "revision", "spec", "stats", "initialise", "scales", "learning_rate"):
+        value = getattr(item, key, None)
+        if value is not None:
+            facts[key] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+    card = Path(__file__).parent.parent / "assets" / "vaes" / name / "card.json"
+    if card.is_file():
+        facts["card"] = json.loads(card.read_text(encoding="utf-8"))
+        facts["card"].pop("curve", None)
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if value not in (None, "", []):
+            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            typer.echo(f"{key}: {text}")
+
+
+@app.command()
+def doctor(as_json: AsJson = False) -> None:
+    """Versions, known-vulnerable floors, disk, memory, GPU, plugins; each line with a fix."""
+    from sanakit.doctor import examine
+
+    rows = examine(registries())
+    if as_json:
+        print_json(rows)
+    else:
+        marks = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
+        for row in rows:
+            typer.echo(f"{marks[row['status']]}  {row['check']}: {row['detail']}" + (f"\n      fix: {row['fix']}" if row["fix"] else ""))
+    if any(row["status"] == "fail" for row in rows):
+        raise typer.Exit(ExitCode.ENVIRONMENT)
+
+
+@app.command()
+def explain(code: Annotated[str, typer.Argument(help="For example SK0203.")]) -> None:
+    """What a code of an error or a gate means, why it happens and how to mend it."""
+    entry = CODES.get(code.upper())
+    if entry is None:
+        raise SanakitError("SK0108", f"no code {code!r}{did_you_mean(code.upper(), list(CODES))}")
+    typer.echo(f"{code.upper()}: {entry.title}\n  why: {entry.why}\n  fix: {entry.fix}")

@@ -1,0 +1,225 @@
+"""swap-vae, swap-text-encoder, validate, train, sample, report: parse, call, print."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sanakit.cli.app import app
+from sanakit.errors import ExitCode, SanakitError
+
+Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
+BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name or `path:DIR`.")]
+Data = Annotated[str, typer.Option("--data", help="A name, a folder of pictures with .txt captions, or a .csv/.jsonl manifest.")]
+Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
+StrategyName = Annotated[str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")]
+Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of every strategy at stage smoke.")]
+RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
+Seed = Annotated[int, typer.Option("--seed", min=0)]
+AsJson = Annotated[bool, typer.Option("--json", help="Print validation.json on standard output, nothing else.")]
+Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
+Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
+DEFAULT_STAGES = "component,smoke"
+
+
+@app.command("swap-vae")
+def swap_vae(
+    candidate: Candidate, base: BaseName = "tiny-sana", data: Data = "embedded", stages: Stages = DEFAULT_STAGES,
+    strategy: StrategyName = "auto", budget_steps: Budget = 100, run_dir: RunDir = None, seed: Seed = 0,
+    as_json: AsJson = False, force: Force = False, set_: Sets = None,
+) -> None:  # fmt: skip
+    """Replace the VAE: component baseline, race of strategies, full run."""
+    values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
+    _swap(values, set_, stages, run_dir, force, as_json)
+
+
+@app.command("swap-text-encoder")
+def swap_text_encoder(
+    candidate: Candidate, base: BaseName = "tiny-sana", data: Data = "embedded", stages: Stages = DEFAULT_STAGES,
+    strategy: StrategyName = "auto", budget_steps: Budget = 100, run_dir: RunDir = None, seed: Seed = 0,
+    as_json: AsJson = False, force: Force = False, set_: Sets = None,
+) -> None:  # fmt: skip
+    """Replace the text encoder: component baseline, race of strategies, full run."""
+    values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
+    _swap(values, set_, stages, run_dir, force, as_json)
+
+
+def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict[str, Any]:
+    return {"base": base, "data": {"source": data}, "train": {"strategy": strategy, "seed": seed},
+            "smoke": {"budget_steps": budget}}  # fmt: skip
+
+
+def _swap(values: dict[str, Any], sets: list[str] | None, stages: str, run_dir: Path | None, force: bool, as_json: bool) -> None:
+    from sanakit.config import make_config
+    from sanakit.run import RunFolder
+
+    chosen = _stages(stages)
+    config = make_config(values, sets)
+    _check_names(config)
+    _run(config, RunFolder.open(config, run_dir), chosen, force=force, as_json=as_json)
+
+
+def _stages(text: str) -> list[str]:
+    from sanakit.errors import did_you_mean
+
+    known = ["component", "smoke", "full"]
+    chosen = [part.strip() for part in text.split(",") if part.strip()]
+    for stage in chosen:
+        if stage not in known:
+            raise SanakitError("SK0104", f"no stage {stage!r}{did_you_mean(stage, known)}; known: {', '.join(known)}")
+    if not chosen:
+        raise SanakitError("SK0104", "--stages names no stage")
+    return chosen
+
+
+def _check_names(config: Any) -> None:
+    """Misspelt names are refused before anything heavy is imported or a run folder is made."""
+    from sanakit.registry import Registry
+
+    for kind, package, name in (
+        ("vaes", "sanakit.vaes", config.vae.name),
+        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
+        ("strategies", "sanakit.swap", None if config.train.strategy == "auto" else config.train.strategy),
+    ):
+        if name and name.partition(":")[0] not in ("path", "hub"):
+            registry: Registry[Any] = Registry(kind, package)
+            if name not in registry.entries():
+                registry.get(name)  # raises with suggestions
+
+
+def _run(config: Any, run: Any, stages: list[str], *, force: bool, as_json: bool, junit: Path | None = None, resume: str | None = None) -> None:
+    from sanakit.cli.view import print_validation, progress_display
+    from sanakit.reporting import write_report
+    from sanakit.swap import stages as engine
+
+    with progress_display() as progress:
+        swap = engine.Swap(config=config, run=run, progress=progress)
+        if resume is not None:
+            engine.RUNNERS["full"] = lambda swap: engine.full(swap, resume)
+        validation = engine.run_stages(swap, stages, force=force)
+    report = write_report(run.path, Path("reports") / f"{run.path.name}.html")
+    if junit:
+        _write_junit(validation, junit)
+    if as_json:
+        sys.stdout.write(json.dumps(validation, indent=1) + "\n")
+    else:
+        print_validation(validation, run.path, report)
+    raise typer.Exit(_exit_code(validation["verdict"]))
+
+
+def _exit_code(verdict: str) -> int:
+    return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
+
+
+def _write_junit(validation: dict[str, Any], path: Path) -> None:
+    from xml.etree import ElementTree
+
+    suites = ElementTree.Element("testsuites")
+    for stage, result in validation["stages"].items():
+        failures = sum(g["verdict"] == "fail" for g in result["gates"])
+        skipped = sum(g["verdict"] == "inconclusive" for g in result["gates"])
+        suite = ElementTree.SubElement(suites, "testsuite", name=stage, tests=str(len(result["gates"])),
+                                       failures=str(failures), skipped=str(skipped), time=str(result["seconds"]))  # fmt: skip
+        for gate in result["gates"]:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"sanakit.{stage}", name=gate["gate"])
+            message = f"{gate['code']}: {gate['metric']} is {gate['value']:.4g}, threshold {gate['threshold']:.4g}. {gate['hint']}"
+            if gate["verdict"] != "pass":
+                ElementTree.SubElement(case, "failure" if gate["verdict"] == "fail" else "skipped", message=message)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+
+
+@app.command()
+def validate(
+    stage: Annotated[str, typer.Option("--stage", help="component, smoke or full.")],
+    run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Go on with a run folder.")] = None,
+    base: BaseName = "tiny-sana",
+    vae: Annotated[str | None, typer.Option("--vae", help="Candidate VAE.")] = None,
+    text_encoder: Annotated[str | None, typer.Option("--text-encoder", help="Candidate text encoder.")] = None,
+    data: Data = "embedded",
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    junit: Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML.")] = None,
+    force: Force = False,
+    set_: Sets = None,
+) -> None:
+    """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
+    from sanakit.config import load_config, make_config
+    from sanakit.run import RunFolder
+
+    chosen = _stages(stage)
+    if vae and text_encoder:
+        raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
+    if run_dir is not None and (run_dir / "config.yaml").is_file():
+        config = load_config(run_dir / "config.yaml", set_)
+    else:
+        values = {"base": base, "data": {"source": data}, "train": {"seed": seed}, "vae": {"name": vae},
+                  "text_encoder": {"name": text_encoder}}  # fmt: skip
+        config = make_config(values, set_)
+    _check_names(config)
+    _run(config, RunFolder.open(config, run_dir), chosen, force=force, as_json=as_json, junit=junit)
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML configuration.")] = None,
+    preset: Annotated[str | None, typer.Option("--preset", help="swap-vae or swap-text-encoder.")] = None,
+    set_: Sets = None,
+    run_dir: RunDir = None,
+    resume: Annotated[str, typer.Option("--resume", help="auto, never, or a checkpoint folder.")] = "auto",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Stage full from a configuration: train, watched and resumable, and write the model."""
+    from sanakit.config import PRESETS, dump_config, load_config, make_config
+    from sanakit.errors import did_you_mean
+    from sanakit.run import RunFolder
+
+    if (config_file is None) == (preset is None):
+        raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
+    if preset is not None and preset not in PRESETS:
+        raise SanakitError("SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}")
+    config = load_config(config_file, set_) if config_file else make_config(PRESETS[str(preset)]().model_dump(), set_)
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
+    _check_names(config)
+    if dry_run:
+        sys.stdout.write(dump_config(config))
+        return
+    _run(config, RunFolder.open(config, run_dir), ["full"], force=True, as_json=as_json, resume=resume)
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option("--model", help="A model folder (RUN/model), or an embedded base by name.")],
+    prompt: Annotated[str, typer.Option("--prompt")],
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
+    seed: Seed = 0,
+    num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+) -> None:
+    """Draw one picture."""
+    from PIL import Image
+
+    from sanakit.sampling import sample_images
+    from sanakit.swap.figures import to_uint8
+    from sanakit.swap.plan import load_base
+
+    system = load_base(f"path:{model}" if Path(model).is_dir() else model).system()
+    images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
+    typer.echo(str(out))
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A folder under runs/.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default reports/<run>.html.")] = None,
+) -> None:
+    """Write the HTML report of a run."""
+    from sanakit.reporting import write_report
+
+    typer.echo(str(write_report(run_dir, out or Path("reports") / f"{run_dir.resolve().name}.html")))

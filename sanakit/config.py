@@ -1,0 +1,128 @@
+"""One frozen configuration for every command; unknown keys are refused with a suggestion.
+
+A run is a Python function that returns a `Config` (see PRESETS); `--set key=value` changes single keys.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from sanakit.errors import SanakitError, did_you_mean
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class TrainSection(Section):
+    max_steps: int = Field(400, ge=1)
+    batch_size: int = Field(32, ge=1)
+    learning_rate: float | None = Field(None, gt=0)  # None: the strategy's own
+    checkpoint_every: int = Field(100, ge=1)
+    seed: int = Field(0, ge=0)
+    strategy: str = "auto"
+
+
+class DataSection(Section):
+    source: str = "embedded"
+    image_size: int = Field(96, ge=16)
+    max_set_aside: float = Field(0.05, ge=0, le=1)
+
+
+class VAESection(Section):
+    name: str | None = None  # None: the base's
+    scaling_factor: float | None = Field(None, gt=0)  # an override, recorded as such
+
+
+class TextEncoderSection(Section):
+    name: str | None = None
+
+
+class SmokeSection(Section):
+    budget_steps: int = Field(100, ge=8)  # per strategy
+    strategies: tuple[str, ...] = ("finetune", "naive", "scratch", "align+head", "align")
+    held_out: int = Field(128, ge=16)
+
+
+class Config(Section):
+    base: str = "tiny-sana"
+    train: TrainSection = TrainSection()
+    data: DataSection = DataSection()
+    vae: VAESection = VAESection()
+    text_encoder: TextEncoderSection = TextEncoderSection()
+    smoke: SmokeSection = SmokeSection()
+
+    @property
+    def kind(self) -> str:
+        return "text_encoder" if self.text_encoder.name else "vae"
+
+    @property
+    def candidate(self) -> str | None:
+        return self.text_encoder.name or self.vae.name
+
+
+def swap_vae() -> Config:
+    """The embedded base with another VAE."""
+    return Config(vae=VAESection(name="dc-f16c32"))
+
+
+def swap_text_encoder() -> Config:
+    """The embedded base with another text encoder."""
+    return Config(text_encoder=TextEncoderSection(name="wordllama"))
+
+
+PRESETS = {"swap-vae": swap_vae, "swap-text-encoder": swap_text_encoder}
+
+
+def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> Config:
+    """Nested values and `key=value` overrides to a Config. Raises SK0104 naming the key, what was found and expected."""
+    merged = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
+    for item in overrides or []:
+        key, equals, text = item.partition("=")
+        parts = key.split(".")
+        if not equals or not all(parts) or len(parts) > 2:
+            raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
+        value = yaml.safe_load(text)
+        if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
+            try:
+                value = float(value)
+            except ValueError:
+                pass
+        target = merged
+        for part in parts[:-1]:
+            inner = target.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise SanakitError("SK0104", f"{part} is {inner!r}, not a section")
+            target = inner
+        target[parts[-1]] = value
+    try:
+        return Config(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"])
+        hint = did_you_mean(key, known_keys()) if first["type"] == "extra_forbidden" else ""
+        found = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
+        raise SanakitError("SK0104", f"{key}: {first['msg']}{found}{hint}") from error
+
+
+def known_keys() -> list[str]:
+    return [f"{name}.{key}" if isinstance(value, dict) else name
+            for name, value in Config().model_dump().items()
+            for key in (value if isinstance(value, dict) else [name])]  # fmt: skip
+
+
+def load_config(path: Path, overrides: list[str] | None = None) -> Config:
+    """A YAML file. Raises SK0104 when it cannot be read."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SanakitError("SK0104", f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise SanakitError("SK0104", f"{path} holds {type(values).__name__}, expected sections such as train: and data:")
+    return make_config(values, overrides)
+
+
+def dump_config(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)

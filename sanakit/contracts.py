@@ -1,0 +1,110 @@
+"""The records that every part of sanakit speaks in. Imports no torch."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+
+class Verdict(StrEnum):
+    PASS = "pass"
+    FAIL = "fail"
+    INCONCLUSIVE = "inconclusive"
+
+    @classmethod
+    def worst(cls, verdicts: Sequence["Verdict"]) -> "Verdict":
+        """fail > inconclusive > pass; nothing measured is inconclusive."""
+        for verdict in (cls.FAIL, cls.INCONCLUSIVE, cls.PASS):
+            if verdict in verdicts:
+                return verdict
+        return cls.INCONCLUSIVE
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSpec:
+    """Geometry of a VAE's latents: pictures (B, 3, H, W) become (B, latent_channels, H/r, W/r)."""
+
+    latent_channels: int
+    spatial_compression_ratio: int
+
+    def shape(self, height: int, width: int) -> tuple[int, int, int]:
+        ratio = self.spatial_compression_ratio
+        return self.latent_channels, height // ratio, width // ratio
+
+    @property
+    def label(self) -> str:
+        return f"f{self.spatial_compression_ratio}c{self.latent_channels}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentStats:
+    """Per-channel affine `latents = (raw - mean) / std`; one value serves all channels."""
+
+    mean: tuple[float, ...] = (0.0,)
+    std: tuple[float, ...] = (1.0,)
+
+    @classmethod
+    def from_scaling(cls, scaling_factor: float, shift_factor: float = 0.0) -> "LatentStats":
+        """The convention `(raw - shift) * scale` of the SD and DC-AE families."""
+        return cls(mean=(float(shift_factor),), std=(1.0 / float(scaling_factor),))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSpec:
+    """Shape and policy of prompt embeddings (B, L, embed_dim), attention mask 1 = keep."""
+
+    embed_dim: int
+    max_tokens: int
+    instruction: str = ""  # put before every prompt but the null one
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """One number at one step. `where` names the channel, sigma bin or layer."""
+
+    name: str
+    value: float
+    step: int = 0
+    where: str = ""
+    title: str = ""
+    ci_low: float | None = None
+    ci_high: float | None = None
+    p_value: float | None = None
+    threshold: float | None = None
+    alarm: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateResult:
+    """A rule applied to a measurement with its interval."""
+
+    gate: str
+    code: str
+    metric: str
+    value: float
+    ci_low: float | None
+    ci_high: float | None
+    threshold: float
+    verdict: Verdict
+    hint: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"verdict": str(self.verdict)}
+
+
+def judge(
+    value: float, threshold: float, *, at_least: bool, ci_low: float | None = None, ci_high: float | None = None
+) -> Verdict:
+    """Compare a value (or its interval) with a threshold; an interval that straddles it decides nothing.
+
+    A value that is not a number fails: nothing broken may pass by being incomparable.
+    """
+    low = value if ci_low is None else ci_low
+    high = value if ci_high is None else ci_high
+    if not low <= high:  # NaN on either side
+        return Verdict.FAIL
+    good, bad = (low >= threshold, high < threshold) if at_least else (high <= threshold, low > threshold)
+    return Verdict.PASS if good else Verdict.FAIL if bad else Verdict.INCONCLUSIVE

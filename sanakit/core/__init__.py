@@ -1,0 +1,1 @@
+"""The fixed core: diffusers' SanaTransformer2DModel, its parameter groups and its surgery."""

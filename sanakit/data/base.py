@@ -1,0 +1,141 @@
+"""Pictures with captions, a split that never moves, and a ledger of what was set aside.
+
+Every data set is a table of three columns: `name` (identity), `captions` (list of str), `image` (encoded bytes).
+"""
+
+import hashlib
+import io
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageOps
+
+from sanakit.errors import SanakitError
+from sanakit.registry import Registry
+
+DATASETS: Registry[Callable[[], "Pictures"]] = Registry("datasets", "sanakit.data")
+
+MAX_PIXELS = 64_000_000  # a decompression bomb is set aside before it is decoded
+HELD_OUT_SHARE = 0.1
+DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+
+
+def cache_dir() -> Path:
+    """Where rendered pictures, latents and embeddings are kept: SANAKIT_CACHE, or the user's cache folder."""
+    root = os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
+    path = Path(root)
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+@dataclass(kw_only=True)
+class Pictures:
+    """Encoded pictures with captions.
+
+    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside.
+    """
+
+    source: str
+    names: list[str]
+    captions: list[list[str]]
+    images: list[bytes]
+    ledger: list[dict[str, str]] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over names, captions and picture bytes, in order."""
+        digest = hashlib.sha256()
+        for name, captions, image in zip(self.names, self.captions, self.images, strict=True):
+            digest.update("\0".join([name, *captions]).encode())
+            digest.update(hashlib.sha256(image).digest())
+        return digest.hexdigest()
+
+    def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
+        return Pictures(
+            source=self.source,
+            names=[self.names[i] for i in indices],
+            captions=[self.captions[i] for i in indices],
+            images=[self.images[i] for i in indices],
+            ledger=self.ledger,
+        )
+
+    def split(self, held_out: bool) -> "Pictures":
+        """Train or held-out half; a picture's side depends on its name alone, so the split never moves."""
+        return self.subset([i for i, name in enumerate(self.names) if is_held_out(name) == held_out])
+
+    def pixels(self, size: int) -> np.ndarray:
+        """(N, size, size, 3) uint8, fitted on white. Call `screen` first for pictures of unknown origin."""
+        out = np.empty((len(self), size, size, 3), np.uint8)
+        for i, data in enumerate(self.images):
+            out[i] = decode(data, size)
+        return out
+
+
+def is_held_out(name: str) -> bool:
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
+
+
+def decode(data: bytes, size: int) -> np.ndarray:
+    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping."""
+    with Image.open(io.BytesIO(data), formats=DECODERS) as file:
+        if file.width * file.height > MAX_PIXELS:
+            raise ValueError(f"{file.width} x {file.height} pixels, cap {MAX_PIXELS}")
+        image = ImageOps.exif_transpose(file).convert("RGBA")
+    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    if image.size != (size, size):
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
+    return np.asarray(image)
+
+
+def screen(pictures: Pictures, *, max_set_aside: float) -> Pictures:
+    """Drop what does not decode, with the reason in the ledger; SK0401 when nothing is left, SK0402 past the share."""
+    keep, ledger = [], list(pictures.ledger)
+    for i, (name, data) in enumerate(zip(pictures.names, pictures.images, strict=True)):
+        try:
+            decode(data, 8)
+            if not any(caption.strip() for caption in pictures.captions[i]):
+                raise ValueError("no caption")
+            keep.append(i)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            ledger.append({"name": name, "reason": f"{type(error).__name__}: {error}"})
+    total = len(keep) + len(ledger)
+    if not keep:
+        raise SanakitError("SK0401", f"{pictures.source}: {total} files, none a picture with a caption")
+    if len(ledger) > max_set_aside * total:
+        first = ledger[0]
+        raise SanakitError(
+            "SK0402",
+            f"{len(ledger)} of {total} pictures set aside, at most {max_set_aside:.0%} expected; "
+            f"first: {first['name']}: {first['reason']}",
+        )
+    result = pictures.subset(keep)
+    result.ledger = ledger
+    return result
+
+
+def read_parquet(path: Path, source: str) -> Pictures:
+    table = pd.read_parquet(path)
+    return Pictures(
+        source=source,
+        names=table["name"].tolist(),
+        captions=[list(c) for c in table["captions"]],
+        images=table["image"].tolist(),
+    )
+
+
+def load_pictures(source: str, *, max_set_aside: float = 0.05) -> Pictures:
+    """A registered data set, a folder of pictures with .txt captions, or a .csv/.jsonl manifest."""
+    path = Path(source).expanduser()
+    if path.is_dir() or path.suffix in (".csv", ".jsonl"):
+        from sanakit.data.files import read_folder, read_manifest
+
+        found = read_folder(path) if path.is_dir() else read_manifest(path)
+        return screen(found, max_set_aside=max_set_aside)
+    return DATASETS.get(source)()

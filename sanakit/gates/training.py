@@ -1,0 +1,102 @@
+"""Gates of the stages smoke and full: progress, the prompt's effect, closeness to the base, drift."""
+
+import numpy as np
+
+from sanakit.contracts import GateResult
+from sanakit.gates.base import GATES, Evidence, gate_result, interval
+
+
+@GATES.register("smoke/progress", title="training lowers the held-out loss", embedded=True)
+def smoke_progress(evidence: Evidence) -> GateResult | None:
+    return _progress(evidence, "smoke/progress")
+
+
+@GATES.register("full/progress", title="training lowers the held-out loss", embedded=True)
+def full_progress(evidence: Evidence) -> GateResult | None:
+    return _progress(evidence, "full/progress")
+
+
+def _progress(evidence: Evidence, gate: str) -> GateResult:
+    """Paired over held-out pictures: the untouched naive start against the end of training."""
+    value, ci = interval(np.asarray(evidence["start_losses"]) - np.asarray(evidence["end_losses"]))
+    return gate_result(
+        gate=gate, code="SK0502", metric="held-out loss gained", value=value, ci=ci, threshold=0, at_least=True,
+        hint="try another learning rate",
+    )  # fmt: skip
+
+
+@GATES.register("smoke/prompt-effect", title="the prompt lowers the loss", embedded=True)
+def smoke_prompt(evidence: Evidence) -> GateResult | None:
+    return _prompt(evidence, "smoke/prompt-effect")
+
+
+@GATES.register("full/prompt-effect", title="the prompt lowers the loss", embedded=True)
+def full_prompt(evidence: Evidence) -> GateResult | None:
+    return _prompt(evidence, "full/prompt-effect")
+
+
+def _prompt(evidence: Evidence, gate: str) -> GateResult:
+    value, ci = interval(evidence["conditional_gain"])
+    return gate_result(
+        gate=gate, code="SK0503", metric="conditional gain", value=value, ci=ci, threshold=0, at_least=True,
+        hint="check null embedding, mask and caption adapter",
+    )  # fmt: skip
+
+
+@GATES.register("smoke/alignment", title="closed-form alignment starts below naive", embedded=True)
+def alignment(evidence: Evidence) -> GateResult | None:
+    if "aligned_start_losses" not in evidence or "naive_start_losses" not in evidence:
+        return None
+    gain = np.asarray(evidence["naive_start_losses"]) - np.asarray(evidence["aligned_start_losses"])
+    value, ci = interval(gain)
+    return gate_result(
+        gate="smoke/alignment", code="SK0506", metric="loss saved before any step", value=value, ci=ci, threshold=0,
+        at_least=True, hint="the two components may not see the same pictures",
+    )  # fmt: skip
+
+
+@GATES.register("smoke/within-reach", title="one-step quality comes near the base's", embedded=True)
+def within_reach(evidence: Evidence) -> GateResult | None:
+    """Decoded one-step error over the base's, paired; at most 1.5 after the smoke budget, or a forecast that arrives."""
+    value, ci = _ratio(evidence)
+    if value > 1.5 and evidence["forecast_arrives"]:
+        return None
+    return gate_result(
+        gate="smoke/within-reach", code="SK0504", metric="one-step error over the base's", value=value, ci=ci,
+        threshold=1.5, at_least=False, hint="raise --budget-steps, or expect a full retrain",
+    )  # fmt: skip
+
+
+@GATES.register("full/quality", title="one-step quality is the base's, within a quarter", embedded=True)
+def quality(evidence: Evidence) -> GateResult | None:
+    value, ci = _ratio(evidence)
+    return gate_result(
+        gate="full/quality", code="SK0504", metric="one-step error over the base's", value=value, ci=ci,
+        threshold=1.25, at_least=False, hint="train longer: --set train.max_steps=...",
+    )  # fmt: skip
+
+
+def _ratio(evidence: Evidence) -> tuple[float, tuple[float, float]]:
+    own, base = np.asarray(evidence["one_step"]), np.asarray(evidence["base_one_step"])
+    rows = np.random.default_rng(0).integers(len(own), size=(400, len(own)))
+    low, high = np.quantile(own[rows].mean(1) / base[rows].mean(1), [0.05, 0.95])
+    return float(own.mean() / base.mean()), (float(low), float(high))
+
+
+@GATES.register("full/samples", title="samples keep the pictures' contrast", embedded=True)
+def samples(evidence: Evidence) -> GateResult | None:
+    """Contrast of the candidate's samples over the base's, same prompts and seeds: grey mush and noise both leave it."""
+    own, base = np.asarray(evidence["sample_std"]), np.asarray(evidence["base_sample_std"])
+    value, ci = interval(np.abs(np.log(own / base)))
+    return gate_result(
+        gate="full/samples", code="SK0507", metric="mean |log contrast ratio| to the base's samples", value=value,
+        ci=ci, threshold=0.7, at_least=False, hint="look at the sample grids",
+    )  # fmt: skip
+
+
+@GATES.register("full/latent-drift", title="the latent stream did not drift", embedded=True)
+def latent_drift(evidence: Evidence) -> GateResult | None:
+    return gate_result(
+        gate="full/latent-drift", code="SK0206", metric="drift alarms", value=evidence["drift_alarms"], threshold=0,
+        at_least=False, hint="data or preprocessing changed during the run",
+    )  # fmt: skip

@@ -1,0 +1,21 @@
+"""Content hashes of modules and records: what caches and run folders are keyed by."""
+
+import hashlib
+import json
+from typing import Any
+
+from torch import nn
+
+
+def hash_module(module: nn.Module, *facts: str) -> str:
+    """SHA-256 over every parameter and buffer (name, dtype, shape, bytes) and further facts."""
+    digest = hashlib.sha256("\0".join(facts).encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_record(record: Any) -> str:
+    """SHA-256 of a JSON-able record, keys sorted."""
+    return hashlib.sha256(json.dumps(record, sort_keys=True, default=str).encode()).hexdigest()

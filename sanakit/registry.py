@@ -1,0 +1,171 @@
+"""One generic registry: a package scan for our own files, entry points for everybody else's.
+
+Listing never imports a component. The facts shown by `sanakit ls` are the literal arguments of the
+`@REGISTRY.register(...)` decorator, read from the source with `ast`; the module is imported only when the
+component is asked for.
+"""
+
+import ast
+import importlib
+import importlib.metadata
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from sanakit.errors import SanakitError, did_you_mean
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A row of `sanakit ls`. `facts` are the further literal arguments of the decorator."""
+
+    kind: str
+    name: str
+    title: str
+    origin: str  # "builtin" or the plugin's distribution
+    module: str
+    embedded: bool = False
+    licence: str = ""
+    error: str | None = None
+    attribute: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        keys = ("kind", "name", "title", "origin", "embedded", "licence", "error")
+        return {key: getattr(self, key) for key in keys}
+
+
+class Registry(Generic[T]):
+    """Names to classes or functions of one kind.
+
+    kind: what `sanakit ls KIND` says. package: dotted package that is scanned, one file a component.
+    group: entry-point group for third-party packages, `sanakit.<kind>` with underscores.
+    """
+
+    def __init__(self, kind: str, package: str) -> None:
+        self.kind = kind
+        self.package = package
+        self.group = "sanakit." + kind.replace("-", "_")
+        self._objects: dict[str, T] = {}
+        self._listing: dict[str, Entry] | None = None
+
+    def register(
+        self, name: str, *, title: str, licence: str = "", embedded: bool = False
+    ) -> Callable[[T], T]:
+        """Class decorator. Arguments must be literals: `sanakit ls` reads them without importing the file."""
+
+        def add(item: T) -> T:
+            known = self._objects.get(name)
+            if known is not None and _identity(known) != _identity(item):
+                raise SanakitError("SK0102", f"{self.kind} {name!r} is both {_identity(known)} and {_identity(item)}")
+            self._objects[name] = item
+            item.name = name  # type: ignore[attr-defined]
+            item.title = title  # type: ignore[attr-defined]
+            return item
+
+        return add
+
+    def entries(self) -> dict[str, Entry]:
+        """Every name with its facts, own components first, without importing any of them."""
+        if self._listing is None:
+            listing: dict[str, Entry] = {}
+            for entry in [*self._scan_package(), *self._scan_entry_points()]:
+                if entry.name in listing:
+                    first = listing[entry.name]
+                    message = f"name used twice: {first.origin} and {entry.origin}"
+                    listing[entry.name] = replace(first, error=message)
+                else:
+                    listing[entry.name] = entry
+            self._listing = listing
+        return self._listing
+
+    def names(self) -> list[str]:
+        return list(self.entries())
+
+    def get(self, name: str) -> T:
+        """The registered object. Raises SK0101 (unknown), SK0102 (twice) or SK0103 (import fails)."""
+        entry = self.entries().get(name)
+        if entry is None:
+            if name in self._objects:  # registered by hand in this process, as tests and notebooks do
+                return self._objects[name]
+            raise SanakitError(
+                "SK0101", f"no {self.kind} named {name!r}{did_you_mean(name, self.names())}; known: {self._known()}"
+            )
+        if entry.error and entry.error.startswith("name used twice"):
+            raise SanakitError("SK0102", f"{self.kind} {name!r}: {entry.error}")
+        if name not in self._objects:
+            try:
+                module = importlib.import_module(entry.module)
+                if name not in self._objects:
+                    self._objects[name] = getattr(module, entry.attribute)
+            except SanakitError:
+                raise
+            except Exception as error:  # a plugin may fail in any way; it is named, not passed on bare
+                raise SanakitError(
+                    "SK0103", f"{self.kind} {name!r} of {entry.origin}: {type(error).__name__}: {error}"
+                ) from error
+        return self._objects[name]
+
+    def _known(self) -> str:
+        return ", ".join(self.names()) or "none"
+
+    def _scan_package(self) -> list[Entry]:
+        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
+        entries = []
+        for path in sorted(folder.glob("*.py")):
+            if path.stem not in ("__init__", "base"):
+                entries += self._read(path, f"{self.package}.{path.stem}", origin="builtin")
+        return entries
+
+    def _scan_entry_points(self) -> list[Entry]:
+        entries = []
+        for point in importlib.metadata.entry_points(group=self.group):
+            origin = point.dist.name if point.dist else "unknown"
+            row = Entry(
+                kind=self.kind, name=point.name, title=point.value, origin=origin,
+                module=point.module, attribute=point.attr,
+            )  # fmt: skip
+            try:
+                path = _find_source(point)
+                found = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
+                row = replace(found[0], attribute=point.attr) if found else row
+            except (OSError, SyntaxError, ValueError) as error:
+                row = replace(row, error=f"{type(error).__name__}: {error}")
+            entries.append(row)
+        return entries
+
+    def _read(self, path: Path, module: str, *, origin: str) -> list[Entry]:
+        """Rows for every `@X.register("name", title=...)` of a source file."""
+        entries = []
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
+            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
+                continue
+            for call in node.decorator_list:
+                if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
+                    continue
+                if call.func.attr != "register" or not call.args:
+                    continue
+                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
+                name = ast.literal_eval(call.args[0])
+                entries.append(
+                    Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=node.name, **facts)
+                )
+        return entries
+
+
+def _identity(item: object) -> str:
+    return f"{getattr(item, '__module__', '?')}.{getattr(item, '__qualname__', repr(item))}"
+
+
+def _find_source(point: importlib.metadata.EntryPoint) -> Path:
+    """The source file of an entry point's module, found without importing it or its package."""
+    relative = Path(*point.module.split("."))
+    roots = [str(point.dist.locate_file(""))] if point.dist else []
+    for root in [*roots, *sys.path]:
+        for candidate in (Path(root) / relative.with_suffix(".py"), Path(root) / relative / "__init__.py"):
+            if candidate.is_file():
+                return candidate
+    raise OSError(f"module {point.module} is not installed")

@@ -1,0 +1,1 @@
+"""The swap engine: plan, strategies, race, forecast, stages."""

@@ -1,0 +1,64 @@
+"""A tiny system of tiny twins, and a few real pictures."""
+
+import os
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _two_threads():
+    import torch
+
+    torch.set_num_threads(1)  # bit-exact comparisons need a fixed count; tests run side by side
+    torch.use_deterministic_algorithms(True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+@pytest.fixture
+def tiny_system():
+    """f8c4 PCA latents of 32 px pictures (4 x 4 tokens), a 16-d BERT, a core of two layers."""
+    import torch
+
+    from sanakit.assembly import LatentDiffusion
+    from sanakit.core.dit import new_core
+    from sanakit.text_encoders import TEXT_ENCODERS
+    from sanakit.vaes import VAES
+
+    torch.manual_seed(0)
+    core = new_core(
+        {
+            "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
+            "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32,
+            "caption_channels": 16, "sample_size": 4, "patch_size": 1,
+        },
+        seed=0,
+    )  # fmt: skip
+    return LatentDiffusion(
+        vae=VAES.get("pca-f8c4").tiny(), text_encoder=TEXT_ENCODERS.get("minilm").tiny(), core=core, image_size=32
+    )
+
+
+@pytest.fixture
+def tiny_data(tiny_system):
+    """64 pictures of noise with two captions each, mirrored views included."""
+    import torch
+
+    from sanakit.data.cache import LatentDataset
+
+    generator = torch.Generator().manual_seed(0)
+    captions = [" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(128)]
+    return LatentDataset(
+        names=[str(i) for i in range(64)],
+        latents=torch.randn(64, 2, 4, 4, 4, generator=generator),
+        captions=tiny_system.text_encoder.encode(captions),
+        first=torch.arange(0, 128, 2),
+        count=torch.full((64,), 2),
+    )
+
+
+@pytest.fixture(scope="session")
+def openclipart_images():
+    from sanakit.data import load_pictures
+    from sanakit.data.cache import to_images
+
+    return to_images(load_pictures("openclipart").split(True).subset(range(32)).pixels(96))

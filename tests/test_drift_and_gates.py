@@ -1,0 +1,86 @@
+"""Statistics against scipy and known truths; gates on planted evidence."""
+
+import numpy as np
+import pytest
+import torch
+
+from sanakit.contracts import LatentSpec, Verdict
+from sanakit.drift import DRIFT, latent_features
+from sanakit.drift.gaussian_kl import plug_in
+from sanakit.gates import GATES, run_gates
+
+
+@pytest.mark.parametrize("name", DRIFT.names())
+def test_statistics_find_a_shift_and_are_silent_without_one(name):
+    generator = np.random.default_rng(0)
+    clean = [DRIFT.get(name)(*generator.normal(size=(2, 128, 8)), 0.01).alarm for _ in range(20)]
+    assert sum(clean) <= 2
+    reference, current = generator.normal(size=(2, 128, 8))
+    current[:, 3] += 1.0
+    assert DRIFT.get(name)(reference, current, 0.01).alarm
+
+
+def test_the_worst_feature_is_named():
+    generator = np.random.default_rng(0)
+    reference, current = generator.normal(size=(2, 128, 8))
+    current[:, 6] *= 1.0
+    current[:, 6] += 2.0
+    assert DRIFT.get("welch-max")(reference, current, 0.05).where == "channel 2 spread"
+
+
+def test_plug_in_kl_of_known_gaussians():
+    generator = np.random.default_rng(0)
+    reference = generator.normal(size=(200_000, 1))
+    current = 0.5 + 2 * generator.normal(size=(200_000, 1))
+    truth = np.log(1 / 2) + (4 + 0.25) / 2 - 0.5
+    assert plug_in(reference, current) == pytest.approx(truth, rel=0.02)
+
+
+def test_features_are_one_row_a_picture():
+    latents = torch.randn(5, 3, 4, 4)
+    found = latent_features(latents)
+    torch.testing.assert_close(found[:, :3], latents.mean((2, 3)))
+    assert found.shape == (5, 6)
+
+
+def vae_evidence(**changes):
+    spec = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
+    generator = np.random.default_rng(0)
+    return {
+        "nonfinite_latents": 0, "measured_spec": spec, "declared_spec": spec,
+        "psnr": generator.normal(22, 2, 100), "psnr_of_mean_colour": generator.normal(10, 2, 100),
+        "latent_power": generator.normal(1, 0.1, 100), "raw_std": 5.5, "channel_std": np.ones(4),
+    } | changes  # fmt: skip
+
+
+def verdicts(evidence):
+    return {r.gate: r.verdict for r in run_gates("component", evidence)}
+
+
+def test_a_sound_vae_passes_every_component_gate():
+    assert set(verdicts(vae_evidence()).values()) == {Verdict.PASS}
+
+
+@pytest.mark.parametrize(
+    ("gate", "changes"),
+    [
+        ("component/finite-latents", {"nonfinite_latents": 3}),
+        ("component/geometry", {"measured_spec": LatentSpec(latent_channels=8, spatial_compression_ratio=8)}),
+        ("component/reconstruction", {"psnr": np.full(100, 9.0)}),
+        ("component/scale-high", {"latent_power": np.full(100, 5.5**2)}),
+        ("component/scale-low", {"latent_power": np.full(100, 0.18**2)}),
+        ("component/dead-channels", {"channel_std": np.array([1, 1, 0, 1])}),
+        ("component/scale-high", {"latent_power": np.full(100, np.nan)}),
+    ],
+)
+def test_planted_faults_are_failed_by_the_gate_that_names_them(gate, changes):
+    assert verdicts(vae_evidence(**changes))[gate] == Verdict.FAIL
+
+
+def test_scale_hint_gives_the_factor():
+    result = next(r for r in run_gates("component", vae_evidence(latent_power=np.full(50, 30.0))) if r.code == "SK0203")
+    assert "vae.scaling_factor=0.1818" in result.hint
+
+
+def test_every_gate_belongs_to_a_stage():
+    assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full"}

@@ -1,0 +1,139 @@
+"""The loop, checkpoints, monitors and the race on a tiny system."""
+
+import numpy as np
+import pytest
+import torch
+
+from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.core.dit import GROUPS, group_of, parameters_by_group
+from sanakit.errors import SanakitError
+from sanakit.evaluate import held_out
+from sanakit.monitors import LatentMonitor
+from sanakit.swap.base import STRATEGIES
+from sanakit.swap.forecast import forecast, steps_to_reach
+from sanakit.train import TrainOptions, batch_indices, draw_batch, fit, new_state
+
+OPTIONS = TrainOptions(max_steps=6, batch_size=4, learning_rate=1e-3, warmup=1)
+
+
+def all_groups(core):
+    return [{"params": p} for p in parameters_by_group(core).values()]
+
+
+def weights(core):
+    return {k: v.clone() for k, v in core.state_dict().items()}
+
+
+def test_an_epoch_visits_every_picture_once_and_epochs_differ():
+    first = torch.cat([batch_indices(10, 4, step, seed=0) for step in range(5)])
+    assert sorted(first[:10].tolist()) == list(range(10)) == sorted(first[10:].tolist())
+    assert first[:10].tolist() != first[10:].tolist()
+
+
+def test_a_batch_is_a_function_of_seed_and_step(tiny_system, tiny_data):
+    a, b = (draw_batch(tiny_system, tiny_data, OPTIONS, 3) for _ in range(2))
+    assert torch.equal(a.noise, b.noise) and torch.equal(a.prompt.embeds, b.prompt.embeds)
+    assert not torch.equal(a.noise, draw_batch(tiny_system, tiny_data, OPTIONS, 4).noise)
+
+
+def test_every_parameter_has_a_group(tiny_system):
+    counted = sum(p.numel() for group in parameters_by_group(tiny_system.core).values() for p in group)
+    assert counted == sum(p.numel() for p in tiny_system.core.parameters())
+    assert {group_of(name) for name, _ in tiny_system.core.named_parameters()} == set(GROUPS)
+
+
+def test_training_lowers_the_loss_and_moves_everything(tiny_system, tiny_data):
+    core, before = tiny_system.core, held_out(tiny_system, tiny_data).loss
+    start = weights(core)
+    options = TrainOptions(max_steps=40, batch_size=8, learning_rate=3e-3)
+    fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options))
+    assert held_out(tiny_system, tiny_data).loss < before
+    assert all(not torch.equal(start[name], p) for name, p in core.named_parameters())
+
+
+@pytest.mark.parametrize("name", STRATEGIES.names())
+def test_frozen_groups_stay_bit_equal_and_trained_ones_move(name, tiny_system, tiny_data):
+    strategy, core = STRATEGIES.get(name), tiny_system.core
+    groups = strategy.parameter_groups(core)
+    if not groups:
+        assert not any(p.requires_grad for p in core.parameters())
+        return
+    fit(tiny_system, tiny_data, OPTIONS, new_state(core, groups, OPTIONS), until=2)  # zero-initialised head: two steps
+    start = weights(core)
+    fit(tiny_system, tiny_data, OPTIONS, new_state(core, groups, OPTIONS), until=3)
+    for parameter_name, parameter in core.named_parameters():
+        moved = not torch.equal(start[parameter_name], parameter)
+        assert moved == (strategy.scales.get(group_of(parameter_name), 0) > 0), parameter_name
+
+
+def test_resume_is_bit_exact(tiny_system, tiny_data, tmp_path):
+    core = tiny_system.core
+    fresh = weights(core)
+    state = fit(tiny_system, tiny_data, OPTIONS, new_state(core, all_groups(core), OPTIONS))
+    straight = weights(core)
+
+    core.load_state_dict(fresh)
+    state = fit(tiny_system, tiny_data, OPTIONS, new_state(core, all_groups(core), OPTIONS), until=3)
+    save_checkpoint(tmp_path, core, state, {"key": "a"})
+    core.load_state_dict(fresh)
+    resumed = new_state(core, all_groups(core), OPTIONS)
+    load_checkpoint(latest(tmp_path), core, resumed, {"key": "a"})
+    assert resumed.step == 3
+    fit(tiny_system, tiny_data, OPTIONS, resumed)
+    assert all(torch.equal(straight[k], v) for k, v in core.state_dict().items())
+
+
+def test_damaged_and_foreign_checkpoints_are_refused(tiny_system, tmp_path):
+    core = tiny_system.core
+    state = new_state(core, all_groups(core), OPTIONS)
+    folder = save_checkpoint(tmp_path, core, state, {"key": "a"})
+    with pytest.raises(SanakitError, match="SK0505.*key is a, this run has b"):
+        load_checkpoint(folder, core, state, {"key": "b"})
+    blob = bytearray((folder / "core.safetensors").read_bytes())
+    blob[-1] ^= 1
+    (folder / "core.safetensors").write_bytes(blob)
+    with pytest.raises(SanakitError, match="SK0505.*damaged"):
+        load_checkpoint(folder, core, state, {"key": "a"})
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_step(tiny_system, tiny_data):
+    core = tiny_system.core
+    tiny_data.latents[:] = float("nan")
+    start = weights(core)
+    with pytest.raises(SanakitError, match="SK0501"):
+        fit(tiny_system, tiny_data, OPTIONS, new_state(core, all_groups(core), OPTIONS))
+    assert all(torch.equal(start[k], v) for k, v in core.state_dict().items())
+
+
+def test_dropped_prompts_are_the_null_embedding(tiny_system, tiny_data):
+    prompt = tiny_data.prompts(torch.arange(3), torch.zeros(3, dtype=torch.long))
+    dropped = tiny_system.drop_prompts(prompt, torch.tensor([True, False, True]))
+    assert torch.equal(dropped.embeds[0], tiny_system.null.embeds[0])
+    assert torch.equal(dropped.embeds[1], prompt.embeds[1])
+
+
+def observe(monitor, system, data, scale):
+    for step in range(6):
+        batch = draw_batch(system, data, TrainOptions(max_steps=9, batch_size=16), step)
+        moved = type(batch)(batch.latents * scale, batch.noise, batch.sigmas, batch.prompt)
+        monitor.observe(moved, torch.zeros_like(batch.noise))
+    return monitor.report(6)
+
+
+def test_monitor_speaks_of_a_wider_stream_and_is_silent_on_the_same(tiny_system, tiny_data):
+    monitor = LatentMonitor(reference=tiny_data.latents[:, 0], looks=1)
+    assert not any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.0))
+    assert any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.5))
+
+
+def test_forecast_of_an_exact_power_law():
+    steps = [0, 12, 25, 50, 100]
+    curve = np.array([2 * (s + 1) ** -0.25 for s in steps])
+    truth = 399.0
+    target = 2 * (truth + 1) ** -0.25
+    assert steps_to_reach(steps, curve, target / 1.02) == pytest.approx(truth, rel=1e-6)
+    assert steps_to_reach(steps, curve, 1.0) == 25
+    assert steps_to_reach(steps, np.ones(5), 0.5) == np.inf
+    noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
+    result = forecast(steps, noisy, np.full(64, target / 1.02))
+    assert result.low <= result.steps <= result.high and not result.reached
