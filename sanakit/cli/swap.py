@@ -53,12 +53,11 @@ def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict
 
 def _swap(values: dict[str, Any], sets: list[str] | None, stages: str, run_dir: Path | None, force: bool, as_json: bool) -> None:
     from sanakit.config import make_config
-    from sanakit.run import RunFolder
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     _check_names(config)
-    _run(config, RunFolder.open(config, run_dir), chosen, force=force, as_json=as_json)
+    _run(config, run_dir, chosen, force=force, as_json=as_json)
 
 
 def _stages(text: str) -> list[str]:
@@ -89,23 +88,25 @@ def _check_names(config: Any) -> None:
                 registry.get(name)  # raises with suggestions
 
 
-def _run(config: Any, run: Any, stages: list[str], *, force: bool, as_json: bool, junit: Path | None = None, resume: str | None = None) -> None:
+def _run(
+    config: Any, run_dir: Path | None, stages: list[str], *, force: bool, as_json: bool, junit: Path | None = None,
+    resume: str = "auto",
+) -> None:  # fmt: skip
     from sanakit.cli.view import print_validation, progress_display
     from sanakit.reporting import write_report
     from sanakit.swap import stages as engine
 
     with progress_display() as progress:
-        swap = engine.Swap(config=config, run=run, progress=progress)
-        if resume is not None:
-            engine.RUNNERS["full"] = lambda swap: engine.full(swap, resume)
-        validation = engine.run_stages(swap, stages, force=force)
-    report = write_report(run.path, Path("reports") / f"{run.path.name}.html")
+        swap = engine.prepare(config, run_dir, progress)
+        validation = engine.run_stages(swap, stages, force=force, resume=resume)
+    run_path = swap.run.path
+    report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:
         _write_junit(validation, junit)
     if as_json:
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
-        print_validation(validation, run.path, report)
+        print_validation(validation, run_path, report)
     raise typer.Exit(_exit_code(validation["verdict"]))
 
 
@@ -147,7 +148,6 @@ def validate(
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
-    from sanakit.run import RunFolder
 
     chosen = _stages(stage)
     if vae and text_encoder:
@@ -159,7 +159,7 @@ def validate(
                   "text_encoder": {"name": text_encoder}}  # fmt: skip
         config = make_config(values, set_)
     _check_names(config)
-    _run(config, RunFolder.open(config, run_dir), chosen, force=force, as_json=as_json, junit=junit)
+    _run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit)
 
 
 @app.command()
@@ -175,7 +175,6 @@ def train(
     """Stage full from a configuration: train, watched and resumable, and write the model."""
     from sanakit.config import PRESETS, dump_config, load_config, make_config
     from sanakit.errors import did_you_mean
-    from sanakit.run import RunFolder
 
     if (config_file is None) == (preset is None):
         raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
@@ -188,7 +187,7 @@ def train(
     if dry_run:
         sys.stdout.write(dump_config(config))
         return
-    _run(config, RunFolder.open(config, run_dir), ["full"], force=True, as_json=as_json, resume=resume)
+    _run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
 
 
 @app.command()

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 LOOKS = 8
 
 
-def train_full(swap: "Swap", *, resume: str) -> dict[str, Any]:
-    """Train to train.max_steps; returns the evidence of stage full. resume: auto, never, or a checkpoint folder."""
-    config, run = swap.config, swap.run
+def train_full(swap: "Swap") -> dict[str, Any]:
+    """Train to train.max_steps; returns the evidence of stage full. swap.resume: auto, never, or a checkpoint folder."""
+    config, run, resume = swap.config, swap.run, swap.resume
     recommended = (run.read_json("strategy.json") or {}).get("recommended")
     name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
     strategy = STRATEGIES.get(name)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,7 @@ class Swap:
     config: Config
     run: RunFolder
     progress: Progress = silent
+    resume: str = "auto"
     arms: list[Arm] = field(default_factory=list)
 
     @cached_property
@@ -124,6 +126,15 @@ class Swap:
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
 
 
+def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
+    """Load what can be refused (base, candidate, pictures) before a run folder is made."""
+    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
+    for part in (swap.base, swap.candidate, swap.pictures):
+        assert part is not None
+    swap.run = RunFolder.open(config, run_dir)
+    return swap
+
+
 def component(swap: Swap) -> list[GateResult]:
     """The candidate by itself, next to the base's own component."""
     if isinstance(swap.candidate, VAE):
@@ -198,18 +209,18 @@ def smoke(swap: Swap) -> list[GateResult]:
     return run_gates("smoke", evidence)
 
 
-def full(swap: Swap, resume: str = "auto") -> list[GateResult]:
+def full(swap: Swap) -> list[GateResult]:
     """Train with the recommended strategy, monitors on, and write the model."""
-    result = train_full(swap, resume=resume)
-    return run_gates("full", result)
+    return run_gates("full", train_full(swap))
 
 
 RUNNERS: dict[str, Callable[[Swap], list[GateResult]]] = {"component": component, "smoke": smoke, "full": full}
 
 
-def run_stages(swap: Swap, stages: list[str], *, force: bool = False) -> dict[str, Any]:
+def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: str = "auto") -> dict[str, Any]:
     """Run the stages in order; a failed one ends the row unless forced. Returns and writes validation.json."""
     config, run = swap.config, swap.run
+    swap.resume = resume
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json("provenance.json", provenance({

@@ -1,0 +1,160 @@
+"""The main job through the command line, on pictures, encoders and VAEs that are real but few."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PICTURES = 160
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A base folder with an untrained small core, and a folder of pictures: minutes become seconds."""
+    from sanakit.core.dit import new_core
+    from sanakit.data import load_pictures
+
+    root = tmp_path_factory.mktemp("world")
+    core = new_core(
+        {
+            "in_channels": 16, "out_channels": 16, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
+            "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32,
+            "caption_channels": 256, "sample_size": 6, "patch_size": 1,
+        },
+        seed=0,
+    )  # fmt: skip
+    core.save_pretrained(root / "base")
+    card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0}
+    (root / "base" / "card.json").write_text(json.dumps(card))
+    source = load_pictures("openclipart")
+    (root / "pictures").mkdir()
+    for i in range(0, 20 * PICTURES, 20):
+        (root / "pictures" / f"{i}.webp").write_bytes(source.images[i])
+        (root / "pictures" / f"{i}.txt").write_text("\n".join(source.captions[i]))
+    return root
+
+
+SMALL = ("--budget-steps", "8", "--set", "smoke.held_out=16", "--set", "train.batch_size=8", "--set", "train.max_steps=16")
+
+
+def sanakit(*arguments, cwd):
+    command = [sys.executable, "-c", "from sanakit.cli import main; main()", *map(str, arguments)]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
+
+
+def swap(world, kind, candidate, *more, run_dir="run"):
+    return sanakit(f"swap-{kind}", "--candidate", candidate, "--base", f"path:{world / 'base'}", "--data",
+                   world / "pictures", "--run-dir", run_dir, *SMALL, *more, cwd=world)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def finished(world):
+    """swap-vae through all stages, forced: an untrained base cannot be expected to pass every gate."""
+    result = swap(world, "vae", "pca-f16c32", "--stages", "component,smoke,full", "--force", "--json")
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def test_three_stages_write_every_file_and_one_json_document(world, finished):
+    validation = json.loads(finished.stdout)
+    assert finished.returncode == {"pass": 0, "fail": 1, "inconclusive": 4}[validation["verdict"]]
+    assert list(validation["stages"]) == ["component", "smoke", "full"]
+    assert validation["kind"] == "vae" and validation["candidate"] == "pca-f16c32"
+    run = world / "run"
+    for name in ("config.yaml", "plan.json", "provenance.json", "metrics.jsonl", "readings.jsonl", "ledger.jsonl",
+                 "validation.json", "component.json", "model/card.json", "checkpoints/LATEST"):  # fmt: skip
+        assert (run / name).is_file(), name
+    for stage in validation["stages"].values():
+        assert {"verdict", "gates", "seconds"} <= stage.keys()
+        for gate in stage["gates"]:
+            assert gate["ci_low"] is None or gate["ci_low"] <= gate["value"] <= gate["ci_high"]
+    names = {row["name"] for row in validation["strategy"]["candidates"]}
+    assert {"naive", "finetune", "scratch", "align"} <= names
+    report = (world / "reports" / "run.html").read_text()
+    assert "pca-f16c32" in report and "<script" not in report
+
+
+def test_alignment_starts_below_naive(finished):
+    rows = {row["name"]: row for row in json.loads(finished.stdout)["strategy"]["candidates"]}
+    assert rows["finetune"]["initial_loss"] < rows["naive"]["initial_loss"]
+    assert rows["finetune"]["losses"][0] == pytest.approx(rows["align"]["losses"][0], rel=1e-5)
+
+
+def test_a_finished_stage_is_not_done_again(world, finished):
+    before = json.loads((world / "run" / "validation.json").read_text())
+    lines = (world / "run" / "metrics.jsonl").read_text()
+    again = swap(world, "vae", "pca-f16c32", "--stages", "component,smoke,full", "--force", "--json")
+    after = json.loads(again.stdout)
+    assert after["stages"] == before["stages"]
+    assert (world / "run" / "metrics.jsonl").read_text() == lines
+    assert "encoding" not in again.stderr
+
+
+def test_a_run_folder_of_another_configuration_is_refused(world, finished):
+    result = swap(world, "vae", "pca-f16c16", run_dir="run")
+    assert result.returncode == 2
+    assert "error[SK0105]" in result.stderr and "pca-f16c32" in result.stderr
+    assert (world / "run" / "validation.json").is_file()
+
+
+def test_the_model_samples_and_serves_as_a_base(world, finished):
+    result = sanakit("sample", "--model", "run/model", "--prompt", "a red apple", "--out", "apple.png", "--num-steps", 2, cwd=world)
+    assert result.returncode == 0, result.stderr
+    assert (world / "apple.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_wrong_scale_fails_component_and_stops_there(world):
+    result = swap(world, "vae", "pca-f16c32", "--set", "vae.scaling_factor=5.0", "--json", run_dir="scaled")
+    validation = json.loads(result.stdout)
+    assert result.returncode == 1
+    assert list(validation["stages"]) == ["component"]
+    failed = [g for g in validation["stages"]["component"]["gates"] if g["verdict"] == "fail"]
+    assert {g["code"] for g in failed} == {"SK0203"}
+    assert "scaling_factor=" in failed[0]["hint"]
+    assert validation["next"] == "sanakit explain SK0203"
+
+
+def test_text_encoder_swap(world):
+    result = swap(world, "text-encoder", "minilm", "--force", "--json", run_dir="text")
+    validation = json.loads(result.stdout)
+    assert validation["kind"] == "text_encoder"
+    assert {"component/prompts-differ", "component/padding"} <= {g["gate"] for g in validation["stages"]["component"]["gates"]}
+    rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
+    assert rows["align"]["caption_r2"] > 0
+
+
+def test_validate_writes_junit_and_train_resumes(world, finished):
+    result = sanakit("validate", "--stage", "component", "--run-dir", "run", "--junit", "junit.xml", "--json", cwd=world)
+    assert "testsuite" in (world / "junit.xml").read_text(), result.stderr
+    config = world / "run" / "config.yaml"
+    trained = sanakit("train", "--config", config, "--run-dir", "trained", "--json", cwd=world)
+    assert json.loads(trained.stdout)["stages"]["full"]["gates"], trained.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code"),
+    [
+        (("swap-vae", "--candidate", "dc-f16c3"), "SK0101"),
+        (("swap-vae", "--candidate", "path:/nowhere"), "SK0106"),
+        (("swap-vae", "--candidate", "dc-f16c32", "--base", "tiny-sanaa"), "SK0101"),
+        (("swap-vae", "--candidate", "dc-f16c32", "--stages", "smok"), "SK0104"),
+        (("swap-vae", "--candidate", "dc-f16c32", "--strategy", "finetun"), "SK0101"),
+        (("swap-vae", "--candidate", "dc-f16c32", "--data", "empty"), "SK0401"),
+        (("train",), "SK0104"),
+        (("train", "--preset", "swap-vea"), "SK0104"),
+        (("train", "--preset", "swap-vae", "--set", "train.max_step=3"), "SK0104"),
+        (("train", "--preset", "swap-vae", "--set", "train.max_steps=many"), "SK0104"),
+        (("train", "--config", "missing.yaml"), "SK0104"),
+        (("report", "empty"), "SK0109"),
+        (("sample", "--model", "nothing", "--prompt", "x", "--out", "x.png"), "SK0101"),
+    ],
+)
+def test_bad_input_is_an_error_with_cause_and_fix(world, tmp_path, arguments, code):
+    (tmp_path / "empty").mkdir()
+    result = sanakit(*arguments, cwd=tmp_path)
+    assert result.returncode == 2, result.stderr
+    assert f"error[{code}]" in result.stderr
+    assert "cause:" in result.stderr and "fix:" in result.stderr and "Traceback" not in result.stderr
+    assert not list(Path(tmp_path).glob("runs/*/validation.json"))
