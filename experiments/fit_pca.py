@@ -1,6 +1,6 @@
 """Fit the PCA patch autoencoders of the embedded world and print their held-out PSNR.
 
-    python experiments/fit_pca.py
+python experiments/fit_pca.py
 """
 
 import json

@@ -15,7 +15,6 @@ import hashlib
 import io
 import json
 import re
-import warnings
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor

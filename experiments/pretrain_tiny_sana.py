@@ -48,15 +48,21 @@ def main() -> None:
     test = build_dataset(vae, encoder, pictures.split(True), 96, mirror=False)
     system = LatentDiffusion(vae=vae, text_encoder=encoder, core=new_core(CONFIG, seed=args.seed), image_size=96)
     system.core.to(memory_format=torch.channels_last)  # 1.3 times the steps on a CPU
-    options = TrainOptions(max_steps=10**9, batch_size=32, learning_rate=args.learning_rate, warmup=200, ema_decay=0.999, seed=args.seed)
+    options = TrainOptions(
+        max_steps=10**9, batch_size=32, learning_rate=args.learning_rate, warmup=200, ema_decay=0.999, seed=args.seed
+    )
     groups = parameters_by_group(system.core)
     state = new_state(system.core, [{"params": p} for p in groups.values()], options)
 
     start, curve, running = time.monotonic(), [], None
-    progress = lambda: (time.monotonic() - start) / (60 * args.minutes)  # noqa: E731
+    progress = lambda: (time.monotonic() - start) / (60 * args.minutes)
 
     def rate(step: int, options: TrainOptions) -> float:
-        return options.learning_rate * min(1, (step + 1) / options.warmup) * (0.5 + 0.5 * math.cos(math.pi * min(1, progress())))
+        return (
+            options.learning_rate
+            * min(1, (step + 1) / options.warmup)
+            * (0.5 + 0.5 * math.cos(math.pi * min(1, progress())))
+        )
 
     def after_step(step: int, loss: float, batch, predicted) -> None:
         nonlocal running
@@ -71,7 +77,10 @@ def main() -> None:
             system.core.load_state_dict(trained)
             curve.append([step, round(running, 4), round(own, 4), round(gain, 4), round(shuffled, 4)])
             (args.work / "curve.json").write_text(json.dumps(curve))
-            print(f"{progress():.0%} step {step} train {running:.4f} held-out {own:.4f} gain {gain:.4f} over shuffled {shuffled:.4f}", flush=True)
+            print(
+                f"{progress():.0%} step {step} train {running:.4f} held-out {own:.4f} gain {gain:.4f} over shuffled {shuffled:.4f}",
+                flush=True,
+            )
 
     while progress() < 1:
         fit(system, train, options, state, until=state.step + 20, after_step=after_step, rate=rate)
@@ -96,7 +105,10 @@ def main() -> None:
         "image_size": 96,
         "flow_shift": system.flow_shift,
         "data": {"source": "embedded (train half, mirrored)", "fingerprint": pictures.fingerprint},
-        "curve": {"columns": ["step", "train loss", "held-out loss", "conditional gain", "gain over shuffled"], "rows": curve},
+        "curve": {
+            "columns": ["step", "train loss", "held-out loss", "conditional gain", "gain over shuffled"],
+            "rows": curve,
+        },
         "quality": {k: round(v, 4) for k, v in quality.items()},
         "parameters": sum(p.numel() for p in system.core.parameters()),
         "licence": "CC BY-SA 4.0 (trained on OpenMoji)",

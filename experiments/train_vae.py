@@ -116,7 +116,7 @@ def main() -> None:
     torch.manual_seed(args.seed)
 
     data = load_pictures("embedded")
-    to_tensor = lambda pictures: torch.from_numpy(pictures.pixels(96)).permute(0, 3, 1, 2).contiguous()  # noqa: E731
+    to_tensor = lambda pictures: torch.from_numpy(pictures.pixels(96)).permute(0, 3, 1, 2).contiguous()
     train, held_out = to_tensor(data.split(False)), to_tensor(data.split(True))
     model = RECIPES[args.name]()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))

@@ -120,7 +120,9 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise SanakitError("SK0104", f"{path}: {error}") from error
     if not isinstance(values, dict):
-        raise SanakitError("SK0104", f"{path} holds {type(values).__name__}, expected sections such as train: and data:")
+        raise SanakitError(
+            "SK0104", f"{path} holds {type(values).__name__}, expected sections such as train: and data:"
+        )
     return make_config(values, overrides)
 
 

@@ -27,17 +27,35 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     for name, (floor, why) in FLOORS.items():
         found = _version(name)
         good = found is not None and _numbers(found) >= _numbers(floor)
-        rows.append(_row(name, good, found or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else "")))
+        rows.append(
+            _row(name, good, found or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else ""))
+        )
     for name in DEMO:
         found = _version(name)
-        rows.append(_row(name, found is not None, found or "missing (embedded world only)", "pip install 'sanakit[demo]'", "warn"))
-    cache = Path(os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit")
+        rows.append(
+            _row(
+                name, found is not None, found or "missing (embedded world only)", "pip install 'sanakit[demo]'", "warn"
+            )
+        )
+    cache = Path(
+        os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
+    )
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     rows.append(_row("disk", free > 2, f"{free:.0f} GB free for {cache}", "free space, or set SANAKIT_CACHE", "warn"))
-    rows.append(_row("cache folder", os.access(existing, os.W_OK), str(cache), "set SANAKIT_CACHE to a folder you can write"))
+    rows.append(
+        _row("cache folder", os.access(existing, os.W_OK), str(cache), "set SANAKIT_CACHE to a folder you can write")
+    )
     memory = _memory_gigabytes()
-    rows.append(_row("memory", memory is None or memory > 4, f"{memory:.0f} GB" if memory else "unknown", "4 GB serve the embedded world", "warn"))
+    rows.append(
+        _row(
+            "memory",
+            memory is None or memory > 4,
+            f"{memory:.0f} GB" if memory else "unknown",
+            "4 GB serve the embedded world",
+            "warn",
+        )
+    )
     rows.append(_gpu())
     broken = [e for r in registries.values() for e in r.entries().values() if e.error]
     rows += [_row(f"plugin {e.name}", False, f"{e.origin}: {e.error}", f"pip uninstall {e.origin}") for e in broken]

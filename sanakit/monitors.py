@@ -45,8 +45,13 @@ class LatentMonitor:
             values = torch.cat(self._spread[half])
             if len(values):
                 readings.append(
-                    Reading(name="clean-estimate-spread", title="spread of clean estimates over the data's",
-                            value=values.mean().item(), step=step, where=label)  # fmt: skip
+                    Reading(
+                        name="clean-estimate-spread",
+                        title="spread of clean estimates over the data's",
+                        value=values.mean().item(),
+                        step=step,
+                        where=label,
+                    )  # fmt: skip
                 )
         self._seen.clear()
         for values_of_half in self._spread.values():

@@ -52,9 +52,7 @@ class Registry(Generic[T]):
         self._objects: dict[str, T] = {}
         self._listing: dict[str, Entry] | None = None
 
-    def register(
-        self, name: str, *, title: str, licence: str = "", embedded: bool = False
-    ) -> Callable[[T], T]:
+    def register(self, name: str, *, title: str, licence: str = "", embedded: bool = False) -> Callable[[T], T]:
         """Class decorator. Arguments must be literals: `sanakit ls` reads them without importing the file."""
 
         def add(item: T) -> T:

@@ -33,7 +33,9 @@ class RunFolder:
         if folder is None:
             earlier = sorted(Path("runs").glob(f"*-{key}"))
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())[:48].strip("-")
+            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())[:48].strip(
+                "-"
+            )
             folder = earlier[-1] if earlier else Path("runs") / f"{stamp}-{slug}-{key}"
         run = cls(folder, config)
         try:
@@ -98,10 +100,17 @@ def provenance(facts: dict[str, Any]) -> dict[str, Any]:
     names = ("torch", "diffusers", "transformers", "torchmetrics", "scikit-learn", "pandas", "numpy", "pillow")
     return {
         "sanakit": __version__,
-        "git": {"commit": git("rev-parse", "HEAD"), "dirty_diff": hashlib.sha256(diff.encode()).hexdigest() if diff else ""},
+        "git": {
+            "commit": git("rev-parse", "HEAD"),
+            "dirty_diff": hashlib.sha256(diff.encode()).hexdigest() if diff else "",
+        },
         "packages": {name: importlib.metadata.version(name) for name in names},
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count(),
-                     "python": platform.python_version()},  # fmt: skip
+        "hardware": {
+            "machine": platform.machine(),
+            "system": platform.system(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },  # fmt: skip
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     }

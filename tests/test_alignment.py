@@ -61,7 +61,10 @@ def test_too_few_rows_and_values_that_are_not_finite_are_refused():
 def test_head_rows_invert_the_cores_unpatchify(tiny_system):
     """Feeding the head's order through the core's own unpatchify gives the velocity back."""
     core = ADAPTERS.get("linear-latents")(
-        tiny_system.core, type(tiny_system.vae.spec)(latent_channels=4, spatial_compression_ratio=4), base_ratio=8, image_size=32
+        tiny_system.core,
+        type(tiny_system.vae.spec)(latent_channels=4, spatial_compression_ratio=4),
+        base_ratio=8,
+        image_size=32,
     )
     assert core.config.patch_size == 2
     velocity = torch.randn(2, 4, 8, 8)

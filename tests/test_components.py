@@ -117,7 +117,9 @@ def test_config_and_weights_that_disagree_are_refused(tmp_path):
                                       num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
     small.save_pretrained(tmp_path)
     config = tmp_path / "config.json"
-    config.write_text(config.read_text().replace('"num_encoder_blocks": [\n    1,\n    1\n  ]', '"num_encoder_blocks": [2, 1]'))
+    config.write_text(
+        config.read_text().replace('"num_encoder_blocks": [\n    1,\n    1\n  ]', '"num_encoder_blocks": [2, 1]')
+    )
     with pytest.raises(SanakitError, match="SK0107"):
         load_diffusers_model(tmp_path)
 

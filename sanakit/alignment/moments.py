@@ -23,7 +23,7 @@ class CrossMoments:
 
     @classmethod
     def empty(cls, x_size: int, y_size: int) -> "CrossMoments":
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)  # noqa: E731
+        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
         return cls(0, zeros(x_size), zeros(y_size), zeros(x_size, x_size), zeros(y_size, x_size))
 
     def add(self, x: Tensor, y: Tensor) -> None:
@@ -59,8 +59,6 @@ class CrossMoments:
         if self.count < 2:
             raise SanakitError("SK0403", f"{self.count} rows cannot determine a rotation, at least 2 are needed")
         mean_x, mean_y = self.x / self.count, self.y / self.count
-        left, _, right = torch.linalg.svd(
-            self.yx / self.count - torch.outer(mean_y, mean_x), full_matrices=False
-        )
+        left, _, right = torch.linalg.svd(self.yx / self.count - torch.outer(mean_y, mean_x), full_matrices=False)
         rotation = left @ right
         return rotation.float(), (mean_y - rotation @ mean_x).float()

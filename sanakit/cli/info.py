@@ -34,11 +34,20 @@ def print_json(value: Any) -> None:
 
 
 @app.command("ls")
-def list_names(kind: Annotated[str | None, typer.Argument(help=", ".join(PACKAGES))] = None, as_json: AsJson = False) -> None:
+def list_names(
+    kind: Annotated[str | None, typer.Argument(help=", ".join(PACKAGES))] = None, as_json: AsJson = False
+) -> None:
     """Every registered name, plugins included; nothing is imported for it."""
     if kind is not None and kind not in PACKAGES:
-        raise SanakitError("SK0101", f"no kind {kind!r}{did_you_mean(kind, list(PACKAGES))}; known: {', '.join(PACKAGES)}")
-    rows = [entry.as_dict() for name, registry in registries().items() if kind in (None, name) for entry in registry.entries().values()]
+        raise SanakitError(
+            "SK0101", f"no kind {kind!r}{did_you_mean(kind, list(PACKAGES))}; known: {', '.join(PACKAGES)}"
+        )
+    rows = [
+        entry.as_dict()
+        for name, registry in registries().items()
+        if kind in (None, name)
+        for entry in registry.entries().values()
+    ]
     if as_json:
         print_json(rows)
         return
@@ -97,7 +106,10 @@ def doctor(as_json: AsJson = False) -> None:
     else:
         marks = {"ok": "ok  ", "warn": "warn", "fail": "FAIL"}
         for row in rows:
-            typer.echo(f"{marks[row['status']]}  {row['check']}: {row['detail']}" + (f"\n      fix: {row['fix']}" if row["fix"] else ""))
+            typer.echo(
+                f"{marks[row['status']]}  {row['check']}: {row['detail']}"
+                + (f"\n      fix: {row['fix']}" if row["fix"] else "")
+            )
     if any(row["status"] == "fail" for row in rows):
         raise typer.Exit(ExitCode.ENVIRONMENT)
 

@@ -12,9 +12,13 @@ from sanakit.errors import ExitCode, SanakitError
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name or `path:DIR`.")]
-Data = Annotated[str, typer.Option("--data", help="A name, a folder of pictures with .txt captions, or a .csv/.jsonl manifest.")]
+Data = Annotated[
+    str, typer.Option("--data", help="A name, a folder of pictures with .txt captions, or a .csv/.jsonl manifest.")
+]
 Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
-StrategyName = Annotated[str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")]
+StrategyName = Annotated[
+    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
+]
 Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of every strategy at stage smoke.")]
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
@@ -51,7 +55,9 @@ def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict
             "smoke": {"budget_steps": budget}}  # fmt: skip
 
 
-def _swap(values: dict[str, Any], sets: list[str] | None, stages: str, run_dir: Path | None, force: bool, as_json: bool) -> None:
+def _swap(
+    values: dict[str, Any], sets: list[str] | None, stages: str, run_dir: Path | None, force: bool, as_json: bool
+) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
@@ -179,7 +185,9 @@ def train(
     if (config_file is None) == (preset is None):
         raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
     if preset is not None and preset not in PRESETS:
-        raise SanakitError("SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}")
+        raise SanakitError(
+            "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
+        )
     config = load_config(config_file, set_) if config_file else make_config(PRESETS[str(preset)]().model_dump(), set_)
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")

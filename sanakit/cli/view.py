@@ -16,7 +16,13 @@ COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 def progress_display() -> Iterator[Callable[[str, int, int], None]]:
     """A callback (label, done, total); one bar a label. On something that is no terminal, one line a label."""
     console = Console(stderr=True)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     tasks: dict[str, Any] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
@@ -57,12 +63,16 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
         console.print(race)
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())
     colour = COLOURS[validation["verdict"]]
-    console.print(f"[bold {colour}]{validation['verdict']}[/] in {seconds:.0f} s  run {run_dir}  report {report}", highlight=False, soft_wrap=True)
+    console.print(
+        f"[bold {colour}]{validation['verdict']}[/] in {seconds:.0f} s  run {run_dir}  report {report}",
+        highlight=False,
+        soft_wrap=True,
+    )
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _steps(row: dict[str, Any]) -> str:
-    number = lambda key: f"{row[key]:,.0f}" if row.get(key) is not None else "never"  # noqa: E731
+    number = lambda key: f"{row[key]:,.0f}" if row.get(key) is not None else "never"
     return f"{number('predicted_steps')} ({number('predicted_steps_low')} to {number('predicted_steps_high')})"
 
 

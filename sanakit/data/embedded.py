@@ -16,7 +16,9 @@ ASSETS = Path(__file__).parent.parent / "assets"
 RENDER_SIZE = 96
 
 
-@DATASETS.register("openclipart", title="openclipart, 4,815 drawings with titles", licence="public domain", embedded=True)
+@DATASETS.register(
+    "openclipart", title="openclipart, 4,815 drawings with titles", licence="public domain", embedded=True
+)
 def openclipart() -> Pictures:
     return read_parquet(ASSETS / "openclipart-96.parquet", "openclipart")
 

@@ -10,7 +10,7 @@ PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
 def download(reference: str) -> Path:
     """`owner/repo[@revision][:subfolder]` to a local folder. Raises SK0902 when it cannot be had."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     name, _, subfolder = reference.partition(":")
     repository, _, revision = name.partition("@")

@@ -23,7 +23,10 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
     for index, (name, points) in enumerate(lines):
         path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in sorted(points))
         body.append(Markup('<polyline class="line s{}" points="{}"/>').format(index % 6, path))
-        body += [Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(index % 6, x_of(x), y_of(y)) for x, y in points]
+        body += [
+            Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(index % 6, x_of(x), y_of(y))
+            for x, y in points
+        ]
         y = TOP + 14 + 18 * index
         body.append(Markup('<line class="line s{0}" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/><text x="{4}" y="{5}">{6}</text>').format(
             index % 6, WIDTH - RIGHT + 12, WIDTH - RIGHT + 30, y - 4, WIDTH - RIGHT + 36, y, name))  # fmt: skip
@@ -61,7 +64,9 @@ def margin_bar(value: float, low: float | None, high: float | None, threshold: f
     if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
         parts.append(Markup('<line class="span" x1="{:.1f}" x2="{:.1f}" y1="9" y2="9"/>').format(x_of(low), x_of(high)))
     if math.isfinite(threshold):
-        parts.append(Markup('<line class="threshold" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="17"/>').format(x_of(threshold)))
+        parts.append(
+            Markup('<line class="threshold" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="17"/>').format(x_of(threshold))
+        )
     if math.isfinite(value):
         parts.append(Markup('<circle class="dot s0" cx="{:.1f}" cy="9" r="4"/>').format(x_of(value)))
     return Markup('<svg class="margin" viewBox="0 0 120 18" aria-hidden="true">{}</svg>').format(Markup("").join(parts))
@@ -81,9 +86,19 @@ def _axes(x_of, y_of, x_range, y_range, x_label: str, y_label: str) -> Markup:
         x_value = x_range[0] + fraction * (x_range[1] - x_range[0])
         parts.append(Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.3g}</text>').format(
             LEFT, WIDTH - RIGHT, y_of(y_value), LEFT - 6, y_of(y_value) + 4, y_value))  # fmt: skip
-        parts.append(Markup('<text class="middle" x="{:.1f}" y="{}">{:.4g}</text>').format(x_of(x_value), HEIGHT - BOTTOM + 16, x_value))
-    parts.append(Markup('<text class="middle" x="{}" y="{}">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label))
-    parts.append(Markup('<text class="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format((TOP + HEIGHT - BOTTOM) / 2, y_label))
+        parts.append(
+            Markup('<text class="middle" x="{:.1f}" y="{}">{:.4g}</text>').format(
+                x_of(x_value), HEIGHT - BOTTOM + 16, x_value
+            )
+        )
+    parts.append(
+        Markup('<text class="middle" x="{}" y="{}">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label)
+    )
+    parts.append(
+        Markup('<text class="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
+            (TOP + HEIGHT - BOTTOM) / 2, y_label
+        )
+    )
     return Markup("").join(parts)
 
 

@@ -77,7 +77,12 @@ def _why(gates: list[dict[str, Any]]) -> str:
 
 def _channel_charts(channels: dict[str, Any]) -> list[Any]:
     charts = []
-    for moment, title in (("mean", "mean"), ("std", "standard deviation"), ("skewness", "skewness"), ("kurtosis", "excess kurtosis")):
+    for moment, title in (
+        ("mean", "mean"),
+        ("std", "standard deviation"),
+        ("skewness", "skewness"),
+        ("kurtosis", "excess kurtosis"),
+    ):
         series = [(side, channels[side][moment]) for side in ("base", "candidate") if moment in channels.get(side, {})]
         if series:
             charts.append({"title": f"Latent {title} per channel", "svg": bar_chart(series, title=f"latent {title} per channel", y_label=title),
@@ -109,7 +114,9 @@ def _sigma_chart(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for row in metrics:
         if row["stage"] == "smoke" and row["split"] == "held_out":
             last[row["strategy"]] = row
-    series = [(name, [(float(s), v) for s, v in row["by_sigma"].items()]) for name, row in last.items() if row.get("by_sigma")]
+    series = [
+        (name, [(float(s), v) for s, v in row["by_sigma"].items()]) for name, row in last.items() if row.get("by_sigma")
+    ]
     if not series:
         return []
     title = "Held-out loss by sigma at the end of the budget"

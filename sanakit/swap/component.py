@@ -79,7 +79,7 @@ def measure_one(vae: VAE, images: Tensor, progress: Progress) -> VAEFigures:
         perceptual=None if distance is None else float(distance.mean()),
         encode_rate=len(images) / spent[0],
         decode_rate=len(images) / spent[1],
-        megabytes=sum(p.numel() * p.element_size() for p in vae.parameters()) / 1e6,
+        megabytes=sum(t.numel() * t.element_size() for t in vae.model.state_dict().values()) / 1e6,
     )
 
 
@@ -87,7 +87,12 @@ def channel_moments(latents: Tensor) -> dict[str, list[float]]:
     """mean, std, skewness and kurtosis (0 for a Gaussian) per channel, over pictures and positions."""
     values = latents.permute(1, 0, 2, 3).flatten(1).double().numpy()
     with np.errstate(all="ignore"):
-        moments = {"mean": values.mean(1), "std": values.std(1), "skewness": stats.skew(values, 1), "kurtosis": stats.kurtosis(values, 1)}
+        moments = {
+            "mean": values.mean(1),
+            "std": values.std(1),
+            "skewness": stats.skew(values, 1),
+            "kurtosis": stats.kurtosis(values, 1),
+        }
     return {name: np.nan_to_num(v).round(5).tolist() for name, v in moments.items()}
 
 
@@ -162,7 +167,9 @@ def _drift(reference: Tensor, own: Tensor) -> list[Reading]:
     mean, std = own.mean((0, 2, 3)).double(), own.std((0, 2, 3)).double().clamp_min(1e-6)
     kl = 0.5 * (std**2 + mean**2 - 1) - std.log()
     worst = int(kl.argmax())
-    readings.append(Reading(name="kl-unit-gaussian", title="KL to the unit Gaussian, mean over channels", value=float(kl.mean())))
+    readings.append(
+        Reading(name="kl-unit-gaussian", title="KL to the unit Gaussian, mean over channels", value=float(kl.mean()))
+    )
     readings.append(Reading(name="kl-unit-gaussian-worst", title="KL to the unit Gaussian, worst channel",
                             value=float(kl[worst]), where=f"channel {worst}"))  # fmt: skip
     return readings
@@ -226,7 +233,7 @@ def _text_facts(encoder: TextEncoder, prompts: list[str]) -> dict[str, float]:
         "dead channels": int((tokens.std(0) < 1e-6 * tokens.std()).sum()),
         "truncated prompts": found.truncated / len(prompts),
         "encode": len(prompts) / seconds,
-        "weights in memory": sum(p.numel() * p.element_size() for p in encoder.parameters()) / 1e6,
+        "weights in memory": sum(t.numel() * t.element_size() for t in encoder.model.state_dict().values()) / 1e6,
         "padding difference": difference.item(),
         "nonfinite": int((~found.embeds.isfinite()).sum()),
     }

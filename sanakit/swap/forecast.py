@@ -25,7 +25,7 @@ class Forecast:
     reached: bool
 
     def as_dict(self) -> dict[str, float | None]:
-        finite = lambda value: float(value) if np.isfinite(value) else None  # noqa: E731
+        finite = lambda value: float(value) if np.isfinite(value) else None
         return {
             "predicted_steps": finite(self.steps),
             "predicted_steps_low": finite(self.low),

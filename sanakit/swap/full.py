@@ -34,7 +34,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     system, _ = build(swap.base_system, swap.candidate, strategy, train, swap.base_data[0], seed=config.train.seed)
 
     count = len(swap.test_images)
-    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count)  # noqa: E731
+    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count)
     start = evaluate()
     groups = strategy.parameter_groups(system.core)
     drift_alarms = 0
@@ -62,7 +62,14 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 readings = monitor.report(step)
                 drift_alarms += sum(r.alarm for r in readings)
                 run.append("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
-                row = {"stage": "full", "strategy": name, "step": step, "split": "train", "loss": float(np.mean(losses[-look_every:])), "by_sigma": None}
+                row = {
+                    "stage": "full",
+                    "strategy": name,
+                    "step": step,
+                    "split": "train",
+                    "loss": float(np.mean(losses[-look_every:])),
+                    "by_sigma": None,
+                }
                 run.append("metrics.jsonl", [row, _held_out_row(name, step, evaluate())])
                 system.core.train()
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
@@ -99,7 +106,14 @@ def _errors(result: HeldOut) -> np.ndarray:
 
 
 def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
-    return {"stage": "full", "strategy": strategy, "step": step, "split": "held_out", "loss": result.loss, "by_sigma": result.by_sigma}
+    return {
+        "stage": "full",
+        "strategy": strategy,
+        "step": step,
+        "split": "held_out",
+        "loss": result.loss,
+        "by_sigma": result.by_sigma,
+    }
 
 
 def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> None:

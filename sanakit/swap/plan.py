@@ -1,10 +1,9 @@
 """From base and candidate: which parameter groups keep, align, re-initialise, with shapes and counts."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import json
 
 from diffusers import SanaTransformer2DModel
 
@@ -127,11 +126,18 @@ def describe_plan(base: LatentDiffusion, candidate: VAE | TextEncoder, core: San
     ]
     remarks = []
     if is_vae:
-        ratio, own = base.vae.spec.spatial_compression_ratio * old.patch_size, candidate.spec.spatial_compression_ratio * new.patch_size
+        ratio, own = (
+            base.vae.spec.spatial_compression_ratio * old.patch_size,
+            candidate.spec.spatial_compression_ratio * new.patch_size,
+        )
         grid = base.image_size // ratio, base.image_size // own
         if grid[0] != grid[1]:
-            remarks.append(f"token grid {grid[0]} x {grid[0]} -> {grid[1]} x {grid[1]}: the base's patches are average-pooled for alignment")
-        remarks.append(f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents")
+            remarks.append(
+                f"token grid {grid[0]} x {grid[0]} -> {grid[1]} x {grid[1]}: the base's patches are average-pooled for alignment"
+            )
+        remarks.append(
+            f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents"
+        )
     else:
         remarks.append("the null embedding is recomputed with the candidate (empty prompt, no instruction)")
     return {"kind": "vae" if is_vae else "text_encoder", "groups": groups, "notes": remarks}

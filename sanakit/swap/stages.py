@@ -75,7 +75,9 @@ class Swap:
     def pictures(self) -> Pictures:
         found = load_pictures(self.config.data.source, max_set_aside=self.config.data.max_set_aside)
         if len(found) < MIN_PICTURES:
-            raise SanakitError("SK0403", f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed")
+            raise SanakitError(
+                "SK0403", f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
+            )
         return found
 
     @cached_property
@@ -90,7 +92,12 @@ class Swap:
     def dataset(self, system: LatentDiffusion, held_out_half: bool) -> LatentDataset:
         pictures = self.halves[held_out_half]
         return build_dataset(
-            system.vae, system.text_encoder, pictures, system.image_size, mirror=not held_out_half, progress=self.progress
+            system.vae,
+            system.text_encoder,
+            pictures,
+            system.image_size,
+            mirror=not held_out_half,
+            progress=self.progress,
         )
 
     @cached_property
@@ -115,7 +122,7 @@ class Swap:
     def sample_prompts(self) -> list[str]:
         """Half of them of the training pictures, half held out; spread over the data set."""
         train, test = self.halves
-        pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]  # noqa: E731
+        pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
         return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
 
     def fingerprint(self, stage: str) -> str:
@@ -138,7 +145,14 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
 def component(swap: Swap) -> list[GateResult]:
     """The candidate by itself, next to the base's own component."""
     if isinstance(swap.candidate, VAE):
-        measured = measure_vae(swap.candidate, swap.base_system.vae, swap.halves[1], swap.config.data.image_size, swap.run.path, swap.progress)
+        measured = measure_vae(
+            swap.candidate,
+            swap.base_system.vae,
+            swap.halves[1],
+            swap.config.data.image_size,
+            swap.run.path,
+            swap.progress,
+        )
     else:
         measured = measure_text_encoder(swap.candidate, swap.base_system.text_encoder, swap.halves[1])
     swap.run.write_json("component.json", {"rows": measured.rows, "channels": measured.channels})
@@ -172,7 +186,10 @@ def smoke(swap: Swap) -> list[GateResult]:
         systems[name] = system
         rows = [{"stage": "smoke", "strategy": name, "step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
                 for s, r in zip(arm.steps, arm.results, strict=True)]  # fmt: skip
-        rows += [{"stage": "smoke", "strategy": name, "step": s, "split": "train", "loss": v, "by_sigma": None} for s, v in arm.train_loss]
+        rows += [
+            {"stage": "smoke", "strategy": name, "step": s, "split": "train", "loss": v, "by_sigma": None}
+            for s, v in arm.train_loss
+        ]
         swap.run.append("metrics.jsonl", rows)
 
     best = recommend(swap.arms)

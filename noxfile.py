@@ -1,0 +1,42 @@
+"""Sessions of a contributor: `nox -s tests`, `nox -s lint typing`."""
+
+import nox
+
+nox.options.sessions = ["lint", "typing", "tests"]
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Run the main job on the embedded world, as the README does."""
+    session.install("-e", ".[demo]")
+    session.run("sanakit", "swap-vae", "--candidate", "dc-f16c16", *session.posargs)
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Run the test suite, as CI does."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", *session.posargs)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Check style and format."""
+    session.install("ruff>=0.8")
+    session.run("ruff", "check", ".")
+
+
+@nox.session
+def typing(session: nox.Session) -> None:
+    """Check the types of the contracts, the registry, the configuration and the command line."""
+    session.install("-e", ".[dev]")
+    session.run(
+        "mypy", "sanakit/contracts.py", "sanakit/errors.py", "sanakit/registry.py", "sanakit/config.py", "sanakit/cli"
+    )
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """Write docs/codes.md from the catalogue of codes; CI checks that it is current."""
+    session.install("-e", ".[test]")
+    session.run("python", "experiments/write_docs.py")

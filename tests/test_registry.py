@@ -1,0 +1,97 @@
+"""Listing imports nothing, names are unique, plugins are found and isolated."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+from sanakit.errors import SanakitError
+from sanakit.registry import Registry
+from sanakit.vaes import VAES
+
+
+def install(folder, name, source, points):
+    """A third-party distribution in a site folder: one module and its entry points."""
+    (folder / f"{name}.py").write_text(textwrap.dedent(source))
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(points)
+
+
+@pytest.fixture
+def site(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return tmp_path
+
+
+PLUGIN = """
+    raise_on_import = 1 / {zero}
+    from sanakit.vaes.base import VAES
+    from sanakit.vaes.pca import PCAVAE
+
+    @VAES.register("{name}", title="From a plugin", licence="MIT")
+    class Ours(PCAVAE):
+        pass
+"""
+
+
+def test_a_plugin_adds_a_vae_by_entry_point_alone(site):
+    install(site, "plugin_a", PLUGIN.format(zero=1, name="ours"), "[sanakit.vaes]\nours = plugin_a:Ours\n")
+    registry = Registry("vaes", "sanakit.vaes")
+    entry = registry.entries()["ours"]
+    assert (entry.origin, entry.title, entry.licence, entry.error) == ("plugin_a", "From a plugin", "MIT", None)
+    assert "plugin_a" not in sys.modules
+    assert registry.get("ours").tiny().spec.label == "f8c4"
+
+
+def test_a_broken_plugin_is_a_row_and_only_get_fails(site):
+    install(
+        site,
+        "plugin_b",
+        PLUGIN.format(zero=0, name="broken"),
+        "[sanakit.vaes]\nbroken = plugin_b:Ours\ngone = nowhere:X\n",
+    )
+    registry = Registry("vaes", "sanakit.vaes")
+    assert registry.entries()["gone"].error == "OSError: module nowhere is not installed"
+    with pytest.raises(SanakitError, match="SK0103.*ZeroDivisionError"):
+        registry.get("broken")
+    assert registry.get("pca-f8c4")
+
+
+def test_a_name_used_twice_is_an_error(site):
+    install(site, "plugin_c", PLUGIN.format(zero=1, name="pca-f8c4"), "[sanakit.vaes]\npca-f8c4 = plugin_c:Ours\n")
+    registry = Registry("vaes", "sanakit.vaes")
+    assert registry.entries()["pca-f8c4"].error == "name used twice: builtin and plugin_c"
+    with pytest.raises(SanakitError, match="SK0102"):
+        registry.get("pca-f8c4")
+
+
+def test_registering_another_object_under_a_name_is_refused():
+    with pytest.raises(SanakitError, match="SK0102"):
+        VAES.get("pca-f8c4") and VAES.register("pca-f8c4", title="another")(type("Other", (), {}))
+
+
+def test_unknown_name_suggests_and_lists():
+    with pytest.raises(SanakitError, match=r"did you mean pca-f8c4"):
+        VAES.get("pca-f8c")
+
+
+HEAVY = ("torch", "diffusers", "transformers", "pandas", "numpy", "sklearn", "torchmetrics")
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["ls"], ["ls", "vaes", "--json"], ["explain", "SK0203"], ["--version"]]
+)
+def test_light_commands_import_nothing_heavy(arguments):
+    code = (
+        "import sys\n"
+        f"sys.argv = ['sanakit', *{arguments!r}]\n"
+        "from sanakit.cli import main\n"
+        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        f"found = [name for name in {HEAVY!r} if name in sys.modules]\n"
+        "assert not found, found\n"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
