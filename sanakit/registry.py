@@ -122,15 +122,13 @@ class Registry(Generic[T]):
         entries = []
         for point in importlib.metadata.entry_points(group=self.group):
             origin = point.dist.name if point.dist else "unknown"
-            row = Entry(
-                kind=self.kind, name=point.name, title=point.value, origin=origin,
-                module=point.module, attribute=point.attr,
-            )  # fmt: skip
-            try:
+            row = Entry(kind=self.kind, name=point.name, title=point.value, origin=origin, module="")
+            try:  # whatever is wrong with a plugin is a row of the list
+                row = replace(row, module=point.module, attribute=point.attr)
                 path = _find_source(point)
                 found = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
                 row = replace(found[0], attribute=point.attr) if found else row
-            except (OSError, SyntaxError, ValueError) as error:
+            except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
                 row = replace(row, error=f"{type(error).__name__}: {error}")
             entries.append(row)
         return entries

@@ -60,7 +60,7 @@ class RunFolder:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(path.name + ".tmp")
         temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
+        temporary.replace(path)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
@@ -110,7 +110,7 @@ def provenance(facts: dict[str, Any]) -> dict[str, Any]:
             "system": platform.system(),
             "cpus": os.cpu_count(),
             "python": platform.python_version(),
-        },  # fmt: skip
+        },
         "time": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         **facts,
     }

@@ -1,5 +1,7 @@
 """Samplers, one flat function each."""
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -23,7 +25,7 @@ def sample_euler(
     null = system.drop_prompts(prompt, torch.ones(len(prompt), dtype=torch.bool))
     both = PromptEmbeds(torch.cat([prompt.embeds.float(), null.embeds.float()]), torch.cat([prompt.mask, null.mask]))
     with evaluating(system.core):
-        for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        for sigma, following in itertools.pairwise(sigmas):
             level = sigma.expand(2 * len(prompt))
             with_prompt, without = system.velocity(torch.cat([x, x]), level, both).chunk(2)
             velocity = without + guidance_scale * (with_prompt - without)

@@ -4,14 +4,15 @@ import os
 
 import pytest
 
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the hub client reads it once, when test modules import it
+
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads():
+def _bit_exact():
     import torch
 
     torch.set_num_threads(1)  # bit-exact comparisons need a fixed count; tests run side by side
     torch.use_deterministic_algorithms(True)
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 @pytest.fixture
@@ -27,12 +28,20 @@ def tiny_system():
     torch.manual_seed(0)
     core = new_core(
         {
-            "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
-            "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32,
-            "caption_channels": 16, "sample_size": 4, "patch_size": 1,
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": 16,
+            "sample_size": 4,
+            "patch_size": 1,
         },
         seed=0,
-    )  # fmt: skip
+    )
     return LatentDiffusion(
         vae=VAES.get("pca-f8c4").tiny(), text_encoder=TEXT_ENCODERS.get("minilm").tiny(), core=core, image_size=32
     )

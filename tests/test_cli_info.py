@@ -1,12 +1,18 @@
 """ls, describe, doctor, explain."""
 
+import errno
 import json
+import sys
+import tomllib
+from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 from typer.testing import CliRunner
 
-from sanakit.cli import info  # noqa: F401
+from sanakit.cli import info, main
 from sanakit.cli.app import app
+from sanakit.doctor import DEMO, FLOORS
 from sanakit.errors import SanakitError
 
 run = CliRunner().invoke
@@ -49,3 +55,66 @@ def test_explain():
     assert "scaling_factor" in run(app, ["explain", "sk0203"]).stdout
     with pytest.raises(SanakitError, match="SK0108"):
         run(app, ["explain", "SK9999"], catch_exceptions=False)
+
+
+def exit_code(monkeypatch, *arguments):
+    """What the shell sees of `sanakit ARGUMENTS`."""
+    monkeypatch.setattr(sys, "argv", ["sanakit", *arguments])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    return stop.value.code or 0
+
+
+def test_an_error_is_its_message_on_standard_error(monkeypatch, capsys):
+    assert exit_code(monkeypatch, "explain", "SK9999") == 2
+    output = capsys.readouterr()
+    with pytest.raises(SanakitError) as raised:
+        run(app, ["explain", "SK9999"], catch_exceptions=False)
+    assert output.out == "" and output.err == f"{raised.value}\n  more:  sanakit explain SK0108\n"
+
+
+@pytest.mark.parametrize("arguments", [["ls", "--nope"], ["nope"], ["explain"], ["describe", "nope"]])
+def test_bad_usage_is_2_without_a_traceback(monkeypatch, capsys, arguments):
+    assert exit_code(monkeypatch, *arguments) == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err and "Traceback" not in output.err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code"), [(KeyboardInterrupt(), 130), (OSError(errno.ENOSPC, "No space left on device", "runs"), 3)]
+)
+def test_interruption_and_a_full_disk(monkeypatch, capsys, raised, code):
+    def stop():
+        raise raised
+
+    monkeypatch.setattr(info, "registries", stop)
+    assert exit_code(monkeypatch, "ls") == code
+    assert ("error[SK0903]" in capsys.readouterr().err) == (code == 3)
+
+
+def test_any_other_system_error_is_a_defect_and_keeps_its_traceback(monkeypatch):
+    def stop():
+        raise FileNotFoundError(errno.ENOENT, "a file of ours")
+
+    monkeypatch.setattr(info, "registries", stop)
+    monkeypatch.setattr(sys, "argv", ["sanakit", "ls"])
+    with pytest.raises(FileNotFoundError):
+        main()
+
+
+def test_doctor_sees_a_missing_and_an_old_package_and_a_cache_that_is_a_file(monkeypatch, tmp_path):
+    versions = {"torch": "2.9.1+cu130", "emoji": None, "peft": None}
+    monkeypatch.setattr("sanakit.doctor._version", lambda name: versions.get(name, "999"))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "file" / "cache"))
+    result = run(app, ["doctor", "--json"])
+    status = {row["check"]: row["status"] for row in json.loads(result.stdout) if row["status"] != "ok"}
+    assert result.exit_code == 3
+    assert status == {"torch": "fail", "peft": "fail", "emoji": "warn", "cache folder": "fail"}
+
+
+def test_doctors_floors_are_those_of_the_package():
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    floors = {r.name: str(r.specifier) for r in map(Requirement, project["dependencies"])}
+    assert {name: floors[name] for name in FLOORS} == {name: f">={floor}" for name, (floor, _) in FLOORS.items()}
+    assert {Requirement(r).name for r in project["optional-dependencies"]["demo"]} == set(DEMO)

@@ -94,8 +94,13 @@ def test_truncation_is_counted(encoder):
 def test_path_components_load_by_class_and_refuse_what_they_are_not(tmp_path, openclipart_images):
     import diffusers
 
-    model = diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-                                      latent_channels=4, num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
+    model = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        latent_channels=4,
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
     model.save_pretrained(tmp_path / "vae")
     vae = load_vae(f"path:{tmp_path / 'vae'}", scaling_factor=0.25)
     assert vae.spec.label == "f2c4" and vae.stats.std == (4.0,)
@@ -113,8 +118,12 @@ def test_path_components_load_by_class_and_refuse_what_they_are_not(tmp_path, op
 def test_config_and_weights_that_disagree_are_refused(tmp_path):
     import diffusers
 
-    small = diffusers.AutoencoderTiny(encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8),
-                                      num_encoder_blocks=(1, 1), num_decoder_blocks=(1, 1))  # fmt: skip
+    small = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+    )
     small.save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(

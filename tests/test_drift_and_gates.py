@@ -47,10 +47,15 @@ def vae_evidence(**changes):
     spec = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
     generator = np.random.default_rng(0)
     return {
-        "nonfinite_latents": 0, "measured_spec": spec, "declared_spec": spec,
-        "psnr": generator.normal(22, 2, 100), "psnr_of_mean_colour": generator.normal(10, 2, 100),
-        "latent_power": generator.normal(1, 0.1, 100), "raw_std": 5.5, "channel_std": np.ones(4),
-    } | changes  # fmt: skip
+        "nonfinite_latents": 0,
+        "measured_spec": spec,
+        "declared_spec": spec,
+        "psnr": generator.normal(22, 2, 100),
+        "psnr_of_mean_colour": generator.normal(10, 2, 100),
+        "latent_power": generator.normal(1, 0.1, 100),
+        "raw_std": 5.5,
+        "channel_std": np.ones(4),
+    } | changes
 
 
 def verdicts(evidence):

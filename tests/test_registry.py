@@ -1,11 +1,18 @@
 """Listing imports nothing, names are unique, plugins are found and isolated."""
 
+import json
+import re
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
+import torch
+from typer.testing import CliRunner
 
+from sanakit.cli import info  # noqa: F401
+from sanakit.cli.app import app
 from sanakit.errors import SanakitError
 from sanakit.registry import Registry
 from sanakit.vaes import VAES
@@ -14,10 +21,10 @@ from sanakit.vaes import VAES
 def install(folder, name, source, points):
     """A third-party distribution in a site folder: one module and its entry points."""
     (folder / f"{name}.py").write_text(textwrap.dedent(source))
-    info = folder / f"{name}-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(points)
+    metadata = folder / f"{name}-1.0.dist-info"
+    metadata.mkdir()
+    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(points)
 
 
 @pytest.fixture
@@ -66,6 +73,31 @@ def test_a_name_used_twice_is_an_error(site):
     assert registry.entries()["pca-f8c4"].error == "name used twice: builtin and plugin_c"
     with pytest.raises(SanakitError, match="SK0102"):
         registry.get("pca-f8c4")
+
+
+def test_plugins_show_on_the_command_line(site):
+    install(site, "plugin_d", PLUGIN.format(zero=1, name="theirs"), "[sanakit.vaes]\ntheirs = plugin_d:Ours\n")
+    install(site, "plugin_e", "", "[sanakit.drift]\nlost = nowhere:statistic\n")
+    run = CliRunner().invoke
+    rows = {row["name"]: row for row in json.loads(run(app, ["ls", "--json"]).stdout)}
+    assert rows["theirs"]["origin"] == "plugin_d" and rows["theirs"]["error"] is None
+    assert "nowhere" in rows["lost"]["error"] and "nowhere" in run(app, ["ls", "drift"]).stdout
+    result = run(app, ["doctor", "--json"])
+    failed = [row for row in json.loads(result.stdout) if row["status"] == "fail"]
+    assert result.exit_code == 3 and [row["check"] for row in failed] == ["plugin lost"]
+    assert failed[0]["fix"] == "pip uninstall plugin_e"
+
+
+def test_the_vae_of_the_contributors_first_page_works(site):
+    page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    source = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
+    install(site, "first_page", source, "[sanakit.vaes]\nours-f8c4 = first_page:OursF8C4\n")
+    registry = Registry("vaes", "sanakit.vaes")
+    assert registry.entries()["ours-f8c4"].title == "Our autoencoder, f8c4"
+    vae = registry.get("ours-f8c4").tiny()
+    images = torch.zeros(2, 3, 32, 48)
+    assert vae.encode(images).shape == (2, *vae.spec.shape(32, 48))
+    assert vae.decode(vae.encode(images)).shape == images.shape
 
 
 def test_registering_another_object_under_a_name_is_refused():

@@ -19,12 +19,20 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("world")
     core = new_core(
         {
-            "in_channels": 16, "out_channels": 16, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
-            "num_cross_attention_heads": 2, "cross_attention_head_dim": 16, "cross_attention_dim": 32,
-            "caption_channels": 256, "sample_size": 6, "patch_size": 1,
+            "in_channels": 16,
+            "out_channels": 16,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": 256,
+            "sample_size": 6,
+            "patch_size": 1,
         },
         seed=0,
-    )  # fmt: skip
+    )
     core.save_pretrained(root / "base")
     card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0}
     (root / "base" / "card.json").write_text(json.dumps(card))
@@ -54,8 +62,20 @@ def sanakit(*arguments, cwd):
 
 
 def swap(world, kind, candidate, *more, run_dir="run"):
-    return sanakit(f"swap-{kind}", "--candidate", candidate, "--base", f"path:{world / 'base'}", "--data",
-                   world / "pictures", "--run-dir", run_dir, *SMALL, *more, cwd=world)  # fmt: skip
+    return sanakit(
+        f"swap-{kind}",
+        "--candidate",
+        candidate,
+        "--base",
+        f"path:{world / 'base'}",
+        "--data",
+        world / "pictures",
+        "--run-dir",
+        run_dir,
+        *SMALL,
+        *more,
+        cwd=world,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +92,17 @@ def test_three_stages_write_every_file_and_one_json_document(world, finished):
     assert list(validation["stages"]) == ["component", "smoke", "full"]
     assert validation["kind"] == "vae" and validation["candidate"] == "pca-f16c32"
     run = world / "run"
-    for name in ("config.yaml", "plan.json", "provenance.json", "metrics.jsonl", "readings.jsonl", "ledger.jsonl",
-                 "validation.json", "component.json", "model/card.json"):  # fmt: skip
+    for name in (
+        "config.yaml",
+        "plan.json",
+        "provenance.json",
+        "metrics.jsonl",
+        "readings.jsonl",
+        "ledger.jsonl",
+        "validation.json",
+        "component.json",
+        "model/card.json",
+    ):
         assert (run / name).is_file(), name
     for stage in validation["stages"].values():
         assert {"verdict", "gates", "seconds"} <= stage.keys()
@@ -143,8 +172,18 @@ def test_validate_writes_junit_and_train_resumes(world, finished):
         "validate", "--stage", "component", "--run-dir", "run", "--junit", "junit.xml", "--json", cwd=world
     )
     assert "testsuite" in (world / "junit.xml").read_text(), result.stderr
-    train = ("train", "--config", world / "run" / "config.yaml", "--run-dir", "trained", "--set", "train.strategy=finetune",
-             "--set", "train.checkpoint_every=8", "--json")  # fmt: skip
+    train = (
+        "train",
+        "--config",
+        world / "run" / "config.yaml",
+        "--run-dir",
+        "trained",
+        "--set",
+        "train.strategy=finetune",
+        "--set",
+        "train.checkpoint_every=8",
+        "--json",
+    )
     trained = sanakit(*train, cwd=world)
     assert json.loads(trained.stdout)["stages"]["full"]["gates"], trained.stderr
     assert (world / "trained" / "checkpoints" / "LATEST").read_text() == "step-00000016"

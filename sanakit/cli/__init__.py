@@ -1,6 +1,11 @@
 """The command line: thin commands, heavy imports inside them."""
 
+import errno
 import sys
+from typing import NoReturn
+
+# what the system says when a folder cannot be used; any other OSError is a defect and keeps its traceback
+UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
 
 
 def main() -> None:
@@ -12,8 +17,17 @@ def main() -> None:
     try:
         app()
     except SanakitError as error:
-        print(error, file=sys.stderr)
-        print(f"  more:  sanakit explain {error.code}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _stop(error, error.code, error.exit_code)
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        refused = SanakitError("SK0903", str(error), cause="The system refuses to read or write there.")
+        _stop(refused, refused.code, refused.exit_code)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _stop(error: Exception, code: str, exit_code: int) -> NoReturn:
+    print(error, file=sys.stderr)
+    print(f"  more:  sanakit explain {code}", file=sys.stderr)
+    sys.exit(exit_code)

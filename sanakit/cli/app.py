@@ -1,5 +1,7 @@
 """The typer application that command modules add to."""
 
+import os
+
 import typer
 
 from sanakit import __version__
@@ -9,6 +11,8 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    # None: colour on a terminal only; see no-color.org
+    context_settings={"color": False if os.environ.get("NO_COLOR") else None},
 )
 
 

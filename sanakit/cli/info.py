@@ -66,23 +66,18 @@ def list_names(
 @app.command()
 def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")], as_json: AsJson = False) -> None:
     """The facts of one name; for a trained component its card."""
-    import importlib
-
-    found = [(kind, r.entries()[name]) for kind, r in registries().items() if name in r.entries()]
+    known = registries()
+    found = [registry for registry in known.values() if name in registry.entries()]
     if not found:
-        every = [n for r in registries().values() for n in r.entries()]
+        every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
-    kind, entry = found[0]
-    try:
-        item = getattr(importlib.import_module(entry.module), entry.attribute)
-    except Exception as error:  # a plugin may fail in any way; it is named, not passed on bare
-        raise SanakitError("SK0103", f"{kind} {name!r} of {entry.origin}: {type(error).__name__}: {error}") from error
+    entry, item = found[0].entries()[name], found[0].get(name)
     facts = entry.as_dict() | {"documentation": (item.__doc__ or "").strip()}
     for key in ("hub", "revision", "spec", "stats", "initialise", "scales", "learning_rate"):
         value = getattr(item, key, None)
         if value is not None:
             facts[key] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
-    card = Path(__file__).parent.parent / "assets" / "vaes" / name / "card.json"
+    card = getattr(item, "card_path", Path(__file__).parent.parent / "assets" / "vaes" / name / "card.json")
     if card.is_file():
         facts["card"] = json.loads(card.read_text(encoding="utf-8"))
         facts["card"].pop("curve", None)

@@ -30,10 +30,18 @@ DEFAULT_STAGES = "component,smoke"
 
 @app.command("swap-vae")
 def swap_vae(
-    candidate: Candidate, base: BaseName = "tiny-sana", data: Data = "embedded", stages: Stages = DEFAULT_STAGES,
-    strategy: StrategyName = "auto", budget_steps: Budget = 100, run_dir: RunDir = None, seed: Seed = 0,
-    as_json: AsJson = False, force: Force = False, set_: Sets = None,
-) -> None:  # fmt: skip
+    candidate: Candidate,
+    base: BaseName = "tiny-sana",
+    data: Data = "embedded",
+    stages: Stages = DEFAULT_STAGES,
+    strategy: StrategyName = "auto",
+    budget_steps: Budget = 100,
+    run_dir: RunDir = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    force: Force = False,
+    set_: Sets = None,
+) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json)
@@ -41,18 +49,30 @@ def swap_vae(
 
 @app.command("swap-text-encoder")
 def swap_text_encoder(
-    candidate: Candidate, base: BaseName = "tiny-sana", data: Data = "embedded", stages: Stages = DEFAULT_STAGES,
-    strategy: StrategyName = "auto", budget_steps: Budget = 100, run_dir: RunDir = None, seed: Seed = 0,
-    as_json: AsJson = False, force: Force = False, set_: Sets = None,
-) -> None:  # fmt: skip
+    candidate: Candidate,
+    base: BaseName = "tiny-sana",
+    data: Data = "embedded",
+    stages: Stages = DEFAULT_STAGES,
+    strategy: StrategyName = "auto",
+    budget_steps: Budget = 100,
+    run_dir: RunDir = None,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+    force: Force = False,
+    set_: Sets = None,
+) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json)
 
 
 def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict[str, Any]:
-    return {"base": base, "data": {"source": data}, "train": {"strategy": strategy, "seed": seed},
-            "smoke": {"budget_steps": budget}}  # fmt: skip
+    return {
+        "base": base,
+        "data": {"source": data},
+        "train": {"strategy": strategy, "seed": seed},
+        "smoke": {"budget_steps": budget},
+    }
 
 
 def _swap(
@@ -95,9 +115,15 @@ def _check_names(config: Any) -> None:
 
 
 def _run(
-    config: Any, run_dir: Path | None, stages: list[str], *, force: bool, as_json: bool, junit: Path | None = None,
+    config: Any,
+    run_dir: Path | None,
+    stages: list[str],
+    *,
+    force: bool,
+    as_json: bool,
+    junit: Path | None = None,
     resume: str = "auto",
-) -> None:  # fmt: skip
+) -> None:
     from sanakit.cli.view import print_validation, progress_display
     from sanakit.reporting import write_report
     from sanakit.swap import stages as engine
@@ -127,8 +153,15 @@ def _write_junit(validation: dict[str, Any], path: Path) -> None:
     for stage, result in validation["stages"].items():
         failures = sum(g["verdict"] == "fail" for g in result["gates"])
         skipped = sum(g["verdict"] == "inconclusive" for g in result["gates"])
-        suite = ElementTree.SubElement(suites, "testsuite", name=stage, tests=str(len(result["gates"])),
-                                       failures=str(failures), skipped=str(skipped), time=str(result["seconds"]))  # fmt: skip
+        suite = ElementTree.SubElement(
+            suites,
+            "testsuite",
+            name=stage,
+            tests=str(len(result["gates"])),
+            failures=str(failures),
+            skipped=str(skipped),
+            time=str(result["seconds"]),
+        )
         for gate in result["gates"]:
             case = ElementTree.SubElement(suite, "testcase", classname=f"sanakit.{stage}", name=gate["gate"])
             message = f"{gate['code']}: {gate['metric']} is {gate['value']:.4g}, threshold {gate['threshold']:.4g}. {gate['hint']}"
@@ -161,8 +194,13 @@ def validate(
     if run_dir is not None and (run_dir / "config.yaml").is_file():
         config = load_config(run_dir / "config.yaml", set_)
     else:
-        values = {"base": base, "data": {"source": data}, "train": {"seed": seed}, "vae": {"name": vae},
-                  "text_encoder": {"name": text_encoder}}  # fmt: skip
+        values = {
+            "base": base,
+            "data": {"source": data},
+            "train": {"seed": seed},
+            "vae": {"name": vae},
+            "text_encoder": {"name": text_encoder},
+        }
         config = make_config(values, set_)
     _check_names(config)
     _run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit)

@@ -48,8 +48,14 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
             span = "" if gate["ci_low"] is None else f" [{gate['ci_low']:.3g}, {gate['ci_high']:.3g}]"
             colour = COLOURS[gate["verdict"]]
             hint = f"{gate['code']}: {gate['hint']}" if gate["hint"] else ""
-            table.add_row(gate["gate"], gate["metric"], f"{gate['value']:.4g}{_plain(span)}", f"{gate['threshold']:.4g}",
-                          f"[{colour}]{gate['verdict']}[/]", hint)  # fmt: skip
+            table.add_row(
+                gate["gate"],
+                gate["metric"],
+                f"{gate['value']:.4g}{_plain(span)}",
+                f"{gate['threshold']:.4g}",
+                f"[{colour}]{gate['verdict']}[/]",
+                hint,
+            )
     console.print(table)
     candidates = validation["strategy"]["candidates"]
     if candidates:
@@ -58,8 +64,13 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
             race.add_column(column, justify="left" if column == "strategy" else "right")
         for row in candidates:
             name = row["name"] + (" (recommended)" if row["name"] == validation["strategy"]["recommended"] else "")
-            race.add_row(name, f"{row['initial_loss']:.3f}", f"{row['held_out_loss']:.3f}", f"{row['one_step_error']:.4f}",
-                         _steps(row))  # fmt: skip
+            race.add_row(
+                name,
+                f"{row['initial_loss']:.3f}",
+                f"{row['held_out_loss']:.3f}",
+                f"{row['one_step_error']:.4f}",
+                _steps(row),
+            )
         console.print(race)
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())
     colour = COLOURS[validation["verdict"]]
@@ -72,7 +83,9 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
 
 
 def _steps(row: dict[str, Any]) -> str:
-    number = lambda key: f"{row[key]:,.0f}" if row.get(key) is not None else "never"
+    def number(key: str) -> str:
+        return f"{row[key]:,.0f}" if row.get(key) is not None else "never"
+
     return f"{number('predicted_steps')} ({number('predicted_steps_low')} to {number('predicted_steps_high')})"
 
 

@@ -46,7 +46,7 @@ def load_core(folder: Path) -> SanaTransformer2DModel:
         raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
     wrong = report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]
     if wrong:
-        raise SanakitError("SK0107", f"{folder}: tensors do not fit the config, first {list(wrong)[0]}")
+        raise SanakitError("SK0107", f"{folder}: tensors do not fit the config, first {next(iter(wrong))}")
     return core
 
 

@@ -7,6 +7,7 @@ posterior's spread is not kept), so another normalisation never rebuilds a cache
 
 import importlib.metadata
 import json
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,9 +42,15 @@ def raw_latents(
 ) -> Tensor:
     """Raw latents (N, M, C, h, w); M is 2 with the mirrored picture second. Computed once, then read."""
     facts = {
-        "kind": "latents", "encoder": vae.fingerprint(), "pictures": pictures.fingerprint, "size": size,
-        "mirror": mirror, "mode": "posterior mean", "dtype": "float32", "libraries": _versions(),
-    }  # fmt: skip
+        "kind": "latents",
+        "encoder": vae.fingerprint(),
+        "pictures": pictures.fingerprint,
+        "size": size,
+        "mirror": mirror,
+        "mode": "posterior mean",
+        "dtype": "float32",
+        "libraries": _versions(),
+    }
 
     def compute() -> dict[str, Tensor]:
         rows = []
@@ -62,8 +69,12 @@ def raw_latents(
 
 def embeddings(encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent) -> PromptEmbeds:
     """Embeddings of prompts, kept in half precision on disk and in memory."""
-    facts = {"kind": "embeddings", "encoder": encoder.fingerprint(), "prompts": hash_record(prompts),
-             "libraries": _versions()}  # fmt: skip
+    facts = {
+        "kind": "embeddings",
+        "encoder": encoder.fingerprint(),
+        "prompts": hash_record(prompts),
+        "libraries": _versions(),
+    }
 
     def compute() -> dict[str, Tensor]:
         parts, truncated = [], 0
@@ -92,7 +103,7 @@ def _load_or(facts: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) ->
         _check(path, facts)
         return load_file(path)
     tensors = compute()
-    temporary = path.with_name(f"{path.name}.{torch.randint(2**31, ()).item()}.tmp")
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"facts": json.dumps(facts)})
         temporary.replace(path)

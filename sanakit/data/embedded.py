@@ -5,6 +5,7 @@ openclipart: public domain; packed by experiments/pack_openclipart.py.
 """
 
 import io
+import uuid
 from pathlib import Path
 
 import pandas as pd
@@ -69,6 +70,6 @@ def _render_openmoji(path: Path) -> None:
         buffer = io.BytesIO()
         image.save(buffer, "PNG")
         rows.append({"name": f"openmoji/{file.stem}", "captions": [name, f"{name}, emoji"], "image": buffer.getvalue()})
-    temporary = path.with_suffix(".tmp")
+    temporary = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     pd.DataFrame(rows).to_parquet(temporary, index=False)
     temporary.replace(path)

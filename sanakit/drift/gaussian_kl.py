@@ -29,6 +29,10 @@ def gaussian_kl(reference: np.ndarray, current: np.ndarray, alpha: float) -> Rea
         null.append(plug_in(pooled[order[:count]], pooled[order[count:]]))
     p_value = (1 + sum(draw >= value for draw in null)) / (1 + PERMUTATIONS)
     return Reading(
-        name="gaussian-kl", title="Gaussian KL, bias-corrected", value=value - float(np.mean(null)),
-        p_value=p_value, threshold=alpha, alarm=p_value < alpha,
-    )  # fmt: skip
+        name="gaussian-kl",
+        title="Gaussian KL, bias-corrected",
+        value=value - float(np.mean(null)),
+        p_value=p_value,
+        threshold=alpha,
+        alarm=p_value < alpha,
+    )

@@ -18,6 +18,11 @@ def welch_max(reference: np.ndarray, current: np.ndarray, alpha: float) -> Readi
     channels = reference.shape[1] // 2
     where = f"channel {feature % channels} {'mean' if feature < channels else 'spread'}"
     return Reading(
-        name="welch-max", title="largest Welch t", value=float(result.statistic[worst]), where=where,
-        p_value=p_value, threshold=alpha, alarm=p_value < alpha,
-    )  # fmt: skip
+        name="welch-max",
+        title="largest Welch t",
+        value=float(result.statistic[worst]),
+        where=where,
+        p_value=p_value,
+        threshold=alpha,
+        alarm=p_value < alpha,
+    )

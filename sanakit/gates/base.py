@@ -18,15 +18,29 @@ GATES: Registry[Gate] = Registry("gates", "sanakit.gates")
 
 
 def gate_result(
-    *, gate: str, code: str, metric: str, value: float, threshold: float, at_least: bool,
-    ci: tuple[float, float] | None = None, hint: str = "",
-) -> GateResult:  # fmt: skip
+    *,
+    gate: str,
+    code: str,
+    metric: str,
+    value: float,
+    threshold: float,
+    at_least: bool,
+    ci: tuple[float, float] | None = None,
+    hint: str = "",
+) -> GateResult:
     low, high = ci if ci else (None, None)
     verdict = judge(value, threshold, at_least=at_least, ci_low=low, ci_high=high)
     return GateResult(
-        gate=gate, code=code, metric=metric, value=float(value), ci_low=low, ci_high=high,
-        threshold=float(threshold), verdict=verdict, hint="" if verdict == "pass" else hint,
-    )  # fmt: skip
+        gate=gate,
+        code=code,
+        metric=metric,
+        value=float(value),
+        ci_low=low,
+        ci_high=high,
+        threshold=float(threshold),
+        verdict=verdict,
+        hint="" if verdict == "pass" else hint,
+    )
 
 
 def interval(values: Any, *, statistic: Callable[..., Any] = np.mean) -> tuple[float, tuple[float, float]]:

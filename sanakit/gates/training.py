@@ -20,9 +20,15 @@ def _progress(evidence: Evidence, gate: str) -> GateResult:
     """Paired over held-out pictures: the untouched naive start against the end of training."""
     value, ci = interval(np.asarray(evidence["start_losses"]) - np.asarray(evidence["end_losses"]))
     return gate_result(
-        gate=gate, code="SK0502", metric="held-out loss gained", value=value, ci=ci, threshold=0, at_least=True,
+        gate=gate,
+        code="SK0502",
+        metric="held-out loss gained",
+        value=value,
+        ci=ci,
+        threshold=0,
+        at_least=True,
         hint="try another learning rate",
-    )  # fmt: skip
+    )
 
 
 @GATES.register("smoke/prompt-effect", title="the prompt lowers the loss", embedded=True)
@@ -38,9 +44,15 @@ def full_prompt(evidence: Evidence) -> GateResult | None:
 def _prompt(evidence: Evidence, gate: str) -> GateResult:
     value, ci = interval(evidence["conditional_gain"])
     return gate_result(
-        gate=gate, code="SK0503", metric="conditional gain", value=value, ci=ci, threshold=0, at_least=True,
+        gate=gate,
+        code="SK0503",
+        metric="conditional gain",
+        value=value,
+        ci=ci,
+        threshold=0,
+        at_least=True,
         hint="check null embedding, mask and caption adapter",
-    )  # fmt: skip
+    )
 
 
 @GATES.register("smoke/alignment", title="closed-form alignment starts below naive", embedded=True)
@@ -50,9 +62,15 @@ def alignment(evidence: Evidence) -> GateResult | None:
     gain = np.asarray(evidence["naive_start_losses"]) - np.asarray(evidence["aligned_start_losses"])
     value, ci = interval(gain)
     return gate_result(
-        gate="smoke/alignment", code="SK0506", metric="loss saved before any step", value=value, ci=ci, threshold=0,
-        at_least=True, hint="the two components may not see the same pictures",
-    )  # fmt: skip
+        gate="smoke/alignment",
+        code="SK0506",
+        metric="loss saved before any step",
+        value=value,
+        ci=ci,
+        threshold=0,
+        at_least=True,
+        hint="the two components may not see the same pictures",
+    )
 
 
 @GATES.register("smoke/within-reach", title="one-step quality comes near the base's", embedded=True)
@@ -62,18 +80,30 @@ def within_reach(evidence: Evidence) -> GateResult | None:
     if value > 1.5 and evidence["forecast_arrives"]:
         return None
     return gate_result(
-        gate="smoke/within-reach", code="SK0504", metric="one-step error over the base's", value=value, ci=ci,
-        threshold=1.5, at_least=False, hint="raise --budget-steps, or expect a full retrain",
-    )  # fmt: skip
+        gate="smoke/within-reach",
+        code="SK0504",
+        metric="one-step error over the base's",
+        value=value,
+        ci=ci,
+        threshold=1.5,
+        at_least=False,
+        hint="raise --budget-steps, or expect a full retrain",
+    )
 
 
 @GATES.register("full/quality", title="one-step quality is the base's, within a quarter", embedded=True)
 def quality(evidence: Evidence) -> GateResult | None:
     value, ci = _ratio(evidence)
     return gate_result(
-        gate="full/quality", code="SK0504", metric="one-step error over the base's", value=value, ci=ci,
-        threshold=1.25, at_least=False, hint="train longer: --set train.max_steps=...",
-    )  # fmt: skip
+        gate="full/quality",
+        code="SK0504",
+        metric="one-step error over the base's",
+        value=value,
+        ci=ci,
+        threshold=1.25,
+        at_least=False,
+        hint="train longer: --set train.max_steps=...",
+    )
 
 
 def _ratio(evidence: Evidence) -> tuple[float, tuple[float, float]]:
@@ -89,14 +119,25 @@ def samples(evidence: Evidence) -> GateResult | None:
     own, base = np.asarray(evidence["sample_std"]), np.asarray(evidence["base_sample_std"])
     value, ci = interval(np.abs(np.log(own / base)))
     return gate_result(
-        gate="full/samples", code="SK0507", metric="mean |log contrast ratio| to the base's samples", value=value,
-        ci=ci, threshold=0.7, at_least=False, hint="look at the sample grids",
-    )  # fmt: skip
+        gate="full/samples",
+        code="SK0507",
+        metric="mean |log contrast ratio| to the base's samples",
+        value=value,
+        ci=ci,
+        threshold=0.7,
+        at_least=False,
+        hint="look at the sample grids",
+    )
 
 
 @GATES.register("full/latent-drift", title="the latent stream did not drift", embedded=True)
 def latent_drift(evidence: Evidence) -> GateResult | None:
     return gate_result(
-        gate="full/latent-drift", code="SK0206", metric="drift alarms", value=evidence["drift_alarms"], threshold=0,
-        at_least=False, hint="data or preprocessing changed during the run",
-    )  # fmt: skip
+        gate="full/latent-drift",
+        code="SK0206",
+        metric="drift alarms",
+        value=evidence["drift_alarms"],
+        threshold=0,
+        at_least=False,
+        hint="data or preprocessing changed during the run",
+    )

@@ -11,9 +11,14 @@ def finite_latents(evidence: Evidence) -> GateResult | None:
     if "nonfinite_latents" not in evidence:
         return None
     return gate_result(
-        gate="component/finite-latents", code="SK0204", metric="values not finite",
-        value=evidence["nonfinite_latents"], threshold=0, at_least=False, hint="run the VAE in fp32",
-    )  # fmt: skip
+        gate="component/finite-latents",
+        code="SK0204",
+        metric="values not finite",
+        value=evidence["nonfinite_latents"],
+        threshold=0,
+        at_least=False,
+        hint="run the VAE in fp32",
+    )
 
 
 @GATES.register("component/geometry", title="measured ratio and channels are the declared ones", embedded=True)
@@ -22,9 +27,14 @@ def geometry(evidence: Evidence) -> GateResult | None:
         return None
     measured, declared = evidence["measured_spec"], evidence["declared_spec"]
     return gate_result(
-        gate="component/geometry", code="SK0202", metric=f"{measured.label} measured, {declared.label} declared",
-        value=float(measured != declared), threshold=0, at_least=False, hint=f"declare {measured.label}",
-    )  # fmt: skip
+        gate="component/geometry",
+        code="SK0202",
+        metric=f"{measured.label} measured, {declared.label} declared",
+        value=float(measured != declared),
+        threshold=0,
+        at_least=False,
+        hint=f"declare {measured.label}",
+    )
 
 
 @GATES.register("component/reconstruction", title="reconstruction is above the floor", embedded=True)
@@ -36,9 +46,15 @@ def reconstruction(evidence: Evidence) -> GateResult | None:
     value, ci = interval(evidence["psnr"])
     floor = float(np.mean(evidence["psnr_of_mean_colour"])) + 3
     return gate_result(
-        gate="component/reconstruction", code="SK0201", metric="PSNR (dB)", value=value, ci=ci, threshold=floor,
-        at_least=True, hint="check input range, weights, and that encoder and decoder belong together",
-    )  # fmt: skip
+        gate="component/reconstruction",
+        code="SK0201",
+        metric="PSNR (dB)",
+        value=value,
+        ci=ci,
+        threshold=floor,
+        at_least=True,
+        hint="check input range, weights, and that encoder and decoder belong together",
+    )
 
 
 @GATES.register("component/scale-high", title="latents are not too wide", embedded=True)
@@ -56,9 +72,15 @@ def _scale(evidence: Evidence, gate: str, threshold: float, *, at_least: bool) -
         return None
     value, ci = interval(np.asarray(evidence["latent_power"]), statistic=_root_mean)
     return gate_result(
-        gate=gate, code="SK0203", metric="latent standard deviation", value=value, ci=ci, threshold=threshold,
-        at_least=at_least, hint=f"--set vae.scaling_factor={1 / evidence['raw_std']:.4g} (1/std of these pictures)",
-    )  # fmt: skip
+        gate=gate,
+        code="SK0203",
+        metric="latent standard deviation",
+        value=value,
+        ci=ci,
+        threshold=threshold,
+        at_least=at_least,
+        hint=f"--set vae.scaling_factor={1 / evidence['raw_std']:.4g} (1/std of these pictures)",
+    )
 
 
 def _root_mean(power: np.ndarray, axis: int | None = None) -> np.ndarray:
@@ -71,6 +93,11 @@ def dead_channels(evidence: Evidence) -> GateResult | None:
         return None
     std = np.asarray(evidence["channel_std"])
     return gate_result(
-        gate="component/dead-channels", code="SK0205", metric=f"smallest channel std (channel {int(std.argmin())})",
-        value=float(std.min()), threshold=0.02, at_least=True, hint="a dead channel carries nothing",
-    )  # fmt: skip
+        gate="component/dead-channels",
+        code="SK0205",
+        metric=f"smallest channel std (channel {int(std.argmin())})",
+        value=float(std.min()),
+        threshold=0.02,
+        at_least=True,
+        hint="a dead channel carries nothing",
+    )

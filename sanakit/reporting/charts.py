@@ -28,8 +28,11 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: s
             for x, y in points
         ]
         y = TOP + 14 + 18 * index
-        body.append(Markup('<line class="line s{0}" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/><text x="{4}" y="{5}">{6}</text>').format(
-            index % 6, WIDTH - RIGHT + 12, WIDTH - RIGHT + 30, y - 4, WIDTH - RIGHT + 36, y, name))  # fmt: skip
+        body.append(
+            Markup(
+                '<line class="line s{0}" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/><text x="{4}" y="{5}">{6}</text>'
+            ).format(index % 6, WIDTH - RIGHT + 12, WIDTH - RIGHT + 30, y - 4, WIDTH - RIGHT + 36, y, name)
+        )
     return _svg(body, title)
 
 
@@ -46,10 +49,16 @@ def bar_chart(series: Sequence[tuple[str, Sequence[float]]], *, title: str, y_la
         for i, value in enumerate(row):
             if math.isfinite(value):
                 top, bottom = sorted((y_of(value), y_of(0)))
-                body.append(Markup('<rect class="bar s{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-                    index, x_of(i) + index * group / len(series), top, group / len(series), max(bottom - top, 0.5)))  # fmt: skip
-        body.append(Markup('<rect class="bar s{}" x="{}" y="{}" width="12" height="12"/><text x="{}" y="{}">{}</text>').format(
-            index, WIDTH - RIGHT + 14, TOP + 4 + 18 * index, WIDTH - RIGHT + 36, TOP + 14 + 18 * index, name))  # fmt: skip
+                body.append(
+                    Markup('<rect class="bar s{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
+                        index, x_of(i) + index * group / len(series), top, group / len(series), max(bottom - top, 0.5)
+                    )
+                )
+        body.append(
+            Markup('<rect class="bar s{}" x="{}" y="{}" width="12" height="12"/><text x="{}" y="{}">{}</text>').format(
+                index, WIDTH - RIGHT + 14, TOP + 4 + 18 * index, WIDTH - RIGHT + 36, TOP + 14 + 18 * index, name
+            )
+        )
     return _svg(body, title)
 
 
@@ -84,8 +93,11 @@ def _axes(x_of, y_of, x_range, y_range, x_label: str, y_label: str) -> Markup:
     for fraction in (0, 0.25, 0.5, 0.75, 1):
         y_value = y_range[0] + fraction * (y_range[1] - y_range[0])
         x_value = x_range[0] + fraction * (x_range[1] - x_range[0])
-        parts.append(Markup('<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.3g}</text>').format(
-            LEFT, WIDTH - RIGHT, y_of(y_value), LEFT - 6, y_of(y_value) + 4, y_value))  # fmt: skip
+        parts.append(
+            Markup(
+                '<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.3g}</text>'
+            ).format(LEFT, WIDTH - RIGHT, y_of(y_value), LEFT - 6, y_of(y_value) + 4, y_value)
+        )
         parts.append(
             Markup('<text class="middle" x="{:.1f}" y="{}">{:.4g}</text>').format(
                 x_of(x_value), HEIGHT - BOTTOM + 16, x_value

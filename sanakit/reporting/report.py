@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,19 @@ def write_report(run_dir: Path, out: Path) -> Path:
     """Write one self-contained file. Raises SK0109 when the folder is no run; other missing files leave sections out."""
     if not (run_dir / "validation.json").is_file():
         raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
-    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined,
-                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters["number"] = number
     html = environment.get_template("template.html.j2").render(collect(run_dir))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
     temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, out)
+    temporary.replace(out)
     return out
 
 
@@ -44,8 +48,11 @@ def collect(run_dir: Path) -> dict[str, Any]:
     component = _json(run_dir / "component.json", {"rows": [], "channels": {}})
     metrics, readings = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "readings.jsonl")
     figures = [f | {"data": data} for f in _json(run_dir / "figures.json", []) if (data := _embed(run_dir, f["file"]))]
-    gates = [gate | {"stage": stage, "bar": margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])}
-             for stage, result in validation["stages"].items() for gate in result["gates"]]  # fmt: skip
+    gates = [
+        gate | {"stage": stage, "bar": margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])}
+        for stage, result in validation["stages"].items()
+        for gate in result["gates"]
+    ]
     return {
         "run": run_dir.name,
         "validation": validation,
@@ -85,8 +92,14 @@ def _channel_charts(channels: dict[str, Any]) -> list[Any]:
     ):
         series = [(side, channels[side][moment]) for side in ("base", "candidate") if moment in channels.get(side, {})]
         if series:
-            charts.append({"title": f"Latent {title} per channel", "svg": bar_chart(series, title=f"latent {title} per channel", y_label=title),
-                           "columns": [name for name, _ in series], "rows": _table(series)})  # fmt: skip
+            charts.append(
+                {
+                    "title": f"Latent {title} per channel",
+                    "svg": bar_chart(series, title=f"latent {title} per channel", y_label=title),
+                    "columns": [name for name, _ in series],
+                    "rows": _table(series),
+                }
+            )
     return charts
 
 
@@ -104,8 +117,13 @@ def _curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 series.setdefault(row["strategy"], []).append((row["step"], row["loss"]))
         if series:
             title = f"Held-out velocity loss, stage {stage}"
-            charts.append({"title": title, "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="loss"),
-                           "rows": [[name, step, loss] for name, points in series.items() for step, loss in points]})  # fmt: skip
+            charts.append(
+                {
+                    "title": title,
+                    "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="loss"),
+                    "rows": [[name, step, loss] for name, points in series.items() for step, loss in points],
+                }
+            )
     return charts
 
 
@@ -120,8 +138,13 @@ def _sigma_chart(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
     if not series:
         return []
     title = "Held-out loss by sigma at the end of the budget"
-    return [{"title": title, "svg": line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss"),
-             "rows": [[name, x, y] for name, points in series for x, y in points]}]  # fmt: skip
+    return [
+        {
+            "title": title,
+            "svg": line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss"),
+            "rows": [[name, x, y] for name, points in series for x, y in points],
+        }
+    ]
 
 
 def _drift_charts(readings: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -130,10 +153,13 @@ def _drift_charts(readings: list[dict[str, Any]]) -> list[dict[str, Any]]:
         label = row["where"] if row["name"] == "clean-estimate-spread" else row["name"]
         by_name.setdefault(row["title"] or row["name"], {}).setdefault(label, []).append((row["step"], row["value"]))
     return [
-        {"title": title, "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="value"),
-         "rows": [[name, step, value] for name, points in series.items() for step, value in points]}
+        {
+            "title": title,
+            "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="value"),
+            "rows": [[name, step, value] for name, points in series.items() for step, value in points],
+        }
         for title, series in by_name.items()
-    ]  # fmt: skip
+    ]
 
 
 def _embed(run_dir: Path, name: str) -> str | None:

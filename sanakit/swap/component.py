@@ -162,16 +162,29 @@ def _drift(reference: Tensor, own: Tensor) -> list[Reading]:
         first, second = latent_features(reference).numpy(), latent_features(own).numpy()
         for name in ("welch-max", "gaussian-kl"):
             reading = DRIFT.get(name)(first, second, 0.05)
-            readings.append(Reading(name=name, title=f"{reading.title}, against the base", value=reading.value,
-                                    where=reading.where, p_value=reading.p_value))  # fmt: skip
+            readings.append(
+                Reading(
+                    name=name,
+                    title=f"{reading.title}, against the base",
+                    value=reading.value,
+                    where=reading.where,
+                    p_value=reading.p_value,
+                )
+            )
     mean, std = own.mean((0, 2, 3)).double(), own.std((0, 2, 3)).double().clamp_min(1e-6)
     kl = 0.5 * (std**2 + mean**2 - 1) - std.log()
     worst = int(kl.argmax())
     readings.append(
         Reading(name="kl-unit-gaussian", title="KL to the unit Gaussian, mean over channels", value=float(kl.mean()))
     )
-    readings.append(Reading(name="kl-unit-gaussian-worst", title="KL to the unit Gaussian, worst channel",
-                            value=float(kl[worst]), where=f"channel {worst}"))  # fmt: skip
+    readings.append(
+        Reading(
+            name="kl-unit-gaussian-worst",
+            title="KL to the unit Gaussian, worst channel",
+            value=float(kl[worst]),
+            where=f"channel {worst}",
+        )
+    )
     return readings
 
 
@@ -179,16 +192,30 @@ def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigur
     worst = torch.from_numpy(own.psnr).argsort()[:WORST]
     rest = torch.linspace(0, len(images) - 1, 8).long()[: 8 - WORST]
     chosen = torch.cat([rest, worst])
-    grid = torch.cat([images[chosen], reference.reconstructed[chosen], own.reconstructed[chosen],
-                      error_map(images[chosen], own.reconstructed[chosen])])  # fmt: skip
+    grid = torch.cat(
+        [
+            images[chosen],
+            reference.reconstructed[chosen],
+            own.reconstructed[chosen],
+            error_map(images[chosen], own.reconstructed[chosen]),
+        ]
+    )
     latent = own.latents[chosen]
     shown = latent[:, :3] if latent.shape[1] >= 3 else latent[:, :1].expand(-1, 3, -1, -1)
     enlarged = torch.nn.functional.interpolate((shown / 3).clamp(-1, 1), size=images.shape[-2:], mode="nearest")
     return [
-        save_grid(run_dir, "reconstruction", grid, "reconstruction", "pictures, base, candidate, candidate's error",
-                  f"the {WORST} columns on the right are the candidate's worst of {len(images)}"),
-        save_grid(run_dir, "latents", enlarged, "latents", "candidate latents", "first three channels as colours, +-3 std"),
-    ]  # fmt: skip
+        save_grid(
+            run_dir,
+            "reconstruction",
+            grid,
+            "reconstruction",
+            "pictures, base, candidate, candidate's error",
+            f"the {WORST} columns on the right are the candidate's worst of {len(images)}",
+        ),
+        save_grid(
+            run_dir, "latents", enlarged, "latents", "candidate latents", "first three channels as colours, +-3 std"
+        ),
+    ]
 
 
 def measure_text_encoder(candidate: TextEncoder, base: TextEncoder, pictures: Pictures) -> Measured:
@@ -198,11 +225,16 @@ def measure_text_encoder(candidate: TextEncoder, base: TextEncoder, pictures: Pi
     rows = [
         _row(metric, unit, facts[0][metric], facts[1][metric], better)
         for metric, unit, better in (
-            ("token norm", "", ""), ("largest token norm over the median", "", "lower"),
-            ("median cosine of two prompts", "", "lower"), ("tokens a prompt", "", ""), ("dead channels", "", "lower"),
-            ("truncated prompts", "share", "lower"), ("encode", "prompts/s", "higher"), ("weights in memory", "MB", "lower"),
+            ("token norm", "", ""),
+            ("largest token norm over the median", "", "lower"),
+            ("median cosine of two prompts", "", "lower"),
+            ("tokens a prompt", "", ""),
+            ("dead channels", "", "lower"),
+            ("truncated prompts", "share", "lower"),
+            ("encode", "prompts/s", "higher"),
+            ("weights in memory", "MB", "lower"),
         )
-    ]  # fmt: skip
+    ]
     own = facts[1]
     evidence = {
         "nonfinite_embeddings": own["nonfinite"],

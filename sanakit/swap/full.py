@@ -40,9 +40,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     drift_alarms = 0
     if groups:
         options = TrainOptions(
-            max_steps=config.train.max_steps, batch_size=config.train.batch_size, seed=config.train.seed,
+            max_steps=config.train.max_steps,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
             learning_rate=config.train.learning_rate or strategy.learning_rate,
-        )  # fmt: skip
+        )
         state = new_state(system.core, groups, options)
         facts = {"key": run.key, "strategy": name}
         checkpoints = run.path / "checkpoints"
@@ -79,13 +81,24 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     end = evaluate()
     swap.progress("sampling", 0, 2)
     prompts = swap.sample_prompts()
-    images = {"base": sample_images(swap.base_system, prompts, seed=config.train.seed),
-              "candidate": sample_images(system, prompts, seed=config.train.seed)}  # fmt: skip
-    swap.add_figures("full", [
-        save_grid(run.path, f"samples-full-{label}", grid, "samples",
-                  f"{label}, after full training with {name}" if label == "candidate" else label, "; ".join(prompts))
-        for label, grid in images.items()
-    ])  # fmt: skip
+    images = {
+        "base": sample_images(swap.base_system, prompts, seed=config.train.seed),
+        "candidate": sample_images(system, prompts, seed=config.train.seed),
+    }
+    swap.add_figures(
+        "full",
+        [
+            save_grid(
+                run.path,
+                f"samples-full-{label}",
+                grid,
+                "samples",
+                f"{label}, after full training with {name}" if label == "candidate" else label,
+                "; ".join(prompts),
+            )
+            for label, grid in images.items()
+        ],
+    )
     write_model(swap, system, name, end)
     return {
         "start_losses": start.losses.mean(0).numpy(),

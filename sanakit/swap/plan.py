@@ -60,8 +60,11 @@ def swap_core(base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int) ->
     if isinstance(candidate, VAE):
         cell = base.image_size % candidate.spec.spatial_compression_ratio
         if cell:
-            raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio "
-                               f"{candidate.spec.spatial_compression_ratio} of {candidate.name}")  # fmt: skip
+            raise SanakitError(
+                "SK0110",
+                f"{base.image_size} px do not divide by ratio "
+                f"{candidate.spec.spatial_compression_ratio} of {candidate.name}",
+            )
         adapter = ADAPTERS.get("linear-latents")
         ratio = base.vae.spec.spatial_compression_ratio
         return adapter(base.core, candidate.spec, base_ratio=ratio, image_size=base.image_size, seed=seed)  # type: ignore[call-arg]

@@ -79,9 +79,12 @@ def run_arm(
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
         options = TrainOptions(
-            max_steps=budget, batch_size=batch_size, learning_rate=strategy.learning_rate, seed=seed,
+            max_steps=budget,
+            batch_size=batch_size,
+            learning_rate=strategy.learning_rate,
+            seed=seed,
             warmup=max(1, min(20, budget // 10)),
-        )  # fmt: skip
+        )
         state = new_state(system.core, groups, options)
         losses: list[float] = []
 

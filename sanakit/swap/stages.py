@@ -59,8 +59,11 @@ class Swap:
     def base_system(self) -> LatentDiffusion:
         system = self.base.system()
         if system.image_size != self.config.data.image_size:
-            raise SanakitError("SK0104", f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                               f"{system.image_size}")  # fmt: skip
+            raise SanakitError(
+                "SK0104",
+                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
+                f"{system.image_size}",
+            )
         return system
 
     @cached_property
@@ -168,8 +171,9 @@ def smoke(swap: Swap) -> list[GateResult]:
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
     core = swap_core(base, swap.candidate, config.train.seed)
-    swap.run.write_json("plan.json", describe_plan(base, swap.candidate, core)
-                        | {"base": swap.base.name, "candidate": config.candidate})  # fmt: skip
+    swap.run.write_json(
+        "plan.json", describe_plan(base, swap.candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
+    )
     swap.arms.clear()
     systems: dict[str, LatentDiffusion] = {}
     budget = config.smoke.budget_steps
@@ -177,15 +181,24 @@ def smoke(swap: Swap) -> list[GateResult]:
         strategy = STRATEGIES.get(name)
         system, scores = build(base, swap.candidate, strategy, train, base_train, seed=config.train.seed)
         arm = run_arm(
-            system, strategy, train, test, swap.test_images, swap.base_held_out, budget=budget,
-            batch_size=config.train.batch_size, seed=config.train.seed,
+            system,
+            strategy,
+            train,
+            test,
+            swap.test_images,
+            swap.base_held_out,
+            budget=budget,
+            batch_size=config.train.batch_size,
+            seed=config.train.seed,
             on_step=lambda step, name=name: swap.progress(f"racing {name}", step, budget),
-        )  # fmt: skip
+        )
         arm.scores = scores
         swap.arms.append(arm)
         systems[name] = system
-        rows = [{"stage": "smoke", "strategy": name, "step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
-                for s, r in zip(arm.steps, arm.results, strict=True)]  # fmt: skip
+        rows = [
+            {"stage": "smoke", "strategy": name, "step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
+            for s, r in zip(arm.steps, arm.results, strict=True)
+        ]
         rows += [
             {"stage": "smoke", "strategy": name, "step": s, "split": "train", "loss": v, "by_sigma": None}
             for s, v in arm.train_loss
@@ -193,10 +206,16 @@ def smoke(swap: Swap) -> list[GateResult]:
         swap.run.append("metrics.jsonl", rows)
 
     best = recommend(swap.arms)
-    swap.run.write_json("strategy.json", {
-        "recommended": best.strategy.name, "candidates": [arm.as_dict() for arm in swap.arms], "budget_steps": budget,
-        "base_one_step_error": float(swap.base_held_out.one_step.mean()), "base_held_out_loss": swap.base_held_out.loss,
-    })  # fmt: skip
+    swap.run.write_json(
+        "strategy.json",
+        {
+            "recommended": best.strategy.name,
+            "candidates": [arm.as_dict() for arm in swap.arms],
+            "budget_steps": budget,
+            "base_one_step_error": float(swap.base_held_out.one_step.mean()),
+            "base_held_out_loss": swap.base_held_out.loss,
+        },
+    )
     system = systems[best.strategy.name]
     swap.progress("sampling", 0, 2)
     prompts = swap.sample_prompts()
@@ -240,14 +259,26 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     swap.resume = resume
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
-    run.write_json("provenance.json", provenance({
-        "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
-        "candidate": {"name": validation["candidate"], "fingerprint": swap.candidate.fingerprint(),
-                      "overrides": {"scaling_factor": config.vae.scaling_factor}},
-        "data": {"source": config.data.source, "fingerprint": swap.pictures.fingerprint, "pictures": len(swap.pictures)},
-        "seed": config.train.seed,
-        "threads": torch.get_num_threads(),
-    }))  # fmt: skip
+    run.write_json(
+        "provenance.json",
+        provenance(
+            {
+                "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
+                "candidate": {
+                    "name": validation["candidate"],
+                    "fingerprint": swap.candidate.fingerprint(),
+                    "overrides": {"scaling_factor": config.vae.scaling_factor},
+                },
+                "data": {
+                    "source": config.data.source,
+                    "fingerprint": swap.pictures.fingerprint,
+                    "pictures": len(swap.pictures),
+                },
+                "seed": config.train.seed,
+                "threads": torch.get_num_threads(),
+            }
+        ),
+    )
     run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.pictures.ledger))
 
     for stage in [s for s in STAGES if s in stages]:

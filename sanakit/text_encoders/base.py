@@ -67,8 +67,9 @@ class TextEncoder(nn.Module):
         embeds, mask, truncated = self._encode([prefix + prompt for prompt in prompts])
         expected = (len(prompts), self.spec.max_tokens, self.spec.embed_dim)
         if tuple(embeds.shape) != expected or tuple(mask.shape) != expected[:2]:
-            raise SanakitError("SK0301", f"embeddings {tuple(embeds.shape)}, mask {tuple(mask.shape)}; "
-                               f"the record declares {expected}")  # fmt: skip
+            raise SanakitError(
+                "SK0301", f"embeddings {tuple(embeds.shape)}, mask {tuple(mask.shape)}; the record declares {expected}"
+            )
         return PromptEmbeds(embeds.float() * mask[..., None], mask, truncated)
 
     def null(self) -> PromptEmbeds:

@@ -22,9 +22,13 @@ class EncoderOnly(TextEncoder):
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
         lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]]
         batch = self.tokenizer(
-            prompts, padding="max_length", truncation=True, max_length=self.spec.max_tokens,
-            padding_side="right", return_tensors="pt",
-        )  # fmt: skip
+            prompts,
+            padding="max_length",
+            truncation=True,
+            max_length=self.spec.max_tokens,
+            padding_side="right",
+            return_tensors="pt",
+        )
         batch = batch.to(self.model.device)
         embeds = self.model(**batch).last_hidden_state
         return embeds, batch["attention_mask"].bool(), sum(n > self.spec.max_tokens for n in lengths)
@@ -71,6 +75,12 @@ class MiniLM(EncoderOnly):
         backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]", continuing_subword_prefix=""))
         backend.pre_tokenizer = pre_tokenizers.Whitespace()
         tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-        config = BertConfig(vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
-                            intermediate_size=32, max_position_embeddings=32)  # fmt: skip
+        config = BertConfig(
+            vocab_size=len(words),
+            hidden_size=16,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=32,
+            max_position_embeddings=32,
+        )
         return cls(BertModel(config), tokenizer, TextSpec(embed_dim=16, max_tokens=MAX_TOKENS))

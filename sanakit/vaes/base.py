@@ -143,8 +143,10 @@ def load_diffusers_model(folder: Path) -> tuple[nn.Module, LatentSpec, LatentSta
     config = read_config(folder)
     name = str(config.get("_class_name", ""))
     if name not in ALLOWED_CLASSES:
-        raise SanakitError("SK0106", f"{folder} is a {name or 'folder without _class_name'}, expected one of "
-                           f"{', '.join(ALLOWED_CLASSES)}")  # fmt: skip
+        raise SanakitError(
+            "SK0106",
+            f"{folder} is a {name or 'folder without _class_name'}, expected one of {', '.join(ALLOWED_CLASSES)}",
+        )
     try:
         model, report = getattr(diffusers, name).from_pretrained(
             folder, output_loading_info=True, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False

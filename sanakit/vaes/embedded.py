@@ -35,15 +35,6 @@ class DCF16C16(EmbeddedVAE):
         return cls(*_tiny_dc(levels=5, latent_channels=16))
 
 
-@VAES.register("dc-f32c64", title="deep-compression autoencoder, f32c64", licence="CC BY-SA 4.0", embedded=True)
-class DCF32C64(EmbeddedVAE):
-    card_path = ASSETS / "dc-f32c64" / "card.json"
-
-    @classmethod
-    def tiny(cls) -> Self:
-        return cls(*_tiny_dc(levels=6, latent_channels=64))
-
-
 @VAES.register("kl-f8c4", title="AutoencoderKL as in Stable Diffusion, f8c4", licence="CC BY-SA 4.0", embedded=True)
 class KLF8C4(EmbeddedVAE):
     card_path = ASSETS / "kl-f8c4" / "card.json"

@@ -69,8 +69,12 @@ class PCAVAE(VAE):
 
     def save(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        config = {"_class_name": "PCAPatchAutoencoder", "ratio": self.spec.spatial_compression_ratio,
-                  "latents_mean": self.stats.mean, "latents_std": self.stats.std}  # fmt: skip
+        config = {
+            "_class_name": "PCAPatchAutoencoder",
+            "ratio": self.spec.spatial_compression_ratio,
+            "latents_mean": self.stats.mean,
+            "latents_std": self.stats.std,
+        }
         (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
         save_file({k: v.contiguous() for k, v in self.model.state_dict().items()}, folder / "model.safetensors")
 
