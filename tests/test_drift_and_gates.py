@@ -89,3 +89,19 @@ def test_scale_hint_gives_the_factor():
 
 def test_every_gate_belongs_to_a_stage():
     assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full"}
+
+
+def smoke_evidence(ratio, arrives):
+    ones = np.ones(64)
+    return {"start_losses": 2 * ones, "end_losses": ones, "conditional_gain": 0.1 * ones, "one_step": ratio * ones,
+            "base_one_step": ones, "forecast_arrives": arrives}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("ratio", "arrives", "verdict"),
+    [(1.2, False, Verdict.PASS), (3.0, True, Verdict.PASS), (3.0, False, Verdict.INCONCLUSIVE)],
+)
+def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, verdict):
+    results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives))}
+    assert results["smoke/within-reach"].verdict == verdict
+    assert results["smoke/progress"].verdict == Verdict.PASS

@@ -137,3 +137,9 @@ def test_forecast_of_an_exact_power_law():
     noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
     result = forecast(steps, noisy, np.full(64, target / 1.02))
     assert result.low <= result.steps <= result.high and not result.reached
+
+
+def test_a_forecast_far_beyond_the_race_is_not_made():
+    steps = [0, 12, 25, 50, 100]
+    flat = np.array([2 * (s + 1) ** -0.01 for s in steps])
+    assert steps_to_reach(steps, flat, 1.0) == np.inf

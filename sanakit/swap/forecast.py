@@ -12,12 +12,12 @@ import numpy as np
 
 TOLERANCE = 1.02  # quality within 2% of the base's one-step error counts as reached
 RESAMPLES = 200
-HORIZON = 1e7
+HORIZON = 20  # budgets: a law fitted to a short race says nothing of steps further out
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """Steps to the base's quality; infinite when the curve does not get there within HORIZON."""
+    """Steps to the base's quality; infinite when the curve does not get there within HORIZON budgets."""
 
     steps: float
     low: float
@@ -61,4 +61,4 @@ def steps_to_reach(steps: list[int], curve: np.ndarray, base: float) -> float:
     if slope >= 0:
         return float("inf")
     exponent = (np.log(target) - intercept) / slope
-    return float(np.exp(exponent) - 1) if exponent < np.log(HORIZON) else float("inf")
+    return float(np.exp(exponent) - 1) if exponent < np.log(HORIZON * steps[-1]) else float("inf")

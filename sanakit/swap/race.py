@@ -109,7 +109,8 @@ def run_arm(
 
 
 def recommend(arms: list[Arm]) -> Arm:
-    """Fewest forecast steps; among arms that never arrive, the lowest one-step error. Ties go to the cheaper arm."""
+    """Fewest forecast steps; when no arm is forecast to arrive, the lowest measured one-step error. Ties go to the
+    cheaper arm."""
     arrived = [a for a in arms if a.forecast and np.isfinite(a.forecast.steps)]
     if arrived:
         return min(arrived, key=lambda a: (a.forecast.steps, a.trained_parameters))  # type: ignore[union-attr]
