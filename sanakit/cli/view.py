@@ -84,8 +84,10 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
 
 def _steps(row: dict[str, Any]) -> str:
     def number(key: str) -> str:
-        return f"{row[key]:,.0f}" if row.get(key) is not None else "never"
+        return f"{row[key]:,.0f}" if row.get(key) is not None else "not in sight"
 
+    if row.get("predicted_steps_low") is None:
+        return number("predicted_steps")
     return f"{number('predicted_steps')} ({number('predicted_steps_low')} to {number('predicted_steps_high')})"
 
 
