@@ -3,13 +3,15 @@
 import json
 import math
 import os
+import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
 from sanakit.errors import SanakitError
-from sanakit.reporting import charts, write_report
+from sanakit.reporting import charts, report, write_report
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -85,6 +87,7 @@ def fill(run_dir):
         }
         for s in (0, 5, 10)
     ]
+    rows += [row | {"split": "train", "by_sigma": None, "loss": row["loss"] * 0.9} for row in rows]
     (run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     reading = {
         "stage": "full",
@@ -121,7 +124,16 @@ def test_everything_is_shown_and_markup_is_harmless(run_dir):
     html = write_report(run_dir, run_dir / "out" / "r.html").read_text()
     assert "<script" not in html and "&lt;script&gt;" in html
     assert "default-src 'none'" in html and "http" not in html.replace("http-equiv", "").replace("xmlns", "")
-    for text in ("Component baseline", "Plan", "Drift over steps", "alarm", "inside", "git.commit", "not in sight"):
+    for text in (
+        "Component baseline",
+        "Plan",
+        "Drift over steps",
+        "alarm",
+        "inside",
+        "git.commit",
+        "not in sight",
+        "Thin lines",
+    ):
         assert text in html
     assert "outside the folder" not in html
 
@@ -133,14 +145,129 @@ def test_a_folder_with_a_verdict_alone_is_enough_and_without_one_is_refused(run_
         write_report(run_dir, run_dir / "r.html")
 
 
-def test_scale_hits_its_ends_and_charts_skip_what_is_no_number():
-    place = charts.scale(2, 6, 100, 300)
-    assert (place(2), place(6), place(4)) == (100, 300, 200)
-    assert charts.scale(1, 1, 0, 10)(1) == 5
-    chart = charts.line_chart([("a", [(0, 1), (1, math.nan), (2, 3)])], title="t", x_label="x", y_label="y")
-    assert chart.count("<circle") == 2 and "nan" not in chart
-    assert charts.line_chart([("a", [(0, math.nan)])], title="t", x_label="x", y_label="y") == ""
-    assert "inf" not in charts.bar_chart([("a", [1.0, math.inf])], title="t", y_label="y")
+def test_null_and_left_out_keys_are_fine(run_dir):
+    """Only what the contract calls required is there; everything that may be null is."""
+    gate = {"gate": "g", "code": "SK0204", "verdict": "fail", "value": None, "ci_low": None, "ci_high": math.nan}
+    validation = {
+        "base": "b",
+        "candidate": "c",
+        "kind": "text_encoder",
+        "verdict": "fail",
+        "next": "",
+        "strategy": None,
+    }
+    stages = {"component": {"verdict": "fail", "gates": [gate], "seconds": None}}
+    (run_dir / "validation.json").write_text(json.dumps(validation | {"stages": stages}))
+    (run_dir / "component.json").write_text(json.dumps({"rows": [{"metric": "m", "base": None, "candidate": 1}]}))
+    (run_dir / "plan.json").write_text(json.dumps({"groups": [{"group": "caption", "action": "keep"}], "notes": None}))
+    (run_dir / "metrics.jsonl").write_text(
+        '{"stage": "smoke", "strategy": "s", "step": 0, "split": "held_out", "loss": null}\n{"sta'
+    )
+    html = write_report(run_dir, run_dir / "r.html").read_text()
+    assert "1 of 1 gates failed: g (SK0204)." in html and "Component baseline" in html and "Strategies" not in html
+    nothing_yet = validation | {"stages": {}, "strategy": {"recommended": None, "candidates": None}}
+    (run_dir / "validation.json").write_text(json.dumps(nothing_yet))
+    assert "No gate has been measured." in write_report(run_dir, run_dir / "r.html").read_text()
+
+
+def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text('{"a": "line\u2028separator"}\n{"a"', encoding="utf-8")
+    assert report._lines(path) == [{"a": "line\u2028separator"}]
+    path.write_text('{"a"\n{"a": 1}\n')
+    with pytest.raises(json.JSONDecodeError):
+        report._lines(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["../outside.png", "/etc/passwd", "link.png", "config.yaml", "figures", "gone.png", "a\0.png", ""]
+)
+def test_only_pictures_inside_the_folder_are_embedded(run_dir, name):
+    fill(run_dir)
+    (run_dir / "link.png").symlink_to(run_dir.parent / "outside.png")
+    assert report._embed(run_dir, name) is None
+    assert report._embed(run_dir, "figures/a.png") == "data:image/png;base64,iVBORw=="
+
+
+def test_the_worst_channel_of_each_step_is_one_line_and_places_read_together_are_several():
+    base = report.READING | {"name": "n", "stage": "full"}
+    worst = [base | {"step": s, "where": f"channel {s}", "value": 1.0} for s in (1, 2, 3)]
+    (chart,) = report._drift_charts(worst)
+    assert chart["svg"].count("<polyline") == 1 and chart["svg"].count("ring") == 0
+    both = [base | {"step": s, "where": w, "value": 1.0, "alarm": s == 2} for s in (1, 2) for w in ("low", "high")]
+    (chart,) = report._drift_charts(both)
+    assert chart["svg"].count("<polyline") == 2 and chart["svg"].count("ring") == 2
+
+
+def test_last_step_of_each_strategy_and_one_colour_everywhere():
+    rows = [
+        {"stage": "smoke", "strategy": n, "split": "held_out", "step": s, "loss": 1.0, "by_sigma": {"0.5": s}}
+        for n in ("a", "b")
+        for s in (9, 3)
+    ]
+    (chart,) = report._by_sigma("smoke", rows, {"b": 4, "a": 2})
+    assert chart["rows"] == [["a", 9, 0.5, 9], ["b", 9, 0.5, 9]]
+    assert "line s2" in chart["svg"] and "line s4" in chart["svg"] and "line s0" not in chart["svg"]
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_scale_hits_its_ends(log):
+    place = charts.scale(2, 8, 100, 300, log=log)
+    assert (place(2), place(8), place(4 if log else 5)) == pytest.approx((100, 300, 200))
+    assert charts.scale(1, 1, 0, 10, log=log)(1) == 5
+
+
+@pytest.mark.parametrize("log", [False, True])
+def test_extreme_points_lie_on_the_edges_of_the_plot(log):
+    chart = charts.line_chart([("a", [(4, 3), (0, 1), (2, 9)])], title="t", x_label="x", y_label="y", log_y=log)
+    dots = [tuple(map(float, m)) for m in re.findall(r'class="dot s0" cx="([\d.]+)" cy="([\d.]+)"', chart)]
+    assert [x for x, _ in dots][::2] == [charts.LEFT, charts.WIDTH - charts.RIGHT]  # sorted by x
+    assert [y for _, y in dots][:2] == [charts.HEIGHT - charts.BOTTOM, charts.TOP]
+
+
+def test_bars_reach_from_zero_to_the_extremes():
+    chart = charts.bar_chart([("a", [-1.0, 3.0])], title="t", y_label="y")
+    bars = [tuple(map(float, m)) for m in re.findall(r'y="([\d.]+)" width="[\d.]+" height="([\d.]+)"', chart)]
+    assert bars[1][0] == charts.TOP and sum(bars[0]) == charts.HEIGHT - charts.BOTTOM
+    assert bars[1][0] + bars[1][1] == pytest.approx(bars[0][0], abs=0.1)  # both touch zero
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, None])
+def test_charts_skip_what_is_no_number(bad):
+    chart = charts.line_chart(
+        [("a", [(0, 1), (1, bad), (2, 3)])], title="t", x_label="x", y_label="y", marks=[(1, bad)]
+    )
+    assert chart.count("<circle") == 2 and "nan" not in chart and "inf" not in chart
+    assert charts.line_chart([("a", [(0, bad)])], title="t", x_label="x", y_label="y") == ""
+    bars = charts.bar_chart([("a", [1.0, bad])], title="t", y_label="y")
+    assert bars.count("<rect") == 1 and "nan" not in bars and "inf" not in bars
+    assert charts.margin_bar(bad, bad, bad, 1.0) == "" and charts.margin_bar(1.0, bad, bad, 2.0)
+    assert charts.forecast_bar(bad, bad, bad, 1.0) == "" and "span" in charts.forecast_bar(bad, 1.0, bad, 2.0)
+
+
+@pytest.mark.parametrize("low, high", [(0, 1), (-3.2, 17), (1e-9, 3e-9), (0, 0), (999, 12345)])
+def test_ticks_are_few_round_and_inside(low, high):
+    found = charts.ticks(low, high)
+    assert 1 <= len(found) <= 6 and all(low <= t <= high * (1 + 1e-9) for t in found)
+
+
+@pytest.mark.parametrize("low, high", [(0.3, 9), (1e-6, 1e6), (0.01, 1)])
+def test_log_ticks_are_few_and_inside(low, high):
+    found = charts.log_ticks(low, high)
+    assert 2 <= len(found) <= 12 and all(low <= t <= high for t in found)
+
+
+def test_chart_text_is_escaped():
+    series = [(EVIL, [(0, 1), (1, 2)])]
+    drawn = charts.line_chart(series, title=EVIL, x_label=EVIL, y_label=EVIL) + charts.legend([EVIL])
+    assert "<script" not in drawn and 'aria-label="&lt;script&gt;' in drawn
+
+
+def test_importing_it_loads_nothing_heavy():
+    heavy = ["torch", "diffusers", "transformers", "pandas", "numpy"]
+    program = f"import sys, sanakit.reporting; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_no_horizontal_scroll_at_390_px(run_dir):

@@ -77,8 +77,8 @@ def alignment(evidence: Evidence) -> GateResult | None:
 
 @GATES.register("smoke/within-reach", title="one-step quality comes near the base's", embedded=True)
 def within_reach(evidence: Evidence) -> GateResult:
-    """Decoded one-step error over the base's, paired: near after the budget, or forecast to arrive. A short race can
-    show that the base is within reach; it cannot show that it is not, so the rest is inconclusive."""
+    """Decoded one-step error over the base's, paired: near after the budget. A short race can show that the base is
+    within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass."""
     value, ci = _ratio(evidence)
     result = gate_result(
         gate="smoke/within-reach",
@@ -90,9 +90,10 @@ def within_reach(evidence: Evidence) -> GateResult:
         at_least=False,
         hint="raise --budget-steps, or train: sanakit validate --stage full",
     )
-    if evidence["forecast_arrives"]:
-        return replace(result, verdict=Verdict.PASS, hint="")
-    return replace(result, verdict=Verdict.INCONCLUSIVE) if result.verdict == Verdict.FAIL else result
+    if result.verdict != Verdict.FAIL:
+        return result
+    hint = f"forecast to arrive; {result.hint}" if evidence["forecast_arrives"] else result.hint
+    return replace(result, verdict=Verdict.INCONCLUSIVE, hint=hint)
 
 
 @GATES.register("full/quality", title="one-step quality is the base's, within a quarter", embedded=True)

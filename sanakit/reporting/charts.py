@@ -1,120 +1,186 @@
-"""Inline SVG charts of a few kilobytes: colours by CSS class, so light, dark and print need no second drawing."""
+"""Inline SVG charts of a few kilobytes. Colours come from CSS classes, so light, dark and print share one drawing.
+
+The plot area spans the data exactly (no padding): an extreme point lies on its edge, which the tests rely on.
+Values that are None or not finite are left out; a chart with nothing left is an empty string.
+"""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeGuard
 
-from markupsafe import Markup, escape
+from markupsafe import Markup
 
-WIDTH, HEIGHT = 640, 260
-LEFT, RIGHT, TOP, BOTTOM = 56, 130, 12, 34
+WIDTH, HEIGHT = 560, 280
+LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
+COLOURS = 8  # classes s0 to s7 of the template
+LOG_FROM = 20.0  # max / min of a positive axis from which it becomes logarithmic
 
-Series = tuple[str, Sequence[tuple[float, float]]]
+Scale = Callable[[float], float]
+Points = Sequence[tuple[float, float]]
+Series = tuple[str, Points]
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
-    """Lines with a legend at their right; points that are not finite are left out. Empty when nothing is left."""
-    lines = [(name, [(x, y) for x, y in points if math.isfinite(x) and math.isfinite(y)]) for name, points in series]
-    lines = [(name, points) for name, points in lines if points]
+def line_chart(
+    series: Sequence[Series],
+    *,
+    title: str,
+    x_label: str,
+    y_label: str,
+    faint: Sequence[Series] = (),
+    marks: Points = (),
+    colours: Mapping[str, int] | None = None,
+    log_y: bool | None = None,
+) -> Markup:
+    """Lines with dots. `faint` lies thin behind them in the colour of its name, `marks` are ringed (alarms).
+
+    `colours` keeps a name's colour the same over several charts; `log_y=None` decides by the range.
+    """
+    lines, behind = _finite_series(series), _finite_series(faint)
     if not lines:
         return Markup("")
-    xs, ys = ([p[axis] for _, points in lines for p in points] for axis in (0, 1))
-    x_of, y_of = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT), scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
-    body = [_axes(x_of, y_of, (min(xs), max(xs)), (min(ys), max(ys)), x_label, y_label)]
-    for index, (name, points) in enumerate(lines):
-        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in sorted(points))
-        body.append(Markup('<polyline class="line s{}" points="{}"/>').format(index % 6, path))
-        body += [
-            Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.5"/>').format(index % 6, x_of(x), y_of(y))
-            for x, y in points
-        ]
-        y = TOP + 14 + 18 * index
-        body.append(
-            Markup(
-                '<line class="line s{0}" x1="{1}" x2="{2}" y1="{3}" y2="{3}"/><text x="{4}" y="{5}">{6}</text>'
-            ).format(index % 6, WIDTH - RIGHT + 12, WIDTH - RIGHT + 30, y - 4, WIDTH - RIGHT + 36, y, name)
-        )
-    return _svg(body, title)
+    colours = colours or {name: index for index, (name, _) in enumerate(series)}
+    xs, ys = ([p[axis] for _, points in (*lines, *behind) for p in points] for axis in (0, 1))
+    if log_y is None:
+        log_y = min(ys) > 0 and max(ys) / min(ys) >= LOG_FROM
+    x_of = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    y_of = scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log=log_y)
+    y_ticks = log_ticks(min(ys), max(ys)) if log_y else ticks(min(ys), max(ys))
+    body = [_axes(x_of, y_of, ticks(min(xs), max(xs)), y_ticks, x_label, y_label + (" (log)" if log_y else ""))]
+    for kind, group in (("faint", behind), ("line", lines)):
+        for name, points in group:
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+            body.append(Markup('<polyline class="{} s{}" points="{}"/>').format(kind, colours[name] % COLOURS, path))
+    for name, points in lines:
+        dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.8"/>')
+        body += [dot.format(colours[name] % COLOURS, x_of(x), y_of(y)) for x, y in points]
+    ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="7"/>')
+    body += [ring.format(x_of(x), y_of(y)) for x, y in marks if is_number(x) and is_number(y)]
+    return _svg(body, f"{title}: {', '.join(name for name, _ in lines)}")
 
 
-def bar_chart(series: Sequence[tuple[str, Sequence[float]]], *, title: str, y_label: str) -> Markup:
+def bar_chart(
+    series: Sequence[tuple[str, Sequence[float | None]]], *, title: str, y_label: str, x_label: str = "channel"
+) -> Markup:
     """Grouped bars, one group an index (a channel); values that are not finite leave a gap."""
-    values = [v for _, row in series for v in row if math.isfinite(v)]
+    values = [v for _, row in series for v in row if is_number(v)]
     if not values:
         return Markup("")
     low, high, count = min(0.0, *values), max(0.0, *values), max(len(row) for _, row in series)
-    x_of, y_of = scale(0, count, LEFT, WIDTH - RIGHT), scale(low, high, HEIGHT - BOTTOM, TOP)
-    body = [_axes(x_of, y_of, (0, count), (low, high), "channel", y_label)]
-    group = (x_of(1) - x_of(0)) * 0.84
-    for index, (name, row) in enumerate(series):
-        for i, value in enumerate(row):
-            if math.isfinite(value):
+    slot = (WIDTH - RIGHT - LEFT) / count
+    width = slot * 0.8 / len(series)
+    y_of = scale(low, high, HEIGHT - BOTTOM, TOP)
+    x_of: Scale = lambda index: LEFT + (index + 0.5) * slot
+    channels = [t for t in ticks(0, count - 1) if t == int(t)]
+    body = [_axes(x_of, y_of, channels, ticks(low, high), x_label, y_label)]
+    bar = Markup('<rect class="bar s{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"/>')
+    for index, (_, row) in enumerate(series):
+        for channel, value in enumerate(row):
+            if is_number(value):
                 top, bottom = sorted((y_of(value), y_of(0)))
-                body.append(
-                    Markup('<rect class="bar s{}" x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}"/>').format(
-                        index, x_of(i) + index * group / len(series), top, group / len(series), max(bottom - top, 0.5)
-                    )
-                )
-        body.append(
-            Markup('<rect class="bar s{}" x="{}" y="{}" width="12" height="12"/><text x="{}" y="{}">{}</text>').format(
-                index, WIDTH - RIGHT + 14, TOP + 4 + 18 * index, WIDTH - RIGHT + 36, TOP + 14 + 18 * index, name
-            )
-        )
-    return _svg(body, title)
+                left = x_of(channel) + (index - len(series) / 2) * width
+                body.append(bar.format(index % COLOURS, left, top, width, max(bottom - top, 0.5)))
+    body.append(
+        Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(LEFT, WIDTH - RIGHT, y_of(0))
+    )
+    return _svg(body, f"{title}: {', '.join(name for name, _ in series)}")
 
 
-def margin_bar(value: float, low: float | None, high: float | None, threshold: float) -> Markup:
+def margin_bar(value: float | None, low: float | None, high: float | None, threshold: float | None) -> Markup:
     """A gate at a glance: interval, value and threshold on one axis."""
-    points = [v for v in (value, low, high, threshold) if v is not None and math.isfinite(v)]
+    points = [v for v in (value, low, high, threshold) if is_number(v)]
     if len(points) < 2:
         return Markup("")
     pad = 0.12 * (max(points) - min(points)) or 1.0
-    x_of = scale(min(points) - pad, max(points) + pad, 0, 120)
-    parts = [Markup('<line class="axis" x1="0" x2="120" y1="9" y2="9"/>')]
-    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
-        parts.append(Markup('<line class="span" x1="{:.1f}" x2="{:.1f}" y1="9" y2="9"/>').format(x_of(low), x_of(high)))
-    if math.isfinite(threshold):
-        parts.append(
-            Markup('<line class="threshold" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="17"/>').format(x_of(threshold))
-        )
-    if math.isfinite(value):
-        parts.append(Markup('<circle class="dot s0" cx="{:.1f}" cy="9" r="4"/>').format(x_of(value)))
-    return Markup('<svg class="margin" viewBox="0 0 120 18" aria-hidden="true">{}</svg>').format(Markup("").join(parts))
+    return _strip(min(points) - pad, max(points) + pad, value, low, high, threshold)
 
 
-def scale(low: float, high: float, start: float, end: float):
-    """Linear map of [low, high] on [start, end]; a single value lands in the middle."""
+def forecast_bar(value: float | None, low: float | None, high: float | None, limit: float) -> Markup:
+    """Steps with their interval on an axis from 0 to `limit` that all strategies share; an open interval runs on."""
+    if not is_number(value) and not is_number(low):
+        return Markup("")
+    return _strip(0, limit, value, low, high if is_number(high) else limit if is_number(low) else None, None)
+
+
+def legend(names: Sequence[str], colours: Mapping[str, int] | None = None, *, bars: bool = False) -> Markup:
+    """A list that wraps under its chart: text inside an SVG cannot, and would shrink on a phone."""
+    line = '<line class="line s{0}" x1="0" x2="24" y1="5" y2="5"/><circle class="dot s{0}" cx="12" cy="5" r="3.5"/>'
+    drawing = '<rect class="bar s{0}" x="7" y="0" width="10" height="10"/>' if bars else line
+    item = Markup('<li><svg class="swatch" viewBox="0 0 24 10" aria-hidden="true">' + drawing + "</svg>{1}</li>")
+    colours = colours or {name: index for index, name in enumerate(names)}
+    items = Markup("").join(item.format(colours[name] % COLOURS, name) for name in names)
+    return Markup('<ul class="legend">{}</ul>').format(items)
+
+
+def scale(low: float, high: float, start: float, end: float, *, log: bool = False) -> Scale:
+    """Map [low, high] on [start, end], linearly or in the logarithm; a single value lands in the middle."""
     if high == low:
         return lambda value: (start + end) / 2
+    if log:
+        linear = scale(math.log(low), math.log(high), start, end)
+        return lambda value: linear(math.log(value))
     return lambda value: start + (value - low) / (high - low) * (end - start)
 
 
-def _axes(x_of, y_of, x_range, y_range, x_label: str, y_label: str) -> Markup:
-    parts = []
-    for fraction in (0, 0.25, 0.5, 0.75, 1):
-        y_value = y_range[0] + fraction * (y_range[1] - y_range[0])
-        x_value = x_range[0] + fraction * (x_range[1] - x_range[0])
-        parts.append(
-            Markup(
-                '<line class="grid" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.3g}</text>'
-            ).format(LEFT, WIDTH - RIGHT, y_of(y_value), LEFT - 6, y_of(y_value) + 4, y_value)
-        )
-        parts.append(
-            Markup('<text class="middle" x="{:.1f}" y="{}">{:.4g}</text>').format(
-                x_of(x_value), HEIGHT - BOTTOM + 16, x_value
-            )
-        )
-    parts.append(
-        Markup('<text class="middle" x="{}" y="{}">{}</text>').format((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 3, x_label)
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round numbers (1, 2 or 5 times a power of ten) inside [low, high]."""
+    if not high > low:
+        return [low]
+    raw = (high - low) / count
+    power = 10.0 ** math.floor(math.log10(raw))
+    step = power * next((m for m in (1, 2, 5) if m * power >= raw), 10)
+    digits = max(0, -math.floor(math.log10(step)))
+    return [round(i * step, digits) for i in range(math.ceil(low / step), math.floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float) -> list[float]:
+    """1, 2 and 5 times the powers of ten inside [low, high], powers alone when those are many."""
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    factors = (1, 2, 5) if len(decades) <= 4 else (1,)
+    every = math.ceil(len(decades) / 8)
+    return [v for d in decades if d % every == 0 for m in factors if low <= (v := float(f"{m}e{d}")) <= high]
+
+
+def is_number(value: Any) -> TypeGuard[float]:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _finite_series(series: Sequence[Series]) -> list[Series]:
+    kept = [(name, sorted((x, y) for x, y in points if is_number(x) and is_number(y))) for name, points in series]
+    return [(name, points) for name, points in kept if points]
+
+
+def _strip(
+    start: float, end: float, value: float | None, low: float | None, high: float | None, threshold: float | None
+) -> Markup:
+    x_of = scale(start, end, 5, 115)
+    parts = [Markup('<line class="axis" x1="0" x2="120" y1="9" y2="9"/>')]
+    if is_number(low) and is_number(high):
+        parts.append(Markup('<line class="span" x1="{:.1f}" x2="{:.1f}" y1="9" y2="9"/>').format(x_of(low), x_of(high)))
+    if is_number(threshold):
+        parts.append(Markup('<line class="limit" x1="{0:.1f}" x2="{0:.1f}" y1="1" y2="17"/>').format(x_of(threshold)))
+    if is_number(value):
+        parts.append(Markup('<circle class="value" cx="{:.1f}" cy="9" r="4"/>').format(x_of(value)))
+    return Markup('<svg class="margin" viewBox="0 0 120 18" aria-hidden="true">{}</svg>').format(Markup("").join(parts))
+
+
+def _axes(
+    x_of: Scale, y_of: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
+) -> Markup:
+    horizontal = Markup(
+        '<line class="rule" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.4g}</text>'
     )
+    parts = [horizontal.format(LEFT, WIDTH - RIGHT, y_of(t), LEFT - 8, y_of(t) + 4, t) for t in y_ticks]
+    vertical = Markup('<text class="middle" x="{:.1f}" y="{}">{:.6g}</text>')
+    parts += [vertical.format(x_of(t), HEIGHT - BOTTOM + 19, t) for t in x_ticks]
+    parts.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(WIDTH - RIGHT, HEIGHT - 6, x_label))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(
-        Markup('<text class="middle" transform="translate(11 {}) rotate(-90)">{}</text>').format(
-            (TOP + HEIGHT - BOTTOM) / 2, y_label
-        )
+        Markup('<text class="middle" transform="translate(13 {}) rotate(-90)">{}</text>').format(middle, y_label)
     )
     return Markup("").join(parts)
 
 
-def _svg(body: Sequence[Markup], title: str) -> Markup:
+def _svg(body: Sequence[Markup], label: str) -> Markup:
     return Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
-        WIDTH, HEIGHT, escape(title), Markup("").join(body)
+        WIDTH, HEIGHT, label, Markup("").join(body)
     )

@@ -2,15 +2,37 @@
 
 import base64
 import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sanakit.errors import SanakitError
-from sanakit.reporting.charts import bar_chart, line_chart, margin_bar
+from sanakit.reporting.charts import Series, bar_chart, forecast_bar, is_number, legend, line_chart, margin_bar
+
+Row = dict[str, Any]
 
 LEDGER_SHOWN = 50
+PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
+STAGES = ("component", "smoke", "full")
+MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
+IMAGES = {".png": "image/png", ".webp": "image/webp"}
+
+# What a row says when a key is left out; the template itself is strict.
+GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {"code": "", "metric": "", "hint": ""}
+FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
+OUTCOME = ("initial_loss", "held_out_loss", "one_step_error", "learning_rate", "trained_parameters")
+CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME)) | {"title": ""}
+GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""}
+MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
+READING = dict.fromkeys(("value", "ci_low", "ci_high", "p_value", "threshold")) | {
+    "stage": "full",
+    "title": "",
+    "where": "",
+    "step": 0,
+    "alarm": False,
+}
 
 
 def write_report(run_dir: Path, out: Path) -> Path:
@@ -24,7 +46,7 @@ def write_report(run_dir: Path, out: Path) -> Path:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["number"] = number
+    environment.filters |= {"number": number, "duration": duration}
     html = environment.get_template("template.html.j2").render(collect(run_dir))
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
@@ -38,139 +60,219 @@ def number(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float | int) and not isinstance(value, bool):
-        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+        return f"{value:,.0f}" if is_number(value) and abs(value) >= 1000 else f"{value:.4g}"
     return str(value)
 
 
-def collect(run_dir: Path) -> dict[str, Any]:
+def duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def collect(run_dir: Path) -> Row:
     """Everything that the template shows."""
-    validation = _json(run_dir / "validation.json", {})
-    component = _json(run_dir / "component.json", {"rows": [], "channels": {}})
-    metrics, readings = _lines(run_dir / "metrics.jsonl"), _lines(run_dir / "readings.jsonl")
-    figures = [f | {"data": data} for f in _json(run_dir / "figures.json", []) if (data := _embed(run_dir, f["file"]))]
-    gates = [
-        gate | {"stage": stage, "bar": margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])}
-        for stage, result in validation["stages"].items()
-        for gate in result["gates"]
-    ]
+    validation: Row = {"base": "", "candidate": "", "kind": "vae", "verdict": "inconclusive", "next": ""}
+    validation |= _json(run_dir / "validation.json", {})
+    stages = [_stage(name, result) for name, result in (validation.get("stages") or {}).items()]
+    component = _json(run_dir / "component.json", {})
+    strategy: Row = validation.get("strategy") or {}
+    candidates = [CANDIDATE | c for c in strategy.get("candidates") or []]
+    readings = [READING | r for r in _lines(run_dir / "readings.jsonl")]
+    metrics = _lines(run_dir / "metrics.jsonl")
+    # one colour a strategy in all charts
+    names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
+    colours = {name: index for index, name in enumerate(names)}
+    plan = _json(run_dir / "plan.json", None)
+    ledger = _lines(run_dir / "ledger.jsonl")
     return {
-        "run": run_dir.name,
+        "run": run_dir.resolve().name,
         "validation": validation,
-        "why": _why(gates),
-        "gates": gates,
-        "component": component,
-        "channel_charts": _channel_charts(component.get("channels") or {}),
-        "component_readings": [r for r in readings if r["stage"] == "component"],
-        "plan": _json(run_dir / "plan.json", None),
-        "figures": figures,
-        "curves": _curves(metrics),
-        "sigma_charts": _sigma_chart(metrics),
+        "why": _why(validation["verdict"], stages),
+        "stages": stages,
+        "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
+        "component": [_compared(MEASURED | row) for row in component.get("rows") or []],
+        "channel_charts": _channel_charts(component.get("channels") or {}, validation["kind"]),
+        **_component_readings([r for r in readings if r["stage"] == "component"]),
+        "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
+        "figures": _figures(run_dir),
+        "recommended": strategy.get("recommended"),
+        "candidates": _forecasts(candidates),
+        "curves": [
+            c for stage in STAGES for c in _curves(stage, metrics, colours) + _by_sigma(stage, metrics, colours)
+        ],
         "drift_charts": _drift_charts([r for r in readings if r["stage"] != "component"]),
-        "alarms": [r for r in readings if r.get("alarm")],
-        "ledger": (ledger := _lines(run_dir / "ledger.jsonl"))[:LEDGER_SHOWN],
+        "alarms": [r for r in readings if r["alarm"] and r["stage"] != "component"],
+        "ledger": ledger[:LEDGER_SHOWN],
         "ledger_count": len(ledger),
         "provenance": list(_flatten(_json(run_dir / "provenance.json", {}))),
         "config": _text(run_dir / "config.yaml"),
     }
 
 
-def _why(gates: list[dict[str, Any]]) -> str:
-    for verdict, text in (("fail", "failed"), ("inconclusive", "could not be decided")):
-        names = [f"{g['gate']} ({g['code']})" for g in gates if g["verdict"] == verdict]
+def _stage(name: str, result: Row) -> Row:
+    gates = [GATE | gate for gate in result.get("gates") or []]
+    for gate in gates:
+        gate["bar"] = margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])
+    return {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
+
+
+def _why(verdict: str, stages: Sequence[Row]) -> str:
+    """One sentence: what failed, else what could not be decided, else that all is well."""
+    gates = [gate for stage in stages for gate in stage["gates"]]
+    for kind, text in (("fail", "failed"), ("inconclusive", "could not be decided")):
+        names = [f"{g['gate']} ({g['code']})" if g["code"] else g["gate"] for g in gates if g["verdict"] == kind]
         if names:
             return f"{len(names)} of {len(gates)} gates {text}: {', '.join(names)}."
-    return f"All {len(gates)} gates passed."
+    if not gates:
+        return "No gate has been measured."
+    return (
+        f"Every gate passed: {len(gates)} of {len(gates)}."
+        if verdict == "pass"
+        else (f"Every measured gate passed ({len(gates)}), but the verdict needs more than these.")
+    )
 
 
-def _channel_charts(channels: dict[str, Any]) -> list[Any]:
-    charts = []
-    for moment, title in (
-        ("mean", "mean"),
-        ("std", "standard deviation"),
-        ("skewness", "skewness"),
-        ("kurtosis", "excess kurtosis"),
-    ):
-        series = [(side, channels[side][moment]) for side in ("base", "candidate") if moment in channels.get(side, {})]
-        if series:
-            charts.append(
-                {
-                    "title": f"Latent {title} per channel",
-                    "svg": bar_chart(series, title=f"latent {title} per channel", y_label=title),
-                    "columns": [name for name, _ in series],
-                    "rows": _table(series),
-                }
-            )
+def _compared(row: Row) -> Row:
+    """Adds the relative change, and whether that is better, worse or neither."""
+    base, candidate = row["base"], row["candidate"]
+    if not (is_number(base) and is_number(candidate)) or not base:
+        return row | {"change": None, "sense": ""}
+    up, change = candidate > base, (candidate - base) / abs(base)
+    sense = "" if candidate == base or not row["better"] else "better" if up == (row["better"] == "higher") else "worse"
+    text = "same" if not change else f"× {candidate / base:.3g}" if abs(change) >= 10 else f"{change:+.1%}"
+    return row | {"change": text, "sense": sense}
+
+
+def _chart(
+    title: str, svg: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, key: str = "", note: str = ""
+) -> list[Row]:
+    """A panel, or nothing when no value was left to draw."""
+    return [{"title": title, "svg": svg, "legend": key, "note": note, "columns": columns, "rows": rows}] if svg else []
+
+
+def _channel_charts(channels: Mapping[str, Any], kind: str) -> list[Row]:
+    noun = "Embedding" if kind == "text_encoder" else "Latent"
+    charts: list[Row] = []
+    for moment, name in MOMENTS.items():
+        series = [(side, moments[moment]) for side, moments in channels.items() if (moments or {}).get(moment)]
+        title, sides = f"{noun} {name} per channel", [side for side, _ in series]
+        count = max((len(values) for _, values in series), default=0)
+        rows = [[i, *(values[i] if i < len(values) else None for _, values in series)] for i in range(count)]
+        svg = bar_chart(series, title=title, y_label=name)
+        charts += _chart(title, svg, ["channel", *sides], rows, key=legend(sides, bars=True))
     return charts
 
 
-def _table(series: list[tuple[str, list[float]]]) -> list[list[Any]]:
-    count = max(len(values) for _, values in series)
-    return [[i, *(values[i] if i < len(values) else None for _, values in series)] for i in range(count)]
-
-
-def _curves(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    charts = []
-    for stage in ("smoke", "full"):
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in metrics:
-            if row["stage"] == stage and row["split"] == "held_out":
-                series.setdefault(row["strategy"], []).append((row["step"], row["loss"]))
-        if series:
-            title = f"Held-out velocity loss, stage {stage}"
-            charts.append(
-                {
-                    "title": title,
-                    "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="loss"),
-                    "rows": [[name, step, loss] for name, points in series.items() for step, loss in points],
-                }
-            )
-    return charts
-
-
-def _sigma_chart(metrics: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    last: dict[str, dict[str, Any]] = {}
-    for row in metrics:
-        if row["stage"] == "smoke" and row["split"] == "held_out":
-            last[row["strategy"]] = row
-    series = [
-        (name, [(float(s), v) for s, v in row["by_sigma"].items()]) for name, row in last.items() if row.get("by_sigma")
-    ]
-    if not series:
-        return []
-    title = "Held-out loss by sigma at the end of the budget"
-    return [
-        {
-            "title": title,
-            "svg": line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss"),
-            "rows": [[name, x, y] for name, points in series for x, y in points],
-        }
-    ]
-
-
-def _drift_charts(readings: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    by_name: dict[str, dict[str, list[tuple[float, float]]]] = {}
+def _component_readings(readings: Sequence[Row]) -> Row:
+    """Names read in many places (channels, layers) are charts, the others rows of one table."""
+    by_name: dict[str, list[Row]] = {}
     for row in readings:
-        label = row["where"] if row["name"] == "clean-estimate-spread" else row["name"]
-        by_name.setdefault(row["title"] or row["name"], {}).setdefault(label, []).append((row["step"], row["value"]))
+        by_name.setdefault(row["name"], []).append(row)
+    charts: list[Row] = []
+    table: list[Row] = []
+    for name, rows in by_name.items():
+        if len(rows) < PER_CHANNEL_FROM:
+            table += rows
+            continue
+        title = rows[0]["title"] or name
+        svg = bar_chart([(name, [r["value"] for r in rows])], title=title, y_label="value", x_label="place")
+        charts += _chart(title, svg, ["where", "value"], [[r["where"], r["value"]] for r in rows])
+    return {"component_readings": table, "reading_charts": charts}
+
+
+def _forecasts(candidates: list[Row]) -> list[Row]:
+    limit = max((c[n] for c in candidates for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
     return [
-        {
-            "title": title,
-            "svg": line_chart(list(series.items()), title=title, x_label="step", y_label="value"),
-            "rows": [[name, step, value] for name, points in series.items() for step, value in points],
-        }
-        for title, series in by_name.items()
+        c | {"bar": forecast_bar(c["predicted_steps"], c["predicted_steps_low"], c["predicted_steps_high"], limit)}
+        for c in candidates
     ]
+
+
+def _curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    split: dict[str, dict[str, list[tuple[float, float]]]] = {"held_out": {}, "train": {}}
+    for row in metrics:
+        if row["stage"] == stage and row["split"] in split:
+            split[row["split"]].setdefault(row["strategy"], []).append((row["step"], row["loss"]))
+    held_out, train = list(split["held_out"].items()), list(split["train"].items())
+    title = f"Held-out velocity loss, stage {stage}"
+    svg = line_chart(held_out, title=title, x_label="step", y_label="loss", faint=train, colours=colours)
+    rows = [
+        [name, kind, *point]
+        for kind, lines in (("held-out", held_out), ("train", train))
+        for name, points in lines
+        for point in points
+    ]
+    note = "Thin lines: training loss." if train else ""
+    return _chart(
+        title,
+        svg,
+        ["strategy", "split", "step", "loss"],
+        rows,
+        key=legend([n for n, _ in held_out], colours),
+        note=note,
+    )
+
+
+def _by_sigma(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    """Each strategy's last held-out loss, split by sigma."""
+    last: dict[str, Row] = {}
+    for row in metrics:
+        if row["stage"] == stage and row["split"] == "held_out" and row.get("by_sigma"):
+            last[row["strategy"]] = max(row, last.get(row["strategy"], row), key=lambda r: r["step"])
+    series = [(name, [(float(s), loss) for s, loss in row["by_sigma"].items()]) for name, row in last.items()]
+    title = f"Loss by sigma at the last step, stage {stage}"
+    svg = line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss", colours=colours)
+    rows = [[name, last[name]["step"], *point] for name, points in series for point in points]
+    return _chart(title, svg, ["strategy", "step", "sigma", "loss"], rows, key=legend(list(last), colours))
+
+
+def _drift_charts(readings: Sequence[Row]) -> list[Row]:
+    """One chart a statistic. It has a line a place where one step has several places; a place that only names each
+    step's worst channel is no line of its own."""
+    by_name: dict[str, list[Row]] = {}
+    for row in readings:
+        by_name.setdefault(row["name"], []).append(row)
+    charts: list[Row] = []
+    for name, rows in by_name.items():
+        several = len({(r["stage"], r["step"]) for r in rows}) < len(rows)
+        stages = len({r["stage"] for r in rows}) > 1
+        lines: dict[str, list[tuple[float, float]]] = {}
+        for row in rows:
+            label = (row["where"] or name) if several else name
+            lines.setdefault(f"{row['stage']}: {label}" if stages else label, []).append((row["step"], row["value"]))
+        series: list[Series] = list(lines.items())
+        title, marks = rows[0]["title"] or name, [(r["step"], r["value"]) for r in rows if r["alarm"]]
+        svg = line_chart(series, title=title, x_label="step", y_label="value", marks=marks)
+        table = [
+            [r["stage"], r["step"], r["where"], r["value"], r["p_value"], "alarm" if r["alarm"] else ""] for r in rows
+        ]
+        columns = ["stage", "step", "where", "value", "p", "alarm"]
+        charts += _chart(title, svg, columns, table, key=legend(list(lines)), note="Ringed: alarm." if marks else "")
+    return charts
+
+
+def _figures(run_dir: Path) -> list[Row]:
+    rows = [
+        {"section": "samples", "title": "", "caption": "", "file": ""} | f for f in _json(run_dir / "figures.json", [])
+    ]
+    return [row | {"data": data} for row in rows if (data := _embed(run_dir, row["file"]))]
 
 
 def _embed(run_dir: Path, name: str) -> str | None:
-    """A picture as a data URI; only files inside the run folder."""
-    path = (run_dir / name).resolve()
-    if not path.is_relative_to(run_dir.resolve()) or path.suffix not in (".png", ".webp") or not path.is_file():
+    """A picture as a data URI; only files inside the run folder (links are followed first) and only pictures."""
+    kind = IMAGES.get(Path(name).suffix.lower())
+    if kind is None or "\0" in name:
         return None
-    return f"data:image/{path.suffix[1:]};base64,{base64.b64encode(path.read_bytes()).decode()}"
+    path = (run_dir / name).resolve()
+    if not path.is_relative_to(run_dir.resolve()) or not path.is_file():
+        return None
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _flatten(value: Any, prefix: str = ""):
+def _flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict):
         for key, inner in value.items():
             yield from _flatten(inner, f"{prefix}.{key}" if prefix else str(key))
@@ -186,5 +288,11 @@ def _json(path: Path, default: Any) -> Any:
     return json.loads(_text(path)) if path.is_file() else default
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in _text(path).splitlines() if line.strip()]
+def _lines(path: Path) -> list[Row]:
+    """Rows of a JSONL file. A killed run may leave half a last line; anything else that is no JSON raises."""
+    *complete, last = _text(path).split("\n")  # not splitlines: it also splits at U+2028 inside strings
+    rows = [json.loads(line) for line in complete if line.strip()]
+    try:
+        return [*rows, json.loads(last)] if last.strip() else rows
+    except json.JSONDecodeError:
+        return rows
