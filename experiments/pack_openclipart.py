@@ -161,6 +161,13 @@ def main() -> None:
     ledger = [{"name": p.name, "reason": p.reason} for p in pictures if p.reason]
     args.out.with_suffix(".ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ledger))
     digest = hashlib.sha256(args.out.read_bytes()).hexdigest()
+    card = {
+        "recipe": "experiments/pack_openclipart.py",
+        "data": {"source": "Debian openclipart-svg and openclipart-png", "sha256": digest},
+        "quality": {"pictures": len(rows), "set_aside": len(ledger), "size_px": SIZE},
+        "licence": "public domain (each picture's own metadata)",
+    }
+    args.out.with_suffix(".card.json").write_text(json.dumps(card, indent=1) + "\n")
     print(f"{len(rows)} pictures, {len(ledger)} set aside, {args.out.stat().st_size / 1e6:.1f} MB, sha256 {digest}")
 
 
