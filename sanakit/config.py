@@ -43,7 +43,17 @@ class TextEncoderSection(Section):
 
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
-    strategies: tuple[str, ...] = ("finetune", "naive", "scratch", "align+head", "align")
+    # the ones among these that serve the swap
+    strategies: tuple[str, ...] = (
+        "reuse",
+        "align",
+        "align+head",
+        "lora",
+        "cross-attention",
+        "finetune",
+        "naive",
+        "scratch",
+    )
     held_out: int = Field(default=128, ge=16)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
@@ -19,7 +19,7 @@ from sanakit.swap.plan import build
 from sanakit.train import Batch, TrainOptions, fit, new_state
 
 if TYPE_CHECKING:
-    from sanakit.swap.stages import Swap
+    from sanakit.swap.context import Swap
 
 LOOKS = 8
 
@@ -34,7 +34,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     system, _ = build(swap.base_system, swap.candidate, strategy, train, swap.base_data[0], seed=config.train.seed)
 
     count = len(swap.test_images)
-    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count)
+    sigmas = matched_sigmas(system, swap.base_system)
+    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count, image_sigmas=sigmas)
     start = evaluate()
     groups = strategy.parameter_groups(system.core)
     drift_alarms = 0
@@ -78,6 +79,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 save_checkpoint(checkpoints, system.core, state, facts)
 
         fit(system, train, options, state, after_step=after_step)
+    strategy.finish(system.core)
     end = evaluate()
     swap.progress("sampling", 0, 2)
     prompts = swap.sample_prompts()
