@@ -154,6 +154,13 @@ def rungs(budget: int) -> list[int]:
     return sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
 
 
+def survivors(running: int, rung: int, budget: int) -> int:
+    """How many of the arms that reached a rung go on."""
+    if rung == max(1, budget // 4):
+        return max(KEEP_AT_LEAST, math.ceil(running / 2))
+    return KEEP_AT_LEAST if rung == max(1, budget // 2) else running
+
+
 def race(
     course: Course,
     arms: Sequence[Arm],
@@ -168,10 +175,7 @@ def race(
         for arm in running:
             advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
         running.sort(key=lambda arm: arm.error)
-        if rung == max(1, budget // 4):
-            running = running[: max(KEEP_AT_LEAST, math.ceil(len(running) / 2))]
-        elif rung == max(1, budget // 2):
-            running = running[:KEEP_AT_LEAST]
+        running = running[: survivors(len(running), rung, budget)]
     for arm in arms:
         arm.forecast = forecast(arm.steps, arm.errors, base_errors, seed=course.seed)
     return running
