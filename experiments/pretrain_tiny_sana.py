@@ -67,7 +67,7 @@ def add_random_views(vae: VAE, data: LatentDataset, pixels: np.ndarray, file: Pa
             ]
             views.append(torch.cat(latents))
             print(f"view {view + 1} of {RANDOM_VIEWS} encoded", flush=True)
-        save_file({"latents": torch.stack(views, 1)}, file)
+        save_file({"latents": torch.stack(views, 1).contiguous()}, file)
     data.latents = torch.cat([data.latents, load_file(file)["latents"]], 1)
 
 
@@ -129,7 +129,7 @@ def main() -> None:
         curve.append([state.step, *(round(value, 4) for value in (running, known, own, gain, shuffled))])
         for old in args.work.glob("ema-*.safetensors"):
             old.unlink()
-        save_file(state.ema, args.work / f"ema-{state.step}.safetensors")
+        save_file({k: v.contiguous() for k, v in state.ema.items()}, args.work / f"ema-{state.step}.safetensors")
         record.write_text(
             json.dumps({state.step: {"spent": time.monotonic() - start, "curve": curve, "train": running}})
         )
