@@ -117,17 +117,20 @@ def test_latents_are_computed_once_and_a_foreign_cache_is_refused(tmp_path):
     assert not calls
     other = raw_latents(vae, pictures, 64)
     assert other.shape[-1] == 8
-    files = sorted((tmp_path / "cache").glob("latents-*"))
-    swapped = [file.read_bytes() for file in files]
-    for file, content in zip(files, reversed(swapped), strict=True):
+    manifests = sorted((tmp_path / "cache").glob("latents-*/manifest.json"))
+    swapped = [file.read_bytes() for file in manifests]
+    for file, content in zip(manifests, reversed(swapped), strict=True):
         file.write_bytes(content)
-    for mirror, size in ((True, 32), (False, 64)):
-        with pytest.raises(SanakitError, match="SK0404.*(size|mirror) is"):
-            raw_latents(vae, pictures, size, mirror=mirror)
-    for file in files:
-        file.write_bytes(b"damaged")
-    with pytest.raises(SanakitError, match="SK0404.*damaged"):
-        raw_latents(vae, pictures, 32, mirror=True)
+    with pytest.raises(SanakitError, match="SK0404.*renamed or its facts edited"):
+        raw_latents(vae, pictures, 64)
+    for file, content in zip(manifests, swapped, strict=True):
+        file.write_bytes(content)
+    shards = sorted((tmp_path / "cache").glob("latents-*/0*.safetensors"))
+    blob = bytearray(shards[0].read_bytes())
+    blob[-1] ^= 1
+    shards[0].write_bytes(blob)
+    with pytest.raises(SanakitError, match=f"SK0404.*{shards[0].name} is damaged"):
+        raw_latents(vae, pictures, 32, mirror=True), raw_latents(vae, pictures, 64)
 
 
 def test_other_weights_or_captions_are_another_cache(tmp_path):

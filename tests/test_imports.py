@@ -10,7 +10,7 @@ import sanakit
 ROOT = Path(sanakit.__file__).parent
 LAYERS = [
     {"contracts", "errors", "hashing"},
-    {"registry", "flow"},
+    {"registry", "flow", "distributed"},
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},
@@ -24,7 +24,7 @@ FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
 
 
 SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
-LIGHT = {"contracts", "errors", "registry", "config", "reporting", "cli", "doctor"}
+LIGHT = {"contracts", "distributed", "errors", "registry", "config", "reporting", "cli", "doctor"}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 
