@@ -1,5 +1,6 @@
 """Ranks, and a stop that all of them agree on; does nothing alone. Imports torch only where several ranks run."""
 
+import functools
 import os
 import signal
 import sys
@@ -25,18 +26,6 @@ def is_main() -> bool:
 def barrier() -> None:
     if world_size() > 1:
         _group().barrier()
-
-
-def agree(value: int) -> int:
-    """The largest value of any rank: a signal that one rank received is a signal to all."""
-    if world_size() == 1:
-        return value
-    import torch
-
-    tensor = torch.tensor([value], device="cuda" if torch.cuda.is_available() else "cpu")
-    group = _group()
-    group.all_reduce(tensor, op=group.ReduceOp.MAX)
-    return int(tensor)
 
 
 def _group() -> Any:
@@ -85,3 +74,57 @@ def exit_code(number: int) -> int:
 
 
 STOP = StopRequest()
+
+
+@functools.lru_cache(maxsize=1)
+def make_accelerator(precision: str = "fp32", parallel: str = "ddp", report_to: tuple[str, ...] = ()) -> Any:
+    """accelerate's engine for this process: device, autocast, and DDP or FSDP2 where torchrun started several ranks."""
+    import torch
+    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate.state import AcceleratorState, GradientState
+
+    if AcceleratorState._shared_state:  # another precision earlier in this process, as notebooks and tests do
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+    sharded = parallel == "fsdp" and world_size() > 1
+    return Accelerator(
+        cpu=not torch.cuda.is_available(),
+        mixed_precision={"fp32": "no"}.get(precision, precision),
+        fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) if sharded else None,
+        log_with=list(report_to) or None,
+    )
+
+
+def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
+    """The sum of a scalar tensor, and the largest signal number that any rank received."""
+    if world_size() == 1:
+        return value.item(), number
+    import torch
+
+    both = torch.stack([value.double(), torch.tensor(float(number), device=value.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(both) for _ in range(world_size())]
+    _group().all_gather(gathered, both)
+    table = torch.stack(gathered)
+    return float(table[:, 0].sum()), int(table[:, 1].max())
+
+
+def local(tensor: Any) -> Any:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Any) -> Any:
+    """A sharded tensor gathered (every rank must ask); any other tensor as it is. On the CPU."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu()
+
+
+def copy_into(target: Any, value: Any) -> None:
+    """Write a whole tensor into a parameter or optimiser slot, sharded or not."""
+    import torch
+
+    with torch.no_grad():
+        if hasattr(target, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        target.copy_(value)

@@ -7,7 +7,7 @@ computed again before anything is trained on it.
 """
 
 import importlib.metadata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,7 +77,7 @@ def latent_job(vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False,
     def compute(part: range) -> dict[str, Tensor]:
         rows = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, pixels in _ahead(chunks, lambda c: pictures.subset(c).pixels(size)):
+        for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(size)):
             rows.append(encode(to_images(pixels)))
             progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(pictures))
         return {"raw_latents": torch.cat(rows)}
@@ -180,11 +180,12 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).split(".")[0] for name in ("torch", "diffusers", "transformers")}
 
 
-def _ahead(items: list[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+def read_ahead(items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
     """Items with their work, the next one's already under way on another thread."""
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(work, items[0])
+        pending = pool.submit(work, items[0]) if items else None
         for i, item in enumerate(items):
+            assert pending is not None
             ready = pending.result()
             if i + 1 < len(items):
                 pending = pool.submit(work, items[i + 1])
