@@ -9,6 +9,7 @@ import copy
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -158,6 +159,22 @@ def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> Tra
     model, optimizer = accelerator.prepare(core, optimizer)
     ema = {k: local(v).clone() for k, v in core.state_dict().items()} if options.ema_decay else None
     return TrainState(step=0, optimizer=optimizer, ema=ema, model=model, accelerator=accelerator)
+
+
+def layer_groups(core: nn.Module, groups: list[dict], decay: float) -> list[dict]:
+    """Optimiser groups split by block: block i of L gets decay ** (L - 1 - i) of its group's learning rate."""
+    if decay == 1.0:
+        return groups
+    names = {id(p): name for name, p in core.named_parameters()}
+    depth = len(core.transformer_blocks)  # type: ignore[arg-type]
+    split: dict[tuple[str, float], dict] = {}
+    for group in groups:
+        for parameter in group["params"]:
+            block = re.match(r"transformer_blocks\.(\d+)\.", names[id(parameter)])
+            factor = decay ** (depth - 1 - int(block[1])) if block else 1.0
+            scale = group["scale"] * factor
+            split.setdefault((group["name"], scale), group | {"params": [], "scale": scale})["params"].append(parameter)
+    return list(split.values())
 
 
 def fit(

@@ -16,6 +16,7 @@ LAYERS = [
     {"data", "sampling"},
     {"alignment", "evaluate", "train"},
     {"monitors", "checkpoint", "gates", "config", "run"},
+    {"presets"},
     {"swap", "doctor"},
     {"cli"},
 ]
@@ -24,7 +25,7 @@ FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
 
 
 SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
-LIGHT = {"contracts", "distributed", "errors", "registry", "config", "reporting", "cli", "doctor"}
+LIGHT = {"contracts", "presets", "distributed", "errors", "registry", "config", "reporting", "cli", "doctor"}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 

@@ -33,3 +33,7 @@ class Strategy:
             if scale > 0:
                 groups.append({"params": parameters, "scale": scale, "name": name})
         return groups
+
+    @classmethod
+    def finish(cls, core: nn.Module) -> None:
+        """After training: back to plain modules, ready for `save_pretrained`."""
