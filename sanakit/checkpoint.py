@@ -4,7 +4,6 @@ safetensors and JSON only; the manifest with every file's SHA-256 comes last and
 gathered and written by rank 0, so a checkpoint fits any number of ranks.
 """
 
-import errno
 import json
 import os
 import shutil
@@ -12,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from sanakit.data.store import file_hash
+from sanakit.data.store import file_hash, save_tensors
 from sanakit.distributed import barrier, copy_into, is_main, whole
 from sanakit.errors import SanakitError
 from sanakit.hashing import hash_record
@@ -59,11 +58,7 @@ def _write(
         shutil.rmtree(stale)
     aside.mkdir(parents=True)
     for name, tensors in files.items():
-        path = aside / f"{name}.safetensors"
-        try:
-            save_file({k: v.contiguous() for k, v in tensors.items()}, path)
-        except Exception as error:  # safetensors wraps what the system says in a type of its own
-            raise OSError(errno.EIO, f"{path.name}: {error}") from error
+        save_tensors(tensors, aside / f"{name}.safetensors")
     (aside / "history.json").write_text(json.dumps(state.history))
     scaler = state.accelerator.scaler if state.accelerator is not None else None
     record = {

@@ -52,6 +52,7 @@ class StopRequest:
 
     @contextmanager
     def installed(self) -> Iterator["StopRequest"]:
+        self.number = 0
         before = {number: signal.signal(number, self) for number in self.SIGNALS}
         try:
             yield self

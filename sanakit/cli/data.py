@@ -73,7 +73,8 @@ def encode(
 def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask."""
     import torch
-    from safetensors.torch import save_file
+
+    from sanakit.data.store import save_tensors
 
     start = time.perf_counter()
     entry, tensors, reused = job.run(out)
@@ -86,7 +87,7 @@ def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> d
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_file({k: v.contiguous() for k, v in content.items()}, temporary, metadata={role: name})
+    save_tensors(content, temporary, metadata={role: name})
     temporary.replace(file)
     return {
         "kind": entry.facts["kind"],

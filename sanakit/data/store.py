@@ -5,6 +5,7 @@ hashes. A shard is linked into place whole and never replaced, so any number of 
 one goes on where it was; manifest.json with the shards' SHA-256 comes last, and a folder without it is not read.
 """
 
+import errno
 import hashlib
 import importlib.metadata
 import json
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -177,7 +178,7 @@ def write(
             path, part = folder / names[number], parts[number]
             if not (path.is_file() and _is_whole(path)):
                 tensors = compute(part) | {"rows": rows[part.start : part.stop]}
-                _place({k: v.contiguous() for k, v in tensors.items()}, path, json.dumps(facts))
+                _place(tensors, path, json.dumps(facts))
         barrier()
         manifest = {
             "facts": facts,
@@ -234,6 +235,14 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """safetensors, made contiguous; what the system refuses is an OSError, not the library's own type."""
+    try:
+        save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
+    except SafetensorError as error:
+        raise OSError(errno.EIO, f"{path.name}: {error}") from error
+
+
 def write_aside(path: Path, text: str) -> None:
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     temporary.write_text(text, encoding="utf-8")
@@ -244,7 +253,7 @@ def _place(tensors: dict[str, Tensor], path: Path, facts: str) -> None:
     """Write aside, flush, link: the first whole shard stays, whoever writes it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_file(tensors, temporary, metadata={"facts": facts})
+        save_tensors(tensors, temporary, metadata={"facts": facts})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         if path.is_file() and not _is_whole(path):
@@ -263,5 +272,5 @@ def _is_whole(path: Path) -> bool:
     try:
         with safe_open(path, "pt"):
             return True
-    except Exception:  # safetensors raises its own type for a file that was cut short
+    except SafetensorError:
         return False
