@@ -292,8 +292,8 @@ def test_a_signal_saves_at_the_step_border_and_the_run_goes_on_bit_exactly(small
     small_run(tmp_path / "straight", sets=["train.ema_decay=0.9"])
     with pytest.raises(SystemExit) as stop:
         small_run(tmp_path / "stopped", stop_at=7, by=by, sets=["train.ema_decay=0.9"])
-    assert stop.value.code == code and "stopped at step 7 of 24" in capsys.readouterr().err
-    assert latest(tmp_path / "stopped" / "checkpoints").name == "step-00000007"
+    assert stop.value.code == code and "stopped at step 8 of 24" in capsys.readouterr().err
+    assert latest(tmp_path / "stopped" / "checkpoints").name == "step-00000008"
     small_run(tmp_path / "stopped", sets=["train.ema_decay=0.9"])
     assert artefacts(tmp_path / "stopped") == artefacts(tmp_path / "straight")
 
@@ -304,7 +304,7 @@ def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what
     with pytest.raises(SystemExit):
         small_run(tmp_path / "run", stop_at=12)
     small_run(tmp_path / "run", resume="never")
-    assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000012"
+    assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000013"
     assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
 
 

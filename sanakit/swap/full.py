@@ -132,11 +132,12 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
             nonlocal drift_alarms, losses
-            losses.append(loss)
-            monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
             swap.progress(f"training {name}", step, options.max_steps)
-            if state.skipped and state.skipped[-1] == step - 1:
+            if step - 1 in state.skipped:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
+            else:
+                losses.append(loss)
+                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(system.core, untouched)
             if step % look_every == 0:
