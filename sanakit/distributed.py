@@ -2,12 +2,17 @@
 
 import functools
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
+
+from sanakit.errors import SanakitError
 
 
 def rank() -> int:
@@ -26,6 +31,25 @@ def is_main() -> bool:
 def barrier() -> None:
     if world_size() > 1:
         _group().barrier()
+
+
+@contextmanager
+def rank_folder(folder: Path | None) -> Iterator[Path | None]:
+    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints."""
+    if world_size() == 1:
+        yield folder
+        return
+    if folder is None:
+        raise SanakitError("SK0104", f"{world_size()} ranks must agree on a run folder", fix="Name one: --run-dir DIR.")
+    barrier()
+    with tempfile.TemporaryDirectory() as scratch:
+        if not is_main():
+            for path in folder.glob("*.*"):
+                if path.is_file():
+                    shutil.copy(path, scratch)
+            (Path(scratch) / "checkpoints").symlink_to(folder.resolve() / "checkpoints")
+        barrier()
+        yield folder if is_main() else Path(scratch)
 
 
 def _group() -> Any:

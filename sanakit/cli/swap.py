@@ -124,16 +124,18 @@ def run(
     junit: Path | None = None,
     resume: str = "auto",
 ) -> None:
-    from sanakit.distributed import STOP
+    from sanakit.distributed import STOP, is_main, rank_folder
 
-    with STOP.installed():
+    with STOP.installed(), rank_folder(run_dir) as folder:
         from sanakit.cli.view import print_validation, progress_display
         from sanakit.reporting import write_report
         from sanakit.swap import stages as engine
 
         with progress_display() as progress:
-            swap = engine.prepare(config, run_dir, progress)
+            swap = engine.prepare(config, folder, progress)
             validation = engine.run_stages(swap, stages, force=force, resume=resume)
+    if not is_main():
+        raise typer.Exit(_exit_code(validation["verdict"]))
     run_path = swap.run.path
     report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:

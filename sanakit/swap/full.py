@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
 from sanakit.config import Config
-from sanakit.distributed import exit_code, local
+from sanakit.core.dit import new_core
+from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.monitors import LatentMonitor
@@ -173,6 +175,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         if state.ema is not None:
             for key, value in system.core.state_dict().items():
                 local(value).copy_(state.ema[key])
+        system.core = gathered(system.core, strategy)
         strategy.finish(system.core)
     end = evaluate()
     swap.progress("sampling", 0, 2)
@@ -245,9 +248,21 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
 
+def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTransformer2DModel:
+    """A core whose parameters are whole again after sharded training; any other core as it is."""
+    if not any(hasattr(p, "full_tensor") for p in core.parameters()):
+        return core
+    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    strategy.parameter_groups(plain)
+    plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
+    return plain
+
+
 def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: TrainState, facts: dict[str, Any]) -> None:
     if resume == "never":
-        set_aside(checkpoints)
+        if is_main():
+            set_aside(checkpoints)
+        barrier()
         return
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
