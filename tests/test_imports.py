@@ -18,6 +18,7 @@ LAYERS = [
     {"monitors", "checkpoint", "gates", "config", "run"},
     {"presets"},
     {"swap", "doctor"},
+    {"estimate"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
