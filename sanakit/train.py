@@ -156,6 +156,10 @@ def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> Tra
         groups, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
     )
     accelerator = make_accelerator(options.precision, options.parallel)
+    accelerator.free_memory()  # of an earlier state: a race makes several
+    if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included
+        core.forward = core._original_forward
+    core._is_accelerate_prepared = False  # type: ignore[assignment]
     model, optimizer = accelerator.prepare(core, optimizer)
     ema = {k: local(v).clone() for k, v in core.state_dict().items()} if options.ema_decay else None
     return TrainState(step=0, optimizer=optimizer, ema=ema, model=model, accelerator=accelerator)
