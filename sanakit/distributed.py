@@ -102,22 +102,38 @@ STOP = StopRequest()
 
 
 @functools.lru_cache(maxsize=1)
-def make_accelerator(precision: str = "fp32", parallel: str = "ddp", report_to: tuple[str, ...] = ()) -> Any:
-    """accelerate's engine for this process: device, autocast, and DDP or FSDP2 where torchrun started several ranks."""
+def make_accelerator(precision: str = "fp32") -> Any:
+    """accelerate's engine for this process: device, autocast, and DDP where torchrun started several ranks."""
     import torch
-    from accelerate import Accelerator, FullyShardedDataParallelPlugin
+    from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
     if AcceleratorState._shared_state:  # another precision earlier in this process, as notebooks and tests do
         AcceleratorState._reset_state()
         GradientState._reset_state()
-    sharded = parallel == "fsdp" and world_size() > 1
-    return Accelerator(
-        cpu=not torch.cuda.is_available(),
-        mixed_precision={"fp32": "no"}.get(precision, precision),
-        fsdp_plugin=FullyShardedDataParallelPlugin(fsdp_version=2) if sharded else None,
-        log_with=list(report_to) or None,
-    )
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) -> list[dict[str, Any]]:
+    """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones.
+
+    By torch itself: accelerate turns FSDP into DDP on a CPU without a word.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    _group()
+    core.to(device)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    options = {"mesh": init_device_mesh(device.type, (world_size(),)), "mp_policy": policy}
+    names = {id(p): name for name, p in core.named_parameters()}
+    for block in core.transformer_blocks:
+        fully_shard(block, **options)
+    fully_shard(core, **options)
+    sharded = dict(core.named_parameters())
+    return [group | {"params": [sharded[names[id(p)]] for p in group["params"]]} for group in groups]
 
 
 def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:

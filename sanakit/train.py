@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import LatentDataset, read_ahead
-from sanakit.distributed import STOP, local, make_accelerator, rank, sum_over_ranks, world_size
+from sanakit.distributed import STOP, local, make_accelerator, rank, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, sample_sigmas, shift_sigmas, velocity_loss
 from sanakit.text_encoders import PromptEmbeds
@@ -152,15 +152,19 @@ def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> Tra
         core.enable_gradient_checkpointing()  # type: ignore[operator]
     if options.compile:
         core.compile()
-    optimizer = torch.optim.AdamW(
-        groups, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
-    )
-    accelerator = make_accelerator(options.precision, options.parallel)
+    accelerator = make_accelerator(options.precision)
     accelerator.free_memory()  # of an earlier state: a race makes several
     if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included
         core.forward = core._original_forward
     core._is_accelerate_prepared = False  # type: ignore[assignment]
-    model, optimizer = accelerator.prepare(core, optimizer)
+    sharded = options.parallel == "fsdp" and world_size() > 1
+    if sharded:
+        groups = shard(core, groups, options.precision, accelerator.device)
+    model = core if sharded else accelerator.prepare(core)
+    optimizer = torch.optim.AdamW(
+        groups, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
+    )
+    optimizer = accelerator.prepare(optimizer)
     ema = {k: local(v).clone() for k, v in core.state_dict().items()} if options.ema_decay else None
     return TrainState(step=0, optimizer=optimizer, ema=ema, model=model, accelerator=accelerator)
 
@@ -223,16 +227,15 @@ def fit(
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
             norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
+            norm = float(whole(norm))
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
             value = total / world_size()
             scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
-            finite = math.isfinite(value) and (scaled or math.isfinite(float(norm)))
+            finite = math.isfinite(value) and (scaled or math.isfinite(norm))
             if finite:
                 state.optimizer.step()
             elif len(state.skipped) >= options.max_skipped:
-                raise SanakitError(
-                    "SK0501", f"loss {value}, gradient norm {float(norm)} at step {step}{_blame(data, batch)}"
-                )
+                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{_blame(data, batch)}")
             else:
                 state.skipped.append(step)
             state.optimizer.zero_grad(set_to_none=True)

@@ -63,6 +63,7 @@ def run(folder, steps, chosen, resume=None):
     system, data = system_and_data()
     groups = [{"params": p, "scale": 1.0} for p in parameters_by_group(system.core).values()]
     state = new_state(system.core, groups, chosen)
+    assert (chosen.parallel == "fsdp") == all(hasattr(p, "full_tensor") for p in system.core.parameters())
     if resume:
         load_checkpoint(resume, system.core, state, {})
     trace, losses = [], []
@@ -102,7 +103,7 @@ def assert_same_course(one, two):
 def folders(tmp_path_factory):
     """ddp, accumulated and fsdp on two ranks; one on one rank; resumes across the number of ranks."""
     out = tmp_path_factory.mktemp("ranks")
-    for name in ("one", "one-more", "ddp", "accumulated", "fsdp", "fsdp-on-one"):
+    for name in ("one", "one-more", "ddp", "accumulated", "fsdp", "fsdp-more", "fsdp-on-one"):
         (out / name).mkdir()
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(out)]
@@ -132,6 +133,7 @@ def test_the_ranks_share_every_batch_without_loss_or_repetition(folders, name):
 def test_a_sharded_checkpoint_goes_on_with_one_rank(folders):
     run(folders / "fsdp-on-one", MORE, options(), resume=latest(folders / "fsdp"))
     assert_same_course(folders / "one-more", folders / "fsdp-on-one")
+    assert_same_course(folders / "one-more", folders / "fsdp-more")
 
 
 if __name__ == "__main__":
@@ -140,4 +142,5 @@ if __name__ == "__main__":
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
     run(base / "fsdp", STEPS, options(parallel="fsdp"))
+    run(base / "fsdp-more", MORE, options(parallel="fsdp"), resume=latest(base / "fsdp"))
     torch.distributed.destroy_process_group()
