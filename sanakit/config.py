@@ -40,9 +40,7 @@ class TrainSection(Section):
     parallel: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
-    compile: bool = False
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    report_to: tuple[str, ...] = ()
 
 
 class DataSection(Section):

@@ -108,6 +108,8 @@ def make_accelerator(precision: str = "fp32") -> Any:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise SanakitError("SK0104", "train.precision fp16 needs a GPU, there is none", fix="Use bf16 or fp32.")
     if AcceleratorState._shared_state:  # another precision earlier in this process, as notebooks and tests do
         AcceleratorState._reset_state()
         GradientState._reset_state()

@@ -52,7 +52,6 @@ class TrainOptions:
     precision: str = "fp32"  # or "bf16", "fp16": autocast; weights, gradients and optimiser stay in fp32
     parallel: str = "ddp"  # or "fsdp", where there are several ranks
     gradient_checkpointing: bool = False
-    compile: bool = False
     max_skipped: int = 0
 
 
@@ -148,10 +147,10 @@ def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> Tra
             f"train.batch_size {options.batch_size} does not divide by {world_size()} ranks x {options.accumulate} "
             "micro-batches",
         )
+    if options.precision == "fp16" and options.parallel == "fsdp" and world_size() > 1:
+        raise SanakitError("SK0104", "train.precision fp16 does not go with train.parallel fsdp", fix="Use bf16.")
     if options.gradient_checkpointing:
         core.enable_gradient_checkpointing()  # type: ignore[operator]
-    if options.compile:
-        core.compile()
     accelerator = make_accelerator(options.precision)
     accelerator.free_memory()  # of an earlier state: a race makes several
     if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included

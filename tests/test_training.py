@@ -201,6 +201,9 @@ def test_bf16_autocast_and_checkpointing_stay_near_fp32(tiny_system, tiny_data):
     assert losses["checkpointing"] == losses["fp32"]
     assert losses["bf16"] != losses["fp32"] and losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
     assert all(p.dtype == torch.float32 for p in core.parameters())
+    if not torch.cuda.is_available():
+        with pytest.raises(SanakitError, match="SK0104.*fp16 needs a GPU"):
+            new_state(core, all_groups(core), replace(OPTIONS, precision="fp16"))
 
 
 def test_the_average_moves_after_the_step_and_is_restored(tiny_system, tiny_data, tmp_path):

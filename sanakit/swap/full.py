@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 LOOKS = 8
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
 # what may change between two parts of one run: it does not touch the trajectory
-FREE = ("train.checkpoint_every", "train.report_to", "train.compile", "train.parallel", "data.cache")
+FREE = ("train.checkpoint_every", "train.parallel", "data.cache")
 
 
 def strategy_of(config: Config, recommended: str | None) -> type[Strategy]:
@@ -69,7 +69,6 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
         precision=own.precision,
         parallel=own.parallel,
         gradient_checkpointing=own.gradient_checkpointing,
-        compile=own.compile,
         max_skipped=own.max_skipped,
     )
 
