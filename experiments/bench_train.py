@@ -42,7 +42,9 @@ def main() -> None:
     resident = build_dataset(system.vae, system.text_encoder, pictures, system.image_size, mirror=True)
     options = TrainOptions(max_steps=10**6, batch_size=args.batch_size, warmup=1)
     step_seconds, result = loop_ratio(system, resident, options, args.pairs)
+    print(json.dumps(result), flush=True)
     result |= waits(system, resident, options, step_seconds, args.pairs)
+    print(json.dumps(result), flush=True)
     result |= encode_ratio(args.encode_vae, pictures, system.image_size, args.pairs)
     print(json.dumps(result, indent=1))
     if args.json:

@@ -29,6 +29,7 @@ from sanakit.train import (
 )
 
 OPTIONS = TrainOptions(max_steps=6, batch_size=4, learning_rate=1e-3, warmup=1)
+GOLDEN = [2.1126437, 2.2536552, 2.6385174, 2.3005126, 2.5189204, 2.062546]  # fp32, one CPU thread
 
 
 def all_groups(core):
@@ -267,3 +268,12 @@ def test_presets_round_trip_through_yaml(name):
     config = PRESETS[name]()
     assert make_config(yaml.safe_load(dump_config(config))) == config
     assert strategy_of(config, None).scales.keys() <= set(GROUPS)
+
+
+def test_golden_losses(tiny_system, tiny_data):
+    """A refactor must not move the course; another build of torch moves it by rounding only."""
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    losses = []
+    state = new_state(tiny_system.core, all_groups(tiny_system.core), OPTIONS)
+    fit(tiny_system, tiny_data, OPTIONS, state, after_step=lambda step, loss, *_: losses.append(loss))
+    assert losses == pytest.approx(GOLDEN, rel=1e-4)

@@ -124,7 +124,7 @@ def run(
     junit: Path | None = None,
     resume: str = "auto",
 ) -> None:
-    from sanakit.distributed import STOP, is_main, rank_folder
+    from sanakit.distributed import STOP, barrier, is_main, rank_folder
 
     with STOP.installed(), rank_folder(run_dir) as folder:
         from sanakit.cli.view import print_validation, progress_display
@@ -135,7 +135,8 @@ def run(
             swap = engine.prepare(config, folder, progress)
             validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
-        raise typer.Exit(_exit_code(validation["verdict"]))
+        barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
+        raise typer.Exit
     run_path = swap.run.path
     report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:
@@ -144,6 +145,7 @@ def run(
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
         print_validation(validation, run_path, report)
+    barrier()
     raise typer.Exit(_exit_code(validation["verdict"]))
 
 
