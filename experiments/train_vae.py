@@ -1,6 +1,7 @@
 """Train one VAE of the embedded world and write it with its card.
 
     python experiments/train_vae.py dc-f16c32 --minutes 15
+    python experiments/train_vae.py dc-f16c32 --minutes 15 --more     # starts at the committed weights
 
 Pictures: the training half of the embedded world plus crops of scikit-image's and scikit-learn's photographs.
 Loss: mean squared error of pixels (and KL 1e-6 where the class has a posterior), AdamW with one-cycle learning rate
@@ -111,6 +112,9 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--more", action="store_true", help="start at the committed weights; the card keeps both recipes"
+    )
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(args.seed)
@@ -118,7 +122,10 @@ def main() -> None:
     data = load_pictures("embedded")
     to_tensor = lambda pictures: torch.from_numpy(pictures.pixels(96)).permute(0, 3, 1, 2).contiguous()
     train, held_out = to_tensor(data.split(False)), to_tensor(data.split(True))
-    model = RECIPES[args.name]()
+    model, before = RECIPES[args.name](), None
+    if args.more:
+        before = json.loads((ASSETS / args.name / "card.json").read_text())
+        model = type(model).from_pretrained(ASSETS / args.name).float()
     average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.995))
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.learning_rate, weight_decay=1e-3, fused=True)
     stream = batches(train, photographs(), args.batch_size, np.random.default_rng(args.seed))
@@ -156,6 +163,7 @@ def main() -> None:
     card = {
         "recipe": f"experiments/train_vae.py {args.name} --minutes {args.minutes:g} --batch-size {args.batch_size} "
         f"--learning-rate {args.learning_rate:g} --threads {args.threads}",
+        "started_at": before and {key: before[key] for key in ("recipe", "seed", "steps", "quality")},
         "seed": args.seed,
         "steps": step,
         "data": {"source": "embedded (train half) and photographs", "fingerprint": data.fingerprint},

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 
 from sanakit.errors import SanakitError, did_you_mean
 
-Group = Literal["input", "output", "caption", "cross_attention", "core"]
+Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
 class Section(BaseModel):
@@ -61,7 +61,17 @@ class TextEncoderSection(Section):
 
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
-    strategies: tuple[str, ...] = ("finetune", "naive", "scratch", "align+head", "align")
+    # the ones among these that serve the swap
+    strategies: tuple[str, ...] = (
+        "reuse",
+        "align",
+        "align+head",
+        "lora",
+        "cross-attention",
+        "finetune",
+        "naive",
+        "scratch",
+    )
     held_out: int = Field(default=128, ge=16)
 
 

@@ -87,7 +87,7 @@ def estimate(
     micro = options.batch_size // (world_size * options.accumulate)
     sharded = options.parallel == "fsdp" and world_size > 1
     share = world_size if sharded else 1
-    with mode:
+    with mode, torch.random.fork_rng():
         trained = sum(p.numel() for group in strategy.parameter_groups(core) for p in group["params"])
         activations = saved_bytes(core, options, micro, latent_shape, caption_length)
     total = sum(p.numel() for p in core.parameters())

@@ -26,6 +26,13 @@ def sample_sigmas(count: int, *, shift: float, generator: torch.Generator) -> Te
     return shift_sigmas(torch.sigmoid(torch.randn(count, generator=generator)), shift)
 
 
+def noise_power_ratio(shift: float = 1.0) -> float:
+    """E[sigma^2] / E[(1 - sigma)^2] over the training sigmas: noise power over signal power of a batch."""
+    levels = (torch.arange(4096, dtype=torch.float64) + 0.5) / 4096
+    sigmas = shift_sigmas(torch.sigmoid(torch.special.ndtri(levels)), shift)
+    return (sigmas.square().mean() / (1 - sigmas).square().mean()).item()
+
+
 def interpolate(latents: Tensor, noise: Tensor, sigmas: Tensor) -> Tensor:
     """(1 - sigma) latents + sigma noise, sigma (B,) broadcast over (B, C, h, w)."""
     s = sigmas.reshape(-1, 1, 1, 1)

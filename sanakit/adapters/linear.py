@@ -16,11 +16,13 @@ def linear_latents(
 ) -> SanaTransformer2DModel:
     """Keep the number of tokens where the candidate's grid is finer, by a larger patch; a coarser grid gives fewer.
 
-    base_ratio: spatial ratio of the base's VAE. image_size: pixels of a side.
+    base_ratio: spatial ratio of the base's VAE. image_size: pixels of a side. Patch embedding and head are drawn anew
+    even at equal shape: what they learnt belongs to the other VAE's channels.
     """
     patch = max(1, base_ratio * core.config.patch_size // spec.spatial_compression_ratio)
+    more = spec.latent_channels + 1
     return rebuild_core(
-        core,
+        rebuild_core(core, seed=seed, in_channels=more, out_channels=more),  # no shape survives: fresh joints
         seed=seed,
         in_channels=spec.latent_channels,
         out_channels=spec.latent_channels,

@@ -42,23 +42,39 @@ class CrossMoments:
             self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx
         )
 
-    def ridge(self, penalty: float = 1e-4) -> tuple[Tensor, Tensor]:
-        """W (E, D), b (E) minimising |y - W x - b|^2 + lambda |W|^2, lambda = penalty times the mean variance of x."""
+    def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """mean x (D), mean y (E), covariance of x (D, D), of y with x (E, D). Raises SK0403 below two rows."""
         if self.count < 2:
             raise SanakitError("SK0403", f"{self.count} rows cannot determine a linear map, at least 2 are needed")
         mean_x, mean_y = self.x / self.count, self.y / self.count
         cov_xx = self.xx / self.count - torch.outer(mean_x, mean_x)
-        cov_yx = self.yx / self.count - torch.outer(mean_y, mean_x)
-        ridge = penalty * cov_xx.diagonal().mean().clamp_min(1e-12)
-        weight = torch.linalg.solve(cov_xx + ridge * torch.eye(len(mean_x), dtype=torch.float64), cov_yx.T).T
-        return weight.float(), (mean_y - weight @ mean_x).float()
+        return mean_x, mean_y, cov_xx, self.yx / self.count - torch.outer(mean_y, mean_x)
+
+    def ridge(self, penalty: float = 1e-4) -> tuple[Tensor, Tensor]:
+        """W (E, D), b (E) minimising |y - W x - b|^2 + lambda |W|^2, lambda = penalty times the mean variance of x."""
+        mean_x, mean_y, cov_xx, cov_yx = self.centred()
+        return _solve(cov_xx, cov_yx, penalty * cov_xx.diagonal().mean(), mean_x, mean_y)
 
     def procrustes(self) -> tuple[Tensor, Tensor]:
         """Semi-orthogonal R (E, D) nearest to y = R x by SVD of the cross-covariance, and the offset. Isotropic noise
         stays isotropic (R R^T = I for D >= E), so every sigma keeps its meaning."""
-        if self.count < 2:
-            raise SanakitError("SK0403", f"{self.count} rows cannot determine a rotation, at least 2 are needed")
-        mean_x, mean_y = self.x / self.count, self.y / self.count
-        left, _, right = torch.linalg.svd(self.yx / self.count - torch.outer(mean_y, mean_x), full_matrices=False)
+        mean_x, mean_y, _, cov_yx = self.centred()
+        left, _, right = torch.linalg.svd(cov_yx, full_matrices=False)
         rotation = left @ right
         return rotation.float(), (mean_y - rotation @ mean_x).float()
+
+    def noisy(self, ratio: float, noise_map: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Regression between noised rows, noise over signal power `ratio`: (C_yx + ratio N)(C_xx + ratio I)^-1.
+
+        noise_map N (E, D): how the noise of y comes from that of x; None draws both independently, N = 0. With N the
+        Procrustes map the solution runs from clean ridge (ratio 0) to Procrustes (ratio without bound).
+        """
+        mean_x, mean_y, cov_xx, cov_yx = self.centred()
+        goal = cov_yx if noise_map is None else cov_yx + ratio * noise_map.double()
+        return _solve(cov_xx, goal, torch.tensor(ratio, dtype=torch.float64), mean_x, mean_y)
+
+
+def _solve(cov_xx: Tensor, cov_yx: Tensor, ridge: Tensor, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:
+    damped = cov_xx + ridge.clamp_min(1e-12) * torch.eye(len(mean_x), dtype=torch.float64)
+    weight = torch.linalg.solve(damped, cov_yx.T).T
+    return weight.float(), (mean_y - weight @ mean_x).float()

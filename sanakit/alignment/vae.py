@@ -1,8 +1,11 @@
 """Closed-form alignment of a core to another VAE (DC-Gen, arXiv 2509.25180, trains this step; here it is solved).
 
-Input: the new patch embedding is W_base R, where R maps candidate patches to base patches. `procrustes` takes R
-semi-orthogonal (keeps noise isotropic), `ridge` takes the least-squares map of clean patches. Output: the head is
-the ridge solution of the velocity on the core's frozen last features.
+Input: the new patch embedding is W_base R, where R maps candidate patches to base patches:
+- `procrustes`: R semi-orthogonal, keeps noise isotropic;
+- `ridge`: least squares of clean patches (DC-Gen's first step), distorts noise;
+- `independent`: least squares of patches noised independently over the sigma distribution, shrinks noise;
+- `coupled`: least squares where the base's noise is the Procrustes image of the candidate's.
+Output: the head is the ridge solution of the velocity on the core's frozen last features.
 """
 
 import torch
@@ -13,9 +16,10 @@ from torch.nn import functional as F
 from sanakit.alignment.moments import CrossMoments
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.cache import LatentDataset
-from sanakit.flow import interpolate, sample_sigmas
+from sanakit.errors import SanakitError, did_you_mean
+from sanakit.flow import interpolate, noise_power_ratio, sample_sigmas
 
-INPUT_METHODS = ("procrustes", "ridge")
+INPUT_METHODS = ("procrustes", "ridge", "independent", "coupled")
 
 
 def patch_rows(latents: Tensor, patch_size: int) -> Tensor:
@@ -30,22 +34,17 @@ def align_input(
     base_latents: Tensor,
     *,
     method: str = "procrustes",
+    flow_shift: float = 1.0,
 ) -> float:
     """Set `core.patch_embed` from paired latents (N, C, h, w) of the same pictures; returns the R^2 of the map.
 
     A coarser candidate grid is matched by average-pooling the base's patches; a finer one by repeating them.
     """
-    own = patch_rows(latents, core.config.patch_size)
-    target = patch_rows(base_latents, base_core.config.patch_size)
-    if target.shape[-1] > own.shape[-1]:
-        target = F.adaptive_avg_pool2d(target, own.shape[-2:])
-    elif target.shape[-1] < own.shape[-1]:
-        target = F.interpolate(target, size=own.shape[-2:], mode="nearest")
-    moments = CrossMoments.empty(own.shape[1], target.shape[1])
-    rows, goals = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (own, target))
+    rows, goals = paired_patches(core, base_core, latents, base_latents)
+    moments = CrossMoments.empty(rows.shape[1], goals.shape[1])
     for x, y in zip(rows.split(8192), goals.split(8192), strict=True):
         moments.add(x, y)
-    mapping, offset = moments.procrustes() if method == "procrustes" else moments.ridge()
+    mapping, offset = solve_input(moments, method, flow_shift)
 
     base_weight = base_core.patch_embed.proj.weight.flatten(1)  # (hidden, base patch)
     with torch.no_grad():
@@ -54,6 +53,32 @@ def align_input(
         core.patch_embed.proj.bias.copy_(base_core.patch_embed.proj.bias + base_weight @ offset)
     predicted = rows @ mapping.T + offset
     return 1 - ((goals - predicted).square().sum() / (goals - goals.mean(0)).square().sum()).item()
+
+
+def paired_patches(
+    core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, latents: Tensor, base_latents: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Candidate patches (T, D) and the base's (T, E) at the same places, T = pictures x candidate tokens."""
+    own = patch_rows(latents, core.config.patch_size)
+    target = patch_rows(base_latents, base_core.config.patch_size)
+    if target.shape[-1] > own.shape[-1]:
+        target = F.adaptive_avg_pool2d(target, own.shape[-2:])
+    elif target.shape[-1] < own.shape[-1]:
+        target = F.interpolate(target, size=own.shape[-2:], mode="nearest")
+    rows, goals = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (own, target))
+    return rows, goals
+
+
+def solve_input(moments: CrossMoments, method: str, flow_shift: float = 1.0) -> tuple[Tensor, Tensor]:
+    """R (E, D) and offset (E) of one of INPUT_METHODS."""
+    if method not in INPUT_METHODS:
+        raise SanakitError("SK0104", f"no input method {method!r}{did_you_mean(method, list(INPUT_METHODS))}")
+    if method == "procrustes":
+        return moments.procrustes()
+    if method == "ridge":
+        return moments.ridge()
+    ratio = noise_power_ratio(flow_shift)
+    return moments.noisy(ratio, moments.procrustes()[0] if method == "coupled" else None)
 
 
 def align_output(

@@ -2,38 +2,55 @@
 
 from typing import ClassVar
 
-from torch import nn
+from diffusers import SanaTransformer2DModel
 
-from sanakit.core.dit import parameters_by_group
+from sanakit.core.dit import group_of
 from sanakit.registry import Registry
 
 STRATEGIES: Registry[type["Strategy"]] = Registry("strategies", "sanakit.swap")
+LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Strategy:
-    """initialise: "align" (closed form), "naive" (fresh joints) or "scratch" (everything fresh).
+    """kinds: the swaps it serves. initialise: "reuse" (the base's joints as they are), "align" (closed form), "naive"
+    (fresh joints) or "scratch" (everything fresh).
 
-    scales: learning-rate multiplier by parameter group, 0 = frozen. learning_rate: peak, its own best of a sweep.
+    scales: learning-rate multiplier by parameter group, absent = frozen; the group `lora` holds low-rank adapters of
+    every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep.
     """
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    kinds: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     initialise: ClassVar[str] = "align"
     scales: ClassVar[dict[str, float]]
     learning_rate: ClassVar[float] = 1e-3
+    lora_rank: ClassVar[int] = 0
 
     @classmethod
-    def parameter_groups(cls, core: nn.Module) -> list[dict]:
-        """Optimiser groups; parameters of groups with scale 0 no longer require gradients."""
-        groups = []
-        for name, parameters in parameters_by_group(core).items():
-            scale = cls.scales.get(name, 0.0)
-            for parameter in parameters:
-                parameter.requires_grad_(scale > 0)
+    def parameter_groups(cls, core: SanaTransformer2DModel) -> list[dict]:
+        """Optimiser groups; every other parameter no longer requires gradients. Adds the low-rank adapters."""
+        if cls.lora_rank:
+            add_lora(core, cls.lora_rank)
+        groups: dict[str, dict] = {}
+        for name, parameter in core.named_parameters():
+            group = "lora" if ".lora_" in name else group_of(name)
+            scale = cls.scales.get(group, 0.0)
+            parameter.requires_grad_(scale > 0)
             if scale > 0:
-                groups.append({"params": parameters, "scale": scale, "name": name})
-        return groups
+                groups.setdefault(group, {"params": [], "scale": scale, "name": group})["params"].append(parameter)
+        return list(groups.values())
 
     @classmethod
-    def finish(cls, core: nn.Module) -> None:
-        """After training: back to plain modules, ready for `save_pretrained`."""
+    def finish(cls, core: SanaTransformer2DModel) -> None:
+        """Fold the low-rank adapters into the weights: a result is a plain core."""
+        if cls.lora_rank:
+            core.fuse_lora()
+            core.unload_lora()
+
+
+def add_lora(core: SanaTransformer2DModel, rank: int) -> None:
+    """Low-rank adapters (peft) on every attention projection; the output is unchanged until they are trained."""
+    from peft import LoraConfig
+
+    core.add_adapter(LoraConfig(r=rank, lora_alpha=rank, target_modules=list(LORA_TARGETS)))

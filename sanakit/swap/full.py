@@ -17,7 +17,7 @@ from sanakit.config import Config
 from sanakit.core.dit import new_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
@@ -35,7 +35,7 @@ from sanakit.train import (
 )
 
 if TYPE_CHECKING:
-    from sanakit.swap.stages import Swap
+    from sanakit.swap.context import Swap
 
 LOOKS = 8
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
@@ -47,7 +47,8 @@ def strategy_of(config: Config, recommended: str | None) -> type[Strategy]:
     """The configured strategy, the race's recommendation, or finetune; `train.rates` and `train.lora_rank` applied."""
     name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
     strategy = STRATEGIES.get(name)
-    own = {"scales": strategy.scales | config.train.rates, "rank": config.train.lora_rank}
+    rank = config.train.lora_rank if strategy.lora_rank else 0
+    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
     return type(strategy.__name__, (strategy,), own)
 
 
@@ -103,9 +104,13 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     system = starting_system(swap, strategy)
 
     count = len(swap.test_images)
-    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count)
+    sigmas = matched_sigmas(system, swap.base_system)
+    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count, image_sigmas=sigmas)
     start = evaluate()
-    groups = layer_groups(system.core, strategy.parameter_groups(system.core), config.train.layer_decay)
+    with torch.random.fork_rng():  # adapters are drawn
+        torch.manual_seed(config.train.seed)
+        groups = strategy.parameter_groups(system.core)
+    groups = layer_groups(system.core, groups, config.train.layer_decay)
     drift_alarms = 0
     if groups:
         options = options_of(config, strategy)

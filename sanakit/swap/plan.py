@@ -1,23 +1,25 @@
 """From base and candidate: which parameter groups keep, align, re-initialise, with shapes and counts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from diffusers import SanaTransformer2DModel
 
-from sanakit.adapters import ADAPTERS
+from sanakit.adapters import ADAPTERS, rebuild_core
 from sanakit.alignment import align_caption, align_input, align_output
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, load_core, new_core, parameters_by_group
 from sanakit.data.cache import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.swap.base import Strategy
+from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.text_encoders import TextEncoder, load_text_encoder
 from sanakit.vaes import VAE, load_vae
 
 CORES = Path(__file__).parent.parent / "assets" / "cores"
+ALIGNED = 2048  # pictures that the closed form of the input reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,22 @@ def swap_core(base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int) ->
     return ADAPTERS.get("linear-caption")(base.core, candidate.spec, seed=seed)  # type: ignore[call-arg]
 
 
+def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
+    """Why the base's joints cannot take the candidate as they are; empty where they can."""
+    if isinstance(candidate, VAE):
+        old, new = base.vae.spec, candidate.spec
+        return "" if old == new else f"the base's joints read {old.label} latents, {candidate.name} gives {new.label}"
+    width, own = base.core.config.caption_channels, candidate.spec.embed_dim
+    return "" if width == own else f"the base's caption layers read {width} channels, {candidate.name} gives {own}"
+
+
+def applicable(names: Sequence[str], base: LatentDiffusion, candidate: VAE | TextEncoder) -> list[str]:
+    """The strategies among `names` that serve this kind of swap; `reuse` only where every shape fits."""
+    kind = "vae" if isinstance(candidate, VAE) else "text_encoder"
+    serve = [name for name in names if kind in STRATEGIES.get(name).kinds]
+    return [n for n in serve if STRATEGIES.get(n).initialise != "reuse" or not misfit(base, candidate)]
+
+
 def build(
     base: LatentDiffusion,
     candidate: VAE | TextEncoder,
@@ -79,15 +97,25 @@ def build(
     base_data: LatentDataset,
     *,
     seed: int,
+    input_method: str = "procrustes",
 ) -> tuple[LatentDiffusion, dict[str, float]]:
     """The swapped system as a strategy starts it, and the R^2 of its alignment.
 
-    data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings.
+    data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings. Raises
+    SK0110 for a strategy that cannot serve this swap.
     """
-    core = swap_core(base, candidate, seed)
-    if strategy.initialise == "scratch":
-        core = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=seed)
     is_vae = isinstance(candidate, VAE)
+    if ("vae" if is_vae else "text_encoder") not in strategy.kinds:
+        raise SanakitError("SK0110", f"strategy {strategy.name} serves swaps of {' and '.join(strategy.kinds)} only")
+    if strategy.initialise == "reuse":
+        if reason := misfit(base, candidate):
+            raise SanakitError("SK0110", f"strategy reuse: {reason}")
+        core = rebuild_core(base.core)
+    elif strategy.initialise == "scratch":
+        config = swap_core(base, candidate, seed).config
+        core = new_core({k: v for k, v in config.items() if not k.startswith("_")}, seed=seed)
+    else:
+        core = swap_core(base, candidate, seed)
     system = LatentDiffusion(
         vae=candidate if is_vae else base.vae,
         text_encoder=base.text_encoder if is_vae else candidate,
@@ -98,8 +126,9 @@ def build(
     scores: dict[str, float] = {}
     if strategy.initialise == "align":
         if is_vae:
-            rows = slice(0, 2048)
-            scores["input_r2"] = align_input(core, base.core, data.latents[rows, 0], base_data.latents[rows, 0])
+            own, theirs = data.latents[:ALIGNED, 0], base_data.latents[:ALIGNED, 0]
+            shift = float(system.flow_shift or 1.0)
+            scores["input_r2"] = align_input(core, base.core, own, theirs, method=input_method, flow_shift=shift)
             align_output(system, data, seed=seed)
         else:
             scores["caption_r2"] = align_caption(core, base.core, data.captions, base_data.captions)

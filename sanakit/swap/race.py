@@ -1,117 +1,190 @@
-"""Race strategies under one step budget: the same pictures, captions, dropout and sigmas at every step.
+"""Race strategies by successive halving under one step budget: the same pictures, captions, dropout and sigmas at
+every step, and the same noise where latents have the same shape.
 
-Noise is the same too where latents have the same shape. Every strategy runs its own learning rate under a cosine
-to zero over the whole budget, so curves end annealed.
+Every strategy keeps its own constant learning rate after a warm-up and is judged by the moving average of its
+weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two.
 """
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import LatentDataset
-from sanakit.evaluate import HeldOut, held_out
+from sanakit.evaluate import HeldOut, averaged, held_out
 from sanakit.swap.base import Strategy
 from sanakit.swap.forecast import Forecast, forecast
-from sanakit.train import TrainOptions, fit, new_state
+from sanakit.train import TrainOptions, TrainState, fit, new_state
+
+EMA_DECAY = 0.98
+KEEP_AT_LEAST = 2
 
 
 @dataclass(kw_only=True)
 class Arm:
-    """One strategy's course: evaluated steps, held-out results, and the trained core's weights at the end."""
+    """One strategy's course in the race: evaluated steps, held-out results, forecast."""
 
     strategy: type[Strategy]
+    system: LatentDiffusion
+    options: TrainOptions
+    scores: dict[str, object] = field(default_factory=dict)
+    state: TrainState | None = None  # None: nothing is trained
     steps: list[int] = field(default_factory=list)
     results: list[HeldOut] = field(default_factory=list)
     train_loss: list[tuple[int, float]] = field(default_factory=list)
-    scores: dict[str, float] = field(default_factory=dict)
     forecast: Forecast | None = None
-    weights: dict[str, Tensor] = field(default_factory=dict)
     trained_parameters: int = 0
-    seconds_per_step: float = 0.0
+    seconds: float = 0.0
+
+    @property
+    def errors(self) -> np.ndarray:
+        """One-step error of every held-out picture at every evaluated step. (K, N)"""
+        return np.stack([r.one_step.numpy() for r in self.results if r.one_step is not None])
+
+    @property
+    def error(self) -> float:
+        return float(self.errors[-1].mean())
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.seconds / self.steps[-1] if self.steps[-1] else 0.0
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        return self.state.ema if self.state else None
 
     def as_dict(self) -> dict[str, object]:
-        errors = [float(r.one_step.mean()) for r in self.results if r.one_step is not None]
+        predicted = self.forecast.as_dict() if self.forecast else {}
+        hours = {
+            key.replace("steps", "hours"): None if value is None else value * self.seconds_per_step / 3600
+            for key, value in predicted.items()
+        }
         return {
             "name": self.strategy.name,
             "title": self.strategy.title,
-            **(self.forecast.as_dict() if self.forecast else {}),
+            **predicted,
+            **hours,
             "reached": bool(self.forecast and self.forecast.reached),
             "initial_loss": self.results[0].loss,
             "held_out_loss": self.results[-1].loss,
-            "one_step_error": errors[-1],
-            "learning_rate": self.strategy.learning_rate,
+            "one_step_error": self.error,
+            "learning_rate": self.options.learning_rate,
             "trained_parameters": self.trained_parameters,
             "seconds_per_step": self.seconds_per_step,
             "steps": self.steps,
             "losses": [r.loss for r in self.results],
-            "one_step_errors": errors,
+            "one_step_errors": self.errors.mean(1).tolist(),
             **self.scores,
         }
 
 
-def run_arm(
-    system: LatentDiffusion,
+@dataclass(frozen=True, kw_only=True)
+class Course:
+    """What every arm of a race shares. images: (N, 3, H, W) of the held-out pictures; image_sigmas: where they are
+    compared with decoded clean estimates."""
+
+    data: LatentDataset
+    test: LatentDataset
+    images: Tensor
+    image_sigmas: tuple[float, ...]
+    batch_size: int = 32
+    seed: int = 0
+
+    def evaluate(self, arm: Arm) -> None:
+        with averaged(arm.system.core, arm.average):
+            result = held_out(
+                arm.system, self.test, images=self.images, count=len(self.images), image_sigmas=self.image_sigmas
+            )
+        arm.steps.append(arm.state.step if arm.state else 0)
+        arm.results.append(result)
+
+
+def enter(
+    course: Course,
     strategy: type[Strategy],
-    data: LatentDataset,
-    test: LatentDataset,
-    images: Tensor,
-    base: HeldOut,
+    system: LatentDiffusion,
     *,
     budget: int,
-    batch_size: int,
-    seed: int,
-    on_step: Callable[[int], None] = lambda step: None,
+    learning_rate: float | None = None,
 ) -> Arm:
-    """Train `system` in place for `budget` steps by `strategy`; evaluate at 0, 1/8, 1/4, 1/2 and all of it."""
-    arm = Arm(strategy=strategy)
-
-    def evaluate(step: int) -> None:
-        arm.steps.append(step)
-        arm.results.append(held_out(system, test, images=images, count=len(images)))
-
-    evaluate(0)
+    """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0."""
+    options = TrainOptions(
+        max_steps=budget,
+        batch_size=course.batch_size,
+        learning_rate=learning_rate or strategy.learning_rate,
+        decay=False,
+        ema_decay=EMA_DECAY,
+        seed=course.seed,
+        warmup=max(1, min(20, budget // 10)),
+    )
+    arm = Arm(strategy=strategy, system=system, options=options)
     groups = strategy.parameter_groups(system.core)
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
-        options = TrainOptions(
-            max_steps=budget,
-            batch_size=batch_size,
-            learning_rate=strategy.learning_rate,
-            seed=seed,
-            warmup=max(1, min(20, budget // 10)),
-        )
-        state = new_state(system.core, groups, options)
-        losses: list[float] = []
-
-        def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
-            losses.append(loss)
-            if step % 10 == 0:
-                arm.train_loss.append((step, float(np.mean(losses[-10:]))))
-            on_step(step)
-
-        spent = 0.0
-        for target in sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget}):
-            start = time.perf_counter()
-            fit(system, data, options, state, until=target, after_step=after_step)
-            spent += time.perf_counter() - start
-            evaluate(target)
-        arm.seconds_per_step = spent / budget
-    errors = np.stack([r.one_step.numpy() for r in arm.results if r.one_step is not None])
-    assert base.one_step is not None
-    arm.forecast = forecast(arm.steps, errors, base.one_step.numpy(), seed=seed)
-    arm.weights = {k: v.detach().clone() for k, v in system.core.state_dict().items()}
+        arm.state = new_state(system.core, groups, options)
+    course.evaluate(arm)
     return arm
 
 
-def recommend(arms: list[Arm]) -> Arm:
-    """Fewest forecast steps; when no arm is forecast to arrive, the lowest measured one-step error. Ties go to the
-    cheaper arm."""
+def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
+    """Train an arm to step `until` and evaluate it; an arm that trains nothing stays where it is."""
+    if arm.state is None or arm.state.step >= until:
+        return
+    losses: list[float] = []
+
+    def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
+        losses.append(loss)
+        if step % 10 == 0:
+            arm.train_loss.append((step, float(np.mean(losses[-10:]))))
+        on_step(step)
+
+    start = time.perf_counter()
+    fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step)
+    arm.seconds += time.perf_counter() - start
+    course.evaluate(arm)
+
+
+def rungs(budget: int) -> list[int]:
+    """Where arms are evaluated: 1/8, 1/4, 1/2 and all of the budget."""
+    return sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
+
+
+def survivors(running: int, rung: int, budget: int) -> int:
+    """How many of the arms that reached a rung go on."""
+    if rung == max(1, budget // 4):
+        return max(KEEP_AT_LEAST, math.ceil(running / 2))
+    return KEEP_AT_LEAST if rung == max(1, budget // 2) else running
+
+
+def race(
+    course: Course,
+    arms: Sequence[Arm],
+    base_errors: np.ndarray,
+    *,
+    budget: int,
+    on_step: Callable[[Arm, int], None] = lambda arm, step: None,
+) -> list[Arm]:
+    """Run the arms over the rungs and forecast each; returns those that ran to the end. base_errors: (N,)."""
+    running = [arm for arm in arms if arm.state]
+    for rung in rungs(budget):
+        for arm in running:
+            advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
+        running.sort(key=lambda arm: arm.error)
+        running = running[: survivors(len(running), rung, budget)]
+    for arm in arms:
+        arm.forecast = forecast(arm.steps, arm.errors, base_errors, seed=course.seed)
+    return running
+
+
+def recommend(arms: Sequence[Arm]) -> Arm:
+    """The cheapest forecast run (steps x seconds a step); when none is forecast to arrive, the lowest measured
+    error. Ties go to the arm that trains fewer parameters."""
     arrived = [a for a in arms if a.forecast and np.isfinite(a.forecast.steps)]
     if arrived:
-        return min(arrived, key=lambda a: (a.forecast.steps, a.trained_parameters))  # type: ignore[union-attr]
-    return min(arms, key=lambda a: float(torch.as_tensor(a.results[-1].one_step).mean()))
+        return min(arrived, key=lambda a: (a.forecast.steps * a.seconds_per_step, a.trained_parameters))  # type: ignore[union-attr]
+    return min(arms, key=lambda a: a.error)

@@ -7,143 +7,32 @@ agrees.
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
-from sanakit.config import Config
 from sanakit.contracts import GateResult, Verdict
-from sanakit.data import Pictures, load_pictures
-from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent, to_images
-from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.evaluate import averaged, conditional_gain, matched_sigmas
 from sanakit.gates import run_gates
-from sanakit.hashing import hash_record
-from sanakit.run import SCHEMA_VERSION, RunFolder, provenance
+from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
+from sanakit.swap.context import Swap, prepare
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import Base, build, describe_plan, load_base, swap_core
-from sanakit.swap.race import Arm, recommend, run_arm
-from sanakit.text_encoders import TextEncoder, load_text_encoder
-from sanakit.vaes import VAE, load_vae
+from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.race import Arm, Course, enter, race, recommend
+from sanakit.vaes import VAE
+
+__all__ = ["STAGES", "prepare", "run_stages"]
 
 STAGES = ("component", "smoke", "full")
-NUM_SAMPLES = 8
-MIN_PICTURES = 64
-
-
-@dataclass(kw_only=True)
-class Swap:
-    """Everything that the stages share, loaded when first asked for."""
-
-    config: Config
-    run: RunFolder
-    progress: Progress = silent
-    resume: str = "auto"
-    arms: list[Arm] = field(default_factory=list)
-
-    @cached_property
-    def base(self) -> Base:
-        return load_base(self.config.base)
-
-    @cached_property
-    def base_system(self) -> LatentDiffusion:
-        system = self.base.system()
-        if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
-        return system
-
-    @cached_property
-    def candidate(self) -> VAE | TextEncoder:
-        config = self.config
-        if config.kind == "text_encoder":
-            assert config.text_encoder.name
-            return load_text_encoder(config.text_encoder.name)
-        return load_vae(config.vae.name or self.base.card["vae"], scaling_factor=config.vae.scaling_factor)
-
-    @cached_property
-    def pictures(self) -> Pictures:
-        found = load_pictures(self.config.data.source, max_set_aside=self.config.data.max_set_aside)
-        if len(found) < MIN_PICTURES:
-            raise SanakitError(
-                "SK0403", f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
-            )
-        return found
-
-    @cached_property
-    def halves(self) -> tuple[Pictures, Pictures]:
-        return self.pictures.split(False), self.pictures.split(True)
-
-    @cached_property
-    def test_images(self) -> Tensor:
-        count = min(self.config.smoke.held_out, len(self.halves[1]))
-        return to_images(self.halves[1].subset(range(count)).pixels(self.config.data.image_size))
-
-    def dataset(self, system: LatentDiffusion, held_out_half: bool) -> LatentDataset:
-        pictures = self.halves[held_out_half]
-        return build_dataset(
-            system.vae,
-            system.text_encoder,
-            pictures,
-            system.image_size,
-            mirror=not held_out_half,
-            progress=self.progress,
-            cache=Path(self.config.data.cache) if self.config.data.cache else None,
-        )
-
-    @cached_property
-    def base_data(self) -> tuple[LatentDataset, LatentDataset]:
-        return self.dataset(self.base_system, False), self.dataset(self.base_system, True)
-
-    @cached_property
-    def candidate_data(self) -> tuple[LatentDataset, LatentDataset]:
-        is_vae = isinstance(self.candidate, VAE)
-        probe = LatentDiffusion(
-            vae=self.candidate if is_vae else self.base_system.vae,
-            text_encoder=self.base_system.text_encoder if is_vae else self.candidate,
-            core=swap_core(self.base_system, self.candidate, self.config.train.seed),
-            image_size=self.base_system.image_size,
-        )
-        return self.dataset(probe, False), self.dataset(probe, True)
-
-    @cached_property
-    def base_held_out(self) -> HeldOut:
-        return held_out(self.base_system, self.base_data[1], images=self.test_images, count=len(self.test_images))
-
-    def sample_prompts(self) -> list[str]:
-        """Half of them of the training pictures, half held out; spread over the data set."""
-        train, test = self.halves
-        pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
-        return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
-
-    def fingerprint(self, stage: str) -> str:
-        return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint])
-
-    def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
-        kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
-        self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
-
-
-def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
-    """Load what can be refused (base, candidate, pictures) before a run folder is made."""
-    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
-    for part in (swap.base, swap.candidate, swap.pictures):
-        assert part is not None
-    swap.run = RunFolder.open(config, run_dir)
-    return swap
 
 
 def component(swap: Swap) -> list[GateResult]:
@@ -167,83 +56,116 @@ def component(swap: Swap) -> list[GateResult]:
 
 def smoke(swap: Swap) -> list[GateResult]:
     """Race the strategies under one budget against the base."""
-    config, base = swap.config, swap.base_system
-    names = config.smoke.strategies if config.train.strategy == "auto" else (config.train.strategy,)
+    config, base, candidate = swap.config, swap.base_system, swap.candidate
+    names = [config.train.strategy]
+    if config.train.strategy == "auto":
+        names = applicable(config.smoke.strategies, base, candidate)
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
-    core = swap_core(base, swap.candidate, config.train.seed)
-    swap.run.write_json(
-        "plan.json", describe_plan(base, swap.candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
-    )
-    swap.arms.clear()
-    systems: dict[str, LatentDiffusion] = {}
-    budget = config.smoke.budget_steps
-    for name in names:
+    core = swap_core(base, candidate, config.train.seed)
+    plan = describe_plan(base, candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
+    swap.run.write_json("plan.json", plan)
+
+    budget, arms = config.smoke.budget_steps, []
+    starts: dict[str, tuple[LatentDiffusion, dict[str, Any]]] = {}  # strategies that start alike are built once
+    course: Course | None = None
+    for number, name in enumerate(names):
+        swap.progress(f"preparing {name}", number, len(names))
         strategy = STRATEGIES.get(name)
-        system, scores = build(base, swap.candidate, strategy, train, base_train, seed=config.train.seed)
-        arm = run_arm(
-            system,
-            strategy,
-            train,
-            test,
-            swap.test_images,
-            swap.base_held_out,
-            budget=budget,
+        if strategy.initialise not in starts:
+            system, scores = build(base, candidate, strategy, train, base_train, seed=config.train.seed)
+            starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
+        start, scores = starts[strategy.initialise]
+        course = course or Course(
+            data=train,
+            test=test,
+            images=swap.test_images,
+            image_sigmas=matched_sigmas(start, base),
             batch_size=config.train.batch_size,
             seed=config.train.seed,
-            on_step=lambda step, name=name: swap.progress(f"racing {name}", step, budget),
         )
+        system = replace(start, core=deepcopy(start.core))
+        arm = enter(course, strategy, system, budget=budget, learning_rate=config.train.learning_rate)
         arm.scores = scores
-        swap.arms.append(arm)
-        systems[name] = system
-        rows = [
-            {"stage": "smoke", "strategy": name, "step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
-            for s, r in zip(arm.steps, arm.results, strict=True)
-        ]
-        rows += [
-            {"stage": "smoke", "strategy": name, "step": s, "split": "train", "loss": v, "by_sigma": None}
-            for s, v in arm.train_loss
-        ]
-        swap.run.append("metrics.jsonl", rows)
+        arms.append(arm)
+    assert course is not None
+    base_errors = swap.base_held_out.one_step
+    assert base_errors is not None
+    on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
+    finalists = race(course, arms, base_errors.numpy(), budget=budget, on_step=on_step)
 
-    best = recommend(swap.arms)
+    best = recommend(arms)
+    swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
     swap.run.write_json(
         "strategy.json",
         {
             "recommended": best.strategy.name,
-            "candidates": [arm.as_dict() for arm in swap.arms],
+            "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
-            "base_one_step_error": float(swap.base_held_out.one_step.mean()),
+            "image_sigmas": course.image_sigmas,
+            "base_one_step_error": float(base_errors.mean()),
             "base_held_out_loss": swap.base_held_out.loss,
         },
     )
-    system = systems[best.strategy.name]
-    swap.progress("sampling", 0, 2)
-    prompts = swap.sample_prompts()
-    figures = []
-    for label, source in (("base", base), ("candidate", system)):
-        images = sample_images(source, prompts, seed=config.train.seed)
-        title = f"{label}, after {budget} steps of {best.strategy.name}" if label == "candidate" else "base"
-        figures.append(save_grid(swap.run.path, f"samples-smoke-{label}", images, "samples", title, "; ".join(prompts)))
-        swap.progress("sampling", 1 + (label == "candidate"), 2)
+    with averaged(best.system.core, best.average):
+        figures = _sample_figures(swap, best, budget)
+        gain = conditional_gain(best.system, test, count=len(swap.test_images))
     swap.add_figures("smoke", figures)
 
-    by_name = {arm.strategy.name: arm for arm in swap.arms}
+    by_name = {arm.strategy.name: arm for arm in arms}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
     start = (naive or best).results[0]
     evidence: dict[str, Any] = {
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
-        "conditional_gain": conditional_gain(system, test, count=len(swap.test_images)).numpy(),
-        "one_step": best.results[-1].one_step.numpy(),
-        "base_one_step": swap.base_held_out.one_step.numpy(),
-        "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
+        "conditional_gain": gain.numpy(),
+        "one_step": best.errors[-1],
+        "base_one_step": base_errors.numpy(),
+        "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     }
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
     return run_gates("smoke", evidence)
+
+
+def _distance(swap: Swap, system: LatentDiffusion) -> list[float]:
+    """Feature distance to the base by depth on held-out pictures, before any step."""
+    own, theirs = swap.candidate_data[1], swap.base_data[1]
+    rows = torch.arange(min(64, len(own)))
+    first = torch.ones_like(rows)
+    distances = feature_distance(
+        system,
+        swap.base_system,
+        own.latents[rows, 0],
+        theirs.latents[rows, 0],
+        own.prompts(rows, first),
+        theirs.prompts(rows, first),
+    )
+    return [round(value, 5) for value in distances]
+
+
+def _rows(arm: Arm) -> list[dict[str, Any]]:
+    row = {"stage": "smoke", "strategy": arm.strategy.name}
+    return [
+        row | {"step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
+        for s, r in zip(arm.steps, arm.results, strict=True)
+    ] + [row | {"step": s, "split": "train", "loss": v, "by_sigma": None} for s, v in arm.train_loss]
+
+
+def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
+    prompts, figures = swap.sample_prompts(), []
+    titles = {
+        "base": "base",
+        "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
+    }
+    for done, (label, system) in enumerate((("base", swap.base_system), ("candidate", best.system))):
+        swap.progress("sampling", done, 2)
+        images = sample_images(system, prompts, seed=swap.config.train.seed)
+        name = f"samples-smoke-{label}"
+        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], "; ".join(prompts)))
+    return figures
 
 
 def full(swap: Swap) -> list[GateResult]:

@@ -4,33 +4,50 @@ from sanakit.core.dit import GROUPS
 from sanakit.swap.base import STRATEGIES, Strategy
 
 ALL = dict.fromkeys(GROUPS, 1.0)
+JOINTS = {"input": 1.0, "output": 1.0, "caption": 1.0}
+
+
+@STRATEGIES.register("reuse", title="the base's joints as they are, nothing trained", embedded=True)
+class Reuse(Strategy):
+    initialise = "reuse"
+    scales = {}
 
 
 @STRATEGIES.register("align", title="closed form only, no gradient step", embedded=True)
 class Align(Strategy):
-    initialise = "align"
     scales = {}
 
 
 @STRATEGIES.register("align+head", title="closed form, then the swapped joints", embedded=True)
 class AlignHead(Strategy):
-    initialise = "align"
-    scales = {"input": 1.0, "output": 1.0, "caption": 1.0}
+    scales = JOINTS
     learning_rate = 2e-3
+
+
+@STRATEGIES.register(
+    "lora", title="closed form, then the joints and low-rank adapters of every attention", embedded=True
+)
+class LoRA(Strategy):
+    scales = JOINTS | {"lora": 1.0}
+    learning_rate = 2e-3
+    lora_rank = 16
+
+
+@STRATEGIES.register("cross-attention", title="closed form, then caption layers and cross-attention", embedded=True)
+class CrossAttention(Strategy):
+    kinds = ("text_encoder",)
+    scales = {"caption": 1.0, "cross_attention": 1.0}
 
 
 @STRATEGIES.register("finetune", title="closed form, then every layer, deeper ones slower", embedded=True)
 class Finetune(Strategy):
-    initialise = "align"
-    scales = {"input": 1.0, "output": 1.0, "caption": 1.0, "cross_attention": 0.7, "core": 0.7}
-    learning_rate = 1e-3
+    scales = JOINTS | {"cross_attention": 0.7, "core": 0.7}
 
 
 @STRATEGIES.register("naive", title="fresh joints, then every layer: the usual way, as a control", embedded=True)
 class Naive(Strategy):
     initialise = "naive"
     scales = ALL
-    learning_rate = 1e-3
 
 
 @STRATEGIES.register("scratch", title="everything fresh", embedded=True)

@@ -1,0 +1,85 @@
+"""How far a swapped core's features are from the base's, by depth: the same pictures, captions, sigma, matched noise.
+
+DC-Gen (arXiv 2509.25180) reports this distance before and after alignment. Noise is matched through the Procrustes map
+R of the patches: the base sees R e + (I - R R^T) e' where the candidate sees e, which is unit Gaussian in both spaces.
+Token grids of different size share no noise: their distance has a floor, and features are pooled to the coarser grid.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.vae import paired_patches, patch_rows
+from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.flow import interpolate
+from sanakit.text_encoders import PromptEmbeds
+
+
+def feature_distance(
+    system: LatentDiffusion,
+    base: LatentDiffusion,
+    latents: Tensor,
+    base_latents: Tensor,
+    prompt: PromptEmbeds,
+    base_prompt: PromptEmbeds,
+    *,
+    sigma: float = 0.7,
+    seed: int = 0,
+) -> list[float]:
+    """|f - f_base|^2 / |f_base|^2 after the patch embedding and after every block; latents (N, C, h, w) of the same N
+    pictures in both spaces."""
+    noise, base_noise = matched_noise(system, base, latents, base_latents, seed)
+    level = torch.full((len(latents),), sigma)
+    own = block_features(system, interpolate(latents, noise, level), level, prompt)
+    theirs = block_features(base, interpolate(base_latents, base_noise, level), level, base_prompt)
+    return [_relative(a, b) for a, b in zip(own, theirs, strict=True)]
+
+
+def matched_noise(
+    system: LatentDiffusion, base: LatentDiffusion, latents: Tensor, base_latents: Tensor, seed: int
+) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    noise = torch.randn(latents.shape, generator=generator)
+    base_noise = torch.randn(base_latents.shape, generator=generator)
+    if latents.shape == base_latents.shape and torch.equal(latents, base_latents):
+        return noise, noise
+    if system.num_tokens != base.num_tokens:
+        return noise, base_noise
+    rows, goals = paired_patches(system.core, base.core, latents, base_latents)
+    moments = CrossMoments.empty(rows.shape[1], goals.shape[1])
+    moments.add(rows, goals)
+    rotation, _ = moments.procrustes()
+    own = patch_rows(noise, system.core.config.patch_size)
+    patch = base.core.config.patch_size
+    free = patch_rows(base_noise, patch)
+    matched = torch.einsum("ed,ndhw->nehw", rotation, own)
+    matched = matched + free - torch.einsum("ef,nfhw->nehw", rotation @ rotation.T, free)
+    return noise, F.pixel_shuffle(matched, patch) if patch > 1 else matched
+
+
+def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> list[Tensor]:
+    """(N, tokens, hidden) after the patch embedding and after every block."""
+    found: list[Tensor] = []
+    keep = lambda module, inputs, output: found.append(output)
+    handles = [m.register_forward_hook(keep) for m in (system.core.patch_embed, *system.core.transformer_blocks)]
+    try:
+        with evaluating(system.core):
+            system.velocity(noisy, sigmas, prompt)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _relative(own: Tensor, base: Tensor) -> float:
+    if own.shape[1] != base.shape[1]:
+        coarse = min(own.shape[1], base.shape[1])
+        own, base = (_pool(t, coarse) for t in (own, base))
+    return ((own - base).square().sum() / base.square().sum()).item()
+
+
+def _pool(features: Tensor, tokens: int) -> Tensor:
+    side, goal = int(features.shape[1] ** 0.5), int(tokens**0.5)
+    grid = features.transpose(1, 2).unflatten(2, (side, side))
+    return F.adaptive_avg_pool2d(grid, goal).flatten(2).transpose(1, 2)

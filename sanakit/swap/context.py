@@ -1,0 +1,127 @@
+"""What the stages of a swap share: base, candidate, pictures and their encodings, loaded when first asked for."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from torch import Tensor
+
+from sanakit.assembly import LatentDiffusion
+from sanakit.config import Config
+from sanakit.data import Pictures, load_pictures
+from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent, to_images
+from sanakit.errors import SanakitError
+from sanakit.evaluate import HeldOut, held_out
+from sanakit.hashing import hash_record
+from sanakit.run import RunFolder
+from sanakit.swap.plan import Base, load_base, swap_core
+from sanakit.text_encoders import TextEncoder, load_text_encoder
+from sanakit.vaes import VAE, load_vae
+
+NUM_SAMPLES = 8
+MIN_PICTURES = 64
+
+
+@dataclass(kw_only=True)
+class Swap:
+    """One swap with its run folder. resume: auto, never, or a checkpoint folder."""
+
+    config: Config
+    run: RunFolder
+    progress: Progress = silent
+    resume: str = "auto"
+
+    @cached_property
+    def base(self) -> Base:
+        return load_base(self.config.base)
+
+    @cached_property
+    def base_system(self) -> LatentDiffusion:
+        system = self.base.system()
+        if system.image_size != self.config.data.image_size:
+            raise SanakitError(
+                "SK0104",
+                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
+                f"{system.image_size}",
+            )
+        return system
+
+    @cached_property
+    def candidate(self) -> VAE | TextEncoder:
+        config = self.config
+        if config.kind == "text_encoder":
+            assert config.text_encoder.name
+            return load_text_encoder(config.text_encoder.name)
+        return load_vae(config.vae.name or self.base.card["vae"], scaling_factor=config.vae.scaling_factor)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        found = load_pictures(self.config.data.source, max_set_aside=self.config.data.max_set_aside)
+        if len(found) < MIN_PICTURES:
+            raise SanakitError(
+                "SK0403", f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
+            )
+        return found
+
+    @cached_property
+    def halves(self) -> tuple[Pictures, Pictures]:
+        return self.pictures.split(False), self.pictures.split(True)
+
+    @cached_property
+    def test_images(self) -> Tensor:
+        count = min(self.config.smoke.held_out, len(self.halves[1]))
+        return to_images(self.halves[1].subset(range(count)).pixels(self.config.data.image_size))
+
+    def dataset(self, system: LatentDiffusion, held_out_half: bool) -> LatentDataset:
+        pictures = self.halves[held_out_half]
+        return build_dataset(
+            system.vae,
+            system.text_encoder,
+            pictures,
+            system.image_size,
+            mirror=not held_out_half,
+            progress=self.progress,
+            cache=Path(self.config.data.cache) if self.config.data.cache else None,
+        )
+
+    @cached_property
+    def base_data(self) -> tuple[LatentDataset, LatentDataset]:
+        return self.dataset(self.base_system, False), self.dataset(self.base_system, True)
+
+    @cached_property
+    def candidate_data(self) -> tuple[LatentDataset, LatentDataset]:
+        is_vae = isinstance(self.candidate, VAE)
+        probe = LatentDiffusion(
+            vae=self.candidate if is_vae else self.base_system.vae,
+            text_encoder=self.base_system.text_encoder if is_vae else self.candidate,
+            core=swap_core(self.base_system, self.candidate, self.config.train.seed),
+            image_size=self.base_system.image_size,
+        )
+        return self.dataset(probe, False), self.dataset(probe, True)
+
+    @cached_property
+    def base_held_out(self) -> HeldOut:
+        return held_out(self.base_system, self.base_data[1], images=self.test_images, count=len(self.test_images))
+
+    def sample_prompts(self) -> list[str]:
+        """Half of them of the training pictures, half held out; spread over the data set."""
+        train, test = self.halves
+        pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
+        return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
+
+    def fingerprint(self, stage: str) -> str:
+        return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint])
+
+    def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
+        kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
+        self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
+
+
+def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
+    """Load what can be refused (base, candidate, pictures) before a run folder is made."""
+    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
+    for part in (swap.base, swap.candidate, swap.pictures):
+        assert part is not None
+    swap.run = RunFolder.open(config, run_dir)
+    return swap

@@ -1,0 +1,113 @@
+"""The race on a tiny system: fairness, halving, adapters that leave no trace, matched noise levels."""
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
+from sanakit.alignment.vae import solve_input
+from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
+from sanakit.flow import noise_power_ratio
+from sanakit.swap.base import STRATEGIES
+from sanakit.swap.race import Course, enter, race, recommend, rungs
+
+
+@pytest.fixture
+def course(tiny_system, tiny_data):
+    images = tiny_system.vae.decode(tiny_data.latents[:16, 0])
+    return Course(data=tiny_data, test=tiny_data, images=images, image_sigmas=BASE_SIGMAS, batch_size=8)
+
+
+def arm_of(course, system, name, budget=16):
+    return enter(course, STRATEGIES.get(name), replace(system, core=copy.deepcopy(system.core)), budget=budget)
+
+
+def test_half_of_the_arms_go_on_and_every_arm_is_forecast(course, tiny_system):
+    names = ("align", "align+head", "lora", "finetune", "naive", "scratch")
+    arms = [arm_of(course, tiny_system, name) for name in names]
+    finalists = race(course, arms, np.full(16, 1e-9), budget=16)
+    assert [a.steps[-1] for a in finalists] == [16, 16]
+    lengths = sorted(a.steps[-1] for a in arms)
+    assert lengths == [0, 4, 4, 8, 16, 16]
+    assert all(a.forecast is not None for a in arms)
+    assert recommend(arms).error == min(a.error for a in arms)  # nobody arrives at an error of 1e-9
+    assert rungs(16) == [2, 4, 8, 16]
+
+
+def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
+    arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
+    race(course, arms, np.full(16, 1e3), budget=8)
+    assert recommend(arms).strategy.name == "align"
+
+
+@pytest.mark.parametrize("name", ["align+head", "lora", "cross-attention", "finetune"])
+def test_only_the_named_groups_move(course, tiny_system, name):
+    arm = arm_of(course, tiny_system, name)
+    before = {k: v.detach().clone() for k, v in arm.system.core.named_parameters()}
+    race(course, [arm], np.full(16, 1e-9), budget=8)
+    scales = arm.strategy.scales
+    from sanakit.core.dit import group_of
+
+    for key, value in arm.system.core.named_parameters():
+        moves = scales.get("lora" if ".lora_" in key else group_of(key), 0) > 0
+        moved = not torch.equal(value, before[key])
+        assert moved <= moves, key
+        if moves and "lora_A" not in key:  # the gradient of lora_A is zero while lora_B is
+            assert moved or value.numel() == 0, key
+
+
+def test_lora_starts_as_the_same_core_and_folds_into_a_plain_one(course, tiny_system):
+    plain = held_out(tiny_system, course.test).loss
+    arm = arm_of(course, tiny_system, "lora")
+    assert held_out(arm.system, course.test).loss == pytest.approx(plain, rel=1e-6)
+    race(course, [arm], np.full(16, 1e-9), budget=8)
+    trained = held_out(arm.system, course.test).loss
+    arm.strategy.finish(arm.system.core)
+    assert set(arm.system.core.state_dict()) == set(tiny_system.core.state_dict())
+    assert held_out(arm.system, course.test).loss == pytest.approx(trained, rel=1e-5)
+
+
+def test_averaged_restores_the_weights(course, tiny_system):
+    own = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
+    with averaged(tiny_system.core, {k: torch.zeros_like(v) for k, v in own.items()}):
+        assert not any(v.any() for v in tiny_system.core.state_dict().values())
+    assert all(torch.equal(v, own[k]) for k, v in tiny_system.core.state_dict().items())
+
+
+def test_matched_sigmas_rise_with_the_numbers_of_a_picture(tiny_system):
+    assert matched_sigmas(tiny_system, tiny_system) == BASE_SIGMAS
+    larger = replace(tiny_system, image_size=64)
+    assert all(a > b for a, b in zip(matched_sigmas(larger, tiny_system), BASE_SIGMAS, strict=True))
+
+
+def test_feature_distance_of_a_core_to_itself_is_zero(tiny_system, tiny_data):
+    latents, prompt = tiny_data.latents[:8, 0], tiny_data.captions[torch.arange(8)]
+    arguments = (latents, latents, prompt, prompt)
+    assert max(feature_distance(tiny_system, tiny_system, *arguments)) == 0
+    other = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
+    torch.nn.init.normal_(other.core.patch_embed.proj.weight)
+    assert min(feature_distance(other, tiny_system, *arguments)) > 0.01
+
+
+def test_coupled_noise_runs_from_ridge_to_procrustes():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 5, generator=generator) * torch.tensor([2.0, 1, 1, 0.5, 0.2])
+    moments = CrossMoments.empty(5, 3)
+    moments.add(x, x @ torch.randn(5, 3, generator=generator) + torch.randn(4000, 3, generator=generator))
+    rotation = moments.procrustes()[0]
+    torch.testing.assert_close(moments.noisy(1e-9, rotation)[0], moments.ridge(1e-9)[0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(moments.noisy(1e6, rotation)[0], rotation, atol=1e-4, rtol=1e-4)
+
+
+def test_independent_noise_shrinks_and_procrustes_keeps_noise():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(4000, 6, generator=generator)
+    moments = CrossMoments.empty(6, 6)
+    moments.add(x, x @ torch.linalg.qr(torch.randn(6, 6, generator=generator))[0])
+    gains = {m: solve_input(moments, m)[0].square().sum().item() / 6 for m in INPUT_METHODS}
+    assert gains["procrustes"] == pytest.approx(1, abs=1e-4)
+    assert gains["coupled"] == pytest.approx(1, abs=0.02)
+    assert gains["independent"] == pytest.approx((1 / (1 + noise_power_ratio())) ** 2, abs=0.02)
