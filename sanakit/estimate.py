@@ -77,12 +77,18 @@ def estimate(
     caption_length: int,
     world_size: int,
 ) -> Estimate:
-    """For one rank of `world_size`. Raises SK0104 for a batch that does not divide."""
+    """For one rank of `world_size`. Raises SK0104 for a batch that does not divide, or for low-rank adapters."""
     if options.batch_size % (world_size * options.accumulate):
         raise SanakitError(
             "SK0104",
             f"train.batch_size {options.batch_size} does not divide by {world_size} ranks x {options.accumulate} "
             "micro-batches",
+        )
+    if strategy.lora_rank:
+        raise SanakitError(
+            "SK0104",
+            f"no estimate for {strategy.name}: adapters cannot be built of fake tensors",
+            fix="Leave out --world-size; strategy align+head bounds its optimiser from below, finetune from above.",
         )
     micro = options.batch_size // (world_size * options.accumulate)
     sharded = options.parallel == "fsdp" and world_size > 1

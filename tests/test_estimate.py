@@ -8,6 +8,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from sanakit.checkpoint import checkpoint_bytes, save_checkpoint
 from sanakit.core.dit import new_core
+from sanakit.errors import SanakitError
 from sanakit.estimate import estimate, fake_core
 from sanakit.swap.base import STRATEGIES
 from sanakit.train import TrainOptions, new_state
@@ -83,6 +84,8 @@ def test_ranks_shards_and_frozen_groups_are_counted():
     fsdp = guess(STRATEGIES.get("scratch"), TrainOptions(max_steps=1, batch_size=32, parallel="fsdp"), world_size=4)
     head = guess(STRATEGIES.get("align+head"), TrainOptions(max_steps=1, batch_size=32))
     assert ddp.activations < alone.activations / 3 and ddp.optimizer == alone.optimizer
+    with pytest.raises(SanakitError, match="SK0104.*no estimate for lora"):
+        guess(STRATEGIES.get("lora"), TrainOptions(max_steps=1, batch_size=32))
     assert fsdp.optimizer == alone.optimizer // 4 and fsdp.peak < ddp.peak
     assert head.trained_parameters < alone.trained_parameters / 2 and head.parameters == alone.parameters
     assert ddp.pictures_per_step == alone.pictures_per_step == 32 and alone.picture_tokens_per_step == 32 * 64
