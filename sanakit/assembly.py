@@ -53,14 +53,15 @@ class LatentDiffusion:
         return height * width // self.core.config.patch_size**2
 
     def velocity(self, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> Tensor:
-        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w)."""
+        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's device."""
+        device = next(self.core.parameters()).device
         return self.core(
-            hidden_states=noisy,
-            encoder_hidden_states=prompt.embeds.float(),
-            encoder_attention_mask=prompt.mask,
-            timestep=sigmas * TIMESTEP_SCALE,
+            hidden_states=noisy.to(device),
+            encoder_hidden_states=prompt.embeds.to(device).float(),
+            encoder_attention_mask=prompt.mask.to(device),
+            timestep=sigmas.to(device) * TIMESTEP_SCALE,
             return_dict=False,
-        )[0]
+        )[0].to(noisy.device)
 
     def drop_prompts(self, prompt: PromptEmbeds, drop: Tensor) -> PromptEmbeds:
         """Replace the prompts where `drop` (B,) is set by the null embedding that sampling uses."""

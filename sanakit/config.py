@@ -1,16 +1,18 @@
 """One frozen configuration for every command; unknown keys are refused with a suggestion.
 
-A run is a Python function that returns a `Config` (see PRESETS); `--set key=value` changes single keys.
+A run is a Python function that returns a `Config` (see presets.py); `--set key=value` changes single keys.
 """
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
 
 from sanakit.errors import SanakitError, did_you_mean
+
+Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
 class Section(BaseModel):
@@ -19,17 +21,33 @@ class Section(BaseModel):
 
 class TrainSection(Section):
     max_steps: int = Field(default=400, ge=1)
-    batch_size: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1)  # over all ranks and micro-batches
     learning_rate: float | None = Field(default=None, gt=0)  # None: the strategy's own
     checkpoint_every: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0)
     strategy: str = "auto"
+    rates: dict[Group, NonNegativeFloat] = {}  # learning-rate multipliers over the strategy's own; 0 freezes a group
+    layer_decay: float = Field(default=1.0, gt=0, le=1)  # block i of L runs at layer_decay ** (L - 1 - i)
+    lora_rank: int = Field(default=16, ge=1)
+    warmup: int = Field(default=20, ge=0)
+    schedule: Literal["cosine", "constant"] = "cosine"
+    weight_decay: float = Field(default=0.01, ge=0)
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    prompt_dropout: float = Field(default=0.1, ge=0, le=1)
+    sigmas: Literal["logit-normal", "uniform"] = "logit-normal"
+    ema_decay: float = Field(default=0.0, ge=0, lt=1)  # 0 keeps no average; otherwise the average is what is exported
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    accumulate: int = Field(default=1, ge=1)
+    gradient_checkpointing: bool = False
+    max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
 
 
 class DataSection(Section):
     source: str = "embedded"
     image_size: int = Field(default=96, ge=16)
     max_set_aside: float = Field(default=0.05, ge=0, le=1)
+    cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
 
 
 class VAESection(Section):
@@ -72,19 +90,6 @@ class Config(Section):
     @property
     def candidate(self) -> str | None:
         return self.text_encoder.name or self.vae.name
-
-
-def swap_vae() -> Config:
-    """The embedded base with another VAE."""
-    return Config(vae=VAESection(name="dc-f16c32"))
-
-
-def swap_text_encoder() -> Config:
-    """The embedded base with another text encoder."""
-    return Config(text_encoder=TextEncoderSection(name="wordllama"))
-
-
-PRESETS = {"swap-vae": swap_vae, "swap-text-encoder": swap_text_encoder}
 
 
 def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> Config:

@@ -192,6 +192,11 @@ CODES: dict[str, Code] = {
         why="Samples have lost the pictures' contrast or are further from them than the base's samples allow.",
         fix="Compare the sample grids: noise means a scale error, grey means too little training.",
     ),
+    "SK0508": Code(
+        title="the wrong parameters moved",
+        why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is at fault.",
+        fix="Train in fp32 or autocast bf16 with a larger learning rate; report it where a frozen parameter moved.",
+    ),
     # 09: environment
     "SK0901": Code(
         title="a package is missing",

@@ -10,13 +10,15 @@ import sanakit
 ROOT = Path(sanakit.__file__).parent
 LAYERS = [
     {"contracts", "errors", "hashing"},
-    {"registry", "flow"},
+    {"registry", "flow", "distributed"},
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},
     {"alignment", "evaluate", "train"},
     {"monitors", "checkpoint", "gates", "config", "run"},
+    {"presets"},
     {"swap", "doctor"},
+    {"estimate"},
     {"cli"},
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
@@ -24,7 +26,7 @@ FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
 
 
 SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
-LIGHT = {"contracts", "errors", "registry", "config", "reporting", "cli", "doctor"}
+LIGHT = {"contracts", "presets", "distributed", "errors", "registry", "config", "reporting", "cli", "doctor"}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 

@@ -1,4 +1,4 @@
-"""swap-vae, swap-text-encoder, validate, train, sample, report: parse, call, print."""
+"""swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
 import json
 import sys
@@ -82,8 +82,8 @@ def _swap(
 
     chosen = _stages(stages)
     config = make_config(values, sets)
-    _check_names(config)
-    _run(config, run_dir, chosen, force=force, as_json=as_json)
+    check_names(config)
+    run(config, run_dir, chosen, force=force, as_json=as_json)
 
 
 def _stages(text: str) -> list[str]:
@@ -99,7 +99,7 @@ def _stages(text: str) -> list[str]:
     return chosen
 
 
-def _check_names(config: Any) -> None:
+def check_names(config: Any) -> None:
     """Misspelt names are refused before anything heavy is imported or a run folder is made."""
     from sanakit.registry import Registry
 
@@ -114,7 +114,7 @@ def _check_names(config: Any) -> None:
                 registry.get(name)  # raises with suggestions
 
 
-def _run(
+def run(
     config: Any,
     run_dir: Path | None,
     stages: list[str],
@@ -124,13 +124,19 @@ def _run(
     junit: Path | None = None,
     resume: str = "auto",
 ) -> None:
-    from sanakit.cli.view import print_validation, progress_display
-    from sanakit.reporting import write_report
-    from sanakit.swap import stages as engine
+    from sanakit.distributed import STOP, barrier, is_main, rank_folder
 
-    with progress_display() as progress:
-        swap = engine.prepare(config, run_dir, progress)
-        validation = engine.run_stages(swap, stages, force=force, resume=resume)
+    with STOP.installed(), rank_folder(run_dir) as folder:
+        from sanakit.cli.view import print_validation, progress_display
+        from sanakit.reporting import write_report
+        from sanakit.swap import stages as engine
+
+        with progress_display() as progress:
+            swap = engine.prepare(config, folder, progress)
+            validation = engine.run_stages(swap, stages, force=force, resume=resume)
+    if not is_main():
+        barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
+        raise typer.Exit
     run_path = swap.run.path
     report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:
@@ -139,6 +145,7 @@ def _run(
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
         print_validation(validation, run_path, report)
+    barrier()
     raise typer.Exit(_exit_code(validation["verdict"]))
 
 
@@ -202,38 +209,8 @@ def validate(
             "text_encoder": {"name": text_encoder},
         }
         config = make_config(values, set_)
-    _check_names(config)
-    _run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit)
-
-
-@app.command()
-def train(
-    config_file: Annotated[Path | None, typer.Option("--config", help="YAML configuration.")] = None,
-    preset: Annotated[str | None, typer.Option("--preset", help="swap-vae or swap-text-encoder.")] = None,
-    set_: Sets = None,
-    run_dir: RunDir = None,
-    resume: Annotated[str, typer.Option("--resume", help="auto, never, or a checkpoint folder.")] = "auto",
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Stage full from a configuration: train, watched and resumable, and write the model."""
-    from sanakit.config import PRESETS, dump_config, load_config, make_config
-    from sanakit.errors import did_you_mean
-
-    if (config_file is None) == (preset is None):
-        raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
-    if preset is not None and preset not in PRESETS:
-        raise SanakitError(
-            "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
-        )
-    config = load_config(config_file, set_) if config_file else make_config(PRESETS[str(preset)]().model_dump(), set_)
-    if resume not in ("auto", "never") and not Path(resume).is_dir():
-        raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
-    _check_names(config)
-    if dry_run:
-        sys.stdout.write(dump_config(config))
-        return
-    _run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
+    check_names(config)
+    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit)
 
 
 @app.command()

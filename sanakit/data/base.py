@@ -131,11 +131,14 @@ def read_parquet(path: Path, source: str) -> Pictures:
 
 
 def load_pictures(source: str, *, max_set_aside: float = 0.05) -> Pictures:
-    """A registered data set, a folder of pictures with .txt captions, or a .csv/.jsonl manifest."""
+    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, or WebDataset .tar shards."""
     path = Path(source).expanduser()
-    if path.is_dir() or path.suffix in (".csv", ".jsonl"):
-        from sanakit.data.files import read_folder, read_manifest
+    if path.is_dir() or path.suffix in (".csv", ".jsonl", ".tar"):
+        from sanakit.data.files import read_folder, read_manifest, read_shards
 
-        found = read_folder(path) if path.is_dir() else read_manifest(path)
+        if path.suffix == ".tar":
+            found = read_shards(source)
+        else:
+            found = read_folder(path) if path.is_dir() else read_manifest(path)
         return screen(found, max_set_aside=max_set_aside)
     return DATASETS.get(source)()

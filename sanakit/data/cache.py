@@ -1,30 +1,31 @@
-"""The cache of raw latents and embeddings, keyed by everything that determines them.
+"""Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
-Key: weights, class and geometry of the encoder, names and bytes of the pictures (or the captions), size, mirroring,
-and the major versions of torch, diffusers and transformers. Raw latents are posterior means (the mode; the
-posterior's spread is not kept), so another normalisation never rebuilds a cache.
+A row's key: weights, class and geometry of the encoder, bytes of the picture (or the caption), size, mirroring, and the
+major versions of torch, diffusers and transformers. Raw latents are posterior means (the mode; the posterior's spread
+is not kept), so another normalisation never rebuilds a cache. An entry that was found is spot-checked: a few rows are
+computed again before anything is trained on it.
 """
 
 import importlib.metadata
-import json
-import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sanakit.data import store
 from sanakit.data.base import Pictures, cache_dir
+from sanakit.data.store import Rows
 from sanakit.errors import SanakitError
-from sanakit.hashing import hash_record
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
+PROMPT_BATCH = 128
+RESIDENT_BYTES = 2 << 30  # what is larger stays on disk and is read by memory map
 Progress = Callable[[str, int, int], None]  # label, done, total
 
 
@@ -37,104 +38,170 @@ def to_images(pixels: Any) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
 
 
-def raw_latents(
-    vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False, progress: Progress = silent
-) -> Tensor:
-    """Raw latents (N, M, C, h, w); M is 2 with the mirrored picture second. Computed once, then read."""
-    facts = {
-        "kind": "latents",
-        "encoder": vae.fingerprint(),
-        "pictures": pictures.fingerprint,
-        "size": size,
-        "mirror": mirror,
-        "mode": "posterior mean",
-        "dtype": "float32",
-        "libraries": _versions(),
-    }
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one."""
 
-    def compute() -> dict[str, Tensor]:
+    facts: dict[str, Any]
+    rows: Tensor
+    compute: Callable[[range], dict[str, Tensor]]
+    checked: str  # the tensor whose spot check tells
+    again: Callable[[list[int]], Tensor]
+    row_bytes: int
+
+    def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
+        """The entry, its tensors, and whether it was found. A found one is spot-checked; SK0404 where it must exist
+        but does not, with the fields that differ."""
+        root = cache or cache_dir()
+        found = store.find(root, self.facts, self.rows)
+        if found is None:
+            if must_exist:
+                store.refuse_other(root, self.facts)
+            entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
+            shards, where = entry.read(), torch.arange(len(self.rows))
+        else:
+            entry, shards, where = found
+            every = Rows(shards[self.checked], torch.arange(entry.manifest["count"]))
+            store.spot_check(entry, where, every.__getitem__, self.again)
+        tensors = {name: Rows(parts, where) for name, parts in shards.items() if name != "rows"}
+        return entry, tensors, found is not None
+
+
+def latent_job(vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False, progress: Progress = silent) -> Job:
+    """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second."""
+    views = 2 if mirror else 1
+
+    def encode(images: Tensor) -> Tensor:
+        return torch.stack([vae.encode_raw(view) for view in (images, images.flip(-1))[:views]], 1)
+
+    def compute(part: range) -> dict[str, Tensor]:
         rows = []
-        for start in range(0, len(pictures), BATCH_SIZE):
-            batch = pictures.subset(range(start, min(start + BATCH_SIZE, len(pictures))))
-            images = to_images(batch.pixels(size))
-            views = [vae.encode_raw(images)]
-            if mirror:
-                views.append(vae.encode_raw(images.flip(-1)))
-            rows.append(torch.stack(views, 1))
-            progress(f"encoding with {vae.name}", min(start + BATCH_SIZE, len(pictures)), len(pictures))
+        chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
+        for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(size)):
+            rows.append(encode(to_images(pixels)))
+            progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(pictures))
         return {"raw_latents": torch.cat(rows)}
 
-    return _load_or(facts, compute)["raw_latents"]
+    return Job(
+        facts={
+            "kind": "latents",
+            "encoder": vae.fingerprint(),
+            "size": size,
+            "mirror": mirror,
+            "mode": "posterior mean",
+            "dtype": "float32",
+            "libraries": _versions(),
+        },
+        rows=store.row_hashes(pictures.images),
+        compute=compute,
+        checked="raw_latents",
+        again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size))),
+        row_bytes=4 * views * torch.Size(vae.spec.shape(size, size)).numel(),
+    )
 
 
-def embeddings(encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent) -> PromptEmbeds:
-    """Embeddings of prompts, kept in half precision on disk and in memory."""
-    facts = {
-        "kind": "embeddings",
-        "encoder": encoder.fingerprint(),
-        "prompts": hash_record(prompts),
-        "libraries": _versions(),
-    }
+def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent) -> Job:
+    """embeds (N, L, D) float16, mask (N, L) bool, truncated (N,): a batch's count of prompts cut short, in its first row."""
 
-    def compute() -> dict[str, Tensor]:
-        parts, truncated = [], 0
-        for start in range(0, len(prompts), 128):
-            part = encoder.encode(prompts[start : start + 128])
-            truncated += part.truncated
-            parts.append((part.embeds.half(), part.mask))
-            progress(f"encoding prompts with {encoder.name}", min(start + 128, len(prompts)), len(prompts))
-        embeds, masks = zip(*parts, strict=True)
-        embeds_all = torch.cat(embeds)
-        if not embeds_all.isfinite().all():
+    def encode(some: list[str]) -> dict[str, Tensor]:
+        part = encoder.encode(some)
+        embeds = part.embeds.half()
+        if not embeds.isfinite().all():
             raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
-        return {"embeds": embeds_all, "mask": torch.cat(masks), "truncated": torch.tensor(truncated)}
+        truncated = torch.zeros(len(some), dtype=torch.int64)
+        truncated[0] = part.truncated
+        return {"embeds": embeds, "mask": part.mask, "truncated": truncated}
 
-    found = _load_or(facts, compute)
-    return PromptEmbeds(found["embeds"], found["mask"], int(found["truncated"]))
+    def compute(part: range) -> dict[str, Tensor]:
+        batches = []
+        for start in range(part.start, part.stop, PROMPT_BATCH):
+            stop = min(start + PROMPT_BATCH, part.stop)
+            batches.append(encode(prompts[start:stop]))
+            progress(f"encoding prompts with {encoder.name or 'the text encoder'}", stop, len(prompts))
+        return {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+
+    return Job(
+        facts={
+            "kind": "embeddings",
+            "encoder": encoder.fingerprint(),
+            "dtype": "float16",
+            "libraries": _versions(),
+        },
+        rows=store.row_hashes(p.encode() for p in prompts),
+        compute=compute,
+        checked="embeds",
+        again=lambda chosen: encode([prompts[i] for i in chosen])["embeds"],
+        row_bytes=encoder.spec.max_tokens * (2 * encoder.spec.embed_dim + 1),
+    )
+
+
+def raw_latents(
+    vae: VAE,
+    pictures: Pictures,
+    size: int,
+    *,
+    mirror: bool = False,
+    progress: Progress = silent,
+    cache: Path | None = None,
+    must_exist: bool = False,
+) -> Tensor | Rows:
+    """Raw latents (N, M, C, h, w); M is 2 with the mirrored picture second. Computed once, then read.
+
+    cache: folder of the store, by default the user's. must_exist: SK0404 names what differs instead of encoding.
+    """
+    if not mirror:
+        double = latent_job(vae, pictures, size, mirror=True)
+        if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
+            _, found, _ = double.run(cache)
+            rows = found["raw_latents"]
+            return _resident(Rows([shard[:, :1] for shard in rows.shards], rows.index))
+    job = latent_job(vae, pictures, size, mirror=mirror, progress=progress)
+    return _resident(job.run(cache, must_exist=must_exist)[1]["raw_latents"])
+
+
+def embeddings(
+    encoder: TextEncoder,
+    prompts: list[str],
+    *,
+    progress: Progress = silent,
+    cache: Path | None = None,
+    must_exist: bool = False,
+) -> PromptEmbeds:
+    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents."""
+    _, found, _ = embedding_job(encoder, prompts, progress=progress).run(cache, must_exist=must_exist)
+    return PromptEmbeds(_resident(found["embeds"]), _resident(found["mask"]), int(found["truncated"][:].sum()))  # type: ignore[arg-type]
+
+
+def _resident(rows: Rows) -> Tensor | Rows:
+    return rows[:] if rows.nbytes <= RESIDENT_BYTES else rows
 
 
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).split(".")[0] for name in ("torch", "diffusers", "transformers")}
 
 
-def _load_or(facts: dict[str, Any], compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-    path = cache_dir() / f"{facts['kind']}-{hash_record(facts)[:20]}.safetensors"
-    if path.is_file():
-        _check(path, facts)
-        return load_file(path)
-    tensors = compute()
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata={"facts": json.dumps(facts)})
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SanakitError("SK0903", f"cannot write {path}: {error}") from error
-    return tensors
-
-
-def _check(path: Path, facts: dict[str, Any]) -> None:
-    """A cache file states its own key; one that was renamed or damaged is refused, with the field that differs."""
-    try:
-        with safe_open(path, "pt") as file:
-            stated = json.loads((file.metadata() or {}).get("facts", "{}"))
-    except Exception as error:  # safetensors raises its own type for damage
-        raise SanakitError("SK0404", f"{path} is damaged: {error}") from error
-    for key, value in facts.items():
-        if stated.get(key) != value:
-            raise SanakitError("SK0404", f"{path}: {key} is {stated.get(key)}, expected {value}")
+def read_ahead(items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
+    """Items with their work, the next one's already under way on another thread."""
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(work, items[0]) if items else None
+        for i, item in enumerate(items):
+            assert pending is not None
+            ready = pending.result()
+            if i + 1 < len(items):
+                pending = pool.submit(work, items[i + 1])
+            yield item, ready
 
 
 @dataclass(kw_only=True)
 class LatentDataset:
-    """Normalised latents with their prompts, in memory.
+    """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
     latents: (N, M, C, h, w), M views of a picture. captions: every caption of every picture. first, count: (N,)
     where a picture's captions lie in `captions`.
     """
 
     names: list[str]
-    latents: Tensor
+    latents: Tensor | Rows
     captions: PromptEmbeds
     first: Tensor
     count: Tensor
@@ -149,14 +216,23 @@ class LatentDataset:
 
 
 def build_dataset(
-    vae: VAE, encoder: TextEncoder, pictures: Pictures, size: int, *, mirror: bool, progress: Progress = silent
+    vae: VAE,
+    encoder: TextEncoder,
+    pictures: Pictures,
+    size: int,
+    *,
+    mirror: bool,
+    progress: Progress = silent,
+    cache: Path | None = None,
 ) -> LatentDataset:
-    raw = raw_latents(vae, pictures, size, mirror=mirror, progress=progress)
+    """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them."""
+    options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
+    raw = raw_latents(vae, pictures, size, mirror=mirror, **options)
     count = torch.tensor([len(c) for c in pictures.captions])
     return LatentDataset(
         names=pictures.names,
-        latents=vae.normalize(raw.flatten(0, 1)).unflatten(0, raw.shape[:2]),
-        captions=embeddings(encoder, [c for captions in pictures.captions for c in captions], progress=progress),
+        latents=vae.normalize(raw) if isinstance(raw, Tensor) else Rows(raw.shards, raw.index, vae.normalize),
+        captions=embeddings(encoder, [c for captions in pictures.captions for c in captions], **options),
         first=count.cumsum(0) - count,
         count=count,
     )

@@ -82,6 +82,7 @@ class Swap:
             system.image_size,
             mirror=not held_out_half,
             progress=self.progress,
+            cache=Path(self.config.data.cache) if self.config.data.cache else None,
         )
 
     @cached_property

@@ -1,85 +1,186 @@
 """Stage full: train the recommended strategy to the end, watched, resumable, and write the model."""
 
 import json
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.assembly import LatentDiffusion
+from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
+from sanakit.config import Config
+from sanakit.core.dit import new_core
+from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
-from sanakit.swap.base import STRATEGIES
+from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.figures import save_grid
 from sanakit.swap.plan import build
-from sanakit.train import Batch, TrainOptions, fit, new_state
+from sanakit.train import (
+    Batch,
+    TrainOptions,
+    TrainState,
+    check_movement,
+    fit,
+    layer_groups,
+    new_state,
+    parameter_digests,
+)
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 LOOKS = 8
+MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
+# what may change between two parts of one run: it does not touch the trajectory
+FREE = ("train.checkpoint_every", "train.parallel", "data.cache")
+
+
+def strategy_of(config: Config, recommended: str | None) -> type[Strategy]:
+    """The configured strategy, the race's recommendation, or finetune; `train.rates` and `train.lora_rank` applied."""
+    name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
+    strategy = STRATEGIES.get(name)
+    rank = config.train.lora_rank if strategy.lora_rank else 0
+    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
+    return type(strategy.__name__, (strategy,), own)
+
+
+def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
+    own = config.train
+    return TrainOptions(
+        max_steps=own.max_steps,
+        batch_size=own.batch_size,
+        seed=own.seed,
+        learning_rate=own.learning_rate or strategy.learning_rate,
+        weight_decay=own.weight_decay,
+        warmup=own.warmup,
+        decay=own.schedule == "cosine",
+        max_grad_norm=own.max_grad_norm,
+        prompt_dropout=own.prompt_dropout,
+        sigmas=own.sigmas,
+        ema_decay=own.ema_decay,
+        accumulate=own.accumulate,
+        precision=own.precision,
+        parallel=own.parallel,
+        gradient_checkpointing=own.gradient_checkpointing,
+        max_skipped=own.max_skipped,
+    )
+
+
+def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
+    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights."""
+    if swap.config.candidate is None and strategy.initialise != "scratch":
+        return swap.base.system()
+    train, base_train = swap.candidate_data[0], swap.base_data[0]
+    return build(swap.base_system, swap.candidate, strategy, train, base_train, seed=swap.config.train.seed)[0]
+
+
+def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
+    """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
+    sections = swap.config.model_dump(mode="json")
+    flat = {"strategy": strategy, "candidate": swap.candidate.fingerprint(), "pictures": swap.pictures.fingerprint}
+    for section, values in sections.items():
+        inner = values.items() if isinstance(values, dict) else [("", values)]
+        flat |= {f"{section}.{key}".rstrip("."): value for key, value in inner if section != "smoke"}
+    return {key: value for key, value in flat.items() if key not in FREE}
 
 
 def train_full(swap: "Swap") -> dict[str, Any]:
-    """Train to train.max_steps; returns the evidence of stage full. swap.resume: auto, never, or a checkpoint folder."""
-    config, run, resume = swap.config, swap.run, swap.resume
-    recommended = (run.read_json("strategy.json") or {}).get("recommended")
-    name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
-    strategy = STRATEGIES.get(name)
+    """Train to train.max_steps; returns the evidence of stage full. swap.resume: auto, never, or a checkpoint folder.
+
+    A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
+    """
+    config, run = swap.config, swap.run
+    strategy = strategy_of(config, (run.read_json("strategy.json") or {}).get("recommended"))
+    name = strategy.name
     train, test = swap.candidate_data
-    system, _ = build(swap.base_system, swap.candidate, strategy, train, swap.base_data[0], seed=config.train.seed)
+    system = starting_system(swap, strategy)
 
     count = len(swap.test_images)
     sigmas = matched_sigmas(system, swap.base_system)
     evaluate = lambda: held_out(system, test, images=swap.test_images, count=count, image_sigmas=sigmas)
     start = evaluate()
-    groups = strategy.parameter_groups(system.core)
+    with torch.random.fork_rng():  # adapters are drawn
+        torch.manual_seed(config.train.seed)
+        groups = strategy.parameter_groups(system.core)
+    groups = layer_groups(system.core, groups, config.train.layer_decay)
     drift_alarms = 0
     if groups:
-        options = TrainOptions(
-            max_steps=config.train.max_steps,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            learning_rate=config.train.learning_rate or strategy.learning_rate,
-        )
+        options = options_of(config, strategy)
         state = new_state(system.core, groups, options)
-        facts = {"key": run.key, "strategy": name}
+        untouched = parameter_digests(system.core)
+        facts = resume_facts(swap, name)
         checkpoints = run.path / "checkpoints"
-        found = latest(checkpoints) if resume == "auto" else None if resume == "never" else Path(resume)
-        if found is not None:
-            load_checkpoint(found, system.core, state, facts)
+        _resume(checkpoints, swap.resume, system, state, facts)
+        for row in state.history:
+            run.append(row["file"], [row["row"]])
+        preflight(checkpoints, checkpoint_bytes(system.core, state))
         monitor = LatentMonitor(reference=train.latents[:1024, 0], looks=LOOKS)
+        restore_monitor(monitor, state.extras)
+        drift_alarms = sum(bool(r["row"].get("alarm")) for r in state.history)
+        losses = state.extras.get("losses", torch.empty(0)).tolist()
         look_every = max(1, options.max_steps // LOOKS)
-        losses: list[float] = []
+
+        def record(file: str, rows: list[dict[str, Any]]) -> None:
+            run.append(file, rows)
+            state.history += [{"file": file, "row": row} for row in rows]
+
+        def save(step: int) -> None:
+            state.extras = monitor_tensors(monitor) | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            save_checkpoint(checkpoints, system.core, state, facts)
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
-            nonlocal drift_alarms
-            losses.append(loss)
-            monitor.observe(batch, predicted)
+            nonlocal drift_alarms, losses
             swap.progress(f"training {name}", step, options.max_steps)
+            if step - 1 in state.skipped:
+                record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
+            else:
+                losses.append(loss)
+                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+            if step == min(MOVED_BY, options.max_steps) >= 3:
+                check_movement(system.core, untouched)
             if step % look_every == 0:
                 readings = monitor.report(step)
                 drift_alarms += sum(r.alarm for r in readings)
-                run.append("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
+                record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
                 row = {
                     "stage": "full",
                     "strategy": name,
                     "step": step,
                     "split": "train",
-                    "loss": float(np.mean(losses[-look_every:])),
+                    "loss": float(np.mean(losses)),
                     "by_sigma": None,
                 }
-                run.append("metrics.jsonl", [row, _held_out_row(name, step, evaluate())])
+                losses = []
+                record("metrics.jsonl", [row, _held_out_row(name, step, evaluate())])
                 system.core.train()
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
-                save_checkpoint(checkpoints, system.core, state, facts)
+                save(step)
 
         fit(system, train, options, state, after_step=after_step)
-    strategy.finish(system.core)
+        if state.stopped:
+            if state.step % config.train.checkpoint_every and state.step != options.max_steps:
+                save(state.step)
+            print(
+                f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {options.max_steps}, saved in "
+                f"{checkpoints}; the same command with --resume auto goes on",
+                file=sys.stderr,
+            )
+            sys.exit(exit_code(state.stopped))
+        if options.max_steps >= 3:
+            check_movement(system.core, untouched)
+        if state.ema is not None:
+            for key, value in system.core.state_dict().items():
+                local(value).copy_(state.ema[key])
+        system.core = gathered(system.core, strategy)
+        strategy.finish(system.core)
     end = evaluate()
     swap.progress("sampling", 0, 2)
     prompts = swap.sample_prompts()
@@ -149,3 +250,38 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
         "quality": {"held_out_loss": result.loss, "one_step_error": float(torch.as_tensor(result.one_step).mean())},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
+
+
+def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTransformer2DModel:
+    """A core whose parameters are whole again after sharded training; any other core as it is."""
+    if not any(hasattr(p, "full_tensor") for p in core.parameters()):
+        return core
+    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    strategy.parameter_groups(plain)
+    plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
+    return plain
+
+
+def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: TrainState, facts: dict[str, Any]) -> None:
+    if resume == "never":
+        if is_main():
+            set_aside(checkpoints)
+        barrier()
+        return
+    found = latest(checkpoints) if resume == "auto" else Path(resume)
+    if found is not None:
+        load_checkpoint(found if resume == "auto" else latest(found) or found, system.core, state, facts)
+
+
+def monitor_tensors(monitor: LatentMonitor) -> dict[str, Tensor]:
+    """What the monitor has seen since its last look, so that a resumed run reports the same."""
+    seen = {"monitor.seen": torch.cat(monitor._seen)} if monitor._seen else {}
+    return seen | {f"monitor.{half}": torch.cat(values) for half, values in monitor._spread.items() if values}
+
+
+def restore_monitor(monitor: LatentMonitor, extras: dict[str, Tensor]) -> None:
+    if "monitor.seen" in extras:
+        monitor._seen.append(extras["monitor.seen"])
+    for half, values in monitor._spread.items():
+        if f"monitor.{half}" in extras:
+            values.append(extras[f"monitor.{half}"])

@@ -1,0 +1,173 @@
+"""encode and cache: fill, list, verify and prune the store of latents and embeddings."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sanakit.cli.app import app
+from sanakit.errors import SanakitError
+
+DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+Folder = Annotated[Path | None, typer.Argument(help="A folder that `encode` filled; default the user's cache.")]
+
+cache = typer.Typer(help="The store of latents and embeddings.", no_args_is_help=True)
+app.add_typer(cache, name="cache")
+
+
+@app.command()
+def encode(
+    out: Annotated[Path, typer.Option("--out", help="Folder of the cache; a second run reuses it.")],
+    vae: Annotated[str | None, typer.Option("--vae", help="A name, `path:DIR` or `hub:owner/repo`.")] = None,
+    text_encoder: Annotated[
+        str | None, typer.Option("--text-encoder", help="Also, or only, embed the captions.")
+    ] = None,
+    data: Annotated[str, typer.Option("--data", help="A name, a folder, or a .csv/.jsonl manifest.")] = "embedded",
+    image_size: Annotated[int, typer.Option("--image-size", min=16, help="Pixels of a side.")] = 96,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Encode the mirrored picture too, as training reads it.")
+    ] = False,
+    max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
+    as_json: AsJson = False,
+) -> None:
+    """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
+    if vae is None and text_encoder is None:
+        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    from sanakit.cli.view import progress_display
+    from sanakit.data import load_pictures
+    from sanakit.data.cache import embedding_job, latent_job
+    from sanakit.text_encoders import load_text_encoder
+    from sanakit.vaes import load_vae
+
+    autoencoder = load_vae(vae) if vae else None
+    encoder = load_text_encoder(text_encoder) if text_encoder else None
+    pictures = load_pictures(data, max_set_aside=max_set_aside)
+    _make(out)
+    (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pictures.ledger), encoding="utf-8")
+    rows = []
+    with progress_display() as progress:
+        if autoencoder is not None:
+            job = latent_job(autoencoder, pictures, image_size, mirror=mirror, progress=progress)
+            rows.append(_fill(job, out, "vae", str(vae), autoencoder.normalize))
+        if encoder is not None:
+            prompts = [caption for captions in pictures.captions for caption in captions]
+            rows.append(
+                _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", str(text_encoder))
+            )
+    result = {"out": str(out), "pictures": len(pictures), "set_aside": len(pictures.ledger), "entries": rows}
+    if as_json:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        return
+    for row in rows:
+        speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
+        typer.echo(f"{row['count']:,} {row['kind']} of {row['name']}, {row['bytes'] / 1e6:,.1f} MB: {speed}")
+        typer.echo(f"  {row['folder']}  for drift: {row['file']}")
+    typer.echo(f"{len(pictures.ledger)} pictures set aside, reasons in {out / 'ledger.jsonl'}")
+
+
+def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> dict[str, Any]:
+    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask."""
+    import torch
+
+    from sanakit.data.store import save_tensors
+
+    start = time.perf_counter()
+    entry, tensors, reused = job.run(out)
+    seconds = time.perf_counter() - start
+    count = len(job.rows)
+    file = entry.folder.with_suffix(".safetensors")
+    chosen = torch.linspace(0, count - 1, min(count, DRIFT_ROWS)).long()
+    if normalize is not None:
+        content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
+    else:
+        content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
+    temporary = file.with_name(f".{file.name}.tmp")
+    save_tensors(content, temporary, metadata={role: name})
+    temporary.replace(file)
+    return {
+        "kind": entry.facts["kind"],
+        "name": name,
+        "folder": str(entry.folder),
+        "file": str(file),
+        "count": count,
+        "shape": list(next(iter(tensors.values())).shape),
+        "bytes": entry.nbytes,
+        "facts": entry.facts,
+        "reused": reused,
+        "seconds": round(seconds, 3),
+        "per_second": round(count / seconds, 2),
+    }
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SanakitError("SK0903", f"{folder}: {error}") from error
+
+
+def _root(folder: Path | None) -> Path:
+    from sanakit.data.base import cache_dir
+
+    if folder is not None and not folder.is_dir():
+        raise SanakitError("SK0404", f"{folder} is not a folder", fix="Name the --out of `sanakit encode`.")
+    return folder or cache_dir()
+
+
+@cache.command("ls")
+def cache_ls(folder: Folder = None, as_json: AsJson = False) -> None:
+    """Every entry with its facts and size."""
+    from sanakit.data.store import entries
+
+    rows = [
+        {
+            "folder": str(e.folder),
+            "kind": e.facts["kind"],
+            "count": e.manifest["count"],
+            "bytes": e.nbytes,
+            "facts": e.facts,
+        }
+        for e in entries(_root(folder))
+    ]
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        return
+    for row in rows:
+        facts = ", ".join(f"{k} {str(v)[:12]}" for k, v in row["facts"].items() if k not in ("kind", "libraries"))
+        typer.echo(f"{row['folder']}  {row['count']:,} rows  {row['bytes'] / 1e6:,.1f} MB  {facts}")
+
+
+@cache.command("verify")
+def cache_verify(folder: Folder = None, as_json: AsJson = False) -> None:
+    """Hash every shard; exit code 1 and the shard's name where one is damaged."""
+    from sanakit.data.store import entries
+
+    found = entries(_root(folder))
+    wrong = [line for entry in found for line in entry.damage()]
+    if as_json:
+        sys.stdout.write(json.dumps({"entries": len(found), "damage": wrong}, indent=1) + "\n")
+    else:
+        typer.echo("\n".join(wrong) or f"{len(found)} entries, every shard whole")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@cache.command("prune")
+def cache_prune(
+    folder: Folder = None,
+    days: Annotated[float | None, typer.Option("--older-than", min=0, help="Also whole entries of more days.")] = None,
+    damaged: Annotated[bool, typer.Option("--damaged", help="Also entries with a damaged shard (hashes all).")] = False,
+) -> None:
+    """Remove folders that were never finished, and by option old or damaged entries."""
+    from sanakit.data.store import prune
+
+    def keep(entry: Any) -> bool:
+        age = (time.time() - (entry.folder / "manifest.json").stat().st_mtime) / 86_400
+        return (days is None or age <= days) and not (damaged and entry.damage())
+
+    gone = prune(_root(folder), keep)
+    typer.echo("\n".join(f"removed {path}" for path in gone) or "nothing to remove")

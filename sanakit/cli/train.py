@@ -1,0 +1,102 @@
+"""train: a configuration or a preset to a finished, watched, resumable run."""
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from sanakit.cli.app import app
+from sanakit.cli.swap import AsJson, RunDir, Sets, check_names, run
+from sanakit.errors import SanakitError, did_you_mean
+
+if TYPE_CHECKING:
+    from sanakit.config import Config
+
+BYTES = ("weights", "gradients", "optimizer", "average", "activations", "communication", "peak", "checkpoint")
+
+
+@app.command()
+def train(
+    config_file: Annotated[Path | None, typer.Option("--config", help="YAML configuration.")] = None,
+    preset: Annotated[
+        str | None, typer.Option("--preset", help="pretrain, finetune, swap-vae, swap-text-encoder or lora.")
+    ] = None,
+    set_: Sets = None,
+    run_dir: RunDir = None,
+    resume: Annotated[str, typer.Option("--resume", help="auto, never, or a checkpoint folder.")] = "auto",
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="train.seed.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
+    world_size: Annotated[
+        int | None, typer.Option("--world-size", min=1, help="With --dry-run: what a run of so many ranks will need.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Stage full from a configuration: train, watched and resumable, and write the model.
+
+    SIGTERM, SIGUSR1 and Ctrl-C save at the next step border (exit 143 or 130); the same command then goes on.
+    """
+    from sanakit.config import dump_config, load_config, make_config
+    from sanakit.presets import PRESETS
+
+    if (config_file is None) == (preset is None):
+        raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
+    if preset is not None and preset not in PRESETS:
+        raise SanakitError(
+            "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
+        )
+    sets = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
+    config = load_config(config_file, sets) if config_file else make_config(PRESETS[str(preset)]().model_dump(), sets)
+    if resume not in ("auto", "never") and not Path(resume).is_dir():
+        raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
+    check_names(config)
+    if world_size is not None and not dry_run:
+        raise SanakitError("SK0104", "--world-size belongs to --dry-run; torchrun --nproc_per_node starts ranks")
+    if dry_run:
+        needs = _needs(config, world_size) if world_size else {}
+        if as_json:
+            document = {"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {})
+            sys.stdout.write(json.dumps(document, indent=1) + "\n")
+            return
+        sys.stdout.write(dump_config(config))
+        for name, value in needs.items():
+            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
+            sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
+        return
+    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
+
+
+def _needs(config: "Config", world_size: int) -> dict[str, int]:
+    """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
+    from sanakit.estimate import estimate, fake_core
+    from sanakit.swap.full import options_of, strategy_of
+    from sanakit.swap.plan import load_base
+    from sanakit.text_encoders import load_text_encoder
+    from sanakit.vaes import load_vae
+
+    base = load_base(config.base)
+    try:
+        shapes = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SanakitError("SK0106", f"{base.folder / 'config.json'}: {error}") from error
+    own_vae = load_vae(base.card["vae"])
+    vae = load_vae(config.vae.name) if config.vae.name else own_vae
+    encoder = load_text_encoder(config.text_encoder.name or base.card["text_encoder"])
+    core, mode = fake_core(
+        shapes,
+        latents=vae.spec if config.vae.name else None,
+        text=encoder.spec if config.text_encoder.name else None,
+        base_ratio=own_vae.spec.spatial_compression_ratio,
+        image_size=config.data.image_size,
+    )
+    strategy = strategy_of(config, None)
+    return estimate(
+        core,
+        mode,
+        strategy,
+        options_of(config, strategy),
+        latent_shape=vae.spec.shape(config.data.image_size, config.data.image_size),
+        caption_length=encoder.spec.max_tokens,
+        world_size=world_size,
+    ).as_dict()

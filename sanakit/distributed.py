@@ -1,0 +1,173 @@
+"""Ranks, and a stop that all of them agree on; does nothing alone. Imports torch only where several ranks run."""
+
+import functools
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from sanakit.errors import SanakitError
+
+
+def rank() -> int:
+    return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
+
+
+def world_size() -> int:
+    """Processes that torchrun started; 1 alone."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_main() -> bool:
+    return rank() == 0
+
+
+def barrier() -> None:
+    if world_size() > 1:
+        _group().barrier()
+
+
+@contextmanager
+def rank_folder(folder: Path | None) -> Iterator[Path | None]:
+    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints."""
+    if world_size() == 1:
+        yield folder
+        return
+    if folder is None:
+        raise SanakitError("SK0104", f"{world_size()} ranks must agree on a run folder", fix="Name one: --run-dir DIR.")
+    barrier()
+    with tempfile.TemporaryDirectory() as scratch:
+        if not is_main():
+            for path in folder.glob("*.*"):
+                if path.is_file():
+                    shutil.copy(path, scratch)
+            (Path(scratch) / "checkpoints").symlink_to(folder.resolve() / "checkpoints")
+        barrier()
+        yield folder if is_main() else Path(scratch)
+
+
+def _group() -> Any:
+    import torch.distributed as group
+
+    if not group.is_initialized():
+        group.init_process_group()
+    return group
+
+
+class StopRequest:
+    """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at once."""
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.number = 0
+        self.deferred = False
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        if self.number or not self.deferred:
+            sys.exit(exit_code(number))
+        self.number = number
+
+    @contextmanager
+    def installed(self) -> Iterator["StopRequest"]:
+        self.number = 0
+        before = {number: signal.signal(number, self) for number in self.SIGNALS}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    @contextmanager
+    def at_step_border(self) -> Iterator[None]:
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False
+
+
+def exit_code(number: int) -> int:
+    """130 for Ctrl-C; 143 for SIGTERM and for SIGUSR1, by which schedulers announce the end of a job."""
+    return 130 if number == signal.SIGINT else 143
+
+
+STOP = StopRequest()
+
+
+@functools.lru_cache(maxsize=1)
+def make_accelerator(precision: str = "fp32") -> Any:
+    """accelerate's engine for this process: device, autocast, and DDP where torchrun started several ranks."""
+    import torch
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState, GradientState
+
+    if precision == "fp16" and not torch.cuda.is_available():
+        raise SanakitError("SK0104", "train.precision fp16 needs a GPU, there is none", fix="Use bf16 or fp32.")
+    if AcceleratorState._shared_state:  # another precision earlier in this process, as notebooks and tests do
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) -> list[dict[str, Any]]:
+    """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones.
+
+    By torch itself: accelerate turns FSDP into DDP on a CPU without a word.
+    """
+    import torch
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    _group()
+    core.to(device)
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
+    options = {"mesh": init_device_mesh(device.type, (world_size(),)), "mp_policy": policy}
+    names = {id(p): name for name, p in core.named_parameters()}
+    for block in core.transformer_blocks:
+        fully_shard(block, **options)
+    fully_shard(core, **options)
+    sharded = dict(core.named_parameters())
+    return [group | {"params": [sharded[names[id(p)]] for p in group["params"]]} for group in groups]
+
+
+def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
+    """The sum of a scalar tensor, and the largest signal number that any rank received."""
+    if world_size() == 1:
+        return value.item(), number
+    import torch
+
+    both = torch.stack([value.double(), torch.tensor(float(number), device=value.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(both) for _ in range(world_size())]
+    _group().all_gather(gathered, both)
+    table = torch.stack(gathered)
+    return float(table[:, 0].sum()), int(table[:, 1].max())
+
+
+def local(tensor: Any) -> Any:
+    """This rank's part of a sharded tensor; any other tensor as it is."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
+def whole(tensor: Any) -> Any:
+    """A sharded tensor gathered (every rank must ask); any other tensor as it is. On the CPU."""
+    return (tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor).detach().cpu()
+
+
+def copy_into(target: Any, value: Any) -> None:
+    """Write a whole tensor into a parameter or optimiser slot, sharded or not."""
+    import torch
+
+    with torch.no_grad():
+        if hasattr(target, "device_mesh"):
+            from torch.distributed.tensor import distribute_tensor
+
+            value = distribute_tensor(value.to(target.device), target.device_mesh, target.placements)
+        target.copy_(value)

@@ -1,0 +1,55 @@
+"""Presets: a run is a function that returns a configuration; `sanakit train --preset NAME --dry-run` prints it.
+
+All of them run on the embedded world as they stand. A joint text encoder and VAE fine-tuning are not there yet.
+"""
+
+from collections.abc import Callable
+
+from sanakit.config import Config, TextEncoderSection, TrainSection, VAESection
+
+
+def swap_vae() -> Config:
+    """The base with another VAE: closed form, then every layer, deeper ones slower."""
+    return Config(vae=VAESection(name="dc-f16c32"), train=TrainSection(strategy="finetune"))
+
+
+def swap_text_encoder() -> Config:
+    """The base with another text encoder: closed form, then every layer, deeper ones slower."""
+    return Config(text_encoder=TextEncoderSection(name="wordllama"), train=TrainSection(strategy="finetune"))
+
+
+def pretrain() -> Config:
+    """The base's architecture and components from scratch, on many pairs, with a weight average."""
+    train = TrainSection(
+        strategy="scratch", max_steps=10_000, batch_size=64, warmup=500, ema_decay=0.999, checkpoint_every=500
+    )
+    return Config(train=train)
+
+
+def finetune() -> Config:
+    """The base on a few thousand pairs: joints at full rate, early blocks slowest, what was learnt protected."""
+    train = TrainSection(
+        strategy="finetune",
+        max_steps=1_000,
+        learning_rate=2e-4,
+        layer_decay=0.8,
+        rates={"input": 0.1, "output": 0.1, "cross_attention": 0.5, "core": 0.5},
+        ema_decay=0.99,
+    )
+    return Config(train=train)
+
+
+def lora() -> Config:
+    """The base with low-rank adapters in every attention and nothing else moving; merged before export."""
+    joints = {"input": 0.0, "output": 0.0, "caption": 0.0}
+    train = TrainSection(strategy="lora", max_steps=400, learning_rate=1e-3, rates=joints, lora_rank=16)  # type: ignore[arg-type]
+    return Config(train=train)
+
+
+PRESETS: dict[str, Callable[[], Config]] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "swap-vae": swap_vae,
+    "swap-text-encoder": swap_text_encoder,
+    "lora": lora,
+}

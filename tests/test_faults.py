@@ -1,0 +1,361 @@
+"""Signals, kills at every write point and at random, a full disk, flipped bits: nothing is lost, everything is named."""
+
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from sanakit import checkpoint, train
+from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
+from sanakit.config import make_config
+from sanakit.core.dit import new_core, parameters_by_group
+from sanakit.data import store
+from sanakit.distributed import STOP
+from sanakit.errors import SanakitError
+from sanakit.swap import stages as engine
+from sanakit.train import TrainOptions, fit, new_state
+from sanakit.vaes import VAES
+
+OPTIONS = TrainOptions(max_steps=10_000, batch_size=2, warmup=1, ema_decay=0.9)
+FACTS = {"train.seed": 0}
+
+
+def start(system):
+    groups = [{"params": p, "scale": 1.0} for p in parameters_by_group(system.core).values()]
+    return new_state(system.core, groups, OPTIONS)
+
+
+def everything(core, state):
+    slots = checkpoint.optimizer_slots(core, state)
+    tensors = {**core.state_dict(), **{f"ema.{k}": v for k, v in state.ema.items()}}
+    return {k: v.clone() for k, v in tensors.items()} | {
+        f"{name}:{key}": v.clone() for name, slot in slots.items() for key, v in slot.items()
+    }
+
+
+def forked(work):
+    """Run `work` in a child; its exit status, negative for a signal."""
+    child = os.fork()
+    if not child:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            os.write(2, f"child: {type(error).__name__}: {error}\n".encode())
+            os._exit(77)
+    return child
+
+
+def wait(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@pytest.fixture
+def course(tiny_system, tiny_data):
+    """Everything that a checkpoint must hold, by step, of a run that nobody disturbed."""
+    fresh = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
+    state, by_step = start(tiny_system), {}
+    keep = lambda step, *_: by_step.__setitem__(step, everything(tiny_system.core, state))
+    fit(tiny_system, tiny_data, OPTIONS, state, until=25, after_step=keep)
+    tiny_system.core.load_state_dict(fresh)
+    return by_step
+
+
+def go_on(system, data, folder, steps):
+    """Resume from the latest checkpoint, or start, and save after every step: what a child does until it is killed."""
+    state = start(system)
+    found = latest(folder)
+    if found:
+        load_checkpoint(found, system.core, state, FACTS)
+    save = lambda *_: save_checkpoint(folder, system.core, state, FACTS)
+    fit(system, data, OPTIONS, state, until=state.step + steps, after_step=save)
+
+
+def check(system, folder, course, at_least):
+    """The latest checkpoint is whole and bit-equal to the undisturbed run."""
+    found = latest(folder)
+    if found is None:
+        assert not at_least
+        return 0
+    fresh = {k: v.clone() for k, v in system.core.state_dict().items()}
+    state = start(system)
+    load_checkpoint(found, system.core, state, FACTS)
+    assert at_least <= state.step
+    if state.step in course:
+        expected = course[state.step]
+        now = everything(system.core, state)
+        assert now.keys() == expected.keys() and all(torch.equal(now[k], v) for k, v in expected.items())
+    system.core.load_state_dict(fresh)
+    return state.step
+
+
+def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path, monkeypatch):
+    """Every call that changes the disk is a kill point; the child dies just before it."""
+    calls, deadly = 0, 0
+
+    def armed(function):
+        def call(*args, **kwargs):
+            nonlocal calls
+            calls += 1
+            if calls == deadly:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return function(*args, **kwargs)
+
+        return call
+
+    for owner, name in (
+        (checkpoint, "save_tensors"),
+        (os, "fsync"),
+        (shutil, "rmtree"),
+        *((Path, n) for n in ("mkdir", "rename", "replace", "write_text", "unlink")),
+    ):
+        monkeypatch.setattr(owner, name, armed(getattr(owner, name)))
+    step, deaths, status = 0, 0, -signal.SIGKILL
+    assert wait(forked(lambda: go_on(tiny_system, tiny_data, tmp_path / "three", 3))) == 0  # so that pruning is at work
+    while status == -signal.SIGKILL:
+        calls, deadly, work = 0, 0, tmp_path / f"work-{deaths}"  # the parent itself is not armed
+        shutil.copytree(tmp_path / "three", work)
+
+        def die(deaths=deaths):
+            nonlocal calls, deadly
+            calls, deadly = 0, deaths + 1
+            go_on(tiny_system, tiny_data, work, 1)
+
+        status = wait(forked(die))
+        step = check(tiny_system, work, course, at_least=3)
+        deaths += status == -signal.SIGKILL
+    assert status == 0 and step == 4 and deaths >= 20, (status, step, deaths)
+
+
+def test_fifty_kills_at_random_always_resume_from_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path):
+    chance, step, kills = random.Random(0), 0, 0
+    deadline = time.monotonic() + 60
+    while kills < 50 and time.monotonic() < deadline:
+        child = forked(lambda: go_on(tiny_system, tiny_data, tmp_path, 10_000))
+        time.sleep(chance.uniform(0.005, 0.12))
+        os.kill(child, signal.SIGKILL)
+        assert wait(child) == -signal.SIGKILL
+        kills += 1
+        step = check(tiny_system, tmp_path, course, at_least=step)
+        if step >= 25:
+            shutil.rmtree(tmp_path)
+            tmp_path.mkdir()
+            step = 0
+    assert kills == 50
+
+
+def test_a_flipped_bit_is_found_and_named_in_every_file(tiny_system, tiny_data, tmp_path):
+    go_on(tiny_system, tiny_data, tmp_path, 2)
+    folder = latest(tmp_path)
+    names = sorted(p.name for p in folder.iterdir())
+    assert names == [
+        "core.safetensors",
+        "ema.safetensors",
+        "extras.safetensors",
+        "history.json",
+        "manifest.json",
+        "optimizer.safetensors",
+    ]
+    chance = random.Random(0)
+    for name in names:
+        good = (folder / name).read_bytes()
+        for _ in range(8):
+            bad = bytearray(good)
+            bad[chance.randrange(len(bad))] ^= 1 << chance.randrange(8)
+            (folder / name).write_bytes(bad)
+            with pytest.raises(SanakitError, match=f"SK0505.*({name}|{folder.name})"):
+                read_manifest(folder)
+        (folder / name).write_bytes(good)
+    read_manifest(folder)
+
+
+def test_a_configuration_that_differs_is_refused_field_by_field(tiny_system, tiny_data, tmp_path):
+    state = start(tiny_system)
+    saved = {"train.seed": 0, "train.learning_rate": 1e-3, "rates": {"core": 0.5}}
+    folder = save_checkpoint(tmp_path, tiny_system.core, state, saved)
+    other = {"train.seed": 1, "train.learning_rate": 1e-3, "rates": {"core": 0.1}}
+    with pytest.raises(SanakitError, match=r"SK0505.*train.seed is 0, this run has 1; rates is .*0.5.*0.1") as refusal:
+        load_checkpoint(folder, tiny_system.core, state, other)
+    assert "learning_rate" not in refusal.value.found
+
+
+def test_a_full_disk_keeps_the_earlier_checkpoint(tiny_system, tiny_data, tmp_path, course):
+    def short_of_room():
+        go_on(tiny_system, tiny_data, tmp_path, 3)
+        size = (latest(tmp_path) / "optimizer.safetensors").stat().st_size
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size // 2, size // 2))
+        with pytest.raises(SanakitError, match="SK0903"):
+            go_on(tiny_system, tiny_data, tmp_path, 1)
+        with pytest.raises(SanakitError, match="SK0903.*3 checkpoints of .* MB do not fit"):
+            preflight(tmp_path, size * 2)
+
+    assert wait(forked(short_of_room)) == 0
+    assert check(tiny_system, tmp_path, course, at_least=3) == 3
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_no_space_left_on_a_small_file_system(tiny_system, tiny_data, tmp_path, course):
+    go_on(tiny_system, tiny_data, tmp_path / "probe", 1)
+    tiny_system.core.load_state_dict({k: course[1][k] for k in tiny_system.core.state_dict()})
+    size = sum(p.stat().st_size for p in latest(tmp_path / "probe").iterdir())
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(1.6 * size)}", "none", str(small)]
+    if not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a tmpfs needs privileges")
+    try:
+        with pytest.raises(SanakitError, match="SK0903.*do not fit .*No space left"):
+            preflight(small, size)
+        shutil.copytree(latest(tmp_path / "probe"), small / "step-00000001")
+        with pytest.raises(SanakitError, match="SK0903.*No space left"):
+            go_on(tiny_system, tiny_data, small, 1)
+        assert latest(small).name == "step-00000001" and read_manifest(latest(small))["step"] == 1
+        shard = {"facts": {"kind": "latents"}, "rows": torch.arange(64), "row_bytes": size // 8}
+        with pytest.raises(SanakitError, match="SK0903.*No space left"):
+            store.write(small, compute=lambda part: {"x": torch.zeros(len(part), size // 32)}, **shard)
+    finally:
+        subprocess.run(["umount", str(small)], check=True)
+
+
+@pytest.fixture
+def small_run(tmp_path, monkeypatch):
+    """A base of the tiny system on disk and 80 pictures: `run(folder, stop_at=..., by=...)` is `sanakit train`."""
+    import numpy as np
+    from PIL import Image
+
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    pictures, base, vae = tmp_path / "pictures", tmp_path / "base", tmp_path / "vae"
+    pictures.mkdir()
+    noise = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"picture number {i}\nanother {i}")
+    VAES.get("pca-f8c4").tiny().save(vae)
+    core = new_core(
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 1,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_cross_attention_heads": 1,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 16,
+            "caption_channels": 256,
+            "sample_size": 4,
+            "patch_size": 1,
+        },
+        seed=0,
+    )
+    core.save_pretrained(base)
+    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0}
+    (base / "card.json").write_text(json.dumps(card))
+
+    def run(folder, *, stop_at=0, by=signal.SIGTERM, resume="auto", sets=()):
+        values = {
+            "base": f"path:{base}",
+            "data": {"source": str(pictures), "image_size": 32},
+            "train": {"max_steps": 24, "batch_size": 4, "checkpoint_every": 10, "strategy": "finetune", "warmup": 2},
+            "smoke": {"held_out": 16},
+        }
+
+        def progress(label, done, total):
+            if label.startswith("training") and done == stop_at:
+                os.kill(os.getpid(), by)
+
+        config = make_config(values, list(sets))
+        with STOP.installed():
+            swap = engine.prepare(config, folder, progress)
+            return engine.run_stages(swap, ["full"], force=True, resume=resume)
+
+    return run
+
+
+def artefacts(folder):
+    """What must not depend on an interruption: weights, metrics, readings."""
+    lines = [(folder / name).read_text() for name in ("metrics.jsonl", "readings.jsonl")]
+    return [(folder / "model" / "diffusion_pytorch_model.safetensors").read_bytes(), *lines]
+
+
+@pytest.mark.parametrize(
+    ("by", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
+)
+def test_a_signal_saves_at_the_step_border_and_the_run_goes_on_bit_exactly(small_run, tmp_path, by, code, capsys):
+    small_run(tmp_path / "straight", sets=["train.ema_decay=0.9"])
+    with pytest.raises(SystemExit) as stop:
+        small_run(tmp_path / "stopped", stop_at=7, by=by, sets=["train.ema_decay=0.9"])
+    assert stop.value.code == code and "stopped at step 8 of 24" in capsys.readouterr().err
+    assert latest(tmp_path / "stopped" / "checkpoints").name == "step-00000008"
+    small_run(tmp_path / "stopped", sets=["train.ema_decay=0.9"])
+    assert artefacts(tmp_path / "stopped") == artefacts(tmp_path / "straight")
+
+
+def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what_was(small_run, tmp_path):
+    with STOP.installed(), pytest.raises(SystemExit, match="143"):
+        os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit):
+        small_run(tmp_path / "run", stop_at=12)
+    small_run(tmp_path / "run", resume="never")
+    assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000013"
+    assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
+
+
+def test_resuming_a_named_checkpoint_of_another_configuration_names_the_fields(small_run, tmp_path):
+    with pytest.raises(SystemExit):
+        small_run(tmp_path / "one", stop_at=5)
+    with pytest.raises(SanakitError, match=r"SK0505.*train.weight_decay is 0.01, this run has 0.2"):
+        small_run(tmp_path / "two", resume=str(tmp_path / "one" / "checkpoints"), sets=["train.weight_decay=0.2"])
+    small_run(tmp_path / "three", resume=str(tmp_path / "one" / "checkpoints"), sets=["train.checkpoint_every=3"])
+
+
+def test_skipped_steps_are_budgeted_and_in_the_ledger(small_run, tmp_path, monkeypatch):
+    draw = train.draw_batch
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step in (3, 5) else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+    with pytest.raises(SanakitError, match=r"SK0501.*step 5; not finite in the data: \d+\.png"):
+        small_run(tmp_path / "one", sets=["train.max_skipped=1"])
+    small_run(tmp_path / "two", sets=["train.max_skipped=2"])
+    rows = [json.loads(line) for line in (tmp_path / "two" / "ledger.jsonl").read_text().splitlines()]
+    assert [row["name"] for row in rows] == ["step 3", "step 5"]
+
+
+def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "SHARD_BYTES", 4 * 8)
+    rows, facts = torch.arange(40), {"kind": "latents", "encoder": "x"}
+    compute = lambda part: {"x": torch.arange(part.start, part.stop).float()[:, None].expand(-1, 2)}
+
+    def slowly(part):
+        time.sleep(0.01)
+        return compute(part)
+
+    children = [forked(lambda: store.write(tmp_path, facts, rows, slowly, row_bytes=8)) for _ in range(2)]
+    assert [wait(child) for child in children] == [0, 0]
+    entry, shards, where = store.find(tmp_path, facts, rows)
+    assert not entry.damage() and len(entry.manifest["shards"]) == 10
+    read = store.Rows(shards["x"], where)
+    assert torch.equal(read[:][:, 0], rows.float()) and torch.equal(
+        read[torch.tensor([39, 0, 5]), 1], torch.tensor([39.0, 0, 5])
+    )
+
+    other = facts | {"encoder": "y"}
+    child = forked(lambda: store.write(tmp_path, other, rows, slowly, row_bytes=8))
+    time.sleep(0.06)
+    os.kill(child, signal.SIGKILL)
+    wait(child)
+    assert store.find(tmp_path, other, rows) is None
+    done, computed = len(list(tmp_path.glob("latents-*/0*.safetensors"))) - 10, []
+    store.write(tmp_path, other, rows, lambda p: (computed.append(p), compute(p))[1], row_bytes=8)
+    assert done > 0 and len(computed) == 10 - done
+    assert store.find(tmp_path, other, rows)
