@@ -6,6 +6,8 @@ whose states are added in a fixed order (no atomics: the result is the same at e
 Shapes: B batch, N queries, M keys, H heads, D head dimension.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -15,7 +17,6 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from sanakit.kernels.linear_attention.naive import EPS as _EPS
 
 EPS = tl.constexpr(_EPS)
-BLOCK = 64  # tokens a tile
 PROGRAMS = 512  # enough to fill a large GPU; a constant, so that every device adds in the same order
 
 
@@ -132,14 +133,14 @@ class LinearAttention(torch.autograd.Function):
         query, key, value = _rows(query), _rows(key), _rows(value)
         (batch, tokens, heads, dim), keys = query.shape, key.shape[1]
         shared = _constants(query)
-        splits, length = _split(keys, batch * heads)
+        splits, length = _split(keys, batch * heads, shared)
         state = query.new_empty(batch * heads, splits, dim + 1, dim, dtype=torch.float32)
         state_kernel[batch * heads, splits](
             key, value, state, keys, heads, length, *key.stride()[:3], *value.stride()[:3], **shared
         )
         state = state.sum(1) if splits > 1 else state[:, 0]
         out = query.new_empty(query.shape)
-        output_kernel[batch * heads, triton.cdiv(tokens, BLOCK)](
+        output_kernel[batch * heads, triton.cdiv(tokens, shared["BLOCK_N"])](
             query, state, out, tokens, heads, *query.stride()[:3], **shared
         )
         ctx.save_for_backward(query, key, value, state)
@@ -152,7 +153,7 @@ class LinearAttention(torch.autograd.Function):
         grad = _rows(grad)
         (batch, tokens, heads, dim), keys = query.shape, key.shape[1]
         shared = _constants(query)
-        splits, length = _split(tokens, batch * heads)
+        splits, length = _split(tokens, batch * heads, shared)
         dstate = query.new_empty(batch * heads, splits, dim + 1, dim, dtype=torch.float32)
         dquery, dkey, dvalue = query.new_empty(query.shape), key.new_empty(key.shape), value.new_empty(value.shape)
         query_grad_kernel[batch * heads, splits](
@@ -160,23 +161,28 @@ class LinearAttention(torch.autograd.Function):
             *query.stride()[:3], *grad.stride()[:3], **shared,
         )  # fmt: skip
         dstate = dstate.sum(1) if splits > 1 else dstate[:, 0]
-        key_value_grad_kernel[batch * heads, triton.cdiv(keys, BLOCK)](
+        key_value_grad_kernel[batch * heads, triton.cdiv(keys, shared["BLOCK_N"])](
             key, value, dstate, dkey, dvalue, keys, heads, *key.stride()[:3], *value.stride()[:3], **shared
         )
         return dquery, dkey, dvalue
 
 
-def constants(dim: int, half: bool) -> dict:
-    """Compile-time arguments. Single precision is exact; half precision uses tf32 (10 bits) beside fp32 sums."""
+def constants(dim: int, half: bool) -> dict[str, Any]:
+    """Compile-time arguments. Half precision multiplies in tf32 (10 bits) and adds in fp32; single precision takes
+    three tf32 products (AMD has its own). Wide heads take small tiles, or their state would spill."""
+    wide = dim > 64
+    exact = "ieee" if torch.version.hip else "tf32x3"
     return {
         "D": dim,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),
-        "BLOCK_N": BLOCK,
-        "PRECISION": "tf32" if half else "ieee",
+        "BLOCK_N": 64 if not wide else 32 if half else 16,
+        "PRECISION": "tf32" if half else exact,
+        "num_warps": 8 if wide or not half else 4,
+        "num_stages": 1 if wide else 2,
     }
 
 
-def _constants(tensor: Tensor) -> dict:
+def _constants(tensor: Tensor) -> dict[str, Any]:
     return constants(tensor.shape[-1], tensor.dtype != torch.float32)
 
 
@@ -184,9 +190,10 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.stride(-1) == 1 else tensor.contiguous()
 
 
-def _split(tokens: int, pairs: int) -> tuple[int, int]:
+def _split(tokens: int, pairs: int, shared: dict[str, Any]) -> tuple[int, int]:
     """Splits of a sequence and their length, whole tiles, at least four of them each."""
-    tiles = triton.cdiv(tokens, BLOCK)
+    block = shared["BLOCK_N"]
+    tiles = triton.cdiv(tokens, block)
     splits = max(1, min(triton.cdiv(PROGRAMS, pairs), tiles // 4))
-    length = triton.cdiv(tiles, splits) * BLOCK
+    length = triton.cdiv(tiles, splits) * block
     return triton.cdiv(tokens, length), length

@@ -5,12 +5,13 @@ is taken relative to a pivot, its first position, so that a mean far from zero c
 no variance; half-precision products are exact in single precision and need none.
 """
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK_P = 64  # positions a tile
 PROGRAMS = 1024
 
 
@@ -85,12 +86,14 @@ def latent_moments(latents: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
     return total, products
 
 
-def constants(channels: int, half: bool) -> dict:
+def constants(channels: int, half: bool) -> dict[str, Any]:
     """Compile-time arguments; three tf32 products (or AMD's own) give single precision."""
     return {
         "C": channels,
         "BLOCK_C": min(128, max(16, triton.next_power_of_2(channels))),
-        "BLOCK_P": BLOCK_P,
+        "BLOCK_P": 32 if channels > 64 else 64,  # positions a tile
         "PIVOTED": not half,
         "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+        "num_warps": 8 if channels > 64 else 4,
+        "num_stages": 2,
     }
