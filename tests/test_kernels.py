@@ -21,7 +21,7 @@ from sanakit.kernels.moments import latent_moments
 from sanakit.kernels.moments import naive as moments_naive
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}  # relative to the norm
+TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}  # relative to the norm
 F32, F16, BF16 = torch.float32, torch.float16, torch.bfloat16
 CORE = {
     "in_channels": 4, "out_channels": 4, "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2,
@@ -31,15 +31,15 @@ CORE = {
 
 
 def close(found, expected, dtype):
-    error = (found.double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12)
+    error = (found.cpu().double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12)
     assert found.isfinite().all() and error < TOLERANCE[dtype], error.item()
 
 
 def agrees(function, specification, inputs, grad, dtype):
-    """Output and every gradient of `function` against `specification` in float64."""
-    exact = [t.detach().double().requires_grad_() for t in inputs]
+    """Output and every gradient of `function` against `specification` in float64 on the CPU."""
+    exact = [t.detach().cpu().double().requires_grad_() for t in inputs]
     expected = specification(*exact)
-    expected.backward(grad.double())
+    expected.backward(grad.cpu().double())
     found = function(*inputs)
     found.backward(grad)
     assert found.dtype == dtype
@@ -69,9 +69,9 @@ def moments_case(shape, dtype, layout, device="cpu"):
         latents = latents[:, :, ::2, 1:]
     for per_image in (False, True):
         found = latent_moments(latents, per_image=per_image)
-        total, products = moments_naive.latent_moments(latents, per_image)
-        torch.testing.assert_close(found.total, total, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(found.products, products, rtol=2e-6, atol=1e-3)
+        total, products = moments_naive.latent_moments(latents.cpu(), per_image)
+        torch.testing.assert_close(found.total.cpu(), total, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
 def glumbconv_case(half, height, width, dtype, channels_last, device="cpu"):
@@ -287,6 +287,8 @@ else:
             self.names.append(function._schema.name.removeprefix("aten::"))
             return function(*args, **(kwargs or {}))
 
+    WAITS = {"_local_scalar_dense", "nonzero", "is_nonzero", "equal", "masked_select"}
+
     def test_the_specification_runs_no_more_operators_than_diffusers():
         core = new_core(CORE, seed=0)
         with Counted() as diffusers:
@@ -307,8 +309,19 @@ else:
         state = fit(tiny_system, tiny_data, options, new_state(tiny_system.core, groups, options), until=1)
         with Counted() as counted:
             fit(tiny_system, tiny_data, options, state, until=2)
-        waits = [n for n in counted.names if n in ("_local_scalar_dense", "nonzero", "item", "is_nonzero", "equal")]
-        assert waits == ["_local_scalar_dense"] * len(waits) and len(waits) <= 3
+        waits = [name for name in counted.names if name in WAITS]
+        assert waits == ["_local_scalar_dense"] * 2
+
+    def test_observing_synchronises_with_nothing(tiny_system, tiny_data):
+        """Monitors read the device when they report, not at every step; selecting by sigma is the one exception."""
+        from sanakit.monitors import LatentMonitor
+        from sanakit.train import TrainOptions, draw_batch
+
+        watch = LatentMonitor(reference=tiny_data.latents[:, 0], looks=2)
+        batch = draw_batch(tiny_system, tiny_data, TrainOptions(max_steps=4, batch_size=4), 0)
+        with Counted() as counted:
+            watch.observe(batch, torch.zeros_like(batch.latents))
+        assert [name for name in counted.names if name in WAITS] == []
 
     def test_help_imports_nothing_heavy():
         code = "import sys; from sanakit.cli.app import app; print(*sorted({m.split('.')[0] for m in sys.modules}))"
@@ -320,8 +333,6 @@ else:
 @pytest.mark.parametrize("dtype", [F32, BF16])
 @pytest.mark.parametrize("dim", [32, 72, 112])
 def test_attention_on_a_gpu(dim, dtype):
-    TF32_PRODUCTS = 5e-6  # three tf32 products
-    TOLERANCE[F32] = max(TOLERANCE[F32], TF32_PRODUCTS)
     attention_case(1025, 1025, 4, dim, dtype, "cuda")
 
 
