@@ -1,0 +1,61 @@
+"""First and second moments of latents over channels, in one pass; sums merge by addition, across batches and ranks."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sanakit.kernels import uses_triton
+from sanakit.kernels.moments import naive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moments:
+    """count positions; total (..., C) sums; products (..., C, C) sums of outer products. Float64, about zero.
+
+    The same sums as `alignment.CrossMoments`: of cat([x, y], 1) with x of C channels they are
+    `CrossMoments(count, total[:C], total[C:], products[:C, :C], products[C:, :C])`.
+    """
+
+    count: int
+    total: Tensor
+    products: Tensor
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(
+            count=self.count + other.count,
+            total=self.total + other.total,
+            products=self.products + other.products,
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        """(..., C)"""
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        """(..., C, C), divided by the count."""
+        return self.products / self.count - self.mean[..., :, None] * self.mean[..., None, :]
+
+    @property
+    def std(self) -> Tensor:
+        """(..., C)"""
+        return self.covariance.diagonal(dim1=-2, dim2=-1).clamp_min(0).sqrt()
+
+    @property
+    def features(self) -> Tensor:
+        """(..., 2C): means and log standard deviations, what `drift.latent_features` gives of `per_image` moments."""
+        return torch.cat([self.mean, self.std.clamp_min(1e-6).log()], -1).float()
+
+
+def latent_moments(latents: Tensor, *, per_image: bool = False) -> Moments:
+    """Moments of (N, C, H, W), any strides, over all positions, or over those of each picture: (N, C), (N, C, C)."""
+    if not uses_triton(latents):
+        total, products = naive.latent_moments(latents, per_image)
+    else:
+        from sanakit.kernels.moments import triton
+
+        total, products = triton.latent_moments(latents, per_image)
+    images, _, height, width = latents.shape
+    return Moments(count=height * width * (1 if per_image else images), total=total, products=products)
