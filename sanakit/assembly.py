@@ -58,7 +58,7 @@ class LatentDiffusion:
             hidden_states=noisy,
             encoder_hidden_states=prompt.embeds.float(),
             encoder_attention_mask=prompt.mask,
-            timestep=sigmas * TIMESTEP_SCALE,
+            timestep=sigmas * (TIMESTEP_SCALE * self.core.config.timestep_scale),
             return_dict=False,
         )[0]
 
