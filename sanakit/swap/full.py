@@ -11,6 +11,7 @@ from torch import Tensor
 from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.interop.folder import save_null
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
@@ -133,6 +134,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
     folder = swap.run.path / "model"
     system.core.save_pretrained(folder)
+    save_null(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",

@@ -1,0 +1,219 @@
+"""Pipelines in and out: what is written reads back to the same picture, stock only where diffusers renders the same."""
+
+import json
+
+import diffusers
+import pytest
+import torch
+from diffusers import AutoencoderDC, SanaPipeline
+
+from sanakit.assembly import LatentDiffusion
+from sanakit.contracts import LatentStats, TextSpec
+from sanakit.core.dit import new_core
+from sanakit.errors import SanakitError
+from sanakit.interop.export import export_pipeline
+from sanakit.interop.pipeline import SanakitPipeline
+from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS, SanaTextEncoder
+from sanakit.sampling import sample_images
+from sanakit.swap.plan import load_base
+from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
+from sanakit.vaes import VAES
+from sanakit.vaes.base import DiffusersVAE, diffusers_spec
+
+PROMPT = "a red apple"
+
+
+def gemma():
+    """A one-layer Gemma-2 with a tokenizer of characters."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+
+    words = {w: i for i, w in enumerate(["<pad>", "<bos>", "<unk>", *map(chr, range(32, 127))])}
+    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", padding_side="left"
+    )
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        sliding_window=4096,
+        max_position_embeddings=8192,
+        pad_token_id=0,
+    )
+    spec = TextSpec(embed_dim=16, max_tokens=MAX_TOKENS, instruction=INSTRUCTION)
+    return SanaTextEncoder(Gemma2Model(config), tokenizer, spec)
+
+
+def dc_ae():
+    """A DC-AE of Sana's ratio 32 and scaling factor."""
+    torch.manual_seed(0)
+    model = AutoencoderDC(
+        latent_channels=8,
+        encoder_block_types="ResBlock",
+        decoder_block_types="ResBlock",
+        encoder_block_out_channels=(8,) * 6,
+        decoder_block_out_channels=(8,) * 6,
+        encoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        decoder_layers_per_block=(0, 1, 1, 1, 1, 1),
+        encoder_qkv_multiscales=((),) * 6,
+        decoder_qkv_multiscales=((),) * 6,
+        scaling_factor=0.41407,
+    )
+    return DiffusersVAE(model, diffusers_spec(model), LatentStats.from_scaling(0.41407))
+
+
+def system_of(vae, encoder, *, image_size, flow_shift=2.5):
+    channels = vae.spec.latent_channels
+    core = new_core(
+        {
+            "in_channels": channels,
+            "out_channels": channels,
+            "num_attention_heads": 2,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_cross_attention_heads": 2,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 32,
+            "caption_channels": encoder.spec.embed_dim,
+            "sample_size": image_size // vae.spec.spatial_compression_ratio,
+        },
+        seed=0,
+    )
+    torch.nn.init.normal_(core.proj_out.weight, std=0.2)  # it starts at zero, which would make every picture the same
+    torch.nn.init.ones_(core.caption_norm.weight)
+    return LatentDiffusion(
+        vae=vae, text_encoder=encoder, core=core.eval(), image_size=image_size, flow_shift=flow_shift
+    )
+
+
+def write(system, out, **more):
+    return export_pipeline(
+        out,
+        core=system.core,
+        vae=system.vae,
+        text_encoder=system.text_encoder,
+        image_size=system.image_size,
+        flow_shift=system.flow_shift,
+        **more,
+    )
+
+
+def pixels(system, **options):
+    return sample_images(system, [PROMPT], **options)[0].add(1).div(2).permute(1, 2, 0).numpy()
+
+
+@pytest.fixture(scope="module")
+def stock(tmp_path_factory):
+    system = system_of(dc_ae(), gemma(), image_size=512)
+    folder = tmp_path_factory.mktemp("stock") / "pipe"
+    assert write(system, folder) == []
+    return system, folder
+
+
+def test_a_stock_folder_renders_the_same_in_diffusers(stock):
+    system, folder = stock
+    pipe = SanaPipeline.from_pretrained(folder)
+    assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "SanaPipeline"
+    sigmas = torch.linspace(1, 0, 3)[:-1].tolist()
+    call = dict(sigmas=sigmas, num_inference_steps=2, guidance_scale=3.0, height=512, width=512, output_type="np")
+    theirs = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **call).images[0]
+    ours = pixels(system, num_steps=2, seed=7)
+    assert ours.std() > 0.01
+    assert abs(theirs - ours).max() < 1e-4
+    other = pixels(system, num_steps=2, seed=8)
+    assert abs(theirs - other).max() > 1e-2
+
+
+def test_a_stock_folder_is_a_base(stock):
+    system, folder = stock
+    base = load_base(f"path:{folder}")
+    assert base.card["image_size"] == 512 and base.card["flow_shift"] == 2.5
+    back = base.system()
+    assert abs(pixels(back, num_steps=2) - pixels(system, num_steps=2)).max() < 1e-5
+    assert back.text_encoder.fingerprint() == system.text_encoder.fingerprint()
+    assert back.vae.stats.std[0] == pytest.approx(1 / 0.41407)
+    text = load_text_encoder(f"path:{folder / 'text_encoder'}")
+    assert torch.equal(text.encode([PROMPT]).embeds, system.text_encoder.encode([PROMPT]).embeds)
+
+
+def test_diffusers_own_pipeline_folder_is_a_base(stock, tmp_path):
+    """Written by SanaPipeline.save_pretrained with its published scheduler, not by our export."""
+    system, _ = stock
+    scheduler = diffusers.DPMSolverMultistepScheduler(
+        flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction"
+    )
+    parts = (system.text_encoder.tokenizer, system.text_encoder.model, system.vae.model, system.core, scheduler)
+    SanaPipeline(*parts).save_pretrained(tmp_path / "theirs")
+    back = load_base(f"path:{tmp_path / 'theirs'}").system()
+    assert back.flow_shift == 3.0
+    back.flow_shift = system.flow_shift
+    assert abs(pixels(back, num_steps=1) - pixels(system, num_steps=1)).max() < 1e-5
+
+
+def changed(name):
+    vae, encoder, size = dc_ae(), gemma(), 512
+    if name == "shift":
+        vae.set_stats(LatentStats(mean=(0.5,), std=(2.0,)))
+    elif name == "mean and std":
+        vae.set_stats(LatentStats(mean=(0.0,), std=tuple(1.0 + i for i in range(8))))
+    elif name == "size":
+        size = 256
+    elif name == "family":
+        encoder = TEXT_ENCODERS.get("minilm").tiny()
+    elif name == "null":
+        null = encoder.null()
+        encoder.kept_null = PromptEmbeds(null.embeds + null.mask[..., None], null.mask)
+    elif name == "instruction":
+        encoder.spec = TextSpec(embed_dim=16, max_tokens=300, instruction="draw: ")
+    elif name == "AutoencoderKL":
+        vae = VAES.get("kl-f8c4").tiny()
+    elif name == "PCA":
+        vae, size = VAES.get("pca-f8c4").tiny(), 64
+    elif name == "static table":
+        encoder = TEXT_ENCODERS.get("wordllama").tiny()
+    return system_of(vae, encoder, image_size=size)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("size", "256 px"),
+        ("family", "BertModel"),
+        ("null", "another way"),
+        ("instruction", "another way"),
+        ("AutoencoderKL", "AutoencoderKL"),
+        ("PCA", "mean and std"),
+        ("static table", "Embedding"),
+    ],
+)
+def test_what_stock_would_render_wrong_names_our_class(name, reason, tmp_path):
+    system = changed(name)
+    reasons = write(system, tmp_path / "pipe")
+    assert any(reason in text for text in reasons), reasons
+    index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
+    assert index["_class_name"] == "SanakitPipeline"
+    with pytest.raises(AttributeError, match="SanakitPipeline"):
+        diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    pipe = SanakitPipeline.from_pretrained(tmp_path / "pipe")
+    pipe.set_progress_bar_config(disable=True)
+    found = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    expected = pixels(system, num_steps=2, seed=3)
+    assert expected.std() > 0.01
+    assert abs(found - expected).max() < 1e-4
+    back = load_base(f"path:{tmp_path / 'pipe'}").system()
+    assert abs(pixels(back, num_steps=2, seed=3) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["shift", "mean and std"])
+def test_a_normalisation_that_no_config_can_state_is_refused(name, tmp_path):
+    """A DC-AE config has a scaling factor and nothing else: written, it would read back to other pictures."""
+    with pytest.raises(SanakitError, match="SK0604.*reads back otherwise"):
+        write(changed(name), tmp_path / "pipe")
+    assert not list(tmp_path.iterdir())
