@@ -120,7 +120,8 @@ def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder
     own, own_null = text_encoder.encode([PROBE]), text_encoder.null()
     pairs = ((own, embeds, mask), (own_null, null, null_mask))
     return all(
-        torch.equal(mine.mask, theirs_mask.bool())
+        bool(mine.mask.any())  # with nothing to attend to, SanaPipeline attends to padding
+        and torch.equal(mine.mask, theirs_mask.bool())
         and torch.allclose(mine.embeds, theirs.float() * theirs_mask[..., None], atol=1e-4)
         for mine, theirs, theirs_mask in pairs
     )
@@ -132,10 +133,11 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
         vae.save(folder)
     elif hasattr(vae.model, "save_pretrained"):
         vae.model.save_pretrained(folder)
-        _state_scaling(vae, folder / "config.json")
+        _state_stats(vae, folder / "config.json")
     else:
         raise SanakitError("SK0604", f"the VAE {vae.name} is a {type(vae.model).__name__}, which cannot be saved")
-    probe = torch.randn(1, vae.spec.latent_channels, 4, 4, generator=torch.Generator().manual_seed(0))
+    side = getattr(vae, "picture_size", None) or 4 * vae.spec.spatial_compression_ratio
+    probe = torch.randn(1, *vae.spec.shape(side, side), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if stock:
             model = AutoencoderDC.from_pretrained(folder)
@@ -149,12 +151,21 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
         )
 
 
-def _state_scaling(vae: VAE, path: Path) -> None:
-    """A scaling factor that was overridden belongs into the exported config."""
-    config = json.loads(path.read_text())
-    if "scaling_factor" in config and len(set(vae.stats.std)) == len(set(vae.stats.mean)) == 1:
-        config["scaling_factor"] = 1 / vae.stats.std[0]
-        path.write_text(json.dumps(config, indent=2) + "\n")
+def _state_stats(vae: VAE, path: Path) -> None:
+    """The normalisation in force, overrides included, belongs into the exported config."""
+    config, mean, std = json.loads(path.read_text()), vae.stats.mean, vae.stats.std
+    uniform = len(set(mean)) == len(set(std)) == 1
+    if uniform and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
+        config["scaling_factor"] = 1 / std[0]
+        if "shift_factor" in config:
+            config["shift_factor"] = mean[0]
+    elif not (uniform and (mean[0], std[0]) == (0, 1)):
+        channels = vae.spec.latent_channels
+        config["latents_mean"], config["latents_std"] = (
+            list(mean * channels)[:channels],
+            list(std * channels)[:channels],
+        )
+    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:

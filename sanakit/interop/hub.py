@@ -31,7 +31,6 @@ def download(reference: str) -> Path:
 
 def push(folder: Path, repository: str) -> str:
     """Upload a folder to a model repository, private where it is new; its address. Raises SK0902 when it cannot be done."""
-    import httpx
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -39,7 +38,7 @@ def push(folder: Path, repository: str) -> str:
         api = HfApi()
         address = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, commit_message="sanakit export")
-    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
+    except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:  # its first base is the HTTP client's own error
         raise SanakitError(
             "SK0902",
             f"cannot push to {repository}: {(str(error) or type(error).__name__).splitlines()[0]}",

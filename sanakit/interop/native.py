@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.core.dit import fold_guidance
@@ -146,9 +146,11 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> dict[str, Any]:
 
 
 def read_native(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.pth`, `weights_only`; nothing else in it is ever built. Raises SK0602."""
+    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Raises SK0602."""
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader and unpickler raise many types; none may fall back to a full unpickle
         raise SanakitError("SK0602", f"{path}: {str(error).splitlines()[0]}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
@@ -186,7 +188,7 @@ def build_native(state: dict[str, Tensor], card: dict[str, Any]) -> SanaTransfor
 def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
     """A base folder (core, card.json, null embedding) made from a native file, under the hash of file and statement.
 
-    Converted once with leave; later calls read safetensors and need none. Raises SK0601 without leave.
+    Converted once, a pickle with leave; later calls read what was converted and need none. Raises SK0601 without leave.
     """
     statement = path.with_suffix(".json")
     digest = hashlib.sha256(statement.read_bytes() if statement.is_file() else b"")
@@ -196,7 +198,7 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
     final = cache / f"native-{digest.hexdigest()[:20]}"
     if (final / "card.json").is_file():
         return final
-    if not allow_pickle:
+    if not allow_pickle and path.suffix != ".safetensors":
         raise SanakitError("SK0601", f"{path} is a pickle")
     card = CARD | _stated(statement) | {"native": {"file": path.name, "sha256": digest.hexdigest()}}
     state = read_native(path)
@@ -211,6 +213,14 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
     shutil.rmtree(final, ignore_errors=True)
     aside.rename(final)
     return final
+
+
+def convert_base(name: str, cache: Path) -> None:
+    """Leave to unpickle: convert a base that is named as a native file, `path:FILE`; any other name is left alone."""
+    scheme, _, rest = name.partition(":")
+    path = Path(rest).expanduser()
+    if scheme == "path" and path.is_file():
+        converted(path, cache, allow_pickle=True)
 
 
 def _stated(path: Path) -> dict[str, Any]:
