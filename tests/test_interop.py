@@ -13,13 +13,13 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import LatentStats, TextSpec
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
-from sanakit.interop.export import export_pipeline
+from sanakit.interop.export import export_pipeline, save_vae
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS, SanaTextEncoder
 from sanakit.sampling import sample_images
 from sanakit.swap.plan import load_base
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
-from sanakit.vaes import VAES
+from sanakit.vaes import VAES, load_vae
 from sanakit.vaes.base import DiffusersVAE, diffusers_spec
 
 PROMPT = "a red apple"
@@ -212,6 +212,37 @@ def test_what_stock_would_render_wrong_names_our_class(name, reason, tmp_path):
     assert abs(found - expected).max() < 1e-4
     back = load_base(f"path:{tmp_path / 'pipe'}").system()
     assert abs(pixels(back, num_steps=2, seed=3) - expected).max() < 1e-4
+
+
+@pytest.mark.parametrize("name", VAES.names())
+def test_every_vae_reads_back_or_is_refused(name, tmp_path):
+    """`save_vae` compares by itself; what it writes must also load as a component with the same normalisation."""
+    vae = VAES.get(name).tiny()
+    try:
+        save_vae(vae, tmp_path / "vae", stock=False)
+    except SanakitError as error:
+        assert error.code == "SK0604" and not VAES.entries()[name].embedded
+        return
+    back = load_vae(f"path:{tmp_path / 'vae'}")
+    assert back.spec == vae.spec and back.fingerprint() == vae.fingerprint()
+    torch.testing.assert_close(back.latents_std, vae.latents_std)
+
+
+@pytest.mark.parametrize("name", TEXT_ENCODERS.names())
+def test_every_text_encoder_reads_back_or_is_refused(name, tmp_path):
+    encoder = TEXT_ENCODERS.get(name).tiny()
+    system = system_of(VAES.get("pca-f8c4").tiny(), encoder, image_size=64)
+    try:
+        write(system, tmp_path / "pipe")
+    except SanakitError as error:
+        assert error.code == "SK0604" and not TEXT_ENCODERS.entries()[name].embedded
+        return
+    back, own = (
+        load_text_encoder(f"path:{tmp_path / 'pipe' / 'text_encoder'}").encode([PROMPT]),
+        encoder.encode([PROMPT]),
+    )
+    assert torch.equal(back.mask, own.mask)
+    torch.testing.assert_close(back.embeds, own.embeds)
 
 
 class Flipped(DiffusersVAE):

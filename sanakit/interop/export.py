@@ -66,6 +66,7 @@ def export_pipeline(
             "vae": _library(vae.model),
         }
         if reasons:
+            refuse_unbuildable(text_encoder)
             kind = type(text_encoder)
             index["sanakit"] = {
                 "image_size": image_size,
@@ -178,6 +179,18 @@ def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:
         save_file({"weight": _plain(model.weight)}, folder / "model.safetensors")
     else:
         raise SanakitError("SK0604", f"the text encoder {text_encoder.name} is a {type(model).__name__}")
+
+
+def refuse_unbuildable(text_encoder: TextEncoder) -> None:
+    """A reader builds the class from model, tokenizer and spec: what holds more would read back otherwise."""
+    own = text_encoder.encode([PROBE])
+    try:
+        other = type(text_encoder)(text_encoder.model, text_encoder.tokenizer, text_encoder.spec).encode([PROBE])
+        same = torch.equal(own.mask, other.mask) and torch.allclose(own.embeds, other.embeds, atol=1e-5)
+    except (TypeError, AttributeError) as error:
+        raise SanakitError("SK0604", f"the text encoder {text_encoder.name}: {error}") from error
+    if not same:
+        raise SanakitError("SK0604", f"the text encoder {text_encoder.name} holds more than model, tokenizer and spec")
 
 
 def save_tokenizer(text_encoder: TextEncoder, folder: Path) -> None:
