@@ -161,7 +161,7 @@ def main() -> None:
     with measured("align input and output, closed form"):
         score = align_input(core, embedding, data.latents[:, 0], base_data.latents[:, 0])
         align_output(system, data, count=options.pictures, batch_size=2)
-    with measured("one training step, input and output"):
+    with measured("one training step, joints alone"):
         state = new_state(core, AlignHead.parameter_groups(core), TrainOptions(max_steps=1))
         losses: list[float] = []
         fit(

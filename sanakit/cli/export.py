@@ -34,7 +34,7 @@ def export(
         text_encoder=system.text_encoder,
         image_size=system.image_size,
         flow_shift=float(system.flow_shift or 1.0),
-        licence="; ".join(f"{part}: {licence}" for part, licence in licences(run).items()),
+        licence="; ".join(f"{part} {licence}" for part, licence in licences(run).items()),
         card=lambda reasons: model_card(run, reasons),
     )
     pushed = push(out, push_to_hub) if push_to_hub else None

@@ -46,11 +46,11 @@ class SanakitPipeline(SanaPipeline):
     def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
         """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603, SK0107."""
         root = Path(folder).expanduser()
-        card = pipeline_card(f"path:{root}", root)
+        card, core = pipeline_card(f"path:{root}", root), load_core(root / "transformer")
         return cls(
             text_encoder=load_base_encoder(card["text_encoder"], root / "transformer"),
             vae=load_vae(card["vae"]),
-            transformer=load_core(root / "transformer").to(torch_dtype),
+            transformer=core if torch_dtype == core.dtype else core.to(torch_dtype),
             scheduler=FlowMatchEulerDiscreteScheduler(shift=card["flow_shift"]),
             image_size=card["image_size"],
         )
