@@ -59,7 +59,7 @@ class LatentDiffusion:
             hidden_states=noisy.to(device),
             encoder_hidden_states=prompt.embeds.to(device).float(),
             encoder_attention_mask=prompt.mask.to(device),
-            timestep=sigmas.to(device) * TIMESTEP_SCALE,
+            timestep=sigmas.to(device) * (TIMESTEP_SCALE * self.core.config.timestep_scale),
             return_dict=False,
         )[0].to(noisy.device)
 

@@ -197,6 +197,37 @@ CODES: dict[str, Code] = {
         why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is at fault.",
         fix="Train in fp32 or autocast bf16 with a larger learning rate; report it where a frozen parameter moved.",
     ),
+    # 06: other people's formats, in and out
+    "SK0601": Code(
+        title="a pickle is not read without leave",
+        why="A .pth file is a pickle; sanakit reads tensors alone from it (weights_only), and only where you say so.",
+        fix="--allow-pickle, for a file whose origin you trust; it is converted to safetensors once.",
+    ),
+    "SK0602": Code(
+        title="not a native Sana checkpoint",
+        why="The file lacks tensors of a Sana transformer, has others, or its attention heads cannot be told.",
+        fix="State vae, text_encoder, image_size, flow_shift and config in a .json of the same name beside it.",
+    ),
+    "SK0603": Code(
+        title="not a pipeline folder that sanakit can read",
+        why="model_index.json or a subfolder is missing, or names a class that is no Sana pipeline.",
+        fix="Point `path:` at a folder that SanaPipeline.save_pretrained or `sanakit export` wrote.",
+    ),
+    "SK0604": Code(
+        title="a component cannot be exported",
+        why="Its model or tokenizer has no format on disk that a reader could load again.",
+        fix="Use the variant of the component that is a diffusers or transformers class.",
+    ),
+    "SK0605": Code(
+        title="nothing to export",
+        why="The run folder holds no model: stage full writes it.",
+        fix="sanakit validate --stage full --run-dir DIR",
+    ),
+    "SK0606": Code(
+        title="the export folder is not empty",
+        why="Files of another model would stay between those of this one.",
+        fix="Name a new --out, or empty the folder first.",
+    ),
     # 09: environment
     "SK0901": Code(
         title="a package is missing",

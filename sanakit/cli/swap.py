@@ -11,7 +11,7 @@ from sanakit.cli.app import app
 from sanakit.errors import ExitCode, SanakitError
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
-BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name or `path:DIR`.")]
+BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
 Data = Annotated[
     str, typer.Option("--data", help="A name, a folder of pictures with .txt captions, or a .csv/.jsonl manifest.")
 ]
@@ -23,6 +23,9 @@ Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of eve
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
 Seed = Annotated[int, typer.Option("--seed", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print validation.json on standard output, nothing else.")]
+AllowPickle = Annotated[
+    bool, typer.Option("--allow-pickle", help="Leave to read a native .pth (tensors only); converted once.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
 DEFAULT_STAGES = "component,smoke"
@@ -41,8 +44,11 @@ def swap_vae(
     as_json: AsJson = False,
     force: Force = False,
     set_: Sets = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
+    if allow_pickle:
+        _convert(base)
     values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json)
 
@@ -60,10 +66,20 @@ def swap_text_encoder(
     as_json: AsJson = False,
     force: Force = False,
     set_: Sets = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
+    if allow_pickle:
+        _convert(base)
     values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json)
+
+
+def _convert(base: str) -> None:
+    from sanakit.data.base import cache_dir
+    from sanakit.interop.native import convert_base
+
+    convert_base(base, cache_dir())
 
 
 def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict[str, Any]:
@@ -191,11 +207,14 @@ def validate(
     junit: Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML.")] = None,
     force: Force = False,
     set_: Sets = None,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
+    if allow_pickle:
+        _convert(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
     if run_dir is not None and (run_dir / "config.yaml").is_file():
@@ -215,12 +234,13 @@ def validate(
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option("--model", help="A model folder (RUN/model), or an embedded base by name.")],
+    model: Annotated[str, typer.Option("--model", help="RUN/model, a pipeline folder, or a base by name.")],
     prompt: Annotated[str, typer.Option("--prompt")],
     out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
     seed: Seed = 0,
     num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
     guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+    allow_pickle: AllowPickle = False,
 ) -> None:
     """Draw one picture."""
     from PIL import Image
@@ -229,7 +249,10 @@ def sample(
     from sanakit.swap.figures import to_uint8
     from sanakit.swap.plan import load_base
 
-    system = load_base(f"path:{model}" if Path(model).is_dir() else model).system()
+    name = f"path:{model}" if Path(model).exists() else model
+    if allow_pickle:
+        _convert(name)
+    system = load_base(name).system()
     images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")

@@ -47,7 +47,30 @@ def load_core(folder: Path) -> SanaTransformer2DModel:
     wrong = report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]
     if wrong:
         raise SanakitError("SK0107", f"{folder}: tensors do not fit the config, first {next(iter(wrong))}")
-    return core
+    return fold_guidance(core) if core.config.guidance_embeds else core
+
+
+def fold_guidance(core: SanaTransformer2DModel, guidance_scale: float = 4.5) -> SanaTransformer2DModel:
+    """A Sana-Sprint core as a plain one: its guidance embedding, constant at a fixed scale, joins the time embedding's
+    bias. Exact at that scale. Sprint counts time in sigma itself (arXiv 2503.09641, dense time embedding), hence
+    `timestep_scale` 0.001."""
+    embed = core.time_embed
+    with torch.no_grad():
+        guidance = torch.tensor([guidance_scale * core.config.guidance_embeds_scale])
+        bias = embed.guidance_embedder(embed.guidance_condition_proj(guidance))[0]
+    config = {k: v for k, v in core.config.items() if not k.startswith("_")}
+    plain = SanaTransformer2DModel(**config | {"guidance_embeds": False, "timestep_scale": 0.001})
+    names = {"time_embed.timestep_embedder": "time_embed.emb.timestep_embedder"}
+    state = {}
+    for name, tensor in core.state_dict().items():
+        if not name.startswith("time_embed.guidance_embedder"):
+            stem = name.rpartition(".linear_")[0]
+            state[name.replace(stem, names[stem]) if stem in names else name] = tensor
+    state["time_embed.emb.timestep_embedder.linear_2.bias"] = (
+        bias + state["time_embed.emb.timestep_embedder.linear_2.bias"]
+    )
+    plain.load_state_dict(state)
+    return plain
 
 
 def new_core(config: dict, *, seed: int) -> SanaTransformer2DModel:

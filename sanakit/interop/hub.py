@@ -15,13 +15,34 @@ def download(reference: str) -> Path:
     name, _, subfolder = reference.partition(":")
     repository, _, revision = name.partition("@")
     prefix = f"{subfolder}/" if subfolder else ""
+    wanted = [prefix + pattern for pattern in PATTERNS]
+    if subfolder.endswith("text_encoder"):  # of a pipeline: its tokenizer lies beside it
+        beside = prefix.removesuffix("text_encoder/")
+        wanted += [f"{beside}model_index.json", *(f"{beside}tokenizer/{pattern}" for pattern in PATTERNS)]
     try:
-        root = snapshot_download(
-            repository, revision=revision or None, allow_patterns=[prefix + pattern for pattern in PATTERNS]
-        )
+        root = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise SanakitError("SK0902", f"hub:{reference}: {str(error).splitlines()[0]}") from error
     folder = Path(root) / subfolder
     if not folder.is_dir():
         raise SanakitError("SK0902", f"hub:{repository} has no folder {subfolder!r}")
     return folder
+
+
+def push(folder: Path, repository: str) -> str:
+    """Upload a folder to a model repository, private where it is new; its address. Raises SK0902 when it cannot be done."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        api = HfApi()
+        address = api.create_repo(repository, private=True, exist_ok=True)
+        api.upload_folder(folder_path=folder, repo_id=repository, commit_message="sanakit export")
+    except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:  # its first base is the HTTP client's own error
+        raise SanakitError(
+            "SK0902",
+            f"cannot push to {repository}: {(str(error) or type(error).__name__).splitlines()[0]}",
+            cause="There is no network, you are not logged in, or the repository's name is not yours.",
+            fix=f"{folder} is written: with a network and `hf auth login`, hf upload {repository} {folder}",
+        ) from error
+    return str(address)

@@ -18,6 +18,7 @@ from sanakit.core.dit import new_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
+from sanakit.interop.folder import save_null
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
@@ -236,6 +237,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
     folder = swap.run.path / "model"
     system.core.save_pretrained(folder)
+    save_null(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",

@@ -12,10 +12,14 @@ from sanakit.adapters import ADAPTERS, rebuild_core
 from sanakit.alignment import align_caption, align_input, align_output
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, load_core, new_core, parameters_by_group
+from sanakit.data.base import cache_dir
 from sanakit.data.cache import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
+from sanakit.interop.hub import download
+from sanakit.interop.native import converted
 from sanakit.swap.base import STRATEGIES, Strategy
-from sanakit.text_encoders import TextEncoder, load_text_encoder
+from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE, load_vae
 
 CORES = Path(__file__).parent.parent / "assets" / "cores"
@@ -24,7 +28,7 @@ ALIGNED = 2048  # pictures that the closed form of the input reads
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A working model on disk: a core folder whose card.json names VAE, text encoder, picture size and flow shift."""
+    """A working model on disk: folder of the core, card with VAE, text encoder, picture size and flow shift."""
 
     name: str
     folder: Path
@@ -33,7 +37,7 @@ class Base:
     def system(self, vae: VAE | None = None, text_encoder: TextEncoder | None = None) -> LatentDiffusion:
         return LatentDiffusion(
             vae=vae or load_vae(self.card["vae"], scaling_factor=self.card.get("scaling_factor")),
-            text_encoder=text_encoder or load_text_encoder(self.card["text_encoder"]),
+            text_encoder=text_encoder or load_base_encoder(self.card["text_encoder"], self.folder),
             core=load_core(self.folder),
             image_size=self.card["image_size"],
             flow_shift=self.card["flow_shift"],
@@ -41,9 +45,17 @@ class Base:
 
 
 def load_base(name: str) -> Base:
-    """An embedded core by name, or `path:DIR` as `full` writes it. Raises SK0101 or SK0106."""
+    """An embedded core by name; `path:` a folder as `full` writes it, a diffusers pipeline folder, or a native Sana
+    `.pth` that was converted with leave; `hub:` a pipeline repository. Raises SK0101, SK0106, SK0601 or SK0603."""
     scheme, _, rest = name.partition(":")
     folder = Path(rest).expanduser() if scheme == "path" else CORES / name
+    if scheme == "hub":
+        folder = download(rest)
+        return Base(name=name, folder=folder / "transformer", card=pipeline_card(name, folder))
+    if scheme == "path" and (folder / INDEX).is_file():
+        return Base(name=name, folder=folder / "transformer", card=pipeline_card(f"path:{folder}", folder))
+    if scheme == "path" and folder.is_file():
+        folder = converted(folder, cache_dir(), allow_pickle=False)
     if scheme != "path" and not (folder / "card.json").is_file():
         known = sorted(p.name for p in CORES.iterdir())
         raise SanakitError("SK0101", f"no base named {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")

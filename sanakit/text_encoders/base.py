@@ -40,6 +40,7 @@ class TextEncoder(nn.Module):
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
+    kept_null: PromptEmbeds | None = None  # the base's own, where its checkpoint brought one
 
     def __init__(self, model: nn.Module, spec: TextSpec) -> None:
         super().__init__()
@@ -73,8 +74,9 @@ class TextEncoder(nn.Module):
         return PromptEmbeds(embeds.float() * mask[..., None], mask, truncated)
 
     def null(self) -> PromptEmbeds:
-        """The unconditional embedding (1, L, D): the empty prompt, no instruction. Recomputed, never inherited."""
-        return self.encode([""], instruction=False)
+        """The unconditional embedding (1, L, D): the empty prompt, no instruction. Recomputed, never inherited from
+        another encoder; a base's own encoder keeps the one that its core was trained with."""
+        return self.encode([""], instruction=False) if self.kept_null is None else self.kept_null
 
     def fingerprint(self) -> str:
         spec = self.spec
@@ -90,9 +92,14 @@ def load_text_encoder(name: str) -> TextEncoder:
         if scheme == "hub":
             from sanakit.interop.hub import download
 
-            return EncoderOnly.from_folder(download(rest))
-        folder = Path(rest).expanduser()
+            folder = download(rest)
+        else:
+            folder = Path(rest).expanduser()
         if not folder.is_dir():
             raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, TEXT_ENCODERS.names())}")
+        if (folder.parent / "model_index.json").is_file():
+            from sanakit.interop.folder import load_pipeline_encoder
+
+            return load_pipeline_encoder(folder.parent)
         return EncoderOnly.from_folder(folder)
     return TEXT_ENCODERS.get(name).load()

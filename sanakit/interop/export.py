@@ -1,0 +1,212 @@
+"""Pipeline folders out: stock where SanaPipeline renders the same, by measurement; else under sanakit's own class.
+
+Written aside, read back, then renamed: a folder that exists is whole.
+"""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline, SanaTransformer2DModel
+from safetensors.torch import save_file
+from tokenizers import Tokenizer
+from torch import Tensor, nn
+from transformers import Gemma2PreTrainedModel
+
+from sanakit.errors import SanakitError
+from sanakit.interop.folder import INDEX, OWN_CLASS, save_null
+from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS
+from sanakit.text_encoders import TextEncoder
+from sanakit.vaes import VAE, load_vae
+
+STOCK_SIZES = {16: 512, 32: 1024, 64: 2048, 128: 4096}  # sample_size to pixels, as SanaPipeline's resolution bins say
+PROBE = "A red apple"
+
+
+def export_pipeline(
+    out: Path,
+    *,
+    core: SanaTransformer2DModel,
+    vae: VAE,
+    text_encoder: TextEncoder,
+    image_size: int,
+    flow_shift: float,
+    licence: str = "",
+    card: Callable[[list[str]], str] | None = None,
+) -> list[str]:
+    """Write a pipeline folder; returns why it is not stock, nothing if it is. card: README.md from these.
+
+    Raises SK0604 for a component without a format on disk, SK0606 for a folder that holds something.
+    """
+    refuse_full(out)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
+    reasons = why_not_stock(core, vae, text_encoder, image_size, scheduler)
+    aside = out.resolve().parent / f".{out.name}-{uuid.uuid4().hex}"
+    aside.mkdir(parents=True)
+    try:
+        core.save_pretrained(aside / "transformer")
+        save_null(text_encoder, aside / "transformer")
+        scheduler.save_pretrained(aside / "scheduler")
+        save_vae(vae, aside / "vae", stock=not reasons)
+        save_text_model(text_encoder, aside / "text_encoder")
+        save_tokenizer(text_encoder, aside / "tokenizer")
+        index = {
+            "_class_name": OWN_CLASS if reasons else "SanaPipeline",
+            "_diffusers_version": diffusers.__version__,
+            "scheduler": ["diffusers", type(scheduler).__name__],
+            "text_encoder": _library(text_encoder.model),
+            "tokenizer": _library(text_encoder.tokenizer),
+            "transformer": ["diffusers", type(core).__name__],
+            "vae": _library(vae.model),
+        }
+        if reasons:
+            refuse_unbuildable(text_encoder)
+            kind = type(text_encoder)
+            index["sanakit"] = {
+                "image_size": image_size,
+                "licence": licence,
+                "text_encoder": {"class": f"{kind.__module__}:{kind.__qualname__}", "spec": asdict(text_encoder.spec)},
+            }
+        (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if card:
+            (aside / "README.md").write_text(card(reasons), encoding="utf-8")
+        if out.is_dir():
+            out.rmdir()
+        aside.rename(out)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return reasons
+
+
+def refuse_full(out: Path) -> None:
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise SanakitError("SK0606", f"{out} is {'not empty' if out.is_dir() else 'a file'}")
+
+
+@torch.no_grad()
+def why_not_stock(
+    core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder, image_size: int, scheduler: Any
+) -> list[str]:
+    """What SanaPipeline would get wrong with these parts; its own text path is run and compared on a probe."""
+    reasons = []
+    mean, std, ratio = vae.latents_mean, vae.latents_std, vae.spec.spatial_compression_ratio
+    if not isinstance(vae.model, AutoencoderDC):
+        reasons.append(f"it decodes AutoencoderDC, the VAE is {type(vae.model).__name__}")
+    elif 2 ** (len(vae.model.config.encoder_block_out_channels) - 1) != ratio:
+        reasons.append(f"it takes a spatial ratio from the number of stages, the VAE's is {ratio}")
+    if mean.abs().max() > 0 or std.max() > std.min():
+        reasons.append(
+            "it only divides latents by a scaling factor, this VAE has a shift or a mean and std per channel"
+        )
+    if STOCK_SIZES.get(core.config.sample_size) != image_size:
+        reasons.append(f"its sizes are {list(STOCK_SIZES.values())} px at ratio 32, here {image_size} px at {ratio}")
+    if not isinstance(text_encoder.model, Gemma2PreTrainedModel):
+        reasons.append(f"it is written for Gemma-2, the text encoder is {type(text_encoder.model).__name__}")
+    elif not reasons and not _same_text(core, vae, text_encoder, scheduler):
+        reasons.append("it reads prompts another way: its embeddings of a probe prompt differ from those trained with")
+    return reasons
+
+
+def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder, scheduler: Any) -> bool:
+    if (text_encoder.spec.instruction, text_encoder.spec.max_tokens) != (INSTRUCTION, MAX_TOKENS):
+        return False
+    stock = SanaPipeline(text_encoder.tokenizer, text_encoder.model, vae.model, core, scheduler)
+    embeds, mask, null, null_mask = stock.encode_prompt(PROBE, complex_human_instruction=INSTRUCTION.split("\n"))
+    own, own_null = text_encoder.encode([PROBE]), text_encoder.null()
+    pairs = ((own, embeds, mask), (own_null, null, null_mask))
+    return all(
+        bool(mine.mask.any())  # with nothing to attend to, SanaPipeline attends to padding
+        and torch.equal(mine.mask, theirs_mask.bool())
+        and torch.allclose(mine.embeds, theirs.float() * theirs_mask[..., None], atol=1e-4)
+        for mine, theirs, theirs_mask in pairs
+    )
+
+
+def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
+    """The VAE in its own format with the normalisation in force, then read back and compared on a probe."""
+    if hasattr(vae, "save"):
+        vae.save(folder)
+    elif hasattr(vae.model, "save_pretrained"):
+        vae.model.save_pretrained(folder)
+        _state_stats(vae, folder / "config.json")
+    else:
+        raise SanakitError("SK0604", f"the VAE {vae.name} is a {type(vae.model).__name__}, which cannot be saved")
+    side = getattr(vae, "picture_size", None) or 4 * vae.spec.spatial_compression_ratio
+    probe = torch.randn(1, *vae.spec.shape(side, side), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        if stock:
+            model = AutoencoderDC.from_pretrained(folder)
+            found = model.decode(probe / model.config.scaling_factor).sample.clamp(-1, 1)
+        else:
+            found = load_vae(f"path:{folder}").decode(probe)
+    difference = (found - vae.decode(probe)).abs().max().item()
+    if not difference < 1e-3:
+        raise SanakitError(
+            "SK0604", f"the VAE {vae.name} reads back otherwise: a probe differs by {difference:.3g} of 2"
+        )
+
+
+def _state_stats(vae: VAE, path: Path) -> None:
+    """The normalisation in force, overrides included, belongs into the exported config."""
+    config, mean, std = json.loads(path.read_text()), vae.stats.mean, vae.stats.std
+    uniform = len(set(mean)) == len(set(std)) == 1
+    if uniform and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
+        config["scaling_factor"] = 1 / std[0]
+        if "shift_factor" in config:
+            config["shift_factor"] = mean[0]
+    elif not (uniform and (mean[0], std[0]) == (0, 1)):
+        channels = vae.spec.latent_channels
+        config["latents_mean"], config["latents_std"] = (
+            list(mean * channels)[:channels],
+            list(std * channels)[:channels],
+        )
+    path.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:
+    model = text_encoder.model
+    if hasattr(model, "save_pretrained"):
+        model.save_pretrained(folder)
+    elif type(model) is nn.Embedding:
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps({"_class_name": "Embedding"}) + "\n")
+        save_file({"weight": _plain(model.weight)}, folder / "model.safetensors")
+    else:
+        raise SanakitError("SK0604", f"the text encoder {text_encoder.name} is a {type(model).__name__}")
+
+
+def refuse_unbuildable(text_encoder: TextEncoder) -> None:
+    """A reader builds the class from model, tokenizer and spec: what holds more would read back otherwise."""
+    own = text_encoder.encode([PROBE])
+    try:
+        other = type(text_encoder)(text_encoder.model, text_encoder.tokenizer, text_encoder.spec).encode([PROBE])
+        same = torch.equal(own.mask, other.mask) and torch.allclose(own.embeds, other.embeds, atol=1e-5)
+    except (TypeError, AttributeError) as error:
+        raise SanakitError("SK0604", f"the text encoder {text_encoder.name}: {error}") from error
+    if not same:
+        raise SanakitError("SK0604", f"the text encoder {text_encoder.name} holds more than model, tokenizer and spec")
+
+
+def save_tokenizer(text_encoder: TextEncoder, folder: Path) -> None:
+    tokenizer = getattr(text_encoder, "tokenizer", None)
+    if isinstance(tokenizer, Tokenizer):
+        folder.mkdir()
+        tokenizer.save(str(folder / "tokenizer.json"))
+    elif hasattr(tokenizer, "save_pretrained"):
+        tokenizer.save_pretrained(folder)
+    else:
+        raise SanakitError("SK0604", f"the tokenizer of {text_encoder.name} is a {type(tokenizer).__name__}")
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous()
+
+
+def _library(part: Any) -> list[str]:
+    return [type(part).__module__.split(".")[0], type(part).__name__]
