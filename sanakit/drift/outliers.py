@@ -2,7 +2,7 @@
 
 No test that only uses ranks can see 3 outliers among 256: all of them lie on one side by chance in 1 of 8 cases.
 This one extrapolates the reference's tail: the logarithm of the distance beyond its upper tenth is taken as
-exponential (a Pareto tail, Hill 1975), with the exact predictive law for an estimated rate. An assumption, stated.
+exponential (a Pareto tail, Hill 1975), with the uncertainty of its share and rate. An assumption, stated.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,8 @@ from sanakit.contracts import Reading
 from sanakit.drift.base import DRIFT, judged
 
 TAIL = 0.1
-COUNTS = (1, 2, 3, 5, 10)
+COUNTS = (1, 2, 3, 5)
+QUANTILES = 64
 
 
 def log_distance(rows: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np.ndarray:
@@ -22,15 +23,22 @@ def log_distance(rows: np.ndarray, centre: np.ndarray, spread: np.ndarray) -> np
     return np.log(np.sqrt((((rows - centre) / spread) ** 2).mean(1)) + 1e-12)
 
 
-def tail_probability(distance: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Chance that a new reference picture lies at least so far out: (k/n) (1 + e / (k b))^-k for an excess e over the
-    k-th largest, b the mean excess; the empirical share below it."""
+def tail_excess(reference: np.ndarray) -> tuple[float, int, float]:
+    """Where the tail starts, how many rows are in it, their mean excess."""
     ordered = np.sort(reference)
     k = max(5, int(TAIL * len(ordered)))
-    start = ordered[-k - 1]
-    mean = float((ordered[-k:] - start).mean()) + 1e-12
-    beyond = k / len(ordered) * (1 + np.maximum(distance - start, 0) / (k * mean)) ** -k
-    return np.where(distance > start, beyond, 1.0)
+    start = float(ordered[-k - 1])
+    return start, k, float((ordered[-k:] - start).mean()) + 1e-12
+
+
+def chance_of_so_many(count: int, excess: float, draws: int, reference: np.ndarray) -> float:
+    """Chance that at least `count` of `draws` new reference pictures lie `excess` beyond the start of the tail, the
+    tail's share and rate being uncertain: Beta(k + 1, n - k) and Gamma(k), integrated by quantiles."""
+    _, k, mean = tail_excess(reference)
+    levels = (np.arange(QUANTILES) + 0.5) / QUANTILES
+    share = stats.beta.ppf(levels, k + 1, len(reference) - k)
+    rate = stats.gamma.ppf(levels, k) / (k * mean)
+    return float(stats.binom.sf(count - 1, draws, share[:, None] * np.exp(-max(excess, 0) * rate)).mean())
 
 
 @DRIFT.register("outlier-pictures", title="pictures beyond the reference's tail", embedded=True)
@@ -43,11 +51,12 @@ def outlier_pictures(
     low, high = np.quantile(reference, [0.25, 0.75], axis=0)
     spread = np.where(high > low, (high - low) / 1.349, reference.std(0) + 1e-9)
     near, far = (log_distance(rows, centre, spread) for rows in (reference, current))
-    tails = np.sort(tail_probability(far, near))
-    ranks = [r for r in COUNTS if r <= len(tails)]
-    p_values = [float(stats.binom.sf(r - 1, len(tails), tails[r - 1])) for r in ranks]
+    order = np.argsort(-far)
+    ranks = [r for r in COUNTS if r <= len(far)]
+    start = tail_excess(near)[0]
+    p_values = [chance_of_so_many(r, far[order[r - 1]] - start, len(far), near) for r in ranks]
     p_value = min(1.0, min(p_values) * len(ranks))
-    farthest = np.argsort(-far)[: ranks[int(np.argmin(p_values))]]
+    farthest = order[: ranks[int(np.argmin(p_values))]]
     where = "rows " + ", ".join(str(int(i)) for i in farthest) if p_value <= alpha else ""
     value = float(np.exp(far.max() - near.max()))
     return judged(

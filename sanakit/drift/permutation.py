@@ -6,6 +6,7 @@ labels, so validity stays.
 """
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -22,12 +23,14 @@ class Permuted(NamedTuple):
     null: np.ndarray  # (permutations,)
 
 
+@lru_cache(2)  # all statistics of a comparison share them
 def relabellings(reference: int, current: int, seed: int, permutations: int = PERMUTATIONS) -> np.ndarray:
     """(1 + permutations, N) float32 of 0 and 1; row 0 is the true labelling."""
     generator = np.random.default_rng(seed)
     labels = np.zeros((1 + permutations, reference + current), np.float32)
     labels[0, reference:] = 1
     labels[1:] = generator.permuted(np.repeat(labels[:1], permutations, 0), axis=1)
+    labels.flags.writeable = False
     return labels
 
 

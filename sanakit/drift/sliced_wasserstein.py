@@ -8,7 +8,7 @@ from sanakit.contracts import Reading
 from sanakit.drift.base import DRIFT, judged
 from sanakit.drift.permutation import permutation_test, thin
 
-DIRECTIONS = 50
+DIRECTIONS = 32
 MOST_ROWS = 1024
 
 
