@@ -228,6 +228,28 @@ CODES: dict[str, Code] = {
         why="Files of another model would stay between those of this one.",
         fix="Name a new --out, or empty the folder first.",
     ),
+    # 07: drift
+    "SK0701": Code(
+        title="nothing to compare",
+        why="The file or folder holds no `latents`, `raw_latents`, `embeddings` or `embeds`, is damaged, or is no "
+        "cache, run or snapshot.",
+        fix="Name a .safetensors file with `latents` (N, C, H, W) or `embeddings` (N, L, D) and `attention_mask` (N, L).",
+    ),
+    "SK0702": Code(
+        title="the two sides cannot be compared",
+        why="Their fingerprints differ in kind, channels, size or normalisation: a distance between them means nothing.",
+        fix="Encode both sides with the same component, size and normalisation.",
+    ),
+    "SK0703": Code(
+        title="too few samples for a statistic",
+        why="A covariance of d dimensions needs at least 10 d rows a side; with fewer it is noise.",
+        fix="Bring more samples, or fewer dimensions (PCA).",
+    ),
+    "SK0704": Code(
+        title="empty side",
+        why="A file holds no picture or prompt.",
+        fix="Encode at least as many samples as the message says.",
+    ),
     # 09: environment
     "SK0901": Code(
         title="a package is missing",

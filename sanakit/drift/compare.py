@@ -1,0 +1,190 @@
+"""Reference against current: every statistic on the features it is meant for, Holm over all, one verdict.
+
+Under exchangeability of the two sides a clean comparison alarms with probability at most alpha (permutation tests,
+Holm); exceptions are named in docs/drift.md. No alarm with fewer samples than `NEEDED` a side is inconclusive.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from sanakit.contracts import Reading
+from sanakit.drift.base import DRIFT
+from sanakit.drift.permutation import holm
+from sanakit.drift.rank_max import normal_scores
+from sanakit.drift.sample import Sample
+from sanakit.errors import SanakitError
+
+NEEDED = 32
+MOST_DIMENSIONS = 32
+ROWS_PER_DIMENSION = 10
+KEYS = ("name", "title", "value", "ci_low", "ci_high", "p_value", "threshold", "alarm", "where")
+
+MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
+STRUCTURED = ("mean", "log-sd", "low", "median", "high", "band", "norms")
+# what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
+PCA = "PCA"
+PLAN: dict[str, dict[str, Sequence[str] | str]] = {
+    "latents": {
+        "rank-max": STRUCTURED,
+        "correlation-max": ("correlation",),
+        "welch-max": MOMENTS,
+        "gaussian-kl": ("mean", "log-sd"),
+        "gaussian-kl-full": PCA,
+        "symmetric-kl": PCA,
+        "frechet": PCA,
+        "mmd": PCA,
+        "energy": PCA,
+        "sliced-wasserstein": PCA,
+        "psi": ("mean", "log-sd"),
+        "spectrum-kl": ("power",),
+        "outlier-pictures": ("mean", "log-sd"),
+        "classifier": PCA,
+    },
+    "embeddings": {
+        "rank-max": ("mean", "log-sd"),
+        "embedding-norms": ("norms",),
+        "welch-max": ("mean", "log-sd"),
+        "gaussian-kl": ("mean",),
+        "gaussian-kl-full": PCA,
+        "symmetric-kl": PCA,
+        "frechet": PCA,
+        "mmd": PCA,
+        "energy": PCA,
+        "sliced-wasserstein": PCA,
+        "psi": ("norms",),
+        "classifier": PCA,
+    },
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """verdict: no-drift, drift or inconclusive. kinds: what was compared."""
+
+    verdict: str
+    readings: list[Reading]
+
+    def as_dict(self) -> dict[str, Any]:
+        rows = [{key: _plain(getattr(r, key)) for key in KEYS} for r in self.readings]
+        return {"verdict": self.verdict, "readings": rows}
+
+
+def compare(
+    reference: dict[str, Sample], current: dict[str, Sample], *, alpha: float = 0.05, seed: int = 0
+) -> Comparison:
+    """Samples by kind, of `read_samples`. Raises SK0702 when the sides have no kind in common or differ in geometry
+    or normalisation."""
+    kinds = [kind for kind in reference if kind in current]
+    if not kinds:
+        raise SanakitError(
+            "SK0702", f"the two fingerprints differ in kind: {_list(reference)} against {_list(current)}"
+        )
+    readings: list[Reading] = []
+    few: list[Reading] = []
+    for kind in kinds:
+        first, second = reference[kind], current[kind]
+        _refuse_different(first, second)
+        readings += [r for side, s in (("reference", first), ("current", second)) for r in nonfinite_readings(s, side)]
+        if first.digest == second.digest:
+            readings.append(Reading(name="identical", title="both sides hold the same numbers", value=0.0, where=kind))
+        elif min(len(first.rows), len(second.rows)) < NEEDED:
+            few += [
+                _too_few(s, side) for side, s in (("reference", first), ("current", second)) if len(s.rows) < NEEDED
+            ]
+        else:
+            prefix = f"{kind}: " if len(kinds) > 1 else ""
+            readings += [replace(r, where=prefix + r.where) for r in statistics(first, second, alpha, seed)]
+    readings = correct(readings, alpha)
+    alarm = any(r.alarm for r in readings)
+    return Comparison(verdict="drift" if alarm else "inconclusive" if few else "no-drift", readings=readings + few)
+
+
+def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> list[Reading]:
+    """Every registered statistic on its features, p-values not yet corrected."""
+    plan = PLAN[reference.kind]
+    projected = project(reference, current)
+    readings = []
+    for name in [*plan, *(n for n in DRIFT.names() if not any(n in p for p in PLAN.values()))]:
+        blocks = plan.get(name, PCA)
+        if isinstance(blocks, str):
+            (first, second), names = projected, [f"component {k}" for k in range(projected[0].shape[1])]
+        else:
+            first, second, names = reference.matrix(*blocks), current.matrix(*blocks), reference.names(*blocks)
+        if first.shape[1]:
+            readings.append(DRIFT.get(name)(first, second, alpha, names=names, seed=seed))
+    return readings
+
+
+def project(reference: Sample, current: Sample) -> tuple[np.ndarray, np.ndarray]:
+    """Principal components of the pooled normal scores, as many as a tenth of the smaller side, at most 32. Fitted
+    without labels, so permutation tests on them stay valid."""
+    from sklearn.decomposition import PCA as Components
+
+    blocks = (*STRUCTURED, "correlation")
+    scores = normal_scores(np.concatenate([reference.matrix(*blocks), current.matrix(*blocks)]))
+    scores = scores[:, scores.std(0) > 0]
+    smaller = min(len(reference.rows), len(current.rows))
+    count = min(MOST_DIMENSIONS, smaller // ROWS_PER_DIMENSION, scores.shape[1])
+    if not count:
+        empty = np.empty((len(scores), 0))
+        return empty[: len(reference.rows)], empty[len(reference.rows) :]
+    found = Components(count, svd_solver="full" if scores.shape[1] <= 500 else "randomized", random_state=0)
+    rows = found.fit_transform(scores.astype(np.float64))
+    return rows[: len(reference.rows)], rows[len(reference.rows) :]
+
+
+def correct(readings: list[Reading], alpha: float) -> list[Reading]:
+    """Holm over all readings with a p-value: `p_value` becomes the adjusted one, `alarm` compares it with alpha."""
+    tested = [i for i, r in enumerate(readings) if r.p_value is not None]
+    adjusted = holm(np.array([readings[i].p_value for i in tested], float))
+    result = list(readings)
+    for i, p in zip(tested, adjusted, strict=True):
+        result[i] = replace(readings[i], p_value=float(p), threshold=alpha, alarm=bool(p <= alpha))
+    return result
+
+
+def nonfinite_readings(sample: Sample, side: str) -> list[Reading]:
+    if not sample.set_aside:
+        return []
+    worst = int(np.argmax(sample.nonfinite))
+    unit = "pictures" if sample.kind == "latents" else "prompts"
+    return [
+        Reading(
+            name="non-finite",
+            title=f"NaN or Inf values of the {side} side",
+            value=float(sum(sample.nonfinite)),
+            threshold=0.0,
+            alarm=True,
+            where=f"{side}: {sample.set_aside} of {sample.count} {unit}, most in channel {worst} "
+            f"({sample.nonfinite[worst]})",
+        )
+    ]
+
+
+def _too_few(sample: Sample, side: str) -> Reading:
+    unit = "pictures" if sample.kind == "latents" else "prompts"
+    return Reading(
+        name="samples",
+        title=f"too few {unit} to say: {len(sample.rows)}, {NEEDED} needed",
+        value=float(len(sample.rows)),
+        threshold=float(NEEDED),
+        where=side,
+    )
+
+
+def _refuse_different(reference: Sample, current: Sample) -> None:
+    for key in ("channels", "normalisation", "height", "width"):
+        first, second = reference.facts.get(key), current.facts.get(key)
+        if first != second:
+            raise SanakitError("SK0702", f"the two fingerprints differ in {key}: {first} against {second}")
+
+
+def _list(samples: dict[str, Sample]) -> str:
+    return " and ".join(samples)
+
+
+def _plain(value: Any) -> Any:
+    return None if isinstance(value, float) and not np.isfinite(value) else value
