@@ -10,7 +10,7 @@ UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, 
 
 def main() -> None:
     """Run a command; a SanakitError becomes its message on standard error and its exit code, never a traceback."""
-    from sanakit.cli import data, export, info, swap, train  # noqa: F401  they add their commands
+    from sanakit.cli import data, drift, export, info, swap, train  # noqa: F401  they add their commands
     from sanakit.cli.app import app
     from sanakit.errors import SanakitError
 

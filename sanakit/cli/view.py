@@ -82,6 +82,23 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_drift(found: dict[str, Any]) -> None:
+    """Alarms first, then by p-value."""
+    table = Table(title_justify="left")
+    for column in ("statistic", "value", "p, corrected", "where", "alarm"):
+        table.add_column(column, justify="right" if column in ("value", "p, corrected") else "left")
+    rows = found["readings"]
+    for row in sorted(rows, key=lambda r: (not r["alarm"], 1.0 if r["p_value"] is None else r["p_value"])):
+        p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
+        value = "" if row["value"] is None else f"{row['value']:.4g}"
+        alarm = "[red]alarm[/]" if row["alarm"] else ""
+        table.add_row(_plain(row["title"] or row["name"]), value, p, _plain(row["where"]), alarm)
+    console = Console()
+    console.print(table)
+    colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(found["verdict"], "inconclusive")]
+    console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
+
+
 def _steps(row: dict[str, Any]) -> str:
     def number(key: str) -> str:
         return f"{row[key]:,.0f}" if row.get(key) is not None else "not in sight"

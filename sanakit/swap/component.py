@@ -16,6 +16,7 @@ from sanakit.contracts import LatentSpec, Reading
 from sanakit.data import Pictures
 from sanakit.data.cache import Progress, silent, to_images
 from sanakit.drift import DRIFT, latent_features
+from sanakit.drift.sample import sample_latents, write_snapshot
 from sanakit.errors import SanakitError
 from sanakit.features import perceptual_distance
 from sanakit.swap.figures import error_map, save_grid
@@ -116,6 +117,7 @@ def measure_vae(
         return Measured(rows=[], evidence=evidence)
     own, reference = measure_one(candidate, images, progress), measure_one(base, images, progress)
 
+    write_snapshot({"latents": sample_latents(own.latents)}, run_dir / "latents.snapshot.safetensors")
     flat = images.mean((2, 3), keepdim=True).expand_as(images)
     evidence |= {
         "nonfinite_latents": int((~own.raw.isfinite()).sum()),
