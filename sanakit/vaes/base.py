@@ -31,6 +31,7 @@ class VAE(nn.Module):
     title: ClassVar[str] = ""
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
+    picture_size: int | None = None  # the only side that the model takes, where there is one
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
         super().__init__()
@@ -70,6 +71,10 @@ class VAE(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0202 if the shape is not the declared one."""
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
+        if self.picture_size and (height, width) != (self.picture_size, self.picture_size):
+            raise SanakitError(
+                "SK0202", f"pictures are {height} x {width}, this model takes {self.picture_size} px squares only"
+            )
         if images.ndim != 4 or images.shape[1] != 3 or height % ratio or width % ratio:
             raise SanakitError(
                 "SK0202", f"pictures are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
@@ -140,7 +145,7 @@ class DiffusersVAE(VAE):
 
         A config that states no scaling leaves raw latents as they are, with a warning (SK0208).
         """
-        model, spec, stats = load_diffusers_model(folder)
+        model, spec, stats = load_diffusers_model(folder, cls)
         if stats is None:
             warnings.warn(warning_text("SK0208", f"{folder / 'config.json'} states no scaling"), stacklevel=2)
         return cls(model, spec, stats or LatentStats())
@@ -190,7 +195,7 @@ class HubVAE(DiffusersVAE):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        model, spec, stats = load_diffusers_model(folder)
+        model, spec, stats = load_diffusers_model(folder, cls)
         return cls(model, spec, stats or cls.stats)
 
     @classmethod
@@ -202,7 +207,15 @@ class HubVAE(DiffusersVAE):
 ALLOWED_CLASSES = {
     "AutoencoderDC": "base.DiffusersVAE",
     "AutoencoderKL": "base.DiffusersVAE",
+    "AutoencoderKLCosmos": "cosmos.Cosmos",
+    "AutoencoderKLFlux2": "flux2.Flux2",
+    "AutoencoderKLHunyuanImage": "base.DiffusersVAE",
+    "AutoencoderKLLTXVideo": "ltx.LTX",
+    "AutoencoderKLQwenImage": "base.FrameVAE",
+    "AutoencoderKLWan": "base.FrameVAE",
+    "AutoencoderRAE": "rae.RAE",
     "AutoencoderTiny": "base.DiffusersVAE",
+    "VQModel": "base.DiffusersVAE",
     "PCAPatchAutoencoder": "pca.PCAVAE",
 }
 
@@ -234,14 +247,16 @@ def wrapper_of(folder: Path) -> Any:
     return getattr(importlib.import_module(f"sanakit.vaes.{module}"), wrapper)
 
 
-def load_diffusers_model(folder: Path) -> tuple[nn.Module, LatentSpec, LatentStats | None]:
+def load_diffusers_model(
+    folder: Path, wrapper: type[DiffusersVAE] | None = None
+) -> tuple[nn.Module, LatentSpec, LatentStats | None]:
     """Model, measured geometry and stated normalisation of a folder.
 
     Raises SK0106 or SK0112 (class), SK0111 (no safetensors weights) or SK0107 (weights that do not fit).
     """
     import diffusers
 
-    wrapper, config = wrapper_of(folder), read_config(folder)
+    wrapper, config = wrapper or wrapper_of(folder), read_config(folder)
     require_safetensors(folder)
     try:
         model, report = getattr(diffusers, config["_class_name"]).from_pretrained(
