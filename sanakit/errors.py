@@ -77,6 +77,18 @@ CODES: dict[str, Code] = {
         why="The candidate's token grid does not fit the core at this picture size.",
         fix="Choose a picture size that the candidate's ratio times the core's patch size divides.",
     ),
+    "SK0111": Code(
+        title="no safetensors weights",
+        why="Pickle files (.bin, .pt, .pth, .ckpt) can run code when they are read, so only safetensors are loaded.",
+        fix="Take a repository or revision with *.safetensors, or convert the weights once where you trust them: "
+        "load them there and call `save_pretrained`.",
+    ),
+    "SK0112": Code(
+        title="the repository wants to run its own code",
+        why="The class lives in the repository (`auto_map`, trust_remote_code); sanakit never runs downloaded code.",
+        fix="Use a class of diffusers or transformers, or write a plugin around code that you have read: "
+        "docs/adding-a-component.md.",
+    ),
     # 02: latents and VAEs
     "SK0201": Code(
         title="reconstruction is worse than the floor",
@@ -113,6 +125,12 @@ CODES: dict[str, Code] = {
         why="The base or the reference has no recorded statistics to compare with.",
         fix="Encode the base first: `sanakit encode --vae BASE --data D --out DIR`.",
     ),
+    "SK0208": Code(
+        title="the config states no scaling",
+        why="Without scaling_factor or mean and std nobody knows how wide the latents are; the library's default is a "
+        "guess, so raw latents are taken as they are.",
+        fix="Stage component measures 1/std and names it: --set vae.scaling_factor=VALUE.",
+    ),
     # 03: text
     "SK0301": Code(
         title="non-finite or constant embeddings",
@@ -133,6 +151,12 @@ CODES: dict[str, Code] = {
         title="prompts are truncated",
         why="More than a tolerable share of prompts is longer than the encoder's token limit.",
         fix="Raise max_tokens, or shorten the prompts.",
+    ),
+    "SK0305": Code(
+        title="a head where the base model is needed",
+        why="The model ends in a head (CausalLM, WithProjection): its first output is logits or one pooled vector, "
+        "not token embeddings.",
+        fix="Load the base class (for example Gemma2Model, CLIPTextModel); `path:` and `hub:` do it by themselves.",
     ),
     # 04: data
     "SK0401": Code(
@@ -287,6 +311,11 @@ class SanakitError(Exception):
         self.fix = fix or entry.fix
         self.exit_code = entry.exit_code
         super().__init__(f"error[{code}]: {found}\n  cause: {self.cause}\n  fix:   {self.fix}")
+
+
+def warning_text(code: str, found: str) -> str:
+    """The one-line form of a catalogue entry, for `warnings.warn`."""
+    return f"{code}: {found}. {CODES[code].fix}"
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

@@ -1,5 +1,8 @@
 """Contract tests over every registered VAE and text encoder; a new file is tested without a test being written."""
 
+from copy import deepcopy
+from functools import cache
+
 import pytest
 import torch
 
@@ -7,49 +10,90 @@ from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.vaes import VAES, load_vae
-from sanakit.vaes.base import load_diffusers_model
+from sanakit.vaes.base import DiffusersVAE, load_diffusers_model
+
+DIFFUSERS = [name for name in VAES.names() if issubclass(VAES.get(name), DiffusersVAE)]
+
+
+@cache
+def vae_twin(name):
+    torch.manual_seed(0)
+    return VAES.get(name).tiny()
 
 
 @pytest.fixture(params=VAES.names())
 def vae(request):
-    return VAES.get(request.param).tiny()
+    """Shared by the tests of one name; a test that changes it works on a copy."""
+    return vae_twin(request.param)
 
 
 def images_for(vae, height=1, width=1, count=2):
-    ratio = vae.spec.spatial_compression_ratio
-    return torch.rand(count, 3, 2 * ratio * height, 2 * ratio * width) * 2 - 1
+    side = vae.picture_size or 2 * vae.spec.spatial_compression_ratio
+    size = (side, side) if vae.picture_size else (side * height, side * width)
+    return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
 def test_shapes_are_the_declared_ones_and_encoding_is_deterministic(vae):
     images = images_for(vae, height=1, width=2)
     raw = vae.encode_raw(images)
     assert tuple(raw.shape[1:]) == vae.spec.shape(*images.shape[-2:])
-    assert vae.decode_raw(raw).shape == images.shape
+    assert images.shape[-1] // raw.shape[-1] == images.shape[-2] // raw.shape[-2] == vae.spec.spatial_compression_ratio
     assert torch.equal(raw, vae.encode_raw(images))
+    decoded = vae.decode_raw(raw)
+    assert decoded.shape == images.shape and decoded.abs().max() <= 1
+    assert raw.dtype == decoded.dtype == torch.float32
 
 
-def test_normalise_and_denormalise_are_inverse(vae):
-    vae.set_stats(LatentStats(mean=tuple(range(vae.spec.latent_channels)), std=(3.0,)))
-    raw = vae.encode_raw(images_for(vae))
-    torch.testing.assert_close(vae.denormalize(vae.normalize(raw)), raw, atol=1e-4, rtol=1e-4)
+def test_a_picture_is_encoded_alike_alone_and_in_a_batch(vae):
+    images = images_for(vae)
+    torch.testing.assert_close(vae.encode_raw(images)[:1], vae.encode_raw(images[:1]), atol=1e-4, rtol=1e-3)
+
+
+def test_round_trip_through_normalised_latents_is_the_raw_round_trip(vae):
+    images = images_for(vae, count=1)
+    raw = vae.encode_raw(images)
+    torch.testing.assert_close(vae.denormalize(vae.encode(images)), raw, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(vae.decode(vae.encode(images)), vae.decode_raw(raw), atol=1e-3, rtol=1e-3)
+
+
+def test_normalise_and_denormalise_are_inverse_with_any_statistics(vae):
+    changed = deepcopy(vae)
+    changed.set_stats(LatentStats(mean=tuple(range(vae.spec.latent_channels)), std=(3.0,)))
+    raw = torch.randn(2, vae.spec.latent_channels, 2, 2)
+    torch.testing.assert_close(changed.denormalize(changed.normalize(raw)), raw, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_bf16_latents_are_the_fp32_ones_but_for_rounding(name):
+    vae = vae_twin(name)
+    images, rounded = images_for(vae, count=1), deepcopy(vae)
+    rounded.model.to(torch.bfloat16)
+    try:
+        exact, raw = vae.encode_raw(images), rounded.encode_raw(images)
+    except NotImplementedError as error:
+        pytest.skip(str(error))  # Cosmos pools in 3D, which torch has no bf16 for on a CPU
+    assert raw.dtype == torch.float32 and rounded.latents_std.dtype == torch.float32
+    assert (raw - exact).norm() < 0.3 * exact.norm()  # random linear attention amplifies rounding to a quarter
 
 
 def test_frozen_without_gradients(vae):
     assert not any(p.requires_grad for p in vae.parameters())
-    assert not vae.encode(images_for(vae)).requires_grad
+    assert not vae.encode(images_for(vae, count=1)).requires_grad
 
 
 def test_fingerprint_follows_the_weights_but_not_the_normalisation(vae):
-    before = vae.fingerprint()
-    vae.set_stats(LatentStats.from_scaling(0.5))
-    assert vae.fingerprint() == before
-    next(iter(vae.model.state_dict().values())).add_(1)
-    assert vae.fingerprint() != before
+    changed = deepcopy(vae)
+    changed.set_stats(LatentStats.from_scaling(0.5))
+    assert changed.fingerprint() == vae.fingerprint()
+    next(t for t in changed.model.state_dict().values() if t.is_floating_point()).add_(1)
+    assert changed.fingerprint() != vae.fingerprint()
 
 
 def test_sizes_that_do_not_divide_are_refused(vae):
-    with pytest.raises(SanakitError, match="SK0202"):
-        vae.encode_raw(torch.zeros(1, 3, 2 * vae.spec.spatial_compression_ratio + 1, 64))
+    ratio = vae.spec.spatial_compression_ratio
+    for height, width in ((2 * ratio + 1, 2 * ratio), (2 * ratio, ratio + ratio // 2)):
+        with pytest.raises(SanakitError, match="SK0202"):
+            vae.encode_raw(torch.zeros(1, 3, height, width))
 
 
 def test_wrong_number_of_statistics_is_refused(vae):
@@ -57,7 +101,17 @@ def test_wrong_number_of_statistics_is_refused(vae):
         vae.set_stats(LatentStats(mean=(0.0, 0.0, 0.0)))
 
 
-@pytest.mark.parametrize("name", VAES.names())
+@pytest.mark.parametrize("name", DIFFUSERS)
+def test_a_saved_vae_loads_by_its_class_with_the_same_latents(name, tmp_path):
+    vae = vae_twin(name)
+    vae.model.save_pretrained(tmp_path)
+    loaded = load_vae(f"path:{tmp_path}")
+    images = images_for(vae, count=1)
+    assert loaded.spec == vae.spec
+    torch.testing.assert_close(loaded.encode_raw(images), vae.encode_raw(images), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", [n for n, entry in VAES.entries().items() if entry.embedded])
 def test_pretrained_reconstructs_better_than_a_flat_colour(name, openclipart_images):
     vae = load_vae(name)
     reconstructed = vae.decode(vae.encode(openclipart_images))

@@ -5,7 +5,9 @@ that the core sees. The base class owns freezing, no_grad, shape checks and the 
 Shapes: B batch, C latent channels, H x W pixels, h x w latents.
 """
 
+import importlib
 import json
+import warnings
 from abc import abstractmethod
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.errors import SanakitError, did_you_mean
+from sanakit.errors import SanakitError, did_you_mean, warning_text
 from sanakit.hashing import hash_module
 from sanakit.registry import Registry
 
@@ -29,6 +31,7 @@ class VAE(nn.Module):
     title: ClassVar[str] = ""
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
+    picture_size: int | None = None  # the only side that the model takes, where there is one
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
         super().__init__()
@@ -68,6 +71,10 @@ class VAE(nn.Module):
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0202 if the shape is not the declared one."""
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
+        if self.picture_size and (height, width) != (self.picture_size, self.picture_size):
+            raise SanakitError(
+                "SK0202", f"pictures are {height} x {width}, this model takes {self.picture_size} px squares only"
+            )
         if images.ndim != 4 or images.shape[1] != 3 or height % ratio or width % ratio:
             raise SanakitError(
                 "SK0202", f"pictures are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
@@ -104,24 +111,113 @@ class VAE(nn.Module):
 
 
 class DiffusersVAE(VAE):
-    """Any diffusers autoencoder for pictures; `encode` may return a posterior, `latents` or `latent`."""
+    """Any diffusers autoencoder of pictures. Families that differ override the three static functions."""
 
-    def _encode(self, images: Tensor) -> Tensor:
-        output = self.model.encode(images)
+    @staticmethod
+    def run_encoder(model: Any, images: Tensor) -> Tensor:
+        """(B, 3, H, W) -> raw latents (B, C, h, w); `encode` returns a posterior, `latents` or `latent`."""
+        output = model.encode(images)
         if hasattr(output, "latent_dist"):
             return output.latent_dist.mode()
         return output.latents if hasattr(output, "latents") else output.latent
 
+    @staticmethod
+    def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:
+        return model.decode(raw_latents).sample
+
+    @staticmethod
+    def read_stats(model: Any, config: dict[str, Any]) -> LatentStats | None:
+        """What config.json itself states, or None: the library's defaults are guesses and do not count."""
+        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
+            return LatentStats(mean=tuple(config["latents_mean"]), std=tuple(config["latents_std"]))
+        scale = config.get("scaling_factor")
+        return None if scale is None else LatentStats.from_scaling(scale, config.get("shift_factor") or 0.0)
+
+    def _encode(self, images: Tensor) -> Tensor:
+        return self.run_encoder(self.model, images.to(self.model.dtype)).float()
+
     def _decode(self, raw_latents: Tensor) -> Tensor:
-        return self.model.decode(raw_latents).sample
+        return self.run_decoder(self.model, raw_latents.to(self.model.dtype)).float()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """A `save_pretrained` folder. Geometry and scaling come from the config; weights must fit it exactly."""
-        return cls(*load_diffusers_model(folder))
+        """A `save_pretrained` folder. Geometry is measured, scaling comes from config.json, weights must fit exactly.
+
+        A config that states no scaling leaves raw latents as they are, with a warning (SK0208).
+        """
+        model, spec, stats = load_diffusers_model(folder, cls)
+        if stats is None:
+            warnings.warn(warning_text("SK0208", f"{folder / 'config.json'} states no scaling"), stacklevel=2)
+        return cls(model, spec, stats or LatentStats())
 
 
-ALLOWED_CLASSES = {"AutoencoderKL": DiffusersVAE, "AutoencoderDC": DiffusersVAE, "AutoencoderTiny": DiffusersVAE}
+class FrameVAE(DiffusersVAE):
+    """A video autoencoder on pictures: each is a video of one frame."""
+
+    @staticmethod
+    def run_encoder(model: Any, images: Tensor) -> Tensor:
+        return DiffusersVAE.run_encoder(model, images[:, :, None])[:, :, 0]
+
+    @staticmethod
+    def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:
+        return model.decode(raw_latents[:, :, None]).sample[:, :, 0]
+
+
+class HubVAE(DiffusersVAE):
+    """A published autoencoder: a family file sets the record, nothing is fetched before `load`.
+
+    hub: owner/repo[:subfolder]. model_class: the diffusers class. published: its configuration where it is documented
+    (None: not checked). small: the configuration of the tiny twin, of the same geometry.
+    """
+
+    spec: ClassVar[LatentSpec]
+    stats: ClassVar[LatentStats]  # where config.json states none
+    model_class: ClassVar[str]
+    published: ClassVar[dict[str, Any] | None] = None
+    small: ClassVar[dict[str, Any]]
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        import diffusers
+
+        return getattr(diffusers, cls.model_class)(**config)
+
+    @classmethod
+    def load(cls) -> Self:
+        from sanakit.interop.hub import download
+
+        repository, colon, subfolder = str(cls.hub).partition(":")
+        revision = f"@{cls.revision}" if cls.revision else ""
+        vae = cls.from_folder(download(f"{repository}{revision}{colon}{subfolder}"))
+        if vae.spec != cls.spec:
+            raise SanakitError("SK0202", f"{cls.hub} is {vae.spec.label}, the record of {cls.name} is {cls.spec.label}")
+        return vae
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> Self:
+        model, spec, stats = load_diffusers_model(folder, cls)
+        return cls(model, spec, stats or cls.stats)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        return cls(cls.build(cls.small), cls.spec, cls.stats)
+
+
+# class named by config.json -> module of sanakit.vaes and class that wraps it
+ALLOWED_CLASSES = {
+    "AutoencoderDC": "base.DiffusersVAE",
+    "AutoencoderKL": "base.DiffusersVAE",
+    "AutoencoderKLCosmos": "cosmos.Cosmos",
+    "AutoencoderKLFlux2": "flux2.Flux2",
+    "AutoencoderKLHunyuanImage": "base.DiffusersVAE",
+    "AutoencoderKLLTXVideo": "ltx.LTX",
+    "AutoencoderKLQwenImage": "base.FrameVAE",
+    "AutoencoderKLWan": "base.FrameVAE",
+    "AutoencoderRAE": "rae.RAE",
+    "AutoencoderTiny": "base.DiffusersVAE",
+    "VQModel": "base.DiffusersVAE",
+    "PCAPatchAutoencoder": "pca.PCAVAE",
+}
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -136,43 +232,57 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def load_diffusers_model(folder: Path) -> tuple[nn.Module, LatentSpec, LatentStats]:
-    """Model, geometry and normalisation of a folder. Raises SK0106 (class) or SK0107 (weights that do not fit)."""
-    import diffusers
-
+def wrapper_of(folder: Path) -> Any:
+    """The class that wraps a folder's autoencoder. Raises SK0106 (not allowed) or SK0112 (wants to run its own code)."""
     config = read_config(folder)
     name = str(config.get("_class_name", ""))
     if name not in ALLOWED_CLASSES:
+        if "auto_map" in config:
+            raise SanakitError("SK0112", f"{folder} names {config['auto_map']} for its class {name}")
         raise SanakitError(
             "SK0106",
             f"{folder} is a {name or 'folder without _class_name'}, expected one of {', '.join(ALLOWED_CLASSES)}",
         )
+    module, _, wrapper = ALLOWED_CLASSES[name].partition(".")
+    return getattr(importlib.import_module(f"sanakit.vaes.{module}"), wrapper)
+
+
+def load_diffusers_model(
+    folder: Path, wrapper: type[DiffusersVAE] | None = None
+) -> tuple[nn.Module, LatentSpec, LatentStats | None]:
+    """Model, measured geometry and stated normalisation of a folder.
+
+    Raises SK0106 or SK0112 (class), SK0111 (no safetensors weights) or SK0107 (weights that do not fit).
+    """
+    import diffusers
+
+    wrapper, config = wrapper or wrapper_of(folder), read_config(folder)
+    require_safetensors(folder)
     try:
-        model, report = getattr(diffusers, name).from_pretrained(
+        model, report = getattr(diffusers, config["_class_name"]).from_pretrained(
             folder, output_loading_info=True, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError) as error:
         raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
     wrong = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report.get(kind, [])]
     if wrong:
         raise SanakitError("SK0107", f"{folder}: {len(wrong)} tensors do not fit the config, first {wrong[0]}")
-    return model, diffusers_spec(model), diffusers_stats(model)
+    return model, diffusers_spec(model.eval(), wrapper), wrapper.read_stats(model, config)
 
 
-def diffusers_spec(model: nn.Module) -> LatentSpec:
-    """Measured, not guessed: several configs lack `spatial_compression_ratio`."""
+def require_safetensors(folder: Path) -> None:
+    """Raises SK0111 when a folder holds no safetensors weights."""
+    if not any(folder.glob("*.safetensors")):
+        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
+        raise SanakitError("SK0111", f"{folder} holds {', '.join(found) or 'no weights'}, expected *.safetensors")
+
+
+def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> LatentSpec:
+    """Measured on one grey picture, not guessed: several configs lack `spatial_compression_ratio`."""
+    size = getattr(model, "decoder_image_size", 128)  # AutoencoderRAE takes pictures of one size
     with torch.no_grad():
-        output = model.encode(torch.zeros(1, 3, 128, 128))
-    latents = output.latent_dist.mode() if hasattr(output, "latent_dist") else next(iter(output.values()))
-    return LatentSpec(latent_channels=latents.shape[1], spatial_compression_ratio=128 // latents.shape[-1])
-
-
-def diffusers_stats(model: nn.Module) -> LatentStats:
-    config = model.config
-    if config.get("latents_mean") is not None:
-        return LatentStats(mean=tuple(config["latents_mean"]), std=tuple(config["latents_std"]))
-    scale = config.get("scaling_factor")
-    return LatentStats() if scale is None else LatentStats.from_scaling(scale, config.get("shift_factor") or 0.0)
+        raw = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device))
+    return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
 
 
 def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
@@ -182,22 +292,14 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
         folder = Path(rest).expanduser()
         if not folder.is_dir():
             raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, VAES.names())}")
-        vae: VAE = _class_of(folder).from_folder(folder)
+        vae: VAE = wrapper_of(folder).from_folder(folder)
     elif scheme == "hub":
         from sanakit.interop.hub import download
 
         folder = download(rest)
-        vae = _class_of(folder).from_folder(folder)
+        vae = wrapper_of(folder).from_folder(folder)
     else:
         vae = VAES.get(name).load()
     if scaling_factor is not None:
         vae.set_stats(replace(LatentStats.from_scaling(scaling_factor), mean=vae.stats.mean))
     return vae.eval()
-
-
-def _class_of(folder: Path) -> Any:
-    if read_config(folder).get("_class_name") == "PCAPatchAutoencoder":
-        from sanakit.vaes.pca import PCAVAE
-
-        return PCAVAE
-    return DiffusersVAE

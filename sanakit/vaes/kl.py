@@ -1,0 +1,73 @@
+"""AutoencoderKL of Stable Diffusion and its successors (arXiv 2112.10752): f8, 4 or 16 channels, (z - shift) * scale."""
+
+from typing import Any
+
+from sanakit.contracts import LatentSpec, LatentStats
+from sanakit.vaes.base import VAES, HubVAE
+
+
+def config(latent_channels: int, width: int = 128, **changes: Any) -> dict[str, Any]:
+    """Four levels of widths 1, 2, 4, 4; every published member of the family has them."""
+    return {
+        "block_out_channels": (width, 2 * width, 4 * width, 4 * width),
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "layers_per_block": 2,
+        "latent_channels": latent_channels,
+        **changes,
+    }
+
+
+SMALL = {"width": 4, "layers_per_block": 1, "norm_num_groups": 4}
+NO_QUANT = {"use_quant_conv": False, "use_post_quant_conv": False}
+
+
+class KLF8C4(HubVAE):
+    model_class = "AutoencoderKL"
+    spec = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
+    published = config(4)
+    small = config(4, **SMALL)
+
+
+class KLF8C16(HubVAE):
+    model_class = "AutoencoderKL"
+    spec = LatentSpec(latent_channels=16, spatial_compression_ratio=8)
+    published = config(16, **NO_QUANT)
+    small = config(16, **SMALL, **NO_QUANT)
+
+
+@VAES.register("sd-vae-ft-mse", title="Stable Diffusion VAE, fine-tuned for squared error, f8c4", licence="MIT")
+class SDFTMSE(KLF8C4):
+    hub = "stabilityai/sd-vae-ft-mse"
+    stats = LatentStats.from_scaling(0.18215)
+
+
+@VAES.register("sd-vae-ft-ema", title="Stable Diffusion VAE, fine-tuned EMA, f8c4", licence="MIT")
+class SDFTEMA(KLF8C4):
+    hub = "stabilityai/sd-vae-ft-ema"
+    stats = LatentStats.from_scaling(0.18215)
+
+
+@VAES.register("sdxl-vae", title="SDXL VAE, f8c4; overflows in half precision", licence="MIT")
+class SDXL(KLF8C4):
+    hub = "stabilityai/sdxl-vae"
+    stats = LatentStats.from_scaling(0.13025)
+
+
+@VAES.register("sdxl-vae-fp16-fix", title="SDXL VAE that stays finite in half precision, f8c4", licence="MIT")
+class SDXLFP16Fix(KLF8C4):
+    hub = "madebyollin/sdxl-vae-fp16-fix"
+    stats = LatentStats.from_scaling(0.13025)
+
+
+@VAES.register("sd3-vae", title="Stable Diffusion 3 VAE, f8c16; gated", licence="Stability AI Community")
+class SD3(KLF8C16):
+    hub = "stabilityai/stable-diffusion-3-medium-diffusers:vae"
+    stats = LatentStats.from_scaling(1.5305, 0.0609)
+
+
+@VAES.register("flux.1-vae", title="FLUX.1 VAE, f8c16", licence="Apache-2.0")
+class Flux1(KLF8C16):
+    hub = "black-forest-labs/FLUX.1-schnell:vae"
+    revision = "741f7c3ce8b383c54771c7003378a50191e9efe9"
+    stats = LatentStats.from_scaling(0.3611, 0.1159)

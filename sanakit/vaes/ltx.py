@@ -1,0 +1,30 @@
+"""LTX-Video's autoencoder on one frame: f32c128, (z - mean) * scale / std with statistics kept beside the weights."""
+
+from typing import Any
+
+from sanakit.contracts import LatentSpec, LatentStats
+from sanakit.vaes.base import VAES, FrameVAE, HubVAE
+
+
+class LTX(FrameVAE):
+    @staticmethod
+    def read_stats(model: Any, config: dict[str, Any]) -> LatentStats:
+        std = model.latents_std / model.config.scaling_factor
+        return LatentStats(mean=tuple(model.latents_mean.tolist()), std=tuple(std.tolist()))
+
+
+@VAES.register("ltx-video-vae", title="LTX-Video VAE on one frame, f32c128", licence="see repository")
+class LTXVideo(LTX, HubVAE):
+    """The statistics come with the weights; the record's identity stands for 'unknown before loading'."""
+
+    hub = "Lightricks/LTX-Video:vae"
+    model_class = "AutoencoderKLLTXVideo"
+    spec = LatentSpec(latent_channels=128, spatial_compression_ratio=32)
+    stats = LatentStats()
+    published: dict[str, Any] = {}  # the library's defaults
+    small = {
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 8, 8, 8),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    }

@@ -1,0 +1,155 @@
+"""The zoo's records: published configurations, each family's own normalisation, and what is refused."""
+
+import json
+
+import pytest
+import torch
+
+from sanakit.contracts import LatentStats
+from sanakit.errors import SanakitError
+from sanakit.vaes import VAES, load_vae
+from sanakit.vaes.base import HubVAE, diffusers_spec, wrapper_of
+
+HUB = [name for name in VAES.names() if issubclass(VAES.get(name), HubVAE)]
+
+
+def test_the_zoo_is_as_large_as_promised():
+    assert len(VAES.names()) >= 25
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_published_configuration_has_the_declared_geometry(name):
+    """At its real size, on the meta device: shapes without a byte of weights."""
+    entry = VAES.get(name)
+    with torch.device("meta"):
+        assert diffusers_spec(entry.build(entry.published).eval(), entry) == entry.spec
+
+
+@pytest.mark.parametrize("name", HUB)
+def test_record_names_a_repository_and_statistics_that_fit(name):
+    entry = VAES.get(name)
+    assert entry.hub.count("/") == 1 and VAES.entries()[name].licence
+    assert entry.revision is None or len(entry.revision) == 40
+    assert {len(entry.stats.mean), len(entry.stats.std)} <= {1, entry.spec.latent_channels}
+    assert min(entry.stats.std) > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("dc-ae-f32c32-sana-1.0", lambda z: z * 0.41407),
+        ("sd-vae-ft-mse", lambda z: z * 0.18215),
+        ("sd3-vae", lambda z: (z - 0.0609) * 1.5305),
+        ("flux.1-vae", lambda z: (z - 0.1159) * 0.3611),
+        ("taef1", lambda z: z),
+    ],
+)
+def test_normalisation_is_the_familys_own(name, expected):
+    vae = VAES.get(name).tiny()
+    raw = torch.randn(2, vae.spec.latent_channels, 2, 2)
+    torch.testing.assert_close(vae.normalize(raw), expected(raw), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["wan-2.1-vae", "qwen-image-vae", "cosmos-1.0-cv8x8x8"])
+def test_recorded_statistics_are_the_librarys_defaults(name):
+    entry = VAES.get(name)
+    model = entry.tiny().model
+    assert entry.read_stats(model, dict(model.config)) == entry.stats
+
+
+def test_flux2_stacks_two_by_two_and_takes_the_batch_norms_statistics():
+    vae = VAES.get("flux.2-vae").tiny()
+    vae.model.bn.running_mean.normal_()
+    vae.model.bn.running_var.uniform_(0.5, 2)
+    vae.set_stats(vae.read_stats(vae.model, {}))
+    images = torch.rand(1, 3, 32, 64) * 2 - 1
+    flat = vae.model.encode(images).latent_dist.mode()  # (1, 32, 4, 8)
+    stacked = flat.view(1, 32, 2, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 128, 2, 4)
+    torch.testing.assert_close(vae.encode(images), vae.model.bn(stacked), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(vae._decode(stacked), vae.model.decode(flat).sample)
+
+
+def test_ltx_reads_mean_and_std_from_its_buffers():
+    vae = VAES.get("ltx-video-vae").tiny()
+    vae.model.latents_mean.normal_()
+    vae.model.latents_std.uniform_(0.5, 2)
+    vae.set_stats(vae.read_stats(vae.model, {}))
+    raw = torch.randn(1, 128, 2, 2)
+    mean, std = (t.view(1, -1, 1, 1) for t in (vae.model.latents_mean, vae.model.latents_std))
+    torch.testing.assert_close(vae.normalize(raw), (raw - mean) * vae.model.config.scaling_factor / std)
+
+
+def test_a_video_vae_takes_a_picture_as_one_frame():
+    vae = VAES.get("wan-2.1-vae").tiny()
+    images = torch.rand(2, 3, 16, 16) * 2 - 1
+    video = vae.model.encode(images[:, :, None]).latent_dist.mode()
+    assert video.shape == (2, 16, 1, 2, 2)
+    assert torch.equal(vae.encode_raw(images), video[:, :, 0])
+
+
+def test_a_representation_autoencoder_takes_its_own_picture_size_only():
+    vae = VAES.get("rae-dinov2-small").tiny()
+    for size in ((128, 128), (256, 512)):
+        with pytest.raises(SanakitError, match="SK0202.*256 px squares only"):
+            vae.encode_raw(torch.zeros(1, 3, *size))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A saved AutoencoderKL of kl-f8c4's shape."""
+    VAES.get("kl-f8c4").tiny().model.save_pretrained(tmp_path)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    config = json.loads((folder / "config.json").read_text()) | changes
+    (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+
+
+def test_a_config_without_scaling_is_warned_about_and_never_guessed(folder):
+    edit(folder, scaling_factor=None)
+    with pytest.warns(UserWarning, match="SK0208.*states no scaling"):
+        vae = load_vae(f"path:{folder}")
+        assert load_vae(f"path:{folder}", scaling_factor=0.5).stats.std == (2.0,)
+    assert vae.stats == LatentStats()  # diffusers itself would take 0.18215
+
+
+def test_statistics_of_the_config_win_over_the_record(folder):
+    edit(folder, scaling_factor=0.25, shift_factor=0.5)
+    assert VAES.get("sd-vae-ft-mse").from_folder(folder).stats == LatentStats(mean=(0.5,), std=(4.0,))
+    edit(folder, scaling_factor=None, shift_factor=None)
+    assert VAES.get("sd-vae-ft-mse").from_folder(folder).stats == LatentStats.from_scaling(0.18215)
+
+
+def test_pickled_weights_are_refused(folder):
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    torch.save({}, folder / "diffusion_pytorch_model.bin")
+    weights.unlink()
+    with pytest.raises(SanakitError, match=r"SK0111.*diffusion_pytorch_model\.bin, expected \*\.safetensors"):
+        load_vae(f"path:{folder}")
+
+
+def test_shards_that_are_missing_or_do_not_fit_are_refused(tmp_path):
+    model = VAES.get("kl-f8c4").tiny().model
+    model.save_pretrained(tmp_path, max_shard_size="50KB")
+    shards = sorted(tmp_path.glob("*.safetensors"))
+    assert len(shards) > 1 and load_vae(f"path:{tmp_path}").spec.label == "f8c4"
+    edit(tmp_path, block_out_channels=[8, 8, 8, 16])
+    with pytest.raises(SanakitError, match="SK0107"):
+        load_vae(f"path:{tmp_path}")
+    edit(tmp_path, block_out_channels=[8, 8, 8, 8])
+    shards[0].unlink()
+    with pytest.raises(SanakitError, match="SK0107"):
+        load_vae(f"path:{tmp_path}")
+
+
+def test_a_repository_that_wants_to_run_its_own_code_is_refused(folder):
+    edit(folder, _class_name="TheirVAE", auto_map={"AutoModel": "theirs.TheirVAE"})
+    with pytest.raises(SanakitError, match="SK0112.*theirs.TheirVAE"):
+        wrapper_of(folder)
+
+
+def test_a_repository_that_cannot_be_had_says_what_to_do(monkeypatch):
+    with pytest.raises(SanakitError, match="SK0902.*stabilityai/sd-vae-ft-mse") as refused:
+        VAES.get("sd-vae-ft-mse").load()
+    assert refused.value.exit_code == 3 and "path:DIR" in str(refused.value)
