@@ -6,14 +6,8 @@ PYTHON is an interpreter of an environment of its own with evidently and alibi-d
 Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px) under the PCA autoencoder f16c16.
 """
 
-import argparse
 import io
-import json
-import platform
-import subprocess
-import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,7 +51,9 @@ def crop(images: np.ndarray) -> np.ndarray:
     from PIL import Image
 
     box = (4, 4, SIZE - 4, SIZE - 4)
-    return np.stack([np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)) for p in images])
+    return np.stack(
+        [np.asarray(Image.fromarray(p).resize((SIZE, SIZE), Image.Resampling.BICUBIC, box)) for p in images]
+    )
 
 
 def prepare() -> dict[str, np.ndarray]:
