@@ -207,7 +207,6 @@ class HubVAE(DiffusersVAE):
 ALLOWED_CLASSES = {
     "AutoencoderDC": "base.DiffusersVAE",
     "AutoencoderKL": "base.DiffusersVAE",
-    "AutoencoderKLCosmos": "cosmos.Cosmos",
     "AutoencoderKLFlux2": "flux2.Flux2",
     "AutoencoderKLHunyuanImage": "base.DiffusersVAE",
     "AutoencoderKLLTXVideo": "ltx.LTX",
