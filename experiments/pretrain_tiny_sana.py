@@ -92,7 +92,7 @@ def main() -> None:
 
     channels = vae.spec.latent_channels
     core = new_core(CONFIG | {"in_channels": channels, "out_channels": channels}, seed=args.seed)
-    core.to(memory_format=torch.channels_last)  # 1.3 times the steps on a CPU
+    core.to(memory_format=torch.channels_last)
     system = LatentDiffusion(vae=vae, text_encoder=encoder, core=core, image_size=SIZE)
     options = TrainOptions(
         max_steps=10**9, batch_size=32, learning_rate=args.learning_rate, warmup=200, ema_decay=0.999, seed=args.seed
