@@ -35,7 +35,6 @@ from sanakit.swap.race import Arm, Course, advance, enter, rungs, survivors
 
 RESULTS = Path("experiments/results/decision_study.json")
 BUDGET = 100
-RATES = (0.5, 1.0, 2.0)
 PICTURES = 256
 
 
@@ -49,7 +48,7 @@ def run_strategy(course: Course, start: Any, name: str, args: argparse.Namespace
     """The strategy at its best learning rate, trained until it reaches `target` or --max-steps."""
     strategy = STRATEGIES.get(name)
     sweep = args.sweep_steps * (4 if name == "scratch" else 1)  # what is good early is not what is good late
-    rates = [strategy.learning_rate * factor for factor in RATES] if strategy.scales else [None]
+    rates = [strategy.learning_rate * factor for factor in args.rates] if strategy.scales else [None]
     arms = []
     for rate in rates:
         system = replace(start, core=deepcopy(start.core))
@@ -155,7 +154,8 @@ def study(args: argparse.Namespace) -> dict[str, Any]:
         "learning_rates": {n: arm.scores["sweep"] for n, arm in arms.items()},
         "seconds_per_step": {n: round(arm.seconds_per_step, 3) for n, arm in arms.items()},
         "command": f"python experiments/decision_study.py {args.kind} {args.candidate} --max-steps {args.max_steps} "
-        f"--seed {args.seed}",
+        f"--seed {args.seed} --sweep-steps {args.sweep_steps} --rates {','.join(f'{rate:g}' for rate in args.rates)}"
+        + (f" --strategies {','.join(args.strategies)}" if args.strategies else ""),
     }
 
 
@@ -189,6 +189,7 @@ def main() -> None:
     parser.add_argument("--base", default="tiny-sana")
     parser.add_argument("--max-steps", type=int, default=1000)
     parser.add_argument("--sweep-steps", type=int, default=BUDGET)
+    parser.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[0.5, 1.0, 2.0])
     parser.add_argument("--strategies", type=lambda text: text.split(","))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)

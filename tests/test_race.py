@@ -37,6 +37,14 @@ def test_half_of_the_arms_go_on_and_every_arm_is_forecast(course, tiny_system):
     assert rungs(16) == [2, 4, 8, 16]
 
 
+def test_arms_that_start_alike_share_their_first_result(course, tiny_system):
+    first, own = arm_of(course, tiny_system, "align"), arm_of(course, tiny_system, "lora")
+    system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
+    shared = enter(course, STRATEGIES.get("lora"), system, budget=16, alike=first)
+    assert shared.steps == own.steps == [0]
+    torch.testing.assert_close(shared.results[0].losses, own.results[0].losses)
+
+
 def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
     arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
     race(course, arms, np.full(16, 1e3), budget=8)

@@ -111,8 +111,10 @@ def enter(
     *,
     budget: int,
     learning_rate: float | None = None,
+    alike: Arm | None = None,
 ) -> Arm:
-    """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0."""
+    """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0, or with the first result of
+    an arm that starts alike."""
     options = TrainOptions(
         max_steps=budget,
         batch_size=course.batch_size,
@@ -127,7 +129,10 @@ def enter(
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
         arm.state = new_state(system.core, groups, options)
-    course.evaluate(arm)
+    if alike is None:
+        course.evaluate(arm)
+    else:
+        arm.steps, arm.results = [0], [alike.results[0]]
     return arm
 
 

@@ -85,7 +85,9 @@ def smoke(swap: Swap) -> list[GateResult]:
             seed=config.train.seed,
         )
         system = replace(start, core=deepcopy(start.core))
-        arm = enter(course, strategy, system, budget=budget, learning_rate=config.train.learning_rate)
+        alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
+        rate = config.train.learning_rate
+        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=alike)
         arm.scores = scores
         arms.append(arm)
     assert course is not None
