@@ -41,6 +41,7 @@ class LatentDiffusion:
             raise SanakitError("SK0110", f"pictures of {self.image_size} px do not divide into tokens of {cell} px")
         if self.flow_shift is None:
             self.flow_shift = flow_shift_for(self.latent_shape)
+        self.timestep_scale = TIMESTEP_SCALE * config.timestep_scale  # kept: a wrapped core has no config
         self.null = self.text_encoder.null()
 
     @property
@@ -59,7 +60,7 @@ class LatentDiffusion:
             hidden_states=noisy.to(device),
             encoder_hidden_states=prompt.embeds.to(device).float(),
             encoder_attention_mask=prompt.mask.to(device),
-            timestep=sigmas.to(device) * (TIMESTEP_SCALE * self.core.config.timestep_scale),
+            timestep=sigmas.to(device) * self.timestep_scale,
             return_dict=False,
         )[0].to(noisy.device)
 

@@ -351,11 +351,13 @@ def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypat
 
     other = facts | {"encoder": "y"}
     child = forked(lambda: store.write(tmp_path, other, rows, slowly, row_bytes=8))
-    time.sleep(0.06)
+    shards_written = lambda: len(list(tmp_path.glob("latents-*/0*.safetensors"))) - 10
+    while not shards_written():
+        time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
     wait(child)
     assert store.find(tmp_path, other, rows) is None
-    done, computed = len(list(tmp_path.glob("latents-*/0*.safetensors"))) - 10, []
+    done, computed = shards_written(), []
     store.write(tmp_path, other, rows, lambda p: (computed.append(p), compute(p))[1], row_bytes=8)
     assert done > 0 and len(computed) == 10 - done
     assert store.find(tmp_path, other, rows)

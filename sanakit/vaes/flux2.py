@@ -1,6 +1,6 @@
 """FLUX.2's autoencoder: f8c32 latents, 2 x 2 of them stacked to f16c128, normalised by a batch norm's statistics."""
 
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -38,3 +38,8 @@ class Flux2Klein(Flux2, HubVAE):
     stats = LatentStats()
     published: dict[str, Any] = {}  # the library's defaults
     small = {"block_out_channels": (4, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
+
+    @classmethod
+    def tiny(cls) -> Self:
+        model = cls.build(cls.small)
+        return cls(model, cls.spec, cls.read_stats(model, {}))
