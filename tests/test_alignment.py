@@ -60,7 +60,7 @@ def test_too_few_rows_and_values_that_are_not_finite_are_refused():
 
 def test_head_rows_invert_the_cores_unpatchify(tiny_system):
     """Feeding the head's order through the core's own unpatchify gives the velocity back."""
-    core = ADAPTERS.get("linear-latents")(
+    core = ADAPTERS.get("linear-latents").fit(
         tiny_system.core,
         type(tiny_system.vae.spec)(latent_channels=4, spatial_compression_ratio=4),
         base_ratio=8,
@@ -76,11 +76,11 @@ def test_head_rows_invert_the_cores_unpatchify(tiny_system):
 
 
 def test_aligning_a_vae_with_itself_changes_nothing(tiny_system, tiny_data):
-    core = ADAPTERS.get("linear-latents")(tiny_system.core, tiny_system.vae.spec, base_ratio=8, image_size=32)
+    core = ADAPTERS.get("linear-latents").fit(tiny_system.core, tiny_system.vae.spec, base_ratio=8, image_size=32)
     torch.nn.init.normal_(core.patch_embed.proj.weight)
     latents = tiny_data.latents[:, 0]
-    score = align_input(core, tiny_system.core, latents, latents, method="ridge")
-    assert score > 0.999
+    scores = align_input(core, tiny_system.core, latents, latents, method="ridge")
+    assert scores["input_r2"] > 0.999
     torch.testing.assert_close(core.patch_embed(latents), tiny_system.core.patch_embed(latents), atol=2e-2, rtol=2e-2)
 
 

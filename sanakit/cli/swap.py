@@ -122,6 +122,7 @@ def check_names(config: Any) -> None:
     for kind, package, name in (
         ("vaes", "sanakit.vaes", config.vae.name),
         ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
+        ("adapters", "sanakit.adapters", config.adapter.name),
         ("strategies", "sanakit.swap", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         if name and name.partition(":")[0] not in ("path", "hub"):

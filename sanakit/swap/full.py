@@ -11,10 +11,11 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sanakit.adapters import fresh_core
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
 from sanakit.config import Config
-from sanakit.core.dit import new_core
+from sanakit.core.dit import save_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
@@ -79,7 +80,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     if swap.config.candidate is None and strategy.initialise != "scratch":
         return swap.base.system()
     train, base_train = swap.candidate_data[0], swap.base_data[0]
-    return build(swap.base_system, swap.candidate, strategy, train, base_train, seed=swap.config.train.seed)[0]
+    options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
+    return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
 
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
@@ -230,7 +232,7 @@ def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
 def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> None:
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
     folder = swap.run.path / "model"
-    system.core.save_pretrained(folder)
+    save_core(system.core, folder)
     save_null(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
@@ -252,7 +254,7 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     """A core whose parameters are whole again after sharded training; any other core as it is."""
     if not any(hasattr(p, "full_tensor") for p in core.parameters()):
         return core
-    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    plain = fresh_core(core)
     strategy.parameter_groups(plain)
     plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
     return plain

@@ -62,8 +62,8 @@ def smoke(swap: Swap) -> list[GateResult]:
         names = applicable(config.smoke.strategies, base, candidate)
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
-    core = swap_core(base, candidate, config.train.seed)
-    plan = describe_plan(base, candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
+    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
+    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []
@@ -73,7 +73,9 @@ def smoke(swap: Swap) -> list[GateResult]:
         swap.progress(f"preparing {name}", number, len(names))
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
-            system, scores = build(base, candidate, strategy, train, base_train, seed=config.train.seed)
+            system, scores = build(
+                base, candidate, strategy, train, base_train, seed=config.train.seed, adapter=config.adapter.name
+            )
             starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
         start, scores = starts[strategy.initialise]
         course = course or Course(
