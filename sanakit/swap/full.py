@@ -105,10 +105,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     train, test = swap.candidate_data
     system = starting_system(swap, strategy)
 
-    count = len(swap.test_images)
-    sigmas = swap.image_sigmas(system)
-    images = swap.test_images if sigmas else None
-    evaluate = lambda: held_out(system, test, images=images, count=count, image_sigmas=sigmas)
+    count = swap.num_held_out
+    evaluate = lambda: held_out(system, test, count=count)
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
