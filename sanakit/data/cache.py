@@ -9,7 +9,7 @@ computed again before anything is trained on it.
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -205,7 +205,7 @@ class LatentDataset:
     captions: PromptEmbeds
     first: Tensor
     count: Tensor
-    texts: list[str] | None = None
+    texts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.latents)

@@ -22,6 +22,7 @@ from sanakit.interop.folder import save_null
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.plan import build
 from sanakit.train import (
@@ -144,7 +145,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
             else:
                 losses.append(loss)
-                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                if not strategy.teacher:  # what the base draws is no sample of the data
+                    monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(system.core, untouched)
             if step % look_every == 0:
@@ -165,7 +167,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
                 save(step)
 
-        fit(system, train, options, state, after_step=after_step)
+        draw = None
+        if strategy.teacher:
+            teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
+            draw = teacher.draws(system, train, options)
+        fit(system, train, options, state, after_step=after_step, draw=draw)
         if state.stopped:
             if state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save(state.step)

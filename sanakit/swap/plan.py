@@ -20,6 +20,7 @@ from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
 from sanakit.interop.hub import download
 from sanakit.interop.native import converted
 from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import embedding_mse
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE, load_vae
 
@@ -149,7 +150,7 @@ def build(
         image_size=base.image_size,
         flow_shift=None if is_vae else base.flow_shift,
     )
-    if strategy.initialise != "align":
+    if strategy.initialise not in ("align", "embedding-mse"):
         return system, {}
     if is_vae:
         shift = float(system.flow_shift or 1.0)
@@ -157,7 +158,10 @@ def build(
         scores = align_input(core, base.core, data.latents, base_data.latents, **options)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
-    return system, align_caption(core, base.core, captions, nulls=(system.null, base.null))
+    scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
+    if strategy.initialise == "embedding-mse":
+        scores |= embedding_mse(core, base.core, captions, seed=seed)
+    return system, scores
 
 
 def describe_plan(

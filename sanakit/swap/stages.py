@@ -22,6 +22,7 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, swap_core
@@ -83,6 +84,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             count=swap.num_held_out,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
+            teacher=Teacher(base=base, data=base_train, seed=config.train.seed),
         )
         alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
         own = config.train.learning_rate
