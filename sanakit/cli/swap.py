@@ -144,7 +144,7 @@ def run(
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
 
     with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.view import print_validation, progress_display
+        from sanakit.cli.view import print_plan, print_validation, progress_display
         from sanakit.reporting import write_report
         from sanakit.swap import stages as engine
 
@@ -161,6 +161,8 @@ def run(
     if as_json:
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
+        if plan := swap.run.read_json("plan.json"):
+            print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
     raise typer.Exit(_exit_code(validation["verdict"]))

@@ -25,7 +25,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.vaes import VAE
 
@@ -63,6 +63,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     base_train, _ = swap.base_data
     core = swap_core(base, candidate, config.train.seed, config.adapter.name)
     plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
+    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []
