@@ -15,6 +15,7 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
+from sanakit.data.cache import to_images
 from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -22,6 +23,7 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
@@ -31,6 +33,7 @@ from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
 
+PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
 
 
@@ -47,6 +50,13 @@ def component(swap: Swap) -> list[GateResult]:
         )
     else:
         measured = measure_text_encoder(swap.candidate, swap.base_system.text_encoder, swap.halves[1])
+    pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
+    finite = not measured.evidence.get(
+        "nonfinite_latents", 1
+    )  # absent for a text encoder, or where the geometry is wrong
+    if isinstance(swap.candidate, VAE) and finite and len(pictures) >= FEWEST:
+        images = to_images(pictures.pixels(swap.config.data.image_size))
+        measured.rows += compare_panels(swap.base_system.vae, swap.candidate, images)
     swap.run.write_json("component.json", {"rows": measured.rows, "channels": measured.channels})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
