@@ -2,6 +2,7 @@
 
     python experiments/alignment_study.py vae dc-f16c16       # one candidate; adds its rows
     python experiments/alignment_study.py text wordllama
+    python experiments/alignment_study.py distill wordllama   # from the base instead of from pictures
     python experiments/alignment_study.py table               # the tables of docs/alignment.md
 
 Rows go to experiments/results/alignment_study.json. Held-out pictures throughout; one seed. Distance: squared, relative,
@@ -30,7 +31,8 @@ from sanakit.flow import EVAL_SIGMAS, interpolate, sample_sigmas
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
-from sanakit.swap.plan import swap_core
+from sanakit.swap.distill import Teacher
+from sanakit.swap.plan import build, swap_core
 from sanakit.train import TrainOptions, fit, new_state
 
 RESULTS = Path("experiments/results/alignment_study.json")
@@ -104,7 +106,7 @@ def vae_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
         row["head_seconds"] = time.process_time() - start
         result = held_out(system, test, count=PICTURES)
         row |= {"loss": result.loss, "by_sigma": result.by_sigma}
-        if method == "blend":
+        if method == "blend" and args.heads:
             row["heads"] = head_variants(system, swap)
         start = time.process_time()
         if method in args.train:
@@ -222,6 +224,47 @@ def text_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     return {"base_loss": losses(base, base_test), "rows": rows}
 
 
+def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
+    """Caption layers alone, equal steps: from pictures (align+head), through the frozen core, to the base's features."""
+    base, (train, test), (base_train, base_test) = swap.base_system, swap.candidate_data, swap.base_data
+    teacher = Teacher(base=base, data=base_train, seed=args.seed)
+    prompts = ("own", "shuffled", "null")
+    losses = lambda system, data: {p: held_out(system, data, count=PICTURES, prompt=p).loss for p in prompts}
+    rows = []
+    for method in ("align", "embedding-mse", "align+head", "distill", "finetune"):
+        strategy = STRATEGIES.get(method)
+        start = time.process_time()
+        system, scores = build(base, swap.candidate, strategy, train, base_train, seed=args.seed)
+        row: dict[str, Any] = {"method": method, **scores, "start_seconds": time.process_time() - start}
+        groups = strategy.parameter_groups(system.core)
+        if groups:
+            start = time.process_time()
+            draw = None
+            if strategy.teacher:
+                assert len(teacher.states)
+                row["teacher_seconds"] = time.process_time() - start
+            options = TrainOptions(
+                max_steps=args.steps,
+                batch_size=32,
+                learning_rate=strategy.learning_rate,
+                decay=False,
+                ema_decay=0.95,
+                seed=args.seed,
+                warmup=10,
+            )
+            state = new_state(system.core, groups, options)
+            draw = teacher.draws(system, train, options) if strategy.teacher else None
+            fit(system, train, options, state, draw=draw)
+            with averaged(system.core, state.ema):
+                row["loss"] = losses(system, test)
+            row["seconds"] = time.process_time() - start
+        else:
+            row["loss"] = losses(system, test)
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return {"base_loss": losses(base, base_test), "rows": rows}
+
+
 @torch.no_grad()
 def match_scale(core: Any, base_core: Any, own: Any, base: Any) -> None:
     """Spread of the first layer's outputs set to the base's: what ridge takes away is given back."""
@@ -261,23 +304,24 @@ def table(results: dict[str, Any]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["vae", "text", "table"])
+    parser.add_argument("kind", choices=["vae", "text", "distill", "table"])
     parser.add_argument("candidate", nargs="?")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", nargs="*", default=["naive", "procrustes", "ridge", "blend", "conv-latents"])
+    parser.add_argument("--heads", action="store_true", help="other heads too, on the features of blend")
     parser.add_argument("--adapters", nargs="*", default=["mlp-caption", "resampler-caption", "timestep-caption"])
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if args.kind != "table":
         swap = open_swap(args.kind, args.candidate, args.seed)
-        found = vae_study(swap, args) if args.kind == "vae" else text_study(swap, args)
+        found = {"vae": vae_study, "text": text_study, "distill": distill_study}[args.kind](swap, args)
         facts = {"kind": args.kind, "base": "tiny-sana", "seed": args.seed, "steps": args.steps}
         facts["machine"] = f"{platform.machine()}, one thread, shared"
         facts["command"] = "python experiments/alignment_study.py " + " ".join(sys.argv[1:])
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another candidate may have finished
-        results[args.candidate] = facts | found
+        results[f"{args.kind} {args.candidate}"] = facts | found
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     table(results)
 
