@@ -19,6 +19,8 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Gemma2PreTrainedModel
 
+from sanakit.adapters import adapters_of
+from sanakit.core.dit import save_core
 from sanakit.errors import SanakitError
 from sanakit.interop.folder import INDEX, OWN_CLASS, save_null
 from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS
@@ -50,7 +52,7 @@ def export_pipeline(
     aside = out.resolve().parent / f".{out.name}-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        core.save_pretrained(aside / "transformer")
+        save_core(core, aside / "transformer")
         save_null(text_encoder, aside / "transformer")
         scheduler.save_pretrained(aside / "scheduler")
         save_vae(vae, aside / "vae", stock=not reasons)
@@ -95,6 +97,8 @@ def why_not_stock(
 ) -> list[str]:
     """What SanaPipeline would get wrong with these parts; its own text path is run and compared on a probe."""
     reasons = []
+    if adapters_of(core):
+        reasons.append(f"it builds a plain core, this one has {', '.join(adapters_of(core))}")
     mean, std, ratio = vae.latents_mean, vae.latents_std, vae.spec.spatial_compression_ratio
     if not isinstance(vae.model, AutoencoderDC):
         reasons.append(f"it decodes AutoencoderDC, the VAE is {type(vae.model).__name__}")

@@ -11,16 +11,18 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sanakit.adapters import fresh_core
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
 from sanakit.config import Config
-from sanakit.core.dit import new_core
+from sanakit.core.dit import save_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.plan import build
 from sanakit.train import (
@@ -79,7 +81,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     if swap.config.candidate is None and strategy.initialise != "scratch":
         return swap.base.system()
     train, base_train = swap.candidate_data[0], swap.base_data[0]
-    return build(swap.base_system, swap.candidate, strategy, train, base_train, seed=swap.config.train.seed)[0]
+    options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
+    return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
 
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
@@ -142,7 +145,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
             else:
                 losses.append(loss)
-                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                if not strategy.teacher:  # what the base draws is no sample of the data
+                    monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(system.core, untouched)
             if step % look_every == 0:
@@ -163,7 +167,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
                 save(step)
 
-        fit(system, train, options, state, after_step=after_step)
+        draw = None
+        if strategy.teacher:
+            teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
+            draw = teacher.draws(system, train, options)
+        fit(system, train, options, state, after_step=after_step, draw=draw)
         if state.stopped:
             if state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save(state.step)
@@ -228,7 +236,7 @@ def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
 def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> None:
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
     folder = swap.run.path / "model"
-    system.core.save_pretrained(folder)
+    save_core(system.core, folder)
     save_null(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
@@ -250,7 +258,7 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     """A core whose parameters are whole again after sharded training; any other core as it is."""
     if not any(hasattr(p, "full_tensor") for p in core.parameters()):
         return core
-    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    plain = fresh_core(core)
     strategy.parameter_groups(plain)
     plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
     return plain

@@ -78,6 +78,13 @@ class TextEncoder(nn.Module):
         another encoder; a base's own encoder keeps the one that its core was trained with."""
         return self.encode([""], instruction=False) if self.kept_null is None else self.kept_null
 
+    def offsets(self, prompts: list[str]) -> Tensor | None:
+        """Character span [start, end) of every token in its prompt, (B, L, 2), special tokens (0, 0); None where the
+        tokenizer cannot tell."""
+        from sanakit.text_encoders.offsets import token_offsets
+
+        return token_offsets(self, prompts)
+
     def fingerprint(self) -> str:
         spec = self.spec
         return hash_module(self.model, type(self).__name__, str(spec.max_tokens), spec.instruction)
