@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -10,12 +11,11 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeli
 from safetensors.torch import load_file
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.contracts import LatentStats, TextSpec
+from sanakit.contracts import LatentStats
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
 from sanakit.interop.export import export_pipeline, save_vae
 from sanakit.interop.pipeline import SanakitPipeline
-from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS, SanaTextEncoder
 from sanakit.sampling import sample_images
 from sanakit.swap.plan import load_base
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
@@ -26,32 +26,9 @@ PROMPT = "a red apple"
 
 
 def gemma():
-    """A one-layer Gemma-2 with a tokenizer of characters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
-
-    words = {w: i for i, w in enumerate(["<pad>", "<bos>", "<unk>", *map(chr, range(32, 127))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", padding_side="left"
-    )
+    """Gemma-2's tiny twin; its tokenizer pads left unless it is told otherwise, as Gemma's does."""
     torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=4096,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-    )
-    spec = TextSpec(embed_dim=16, max_tokens=MAX_TOKENS, instruction=INSTRUCTION)
-    return SanaTextEncoder(Gemma2Model(config), tokenizer, spec)
+    return TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
 
 
 def dc_ae():
@@ -173,7 +150,7 @@ def changed(name):
         null = encoder.null()
         encoder.kept_null = PromptEmbeds(null.embeds + null.mask[..., None], null.mask)
     elif name == "instruction":
-        encoder.spec = TextSpec(embed_dim=16, max_tokens=300, instruction="draw: ")
+        encoder.set_spec(replace(encoder.spec, instruction="draw: "))
     elif name == "AutoencoderKL":
         vae = VAES.get("kl-f8c4").tiny()
     elif name == "PCA":

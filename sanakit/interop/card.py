@@ -39,7 +39,7 @@ def licences(run: dict[str, Any]) -> dict[str, str]:
 
 
 def _licence(registry: Registry[Any], name: str) -> str:
-    entry = registry.entries().get(name)
+    entry = registry.entries().get(name.partition("?")[0])
     return (entry.licence if entry else "") or UNSTATED
 
 

@@ -21,8 +21,8 @@ from transformers import Gemma2PreTrainedModel
 
 from sanakit.errors import SanakitError
 from sanakit.interop.folder import INDEX, OWN_CLASS, save_null
-from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS
 from sanakit.text_encoders import TextEncoder
+from sanakit.text_encoders.gemma import INSTRUCTION, sana_spec
 from sanakit.vaes import VAE, load_vae
 
 STOCK_SIZES = {16: 512, 32: 1024, 64: 2048, 128: 4096}  # sample_size to pixels, as SanaPipeline's resolution bins say
@@ -114,7 +114,7 @@ def why_not_stock(
 
 
 def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder, scheduler: Any) -> bool:
-    if (text_encoder.spec.instruction, text_encoder.spec.max_tokens) != (INSTRUCTION, MAX_TOKENS):
+    if text_encoder.spec != sana_spec(text_encoder.spec.embed_dim):
         return False
     stock = SanaPipeline(text_encoder.tokenizer, text_encoder.model, vae.model, core, scheduler)
     embeds, mask, null, null_mask = stock.encode_prompt(PROBE, complex_human_instruction=INSTRUCTION.split("\n"))

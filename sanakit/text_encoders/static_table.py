@@ -13,7 +13,7 @@ from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 
-MAX_TOKENS = 16
+WORLD_TOKENS = 16  # captions of the embedded world
 
 
 class StaticTable(TextEncoder):
@@ -48,7 +48,7 @@ class WordLlama(StaticTable):
         tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        spec = TextSpec(embed_dim=weights.shape[1], max_tokens=MAX_TOKENS)
+        spec = TextSpec(embed_dim=weights.shape[1], max_tokens=WORLD_TOKENS)
         return cls(nn.Embedding.from_pretrained(weights), tokenizer, spec)
 
     @classmethod
@@ -58,4 +58,4 @@ class WordLlama(StaticTable):
         words = {word: i for i, word in enumerate(["<s>", *"abcdefghijklmnopqrstuvwxyz"])}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-        return cls(nn.Embedding(len(words), 8), tokenizer, TextSpec(embed_dim=8, max_tokens=MAX_TOKENS))
+        return cls(nn.Embedding(len(words), 8), tokenizer, TextSpec(embed_dim=8, max_tokens=WORLD_TOKENS))
