@@ -285,7 +285,7 @@ CODES: dict[str, Code] = {
     "SK0901": Code(
         title="a package is missing",
         why="This component comes in a package that is not installed.",
-        fix="pip install 'sanakit[demo]' installs everything of the embedded world.",
+        fix="pip install the package that the message names; 'sanakit[demo]' has those of the embedded world.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0902": Code(

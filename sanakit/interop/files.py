@@ -1,6 +1,7 @@
-"""What a `save_pretrained` folder may hold: a config.json, and weights in safetensors."""
+"""What a `save_pretrained` folder may hold, a config.json and weights in safetensors; and where made files are kept."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -26,3 +27,11 @@ def require_safetensors(folder: Path) -> None:
     if not any(folder.glob("*.safetensors")):
         found = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
         raise SanakitError("SK0111", f"{folder} holds {', '.join(found) or 'no weights'}, expected *.safetensors")
+
+
+def cache_dir() -> Path:
+    """Where rendered pictures, latents, embeddings and converted weights are kept: SANAKIT_CACHE, or the user's cache."""
+    root = os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
+    path = Path(root)
+    path.mkdir(parents=True, exist_ok=True)
+    return path

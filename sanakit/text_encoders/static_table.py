@@ -26,7 +26,7 @@ class StaticTable(TextEncoder):
         mask = torch.zeros(len(prompts), self.spec.max_tokens, dtype=torch.bool)
         truncated = 0
         for row, encoding in enumerate(self.tokenizer.encode_batch(prompts)):
-            tokens = encoding.ids[: self.spec.max_tokens]
+            tokens = encoding.ids[: self.spec.max_tokens] or [0]  # nothing to attend to is not defined
             truncated += len(encoding.ids) > self.spec.max_tokens
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             mask[row, : len(tokens)] = True
