@@ -38,9 +38,11 @@ def export_pipeline(
     image_size: int,
     flow_shift: float,
     licence: str = "",
+    lora: Path | None = None,
     card: Callable[[list[str]], str] | None = None,
 ) -> list[str]:
     """Write a pipeline folder; returns why it is not stock, nothing if it is. card: README.md from these.
+    lora: a run's low-rank adapter and joints, handed on as they are; the core holds them folded in.
 
     Raises SK0604 for a component without a format on disk, SK0606 for a folder that holds something.
     """
@@ -74,6 +76,8 @@ def export_pipeline(
                 "text_encoder": {"class": f"{kind.__module__}:{kind.__qualname__}", "spec": asdict(text_encoder.spec)},
             }
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if lora is not None and lora.is_dir():
+            shutil.copytree(lora, aside / "lora")
         if card:
             (aside / "README.md").write_text(card(reasons), encoding="utf-8")
         if out.is_dir():

@@ -6,6 +6,7 @@ dropped. Its null prompt has no instruction.
 """
 
 import inspect
+
 from diffusers import SanaPipeline
 
 from sanakit.contracts import TextSpec

@@ -38,6 +38,8 @@ class StaticTable(TextEncoder):
 class WordLlama(StaticTable):
     """Llama-2 token embeddings distilled to 256 dimensions; read from the package's files, which it loads offline."""
 
+    spec = TextSpec(embed_dim=256, max_tokens=WORLD_TOKENS)
+
     @classmethod
     def load(cls) -> Self:
         found = importlib.util.find_spec("wordllama")
@@ -48,8 +50,7 @@ class WordLlama(StaticTable):
         tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        spec = TextSpec(embed_dim=weights.shape[1], max_tokens=WORLD_TOKENS)
-        return cls(nn.Embedding.from_pretrained(weights), tokenizer, spec)
+        return cls(nn.Embedding.from_pretrained(weights), tokenizer, cls.spec)
 
     @classmethod
     def tiny(cls) -> Self:

@@ -172,6 +172,7 @@ class HubVAE(DiffusersVAE):
 
     spec: ClassVar[LatentSpec]
     stats: ClassVar[LatentStats]  # where config.json states none
+    stats_with_weights: ClassVar[bool] = False  # and nothing is known before loading: `stats` is the identity
     model_class: ClassVar[str]
     published: ClassVar[dict[str, Any] | None] = None
     small: ClassVar[dict[str, Any]]
@@ -205,6 +206,7 @@ class HubVAE(DiffusersVAE):
 ALLOWED_CLASSES = {
     "AutoencoderDC": "base.DiffusersVAE",
     "AutoencoderKL": "base.DiffusersVAE",
+    "AutoencoderKLCosmos": "cosmos.Cosmos",
     "AutoencoderKLFlux2": "flux2.Flux2",
     "AutoencoderKLHunyuanImage": "base.DiffusersVAE",
     "AutoencoderKLLTXVideo": "ltx.LTX",

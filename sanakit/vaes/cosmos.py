@@ -1,4 +1,4 @@
-"""Cosmos tokenizer on one frame: f8c16, (z - mean) / std per channel and frame.
+"""Cosmos tokenizer on one frame (arXiv 2501.03575): f8c16, (z - mean) / std per channel and frame.
 
 diffusers has a class for the continuous video tokenizers alone; the image tokenizers (CI8x8, CI16x16) are published
 as TorchScript, which is code, and are not loaded.
