@@ -36,7 +36,8 @@ def cache_dir() -> Path:
 class Pictures:
     """Encoded pictures with captions.
 
-    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside.
+    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
+    every caption of every picture, where the data has them.
     """
 
     source: str
@@ -44,6 +45,7 @@ class Pictures:
     captions: list[list[str]]
     images: list[bytes]
     ledger: list[dict[str, str]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -55,6 +57,8 @@ class Pictures:
         for name, captions, image in zip(self.names, self.captions, self.images, strict=True):
             digest.update("\0".join([name, *captions]).encode())
             digest.update(hashlib.sha256(image).digest())
+        if self.scores:
+            digest.update(repr(self.scores).encode())
         return digest.hexdigest()
 
     def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
@@ -64,15 +68,18 @@ class Pictures:
             captions=[self.captions[i] for i in indices],
             images=[self.images[i] for i in indices],
             ledger=self.ledger,
+            scores=[self.scores[i] for i in indices] if self.scores else [],
         )
 
     def split(self, held_out: bool) -> "Pictures":
         """Train or held-out half; a picture's side depends on its name alone, so the split never moves."""
         return self.subset([i for i, name in enumerate(self.names) if is_held_out(name) == held_out])
 
-    def pixels(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8, fitted on white. Call `screen` first for pictures of unknown origin."""
-        out = np.empty((len(self), size, size, 3), np.uint8)
+    def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
+        """(N, size, size, 3) uint8, fitted on white; (N, height, width, 3) cropped for a pair. Call `screen` first for
+        pictures of unknown origin."""
+        height, width = (size, size) if isinstance(size, int) else size
+        out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
             out[i] = decode(data, size)
         return out
@@ -82,14 +89,17 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping."""
+def decode(data: bytes, size: int | tuple[int, int]) -> np.ndarray:
+    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping; for a pair
+    (height, width) scaled to cover it, the middle kept."""
     with Image.open(io.BytesIO(data), formats=DECODERS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels, cap {MAX_PIXELS}")
         image = ImageOps.exif_transpose(file).convert("RGBA")
     image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.size != (size, size):
+    if not isinstance(size, int):
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+    elif image.size != (size, size):
         image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
     return np.asarray(image)
 
