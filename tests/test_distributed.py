@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import rank
@@ -58,11 +58,14 @@ def system_and_data():
     return system, data
 
 
+def groups_of(core):
+    return [{"params": p, "scale": 1.0} for p in parameters_by_group(core).values()]
+
+
 def run(folder, steps, chosen, resume=None):
     """Train and save; the rows of every step that this rank saw, and the losses."""
     system, data = system_and_data()
-    groups = [{"params": p, "scale": 1.0} for p in parameters_by_group(system.core).values()]
-    state = new_state(system.core, groups, chosen)
+    state = new_state(system.core, groups_of(system.core), chosen)
     assert (chosen.parallel == "fsdp") == all(hasattr(p, "full_tensor") for p in system.core.parameters())
     if resume:
         load_checkpoint(resume, system.core, state, {})
@@ -79,12 +82,13 @@ def run(folder, steps, chosen, resume=None):
 
 
 def tensors(folder):
-    from safetensors.torch import load_file
-
-    found = latest(folder)
-    return {
-        f"{n}/{k}": v for n in ("core", "ema", "optimizer") for k, v in load_file(found / f"{n}.safetensors").items()
-    }
+    """What a checkpoint holds, read on one rank, whoever wrote it."""
+    system, _ = system_and_data()
+    state = new_state(system.core, groups_of(system.core), options())
+    load_checkpoint(latest(folder), system.core, state, {})
+    parts = {"core": system.core.state_dict(), "ema": state.ema}
+    parts |= {f"optimizer/{name}": slots for name, slots in optimizer_slots(system.core, state).items()}
+    return {f"{part}/{key}": value for part, own in parts.items() for key, value in own.items()}
 
 
 def facts(folder, number=0):
@@ -130,7 +134,10 @@ def test_the_ranks_share_every_batch_without_loss_or_repetition(folders, name):
 
 
 @pytest.mark.distributed
-def test_a_sharded_checkpoint_goes_on_with_one_rank(folders):
+def test_a_sharded_checkpoint_is_written_by_its_ranks_and_goes_on_with_one(folders):
+    parts = sorted(p.name for p in (latest(folders / "fsdp") / "sharded").iterdir())
+    assert len(parts) == 2 and all(p.endswith(".safetensors") for p in parts)
+    assert sum(name.startswith("sharded/") for name in read_manifest(latest(folders / "fsdp"))["hashes"]) == 2
     run(folders / "fsdp-on-one", MORE, options(), resume=latest(folders / "fsdp"))
     assert_same_course(folders / "one-more", folders / "fsdp-on-one")
     assert_same_course(folders / "one-more", folders / "fsdp-more")
