@@ -12,10 +12,11 @@ from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
 from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent, to_images
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, held_out
+from sanakit.evaluate import HeldOut, held_out, matched_sigmas
 from sanakit.hashing import hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
+from sanakit.swap.quality import Target, text_target, vae_target
 from sanakit.text_encoders import TextEncoder, load_text_encoder
 from sanakit.vaes import VAE, load_vae
 
@@ -103,6 +104,19 @@ class Swap:
     @cached_property
     def base_held_out(self) -> HeldOut:
         return held_out(self.base_system, self.base_data[1], images=self.test_images, count=len(self.test_images))
+
+    @cached_property
+    def target(self) -> Target:
+        """What counts as the base's quality for this swap."""
+        if isinstance(self.candidate, VAE):
+            return vae_target(self.candidate, self.base_system.vae, self.base_held_out, self.test_images)
+        count = len(self.test_images)
+        shuffled = held_out(self.base_system, self.base_data[1], count=count, prompt="shuffled")
+        return text_target(self.base_held_out, shuffled)
+
+    def image_sigmas(self, system: LatentDiffusion) -> tuple[float, ...]:
+        """Where clean estimates are decoded; a text encoder swap is judged without."""
+        return matched_sigmas(system, self.base_system) if isinstance(self.candidate, VAE) else ()
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training pictures, half held out; spread over the data set."""

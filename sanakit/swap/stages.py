@@ -17,7 +17,7 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
-from sanakit.evaluate import averaged, conditional_gain, matched_sigmas
+from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -80,7 +80,8 @@ def smoke(swap: Swap) -> list[GateResult]:
             data=train,
             test=test,
             images=swap.test_images,
-            image_sigmas=matched_sigmas(start, base),
+            target=swap.target,
+            image_sigmas=swap.image_sigmas(start),
             batch_size=config.train.batch_size,
             seed=config.train.seed,
         )
@@ -91,10 +92,8 @@ def smoke(swap: Swap) -> list[GateResult]:
         arm.scores = scores
         arms.append(arm)
     assert course is not None
-    base_errors = swap.base_held_out.one_step
-    assert base_errors is not None
     on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
-    finalists = race(course, arms, base_errors.numpy(), budget=budget, on_step=on_step)
+    finalists = race(course, arms, budget=budget, on_step=on_step)
 
     best = recommend(arms)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
@@ -105,7 +104,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
             "image_sigmas": course.image_sigmas,
-            "base_one_step_error": float(base_errors.mean()),
+            "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
             "base_held_out_loss": swap.base_held_out.loss,
         },
     )
@@ -122,8 +121,8 @@ def smoke(swap: Swap) -> list[GateResult]:
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
-        "one_step": best.errors[-1],
-        "base_one_step": base_errors.numpy(),
+        "relative_error": best.errors[-1],
+        "base_relative_error": swap.target.base,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     }
     if naive and aligned:
