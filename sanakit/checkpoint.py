@@ -72,7 +72,6 @@ class Saver:
         finally:
             if self._pool is not None:
                 self._pool.shutdown()
-        barrier()
 
 
 def save_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Path:

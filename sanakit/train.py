@@ -25,6 +25,7 @@ from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, sample_sigmas, shift_sigmas, velocity_loss
 from sanakit.optimizers import OPTIMIZERS, Record
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -99,6 +100,8 @@ class TrainState:
     history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     stopped: int = 0
+    learning_rate: float = 0.0  # of the step before, and the norm of its gradient
+    grad_norm: float = 0.0
 
 
 def draw_batch(
@@ -219,43 +222,81 @@ def fit(
     until: int | None = None,
     after_step: Callable[[int, float, Batch, Tensor], None] = lambda step, loss, batch, predicted: None,
     rate: Callable[[int, TrainOptions], float] = learning_rate_at,
+    watch: Watch | None = None,
 ) -> TrainState:
-    """Train from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
+    """Train the core (and the text encoder, where state has one) on velocities; see `descend`."""
+    wrapped = copy.copy(system)
+    wrapped.core = state.model  # type: ignore[assignment]
+    rows = own_rows(options)
 
-    Raises SK0501 before a step with a loss or gradient that is not finite. after_step sees this rank's rows.
+    def objective(part: Batch) -> tuple[Tensor, Tensor, Batch]:
+        if state.encoder is not None:
+            part = replace(part, prompt=state.encoder(list(part.texts)))
+        noisy = interpolate(part.latents, part.noise, part.sigmas)
+        predicted = wrapped.velocity(noisy, part.sigmas, part.prompt)
+        return velocity_loss(predicted, part.latents, part.noise).mean(), predicted, part
+
+    def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
+        after_step(step, loss, joined(parts), predicted)
+
+    draw = lambda step: draw_batch(system, data, options, step, rows)
+    blame = lambda batch: _blame(data, batch)
+    return descend(
+        draw, objective, options, state, until=until, after_step=finished, rate=rate, watch=watch, blame=blame
+    )
+
+
+def own_rows(options: TrainOptions) -> slice:
+    """This rank's part of every batch."""
+    own = options.batch_size // world_size()
+    return slice(rank() * own, (rank() + 1) * own)
+
+
+def descend(
+    draw: Callable[[int], Any],
+    objective: Callable[[Any], tuple[Tensor, Tensor, Any]],
+    options: TrainOptions,
+    state: TrainState,
+    *,
+    until: int | None = None,
+    after_step: Callable[[int, float, list[Any], Tensor], None],
+    rate: Callable[[int, TrainOptions], float] = learning_rate_at,
+    watch: Watch | None = None,
+    blame: Callable[[Any], str] = lambda batch: "",
+) -> TrainState:
+    """The loop: from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
+
+    draw: this rank's batch of a step, with `map` and `split`. objective: a micro-batch to its mean loss, its predictions
+    and itself as it was used. Raises SK0501 before a step with a loss or gradient that is not finite; blame says why.
     """
     accelerator = state.accelerator
     assert accelerator is not None and state.model is not None
-    wrapped = copy.copy(system)
-    wrapped.core = state.model
     state.module.train()
     replicas = [m for m in (state.model, state.encoder) if m is not None]
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    own = options.batch_size // world_size()
-    rows = slice(rank() * own, (rank() + 1) * own)
     steps = range(state.step, options.max_steps if until is None else until)
-    draw = lambda step: draw_batch(system, data, options, step, rows)
+    watch = watch or Watch()
+    watch.at(state.step, 0)
     with STOP.at_step_border():
         for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("scale", 1.0)
 
+            watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
-            losses, predictions, prompts = [], [], []
+            losses, predictions, used = [], [], []
             for number, part in enumerate(batch.split(options.accumulate), 1):
-                last = number == options.accumulate
                 with ExitStack() as unsynchronised:
-                    for replica in [] if last else replicas:
+                    for replica in replicas if number < options.accumulate else []:
                         unsynchronised.enter_context(accelerator.no_sync(replica))
-                    prompt = part.prompt if state.encoder is None else state.encoder(list(part.texts))
-                    noisy = interpolate(part.latents, part.noise, part.sigmas)
-                    predicted = wrapped.velocity(noisy, part.sigmas, prompt)
-                    loss = velocity_loss(predicted, part.latents, part.noise).mean() / options.accumulate
+                    loss, predicted, part = objective(part)
+                    loss = loss / options.accumulate
+                    watch.at(step, 2)
                     accelerator.backward(loss)
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
-                prompts.append(prompt)
+                used.append(part)
             norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
             norm = float(whole(norm))
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
@@ -265,25 +306,35 @@ def fit(
             if finite:
                 state.optimizer.step()
             elif len(state.skipped) >= options.max_skipped:
-                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{_blame(data, batch)}")
+                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{blame(batch)}")
             else:
                 state.skipped.append(step)
             state.optimizer.zero_grad(set_to_none=True)
 
-            state.step = step + 1
+            watch.at(step, 3)
+            state.step, state.learning_rate, state.grad_norm = step + 1, learning_rate, norm
             if state.ema is not None and finite:
                 update_ema(state.ema, state.module, min(options.ema_decay, (1 + step) / (10 + step)))
-            if state.encoder is not None:
-                batch = replace(batch, prompt=joined(prompts))
-            after_step(state.step, value, batch, torch.cat(predictions))
+            after_step(state.step, value, used, torch.cat(predictions))
             if stop:
                 state.stopped = stop
                 break
+            watch.at(step + 1, 0)
+        watch.at(state.step, 3)
     return state
 
 
-def joined(prompts: list[PromptEmbeds]) -> PromptEmbeds:
-    return PromptEmbeds(torch.cat([p.embeds.detach() for p in prompts]), torch.cat([p.mask for p in prompts]))
+def joined(parts: list[Batch]) -> Batch:
+    """Micro-batches as one batch, without gradients."""
+    if len(parts) == 1 and not parts[0].prompt.embeds.requires_grad:
+        return parts[0]
+    prompt = PromptEmbeds(
+        torch.cat([p.prompt.embeds.detach() for p in parts]), torch.cat([p.prompt.mask for p in parts])
+    )
+    both = lambda name: torch.cat([getattr(p, name) for p in parts])
+    texts = tuple(text for p in parts for text in p.texts)
+    indices = None if parts[0].indices is None else both("indices")
+    return Batch(both("latents"), both("noise"), both("sigmas"), prompt, indices, texts)
 
 
 def _blame(data: LatentDataset, batch: Batch) -> str:

@@ -139,7 +139,7 @@ def observe(monitor, system, data, scale):
 
 
 def test_monitor_speaks_of_a_wider_stream_and_is_silent_on_the_same(tiny_system, tiny_data):
-    monitor = LatentMonitor(reference=tiny_data.latents[:, 0], looks=1)
+    monitor = LatentMonitor(reference=[tiny_data.latents[:, 0]], looks=1)
     assert not any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.0))
     assert any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.5))
 

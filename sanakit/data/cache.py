@@ -70,7 +70,9 @@ class Job:
         return entry, tensors, found is not None
 
 
-def latent_job(vae: VAE, pictures: Pictures, size: int | Size, *, mirror: bool = False, progress: Progress = silent) -> Job:
+def latent_job(
+    vae: VAE, pictures: Pictures, size: int | Size, *, mirror: bool = False, progress: Progress = silent
+) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import LatentDataset
@@ -43,7 +43,9 @@ def trainable_copy(encoder: TextEncoder, *, gradient_checkpointing: bool) -> Tex
         model: Any = encoder.model
         if not getattr(model, "supports_gradient_checkpointing", False):
             raise SanakitError(
-                "SK0104", f"text_encoder.gradient_checkpointing: {type(model).__name__} has none", fix="Set it to false."
+                "SK0104",
+                f"text_encoder.gradient_checkpointing: {type(model).__name__} has none",
+                fix="Set it to false.",
             )
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return encoder
@@ -71,7 +73,3 @@ def save_encoder(encoder: TextEncoder, folder: Path) -> str:
     """Write `folder/text`, and how a card beside it names the encoder."""
     write_encoder(encoder, folder / "text")
     return "path:./text/text_encoder"
-
-
-def pooled_cpu(prompt: PromptEmbeds) -> tuple[Tensor, Tensor]:
-    return prompt.embeds.detach().float().cpu(), prompt.mask.cpu()
