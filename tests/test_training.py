@@ -17,6 +17,7 @@ from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.full import strategy_of
+from sanakit.swap.quality import Target
 from sanakit.train import (
     TrainOptions,
     batch_indices,
@@ -149,11 +150,12 @@ def test_forecast_of_an_exact_power_law():
     curve = np.array([2 * (s + 1) ** -0.25 for s in steps])
     truth = 399.0
     target = 2 * (truth + 1) ** -0.25
-    assert steps_to_reach(steps, curve, target / 1.02) == pytest.approx(truth, rel=1e-6)
+    assert steps_to_reach(steps, curve, target) == pytest.approx(truth, rel=1e-6)
     assert steps_to_reach(steps, curve, 1.0) == 25
     assert steps_to_reach(steps, np.ones(5), 0.5) == np.inf
     noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
-    result = forecast(steps, noisy, np.full(64, target / 1.02))
+    goal = Target(measure="loss", floor=np.zeros(64), unit=1.0, base=np.full(64, target), tolerance=1.0)
+    result = forecast(steps, noisy, goal)
     assert result.low <= result.steps <= result.high and not result.reached
 
 

@@ -61,6 +61,22 @@ class Pictures:
             digest.update(repr(self.scores).encode())
         return digest.hexdigest()
 
+    def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
+        """One picture more; captions without words go, with their scores. Scores that do not count as many set it aside."""
+        kept = [number for number, caption in enumerate(captions) if caption.strip()]
+        own = [float(score) for score in scores or []]
+        if own and len(own) != len(captions):
+            self.ledger.append({"name": name, "reason": f"{len(own)} scores of {len(captions)} captions"})
+            return
+        if self.names and bool(own) != bool(self.scores):
+            self.ledger.append({"name": name, "reason": "has no scores, others have" if self.scores else "has scores"})
+            return
+        self.names.append(name)
+        self.captions.append([captions[number].strip() for number in kept])
+        self.images.append(image)
+        if own:
+            self.scores.append([own[number] for number in kept])
+
     def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
         return Pictures(
             source=self.source,
@@ -141,14 +157,22 @@ def read_parquet(path: Path, source: str) -> Pictures:
 
 
 def load_pictures(source: str, *, max_set_aside: float = 0.05) -> Pictures:
-    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, or WebDataset .tar shards."""
-    path = Path(source).expanduser()
-    if path.is_dir() or path.suffix in (".csv", ".jsonl", ".tar"):
-        from sanakit.data.files import read_folder, read_manifest, read_shards
+    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
+    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too."""
+    found = _read(source)
+    return DATASETS.get(source)() if found is None else screen(found, max_set_aside=max_set_aside)
 
-        if path.suffix == ".tar":
-            found = read_shards(source)
-        else:
-            found = read_folder(path) if path.is_dir() else read_manifest(path)
-        return screen(found, max_set_aside=max_set_aside)
-    return DATASETS.get(source)()
+
+def _read(source: str) -> Pictures | None:
+    from sanakit.data import files, tables
+
+    path = Path(source).expanduser()
+    if source.startswith("hf:"):
+        return tables.read_hub_dataset(source.removeprefix("hf:"))
+    if path.is_dir():
+        return tables.read_saved_dataset(path) if tables.is_saved_dataset(path) else files.read_folder(path)
+    if path.suffix == ".parquet":
+        return tables.read_parquet_files(source)
+    if path.suffix == ".tar":
+        return files.read_shards(source)
+    return files.read_manifest(path) if path.suffix in (".csv", ".jsonl") else None
