@@ -134,7 +134,7 @@ def waits(
 
 
 def encode_ratio(name: str, pictures, size: int, pairs: int) -> dict[str, list[float]]:
-    vae, some = load_vae(name), pictures.subset(range(4 * BATCH_SIZE))
+    vae, some = load_vae(name), pictures.subset(range(min(16 * BATCH_SIZE, len(pictures))))
     images = to_images(some.pixels(size)).split(BATCH_SIZE)
 
     def bare() -> None:

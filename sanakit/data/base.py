@@ -111,8 +111,12 @@ def decode(data: bytes, size: int | tuple[int, int]) -> np.ndarray:
     with Image.open(io.BytesIO(data), formats=DECODERS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels, cap {MAX_PIXELS}")
-        image = ImageOps.exif_transpose(file).convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+        image = ImageOps.exif_transpose(file)
+        image.load()
+    if image.mode not in ("RGB", "L") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
     if not isinstance(size, int):
         image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
     elif image.size != (size, size):

@@ -38,7 +38,7 @@ def silent(label: str, done: int, total: int) -> None:
 
 def to_images(pixels: Any) -> Tensor:
     """(N, S, S, 3) uint8 array -> (N, 3, S, S) float in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True, kw_only=True)
