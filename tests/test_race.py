@@ -10,24 +10,22 @@ import torch
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
 from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
-from sanakit.flow import noise_power_ratio
+from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, enter, race, recommend, rungs
 
 
 @pytest.fixture
-def course(tiny_system, tiny_data):
-    images = tiny_system.vae.decode(tiny_data.latents[:16, 0])
-    return Course(
-        data=tiny_data, test=tiny_data, images=images, target=target_of(1e-9), image_sigmas=BASE_SIGMAS, batch_size=8
-    )
+def course(tiny_data):
+    return Course(data=tiny_data, test=tiny_data, target=target_of(1e-9), count=16, batch_size=8)
 
 
 def target_of(tolerance):
-    """Pixel errors as they are."""
+    """Losses as they are."""
+    weights = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS))
     nothing = np.zeros(16)
-    return Target(measure="one_step", floor=nothing, unit=1.0, base=nothing + 1, tolerance=tolerance)
+    return Target(measure="loss", weights=weights, floor=nothing, unit=1.0, base=nothing + 1, tolerance=tolerance)
 
 
 def arm_of(course, system, name, budget=16):

@@ -132,13 +132,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         encoder = trainable_copy(system.text_encoder, gradient_checkpointing=config.text_encoder.gradient_checkpointing)
         system.text_encoder = encoder
 
-    count = len(swap.test_images)
-    sigmas = swap.image_sigmas(system)
-    images = swap.test_images if sigmas else None
+    count = swap.num_held_out
 
     def evaluate() -> HeldOut:
         now = as_encoded_now(system, test, count) if encoder else test
-        return held_out(system, now, images=images, count=count, image_sigmas=sigmas)
+        return held_out(system, now, count=count)
 
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn

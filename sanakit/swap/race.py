@@ -1,15 +1,16 @@
 """Race strategies by successive halving under one step budget: the same pictures, captions, dropout and sigmas at
 every step, and the same noise where latents have the same shape.
 
-Every strategy keeps its own constant learning rate after a warm-up and is judged by the moving average of its
-weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
+Every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
+is judged by the moving average of its weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -87,23 +88,18 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What every arm of a race shares. images: (N, 3, H, W) of the held-out pictures; image_sigmas: where they are
-    compared with decoded clean estimates, empty where the target does not ask for it."""
+    """What every arm of a race shares. count: held-out pictures that judge, those of the target."""
 
     data: LatentDataset
     test: LatentDataset
-    images: Tensor
     target: Target
-    image_sigmas: tuple[float, ...] = ()
+    count: int
     batch_size: int = 32
     seed: int = 0
 
     def evaluate(self, arm: Arm) -> None:
         with averaged(arm.system.core, arm.average):
-            images = self.images if self.image_sigmas else None
-            result = held_out(
-                arm.system, self.test, images=images, count=len(self.images), image_sigmas=self.image_sigmas
-            )
+            result = held_out(arm.system, self.test, count=self.count)
         arm.steps.append(arm.state.step if arm.state else 0)
         arm.results.append(result)
         arm.errors_by_look.append(self.target.relative(result))
@@ -139,6 +135,34 @@ def enter(
     else:
         arm.steps, arm.results, arm.errors_by_look = [0], alike.results[:1], alike.errors_by_look[:1]
     return arm
+
+
+def at_best_rate(
+    course: Course,
+    strategy: type[Strategy],
+    start: LatentDiffusion,
+    *,
+    budget: int,
+    rates: Sequence[float],
+    alike: Arm | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Arm:
+    """The strategy at the learning rate, its own times one of `rates`, that is best after a quarter of the budget.
+
+    start is copied. scores["rates"] holds the error of every rate there.
+    """
+    tries: list[Arm] = []
+    for factor in rates if strategy.scales else (1.0,):
+        system = replace(start, core=deepcopy(start.core))
+        rate = factor * strategy.learning_rate
+        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=tries[0] if tries else alike)
+        if len(rates) > 1:
+            for rung in rungs(budget)[:2]:
+                advance(course, arm, rung, on_step)
+        tries.append(arm)
+    best = min(tries, key=lambda arm: arm.error)
+    best.scores["rates"] = {f"{arm.options.learning_rate:g}": round(arm.error, 4) for arm in tries if arm.state}
+    return best
 
 
 def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:

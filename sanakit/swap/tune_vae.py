@@ -25,7 +25,7 @@ from sanakit.drift.features import latent_blocks
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.swap.component import psnr
-from sanakit.swap.full import LOOKS, REFERENCE, flat_config, options_of, pick_up, resume_facts, strategy_of
+from sanakit.swap.full import LOOKS, flat_config, options_of, pick_up, resume_facts, strategy_of
 from sanakit.swap.moving import MovingMonitor
 from sanakit.tracking import Trackers
 from sanakit.train import TrainOptions, check_movement, descend, new_state, own_rows, parameter_digests
@@ -110,8 +110,8 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    count = min(MEASURED, len(swap.test_images))
-    images = swap.test_images[:count]
+    held = swap.halves[1]
+    images = to_images(held.subset(range(min(MEASURED, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
     options = options_of(config, strategy_of(config, None))
     model = Reconstruction(vae)
@@ -124,7 +124,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     for row in state.history:
         run.append(row["file"], [row["row"]])
     preflight(checkpoints, checkpoint_bytes(model, state))
-    reference = torch.cat([swap.candidate.encode(part) for part in swap.test_images[:REFERENCE].split(CHUNK)])
+    reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
     monitor = MovingMonitor("latents", latent_blocks(reference))
     monitor.restore(state.extras)
     trackers = Trackers(config.train.report_to, run.path, flat_config(config))
