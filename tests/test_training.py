@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers.processors import TemplateProcessing
 
 from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
 from sanakit.config import dump_config, make_config
@@ -164,7 +165,9 @@ def test_forecast_of_an_exact_power_law():
     assert steps_to_reach(steps, curve, 1.0) == 25
     assert steps_to_reach(steps, np.ones(5), 0.5) == np.inf
     noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
-    goal = Target(measure="loss", floor=np.zeros(64), unit=1.0, base=np.full(64, target), tolerance=1.0)
+    goal = Target(
+        measure="loss", weights=np.ones(5), floor=np.zeros(64), unit=1.0, base=np.full(64, target), tolerance=1.0
+    )
     result = forecast(steps, noisy, goal)
     assert result.low <= result.steps <= result.high and not result.reached
 
@@ -373,7 +376,10 @@ def test_a_text_encoder_is_trained_with_its_own_rate_and_null_embedding(tiny_sys
     system, core = tiny_system, tiny_system.core
     torch.nn.init.normal_(core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     captions = [" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(128)]
-    data = replace(tiny_data, texts=captions)
+    special = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    system.text_encoder.tokenizer.backend_tokenizer.post_processor = special  # so that the null prompt has tokens
+    system.null = system.text_encoder.null()
+    data = replace(tiny_data, texts=captions, captions=system.text_encoder.encode(captions))
     before, null, original = parameter_digests(system.text_encoder), system.null.embeds, system.text_encoder
     encoder = trainable_copy(original, gradient_checkpointing=True)
     frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}

@@ -47,6 +47,7 @@ def trainable_copy(encoder: TextEncoder, *, gradient_checkpointing: bool) -> Tex
                 f"text_encoder.gradient_checkpointing: {type(model).__name__} has none",
                 fix="Set it to false.",
             )
+        model.config.use_cache = False
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return encoder
 
