@@ -24,6 +24,7 @@ from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae, write_encoder
 from sanakit.swap import stages as engine
+from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
@@ -381,8 +382,13 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(small_run, tmp_path):
 def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     write_encoder(encoder, tmp_path / "encoder")
-    name = f"path:{tmp_path}/encoder/text_encoder"
-    sets = [f"text_encoder.name={name}", "text_encoder.learning_rate=1e-3", "train.sample_every=12"]
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    shapes = {k: v for k, v in config.items() if not k.startswith("_")} | {"caption_channels": 16}
+    new_core(shapes, seed=0).save_pretrained(tmp_path / "base")
+    card = json.loads((tmp_path / "base" / "card.json").read_text())
+    card["text_encoder"] = f"path:{tmp_path}/encoder/text_encoder"
+    (tmp_path / "base" / "card.json").write_text(json.dumps(card))
+    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12"]
     small_run(tmp_path / "straight", sets=sets)
     with pytest.raises(SystemExit):
         small_run(tmp_path / "stopped", stop_at=11, sets=sets)
@@ -395,8 +401,7 @@ def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(smal
     assert {"moving-shift", "moving-scale"} <= {r["name"] for r in readings}
     assert (run / "figures" / "samples-step-00000012.png").is_file()
     with pytest.raises(SanakitError, match="SK0104.*Embedding has none"):
-        frozen = ["text_encoder.learning_rate=1e-3", "text_encoder.gradient_checkpointing=true"]
-        small_run(tmp_path / "other", sets=frozen)
+        trainable_copy(TEXT_ENCODERS.get("wordllama").tiny(), gradient_checkpointing=True)
 
 
 def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path):

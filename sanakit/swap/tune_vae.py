@@ -201,14 +201,13 @@ def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list
     """The parameters that a picture reaches; the others stay frozen. Raises SK0104 where there are none."""
     vae.requires_grad_(True)
     plain, moved, _ = model(images, 1, max(1, cells // 2))
+    if not plain.requires_grad:
+        raise SanakitError("SK0104", f"{vae.name or 'this VAE'} has no parameter to train: it is a closed form")
     (plain + moved).backward()
     for parameter in vae.parameters():
         parameter.requires_grad_(parameter.grad is not None)
         parameter.grad = None
-    found = [p for p in vae.parameters() if p.requires_grad]
-    if not found:
-        raise SanakitError("SK0104", f"{vae.name or 'this VAE'} has no parameter to train: it is a closed form")
-    return found
+    return [p for p in vae.parameters() if p.requires_grad]
 
 
 @torch.no_grad()
