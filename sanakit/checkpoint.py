@@ -1,12 +1,16 @@
 """Checkpoints that are whole or not there: write aside, hash, fsync, rename, then move LATEST, then prune.
 
-safetensors and JSON only; the manifest with every file's SHA-256 comes last and carries its own. Sharded states are
-gathered and written by rank 0, so a checkpoint fits any number of ranks.
+safetensors and JSON only; the manifest with every file's SHA-256 comes last and carries its own. Rank 0 writes, on
+another thread where `Saver` is asynchronous, from copies that training cannot touch. Sharded tensors are written by their
+own ranks through torch.distributed.checkpoint and read back on any number of ranks.
 """
 
+import errno
 import json
 import os
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,60 +19,165 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sanakit.data.store import file_hash, save_tensors
-from sanakit.distributed import barrier, copy_into, is_main, whole
+from sanakit.distributed import barrier, copy_into, is_main, rank, world_size
 from sanakit.errors import SanakitError
 from sanakit.hashing import hash_record
 from sanakit.train import TrainState
 
 KEEP = 2
+SHARDED = "sharded"  # folder of the sharded tensors in a checkpoint
+
+
+@dataclass(kw_only=True)
+class Snapshot:
+    """Copies of everything that one checkpoint holds. files: whole tensors. shards: sharded ones, live, written at once."""
+
+    step: int
+    record: dict[str, Any]
+    history: str
+    files: dict[str, dict[str, Tensor]]
+    shards: dict[str, Tensor]
+
+
+class Saver:
+    """Saves into one folder. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
+
+    Sharded states are written before `save` returns: every rank has its own part of them to write.
+    """
+
+    def __init__(self, folder: Path, *, asynchronous: bool = False) -> None:
+        self.folder = folder
+        self._pool = ThreadPoolExecutor(1) if asynchronous else None
+        self._pending: Future[None] | None = None
+
+    def save(self, core: nn.Module, state: TrainState, facts: dict[str, Any]) -> None:
+        """Every rank calls it. Raises SK0903 when the disk is full (of an asynchronous save, the next time)."""
+        self.wait()
+        snapshot = take(core, state, facts)
+        if self._pool is None or snapshot.shards:
+            write(self.folder, snapshot)
+            barrier()
+        elif is_main():
+            self._pending = self._pool.submit(write, self.folder, snapshot)
+
+    def wait(self) -> None:
+        """Until everything is on disk; raises what a write raised."""
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
+
+    def close(self) -> None:
+        try:
+            self.wait()
+        finally:
+            if self._pool is not None:
+                self._pool.shutdown()
 
 
 def save_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Path:
-    """Write `folder/step-N`: core, optimiser, average, extras, history, manifest. Every rank calls it; rank 0 writes.
+    """Write `folder/step-N`: core, optimiser, average, extras, history, manifest. Every rank calls it.
 
     Raises SK0903 when the disk is full; the earlier checkpoints then stay as they were.
     """
-    files = {
-        "core": {k: whole(v) for k, v in core.state_dict().items()},
-        "optimizer": {
-            f"{name}:{key}": whole(value)
-            for name, slots in optimizer_slots(core, state).items()
-            for key, value in slots.items()
-        },
+    Saver(folder).save(core, state, facts)
+    return folder / f"step-{state.step:08d}"
+
+
+def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
+    """A copy of the state; core: what was trained, with its text encoder where that was."""
+    slots = optimizer_slots(core, state)
+    tensors = {
+        "core": core.state_dict(),
+        "optimizer": {f"{n}:{k}": v for n, own in slots.items() for k, v in own.items() if isinstance(v, Tensor)},
         "extras": state.extras,
     }
     if state.ema is not None:
-        files["ema"] = {k: whole(v) for k, v in sharded_ema(core, state.ema).items()}
-    final = folder / f"step-{state.step:08d}"
-    if is_main():
-        try:
-            _write(folder, final, files, state, facts)
-        except OSError as error:
-            shutil.rmtree(folder / f".{final.name}", ignore_errors=True)
-            raise SanakitError("SK0903", f"cannot write {final}: {error}") from error
-    barrier()
-    return final
-
-
-def _write(
-    folder: Path, final: Path, files: dict[str, dict[str, Tensor]], state: TrainState, facts: dict[str, Any]
-) -> None:
-    aside, replaced = folder / f".{final.name}", folder / f".{final.name}.replaced"
-    for stale in folder.glob(".step-*"):  # of a killed process
-        shutil.rmtree(stale)
-    aside.mkdir(parents=True)
-    for name, tensors in files.items():
-        save_tensors(tensors, aside / f"{name}.safetensors")
-    (aside / "history.json").write_text(json.dumps(state.history))
+        tensors["ema"] = sharded_ema(core, state.ema)
+    files: dict[str, dict[str, Tensor]] = {name: {} for name in tensors}
+    shards = {}
+    for name, own in tensors.items():
+        for key, value in own.items():
+            if hasattr(value, "device_mesh"):
+                shards[f"{name}/{key}"] = value.detach()
+            else:
+                files[name][key] = value.detach().cpu().clone() if is_main() else value
     scaler = state.accelerator.scaler if state.accelerator is not None else None
     record = {
         "step": state.step,
         "facts": facts,
         "skipped": state.skipped,
         "scaler": None if scaler is None else scaler.state_dict(),
-        "hashes": {p.name: file_hash(p) for p in sorted(aside.iterdir())},
+        "optimizer": {
+            "slots": {n: {k: v for k, v in own.items() if not isinstance(v, Tensor)} for n, own in slots.items()},
+            "steps": [group.get("step") for group in state.optimizer.param_groups],
+        },
     }
-    record = json.loads(json.dumps(record))
+    return Snapshot(
+        step=state.step,
+        record=json.loads(json.dumps(record)),
+        history=json.dumps(state.history),
+        files=files,
+        shards=shards,
+    )
+
+
+def write(folder: Path, snapshot: Snapshot) -> None:
+    """Put a snapshot on disk: rank 0, and with shards every rank. Raises SK0903."""
+    final = folder / f"step-{snapshot.step:08d}"
+    aside = folder / f".{final.name}"
+    try:
+        if is_main():
+            for stale in folder.glob(".step-*"):  # of a killed process
+                shutil.rmtree(stale)
+            aside.mkdir(parents=True)
+        hashes: dict[str, str] = {}
+        if snapshot.shards:
+            barrier()
+            hashes = write_shards(aside / SHARDED, snapshot.shards)
+        if is_main():
+            _write(folder, final, snapshot, hashes)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise SanakitError("SK0903", f"cannot write {final}: {error}") from error
+
+
+def write_shards(folder: Path, shards: dict[str, Tensor]) -> dict[str, str]:
+    """Every rank's part as safetensors by torch.distributed.checkpoint, flushed; the hashes of all parts by name."""
+    import torch.distributed as group
+    import torch.distributed.checkpoint as dcp
+
+    try:
+        dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
+    except dcp.api.CheckpointException as error:
+        raise OSError(errno.EIO, str(error)) from error
+    own = {}
+    for path in sorted(folder.glob(f"shard-{rank() + 1:05d}-*")):
+        _flush(path)
+        own[f"{folder.name}/{path.name}"] = file_hash(path)
+    every: list[dict[str, str]] = [{}] * world_size()
+    group.all_gather_object(every, own)
+    return {name: digest for part in every for name, digest in part.items()}
+
+
+def read_shards(folder: Path, targets: dict[str, Tensor]) -> None:
+    """Fill tensors, sharded or whole, on any number of ranks."""
+    import torch.distributed as group
+    import torch.distributed.checkpoint as dcp
+
+    reader = dcp.HuggingFaceStorageReader(str(folder))
+    different = reader.read_metadata().state_dict_metadata.keys() ^ targets.keys()
+    if different:
+        raise KeyError(f"sharded tensors {sorted(different)[:3]}")
+    dcp.load(targets, storage_reader=reader, no_dist=not group.is_initialized())
+
+
+def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str]) -> None:
+    aside, replaced = folder / f".{final.name}", folder / f".{final.name}.replaced"
+    for name, tensors in snapshot.files.items():
+        save_tensors(tensors, aside / f"{name}.safetensors")
+    (aside / "history.json").write_text(snapshot.history)
+    hashes = hashes | {p.name: file_hash(p) for p in sorted(aside.iterdir()) if p.is_file()}
+    record = snapshot.record | {"hashes": hashes}
     (aside / "manifest.json").write_text(json.dumps({"sha256": hash_record(record), "record": record}))
     for path in aside.iterdir():
         _flush(path)
@@ -105,19 +214,26 @@ def load_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dic
         raise SanakitError("SK0505", f"{folder}: {'; '.join(differing)}")
     try:
         files = {
-            name.split(".")[0]: load_file(folder / name) for name in record["hashes"] if name.endswith("safetensors")
+            name.split(".")[0]: load_file(folder / name)
+            for name in record["hashes"]
+            if name.endswith("safetensors") and "/" not in name
         }
         history = json.loads((folder / "history.json").read_text())
+        sharded = any("/" in name for name in record["hashes"])
         targets = core.state_dict()
-        if targets.keys() != files["core"].keys():
+        averages = sharded_ema(core, state.ema) if state.ema is not None else {}
+        moments = _shard_moments(core, folder) if sharded else {}
+        if sharded:
+            places = {"core": targets, "optimizer": moments} | ({"ema": averages} if averages else {})
+            own = {f"{part}/{k}": v for part, every in places.items() for k, v in every.items() if k not in files[part]}
+            read_shards(folder / SHARDED, own)
+        elif targets.keys() != files["core"].keys():
             raise KeyError(f"core tensors {sorted(targets.keys() ^ files['core'].keys())[:3]}")
         for name, value in files["core"].items():
             copy_into(targets[name], value)
-        _fill_optimizer(core, state, files["optimizer"])
-        if state.ema is not None:
-            averages = sharded_ema(core, state.ema)
-            for name, value in files["ema"].items():
-                copy_into(averages[name], value)
+        for name, value in files.get("ema", {}).items() if state.ema is not None else ():
+            copy_into(averages[name], value)
+        _fill_optimizer(core, state, files["optimizer"] | moments, record["optimizer"])
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise SanakitError("SK0505", f"{folder}: {type(error).__name__}: {error}") from error
     if state.accelerator is not None and state.accelerator.scaler is not None and record["scaler"]:
@@ -171,7 +287,7 @@ def preflight(folder: Path, size: int) -> None:
     """Reserve the room of KEEP + 1 checkpoints less those that are there, and give it back. Raises SK0903 in time."""
     if not is_main():
         return
-    present = sum(p.stat().st_size for p in folder.glob("step-*/*"))
+    present = sum(p.stat().st_size for p in folder.glob("step-*/**/*") if p.is_file())
     dummy = folder / ".preflight"
     needed = max(size, (KEEP + 1) * size - present)
     try:
@@ -188,26 +304,37 @@ def preflight(folder: Path, size: int) -> None:
         dummy.unlink(missing_ok=True)
 
 
-def optimizer_slots(core: nn.Module, state: TrainState) -> dict[str, dict[str, Tensor]]:
-    """Moments and step counts by parameter name."""
+def optimizer_slots(core: nn.Module, state: TrainState) -> dict[str, dict[str, Any]]:
+    """Moments and counts by parameter name; tensors, and plain numbers where an optimiser keeps those."""
     names = {id(p): name for name, p in core.named_parameters()}
-    return {
-        names[id(p)]: {key: torch.as_tensor(value) for key, value in slots.items()}
-        for p, slots in state.optimizer.state.items()
-    }
+    return {names[id(p)]: dict(slots) for p, slots in state.optimizer.state.items()}
 
 
-def _fill_optimizer(core: nn.Module, state: TrainState, tensors: dict[str, Tensor]) -> None:
+def _shard_moments(core: nn.Module, folder: Path) -> dict[str, Tensor]:
+    """Room for the optimiser's sharded tensors, each as its parameter lies."""
+    import torch.distributed.checkpoint as dcp
+
+    parameters = dict(core.named_parameters())
+    stored = dcp.HuggingFaceStorageReader(str(folder / SHARDED)).read_metadata().state_dict_metadata
+    keys = [key.removeprefix("optimizer/") for key in stored if key.startswith("optimizer/")]
+    return {key: torch.zeros_like(parameters[key.rsplit(":", 1)[0]], requires_grad=False) for key in keys}
+
+
+def _fill_optimizer(core: nn.Module, state: TrainState, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     parameters = dict(core.named_parameters())
     for key, value in tensors.items():
         name, slot = key.rsplit(":", 1)
         parameter = parameters[name]
-        if slot == "step":
-            target = value.to(parameter.device).clone()
-        else:
+        if hasattr(parameter, "device_mesh") and not hasattr(value, "device_mesh") and value.shape == parameter.shape:
             target = torch.zeros_like(parameter, requires_grad=False)
             copy_into(target, value)
-        state.optimizer.state[parameter][slot] = target
+            value = target
+        state.optimizer.state[parameter][slot] = value.to(parameter.device).clone()
+    for name, slots in numbers["slots"].items():
+        state.optimizer.state[parameters[name]].update(slots)
+    for group, step in zip(state.optimizer.param_groups, numbers["steps"], strict=True):
+        if step is not None:
+            group["step"] = step
 
 
 def sharded_ema(core: nn.Module, ema: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
 
 from sanakit.errors import SanakitError, did_you_mean
 
@@ -41,6 +41,14 @@ class TrainSection(Section):
     accumulate: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
+    target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the picture
+    optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
+    compile: bool = False  # the core, by torch.compile
+    async_checkpoints: bool = True  # written by another thread, from copies
+    hang_timeout: float = Field(default=1800.0, ge=0)  # seconds in one step before the rank behind is named; 0: never
+    log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers
+    sample_every: int = Field(default=0, ge=0)  # steps between sample grids; 0: at the end only
+    report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
 
 
 class DataSection(Section):
@@ -48,15 +56,22 @@ class DataSection(Section):
     image_size: int = Field(default=96, ge=16)
     max_set_aside: float = Field(default=0.05, ge=0, le=1)
     cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
+    workers: int = Field(default=1, ge=0)  # threads that draw batches ahead; 0 draws in the loop
+    caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
+    aspect_buckets: bool = False  # train on pictures of about image_size squared in their own shape
+    max_aspect: float = Field(default=2.0, ge=1)
 
 
 class VAESection(Section):
     name: str | None = None  # None: the base's
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
+    equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
 
 
 class TextEncoderSection(Section):
     name: str | None = None
+    learning_rate: float | None = Field(default=None, gt=0)  # trained with the core at this peak; None: frozen
+    gradient_checkpointing: bool = False  # of its layers
 
 
 class AdapterSection(Section):
@@ -89,6 +104,16 @@ class Config(Section):
     text_encoder: TextEncoderSection = TextEncoderSection()
     adapter: AdapterSection = AdapterSection()
     smoke: SmokeSection = SmokeSection()
+
+    @model_validator(mode="after")
+    def _no_option_without_effect(self) -> "Config":
+        if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
+            raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
+        if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):
+            raise ValueError("train.target vae trains no text encoder: leave text_encoder out")
+        if self.train.target == "vae" and self.data.aspect_buckets:
+            raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
+        return self
 
     @property
     def kind(self) -> str:
@@ -123,6 +148,8 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"])
+        if not key:
+            raise SanakitError("SK0104", first["msg"].removeprefix("Value error, ")) from error
         hint = did_you_mean(key, known_keys()) if first["type"] == "extra_forbidden" else ""
         found = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
         raise SanakitError("SK0104", f"{key}: {first['msg']}{found}{hint}") from error

@@ -228,6 +228,19 @@ CODES: dict[str, Code] = {
         why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is at fault.",
         fix="Train in fp32 or autocast bf16 with a larger learning rate; report it where a frozen parameter moved.",
     ),
+    "SK0509": Code(
+        title="a rank holds the others up",
+        why="A rank has not finished a step within train.hang_timeout, so the others wait for it in a collective.",
+        fix="Look at that rank's host (disk, GPU, network); the same command goes on from the latest checkpoint. "
+        "A step that honestly takes longer needs a larger train.hang_timeout.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0510": Code(
+        title="latents are no more equivariant than before",
+        why="Fine-tuning the VAE has not lowered the error between encoding a turned or scaled picture and turning or "
+        "scaling its latents.",
+        fix="Raise vae.equivariance or train.max_steps.",
+    ),
     # 06: other people's formats, in and out
     "SK0601": Code(
         title="a pickle is not read without leave",

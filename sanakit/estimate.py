@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from sanakit.adapters import ADAPTERS
 from sanakit.contracts import LatentSpec, TextSpec
 from sanakit.errors import SanakitError
+from sanakit.optimizers import OPTIMIZERS
 from sanakit.swap.base import Strategy
 from sanakit.train import TrainOptions
 
@@ -97,7 +98,7 @@ def estimate(
         activations = saved_bytes(core, options, micro, latent_shape, caption_length)
     total = sum(p.numel() for p in core.parameters())
     weights = FP32 * sum(v.numel() for v in core.state_dict().values())
-    gradients, optimizer = FP32 * trained, 2 * FP32 * trained
+    gradients, optimizer = FP32 * trained, OPTIMIZERS[options.optimizer].bytes_a_parameter * trained
     average = weights if options.ema_decay else 0
     block = FP32 * sum(p.numel() for p in core.transformer_blocks[0].parameters())
     # FSDP2 holds the block that runs and the next one whole; DDP copies gradients into buckets

@@ -22,9 +22,10 @@ STATISTICS = ("welch-max", "gaussian-kl")
 
 @dataclass
 class LatentMonitor:
-    """reference: normalised latents (N, C, h, w) of the training pictures. looks: how often `report` will be called."""
+    """reference: normalised latents (N, C, h, w) of the training pictures, one tensor a shape. looks: how often `report`
+    will be called."""
 
-    reference: Tensor
+    reference: list[Tensor]
     looks: int
     _seen: list[Tensor] = field(default_factory=list)
     _spread: dict[str, list[Tensor]] = field(default_factory=lambda: {"low": [], "high": []})
@@ -38,7 +39,7 @@ class LatentMonitor:
 
     def report(self, step: int) -> list[Reading]:
         current = torch.cat(self._seen).numpy()
-        reference = latent_features(self.reference).numpy()
+        reference = torch.cat([latent_features(part) for part in self.reference]).numpy()
         alpha = ALPHA / (self.looks * len(STATISTICS))
         readings = [replace(DRIFT.get(name)(reference, current, alpha), step=step) for name in STATISTICS]
         for half, label in (("low", "sigma < 0.5"), ("high", "sigma >= 0.5")):

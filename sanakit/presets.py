@@ -1,6 +1,6 @@
 """Presets: a run is a function that returns a configuration; `sanakit train --preset NAME --dry-run` prints it.
 
-All of them run on the embedded world as they stand. A joint text encoder and VAE fine-tuning are not there yet.
+All of them run on the embedded world as they stand.
 """
 
 from collections.abc import Callable
@@ -46,10 +46,27 @@ def lora() -> Config:
     return Config(train=train)
 
 
+def joint_text_encoder() -> Config:
+    """The base with its text encoder trained beside it, far slower: own group, own rate, own monitor; captions and the
+    null embedding are encoded anew every step."""
+    train = TrainSection(strategy="finetune", max_steps=1_000, learning_rate=2e-4, ema_decay=0.99)
+    return Config(train=train, text_encoder=TextEncoderSection(learning_rate=1e-5, gradient_checkpointing=True))
+
+
+def vae_finetune() -> Config:
+    """A VAE whose latents turn and scale with the picture, pictures held: RUN/vae serves as `path:DIR`."""
+    train = TrainSection(
+        target="vae", max_steps=500, batch_size=16, learning_rate=1e-4, weight_decay=0.0, ema_decay=0.99
+    )
+    return Config(vae=VAESection(name="dc-f16c32"), train=train)
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "pretrain": pretrain,
     "finetune": finetune,
     "swap-vae": swap_vae,
     "swap-text-encoder": swap_text_encoder,
+    "joint-text-encoder": joint_text_encoder,
+    "vae-finetune": vae_finetune,
     "lora": lora,
 }

@@ -6,13 +6,12 @@ repeats nothing and loses nothing, on any number of ranks, and strategies that r
 """
 
 import copy
-import functools
 import hashlib
 import math
 import re
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,10 +19,13 @@ from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import LatentDataset, read_ahead
+from sanakit.data.order import batch_indices, bucket_batch_indices
 from sanakit.distributed import STOP, local, make_accelerator, rank, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, sample_sigmas, shift_sigmas, velocity_loss
-from sanakit.text_encoders import PromptEmbeds
+from sanakit.optimizers import OPTIMIZERS, Record
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -53,6 +55,9 @@ class TrainOptions:
     parallel: str = "ddp"  # or "fsdp", where there are several ranks
     gradient_checkpointing: bool = False
     max_skipped: int = 0
+    optimizer: str = "adamw"  # a name of sanakit.optimizers
+    compile: bool = False  # the core, by torch.compile
+    workers: int = 1  # threads that draw batches ahead; 0 draws in the loop
 
 
 @dataclass(frozen=True)
@@ -62,40 +67,51 @@ class Batch:
     sigmas: Tensor  # (B,)
     prompt: PromptEmbeds
     indices: Tensor | None = None  # (B,) rows of the data set
+    texts: tuple[str, ...] = ()  # of B, dropped prompts empty; where the text encoder is trained too
 
     def map(self, change: Callable[[Tensor], Tensor]) -> "Batch":
         prompt = PromptEmbeds(change(self.prompt.embeds), change(self.prompt.mask))
         indices = None if self.indices is None else change(self.indices)
-        return Batch(change(self.latents), change(self.noise), change(self.sigmas), prompt, indices)
+        return Batch(change(self.latents), change(self.noise), change(self.sigmas), prompt, indices, self.texts)
 
     def split(self, parts: int) -> "list[Batch]":
         size = len(self.latents) // parts
-        return [self.map(lambda x, i=i: x[i * size : (i + 1) * size]) for i in range(parts)]
+        slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
+        return [replace(self.map(lambda x, s=s: x[s]), texts=self.texts[s]) for s in slices]
 
 
 @dataclass
 class TrainState:
     """What a checkpoint holds beside the core. model: the core as accelerate wraps it for several ranks.
 
-    extras: named tensors of monitors and the like. history: rows of metrics and readings so far. stopped: the signal.
+    module: what is kept and averaged: the core, or with its text encoder where both are trained; encoder: that one,
+    wrapped. extras: named tensors of monitors and the like. history: rows of metrics and readings so far. stopped:
+    the signal.
     """
 
     step: int
     optimizer: torch.optim.Optimizer
+    module: nn.Module
     ema: dict[str, Tensor] | None = None
     model: nn.Module | None = None
+    encoder: nn.Module | None = None
     accelerator: "Accelerator | None" = None
     extras: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     stopped: int = 0
+    learning_rate: float = 0.0  # of the step before, and the norm of its gradient
+    grad_norm: float = 0.0
 
 
 def draw_batch(
     system: LatentDiffusion, data: LatentDataset, options: TrainOptions, step: int, rows: slice = slice(None)
 ) -> Batch:
     """The batch of a step (or `rows` of it), from (seed, step) alone; an epoch visits every picture once."""
-    indices = batch_indices(len(data), options.batch_size, step, options.seed)
+    if data.members:
+        indices = bucket_batch_indices(data.members, options.batch_size, step, options.seed)
+    else:
+        indices = batch_indices(len(data), options.batch_size, step, options.seed)
     count, shift = len(indices), float(system.flow_shift or 1.0)
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
     if options.sigmas == "uniform":
@@ -111,24 +127,11 @@ def draw_batch(
     for row, seed in zip(noise, seeds[rows].tolist(), strict=True):
         row.normal_(generator=generator.manual_seed(seed))
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
-    return Batch(latents, noise, sigmas[rows], prompt, indices[rows])
-
-
-def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Picture indices of a step: consecutive slices of one permutation an epoch, across epoch borders."""
-    start = step * batch_size
-    parts, needed = [], batch_size
-    while needed:
-        epoch, offset = divmod(start, total)
-        parts.append(epoch_order(total, seed * 7_919 + epoch)[offset : offset + needed])
-        start += len(parts[-1])
-        needed -= len(parts[-1])
-    return torch.cat(parts)
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(total: int, seed: int) -> Tensor:
-    return torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    texts: tuple[str, ...] = ()
+    if data.texts:  # as the text encoder reads them; the null prompt has no instruction
+        own = zip(data.caption_rows(indices[rows], choice[rows]).tolist(), drop[rows].tolist(), strict=True)
+        texts = tuple("" if gone else system.text_encoder.spec.instruction + data.texts[row] for row, gone in own)
+    return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
 
 
 def learning_rate_at(step: int, options: TrainOptions) -> float:
@@ -138,17 +141,29 @@ def learning_rate_at(step: int, options: TrainOptions) -> float:
     return options.learning_rate * warm * cosine
 
 
-def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> TrainState:
-    """AdamW over parameter groups; a group's `scale` multiplies the learning rate. Raises SK0104 for a batch that does
-    not divide by ranks and micro-batches."""
+class Joint(nn.Module):
+    """Core and text encoder as one module: what is kept and averaged where both are trained."""
+
+    def __init__(self, core: nn.Module, text_encoder: TextEncoder) -> None:
+        super().__init__()
+        self.core, self.text_encoder = core, text_encoder
+
+
+def new_state(
+    core: nn.Module, groups: list[dict], options: TrainOptions, text_encoder: TextEncoder | None = None
+) -> TrainState:
+    """An optimiser over parameter groups; a group's `scale` multiplies the learning rate. text_encoder: trained too, its
+    parameters among the groups. Raises SK0104 for options that do not go together, SK0901 for a package."""
     if options.batch_size % (world_size() * options.accumulate):
         raise SanakitError(
             "SK0104",
             f"train.batch_size {options.batch_size} does not divide by {world_size()} ranks x {options.accumulate} "
             "micro-batches",
         )
-    if options.precision == "fp16" and options.parallel == "fsdp" and world_size() > 1:
-        raise SanakitError("SK0104", "train.precision fp16 does not go with train.parallel fsdp", fix="Use bf16.")
+    sharded = options.parallel == "fsdp" and world_size() > 1
+    record = OPTIMIZERS[options.optimizer]
+    if sharded:
+        _refuse_sharded(options, record, text_encoder)
     if options.gradient_checkpointing:
         core.enable_gradient_checkpointing()  # type: ignore[operator]
     accelerator = make_accelerator(options.precision)
@@ -156,16 +171,30 @@ def new_state(core: nn.Module, groups: list[dict], options: TrainOptions) -> Tra
     if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included
         core.forward = core._original_forward
     core._is_accelerate_prepared = False  # type: ignore[assignment]
-    sharded = options.parallel == "fsdp" and world_size() > 1
     if sharded:
         groups = shard(core, groups, options.precision, accelerator.device)
     model = core if sharded else accelerator.prepare(core)
-    optimizer = torch.optim.AdamW(
-        groups, lr=options.learning_rate, weight_decay=options.weight_decay, betas=(0.9, 0.99), fused=True
-    )
+    if options.compile:
+        model = torch.compile(model)
+    module = core if text_encoder is None else Joint(core, text_encoder)
+    encoder = None if text_encoder is None else accelerator.prepare(text_encoder)
+    optimizer = record.make(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
     optimizer = accelerator.prepare(optimizer)
-    ema = {k: local(v).clone() for k, v in core.state_dict().items()} if options.ema_decay else None
-    return TrainState(step=0, optimizer=optimizer, ema=ema, model=model, accelerator=accelerator)
+    ema = {k: local(v).clone() for k, v in module.state_dict().items()} if options.ema_decay else None
+    return TrainState(
+        step=0, optimizer=optimizer, module=module, ema=ema, model=model, encoder=encoder, accelerator=accelerator
+    )
+
+
+def _refuse_sharded(options: TrainOptions, record: Record, text_encoder: TextEncoder | None) -> None:
+    wrong = {
+        "train.precision fp16": options.precision == "fp16",
+        f"train.optimizer {options.optimizer}": not record.sharded,
+        "a text encoder that is trained": text_encoder is not None,
+        "train.compile": options.compile,
+    }
+    for name in (name for name, present in wrong.items() if present):
+        raise SanakitError("SK0104", f"{name} does not go with train.parallel fsdp", fix="Use train.parallel=ddp.")
 
 
 def layer_groups(core: nn.Module, groups: list[dict], decay: float) -> list[dict]:
@@ -193,40 +222,84 @@ def fit(
     until: int | None = None,
     after_step: Callable[[int, float, Batch, Tensor], None] = lambda step, loss, batch, predicted: None,
     rate: Callable[[int, TrainOptions], float] = learning_rate_at,
+    watch: Watch | None = None,
     draw: Callable[[int, slice], Batch] | None = None,
 ) -> TrainState:
-    """Train from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
-
-    Raises SK0501 before a step with a loss or gradient that is not finite. after_step sees this rank's rows. draw: the
-    batch of a step and of this rank's rows, by default `draw_batch` from the data.
-    """
-    core, accelerator = system.core, state.accelerator
-    assert accelerator is not None and state.model is not None
+    """Train the core (and the text encoder, where state has one) on velocities; see `descend`. draw: the batch of a step and
+    of this rank's rows, by default `draw_batch` from the data."""
     wrapped = copy.copy(system)
-    wrapped.core = state.model
-    core.train()
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    own = options.batch_size // world_size()
-    rows = slice(rank() * own, (rank() + 1) * own)
-    steps = range(state.step, options.max_steps if until is None else until)
+    wrapped.core = state.model  # type: ignore[assignment]
+    rows = own_rows(options)
+
+    def objective(part: Batch) -> tuple[Tensor, Tensor, Batch]:
+        if state.encoder is not None:
+            part = replace(part, prompt=state.encoder(list(part.texts)))
+        noisy = interpolate(part.latents, part.noise, part.sigmas)
+        predicted = wrapped.velocity(noisy, part.sigmas, part.prompt)
+        return velocity_loss(predicted, part.latents, part.noise).mean(), predicted, part
+
+    def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
+        after_step(step, loss, joined(parts), predicted)
+
     batch_of = draw or (lambda step, rows: draw_batch(system, data, options, step, rows))
+    own_batch = lambda step: batch_of(step, rows)
+    blame = lambda batch: _blame(data, batch)
+    return descend(
+        own_batch, objective, options, state, until=until, after_step=finished, rate=rate, watch=watch, blame=blame
+    )
+
+
+def own_rows(options: TrainOptions) -> slice:
+    """This rank's part of every batch."""
+    own = options.batch_size // world_size()
+    return slice(rank() * own, (rank() + 1) * own)
+
+
+def descend(
+    draw: Callable[[int], Any],
+    objective: Callable[[Any], tuple[Tensor, Tensor, Any]],
+    options: TrainOptions,
+    state: TrainState,
+    *,
+    until: int | None = None,
+    after_step: Callable[[int, float, list[Any], Tensor], None],
+    rate: Callable[[int, TrainOptions], float] = learning_rate_at,
+    watch: Watch | None = None,
+    blame: Callable[[Any], str] = lambda batch: "",
+) -> TrainState:
+    """The loop: from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
+
+    draw: this rank's batch of a step, with `map` and `split`. objective: a micro-batch to its mean loss, its predictions
+    and itself as it was used. Raises SK0501 before a step with a loss or gradient that is not finite; blame says why.
+    """
+    accelerator = state.accelerator
+    assert accelerator is not None and state.model is not None
+    state.module.train()
+    replicas = [m for m in (state.model, state.encoder) if m is not None]
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    steps = range(state.step, options.max_steps if until is None else until)
+    watch = watch or Watch()
+    watch.at(state.step, 0)
     with STOP.at_step_border():
-        for step, drawn in read_ahead(steps, lambda step: batch_of(step, rows)):
+        for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("scale", 1.0)
 
+            watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
-            losses, predictions = [], []
+            losses, predictions, used = [], [], []
             for number, part in enumerate(batch.split(options.accumulate), 1):
-                last = number == options.accumulate
-                with nullcontext() if last else accelerator.no_sync(state.model):
-                    noisy = interpolate(part.latents, part.noise, part.sigmas)
-                    predicted = wrapped.velocity(noisy, part.sigmas, part.prompt)
-                    loss = velocity_loss(predicted, part.latents, part.noise).mean() / options.accumulate
+                with ExitStack() as unsynchronised:
+                    for replica in replicas if number < options.accumulate else []:
+                        unsynchronised.enter_context(accelerator.no_sync(replica))
+                    loss, predicted, part = objective(part)
+                    loss = loss / options.accumulate
+                    watch.at(step, 2)
                     accelerator.backward(loss)
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
+                used.append(part)
             norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
             norm = float(whole(norm))
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
@@ -236,19 +309,35 @@ def fit(
             if finite:
                 state.optimizer.step()
             elif len(state.skipped) >= options.max_skipped:
-                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{_blame(data, batch)}")
+                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{blame(batch)}")
             else:
                 state.skipped.append(step)
             state.optimizer.zero_grad(set_to_none=True)
 
-            state.step = step + 1
+            watch.at(step, 3)
+            state.step, state.learning_rate, state.grad_norm = step + 1, learning_rate, norm
             if state.ema is not None and finite:
-                update_ema(state.ema, core, min(options.ema_decay, (1 + step) / (10 + step)))
-            after_step(state.step, value, batch, torch.cat(predictions))
+                update_ema(state.ema, state.module, min(options.ema_decay, (1 + step) / (10 + step)))
+            after_step(state.step, value, used, torch.cat(predictions))
             if stop:
                 state.stopped = stop
                 break
+            watch.at(step + 1, 0)
+        watch.at(state.step, 3)
     return state
+
+
+def joined(parts: list[Batch]) -> Batch:
+    """Micro-batches as one batch, without gradients."""
+    if len(parts) == 1 and not parts[0].prompt.embeds.requires_grad:
+        return parts[0]
+    prompt = PromptEmbeds(
+        torch.cat([p.prompt.embeds.detach() for p in parts]), torch.cat([p.prompt.mask for p in parts])
+    )
+    both = lambda name: torch.cat([getattr(p, name) for p in parts])
+    texts = tuple(text for p in parts for text in p.texts)
+    indices = None if parts[0].indices is None else both("indices")
+    return Batch(both("latents"), both("noise"), both("sigmas"), prompt, indices, texts)
 
 
 def _blame(data: LatentDataset, batch: Batch) -> str:

@@ -163,7 +163,7 @@ def test_webdataset_shards_lose_no_sample_and_open_nothing_else(tmp_path):
     assert found.names == [f"part-{s:02d}.tar/{i}" for s in range(3) for i in range(4)]
     assert found.captions[0] == ["picture 0 of 0", "by hand"] and found.captions[3] == ["first", "second"]
     assert [row["name"] for row in found.ledger] == [f"part-{s:02d}.tar/9" for s in range(3)]
-    for bad in (f"{tmp_path}/part-{{00..03}}.tar", "pipe:cat x.tar", "s3://bucket/x.tar"):
+    for bad in (f"{tmp_path}/part-{{00..03}}.tar", "pipe:cat x.tar", "nonsense://bucket/x.tar"):
         with pytest.raises(SanakitError, match="SK0401"):
             load_pictures(bad)
     (tmp_path / "cut.tar").write_bytes((tmp_path / "part-00.tar").read_bytes()[:300])
@@ -239,3 +239,144 @@ def test_a_spot_check_names_what_changed_under_an_unchanged_key(tmp_path, monkey
     monkeypatch.setattr(vae, "_encode", lambda images: encode(images) * 1.05)
     with pytest.raises(SanakitError, match=r"SK0404.*row \d computed again differs by 0\.0\d+ .*torch was 1.0"):
         raw_latents(vae, pictures, 32)
+
+
+def rows_of(count=4):
+    return [
+        {
+            "image": {"bytes": png((40 * i, 0, 0)), "path": None},
+            "captions": [f"good {i}", f"bad {i}"],
+            "scores": [1.0, 0.0],
+        }
+        for i in range(count)
+    ]
+
+
+def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path):
+    import fsspec
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pa.Table.from_pylist(rows_of())
+    for number in range(2):
+        pq.write_table(table, tmp_path / f"part-{number}.parquet")
+    found = load_pictures(f"{tmp_path}/part-{{0..1}}.parquet")
+    assert found.names == [f"part-{n}.parquet/{i}" for n in range(2) for i in range(4)]
+    assert found.captions[1] == ["good 1", "bad 1"] and found.scores[1] == [1.0, 0.0]
+
+    saved = tmp_path / "saved" / "train"
+    saved.mkdir(parents=True)
+    (saved.parent / "dataset_dict.json").write_text('{"splits": ["train", "test"]}')
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "data-00000-of-00001.arrow"}]}')
+    with pa.ipc.new_stream(str(saved / "data-00000-of-00001.arrow"), table.schema) as stream:
+        stream.write_table(table)
+    for folder in (saved, saved.parent):
+        assert load_pictures(str(folder)).images == found.images[:4]
+    (saved / "state.json").write_text('{"_data_files": [{"filename": "../../../x.arrow"}]}')
+    with pytest.raises(SanakitError, match="SK0401.*outside its folder"):
+        load_pictures(str(saved))
+    pq.write_table(table.rename_columns(["photo", "captions", "scores"]), tmp_path / "other.parquet")
+    with pytest.raises(SanakitError, match="SK0401.*columns photo, captions, scores; expected image"):
+        load_pictures(str(tmp_path / "other.parquet"))
+
+    record = json.dumps({"caption": ["one", "two"], "scores": [0.5, 0.1]}).encode()
+    tar_of(tmp_path / "a.tar", [("0.png", png()), ("0.json", record), ("1.png", png("blue")), ("1.json", record)])
+    remote = fsspec.filesystem("memory")
+    for number in range(2):
+        remote.pipe(f"/shards/{number}.tar", (tmp_path / "a.tar").read_bytes())
+    shards = load_pictures("memory://shards/{0..1}.tar")
+    assert shards.names == ["0.tar/0", "0.tar/1", "1.tar/0", "1.tar/1"] and shards.scores == [[0.5, 0.1]] * 4
+    with pytest.raises(SanakitError, match="SK0401"):
+        load_pictures("memory://shards/9.tar")
+
+
+def test_a_saved_data_set_of_the_package_datasets_is_read_and_hf_names_need_it(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    made = datasets.Dataset.from_list(rows_of()).cast_column("image", datasets.Image())
+    made.save_to_disk(str(tmp_path / "saved"))
+    made.to_parquet(str(tmp_path / "hub" / "train.parquet"))
+    for source in (f"{tmp_path}/saved", f"hf:{tmp_path}/hub"):
+        found = load_pictures(source)
+        assert found.images == [row["image"]["bytes"] for row in rows_of()] and found.scores == [[1.0, 0.0]] * 4
+
+
+def test_captions_are_drawn_by_score_and_temperature():
+    from sanakit.data.cache import CHOICES, LatentDataset, caption_chances
+
+    scores = [[2.0, 1.0, 0.0], [0.0], [1.0, 1.0]]
+    count = torch.tensor([3, 1, 2])
+    choice = torch.randint(CHOICES, (30_000,), generator=torch.Generator().manual_seed(0))
+    for temperature in (0.5, 2.0):
+        data = LatentDataset(
+            names=["a", "b", "c"],
+            latents=torch.zeros(3, 1, 1, 1, 1),
+            captions=None,
+            first=count.cumsum(0) - count,
+            count=count,
+            chances=caption_chances(scores, temperature),
+        )
+        for picture, own in enumerate(scores):
+            rows = data.caption_rows(torch.full_like(choice, picture), choice) - data.first[picture]
+            expected = (torch.tensor(own) / temperature).softmax(0)
+            assert torch.allclose(torch.bincount(rows, minlength=len(own)) / len(choice), expected, atol=0.01)
+
+
+@pytest.mark.parametrize("cell", [8, 14, 16, 32, 64])
+def test_bucket_sizes_fit_any_ratio_and_area(cell):
+    from sanakit.data.buckets import assign, bucket_sizes
+
+    sizes = bucket_sizes(512, cell, 2.0)
+    assert len(sizes) > 4 and len(set(sizes)) == len(sizes)
+    for height, width in sizes:
+        assert height % cell == width % cell == 0 and max(height / width, width / height) <= 2
+        assert abs(height * width / 512**2 - 1) < cell / 256
+    assert {(w, h) for h, w in sizes} == set(sizes)
+    height, width = sizes[assign([1.0], sizes)[0]]
+    assert abs(height - width) <= cell
+    chosen = assign([0.5, 0.52, 1.0, 1.0, 1.0, 1.9], sizes, at_least=3)
+    assert len(set(chosen)) == 1  # no bucket of fewer than three is left
+
+
+def test_buckets_show_every_picture_as_often_as_any_other():
+    """Every sample id of three rounds of a bucket, over two ranks and whatever step one begins at."""
+    from sanakit.data.order import bucket_batch_indices
+
+    members = [torch.arange(0, 10), torch.arange(10, 15), torch.arange(15, 40)]
+    batches = [bucket_batch_indices(members, 5, step, seed=3) for step in range(40)]
+    for own in members:
+        mine = [b for b in batches if b[0] in own]
+        assert all(set(b.tolist()) <= set(own.tolist()) for b in mine)
+        stream = torch.cat(mine).tolist()
+        for start in range(0, len(stream), len(own)):
+            assert sorted(stream[start : start + len(own)]) == own.tolist()
+    assert torch.bincount(torch.cat(batches)).tolist() == [5] * 40
+    first = torch.bincount(torch.cat(batches[:8]), minlength=40)  # an epoch's worth: no more than a batch astray
+    assert first.max() <= 2 and abs(int(first.sum()) - 40) == 0
+    again = [bucket_batch_indices(members, 5, step, seed=3) for step in (17, 3)]
+    assert torch.equal(again[0], batches[17]) and torch.equal(again[1], batches[3])
+
+
+def test_bucketed_latents_have_the_shape_of_their_pictures(tmp_path):
+    from sanakit.data.buckets import bucket_sizes
+
+    folder = tmp_path / "a"
+    folder.mkdir()
+    for i in range(24):
+        (folder / f"{i:02d}.png").write_bytes(png((10 * i, 0, 0), size=((40, 40), (80, 40), (40, 80))[i % 3]))
+        (folder / f"{i:02d}.txt").write_text(f"picture {i}")
+    vae, encoder = VAES.get("pca-f8c4").tiny(), TEXT_ENCODERS.get("minilm").tiny()
+    pictures = load_pictures(str(folder))
+    data = build_dataset(vae, encoder, pictures, 32, mirror=True, buckets=bucket_sizes(32, 8, 2.0), at_least=4)
+    shapes = {tuple(block.shape[1:]) for block in data.latents.blocks}
+    assert shapes == {(2, 4, 4, 4), (2, 4, 3, 5), (2, 4, 5, 3)} or len(shapes) == 3
+    assert sorted(torch.cat(data.members).tolist()) == list(range(24))
+    wide = data.members[int(data.latents.block[1])]
+    assert wide.tolist() == list(range(1, 24, 3))
+    rows = wide[:3]
+    latents = data.latents[rows, torch.zeros(3, dtype=torch.long)]
+    height, width = (8 * side for side in latents.shape[-2:])
+    assert width > height
+    from sanakit.data.cache import to_images
+
+    own = vae.encode(to_images(pictures.subset(rows.tolist()).pixels((height, width))))
+    assert torch.allclose(latents, own, atol=1e-5)

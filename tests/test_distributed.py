@@ -7,19 +7,24 @@ import json
 import os
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from sanakit import train
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import rank
+from sanakit.swap.joint import encoder_group, trainable_copy
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES
+from sanakit.watch import Watch
 
 STEPS, MORE = 5, 3
 CORE = {
@@ -58,14 +63,27 @@ def system_and_data():
     return system, data
 
 
-def run(folder, steps, chosen, resume=None):
-    """Train and save; the rows of every step that this rank saw, and the losses."""
+def groups_of(core):
+    return [{"params": p, "scale": 1.0} for p in parameters_by_group(core).values()]
+
+
+def prepared(chosen, joint):
+    """System, data and state; joint: the text encoder is trained too."""
     system, data = system_and_data()
-    groups = [{"params": p, "scale": 1.0} for p in parameters_by_group(system.core).values()]
-    state = new_state(system.core, groups, chosen)
+    groups, encoder = groups_of(system.core), None
+    if joint:
+        encoder = system.text_encoder = trainable_copy(system.text_encoder, gradient_checkpointing=True)
+        groups.append(encoder_group(encoder, 1e-4, 1e-3))
+        data = replace(data, texts=[" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(36)])
+    return system, data, new_state(system.core, groups, chosen, encoder)
+
+
+def run(folder, steps, chosen, resume=None, joint=False):
+    """Train and save; the rows of every step that this rank saw, and the losses."""
+    system, data, state = prepared(chosen, joint)
     assert (chosen.parallel == "fsdp") == all(hasattr(p, "full_tensor") for p in system.core.parameters())
     if resume:
-        load_checkpoint(resume, system.core, state, {})
+        load_checkpoint(resume, state.module, state, {})
     trace, losses = [], []
 
     def after_step(step, loss, batch, predicted):
@@ -73,18 +91,18 @@ def run(folder, steps, chosen, resume=None):
         losses.append(loss)
 
     fit(system, data, chosen, state, until=state.step + steps, after_step=after_step)
-    save_checkpoint(folder, system.core, state, {})
+    save_checkpoint(folder, state.module, state, {})
     (folder / f"rank-{rank()}.json").write_text(json.dumps({"trace": trace, "losses": losses}))
     return system.core
 
 
 def tensors(folder):
-    from safetensors.torch import load_file
-
-    found = latest(folder)
-    return {
-        f"{n}/{k}": v for n in ("core", "ema", "optimizer") for k, v in load_file(found / f"{n}.safetensors").items()
-    }
+    """What a checkpoint holds, read on one rank, whoever wrote it."""
+    _, _, state = prepared(options(), "joint" in folder.name)
+    load_checkpoint(latest(folder), state.module, state, {})
+    parts = {"core": state.module.state_dict(), "ema": state.ema}
+    parts |= {f"optimizer/{name}": slots for name, slots in optimizer_slots(state.module, state).items()}
+    return {f"{part}/{key}": value for part, own in parts.items() for key, value in own.items()}
 
 
 def facts(folder, number=0):
@@ -99,17 +117,30 @@ def assert_same_course(one, two):
         assert torch.allclose(a[key], b[key], rtol=1e-4, atol=2e-5), (key, (a[key] - b[key]).abs().max())
 
 
+def torchrun(*arguments):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        __file__,
+        *arguments,
+    ]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=600, check=False)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """ddp, accumulated and fsdp on two ranks; one on one rank; resumes across the number of ranks."""
     out = tmp_path_factory.mktemp("ranks")
-    for name in ("one", "one-more", "ddp", "accumulated", "fsdp", "fsdp-more", "fsdp-on-one"):
+    for name in ("one", "one-more", "ddp", "accumulated", "fsdp", "fsdp-more", "fsdp-on-one", "joint", "one-joint"):
         (out / name).mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", __file__, str(out)]
-    result = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
+    result = torchrun(str(out))
     assert result.returncode == 0, result.stderr[-3000:]
     run(out / "one", STEPS, options())
+    run(out / "one-joint", STEPS, options(), joint=True)
     run(out / "one-more", MORE, options(), resume=latest(out / "one"))
     return out
 
@@ -118,6 +149,18 @@ def folders(tmp_path_factory):
 @pytest.mark.parametrize("name", ["ddp", "accumulated", "fsdp"])
 def test_two_ranks_take_the_course_of_one_with_the_same_global_batch(folders, name):
     assert_same_course(folders / "one", folders / name)
+
+
+@pytest.mark.distributed
+def test_a_joint_text_encoder_takes_the_course_of_one_rank(folders):
+    assert_same_course(folders / "one-joint", folders / "joint")
+
+
+@pytest.mark.distributed
+def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path):
+    result = torchrun(str(tmp_path), "hang")
+    assert result.returncode != 0
+    assert "SK0509" in result.stderr and "rank 1 on" in result.stderr and "it draws its batch" in result.stderr
 
 
 @pytest.mark.distributed
@@ -130,17 +173,37 @@ def test_the_ranks_share_every_batch_without_loss_or_repetition(folders, name):
 
 
 @pytest.mark.distributed
-def test_a_sharded_checkpoint_goes_on_with_one_rank(folders):
+def test_a_sharded_checkpoint_is_written_by_its_ranks_and_goes_on_with_one(folders):
+    parts = sorted(p.name for p in (latest(folders / "fsdp") / "sharded").iterdir())
+    assert len(parts) == 2 and all(p.endswith(".safetensors") for p in parts)
+    assert sum(name.startswith("sharded/") for name in read_manifest(latest(folders / "fsdp"))["hashes"]) == 2
     run(folders / "fsdp-on-one", MORE, options(), resume=latest(folders / "fsdp"))
     assert_same_course(folders / "one-more", folders / "fsdp-on-one")
     assert_same_course(folders / "one-more", folders / "fsdp-more")
 
 
+def hang(folder):
+    """Rank 1 never gets its second batch."""
+    system, data, state = prepared(options(), joint=False)
+    draw = train.draw_batch
+
+    def stuck(system, data, options, step, rows):
+        if rank() == 1 and step == 1:
+            time.sleep(3600)
+        return draw(system, data, options, step, rows)
+
+    train.draw_batch = stuck
+    fit(system, data, options(), state, until=3, watch=Watch(folder / ".ranks", 5))
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     base = Path(sys.argv[1])
+    if sys.argv[2:] == ["hang"]:
+        hang(base)
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
+    run(base / "joint", STEPS, options(), joint=True)
     run(base / "fsdp", STEPS, options(parallel="fsdp"))
     run(base / "fsdp-more", MORE, options(parallel="fsdp"), resume=latest(base / "fsdp"))
     torch.distributed.destroy_process_group()

@@ -12,17 +12,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sanakit import checkpoint, train
 from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
-from sanakit.data import store
+from sanakit.data import load_pictures, store
+from sanakit.data.cache import to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
+from sanakit.interop.export import save_vae, write_encoder
 from sanakit.swap import stages as engine
+from sanakit.swap.joint import trainable_copy
+from sanakit.swap.plan import load_base
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
-from sanakit.vaes import VAES
+from sanakit.vaes import VAES, load_vae
 
 OPTIONS = TrainOptions(max_steps=10_000, batch_size=2, warmup=1, ema_decay=0.9)
 FACTS = {"train.seed": 0}
@@ -229,7 +235,6 @@ def test_no_space_left_on_a_small_file_system(tiny_system, tiny_data, tmp_path, 
 def small_run(tmp_path, monkeypatch):
     """A base of the tiny system on disk and 80 pictures: `run(folder, stop_at=..., by=...)` is `sanakit train`."""
     import numpy as np
-    from PIL import Image
 
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
     pictures, base, vae = tmp_path / "pictures", tmp_path / "base", tmp_path / "vae"
@@ -361,3 +366,77 @@ def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypat
     store.write(tmp_path, other, rows, lambda p: (computed.append(p), compute(p))[1], row_bytes=8)
     assert done > 0 and len(computed) == 10 - done
     assert store.find(tmp_path, other, rows)
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(small_run, tmp_path):
+    small_run(tmp_path / "straight")
+    for kill_at in (4, 14, 21):  # before the first checkpoint, between two, right after one
+        child = forked(lambda: small_run(tmp_path / "killed", stop_at=kill_at, by=signal.SIGKILL))
+        assert wait(child) == -signal.SIGKILL
+    small_run(tmp_path / "killed")
+    assert artefacts(tmp_path / "killed") == artefacts(tmp_path / "straight")
+    steps = [json.loads(line)["step"] for line in (tmp_path / "killed" / "steps.jsonl").read_text().splitlines()]
+    assert steps == [10, 20]
+
+
+def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    write_encoder(encoder, tmp_path / "encoder")
+    config = json.loads((tmp_path / "base" / "config.json").read_text())
+    shapes = {k: v for k, v in config.items() if not k.startswith("_")} | {"caption_channels": 16}
+    new_core(shapes, seed=0).save_pretrained(tmp_path / "base")
+    card = json.loads((tmp_path / "base" / "card.json").read_text())
+    card["text_encoder"] = f"path:{tmp_path}/encoder/text_encoder"
+    (tmp_path / "base" / "card.json").write_text(json.dumps(card))
+    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12"]
+    small_run(tmp_path / "straight", sets=sets)
+    with pytest.raises(SystemExit):
+        small_run(tmp_path / "stopped", stop_at=11, sets=sets)
+    small_run(tmp_path / "stopped", sets=sets)
+    assert artefacts(tmp_path / "stopped") == artefacts(tmp_path / "straight")
+    run = tmp_path / "straight"
+    system = load_base(f"path:{run}/model").system()
+    assert not torch.equal(system.text_encoder.encode(["abc"]).embeds, encoder.encode(["abc"]).embeds)
+    readings = [json.loads(line) for line in (run / "readings.jsonl").read_text().splitlines()]
+    assert {"moving-shift", "moving-scale"} <= {r["name"] for r in readings}
+    assert (run / "figures" / "samples-step-00000012.png").is_file()
+    with pytest.raises(SanakitError, match="SK0104.*Embedding has none"):
+        trainable_copy(TEXT_ENCODERS.get("wordllama").tiny(), gradient_checkpointing=True)
+
+
+def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path):
+    vae = VAES.get("sdxl-vae").tiny()
+    save_vae(vae, tmp_path / "candidate", stock=False)
+    sets = [
+        f"vae.name=path:{tmp_path}/candidate",
+        "train.target=vae",
+        "train.learning_rate=3e-3",
+        "train.weight_decay=0",
+    ]
+    result = small_run(tmp_path / "straight", sets=sets)
+    gates = {g["gate"]: g for g in result["stages"]["full"]["gates"]}
+    assert gates.keys() == {"tune/equivariance", "tune/reconstruction"}
+    assert gates["tune/reconstruction"]["value"] > 1  # of a random VAE anything learnt shows
+    with pytest.raises(SystemExit, match="143"):
+        small_run(tmp_path / "stopped", stop_at=13, sets=sets)
+    small_run(tmp_path / "stopped", sets=sets)
+    name = "diffusion_pytorch_model.safetensors"
+    weights = [(tmp_path / part / "vae" / name).read_bytes() for part in ("straight", "stopped")]
+    assert weights[0] == weights[1] != (tmp_path / "candidate" / name).read_bytes()
+    tuned = load_vae(f"path:{tmp_path}/straight/vae")
+    pixels = load_pictures(str(tmp_path / "pictures")).split(True).pixels(32)
+    assert tuned.encode(to_images(pixels)).std() == pytest.approx(1, rel=0.2)
+    with pytest.raises(SanakitError, match="SK0104.*no parameter to train"):
+        small_run(tmp_path / "closed", sets=["train.target=vae"])
+
+
+def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_path, monkeypatch):
+    seen = []
+    draw = train.draw_batch
+    monkeypatch.setattr(train, "draw_batch", lambda *a: (b := draw(*a), seen.append(tuple(b.latents.shape[-2:])))[0])
+    for i, path in enumerate(sorted((tmp_path / "pictures").glob("*.png"))):
+        Image.open(path).resize(((32, 32), (48, 24))[i % 2]).save(path)
+    small_run(tmp_path / "run", sets=["data.aspect_buckets=true"])
+    assert len(set(seen)) == 2 and (4, 4) in seen
+    with pytest.raises(SanakitError, match="SK0104.*caption_temperature.*has no scores"):
+        small_run(tmp_path / "other", sets=["data.caption_temperature=1"])

@@ -10,7 +10,7 @@ import sanakit
 ROOT = Path(sanakit.__file__).parent
 LAYERS = [
     {"contracts", "errors", "hashing"},
-    {"registry", "flow", "distributed", "kernels"},
+    {"registry", "flow", "distributed", "kernels", "optimizers", "watch", "tracking"},
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},

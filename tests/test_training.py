@@ -1,15 +1,22 @@
 """The loop, checkpoints, monitors and the race on a tiny system."""
 
+import json
+import platform
+import sys
+import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import yaml
+from tokenizers.processors import TemplateProcessing
 
-from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
 from sanakit.config import dump_config, make_config
 from sanakit.core.dit import GROUPS, group_of, parameters_by_group
+from sanakit.data.store import save_tensors
 from sanakit.errors import SanakitError
 from sanakit.evaluate import held_out
 from sanakit.monitors import LatentMonitor
@@ -17,6 +24,11 @@ from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.full import strategy_of
+from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
+from sanakit.swap.moving import MovingMonitor
+from sanakit.swap.quality import Target
+from sanakit.text_encoders import load_text_encoder
+from sanakit.tracking import Trackers
 from sanakit.train import (
     TrainOptions,
     batch_indices,
@@ -27,9 +39,9 @@ from sanakit.train import (
     new_state,
     parameter_digests,
 )
+from sanakit.watch import Watch
 
 OPTIONS = TrainOptions(max_steps=6, batch_size=4, learning_rate=1e-3, warmup=1)
-GOLDEN = [2.1126437, 2.2536552, 2.6385174, 2.3005126, 2.5189204, 2.062546]  # fp32, one CPU thread
 
 
 def all_groups(core):
@@ -139,7 +151,7 @@ def observe(monitor, system, data, scale):
 
 
 def test_monitor_speaks_of_a_wider_stream_and_is_silent_on_the_same(tiny_system, tiny_data):
-    monitor = LatentMonitor(reference=tiny_data.latents[:, 0], looks=1)
+    monitor = LatentMonitor(reference=[tiny_data.latents[:, 0]], looks=1)
     assert not any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.0))
     assert any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.5))
 
@@ -149,11 +161,14 @@ def test_forecast_of_an_exact_power_law():
     curve = np.array([2 * (s + 1) ** -0.25 for s in steps])
     truth = 399.0
     target = 2 * (truth + 1) ** -0.25
-    assert steps_to_reach(steps, curve, target / 1.02) == pytest.approx(truth, rel=1e-6)
+    assert steps_to_reach(steps, curve, target) == pytest.approx(truth, rel=1e-6)
     assert steps_to_reach(steps, curve, 1.0) == 25
     assert steps_to_reach(steps, np.ones(5), 0.5) == np.inf
     noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
-    result = forecast(steps, noisy, np.full(64, target / 1.02))
+    goal = Target(
+        measure="loss", weights=np.ones(5), floor=np.zeros(64), unit=1.0, base=np.full(64, target), tolerance=1.0
+    )
+    result = forecast(steps, noisy, goal)
     assert result.low <= result.steps <= result.high and not result.reached
 
 
@@ -267,13 +282,208 @@ def test_lora_starts_as_the_base_and_merges_into_plain_layers(tiny_system, tiny_
 def test_presets_round_trip_through_yaml(name):
     config = PRESETS[name]()
     assert make_config(yaml.safe_load(dump_config(config))) == config
-    assert strategy_of(config, None).scales.keys() <= {*GROUPS, "lora"}
+    assert strategy_of(config, {}).scales.keys() <= {*GROUPS, "lora"}
 
 
 def test_golden_losses(tiny_system, tiny_data):
-    """A refactor must not move the course; another build of torch moves it by rounding only."""
+    """A refactor must not move the course: not by a bit on the same build, by rounding only on another."""
     torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     losses = []
     state = new_state(tiny_system.core, all_groups(tiny_system.core), OPTIONS)
     fit(tiny_system, tiny_data, OPTIONS, state, after_step=lambda step, loss, *_: losses.append(loss))
-    assert losses == pytest.approx(GOLDEN, rel=1e-4)
+    golden = json.loads(Path(__file__).with_name("golden_losses.json").read_text())
+    build = [torch.__version__.split("+")[0], platform.machine(), torch.backends.cpu.get_cpu_capability()]
+    expected = [float.fromhex(text) for text in golden["losses"]]
+    assert losses == (expected if build == golden["build"] else pytest.approx(expected, rel=1e-4))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_workers_and_a_resume_change_no_sample(tiny_system, tiny_data, tmp_path, workers):
+    core, options = tiny_system.core, replace(OPTIONS, max_steps=40, workers=workers)
+    trace, prompts = [], []
+
+    def keep(step, loss, batch, predicted):
+        trace.extend(tiny_data.names[i] for i in batch.indices.tolist())
+        prompts.append(batch.prompt.embeds)
+
+    state = fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options), until=7, after_step=keep)
+    save_checkpoint(tmp_path, core, state, {})
+    resumed = new_state(core, all_groups(core), options)
+    load_checkpoint(latest(tmp_path), core, resumed, {})
+    fit(tiny_system, tiny_data, options, resumed, until=20, after_step=keep)
+    straight = [draw_batch(tiny_system, tiny_data, OPTIONS, step) for step in range(20)]
+    assert trace == [tiny_data.names[i] for batch in straight for i in batch.indices.tolist()]
+    assert all(torch.equal(a, b.prompt.embeds) for a, b in zip(prompts, straight, strict=True))
+    assert sorted(trace[:64]) == sorted(tiny_data.names)
+
+
+def test_an_asynchronous_save_holds_its_own_step_while_training_goes_on(tiny_system, tiny_data, tmp_path, monkeypatch):
+    core, options = tiny_system.core, replace(OPTIONS, ema_decay=0.9)
+    release, written = threading.Event(), []
+
+    def slowly(tensors, path, *rest):
+        written.append(threading.current_thread())
+        assert release.wait(60)
+        save_tensors(tensors, path, *rest)
+
+    monkeypatch.setattr("sanakit.checkpoint.save_tensors", slowly)
+    state = fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options), until=2)
+    at_two = {**weights(core), **{f"ema.{k}": v.clone() for k, v in state.ema.items()}}
+    saver = Saver(tmp_path, asynchronous=True)
+    state.history.append({"file": "a", "row": {}})
+    saver.save(core, state, {})
+    fit(tiny_system, tiny_data, options, state, until=4)
+    state.history.append({"file": "b", "row": {}})
+    assert latest(tmp_path) is None
+    release.set()
+    saver.close()
+    assert threading.main_thread() not in written
+    other = new_state(core, all_groups(core), options)
+    load_checkpoint(latest(tmp_path), core, other, {})
+    now = {**core.state_dict(), **{f"ema.{k}": v for k, v in other.ema.items()}}
+    assert other.step == 2 and len(other.history) == 1 and all(torch.equal(now[k], v) for k, v in at_two.items())
+
+    monkeypatch.setattr("sanakit.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    saver = Saver(tmp_path, asynchronous=True)
+    saver.save(core, state, {})
+    with pytest.raises(SanakitError, match="SK0903.*full"):
+        saver.close()
+    assert latest(tmp_path).name == "step-00000002"
+
+
+@pytest.mark.parametrize(("name", "package"), [("adamw-8bit", "bitsandbytes"), ("came", "pytorch_optimizer")])
+def test_other_optimisers_resume_bit_exactly_and_name_their_package(name, package, tiny_system, tiny_data, tmp_path):
+    core, options = tiny_system.core, replace(OPTIONS, optimizer=name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, package, None)
+        with pytest.raises(SanakitError, match=f"SK0901.*needs the package {package.replace('_', '-')}"):
+            new_state(core, all_groups(core), options)
+    pytest.importorskip(package)
+    fresh = weights(core)
+    fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options))
+    straight = weights(core)
+    assert any(not torch.equal(straight[k], v) for k, v in fresh.items())
+    core.load_state_dict(fresh)
+    state = fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options), until=3)
+    save_checkpoint(tmp_path, core, state, {})
+    resumed = new_state(core, all_groups(core), options)
+    load_checkpoint(latest(tmp_path), core, resumed, {})
+    fit(tiny_system, tiny_data, options, resumed)
+    assert all(torch.equal(straight[k], v) for k, v in core.state_dict().items())
+
+
+def test_a_text_encoder_is_trained_with_its_own_rate_and_null_embedding(tiny_system, tiny_data, tmp_path):
+    system, core = tiny_system, tiny_system.core
+    torch.nn.init.normal_(core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    captions = [" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(128)]
+    special = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    system.text_encoder.tokenizer.backend_tokenizer.post_processor = special  # so that the null prompt has tokens
+    system.null = system.text_encoder.null()
+    data = replace(tiny_data, texts=captions, captions=system.text_encoder.encode(captions))
+    before, null, original = parameter_digests(system.text_encoder), system.null.embeds, system.text_encoder
+    encoder = trainable_copy(original, gradient_checkpointing=True)
+    frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
+    assert frozen and all("pooler" in n for n in frozen)
+    system.text_encoder = encoder
+    options = replace(OPTIONS, prompt_dropout=0.5, ema_decay=0.9, accumulate=2)
+    start = weights(core), weights(encoder)
+
+    def run(until, state=None):
+        if state is None:
+            core.load_state_dict(start[0])
+            encoder.load_state_dict(start[1])
+            groups = [g | {"scale": 1.0} for g in all_groups(core)] + [encoder_group(encoder, 1e-4, 1e-3)]
+            state = new_state(core, groups, options, encoder)
+        seen = []
+        after = lambda step, loss, batch, predicted: seen.append((batch, state.optimizer.param_groups[-1]["lr"]))
+        return fit(system, data, options, state, until=until, after_step=after), seen
+
+    state, seen = run(6)
+    straight = weights(state.module)
+    batch, rate = seen[0]
+    dropped = torch.tensor([text == "" for text in batch.texts])
+    assert rate == pytest.approx(1e-4) and dropped.any() and not dropped.all()
+    expected = torch.where(dropped[:, None, None], null, data.captions.embeds[_rows(data, batch)])
+    assert torch.allclose(batch.prompt.embeds[dropped], expected[dropped], atol=1e-5)
+    assert all((parameter_digests(encoder)[n] == d) == (n in frozen) for n, d in before.items())
+    assert parameter_digests(original) == before
+    assert any(k.startswith("text_encoder.") for k in state.ema)
+    assert not torch.equal(as_encoded_now(system, data, 4).captions.embeds[0], data.captions.embeds[0])
+    assert not torch.equal(system.null.embeds, null) and torch.equal(system.null.embeds, encoder.null().embeds)
+
+    state, _ = run(3)
+    save_checkpoint(tmp_path / "c", state.module, state, {})
+    _, _ = run(1)  # elsewhere
+    groups = [g | {"scale": 1.0} for g in all_groups(core)] + [encoder_group(encoder, 1e-4, 1e-3)]
+    resumed = new_state(core, groups, options, encoder)
+    load_checkpoint(latest(tmp_path / "c"), resumed.module, resumed, {})
+    run(6, resumed)
+    assert all(torch.equal(straight[k], v) for k, v in resumed.module.state_dict().items())
+
+    encoder.eval()
+    reference = save_encoder(encoder, tmp_path)
+    read = load_text_encoder(reference.replace("path:./", f"path:{tmp_path}/"))
+    assert torch.allclose(read.encode(["a b"]).embeds, encoder.encode(["a b"]).embeds, atol=1e-6)
+
+
+def _rows(data, batch):
+    where = {text: row for row, text in enumerate(data.texts)}
+    return torch.tensor([where.get(text, 0) for text in batch.texts])
+
+
+def test_a_part_that_is_trained_is_judged_by_effect_size():
+    generator = torch.Generator().manual_seed(0)
+    blocks = lambda shift, scale: {
+        "mean": torch.randn(5000, 8, generator=generator) + shift,
+        "log-sd": 0.1 * torch.randn(5000, 8, generator=generator) + np.log(scale),
+    }
+    monitor = MovingMonitor("embeddings", blocks(0, 1))
+    for shift, scale, alarms in ((0.2, 1.05, [False, False]), (2.5, 1.0, [True, False]), (0, 0.5, [False, True])):
+        monitor.observe(blocks(shift, scale))
+        kept = MovingMonitor("embeddings", monitor.reference)
+        kept.restore(monitor.tensors())
+        readings = monitor.report(7)
+        assert [r.alarm for r in readings] == alarms and readings[1].value == pytest.approx(scale, rel=0.02)
+        assert kept.report(7) == readings
+    assert monitor.report(8) == []
+
+
+def test_options_without_effect_are_refused():
+    for sets, message in (
+        (["text_encoder.gradient_checkpointing=true"], "needs text_encoder.learning_rate"),
+        (["train.target=vae", "text_encoder.learning_rate=1e-4"], "trains no text encoder"),
+        (["train.target=vae", "data.aspect_buckets=true"], "leave data.aspect_buckets out"),
+        (["train.report_to=[paper]"], "train.report_to.0"),
+    ):
+        with pytest.raises(SanakitError, match=f"SK0104.*{message}"):
+            make_config({}, sets)
+
+
+def test_the_rank_that_is_furthest_behind_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("sanakit.watch.world_size", lambda: 3)
+    place = lambda step, phase: json.dumps({"step": step, "phase": phase, "host": "node-a"})
+    for number, text in enumerate([place(7, 2), place(7, 0), place(7, 2)]):
+        (tmp_path / f"{number}.json").write_text(text)
+    watch = Watch(None, 5)
+    watch.folder = tmp_path
+    assert watch.verdict().startswith("rank 1 on node-a holds up 3 ranks for over 5 s: at step 7 it draws its batch")
+    (tmp_path / "1.json").write_text(place(7, 2))
+    assert watch.verdict().startswith("all 3 ranks stand at step 7")
+    (tmp_path / "2.json").unlink()
+    assert watch.verdict().startswith("rank 2 on unknown")
+
+
+def test_trackers_take_what_they_are_given_and_name_a_missing_package(tmp_path, monkeypatch):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(SanakitError, match="SK0901.*train.report_to wandb needs the package wandb"):
+            Trackers(("wandb",), tmp_path, {})
+    pytest.importorskip("tensorboard")
+    trackers = Trackers(("tensorboard",), tmp_path, {"train.seed": 0, "train.strategy": "auto"})
+    trackers.log({"train/loss": 1.5}, 3)
+    trackers.images("samples", np.zeros((2, 8, 8, 3), np.uint8), 3)
+    trackers.close()
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 1.5)] and events.Tags()["images"]

@@ -21,12 +21,19 @@ BYTES = ("weights", "gradients", "optimizer", "average", "activations", "communi
 def train(
     config_file: Annotated[Path | None, typer.Option("--config", help="YAML configuration.")] = None,
     preset: Annotated[
-        str | None, typer.Option("--preset", help="pretrain, finetune, swap-vae, swap-text-encoder or lora.")
+        str | None,
+        typer.Option(
+            "--preset",
+            help="pretrain, finetune, swap-vae, swap-text-encoder, joint-text-encoder, vae-finetune or lora.",
+        ),
     ] = None,
     set_: Sets = None,
     run_dir: RunDir = None,
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or a checkpoint folder.")] = "auto",
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="train.seed.")] = None,
+    report_to: Annotated[
+        str | None, typer.Option("--report-to", help="Comma-separated: tensorboard, wandb, trackio, mlflow.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
     world_size: Annotated[
         int | None, typer.Option("--world-size", min=1, help="With --dry-run: what a run of so many ranks will need.")
@@ -47,6 +54,8 @@ def train(
             "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
         )
     sets = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
+    if report_to is not None:
+        sets.append(f"train.report_to=[{report_to}]")
     config = load_config(config_file, sets) if config_file else make_config(PRESETS[str(preset)]().model_dump(), sets)
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
@@ -70,6 +79,9 @@ def train(
 def _needs(config: "Config", world_size: int) -> dict[str, int]:
     """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
     from sanakit.estimate import estimate, fake_core
+
+    if config.train.target == "vae" or config.text_encoder.learning_rate:
+        raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
     from sanakit.swap.full import options_of, strategy_of
     from sanakit.swap.plan import load_base
     from sanakit.text_encoders import load_text_encoder
@@ -90,7 +102,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         base_ratio=own_vae.spec.spatial_compression_ratio,
         image_size=config.data.image_size,
     )
-    strategy = strategy_of(config, None)
+    strategy = strategy_of(config, {})
     return estimate(
         core,
         mode,

@@ -28,7 +28,8 @@ DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 class Pictures:
     """Encoded pictures with captions.
 
-    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside.
+    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
+    every caption of every picture, where the data has them.
     """
 
     source: str
@@ -36,6 +37,7 @@ class Pictures:
     captions: list[list[str]]
     images: list[bytes]
     ledger: list[dict[str, str]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,7 +49,25 @@ class Pictures:
         for name, captions, image in zip(self.names, self.captions, self.images, strict=True):
             digest.update("\0".join([name, *captions]).encode())
             digest.update(hashlib.sha256(image).digest())
+        if self.scores:
+            digest.update(repr(self.scores).encode())
         return digest.hexdigest()
+
+    def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
+        """One picture more; captions without words go, with their scores. Scores that do not count as many set it aside."""
+        kept = [number for number, caption in enumerate(captions) if caption.strip()]
+        own = [float(score) for score in scores or []]
+        if own and len(own) != len(captions):
+            self.ledger.append({"name": name, "reason": f"{len(own)} scores of {len(captions)} captions"})
+            return
+        if self.names and bool(own) != bool(self.scores):
+            self.ledger.append({"name": name, "reason": "has no scores, others have" if self.scores else "has scores"})
+            return
+        self.names.append(name)
+        self.captions.append([captions[number].strip() for number in kept])
+        self.images.append(image)
+        if own:
+            self.scores.append([own[number] for number in kept])
 
     def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
         return Pictures(
@@ -56,15 +76,18 @@ class Pictures:
             captions=[self.captions[i] for i in indices],
             images=[self.images[i] for i in indices],
             ledger=self.ledger,
+            scores=[self.scores[i] for i in indices] if self.scores else [],
         )
 
     def split(self, held_out: bool) -> "Pictures":
         """Train or held-out half; a picture's side depends on its name alone, so the split never moves."""
         return self.subset([i for i, name in enumerate(self.names) if is_held_out(name) == held_out])
 
-    def pixels(self, size: int) -> np.ndarray:
-        """(N, size, size, 3) uint8, fitted on white. Call `screen` first for pictures of unknown origin."""
-        out = np.empty((len(self), size, size, 3), np.uint8)
+    def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
+        """(N, size, size, 3) uint8, fitted on white; (N, height, width, 3) cropped for a pair. Call `screen` first for
+        pictures of unknown origin."""
+        height, width = (size, size) if isinstance(size, int) else size
+        out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
             out[i] = decode(data, size)
         return out
@@ -74,14 +97,21 @@ def is_held_out(name: str) -> bool:
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
 
 
-def decode(data: bytes, size: int) -> np.ndarray:
-    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping."""
+def decode(data: bytes, size: int | tuple[int, int]) -> np.ndarray:
+    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping; for a pair
+    (height, width) scaled to cover it, the middle kept."""
     with Image.open(io.BytesIO(data), formats=DECODERS) as file:
         if file.width * file.height > MAX_PIXELS:
             raise ValueError(f"{file.width} x {file.height} pixels, cap {MAX_PIXELS}")
-        image = ImageOps.exif_transpose(file).convert("RGBA")
-    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if image.size != (size, size):
+        image = ImageOps.exif_transpose(file)
+        image.load()
+    if image.mode not in ("RGB", "L") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    if not isinstance(size, int):
+        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
+    elif image.size != (size, size):
         image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
     return np.asarray(image)
 
@@ -123,14 +153,22 @@ def read_parquet(path: Path, source: str) -> Pictures:
 
 
 def load_pictures(source: str, *, max_set_aside: float = 0.05) -> Pictures:
-    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, or WebDataset .tar shards."""
-    path = Path(source).expanduser()
-    if path.is_dir() or path.suffix in (".csv", ".jsonl", ".tar"):
-        from sanakit.data.files import read_folder, read_manifest, read_shards
+    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
+    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too."""
+    found = _read(source)
+    return DATASETS.get(source)() if found is None else screen(found, max_set_aside=max_set_aside)
 
-        if path.suffix == ".tar":
-            found = read_shards(source)
-        else:
-            found = read_folder(path) if path.is_dir() else read_manifest(path)
-        return screen(found, max_set_aside=max_set_aside)
-    return DATASETS.get(source)()
+
+def _read(source: str) -> Pictures | None:
+    from sanakit.data import files, tables
+
+    path = Path(source).expanduser()
+    if source.startswith("hf:"):
+        return tables.read_hub_dataset(source.removeprefix("hf:"))
+    if path.is_dir():
+        return tables.read_saved_dataset(path) if tables.is_saved_dataset(path) else files.read_folder(path)
+    if path.suffix == ".parquet":
+        return tables.read_parquet_files(source)
+    if path.suffix == ".tar":
+        return files.read_shards(source)
+    return files.read_manifest(path) if path.suffix in (".csv", ".jsonl") else None

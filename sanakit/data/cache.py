@@ -7,6 +7,7 @@ computed again before anything is trained on it.
 """
 
 import importlib.metadata
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from sanakit.data import store
 from sanakit.data.base import Pictures, cache_dir
+from sanakit.data.buckets import Bucketed, Size, aspect, assign
 from sanakit.data.store import Rows
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
@@ -25,6 +27,7 @@ from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
 PROMPT_BATCH = 128
+CHOICES = 1 << 30  # a caption is drawn as a number below this
 RESIDENT_BYTES = 2 << 30  # what is larger stays on disk and is read by memory map
 Progress = Callable[[str, int, int], None]  # label, done, total
 
@@ -35,7 +38,7 @@ def silent(label: str, done: int, total: int) -> None:
 
 def to_images(pixels: Any) -> Tensor:
     """(N, S, S, 3) uint8 array -> (N, 3, S, S) float in [-1, 1]."""
-    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div(127.5).sub(1)
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,9 +70,12 @@ class Job:
         return entry, tensors, found is not None
 
 
-def latent_job(vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False, progress: Progress = silent) -> Job:
+def latent_job(
+    vae: VAE, pictures: Pictures, size: int | Size, *, mirror: bool = False, progress: Progress = silent
+) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second."""
     views = 2 if mirror else 1
+    sides = (size, size) if isinstance(size, int) else size
 
     def encode(images: Tensor) -> Tensor:
         return torch.stack([vae.encode_raw(view) for view in (images, images.flip(-1))[:views]], 1)
@@ -86,7 +92,7 @@ def latent_job(vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False,
         facts={
             "kind": "latents",
             "encoder": vae.fingerprint(),
-            "size": size,
+            "size": size if isinstance(size, int) else list(size),
             "mirror": mirror,
             "mode": "posterior mean",
             "dtype": "float32",
@@ -96,7 +102,7 @@ def latent_job(vae: VAE, pictures: Pictures, size: int, *, mirror: bool = False,
         compute=compute,
         checked="raw_latents",
         again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size))),
-        row_bytes=4 * views * torch.Size(vae.spec.shape(size, size)).numel(),
+        row_bytes=4 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
 
 
@@ -138,7 +144,7 @@ def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progres
 def raw_latents(
     vae: VAE,
     pictures: Pictures,
-    size: int,
+    size: int | Size,
     *,
     mirror: bool = False,
     progress: Progress = silent,
@@ -180,15 +186,17 @@ def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).split(".")[0] for name in ("torch", "diffusers", "transformers")}
 
 
-def read_ahead(items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tuple[Any, Any]]:
-    """Items with their work, the next one's already under way on another thread."""
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(work, items[0]) if items else None
+def read_ahead(items: Sequence[Any], work: Callable[[Any], Any], workers: int = 1) -> Iterator[tuple[Any, Any]]:
+    """Items with their work, in order; the next `workers` ones' already under way on as many threads."""
+    if not workers:
+        yield from ((item, work(item)) for item in items)
+        return
+    with ThreadPoolExecutor(workers) as pool:
+        pending = deque(pool.submit(work, item) for item in items[:workers])
         for i, item in enumerate(items):
-            assert pending is not None
-            ready = pending.result()
-            if i + 1 < len(items):
-                pending = pool.submit(work, items[i + 1])
+            ready = pending.popleft().result()
+            if i + workers < len(items):
+                pending.append(pool.submit(work, items[i + workers]))
             yield item, ready
 
 
@@ -196,24 +204,52 @@ def read_ahead(items: Sequence[Any], work: Callable[[Any], Any]) -> Iterator[tup
 class LatentDataset:
     """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
-    latents: (N, M, C, h, w), M views of a picture. captions: every caption of every picture. first, count: (N,)
-    where a picture's captions lie in `captions`. texts: the captions as they were written.
+    latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
+    of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
+    probability of a picture's captions, where they are not equal. texts: the captions as they
+    were written.
     """
 
     names: list[str]
-    latents: Tensor | Rows
+    latents: Tensor | Rows | Bucketed
     captions: PromptEmbeds
     first: Tensor
     count: Tensor
+    chances: Tensor | None = None
     texts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.latents)
 
     def prompts(self, indices: Tensor, choice: Tensor) -> PromptEmbeds:
-        """Caption number `choice` modulo the picture's count, for every index."""
-        rows = self.first[indices] + choice % self.count[indices]
+        """The embeddings of one caption of every index."""
+        rows = self.caption_rows(indices, choice)
         return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+
+    def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
+        """Caption number `choice` modulo the picture's count; with scores by their chances, `choice` over CHOICES."""
+        if self.chances is None:
+            number = choice % self.count[indices]
+        else:
+            number = (choice[:, None] / CHOICES >= self.chances[indices]).sum(1)
+        return self.first[indices] + number
+
+    @property
+    def members(self) -> list[Tensor]:
+        """The pictures of each bucket; empty where every picture has one size."""
+        return self.latents.members if isinstance(self.latents, Bucketed) else []
+
+
+def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
+    """(N, K) cumulative softmax(score / temperature) over each picture's captions, one from its last on (Sana, arXiv
+    2410.10629)."""
+    widest = max(len(s) for s in scores)
+    padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
+    for row, own in zip(padded, scores, strict=True):
+        row[: len(own)] = torch.tensor(own, dtype=torch.float64) / temperature
+    chances = padded.softmax(1).cumsum(1)
+    last = torch.tensor([len(s) - 1 for s in scores])
+    return torch.where(torch.arange(widest) >= last[:, None], 1.0, chances)
 
 
 def build_dataset(
@@ -225,17 +261,34 @@ def build_dataset(
     mirror: bool,
     progress: Progress = silent,
     cache: Path | None = None,
+    temperature: float | None = None,
+    buckets: Sequence[Size] = (),
+    at_least: int = 1,
 ) -> LatentDataset:
-    """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them."""
+    """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them.
+
+    temperature: of the captions' scores, where the data has them. buckets: picture sizes instead of `size` squared, each
+    of `at_least` pictures.
+    """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
-    raw = raw_latents(vae, pictures, size, mirror=mirror, **options)
+
+    def latents(some: Pictures, side: int | Size) -> Tensor | Rows:
+        raw = raw_latents(vae, some, side, mirror=mirror, **options)
+        return vae.normalize(raw) if isinstance(raw, Tensor) else Rows(raw.shards, raw.index, vae.normalize)
+
+    if buckets:
+        chosen = torch.tensor(assign([aspect(image) for image in pictures.images], buckets, at_least))
+        used = chosen.unique().tolist()
+        members = [(chosen == number).nonzero()[:, 0] for number in used]
+        blocks = [latents(pictures.subset(m.tolist()), buckets[n]) for n, m in zip(used, members, strict=True)]
     count = torch.tensor([len(c) for c in pictures.captions])
     texts = [caption for captions in pictures.captions for caption in captions]
     return LatentDataset(
         names=pictures.names,
-        latents=vae.normalize(raw) if isinstance(raw, Tensor) else Rows(raw.shards, raw.index, vae.normalize),
+        latents=Bucketed(blocks, members) if buckets else latents(pictures, size),
         captions=embeddings(encoder, texts, **options),
         first=count.cumsum(0) - count,
         count=count,
+        chances=caption_chances(pictures.scores, temperature) if temperature and pictures.scores else None,
         texts=texts,
     )

@@ -1,9 +1,13 @@
-"""A folder of pictures with `.txt` captions beside them, CSV or JSONL manifests, and WebDataset tar shards."""
+"""A folder of pictures with `.txt` captions beside them, CSV or JSONL manifests, and WebDataset tar shards.
+
+Shards may lie behind an address (`s3://`, `gs://`, `https://` ...), read by fsspec and its packages.
+"""
 
 import json
 import re
 import tarfile
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 import pandas as pd
 
@@ -23,12 +27,13 @@ def read_folder(folder: Path) -> Pictures:
     for path in paths:
         text = path.with_suffix(".txt")
         captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
-        rows.append((path.relative_to(folder).as_posix(), captions, path))
+        rows.append((path.relative_to(folder).as_posix(), captions, path, None))
     return _collect(str(folder), rows)
 
 
 def read_manifest(path: Path) -> Pictures:
-    """Rows with `image` (path relative to the manifest) and `caption` (a string, or a list in JSONL)."""
+    """Rows with `image` (path relative to the manifest) and `caption` (a string, or a list in JSONL, then perhaps with
+    `scores`)."""
     if not path.is_file():
         raise SanakitError("SK0401", f"manifest {path} does not exist")
     try:
@@ -44,7 +49,10 @@ def read_manifest(path: Path) -> Pictures:
             raise SanakitError("SK0401", f"{path} row {number}: expected keys image and caption, found {record!r:.80}")
         caption = record["caption"]
         captions = [str(c) for c in caption] if isinstance(caption, list) else [str(caption)]
-        rows.append((str(record["image"]), captions, path.parent / str(record["image"])))
+        scores = record.get("scores")
+        if scores is not None and not (isinstance(scores, list) and all(isinstance(s, int | float) for s in scores)):
+            raise SanakitError("SK0401", f"{path} row {number}: scores is {scores!r:.40}, expected a number a caption")
+        rows.append((str(record["image"]), captions, path.parent / str(record["image"]), scores))
     if not rows:
         raise SanakitError("SK0401", f"manifest {path} has no rows")
     return _collect(str(path), rows)
@@ -56,15 +64,12 @@ def read_shards(pattern: str) -> Pictures:
     Read in memory, in order, with our own decoders: picture suffixes, `.txt` (a caption a line) and `.json` (`caption`, a
     string or a list). Nothing is unpickled, unpacked to disk or run; members of any other kind are left alone.
     """
-    if pattern.startswith("pipe:") or "://" in pattern:
-        raise SanakitError("SK0401", f"{pattern}: shards are local files; pipes and addresses are not opened")
     pictures = Pictures(source=pattern, names=[], captions=[], images=[])
-    for shard in _expand(pattern):
-        if not shard.is_file():
-            raise SanakitError("SK0401", f"shard {shard} does not exist")
+    for source in expand(pattern):
+        shard = PurePosixPath(source)
         samples: dict[str, dict[str, bytes]] = {}
         try:
-            with tarfile.open(shard) as tar:
+            with open_source(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
                 for member in tar:
                     stem, dot, suffix = member.name.rpartition(".")
                     suffix = f".{suffix.lower()}"
@@ -77,49 +82,69 @@ def read_shards(pattern: str) -> Pictures:
                         assert file is not None
                         samples.setdefault(stem, {})[suffix] = file.read()
         except (tarfile.TarError, OSError) as error:
-            raise SanakitError("SK0401", f"shard {shard} cannot be read: {error}") from error
+            raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
         for stem, parts in samples.items():
             name = f"{shard.name}/{stem}"
             image = next((parts[s] for s in SUFFIXES if s in parts), None)
             if image is None:
                 pictures.ledger.append({"name": name, "reason": f"no picture, found {', '.join(parts)}"})
                 continue
-            pictures.names.append(name)
-            pictures.captions.append(_captions(parts))
-            pictures.images.append(image)
+            captions, scores = _captions(parts)
+            pictures.add(name, captions, image, scores)
     return pictures
 
 
-def _expand(pattern: str) -> list[Path]:
+def expand(pattern: str) -> list[str]:
+    """The sources that `{00000..00009}` stands for, both ends included."""
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not braces:
-        return [Path(pattern).expanduser()]
+        return [pattern]
     first, last = braces[1], braces[2]
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [Path(pattern[: braces.start()] + n + pattern[braces.end() :]).expanduser() for n in numbers]
+    return [pattern[: braces.start()] + n + pattern[braces.end() :] for n in numbers]
 
 
-def _captions(parts: dict[str, bytes]) -> list[str]:
+def open_source(source: str) -> Any:
+    """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is missing."""
+    if source.startswith("pipe:"):
+        raise SanakitError("SK0401", f"{source}: commands are not run")
+    if "://" not in source:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise SanakitError("SK0401", f"shard {path} does not exist")
+        return path.open("rb")
+    import fsspec
+
+    try:
+        return fsspec.open(source, "rb").open()
+    except ImportError as error:
+        raise SanakitError("SK0901", f"{source}: {error}", fix="Install the package that the message names.") from error
+    except ValueError as error:  # a protocol that nobody knows
+        raise SanakitError("SK0401", f"{source}: {error}") from error
+
+
+def _captions(parts: dict[str, bytes]) -> tuple[list[str], list[float] | None]:
+    """Captions, and their scores where a .json states them (`caption` and `scores`, equally long)."""
     lines = parts.get(".txt", b"").decode("utf-8", errors="replace").splitlines()
-    if ".json" in parts:
-        try:
-            record = json.loads(parts[".json"])
-        except ValueError:
-            record = None
-        stated = record.get("caption", []) if isinstance(record, dict) else []
-        lines += [str(c) for c in stated] if isinstance(stated, list) else [str(stated)]
-    return [line.strip() for line in lines if line.strip()]
+    try:
+        record = json.loads(parts.get(".json", b"null"))
+    except ValueError:
+        record = None
+    record = record if isinstance(record, dict) else {}
+    stated, scores = record.get("caption", []), record.get("scores")
+    captions = [str(c) for c in stated] if isinstance(stated, list) else [str(stated)]
+    if isinstance(scores, list) and all(isinstance(s, int | float) for s in scores):
+        return captions, scores  # lines of the .txt have none
+    return [line for line in lines + captions if line.strip()], None
 
 
-def _collect(source: str, rows: list[tuple[str, list[str], Path]]) -> Pictures:
+def _collect(source: str, rows: list[tuple[str, list[str], Path, list[float] | None]]) -> Pictures:
     pictures = Pictures(source=source, names=[], captions=[], images=[])
-    for name, captions, path in rows:
+    for name, captions, path, scores in rows:
         if not path.is_file():
             pictures.ledger.append({"name": name, "reason": "file does not exist"})
         elif path.stat().st_size > MAX_BYTES:
             pictures.ledger.append({"name": name, "reason": f"{path.stat().st_size} bytes, cap {MAX_BYTES}"})
         else:
-            pictures.names.append(name)
-            pictures.captions.append([c.strip() for c in captions if c.strip()])
-            pictures.images.append(path.read_bytes())
+            pictures.add(name, captions, path.read_bytes(), scores)
     return pictures

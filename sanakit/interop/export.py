@@ -71,12 +71,7 @@ def export_pipeline(
         }
         if reasons:
             refuse_unbuildable(text_encoder)
-            kind = type(text_encoder)
-            index["sanakit"] = {
-                "image_size": image_size,
-                "licence": licence,
-                "text_encoder": {"class": f"{kind.__module__}:{kind.__qualname__}", "spec": asdict(text_encoder.spec)},
-            }
+            index["sanakit"] = {"image_size": image_size, "licence": licence, "text_encoder": _policy(text_encoder)}
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
         if lora is not None and lora.is_dir():
             shutil.copytree(lora, aside / "lora")
@@ -88,6 +83,20 @@ def export_pipeline(
     finally:
         shutil.rmtree(aside, ignore_errors=True)
     return reasons
+
+
+def write_encoder(text_encoder: TextEncoder, folder: Path) -> None:
+    """A text encoder alone, with its tokenizer and policy: `path:FOLDER/text_encoder` reads it back."""
+    refuse_unbuildable(text_encoder)
+    save_text_model(text_encoder, folder / "text_encoder")
+    save_tokenizer(text_encoder, folder / "tokenizer")
+    index = {"_class_name": OWN_CLASS, "sanakit": {"text_encoder": _policy(text_encoder)}}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _policy(text_encoder: TextEncoder) -> dict[str, Any]:
+    kind = type(text_encoder)
+    return {"class": f"{kind.__module__}:{kind.__qualname__}", "spec": asdict(text_encoder.spec)}
 
 
 def refuse_full(out: Path) -> None:
@@ -182,7 +191,7 @@ def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:
     if hasattr(model, "save_pretrained"):
         model.save_pretrained(folder)
     elif type(model) is nn.Embedding:
-        folder.mkdir()
+        folder.mkdir(parents=True)
         (folder / "config.json").write_text(json.dumps({"_class_name": "Embedding"}) + "\n")
         save_file({"weight": _plain(model.weight)}, folder / "model.safetensors")
     else:
@@ -204,7 +213,7 @@ def refuse_unbuildable(text_encoder: TextEncoder) -> None:
 def save_tokenizer(text_encoder: TextEncoder, folder: Path) -> None:
     tokenizer = getattr(text_encoder, "tokenizer", None)
     if isinstance(tokenizer, Tokenizer):
-        folder.mkdir()
+        folder.mkdir(parents=True)
         tokenizer.save(str(folder / "tokenizer.json"))
     elif hasattr(tokenizer, "save_pretrained"):
         tokenizer.save_pretrained(folder)

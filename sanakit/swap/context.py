@@ -1,6 +1,7 @@
 """What the stages of a swap share: base, candidate, pictures and their encodings, loaded when first asked for."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
+from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
@@ -73,17 +75,31 @@ class Swap:
         """Held-out pictures that judge a race."""
         return min(self.config.smoke.held_out, len(self.halves[1]))
 
-    def dataset(self, system: LatentDiffusion, held_out_half: bool) -> LatentDataset:
-        pictures = self.halves[held_out_half]
-        return build_dataset(
+    def dataset(
+        self, system: LatentDiffusion, held_out_half: bool, buckets: Sequence[tuple[int, int]] = ()
+    ) -> LatentDataset:
+        """Latents and embeddings of a half, squares or in buckets."""
+        pictures, data = self.halves[held_out_half], self.config.data
+        if data.caption_temperature and not pictures.scores:
+            raise SanakitError(
+                "SK0104",
+                f"data.caption_temperature: {pictures.source} has no scores",
+                fix="Leave it out, or state them.",
+            )
+        found = build_dataset(
             system.vae,
             system.text_encoder,
             pictures,
             system.image_size,
             mirror=not held_out_half,
             progress=self.progress,
-            cache=Path(self.config.data.cache) if self.config.data.cache else None,
+            cache=Path(data.cache) if data.cache else None,
+            temperature=data.caption_temperature,
+            buckets=buckets,
+            at_least=self.config.train.batch_size,
         )
+        texts = [c for captions in pictures.captions for c in captions]
+        return replace(found, texts=texts) if self.config.text_encoder.learning_rate else found
 
     @cached_property
     def base_data(self) -> tuple[LatentDataset, LatentDataset]:
@@ -99,6 +115,14 @@ class Swap:
             image_size=self.base_system.image_size,
         )
         return self.dataset(probe, False), self.dataset(probe, True)
+
+    def stream(self, system: LatentDiffusion) -> LatentDataset:
+        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so."""
+        if not self.config.data.aspect_buckets:
+            return self.candidate_data[0]
+        cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
+        sizes = bucket_sizes(system.image_size, cell, self.config.data.max_aspect)
+        return self.dataset(system, False, sizes)
 
     @cached_property
     def base_held_out(self) -> HeldOut:

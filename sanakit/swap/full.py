@@ -1,8 +1,10 @@
 """Stage full: train the recommended strategy to the end, watched, resumable, and write the model."""
 
 import json
+import shutil
 import signal
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,10 +15,13 @@ from torch import Tensor
 
 from sanakit.adapters import fresh_core
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
+from sanakit.checkpoint import Saver, checkpoint_bytes, latest, load_checkpoint, preflight, set_aside
 from sanakit.config import Config
 from sanakit.core.dit import save_core
+from sanakit.data.cache import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
+from sanakit.drift.features import embedding_blocks
+from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.interop.lora import save_lora
@@ -24,8 +29,13 @@ from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.figures import save_grid
+from sanakit.swap.figures import save_grid, to_uint8
+from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
+from sanakit.swap.moving import NAMES as MOVING
+from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.plan import build
+from sanakit.text_encoders import TextEncoder
+from sanakit.tracking import Trackers
 from sanakit.train import (
     Batch,
     TrainOptions,
@@ -36,22 +46,38 @@ from sanakit.train import (
     new_state,
     parameter_digests,
 )
+from sanakit.watch import Watch
 
 if TYPE_CHECKING:
+    from sanakit.run import RunFolder
     from sanakit.swap.context import Swap
 
 LOOKS = 8
+REFERENCE = 1024  # pictures or captions that a stream is compared with
+SAMPLES = 4  # pictures of a grid while training
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
 # what may change between two parts of one run: it does not touch the trajectory
-FREE = ("train.checkpoint_every", "train.parallel", "data.cache")
+FREE = (
+    "train.checkpoint_every",
+    "train.parallel",
+    "train.async_checkpoints",
+    "train.hang_timeout",
+    "train.log_every",
+    "train.sample_every",
+    "train.report_to",
+    "data.cache",
+    "data.workers",
+)
 
 
-def strategy_of(config: Config, recommended: str | None) -> type[Strategy]:
-    """The configured strategy, the race's recommendation, or finetune; `train.rates` and `train.lora_rank` applied."""
-    name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
+def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
+    """The configured strategy, the race's recommendation, or finetune, at the learning rate that its race found best;
+    `train.rates` and `train.lora_rank` applied. raced: strategy.json, empty where no race was run."""
+    name = config.train.strategy if config.train.strategy != "auto" else raced.get("recommended") or "finetune"
     strategy = STRATEGIES.get(name)
+    rate = next((c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name), strategy.learning_rate)
     rank = config.train.lora_rank if strategy.lora_rank else 0
-    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
+    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank, "learning_rate": rate}
     return type(strategy.__name__, (strategy,), own)
 
 
@@ -74,6 +100,9 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
         parallel=own.parallel,
         gradient_checkpointing=own.gradient_checkpointing,
         max_skipped=own.max_skipped,
+        optimizer=own.optimizer,
+        compile=own.compile,
+        workers=config.data.workers,
     )
 
 
@@ -88,12 +117,9 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
     """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
-    sections = swap.config.model_dump(mode="json")
     flat = {"strategy": strategy, "candidate": swap.candidate.fingerprint(), "pictures": swap.pictures.fingerprint}
-    for section, values in sections.items():
-        inner = values.items() if isinstance(values, dict) else [("", values)]
-        flat |= {f"{section}.{key}".rstrip("."): value for key, value in inner if section != "smoke"}
-    return {key: value for key, value in flat.items() if key not in FREE}
+    flat |= flat_config(swap.config)
+    return {key: value for key, value in flat.items() if key not in FREE and not key.startswith("smoke.")}
 
 
 def train_full(swap: "Swap") -> dict[str, Any]:
@@ -102,45 +128,71 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
     config, run = swap.config, swap.run
-    strategy = strategy_of(config, (run.read_json("strategy.json") or {}).get("recommended"))
+    strategy = strategy_of(config, run.read_json("strategy.json") or {})
     name = strategy.name
     train, test = swap.candidate_data
     system = starting_system(swap, strategy)
+    encoder_rate = config.text_encoder.learning_rate
+    encoder: TextEncoder | None = None
+    if encoder_rate:
+        encoder = trainable_copy(system.text_encoder, gradient_checkpointing=config.text_encoder.gradient_checkpointing)
+        system.text_encoder = encoder
 
     count = swap.num_held_out
-    evaluate = lambda: held_out(system, test, count=count)
+
+    def evaluate() -> HeldOut:
+        now = as_encoded_now(system, test, count) if encoder else test
+        return held_out(system, now, count=count)
+
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
     drift_alarms = 0
+    if encoder and not groups:
+        raise SanakitError("SK0104", f"text_encoder.learning_rate: strategy {name} trains no core beside it")
     if groups:
         options = options_of(config, strategy)
-        state = new_state(system.core, groups, options)
-        untouched = parameter_digests(system.core)
+        if encoder and encoder_rate:
+            groups.append(encoder_group(encoder, encoder_rate, options.learning_rate))
+        state = new_state(system.core, groups, options, encoder)
+        untouched = parameter_digests(state.module)
         facts = resume_facts(swap, name)
         checkpoints = run.path / "checkpoints"
-        _resume(checkpoints, swap.resume, system, state, facts)
+        pick_up(checkpoints, swap.resume, state, facts)
         for row in state.history:
             run.append(row["file"], [row["row"]])
-        preflight(checkpoints, checkpoint_bytes(system.core, state))
-        monitor = LatentMonitor(reference=train.latents[:1024, 0], looks=LOOKS)
+        drop_later(run, state.step)
+        preflight(checkpoints, checkpoint_bytes(state.module, state))
+        stream = swap.stream(system)
+        monitor = LatentMonitor(reference=reference_latents(stream, train), looks=LOOKS)
         restore_monitor(monitor, state.extras)
-        drift_alarms = sum(bool(r["row"].get("alarm")) for r in state.history)
+        moving = None
+        if encoder:
+            rows = train.first[:REFERENCE]  # the captions as the encoder gave them at the start
+            blocks = embedding_blocks(train.captions.embeds[rows].float(), train.captions.mask[rows])
+            moving = MovingMonitor("embeddings", blocks)
+            moving.restore(state.extras)
+        drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] not in MOVING for r in state.history)
         losses = state.extras.get("losses", torch.empty(0)).tolist()
         look_every = max(1, options.max_steps // LOOKS)
+        trackers = Trackers(config.train.report_to, run.path, flat_config(config))
+        saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
+        watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
+        clock = time.perf_counter()
 
         def record(file: str, rows: list[dict[str, Any]]) -> None:
             run.append(file, rows)
             state.history += [{"file": file, "row": row} for row in rows]
 
-        def save(step: int) -> None:
-            state.extras = monitor_tensors(monitor) | {"losses": torch.tensor(losses, dtype=torch.float64)}
-            save_checkpoint(checkpoints, system.core, state, facts)
+        def save() -> None:
+            own = moving.tensors() if moving else {}
+            state.extras = monitor_tensors(monitor) | own | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            saver.save(state.module, state, facts)
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
-            nonlocal drift_alarms, losses
+            nonlocal drift_alarms, losses, clock
             swap.progress(f"training {name}", step, options.max_steps)
             if step - 1 in state.skipped:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
@@ -148,11 +200,25 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 losses.append(loss)
                 if not strategy.teacher:  # what the base draws is no sample of the data
                     monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                if moving:
+                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu(), batch.prompt.mask.cpu()))
             if step == min(MOVED_BY, options.max_steps) >= 3:
-                check_movement(system.core, untouched)
+                check_movement(state.module, untouched)
+            if step % config.train.log_every == 0:
+                now = time.perf_counter()
+                values = {
+                    "loss": loss,
+                    "learning_rate": state.learning_rate,
+                    "grad_norm": state.grad_norm,
+                    "seconds": (now - clock) / config.train.log_every,
+                }
+                clock = now
+                run.append("steps.jsonl", [{"step": step} | values])
+                trackers.log({f"train/{key}": value for key, value in values.items()}, step)
             if step % look_every == 0:
                 readings = monitor.report(step)
                 drift_alarms += sum(r.alarm for r in readings)
+                readings += moving.report(step) if moving else []
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
                 row = {
                     "stage": "full",
@@ -163,19 +229,33 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                     "by_sigma": None,
                 }
                 losses = []
-                record("metrics.jsonl", [row, _held_out_row(name, step, evaluate())])
-                system.core.train()
+                found = evaluate()
+                record("metrics.jsonl", [row, _held_out_row(name, step, found)])
+                trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
+                trackers.log({"held_out/loss": found.loss}, step)
+            if config.train.sample_every and step % config.train.sample_every == 0:
+                if encoder:
+                    system.null = encoder.null()
+                drawn = sample_images(system, swap.sample_prompts()[:SAMPLES], seed=config.train.seed)
+                save_grid(run.path, f"samples-step-{step:08d}", drawn, "samples", f"step {step}", "")
+                trackers.images("samples", to_uint8(drawn), step)
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
-                save(step)
+                save()
 
         draw = None
         if strategy.teacher:
             teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
             draw = teacher.draws(system, train, options)
-        fit(system, train, options, state, after_step=after_step, draw=draw)
+        try:
+            fit(system, stream, options, state, after_step=after_step, watch=watch, draw=draw)
+            if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
+                save()
+        finally:
+            watch.close()
+            saver.close()
+            trackers.close()
+        barrier()
         if state.stopped:
-            if state.step % config.train.checkpoint_every and state.step != options.max_steps:
-                save(state.step)
             print(
                 f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {options.max_steps}, saved in "
                 f"{checkpoints}; the same command with --resume auto goes on",
@@ -183,15 +263,18 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             )
             sys.exit(exit_code(state.stopped))
         if options.max_steps >= 3:
-            check_movement(system.core, untouched)
+            check_movement(state.module, untouched)
         if state.ema is not None:
-            for key, value in system.core.state_dict().items():
+            for key, value in state.module.state_dict().items():
                 local(value).copy_(state.ema[key])
         system.core = gathered(system.core, strategy)
         if strategy.lora_rank and is_main():
             save_lora(system.core, run.path / "lora")
         strategy.finish(system.core)
+        if encoder:
+            encoder.eval().requires_grad_(False)
     end = evaluate()
+    now = as_encoded_now(system, test, count) if encoder else test
     swap.progress("sampling", 0, 2)
     prompts = swap.sample_prompts()
     images = {
@@ -212,11 +295,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             for label, grid in images.items()
         ],
     )
-    write_model(swap, system, name, end)
+    write_model(swap, system, name, end, joint=encoder is not None)
     return {
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": end.losses.mean(0).numpy(),
-        "conditional_gain": conditional_gain(system, test, count=count).numpy(),
+        "conditional_gain": conditional_gain(system, now, count=count).numpy(),
         "relative_error": swap.target.relative(end),
         "base_relative_error": swap.target.base,
         "sample_std": images["candidate"].std((1, 2, 3)).numpy(),
@@ -236,11 +319,18 @@ def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
     }
 
 
-def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> None:
-    """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
+def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, joint: bool = False) -> None:
+    """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read.
+
+    joint: with the text encoder that was trained beside it.
+    """
     folder = swap.run.path / "model"
     save_core(system.core, folder)
     save_null(system.text_encoder, folder)
+    encoder = swap.config.text_encoder.name or swap.base.card["text_encoder"]
+    if joint:
+        shutil.rmtree(folder / "text", ignore_errors=True)
+        encoder = save_encoder(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",
@@ -248,7 +338,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
         "base": swap.base.name,
         "vae": swap.config.vae.name or swap.base.card["vae"],
         "scaling_factor": swap.config.vae.scaling_factor if is_vae else swap.base.card.get("scaling_factor"),
-        "text_encoder": swap.config.text_encoder.name or swap.base.card["text_encoder"],
+        "text_encoder": encoder,
         "image_size": system.image_size,
         "flow_shift": system.flow_shift,
         "data": {"source": swap.pictures.source, "fingerprint": swap.pictures.fingerprint},
@@ -267,7 +357,33 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     return plain
 
 
-def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: TrainState, facts: dict[str, Any]) -> None:
+def reference_latents(stream: LatentDataset, squares: LatentDataset) -> list[Tensor]:
+    """Normalised latents that the data stream is compared with: of the training pictures as the loop reads them."""
+    if not stream.members:
+        return [squares.latents[:REFERENCE, 0]]
+    share = REFERENCE / len(stream)
+    chosen = [m[torch.linspace(0, len(m) - 1, max(1, round(share * len(m)))).long()] for m in stream.members]
+    return [stream.latents[rows, torch.zeros_like(rows)] for rows in chosen]
+
+
+def flat_config(config: Config) -> dict[str, Any]:
+    return {
+        f"{section}.{key}".rstrip("."): value
+        for section, values in config.model_dump(mode="json").items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def drop_later(run: "RunFolder", step: int) -> None:
+    """Leave out rows of steps.jsonl after the step that the run goes on from."""
+    path = run.path / "steps.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        run.write_text("steps.jsonl", "".join(kept))
+
+
+def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, Any]) -> None:
     if resume == "never":
         if is_main():
             set_aside(checkpoints)
@@ -275,7 +391,7 @@ def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: Trai
         return
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
-        load_checkpoint(found if resume == "auto" else latest(found) or found, system.core, state, facts)
+        load_checkpoint(found if resume == "auto" else latest(found) or found, state.module, state, facts)
 
 
 def monitor_tensors(monitor: LatentMonitor) -> dict[str, Tensor]:

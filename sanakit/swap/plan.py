@@ -70,7 +70,9 @@ def load_base(name: str) -> Base:
         raise SanakitError("SK0106", f"{folder / 'card.json'}: {error}") from error
     if missing:
         raise SanakitError("SK0106", f"{folder / 'card.json'} lacks {', '.join(sorted(missing))}")
-    return Base(name=name, folder=folder, card=card)
+    # a component that was trained with the core lies beside it
+    own = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
+    return Base(name=name, folder=folder, card=own)
 
 
 def swap_core(

@@ -29,6 +29,7 @@ from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
+from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
@@ -188,7 +189,9 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
 
 
 def full(swap: Swap) -> list[GateResult]:
-    """Train with the recommended strategy, monitors on, and write the model."""
+    """Train with the recommended strategy, monitors on, and write the model; with train.target vae, the VAE."""
+    if swap.config.train.target == "vae":
+        return run_gates("tune", tune_vae(swap))
     return run_gates("full", train_full(swap))
 
 
@@ -259,7 +262,10 @@ def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> s
     failed = [g for s in validation["stages"].values() for g in s["gates"] if g["verdict"] == Verdict.FAIL]
     if failed:
         return f"sanakit explain {failed[0]['code']}"
-    pending = [s for s in STAGES if s not in validation["stages"]]
+    wanted = ("full",) if swap.config.train.target == "vae" else STAGES
+    pending = [s for s in wanted if s not in validation["stages"]]
     if pending:
         return f"sanakit validate --stage {pending[0]} --run-dir {swap.run.path}"
+    if swap.config.train.target == "vae":
+        return f"sanakit swap-vae --candidate path:{swap.run.path}/vae"
     return f"sanakit sample --model {swap.run.path}/model --prompt 'red apple' --out sample.png"

@@ -79,7 +79,11 @@ class TextEncoder(nn.Module):
         if self.spec.lower_case:
             prompts = [prompt.lower().strip() for prompt in prompts]
         prefix = self.spec.instruction if instruction else ""
-        embeds, mask, truncated = self._encode([prefix + prompt for prompt in prompts])
+        return self([prefix + prompt for prompt in prompts])
+
+    def forward(self, prompts: list[str]) -> PromptEmbeds:
+        """As `encode`, of prompts that are already whole, with gradients where the model has them."""
+        embeds, mask, truncated = self._encode(prompts)
         expected = (len(prompts), self.spec.max_tokens, self.spec.embed_dim)
         if tuple(embeds.shape) != expected or tuple(mask.shape) != expected[:2]:
             raise SanakitError(

@@ -1,0 +1,74 @@
+"""Aspect-ratio buckets: picture sizes of about one area whose sides divide into whole tokens, for any spatial ratio.
+
+A picture goes to the bucket of the nearest aspect ratio, is scaled to cover it and loses what stands over (NovelAI's
+scheme, as SDXL and Sana train).
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from sanakit.data.base import DECODERS
+from sanakit.data.store import Rows
+
+Size = tuple[int, int]  # height, width
+
+
+def bucket_sizes(image_size: int, cell: int, max_aspect: float) -> list[Size]:
+    """(height, width) multiples of `cell` pixels, aspect at most `max_aspect`, area nearest to image_size squared."""
+    sizes = set()
+    for height in range(cell, math.ceil(image_size * max_aspect**0.5 / cell) * cell + 1, cell):
+        width = max(cell, round(image_size**2 / height / cell) * cell)
+        if max(height / width, width / height) <= max_aspect:
+            sizes |= {(height, width), (width, height)}
+    return sorted(sizes, key=lambda size: size[1] / size[0])
+
+
+def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -> list[int]:
+    """The nearest size of every picture by log of width over height; a bucket of fewer than `at_least` pictures is left
+    out and its pictures go to the nearest that stays, so that no batch holds a picture twice."""
+    logs = [math.log(width / height) for height, width in sizes]
+    nearest = lambda aspect, open_: min(open_, key=lambda i: abs(logs[i] - math.log(aspect)))
+    open_ = list(range(len(sizes)))
+    while True:
+        chosen = [nearest(aspect, open_) for aspect in aspects]
+        small = [i for i in open_ if 0 < chosen.count(i) < at_least]
+        if not small or len(set(chosen)) == 1:
+            return chosen
+        open_.remove(min(small, key=chosen.count))
+
+
+def aspect(data: bytes) -> float:
+    """Width over height as the picture is shown, from its header alone."""
+    with Image.open(io.BytesIO(data), formats=DECODERS) as file:
+        turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+        return file.height / file.width if turned else file.width / file.height
+
+
+class Bucketed:
+    """Latents of several shapes behind one index: `latents[rows, view]` for rows of one bucket.
+
+    blocks: (n, M, C, h, w) a bucket. members: the pictures of each bucket, in the order of its block.
+    """
+
+    def __init__(self, blocks: list[Tensor | Rows], members: list[Tensor]) -> None:
+        self.blocks, self.members = blocks, members
+        total = sum(len(m) for m in members)
+        self.block, self.row = torch.empty(total, dtype=torch.long), torch.empty(total, dtype=torch.long)
+        for number, own in enumerate(members):
+            self.block[own], self.row[own] = number, torch.arange(len(own))
+        self.shape = (total, blocks[0].shape[1], blocks[0].shape[2])  # pictures, views, channels
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, key: tuple[Tensor, Any]) -> Tensor:
+        rows, view = key
+        number = int(self.block[rows[0]])
+        assert bool((self.block[rows] == number).all()), "rows of one bucket"
+        return self.blocks[number][self.row[rows], view]

@@ -1,0 +1,223 @@
+"""Fine-tune a VAE so that its latents turn and scale with the picture (EQ-VAE, arXiv 2502.09509).
+
+loss = |x - D(E(x))| + w |T x - D(T E(x))|, T a quarter turn and a smaller size, one of each a step. A latent space that
+obeys is easier to model; what it costs in reconstruction is measured and gated. Normalisation is measured anew at the
+end, because nothing in the loss holds the scale of the latents.
+"""
+
+import shutil
+import sys
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sanakit.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.contracts import LatentStats
+from sanakit.data.cache import to_images
+from sanakit.data.order import batch_indices
+from sanakit.distributed import barrier, exit_code
+from sanakit.drift.features import latent_blocks
+from sanakit.errors import SanakitError
+from sanakit.interop.export import save_vae
+from sanakit.swap.component import psnr
+from sanakit.swap.full import LOOKS, flat_config, options_of, pick_up, resume_facts, strategy_of
+from sanakit.swap.moving import MovingMonitor
+from sanakit.tracking import Trackers
+from sanakit.train import TrainOptions, check_movement, descend, new_state, own_rows, parameter_digests
+from sanakit.vaes import VAE
+from sanakit.watch import Watch
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+CHUNK = 32
+MEASURED = 128  # held-out pictures
+FLOOR_DB = 1.0  # of PSNR that equivariance may cost
+
+
+@dataclass(frozen=True)
+class Pictured:
+    """A step's pictures (B, 3, H, W) in [-1, 1], quarter turns, and the smaller side in latents."""
+
+    images: Tensor
+    turns: int
+    side: int
+
+    def map(self, change: Any) -> "Pictured":
+        return Pictured(change(self.images), self.turns, self.side)
+
+    def split(self, parts: int) -> "list[Pictured]":
+        return [Pictured(x, self.turns, self.side) for x in self.images.chunk(parts)]
+
+
+class Reconstruction(nn.Module):
+    """Both terms as one forward pass, so that DDP sees every parameter once."""
+
+    def __init__(self, vae: VAE) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: Tensor, turns: int, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Plain error, error of the transformed latents, raw latents."""
+        raw = self.vae._encode(images)
+        plain = F.l1_loss(self.vae._decode(raw), images)
+        moved = transformed(raw, turns, side)
+        target = transformed(images, turns, side * self.vae.spec.spatial_compression_ratio)
+        return plain, F.l1_loss(self.vae._decode(moved), target), raw
+
+
+def transformed(x: Tensor, turns: int, side: int) -> Tensor:
+    """A quarter turn `turns` times, and a smaller square; (B, C, h, h)."""
+    x = torch.rot90(x, turns, (2, 3))
+    return x if side == x.shape[-1] else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
+
+
+def draw_pictures(swap: "Swap", options: TrainOptions, step: int, cells: int) -> Pictured:
+    """The step's pictures (of this rank) and its transformation, from (seed, step) alone; never the identity."""
+    train = swap.halves[0]
+    indices = batch_indices(len(train), options.batch_size, step, options.seed)[own_rows(options)]
+    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+    turns = int(torch.randint(4, (), generator=generator))
+    smallest = max(1, cells // 2)
+    sizes = range(smallest, cells + 1 if turns else max(smallest + 1, cells))
+    side = sizes[int(torch.randint(len(sizes), (), generator=generator))]
+    return Pictured(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
+
+
+@torch.no_grad()
+def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
+    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per picture. (N,)"""
+    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    unit, errors = raw.var(), torch.zeros(len(images))
+    for turns, share in ((1, 1.0), (0, 0.5)):
+        cells = max(1, int(raw.shape[-1] * share))
+        moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
+        other = torch.cat([vae.encode_raw(part) for part in moved.split(CHUNK)])
+        errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
+    return errors.numpy()
+
+
+def tune_vae(swap: "Swap") -> dict[str, Any]:
+    """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
+    config, run = swap.config, swap.run
+    if not isinstance(swap.candidate, VAE):
+        raise SanakitError("SK0104", "train.target vae needs a VAE")
+    if config.train.parallel == "fsdp":
+        raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
+    vae = deepcopy(swap.candidate)
+    held = swap.halves[1]
+    images = to_images(held.subset(range(min(MEASURED, len(held)))).pixels(config.data.image_size))
+    before = measured(swap.candidate, images)
+    options = options_of(config, strategy_of(config, {}))
+    model = Reconstruction(vae)
+    cells = vae.spec.shape(*images.shape[-2:])[-1]
+    group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}
+    state = new_state(model, [group], options)
+    untouched = parameter_digests(model)
+    facts, checkpoints = resume_facts(swap, "vae"), run.path / "checkpoints"
+    pick_up(checkpoints, swap.resume, state, facts)
+    for row in state.history:
+        run.append(row["file"], [row["row"]])
+    preflight(checkpoints, checkpoint_bytes(model, state))
+    reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
+    monitor = MovingMonitor("latents", latent_blocks(reference))
+    monitor.restore(state.extras)
+    trackers = Trackers(config.train.report_to, run.path, flat_config(config))
+    saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
+    watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
+    look_every = max(1, options.max_steps // LOOKS)
+
+    def objective(part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
+        assert state.model is not None
+        plain, moved, raw = state.model(part.images, part.turns, part.side)
+        return plain + config.vae.equivariance * moved, raw, part
+
+    def record(file: str, rows: list[dict[str, Any]]) -> None:
+        run.append(file, rows)
+        state.history += [{"file": file, "row": row} for row in rows]
+
+    def save() -> None:
+        state.extras = monitor.tensors()
+        saver.save(model, state, facts)
+
+    def after_step(step: int, loss: float, parts: list[Pictured], raw: Tensor) -> None:
+        swap.progress("training the VAE", step, options.max_steps)
+        if step - 1 in state.skipped:
+            record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
+        monitor.observe(latent_blocks(swap.candidate.normalize(raw.cpu())))
+        if step % look_every == 0:
+            now = measured(vae, images)
+            readings = monitor.report(step)
+            record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
+            base = {"stage": "full", "strategy": "vae", "step": step, "by_sigma": None}
+            values = {"psnr": float(now[0].mean()), "equivariance_error": float(now[1].mean())}
+            record("metrics.jsonl", [base | {"split": "train", "loss": loss}, base | {"split": "vae"} | values])
+            trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
+        if step % config.train.checkpoint_every == 0 or step == options.max_steps:
+            save()
+
+    draw = lambda step: draw_pictures(swap, options, step, cells)
+    try:
+        descend(draw, objective, options, state, after_step=after_step, watch=watch)
+        if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
+            save()
+    finally:
+        watch.close()
+        saver.close()
+        trackers.close()
+    barrier()
+    if state.stopped:
+        print(f"stopped at step {state.step} of {options.max_steps}, saved in {checkpoints}", file=sys.stderr)
+        sys.exit(exit_code(state.stopped))
+    check_movement(model, untouched)
+    if state.ema is not None:
+        model.load_state_dict(state.ema)
+    vae.requires_grad_(False).eval()
+    restate(vae, images)
+    folder = run.path / "vae"
+    shutil.rmtree(folder, ignore_errors=True)
+    save_vae(vae, folder, stock=False)
+    after = measured(vae, images)
+    return {
+        "psnr_before": before[0] - FLOOR_DB,
+        "psnr_after": after[0],
+        "equivariance_before": before[1],
+        "equivariance_after": after[1],
+    }
+
+
+def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """PSNR and equivariance error of every picture."""
+    reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part)) for part in images.split(CHUNK)])
+    return psnr(images, reconstructed), equivariance_errors(vae, images)
+
+
+def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list[nn.Parameter]:
+    """The parameters that a picture reaches; the others stay frozen. Raises SK0104 where there are none."""
+    vae.requires_grad_(True)
+    plain, moved, _ = model(images, 1, max(1, cells // 2))
+    if not plain.requires_grad:
+        raise SanakitError("SK0104", f"{vae.name or 'this VAE'} has no parameter to train: it is a closed form")
+    (plain + moved).backward()
+    for parameter in vae.parameters():
+        parameter.requires_grad_(parameter.grad is not None)
+        parameter.grad = None
+    return [p for p in vae.parameters() if p.requires_grad]
+
+
+@torch.no_grad()
+def restate(vae: VAE, images: Tensor) -> None:
+    """Normalisation measured on pictures, in the convention that the VAE had: one factor, or mean and std a channel."""
+    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    old = vae.stats
+    if len(set(old.mean)) == len(set(old.std)) == 1:
+        # one factor for all: normalised latents get unit width, the shift stays
+        width = float(vae.normalize(raw).std())
+        vae.set_stats(LatentStats(mean=old.mean, std=tuple(s * width for s in old.std)))
+        return
+    vae.set_stats(LatentStats(mean=tuple(raw.mean((0, 2, 3)).tolist()), std=tuple(raw.std((0, 2, 3)).tolist())))
