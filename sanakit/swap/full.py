@@ -19,6 +19,7 @@ from sanakit.core.dit import save_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
+from sanakit.interop.lora import save_lora
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
@@ -187,6 +188,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             for key, value in system.core.state_dict().items():
                 local(value).copy_(state.ema[key])
         system.core = gathered(system.core, strategy)
+        if strategy.lora_rank and is_main():
+            save_lora(system.core, run.path / "lora")
         strategy.finish(system.core)
     end = evaluate()
     swap.progress("sampling", 0, 2)
