@@ -22,7 +22,16 @@ def test_generated_pages_are_current(page):
 
 
 @pytest.mark.parametrize(
-    "page", ["README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/concepts.md", "docs/strategies.md", "docs/adding-a-component.md", "docs/interop.md"]
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "docs/concepts.md",
+        "docs/strategies.md",
+        "docs/adding-a-component.md",
+        "docs/interop.md",
+    ],
 )
 def test_links_lead_somewhere(page):
     text = (ROOT / page).read_text()
