@@ -9,11 +9,8 @@ from pathlib import Path
 
 import torch
 from diffusers import SanaTransformer2DModel
-<<<<<<< HEAD
-from safetensors.torch import load_file
-=======
 from safetensors import SafetensorError
->>>>>>> w-zoo
+from safetensors.torch import load_file
 from torch import nn
 
 from sanakit.adapters import adapters_of, attach
