@@ -61,13 +61,13 @@ def sanakit(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
 
 
-def swap(world, kind, candidate, *more, run_dir="run"):
+def swap(world, kind, candidate, *more, run_dir="run", base=None):
     return sanakit(
         f"swap-{kind}",
         "--candidate",
         candidate,
         "--base",
-        f"path:{world / 'base'}",
+        base or f"path:{world / 'base'}",
         "--data",
         world / "pictures",
         "--run-dir",
@@ -178,7 +178,7 @@ def test_wrong_scale_fails_component_and_stops_there(world):
 
 
 def test_text_encoder_swap(world):
-    result = swap(world, "text-encoder", "minilm", "--force", "--json", run_dir="text")
+    result = swap(world, "text-encoder", "wordllama", "--force", "--json", run_dir="text", base="tiny-sana")
     assert result.stdout, result.stderr
     validation = json.loads(result.stdout)
     assert validation["kind"] == "text_encoder"
@@ -187,6 +187,11 @@ def test_text_encoder_swap(world):
     }
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
     assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
+
+
+def test_a_base_that_ignores_its_captions_cannot_judge_a_text_encoder(world):
+    result = swap(world, "text-encoder", "minilm", "--force", run_dir="deaf")
+    assert result.returncode == 2 and "SK0503" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_validate_writes_junit_and_train_resumes(world, finished):
