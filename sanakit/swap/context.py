@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from sanakit import optimizers, tracking
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
@@ -152,6 +153,8 @@ class Swap:
 
 def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
     """Load what can be refused (base, candidate, pictures) before a run folder is made."""
+    optimizers.require(config.train.optimizer)
+    tracking.require(config.train.report_to)
     swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
     for part in (swap.base, swap.candidate, swap.pictures):
         assert part is not None
