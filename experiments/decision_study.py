@@ -7,29 +7,33 @@
 Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
 of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
 race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
-Every strategy runs to --max-steps; the best one then goes on to --far-steps. An arm stops when it is at the base's
-quality. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
+Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps. An arm
+stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
 time, measured side by side.
 """
 
 import argparse
 import json
+import platform
 import time
 from copy import deepcopy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
+from scipy.stats import spearmanr
 
 from sanakit.config import make_config
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
+from sanakit.swap.forecast import forecast
 from sanakit.swap.plan import applicable, build
-from sanakit.swap.race import Arm, Course, advance, at_best_rate, rungs
+from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
 from sanakit.train import fit
 
 RESULTS = Path("experiments/results")
@@ -37,6 +41,8 @@ WORLD = Path("runs/study")
 CURVES = WORLD / "curves"
 BUDGET = 100
 PICTURES = 128
+NEAR = ("near-dc", "pca-f16c48")
+MARGIN = 0.02  # an arm goes on until it is this far below the target
 STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
 
 
@@ -101,16 +107,16 @@ def run(args: argparse.Namespace) -> None:
 
     def go_on(arm: Arm, until: int) -> None:
         for step in looks(until):
-            if arm.error > args.stop:
+            if arm.error > target.tolerance - MARGIN:
                 advance(course, arm, step)
 
     for name, arm in arms.items():
         go_on(arm, args.max_steps)
         print(f"  {args.candidate} {name}: {arm.error:.3f} after {arm.steps[-1]} steps", flush=True)
-    best = min(arms, key=lambda name: arms[name].error)
     if all(arm.error > target.tolerance for arm in arms.values()):
-        go_on(arms[best], args.far_steps)
-        print(f"  {args.candidate} {best}: {arms[best].error:.3f} after {arms[best].steps[-1]} steps", flush=True)
+        for name in sorted(arms, key=lambda name: arms[name].error)[:2]:
+            go_on(arms[name], args.far_steps)
+            print(f"  {args.candidate} {name}: {arms[name].error:.3f} after {arms[name].steps[-1]} steps", flush=True)
 
     name = f"{args.base}--{args.kind}--{args.candidate.removeprefix('path:').replace('/', '-')}--{args.seed}"
     CURVES.mkdir(parents=True, exist_ok=True)
@@ -130,9 +136,132 @@ def run(args: argparse.Namespace) -> None:
         "step_cost": {n: round(c, 3) for n, c in costs.items()},
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
         "minutes": round((time.monotonic() - begun) / 60, 1),
-        "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed}",
+        "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed} "
+        f"--max-steps {args.max_steps} --far-steps {args.far_steps}",
     }
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def cost_to(steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float) -> float | None:
+    """Steps x step cost until the curve is first at the target, between two looks by the line through them in log steps;
+    None where it never is."""
+    for i, value in enumerate(curve):
+        if value <= target:
+            return float(reached_at(steps, curve, target, i) * step_cost)
+    return None
+
+
+def reached_at(steps: np.ndarray, curve: np.ndarray, target: float, i: int) -> float:
+    if i == 0:
+        return float(steps[0])
+    share = (curve[i - 1] - target) / (curve[i - 1] - curve[i])
+    before, after = np.log(steps[i - 1 : i + 1] + 1.0)
+    return float(np.exp(before + share * (after - before)) - 1)
+
+
+def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Any]:
+    """The row of one swap: what the race would have said after BUDGET steps, and what became of every strategy."""
+    names = list(record["step_cost"])
+    steps = {n: curves[f"{n}/steps"] for n in names}
+    errors = {n: curves[f"{n}/errors"].astype(float) for n in names}
+    goal = Goal(base=curves["base"].astype(float), tolerance=record["tolerance"])
+    mean = {n: errors[n].mean(1) for n in names}
+
+    upto = dict.fromkeys(names, 0)
+    running = [n for n in names if len(steps[n]) > 1]
+    at = lambda n, step: mean[n][steps[n] <= step][-1]
+    for rung in rungs(BUDGET):
+        upto |= dict.fromkeys(running, rung)
+        running.sort(key=lambda n: at(n, rung))
+        running = running[: survivors(len(running), rung, BUDGET)]
+    arms = []
+    for n in names:
+        seen = steps[n] <= upto[n]
+        found = forecast(steps[n][seen].tolist(), errors[n][seen], goal)
+        cost = record["step_cost"][n]
+        arms.append(
+            SimpleNamespace(name=n, forecast=found, seconds_per_step=cost, trained_parameters=0, error=at(n, upto[n]))
+        )
+    best = recommend(arms)
+    in_sight = bool(np.isfinite(best.forecast.steps))
+
+    costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n]) for n in names}
+    needed = {n: cost_to(steps[n], mean[n], goal.tolerance, 1.0) for n in names}
+    reached = {n: c for n, c in costs.items() if c is not None}
+    truth = min(reached, key=reached.__getitem__) if reached else "not reached"
+    regret = (reached[best.name] + 1) / (reached[truth] + 1) if reached and in_sight and best.name in reached else None
+    covered = {}
+    for arm in arms:
+        low = arm.forecast.low
+        high = arm.forecast.high
+        actual = needed[arm.name]
+        last = float(steps[arm.name][-1])
+        if arm.forecast.reached or last <= upto[arm.name]:
+            continue  # measured, not forecast; or not run any further than the race
+        covered[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
+    return {key: record[key] for key in ("kind", "base", "candidate", "seed")} | {
+        "truth": truth,
+        "recommended": best.name if in_sight else f"not in sight, {best.name} is nearest",
+        "right": (regret is not None and regret <= 1.1) if reached else not in_sight,
+        "regret": None if regret is None else round(regret, 3),
+        "steps": {n: None if v is None else round(v) for n, v in needed.items()},
+        "run_to": {n: int(s[-1]) for n, s in steps.items()},
+        "forecast": {arm.name: arm.forecast.as_dict() for arm in arms},
+        "covered": covered,
+        "smoke_errors": {n: round(float(at(n, upto[n])), 4) for n in names},
+        "final_errors": {n: round(float(m[-1]), 4) for n, m in mean.items()},
+        "curves": {n: [steps[n].tolist(), mean[n].round(4).tolist()] for n in names},
+        **{key: record[key] for key in ("rates", "step_cost", "minutes", "command")},
+    }
+
+
+@dataclass(frozen=True)
+class Goal:
+    """The part of swap/quality.py's Target that a forecast reads."""
+
+    base: np.ndarray
+    tolerance: float
+
+
+def same_step_ranks(row: dict[str, Any]) -> float | None:
+    """Spearman of the strategies' errors at the end of smoke and at the last step that all of them reached."""
+    trained = {n: c for n, c in row["curves"].items() if len(c[0]) > 1}
+    last = min(c[0][-1] for c in trained.values())
+    if len(trained) < 3 or last <= BUDGET:
+        return None
+    value = lambda curve, step: curve[1][max(i for i, s in enumerate(curve[0]) if s <= step)]
+    return float(spearmanr([value(c, BUDGET) for c in trained.values()], [value(c, last) for c in trained.values()])[0])
+
+
+def summary() -> None:
+    """Replay every swap and write decision_study.json."""
+    rows = []
+    for file in sorted(CURVES.glob("*.safetensors")):
+        rows.append(replay(json.loads(file.with_suffix(".json").read_text()), load_file(file)))
+    mean = lambda values: round(float(np.mean(values)), 4) if values else None
+    ranks = [r for r in map(same_step_ranks, rows) if r is not None]
+    near = [
+        row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
+        for row in rows
+        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["truth"] != "not reached"
+    ]
+    found = {
+        "swaps": rows,
+        "decision_accuracy": mean([row["right"] for row in rows]),
+        "mean_regret": mean([row["regret"] for row in rows if row["regret"] is not None]),
+        "spearman_smoke_full": mean(ranks),
+        "interval_coverage": mean([c for row in rows for c in row["covered"].values()]),
+        "forecasts": sum(len(row["covered"]) for row in rows),
+        "near_steps_ratio": mean(near),
+        "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
+        "command": "python experiments/decision_study.py summary, after one `run` a swap",
+    }
+    (RESULTS / "decision_study.json").write_text(json.dumps(found, indent=1) + "\n")
+    for row in rows:
+        print(
+            f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said {row['recommended']:32} {row['right']} {row['regret']}"
+        )
+    print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))
 
 
 def main() -> None:
@@ -142,16 +271,17 @@ def main() -> None:
     one.add_argument("base")
     one.add_argument("kind", choices=("vae", "text"))
     one.add_argument("candidate")
-    one.add_argument("--max-steps", type=int, default=800)
-    one.add_argument("--far-steps", type=int, default=2400)
+    one.add_argument("--max-steps", type=int, default=500)
+    one.add_argument("--far-steps", type=int, default=1500)
     one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
-    one.add_argument("--stop", type=float, default=1.0, help="relative error at which an arm stops")
     one.add_argument("--seed", type=int, default=0)
     commands.add_parser("summary")
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.command == "run":
         run(args)
+    else:
+        summary()
 
 
 if __name__ == "__main__":

@@ -74,6 +74,10 @@ class TextEncoderSection(Section):
     gradient_checkpointing: bool = False  # of its layers
 
 
+class AdapterSection(Section):
+    name: str | None = None  # of `sanakit ls adapters`; None: the linear joint, which stays a plain core
+
+
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
     # the ones among these that serve the swap
@@ -98,6 +102,7 @@ class Config(Section):
     data: DataSection = DataSection()
     vae: VAESection = VAESection()
     text_encoder: TextEncoderSection = TextEncoderSection()
+    adapter: AdapterSection = AdapterSection()
     smoke: SmokeSection = SmokeSection()
 
     @model_validator(mode="after")

@@ -150,13 +150,20 @@ CODES: dict[str, Code] = {
     "SK0304": Code(
         title="prompts are truncated",
         why="More than a tolerable share of prompts is longer than the encoder's token limit.",
-        fix="Raise max_tokens, or shorten the prompts.",
+        fix="--candidate 'NAME?max_tokens=N' reads more tokens; or shorten the prompts.",
     ),
     "SK0305": Code(
         title="a head where the base model is needed",
         why="The model ends in a head (CausalLM, WithProjection): its first output is logits or one pooled vector, "
         "not token embeddings.",
         fix="Load the base class (for example Gemma2Model, CLIPTextModel); `path:` and `hub:` do it by themselves.",
+    ),
+    "SK0306": Code(
+        title="a reading policy that the encoder cannot follow",
+        why="The layer, the number of tokens or another field of its record does not fit this model.",
+        fix="NAME?key=value changes a record, for example path:DIR?max_tokens=300&layer=mean; fields: max_tokens, "
+        "instruction (`sana` is Sana's own), lower_case, and for transformers models select (first, first-last), layer "
+        "(last, mean, an index) and attend_padding.",
     ),
     # 04: data
     "SK0401": Code(
@@ -291,7 +298,7 @@ CODES: dict[str, Code] = {
     "SK0901": Code(
         title="a package is missing",
         why="This component comes in a package that is not installed.",
-        fix="pip install 'sanakit[demo]' installs everything of the embedded world.",
+        fix="pip install the package that the message names; 'sanakit[demo]' has those of the embedded world.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0902": Code(

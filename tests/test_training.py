@@ -384,7 +384,7 @@ def test_a_text_encoder_is_trained_with_its_own_rate_and_null_embedding(tiny_sys
     frozen = {n for n, p in encoder.named_parameters() if not p.requires_grad}
     assert frozen and all("pooler" in n for n in frozen)
     system.text_encoder = encoder
-    options = replace(OPTIONS, prompt_dropout=0.5, ema_decay=0.9, accumulate=2)
+    options = replace(OPTIONS, prompt_dropout=0.5, ema_decay=0.9, accumulate=2, live_captions=True)
     start = weights(core), weights(encoder)
 
     def run(until, state=None):

@@ -82,6 +82,30 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
 
 
+def print_plan(plan: dict[str, Any]) -> None:
+    """Parameter groups in rows, strategies in columns; then what else the swap touches."""
+    strategies = plan.get("strategies") or {}
+    table = Table(title="plan", title_justify="left")
+    for column in ("group", "parameters", "changed shapes", *strategies):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for row in plan["groups"]:
+        shapes = [f"{s['name']} {_shape(s['before'])} -> {_shape(s['after'])}" for s in row.get("shapes") or []]
+        table.add_row(
+            row["group"],
+            f"{row['parameters']:,}",
+            "\n".join(shapes),
+            *(of[row["group"]] for of in strategies.values()),
+        )
+    console = Console()
+    console.print(table)
+    for note in plan["notes"]:
+        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "new" if shape is None else "x".join(map(str, shape))
+
+
 def print_drift(found: dict[str, Any]) -> None:
     """Alarms first, then by p-value."""
     table = Table(title_justify="left")

@@ -206,8 +206,7 @@ class LatentDataset:
 
     latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
     of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
-    probability of a picture's captions, where they are not equal. texts: the captions themselves, where they are encoded in
-    the loop.
+    probability of a picture's captions, where they are not equal. texts: the captions as they were written.
     """
 
     names: list[str]
@@ -282,11 +281,13 @@ def build_dataset(
         members = [(chosen == number).nonzero()[:, 0] for number in used]
         blocks = [latents(pictures.subset(m.tolist()), buckets[n]) for n, m in zip(used, members, strict=True)]
     count = torch.tensor([len(c) for c in pictures.captions])
+    texts = [caption for captions in pictures.captions for caption in captions]
     return LatentDataset(
         names=pictures.names,
         latents=Bucketed(blocks, members) if buckets else latents(pictures, size),
-        captions=embeddings(encoder, [c for captions in pictures.captions for c in captions], **options),
+        captions=embeddings(encoder, texts, **options),
         first=count.cumsum(0) - count,
         count=count,
         chances=caption_chances(pictures.scores, temperature) if temperature and pictures.scores else None,
+        texts=texts,
     )

@@ -1,7 +1,7 @@
 """What the stages of a swap share: base, candidate, pictures and their encodings, loaded when first asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -87,7 +87,7 @@ class Swap:
                 f"data.caption_temperature: {pictures.source} has no scores",
                 fix="Leave it out, or state them.",
             )
-        found = build_dataset(
+        return build_dataset(
             system.vae,
             system.text_encoder,
             pictures,
@@ -99,8 +99,6 @@ class Swap:
             buckets=buckets,
             at_least=self.config.train.batch_size,
         )
-        texts = [c for captions in pictures.captions for c in captions]
-        return replace(found, texts=texts) if self.config.text_encoder.learning_rate else found
 
     @cached_property
     def base_data(self) -> tuple[LatentDataset, LatentDataset]:

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,19 +14,22 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sanakit.adapters import fresh_core
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import Saver, checkpoint_bytes, latest, load_checkpoint, preflight, set_aside
 from sanakit.config import Config
-from sanakit.core.dit import new_core
+from sanakit.core.dit import save_core
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.drift.features import embedding_blocks
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
+from sanakit.interop.lora import save_lora
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
 from sanakit.swap.moving import NAMES as MOVING
@@ -106,7 +110,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     if swap.config.candidate is None and strategy.initialise != "scratch":
         return swap.base.system()
     train, base_train = swap.candidate_data[0], swap.base_data[0]
-    return build(swap.base_system, swap.candidate, strategy, train, base_train, seed=swap.config.train.seed)[0]
+    options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
+    return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
 
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
@@ -144,10 +149,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
     drift_alarms = 0
-    if encoder and not groups:
-        raise SanakitError("SK0104", f"text_encoder.learning_rate: strategy {name} trains no core beside it")
+    if encoder and (strategy.teacher or not groups):
+        what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
+        raise SanakitError("SK0104", f"text_encoder.learning_rate: strategy {name} {what}", fix="Use finetune.")
     if groups:
-        options = options_of(config, strategy)
+        options = replace(options_of(config, strategy), live_captions=encoder is not None)
         if encoder and encoder_rate:
             groups.append(encoder_group(encoder, encoder_rate, options.learning_rate))
         state = new_state(system.core, groups, options, encoder)
@@ -192,7 +198,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
             else:
                 losses.append(loss)
-                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                if not strategy.teacher:  # what the base draws is no sample of the data
+                    monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
                 if moving:
                     moving.observe(embedding_blocks(batch.prompt.embeds.cpu(), batch.prompt.mask.cpu()))
             if step == min(MOVED_BY, options.max_steps) >= 3:
@@ -209,7 +216,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 run.append("steps.jsonl", [{"step": step} | values])
                 trackers.log({f"train/{key}": value for key, value in values.items()}, step)
             if step % look_every == 0:
-                readings = monitor.report(step)
+                readings = [] if strategy.teacher else monitor.report(step)
                 drift_alarms += sum(r.alarm for r in readings)
                 readings += moving.report(step) if moving else []
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
@@ -235,8 +242,12 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
                 save()
 
+        draw = None
+        if strategy.teacher:
+            teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
+            draw = teacher.draws(system, train, options)
         try:
-            fit(system, stream, options, state, after_step=after_step, watch=watch)
+            fit(system, stream, options, state, after_step=after_step, draw=draw, watch=watch)
             if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save()
         finally:
@@ -257,6 +268,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             for key, value in state.module.state_dict().items():
                 local(value).copy_(state.ema[key])
         system.core = gathered(system.core, strategy)
+        if strategy.lora_rank and is_main():
+            save_lora(system.core, run.path / "lora")
         strategy.finish(system.core)
         if encoder:
             encoder.eval().requires_grad_(False)
@@ -312,7 +325,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, jo
     joint: with the text encoder that was trained beside it.
     """
     folder = swap.run.path / "model"
-    system.core.save_pretrained(folder)
+    save_core(system.core, folder)
     save_null(system.text_encoder, folder)
     encoder = swap.config.text_encoder.name or swap.base.card["text_encoder"]
     if joint:
@@ -338,7 +351,7 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     """A core whose parameters are whole again after sharded training; any other core as it is."""
     if not any(hasattr(p, "full_tensor") for p in core.parameters()):
         return core
-    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    plain = fresh_core(core)
     strategy.parameter_groups(plain)
     plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
     return plain

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import LatentDataset
+from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, averaged, held_out
 from sanakit.swap.base import Strategy
+from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import Forecast, forecast
 from sanakit.swap.quality import Target
 from sanakit.train import TrainOptions, TrainState, fit, new_state
@@ -96,6 +98,7 @@ class Course:
     count: int
     batch_size: int = 32
     seed: int = 0
+    teacher: Teacher | None = None  # of strategies that learn from the base
 
     def evaluate(self, arm: Arm) -> None:
         with averaged(arm.system.core, arm.average):
@@ -178,7 +181,12 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
         on_step(step)
 
     start = time.perf_counter()
-    fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step)
+    draw = None
+    if arm.strategy.teacher:
+        if course.teacher is None:
+            raise SanakitError("SK0110", f"strategy {arm.strategy.name} needs the base as a teacher, the race has none")
+        draw = course.teacher.draws(arm.system, course.data, arm.options)
+    fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step, draw=draw)
     arm.seconds += time.perf_counter() - start
     course.evaluate(arm)
 

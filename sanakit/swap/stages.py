@@ -15,6 +15,7 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
+from sanakit.data.cache import to_images
 from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -22,15 +23,18 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.diffusability import FEWEST, compare_panels
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
 
+PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
 
 
@@ -47,6 +51,13 @@ def component(swap: Swap) -> list[GateResult]:
         )
     else:
         measured = measure_text_encoder(swap.candidate, swap.base_system.text_encoder, swap.halves[1])
+    pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
+    finite = not measured.evidence.get(
+        "nonfinite_latents", 1
+    )  # absent for a text encoder, or where the geometry is wrong
+    if isinstance(swap.candidate, VAE) and finite and len(pictures) >= FEWEST:
+        images = to_images(pictures.pixels(swap.config.data.image_size))
+        measured.rows += compare_panels(swap.base_system.vae, swap.candidate, images)
     swap.run.write_json("component.json", {"rows": measured.rows, "channels": measured.channels})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
@@ -61,8 +72,9 @@ def smoke(swap: Swap) -> list[GateResult]:
         names = applicable(config.smoke.strategies, base, candidate)
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
-    core = swap_core(base, candidate, config.train.seed)
-    plan = describe_plan(base, candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
+    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
+    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
+    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []
@@ -72,7 +84,9 @@ def smoke(swap: Swap) -> list[GateResult]:
         swap.progress(f"preparing {name}", number, len(names))
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
-            system, scores = build(base, candidate, strategy, train, base_train, seed=config.train.seed)
+            system, scores = build(
+                base, candidate, strategy, train, base_train, seed=config.train.seed, adapter=config.adapter.name
+            )
             starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
         start, scores = starts[strategy.initialise]
         course = course or Course(
@@ -82,6 +96,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             count=swap.num_held_out,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
+            teacher=Teacher(base=base, data=base_train, seed=config.train.seed),
         )
         alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
         own = config.train.learning_rate
