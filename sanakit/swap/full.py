@@ -170,7 +170,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         restore_monitor(monitor, state.extras)
         moving = None
         if encoder:
-            rows = train.first[:REFERENCE]  # the captions as the encoder gave them at the start
+            total = len(train.captions)  # the captions as the encoder gave them at the start
+            rows = torch.linspace(0, total - 1, min(REFERENCE, total)).long()
             blocks = embedding_blocks(train.captions.embeds[rows].float(), train.captions.mask[rows])
             moving = MovingMonitor("embeddings", blocks)
             moving.restore(state.extras)
@@ -201,7 +202,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 if not strategy.teacher:  # what the base draws is no sample of the data
                     monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
                 if moving:
-                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu(), batch.prompt.mask.cpu()))
+                    said = torch.tensor([text != "" for text in batch.texts])
+                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(state.module, untouched)
             if step % config.train.log_every == 0:
