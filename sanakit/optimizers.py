@@ -1,6 +1,6 @@
 """Optimisers by name: torch's AdamW, and two from well-kept packages that are imported only when they are asked for."""
 
-import importlib
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ class Record:
 
     make: Callable[..., torch.optim.Optimizer]
     bytes_a_parameter: int
+    package: str = ""  # to import, where it is not torch's own
     sharded: bool = False  # whether it takes FSDP2's sharded parameters
 
 
@@ -25,29 +26,34 @@ def _adamw(groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> t
 
 def _adamw_8bit(groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Block-wise 8-bit moments (arXiv 2110.02861); tensors under 4,096 numbers keep theirs in fp32."""
-    package = _package("bitsandbytes", "adamw-8bit")
-    return package.optim.AdamW8bit(groups, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
+    require("adamw-8bit")
+    from bitsandbytes.optim import AdamW8bit
+
+    return AdamW8bit(groups, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))
 
 
 def _came(groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
     """Confidence-guided factored moments (arXiv 2307.02047), what Sana was trained with."""
-    return _package("pytorch_optimizer", "came").CAME(groups, lr=lr, weight_decay=weight_decay)
+    require("came")
+    from pytorch_optimizer import CAME
+
+    return CAME(groups, lr=lr, weight_decay=weight_decay)
 
 
 OPTIMIZERS: dict[str, Record] = {
     "adamw": Record(make=_adamw, bytes_a_parameter=8, sharded=True),
-    "adamw-8bit": Record(make=_adamw_8bit, bytes_a_parameter=2),
-    "came": Record(make=_came, bytes_a_parameter=4),
+    "adamw-8bit": Record(make=_adamw_8bit, bytes_a_parameter=2, package="bitsandbytes"),
+    "came": Record(make=_came, bytes_a_parameter=4, package="pytorch_optimizer"),
 }
 
 
-def _package(name: str, asked: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        distribution = name.replace("_", "-")
+def require(name: str) -> None:
+    """Raises SK0901 where the optimiser's package is missing, before anything is computed."""
+    package = OPTIMIZERS[name].package
+    if package and importlib.util.find_spec(package) is None:
+        distribution = package.replace("_", "-")
         raise SanakitError(
             "SK0901",
-            f"train.optimizer {asked} needs the package {distribution}",
+            f"train.optimizer {name} needs the package {distribution}",
             fix=f"pip install {distribution}, or 'sanakit[optimizers]'.",
-        ) from error
+        )

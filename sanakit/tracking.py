@@ -17,10 +17,7 @@ class Trackers:
     """names: of PACKAGES. folder: the run's. Rank 0 reports, the others are silent. Raises SK0901 for a package."""
 
     def __init__(self, names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> None:
-        for name in names:
-            if importlib.util.find_spec(PACKAGES[name]) is None:
-                fix = f"pip install {PACKAGES[name]}, or leave {name} out of train.report_to."
-                raise SanakitError("SK0901", f"train.report_to {name} needs the package {PACKAGES[name]}", fix=fix)
+        require(names)
         self.trackers = [_start(name, folder, config) for name in names] if is_main() else []
 
     def log(self, values: dict[str, float], step: int) -> None:
@@ -38,6 +35,14 @@ class Trackers:
     def close(self) -> None:
         for tracker in self.trackers:
             tracker.finish()
+
+
+def require(names: tuple[str, ...]) -> None:
+    """Raises SK0901 where a tracker's package is missing, before anything is computed."""
+    for name in names:
+        if importlib.util.find_spec(PACKAGES[name]) is None:
+            fix = f"pip install {PACKAGES[name]}, or leave {name} out of train.report_to."
+            raise SanakitError("SK0901", f"train.report_to {name} needs the package {PACKAGES[name]}", fix=fix)
 
 
 def _start(name: str, folder: Path, config: dict[str, Any]) -> Any:

@@ -58,6 +58,7 @@ class TrainOptions:
     optimizer: str = "adamw"  # a name of sanakit.optimizers
     compile: bool = False  # the core, by torch.compile
     workers: int = 1  # threads that draw batches ahead; 0 draws in the loop
+    live_captions: bool = False  # a batch brings its captions too, for a text encoder that is trained
 
 
 @dataclass(frozen=True)
@@ -128,9 +129,10 @@ def draw_batch(
         row.normal_(generator=generator.manual_seed(seed))
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
-    if data.texts:  # as the text encoder reads them; the null prompt has no instruction
-        own = zip(data.caption_rows(indices[rows], choice[rows]).tolist(), drop[rows].tolist(), strict=True)
-        texts = tuple("" if gone else system.text_encoder.spec.instruction + data.texts[row] for row, gone in own)
+    if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction
+        own = [data.texts[row] for row in data.caption_rows(indices[rows], choice[rows]).tolist()]
+        whole_prompts = zip(system.text_encoder.whole_prompts(own), drop[rows].tolist(), strict=True)
+        texts = tuple("" if gone else text for text, gone in whole_prompts)
     return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
 
 
@@ -222,11 +224,13 @@ def fit(
     until: int | None = None,
     after_step: Callable[[int, float, Batch, Tensor], None] = lambda step, loss, batch, predicted: None,
     rate: Callable[[int, TrainOptions], float] = learning_rate_at,
-    watch: Watch | None = None,
     draw: Callable[[int, slice], Batch] | None = None,
+    watch: Watch | None = None,
 ) -> TrainState:
-    """Train the core (and the text encoder, where state has one) on velocities; see `descend`. draw: the batch of a step and
-    of this rank's rows, by default `draw_batch` from the data."""
+    """Train the core (and the text encoder, where state has one) on velocities; see `descend`.
+
+    draw: the batch of a step and of this rank's rows, by default `draw_batch` from the data.
+    """
     wrapped = copy.copy(system)
     wrapped.core = state.model  # type: ignore[assignment]
     rows = own_rows(options)
@@ -242,10 +246,16 @@ def fit(
         after_step(step, loss, joined(parts), predicted)
 
     batch_of = draw or (lambda step, rows: draw_batch(system, data, options, step, rows))
-    own_batch = lambda step: batch_of(step, rows)
-    blame = lambda batch: _blame(data, batch)
     return descend(
-        own_batch, objective, options, state, until=until, after_step=finished, rate=rate, watch=watch, blame=blame
+        lambda step: batch_of(step, rows),
+        objective,
+        options,
+        state,
+        until=until,
+        after_step=finished,
+        rate=rate,
+        watch=watch,
+        blame=lambda batch: _blame(data, batch),
     )
 
 

@@ -140,7 +140,7 @@ def folders(tmp_path_factory):
     result = torchrun(str(out))
     assert result.returncode == 0, result.stderr[-3000:]
     run(out / "one", STEPS, options())
-    run(out / "one-joint", STEPS, options(), joint=True)
+    run(out / "one-joint", STEPS, options(live_captions=True), joint=True)
     run(out / "one-more", MORE, options(), resume=latest(out / "one"))
     return out
 
@@ -203,7 +203,7 @@ if __name__ == "__main__":
         hang(base)
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
-    run(base / "joint", STEPS, options(), joint=True)
+    run(base / "joint", STEPS, options(live_captions=True), joint=True)
     run(base / "fsdp", STEPS, options(parallel="fsdp"))
     run(base / "fsdp-more", MORE, options(parallel="fsdp"), resume=latest(base / "fsdp"))
     torch.distributed.destroy_process_group()

@@ -27,7 +27,9 @@ def encode(
     text_encoder: Annotated[
         str | None, typer.Option("--text-encoder", help="Also, or only, embed the captions.")
     ] = None,
-    data: Annotated[str, typer.Option("--data", help="A name, a folder, or a .csv/.jsonl manifest.")] = "embedded",
+    data: Annotated[
+        str, typer.Option("--data", help="A name, a folder, a manifest, .tar or .parquet files, or hf:owner/name.")
+    ] = "embedded",
     image_size: Annotated[int, typer.Option("--image-size", min=16, help="Pixels of a side.")] = 96,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored picture too, as training reads it.")

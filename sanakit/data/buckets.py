@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -32,15 +33,16 @@ def bucket_sizes(image_size: int, cell: int, max_aspect: float) -> list[Size]:
 def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -> list[int]:
     """The nearest size of every picture by log of width over height; a bucket of fewer than `at_least` pictures is left
     out and its pictures go to the nearest that stays, so that no batch holds a picture twice."""
-    logs = [math.log(width / height) for height, width in sizes]
-    nearest = lambda aspect, open_: min(open_, key=lambda i: abs(logs[i] - math.log(aspect)))
-    open_ = list(range(len(sizes)))
+    logs = np.log([width / height for height, width in sizes])
+    order = np.argsort(logs)
+    wanted = np.log(np.asarray(aspects, dtype=np.float64))
     while True:
-        chosen = [nearest(aspect, open_) for aspect in aspects]
-        small = [i for i in open_ if 0 < chosen.count(i) < at_least]
-        if not small or len(set(chosen)) == 1:
-            return chosen
-        open_.remove(min(small, key=chosen.count))
+        middles = (logs[order][1:] + logs[order][:-1]) / 2
+        chosen = order[np.searchsorted(middles, wanted)]
+        used, counts = np.unique(chosen, return_counts=True)
+        if counts.min() >= at_least or len(used) == 1:
+            return chosen.tolist()
+        order = order[order != used[counts.argmin()]]
 
 
 def aspect(data: bytes) -> float:

@@ -206,8 +206,7 @@ class LatentDataset:
 
     latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
     of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
-    probability of a picture's captions, where they are not equal. texts: the captions as they
-    were written.
+    probability of a picture's captions, where they are not equal. texts: the captions as they were written.
     """
 
     names: list[str]

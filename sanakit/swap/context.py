@@ -1,12 +1,13 @@
 """What the stages of a swap share: base, candidate, pictures and their encodings, loaded when first asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
+from sanakit import optimizers, tracking
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
@@ -86,7 +87,7 @@ class Swap:
                 f"data.caption_temperature: {pictures.source} has no scores",
                 fix="Leave it out, or state them.",
             )
-        found = build_dataset(
+        return build_dataset(
             system.vae,
             system.text_encoder,
             pictures,
@@ -98,8 +99,6 @@ class Swap:
             buckets=buckets,
             at_least=self.config.train.batch_size,
         )
-        texts = [c for captions in pictures.captions for c in captions]
-        return replace(found, texts=texts) if self.config.text_encoder.learning_rate else found
 
     @cached_property
     def base_data(self) -> tuple[LatentDataset, LatentDataset]:
@@ -152,6 +151,8 @@ class Swap:
 
 def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
     """Load what can be refused (base, candidate, pictures) before a run folder is made."""
+    optimizers.require(config.train.optimizer)
+    tracking.require(config.train.report_to)
     swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
     for part in (swap.base, swap.candidate, swap.pictures):
         assert part is not None

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -150,10 +151,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
     drift_alarms = 0
-    if encoder and not groups:
-        raise SanakitError("SK0104", f"text_encoder.learning_rate: strategy {name} trains no core beside it")
+    if encoder and (strategy.teacher or not groups):
+        what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
+        raise SanakitError("SK0104", f"text_encoder.learning_rate: strategy {name} {what}", fix="Use finetune.")
     if groups:
-        options = options_of(config, strategy)
+        options = replace(options_of(config, strategy), live_captions=encoder is not None)
         if encoder and encoder_rate:
             groups.append(encoder_group(encoder, encoder_rate, options.learning_rate))
         state = new_state(system.core, groups, options, encoder)
@@ -170,7 +172,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         restore_monitor(monitor, state.extras)
         moving = None
         if encoder:
-            rows = train.first[:REFERENCE]  # the captions as the encoder gave them at the start
+            total = len(train.captions)  # the captions as the encoder gave them at the start
+            rows = torch.linspace(0, total - 1, min(REFERENCE, total)).long()
             blocks = embedding_blocks(train.captions.embeds[rows].float(), train.captions.mask[rows])
             moving = MovingMonitor("embeddings", blocks)
             moving.restore(state.extras)
@@ -201,7 +204,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 if not strategy.teacher:  # what the base draws is no sample of the data
                     monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
                 if moving:
-                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu(), batch.prompt.mask.cpu()))
+                    said = torch.tensor([text != "" for text in batch.texts])
+                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(state.module, untouched)
             if step % config.train.log_every == 0:
@@ -216,7 +220,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 run.append("steps.jsonl", [{"step": step} | values])
                 trackers.log({f"train/{key}": value for key, value in values.items()}, step)
             if step % look_every == 0:
-                readings = monitor.report(step)
+                readings = [] if strategy.teacher else monitor.report(step)
                 drift_alarms += sum(r.alarm for r in readings)
                 readings += moving.report(step) if moving else []
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
@@ -247,7 +251,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
             draw = teacher.draws(system, train, options)
         try:
-            fit(system, stream, options, state, after_step=after_step, watch=watch, draw=draw)
+            fit(system, stream, options, state, after_step=after_step, draw=draw, watch=watch)
             if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save()
         finally:

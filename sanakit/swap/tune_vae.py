@@ -92,14 +92,15 @@ def draw_pictures(swap: "Swap", options: TrainOptions, step: int, cells: int) ->
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
     """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per picture. (N,)"""
+    images = images.to(vae.latents_mean.device)
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
-    unit, errors = raw.var(), torch.zeros(len(images))
+    unit, errors = raw.var(), torch.zeros(len(images), device=images.device)
     for turns, share in ((1, 1.0), (0, 0.5)):
         cells = max(1, int(raw.shape[-1] * share))
         moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
         other = torch.cat([vae.encode_raw(part) for part in moved.split(CHUNK)])
         errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
-    return errors.numpy()
+    return errors.cpu().numpy()
 
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
@@ -177,7 +178,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     check_movement(model, untouched)
     if state.ema is not None:
         model.load_state_dict(state.ema)
-    vae.requires_grad_(False).eval()
+    vae.requires_grad_(False).eval().cpu()
     restate(vae, images)
     folder = run.path / "vae"
     shutil.rmtree(folder, ignore_errors=True)
@@ -193,7 +194,8 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
 
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """PSNR and equivariance error of every picture."""
-    reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part)) for part in images.split(CHUNK)])
+    side = vae.latents_mean.device
+    reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part.to(side))).cpu() for part in images.split(CHUNK)])
     return psnr(images, reconstructed), equivariance_errors(vae, images)
 
 

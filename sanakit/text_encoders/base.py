@@ -75,11 +75,16 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str], *, instruction: bool = True) -> PromptEmbeds:
-        """Token embeddings of prompts; `instruction=False` leaves the record's prefix out."""
+        """Token embeddings of prompts, on the CPU; `instruction=False` leaves the record's prefix out."""
+        found = self(self.whole_prompts(prompts, instruction=instruction))
+        return PromptEmbeds(found.embeds.cpu(), found.mask.cpu(), found.truncated)
+
+    def whole_prompts(self, prompts: list[str], *, instruction: bool = True) -> list[str]:
+        """Prompts as the model reads them: lower case and prefix by the record."""
         if self.spec.lower_case:
             prompts = [prompt.lower().strip() for prompt in prompts]
         prefix = self.spec.instruction if instruction else ""
-        return self([prefix + prompt for prompt in prompts])
+        return [prefix + prompt for prompt in prompts]
 
     def forward(self, prompts: list[str]) -> PromptEmbeds:
         """As `encode`, of prompts that are already whole, with gradients where the model has them."""
