@@ -39,18 +39,26 @@ def write_report(run_dir: Path, out: Path) -> Path:
     """Write one self-contained file. Raises SK0109 when the folder is no run; other missing files leave sections out."""
     if not (run_dir / "validation.json").is_file():
         raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
-    environment = Environment(
+    return write_html(environment().get_template("template.html.j2").render(collect(run_dir)), out)
+
+
+def environment() -> Environment:
+    """Templates of this folder: escaped, strict about names."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration}
-    html = environment.get_template("template.html.j2").render(collect(run_dir))
+    made.filters |= {"number": number, "duration": duration}
+    return made
+
+
+def write_html(html: str, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
+    temporary.write_text(html, encoding="utf-8", errors="replace")
     temporary.replace(out)
     return out
 

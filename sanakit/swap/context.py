@@ -13,6 +13,7 @@ from sanakit.data import Pictures, load_pictures
 from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent, to_images
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
+from sanakit.gates import Policy
 from sanakit.hashing import hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
@@ -20,6 +21,8 @@ from sanakit.text_encoders import TextEncoder, load_text_encoder
 from sanakit.vaes import VAE, load_vae
 
 NUM_SAMPLES = 8
+NO_BASE = "none"
+DEFAULT = Policy()
 MIN_PICTURES = 64
 
 
@@ -31,9 +34,17 @@ class Swap:
     run: RunFolder
     progress: Progress = silent
     resume: str = "auto"
+    policy: Policy = DEFAULT
+
+    @property
+    def bare(self) -> bool:
+        """A component alone: no base to compare with, stage component only."""
+        return self.config.base == NO_BASE
 
     @cached_property
     def base(self) -> Base:
+        if self.bare:
+            return Base(name=NO_BASE, folder=Path(), card={"vae": None})
         return load_base(self.config.base)
 
     @cached_property
@@ -50,6 +61,8 @@ class Swap:
     @cached_property
     def candidate(self) -> VAE | TextEncoder:
         config = self.config
+        if self.bare and config.candidate is None:
+            raise SanakitError("SK0104", "no base and no candidate", fix="Name --vae or --text-encoder, or a --base.")
         if config.kind == "text_encoder":
             assert config.text_encoder.name
             return load_text_encoder(config.text_encoder.name)
@@ -111,6 +124,7 @@ class Swap:
         return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
 
     def fingerprint(self, stage: str) -> str:
+        """Of what a stage measures; the policy that judges it is apart."""
         return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint])
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
@@ -118,9 +132,9 @@ class Swap:
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
 
 
-def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
+def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
     """Load what can be refused (base, candidate, pictures) before a run folder is made."""
-    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
+    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress, policy=policy)
     for part in (swap.base, swap.candidate, swap.pictures):
         assert part is not None
     swap.run = RunFolder.open(config, run_dir)

@@ -17,8 +17,10 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
+from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged, conditional_gain, matched_sigmas
 from sanakit.gates import run_gates
+from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
@@ -27,6 +29,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, enter, race, recommend
 from sanakit.vaes import VAE
 
@@ -40,18 +43,21 @@ def component(swap: Swap) -> list[GateResult]:
     if isinstance(swap.candidate, VAE):
         measured = measure_vae(
             swap.candidate,
-            swap.base_system.vae,
+            None if swap.bare else swap.base_system.vae,
             swap.halves[1],
             swap.config.data.image_size,
             swap.run.path,
             swap.progress,
         )
     else:
-        measured = measure_text_encoder(swap.candidate, swap.base_system.text_encoder, swap.halves[1])
-    swap.run.write_json("component.json", {"rows": measured.rows, "channels": measured.channels})
+        measured = measure_text_encoder(
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1]
+        )
+    kept = ("rows", "channels", "curves", "similarity", "prompts")
+    swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
-    return run_gates("component", measured.evidence)
+    return run_gates("component", measured.evidence, swap.policy)
 
 
 def smoke(swap: Swap) -> list[GateResult]:
@@ -112,7 +118,12 @@ def smoke(swap: Swap) -> list[GateResult]:
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
         gain = conditional_gain(best.system, test, count=len(swap.test_images))
+        wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
+    wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
+    wiring |= course_evidence(best.system, train, best.options)
+    if best.state:
+        wiring |= movement_evidence(starts[best.strategy.initialise][0].core, best.system.core, best.average)
 
     by_name = {arm.strategy.name: arm for arm in arms}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
@@ -125,11 +136,11 @@ def smoke(swap: Swap) -> list[GateResult]:
         "one_step": best.errors[-1],
         "base_one_step": base_errors.numpy(),
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
-    }
+    } | wiring
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    return run_gates("smoke", evidence)
+    return run_gates("smoke", evidence, swap.policy)
 
 
 def _distance(swap: Swap, system: LatentDiffusion) -> list[float]:
@@ -172,7 +183,7 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
 
 def full(swap: Swap) -> list[GateResult]:
     """Train with the recommended strategy, monitors on, and write the model."""
-    return run_gates("full", train_full(swap))
+    return run_gates("full", train_full(swap), swap.policy)
 
 
 RUNNERS: dict[str, Callable[[Swap], list[GateResult]]] = {"component": component, "smoke": smoke, "full": full}
@@ -182,6 +193,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     """Run the stages in order; a failed one ends the row unless forced. Returns and writes validation.json."""
     config, run = swap.config, swap.run
     swap.resume = resume
+    if swap.bare and stages != ["component"]:
+        raise SanakitError("SK0104", f"stages {', '.join(stages)} need a base, found --base none; component does not")
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json(
@@ -208,23 +221,32 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
 
     for stage in [s for s in STAGES if s in stages]:
         done = validation["stages"].get(stage)
-        if done and done.get("fingerprint") == swap.fingerprint(stage):
+        measured = swap.fingerprint(stage)
+        fingerprint = hash_record([measured, swap.policy.fingerprint])
+        if done and done.get("measured") == measured:
             swap.progress(f"{stage}: done before", 1, 1)
+            if done["fingerprint"] != fingerprint:
+                gates = swap.policy.apply([GateResult.from_dict(gate) for gate in done["gates"]])
+                done |= _judged(gates) | {"fingerprint": fingerprint}
+                finish(swap, validation)
         else:
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.drop_stage(name, stage)
             start = time.perf_counter()
             gates = RUNNERS[stage](swap)
-            validation["stages"][stage] = {
-                "verdict": str(Verdict.worst([g.verdict for g in gates])),
-                "gates": [g.as_dict() for g in gates],
+            validation["stages"][stage] = _judged(gates) | {
                 "seconds": round(time.perf_counter() - start, 1),
-                "fingerprint": swap.fingerprint(stage),
+                "measured": measured,
+                "fingerprint": fingerprint,
             }
             finish(swap, validation)
         if validation["stages"][stage]["verdict"] == Verdict.FAIL and not force:
             break
     return finish(swap, validation)
+
+
+def _judged(gates: list[GateResult]) -> dict[str, Any]:
+    return {"verdict": str(Verdict.worst([g.verdict for g in gates])), "gates": [g.as_dict() for g in gates]}
 
 
 def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
@@ -233,6 +255,7 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
     verdict = Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()])
     validation["verdict"] = str(verdict)
+    validation["policy"] = swap.policy.as_dict()
     validation["next"] = _next_command(swap, validation, verdict)
     swap.run.write_json("validation.json", validation)
     return validation
@@ -242,6 +265,9 @@ def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> s
     failed = [g for s in validation["stages"].values() for g in s["gates"] if g["verdict"] == Verdict.FAIL]
     if failed:
         return f"sanakit explain {failed[0]['code']}"
+    if swap.bare:
+        kind = "vae" if swap.config.kind == "vae" else "text-encoder"
+        return f"sanakit swap-{kind} --candidate {swap.config.candidate}"
     pending = [s for s in STAGES if s not in validation["stages"]]
     if pending:
         return f"sanakit validate --stage {pending[0]} --run-dir {swap.run.path}"
