@@ -28,9 +28,7 @@ AllowPickle = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
-PolicyName = Annotated[
-    str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")
-]
+PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
 DEFAULT_STAGES = "component,smoke"
 
 

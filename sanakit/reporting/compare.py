@@ -66,7 +66,11 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
     ]
     title = "One-step error over the base's, recommended strategy of each run"
     chart = line_chart(series, title=title, x_label="step", y_label="ratio", limit=1.0)
-    html = environment().get_template("compare.html.j2").render(
-        rows=rows, chart=chart, legend=legend([n for n, _ in series]) if series else "", title=title, series=series
+    html = (
+        environment()
+        .get_template("compare.html.j2")
+        .render(
+            rows=rows, chart=chart, legend=legend([n for n, _ in series]) if series else "", title=title, series=series
+        )
     )
     return write_html(html, out)
