@@ -1,6 +1,7 @@
 """Plant every fault and run every clean system; write experiments/results/fault_catalogue.json.
 
 python experiments/fault_catalogue.py [--count 192]    then python experiments/write_docs.py
+With --only TEXT the rows whose name holds TEXT are measured again, the others stay.
 """
 
 import argparse
@@ -23,15 +24,21 @@ OUT = Path(__file__).parent / "results" / "fault_catalogue.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=192, help="pictures and prompts of every system")
-    count = parser.parse_args().count
+    parser.add_argument("--only", help="measure again what holds this text in its name")
+    arguments = parser.parse_args()
+    count = arguments.count
     sys.path.insert(0, str(Path(__file__).parent))
     from faults import FAULTS, World, clean_systems
 
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         world = World(Path(folder), count)
-        faults = [show(timed(lambda f=f: f.run(world))) for f in FAULTS]
-        clean = [show(timed(lambda n=n, j=j: judge_clean(n, j(world)))) for n, j in clean_systems()]
+        kept = json.loads(OUT.read_text()) if arguments.only else {"faults": [], "clean": []}
+        known = {row.get("fault") or row["system"]: row for row in kept["faults"] + kept["clean"]}
+        again = lambda name: not arguments.only or arguments.only in name or name not in known
+        measure = lambda name, work: show(timed(work)) if again(name) else known[name]
+        faults = [measure(f.name, lambda f=f: f.run(world)) for f in FAULTS]
+        clean = [measure(n, lambda n=n, j=j: judge_clean(n, j(world))) for n, j in clean_systems()]
     result = {
         "faults": [{k: v for k, v in row.items() if k != "seconds"} for row in faults],
         "clean": clean,

@@ -53,7 +53,7 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "smoke/alignment": (0, 0),
     "smoke/progress": (0, 0),
     "smoke/prompt-effect": (0, 0),
-    "smoke/samples": (3.0, 2.0),
+    "smoke/samples": (1.6, 1.4),
     "smoke/within-reach": (1.5, 1.25),
     "full/latent-drift": (0, 0),
     "full/progress": (0, 0),

@@ -144,8 +144,9 @@ VAE_ROWS: tuple[tuple[str, str, str, Callable[[VAEFigures], Any]], ...] = (
 
 
 def _spectra(images: Tensor, sides: dict[str, Tensor]) -> dict[str, Any]:
-    """Share of DCT power by cycles a picture: pictures, and each side's latents."""
-    series = {"pictures": images} | sides
+    """Share of DCT power by cycles a picture: each side's latents, and the pictures at the larger latents' size."""
+    size = max((maps.shape[-2:] for maps in sides.values()), key=lambda shape: shape[0] * shape[1])
+    series = {"pictures": torch.nn.functional.interpolate(images, size=size, mode="area")} | sides
     lines = {}
     for name, maps in series.items():
         share = radial_power(maps.nan_to_num(0)) if min(maps.shape[-2:]) > 2 else []
