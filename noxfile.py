@@ -37,6 +37,6 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def docs(session: nox.Session) -> None:
-    """Write docs/codes.md from the catalogue of codes; CI checks that it is current."""
+    """Write the generated pages, docs/codes.md and docs/zoo.md; CI checks that they are current."""
     session.install("-e", ".[test]")
     session.run("python", "experiments/write_docs.py")

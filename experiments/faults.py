@@ -41,7 +41,6 @@ from sanakit.swap.probe_training import (
 )
 from sanakit.swap.probe_vae import vae_evidence
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, TextEncoder, load_text_encoder
-from sanakit.text_encoders.encoder_only import EncoderOnly
 from sanakit.train import TrainOptions, check_movement, fit, new_state
 from sanakit.vaes import VAE, VAES, load_vae
 from sanakit.vaes.pca import PCAVAE
@@ -436,7 +435,11 @@ def padding_side(world: World) -> list[GateResult]:
     return judged_text(world, BrokenText(sound, left))
 
 
-class NoMask(EncoderOnly):
+class NoMask(TextEncoder):
+    def __init__(self, sound: Any) -> None:
+        super().__init__(sound.model, sound.spec)
+        self.tokenizer = sound.tokenizer
+
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
         batch = self.tokenizer(
             prompts,
@@ -458,8 +461,7 @@ class NoMask(EncoderOnly):
     stage="component",
 )
 def mask_unseen(world: World) -> list[GateResult]:
-    sound: Any = world.encoder()
-    return judged_text(world, NoMask(sound.model, sound.tokenizer, sound.spec))
+    return judged_text(world, NoMask(world.encoder()))
 
 
 @fault(
@@ -506,14 +508,6 @@ def old_null(world: World) -> list[GateResult]:
     return judged_text(world, encoder)
 
 
-class Logits(EncoderOnly):
-    """Taken from a model with its language-modelling head on: the first output is logits."""
-
-    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        embeds, mask, cut = super()._encode(prompts)
-        return embeds @ self.model.embeddings.word_embeddings.weight.T, mask, cut
-
-
 @fault(
     "logits of a CausalLM taken for hidden states",
     threads="diffusers 10489",
@@ -522,9 +516,11 @@ class Logits(EncoderOnly):
     stage="component",
 )
 def logits(world: World) -> list[GateResult]:
+    """The first output of a model with its language-modelling head on."""
     sound: Any = world.encoder()
-    spec = replace(sound.spec, embed_dim=sound.model.config.vocab_size)
-    return judged_text(world, Logits(sound.model, sound.tokenizer, spec), world.prompts[:16])
+    head = sound.model.embeddings.word_embeddings.weight
+    spec = replace(sound.spec, embed_dim=len(head))
+    return judged_text(world, BrokenText(sound, lambda e, m: (e @ head.T, m), spec), world.prompts[:16])
 
 
 @fault(

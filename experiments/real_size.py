@@ -149,7 +149,7 @@ def main() -> None:
         base_data = dataset(base, images, prompts)
     with measured("swap"):
         linear = ADAPTERS.get("linear-latents")
-        core = linear(
+        core = linear.fit(
             base.core, candidate.spec, base_ratio=base.vae.spec.spatial_compression_ratio, image_size=options.size
         )
     embedding, base.core.transformer_blocks, base.vae = base.core, torch.nn.ModuleList(), candidate  # free what is done
@@ -190,7 +190,7 @@ def main() -> None:
     facts = {
         "parameters": {"core": sum(p.numel() for p in pipe.transformer.parameters())}
         | {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "text_encoder")},
-        "input_r2": score,
+        **score,
         "loss": losses[0],
         "reasons": reasons,
         "image": image.size,

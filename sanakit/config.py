@@ -59,6 +59,10 @@ class TextEncoderSection(Section):
     name: str | None = None
 
 
+class AdapterSection(Section):
+    name: str | None = None  # of `sanakit ls adapters`; None: the linear joint, which stays a plain core
+
+
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
     # the ones among these that serve the swap
@@ -72,6 +76,8 @@ class SmokeSection(Section):
         "naive",
         "scratch",
     )
+    # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
+    rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
     held_out: int = Field(default=128, ge=16)
 
 
@@ -81,6 +87,7 @@ class Config(Section):
     data: DataSection = DataSection()
     vae: VAESection = VAESection()
     text_encoder: TextEncoderSection = TextEncoderSection()
+    adapter: AdapterSection = AdapterSection()
     smoke: SmokeSection = SmokeSection()
 
     @property

@@ -51,11 +51,30 @@ class LatentStats:
 
 @dataclass(frozen=True, kw_only=True)
 class TextSpec:
-    """Shape and policy of prompt embeddings (B, L, embed_dim), attention mask 1 = keep."""
+    """Shape of prompt embeddings (B, L, embed_dim) and how they are read; padded right, attention mask 1 = keep.
+
+    instruction: put before every prompt but the null one. select: "first" keeps the first max_tokens, instruction
+    included; "first-last" reads instruction + max_tokens - 2 tokens, then keeps token 0 and the last max_tokens - 1
+    (Sana, arXiv 2410.10629). layer: "last", as the model returns it; an index of its hidden states; or "mean" of all
+    layers' outputs, layer-normalised (arXiv 2506.08210). attend_padding: the encoder sees no mask, as where it was
+    trained without one; the core's mask is of the prompt's own tokens all the same.
+    """
 
     embed_dim: int
     max_tokens: int
-    instruction: str = ""  # put before every prompt but the null one
+    instruction: str = ""
+    select: str = "first"
+    layer: int | str = "last"
+    attend_padding: bool = False
+    lower_case: bool = False  # prompts are lower-cased and stripped
+
+    def __post_init__(self) -> None:
+        if self.embed_dim < 1 or self.max_tokens < 2:
+            raise ValueError(f"embed_dim {self.embed_dim}, max_tokens {self.max_tokens}; expected at least 1 and 2")
+        if self.select not in ("first", "first-last"):
+            raise ValueError(f"select is {self.select!r}, expected first or first-last")
+        if not isinstance(self.layer, int) and self.layer not in ("last", "mean"):
+            raise ValueError(f"layer is {self.layer!r}, expected last, mean or an index")
 
 
 @dataclass(frozen=True, kw_only=True)

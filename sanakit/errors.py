@@ -195,7 +195,7 @@ CODES: dict[str, Code] = {
     "SK0304": Code(
         title="prompts are truncated",
         why="More than a tolerable share of prompts is longer than the encoder's token limit.",
-        fix="Raise max_tokens, or shorten the prompts.",
+        fix="--candidate 'NAME?max_tokens=N' reads more tokens; or shorten the prompts.",
     ),
     "SK0305": Code(
         title="a head where the base model is needed",
@@ -237,6 +237,13 @@ CODES: dict[str, Code] = {
         title="all tokens of a prompt are the same",
         why="A pooled vector stands in the place of token embeddings.",
         fix="Take the last hidden state, not the pooled output.",
+    ),
+    "SK0306": Code(
+        title="a reading policy that the encoder cannot follow",
+        why="The layer, the number of tokens or another field of its record does not fit this model.",
+        fix="NAME?key=value changes a record, for example path:DIR?max_tokens=300&layer=mean; fields: max_tokens, "
+        "instruction (`sana` is Sana's own), lower_case, and for transformers models select (first, first-last), layer "
+        "(last, mean, an index) and attend_padding.",
     ),
     # 04: data
     "SK0401": Code(
@@ -383,7 +390,7 @@ CODES: dict[str, Code] = {
     "SK0901": Code(
         title="a package is missing",
         why="This component comes in a package that is not installed.",
-        fix="pip install 'sanakit[demo]' installs everything of the embedded world.",
+        fix="pip install the package that the message names; 'sanakit[demo]' has those of the embedded world.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0902": Code(

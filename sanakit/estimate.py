@@ -60,10 +60,9 @@ def fake_core(
     with mode:
         core = SanaTransformer2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
         if latents is not None:
-            fit = ADAPTERS.get("linear-latents")
-            core = fit(core, latents, base_ratio=base_ratio, image_size=image_size)  # type: ignore[call-arg]
+            core = ADAPTERS.get("linear-latents").fit(core, latents, base_ratio=base_ratio, image_size=image_size)
         if text is not None:
-            core = ADAPTERS.get("linear-caption")(core, text)
+            core = ADAPTERS.get("linear-caption").fit(core, text)
     return core, mode
 
 

@@ -193,10 +193,12 @@ def fit(
     until: int | None = None,
     after_step: Callable[[int, float, Batch, Tensor], None] = lambda step, loss, batch, predicted: None,
     rate: Callable[[int, TrainOptions], float] = learning_rate_at,
+    draw: Callable[[int, slice], Batch] | None = None,
 ) -> TrainState:
     """Train from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
 
-    Raises SK0501 before a step with a loss or gradient that is not finite. after_step sees this rank's rows.
+    Raises SK0501 before a step with a loss or gradient that is not finite. after_step sees this rank's rows. draw: the
+    batch of a step and of this rank's rows, by default `draw_batch` from the data.
     """
     core, accelerator = system.core, state.accelerator
     assert accelerator is not None and state.model is not None
@@ -207,9 +209,9 @@ def fit(
     own = options.batch_size // world_size()
     rows = slice(rank() * own, (rank() + 1) * own)
     steps = range(state.step, options.max_steps if until is None else until)
-    draw = lambda step: draw_batch(system, data, options, step, rows)
+    batch_of = draw or (lambda step, rows: draw_batch(system, data, options, step, rows))
     with STOP.at_step_border():
-        for step, drawn in read_ahead(steps, draw):
+        for step, drawn in read_ahead(steps, lambda step: batch_of(step, rows)):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
                 group["lr"] = learning_rate * group.get("scale", 1.0)
@@ -251,7 +253,8 @@ def fit(
 
 def _blame(data: LatentDataset, batch: Batch) -> str:
     """The pictures whose own latents or prompts are not finite, if any."""
-    assert batch.indices is not None
+    if batch.indices is None:
+        return ""
     bad = ~(batch.latents.isfinite().flatten(1).all(1) & batch.prompt.embeds.isfinite().flatten(1).all(1))
     names = [data.names[i] for i in batch.indices[bad].tolist()]
     return f"; not finite in the data: {', '.join(names[:3])}" if names else "; the data of the step is finite"

@@ -1,6 +1,7 @@
 """Contract tests over every registered VAE and text encoder; a new file is tested without a test being written."""
 
-from copy import deepcopy
+from copy import copy, deepcopy
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -9,10 +10,12 @@ import torch
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
+from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAES, load_vae
 from sanakit.vaes.base import DiffusersVAE, load_diffusers_model
 
 DIFFUSERS = [name for name in VAES.names() if issubclass(VAES.get(name), DiffusersVAE)]
+TRANSFORMERS = [name for name in TEXT_ENCODERS.names() if issubclass(TEXT_ENCODERS.get(name), TransformerEncoder)]
 
 
 @cache
@@ -121,28 +124,108 @@ def test_pretrained_reconstructs_better_than_a_flat_colour(name, openclipart_ima
     assert 0.6 < vae.encode(openclipart_images).std() < 1.6
 
 
+@cache
+def encoder_twin(name):
+    torch.manual_seed(0)
+    return TEXT_ENCODERS.get(name).tiny()
+
+
 @pytest.fixture(params=TEXT_ENCODERS.names())
 def encoder(request):
-    return TEXT_ENCODERS.get(request.param).tiny()
+    """Shared by the tests of one name; a test that changes it works on a copy."""
+    return encoder_twin(request.param)
+
+
+def plain(encoder, *prompts):
+    return encoder.encode(list(prompts), instruction=False)
 
 
 def test_embeddings_are_right_padded_masked_and_independent_of_neighbours(encoder):
     alone = encoder.encode(["a b"])
     batch = encoder.encode(["a b", "c d e f g h"])
     assert tuple(alone.embeds.shape) == (1, encoder.spec.max_tokens, encoder.spec.embed_dim)
+    assert alone.embeds.dtype == torch.float32 and alone.mask.dtype == torch.bool
     torch.testing.assert_close(batch.embeds[:1], alone.embeds, atol=1e-5, rtol=1e-4)
     assert (batch.embeds[~batch.mask] == 0).all()
     assert (batch.mask.int().diff(dim=1) <= 0).all()  # kept tokens first
 
 
-def test_null_prompt_is_one_row_and_differs_from_prompts(encoder):
+def test_encoding_is_deterministic_and_tells_prompts_apart(encoder):
+    found = plain(encoder, "a b c", "c b a")
+    assert torch.equal(found.embeds, plain(encoder, "a b c", "c b a").embeds)
+    assert (found.embeds[0] - found.embeds[1]).abs().max() > 1e-4
+
+
+def test_the_length_that_is_padded_to_changes_embeddings_only_where_the_record_says_so(encoder):
+    other = copy(encoder)
+    other.set_spec(replace(encoder.spec, max_tokens=encoder.spec.max_tokens // 2))
+    long, short = plain(encoder, "a b"), plain(other, "a b")
+    count = short.mask.sum()
+    assert torch.equal(long.mask.sum(), count)
+    same = torch.allclose(long.embeds[:, :count], short.embeds[:, :count], atol=1e-5, rtol=1e-4)
+    assert same != encoder.spec.attend_padding
+
+
+def test_null_prompt_is_one_row_with_something_to_attend_to_and_differs_from_prompts(encoder):
     null = encoder.null()
-    assert len(null) == 1
+    assert len(null) == 1 and null.mask.any()
     assert not torch.equal(null.embeds, encoder.encode(["a b c"]).embeds)
 
 
 def test_truncation_is_counted(encoder):
-    assert encoder.encode(["a " * 100, "b"]).truncated == 1
+    assert encoder.encode(["a " * 400, "b"]).truncated == 1
+
+
+def test_bf16_embeddings_are_the_fp32_ones_but_for_rounding(encoder):
+    rounded = copy(encoder)
+    rounded.model = deepcopy(encoder.model).to(torch.bfloat16)
+    exact, found = plain(encoder, "a b c").embeds, plain(rounded, "a b c").embeds
+    assert found.dtype == torch.float32
+    assert (found - exact).norm() < 0.05 * exact.norm()
+
+
+def test_an_encoder_is_frozen_and_gives_no_gradients(encoder):
+    assert not any(p.requires_grad for p in encoder.parameters())
+    assert not plain(encoder, "a").embeds.requires_grad and not encoder.model.training
+
+
+def test_the_fingerprint_follows_weights_tokenizer_and_every_policy(encoder):
+    seen = {encoder.fingerprint()}
+    other = {"max_tokens": 8, "instruction": "draw", "select": "first-last", "layer": 0, "lower_case": True}
+    for key in encoder.policies:
+        changed, old = copy(encoder), getattr(encoder.spec, key)
+        changed.set_spec(replace(encoder.spec, **{key: not old if isinstance(old, bool) else other[key]}))
+        if changed.spec != encoder.spec:
+            seen.add(changed.fingerprint())
+    assert len(seen) >= len(encoder.policies)
+    changed = copy(encoder)
+    changed.model = deepcopy(encoder.model)
+    next(t for t in changed.model.state_dict().values() if t.is_floating_point()).add_(1)
+    assert changed.fingerprint() not in seen
+    if hasattr(encoder.tokenizer, "add_tokens"):
+        changed = copy(encoder)
+        changed.tokenizer = deepcopy(encoder.tokenizer)
+        changed.tokenizer.add_tokens(["xyz"])
+        assert changed.fingerprint() not in seen
+
+
+def test_a_call_leaves_the_fingerprint_alone(encoder):
+    before = encoder.fingerprint()
+    plain(encoder, "a", "b c d")
+    assert encoder.fingerprint() == before
+
+
+@pytest.mark.parametrize("name", TRANSFORMERS)
+def test_a_saved_text_encoder_loads_by_its_class_with_the_same_embeddings(name, tmp_path):
+    encoder = encoder_twin(name)
+    encoder.model.save_pretrained(tmp_path)
+    encoder.tokenizer.save_pretrained(tmp_path)
+    loaded = load_text_encoder(f"path:{tmp_path}")
+    assert type(loaded.model) is type(encoder.model) and loaded.name == f"path:{tmp_path}"
+    assert loaded.spec.embed_dim == encoder.spec.embed_dim
+    assert loaded.spec.attend_padding == encoder.spec.attend_padding
+    loaded.set_spec(encoder.spec)
+    torch.testing.assert_close(plain(loaded, "a b C").embeds, plain(encoder, "a b C").embeds, atol=1e-5, rtol=1e-4)
 
 
 def test_path_components_load_by_class_and_refuse_what_they_are_not(tmp_path, openclipart_images):

@@ -4,7 +4,18 @@ import numpy as np
 import pytest
 import torch
 
-from sanakit.swap.diffusability import equivariance, panel, radial_power, slerp, spectrum_kl, viv
+from sanakit.errors import SanakitError
+from sanakit.swap.diffusability import (
+    compare_panels,
+    equivariance,
+    high_frequency_share,
+    neighbour_consistency,
+    panel,
+    radial_power,
+    slerp,
+    spectrum_kl,
+    viv,
+)
 from sanakit.vaes import VAES
 
 
@@ -43,3 +54,56 @@ def test_panel_of_a_real_vae(openclipart_images):
     rows = panel(vae, openclipart_images, vae.encode(openclipart_images))
     assert {r["better"] for r in rows} == {"lower", "higher"}
     assert all(np.isfinite(r["value"]) and r["worth"] for r in rows)
+
+
+@pytest.mark.parametrize("variance", [0.2, 1.0, 5.0])
+def test_viv_of_a_gaussian_is_the_integral_of_its_velocitys_conditional_variance(variance):
+    """Var(noise - z | (1 - t) z + t noise) = l / ((1 - t)^2 l + t^2), over t: checked by quadrature and by sampling."""
+    t = (np.arange(100_000) + 0.5) / 100_000
+    integral = (variance / ((1 - t) ** 2 * variance + t**2)).mean()
+    assert np.pi / 2 * variance**0.5 == pytest.approx(integral, rel=1e-3)
+    z, noise = np.random.default_rng(0).standard_normal((2, 400_000)) * np.array([[variance**0.5], [1]])
+    for level in (0.3, 0.8):
+        mixed, velocity = (1 - level) * z + level * noise, noise - z
+        left = velocity.var() - np.cov(velocity, mixed)[0, 1] ** 2 / mixed.var()
+        assert left == pytest.approx(variance / ((1 - level) ** 2 * variance + level**2), rel=0.02)
+
+
+def test_viv_of_one_cluster_is_the_formula():
+    latents = torch.randn(20, 1, 2, 2, generator=torch.Generator().manual_seed(0))  # too few for two clusters
+    rows = ((latents - latents.mean()) / latents.std()).flatten(1).double().numpy()
+    expected = np.pi / 2 * np.sqrt(np.linalg.eigvalsh(np.cov(rows.T))).sum()
+    assert viv(latents) == pytest.approx(expected, rel=1e-5)
+
+
+def test_neighbours_agree_with_themselves_and_not_with_noise():
+    generator = torch.Generator().manual_seed(0)
+    latents, noise = torch.randn(200, 2, 3, 3, generator=generator), torch.randn(200, 8, generator=generator)
+    unit = torch.nn.functional.normalize(latents.flatten(1), dim=1).unflatten(1, (2, 3, 3))
+    assert neighbour_consistency(unit, latents.flatten(1)) == 1.0
+    assert neighbour_consistency(latents, noise) < 0.1
+
+
+def test_white_latents_hold_half_of_their_power_above_half_of_the_radius_and_smooth_ones_less(openclipart_images):
+    white = torch.randn(256, 4, 12, 12, generator=torch.Generator().manual_seed(0))
+    smooth = torch.nn.functional.interpolate(openclipart_images, size=(12, 12), mode="area")
+    assert high_frequency_share(smooth) < 0.3 < high_frequency_share(white) < 1
+
+
+def test_the_panel_refuses_few_pictures_and_latents_that_are_not_finite(openclipart_images):
+    vae = VAES.get("pca-f8c4").tiny()
+    latents = vae.encode(openclipart_images)
+    with pytest.raises(SanakitError, match="SK0403.*8 pictures"):
+        panel(vae, openclipart_images[:8], latents[:8])
+    latents[3, 2, 0, 0] = float("nan")
+    with pytest.raises(SanakitError, match="SK0204.*channel 2"):
+        panel(vae, openclipart_images, latents)
+
+
+def test_two_panels_stand_side_by_side_and_viv_ranks_equal_sizes_only(openclipart_images):
+    base, candidate = VAES.get("pca-f16c16").load(), VAES.get("pca-f16c32").load()
+    rows = {row["metric"].split(",")[0]: row for row in compare_panels(base, candidate, openclipart_images)}
+    assert rows["VIV"]["better"] == "" and rows["spectrum KL"]["better"] == "lower"
+    same = compare_panels(base, base, openclipart_images)
+    assert [row["base"] for row in same] == pytest.approx([row["candidate"] for row in same], abs=1e-5)
+    assert same[0]["better"] == "lower"

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from copy import deepcopy
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -10,13 +12,14 @@ from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeli
 from safetensors.torch import load_file
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.contracts import LatentStats, TextSpec
-from sanakit.core.dit import new_core
+from sanakit.contracts import LatentStats
+from sanakit.core.dit import load_core, new_core
 from sanakit.errors import SanakitError
 from sanakit.interop.export import export_pipeline, save_vae
+from sanakit.interop.lora import save_lora
 from sanakit.interop.pipeline import SanakitPipeline
-from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS, SanaTextEncoder
 from sanakit.sampling import sample_images
+from sanakit.swap.base import add_lora
 from sanakit.swap.plan import load_base
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
 from sanakit.vaes import VAES, load_vae
@@ -26,32 +29,9 @@ PROMPT = "a red apple"
 
 
 def gemma():
-    """A one-layer Gemma-2 with a tokenizer of characters."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
-
-    words = {w: i for i, w in enumerate(["<pad>", "<bos>", "<unk>", *map(chr, range(32, 127))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>", padding_side="left"
-    )
+    """Gemma-2's tiny twin; its tokenizer pads left unless it is told otherwise, as Gemma's does."""
     torch.manual_seed(0)
-    config = Gemma2Config(
-        vocab_size=len(words),
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        head_dim=8,
-        sliding_window=4096,
-        max_position_embeddings=8192,
-        pad_token_id=0,
-    )
-    spec = TextSpec(embed_dim=16, max_tokens=MAX_TOKENS, instruction=INSTRUCTION)
-    return SanaTextEncoder(Gemma2Model(config), tokenizer, spec)
+    return TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
 
 
 def dc_ae():
@@ -173,7 +153,7 @@ def changed(name):
         null = encoder.null()
         encoder.kept_null = PromptEmbeds(null.embeds + null.mask[..., None], null.mask)
     elif name == "instruction":
-        encoder.spec = TextSpec(embed_dim=16, max_tokens=300, instruction="draw: ")
+        encoder.set_spec(replace(encoder.spec, instruction="draw: "))
     elif name == "AutoencoderKL":
         vae = VAES.get("kl-f8c4").tiny()
     elif name == "PCA":
@@ -307,6 +287,11 @@ def damage(folder, how):
         index |= {"_class_name": "SanakitPipeline"}
         encoder = {"class": "os:system", "spec": {"embed_dim": 16, "max_tokens": 300}}
         index["sanakit"] = {"image_size": 512, "licence": "", "text_encoder": encoder}
+    elif how == "foreign policy":
+        index |= {"_class_name": "SanakitPipeline"}
+        kind = "sanakit.text_encoders.transformer:TransformerEncoder"
+        encoder = {"class": kind, "spec": {"embed_dim": 16, "max_tokens": 300, "colour": "red"}}
+        index["sanakit"] = {"image_size": 512, "licence": "", "text_encoder": encoder}
     elif how == "no index":
         return (folder / "model_index.json").unlink()
     elif how == "no vae":
@@ -327,6 +312,7 @@ def damage(folder, how):
         ("other pipeline", "SK0603", "PixArtSigmaPipeline"),
         ("no section", "SK0603", "section"),
         ("foreign class", "SK0603", "os:system"),
+        ("foreign policy", "SK0603", "colour"),
         ("no index", "SK0106", "card.json"),
         ("no vae", "SK0603", "no subfolder vae"),
         ("other vae", "SK0603", "AutoencoderKL"),
@@ -338,3 +324,100 @@ def test_a_folder_that_is_no_pipeline_is_refused(stock, tmp_path, how, code, mes
     damage(tmp_path / "pipe", how)
     with pytest.raises(SanakitError, match=f"{code}.*{message}"):
         load_base(f"path:{tmp_path / 'pipe'}").system()
+
+
+def test_low_rank_adapters_go_out_as_diffusers_reads_them(stock, tmp_path):
+    """Base core, joints put in, adapter loaded by SanaPipeline: the same velocity as the folded core."""
+    system, _ = stock
+    base = deepcopy(system.core)
+    trained = deepcopy(system.core)
+    add_lora(trained, 4)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in trained.named_parameters():
+            if ".lora_B" in name or name.startswith("patch_embed"):
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
+    save_lora(trained, tmp_path / "lora")
+    trained.fuse_lora()
+    trained.unload_lora()
+    reasons = write(
+        LatentDiffusion(vae=system.vae, text_encoder=system.text_encoder, core=trained, image_size=512, flow_shift=2.5),
+        tmp_path / "pipe",
+        lora=tmp_path / "lora",
+    )
+    assert reasons == []
+
+    base.load_state_dict(load_file(tmp_path / "pipe" / "lora" / "joints.safetensors"), strict=False)
+    pipe = SanaPipeline(None, None, system.vae.model, base, FlowMatchEulerDiscreteScheduler())
+    call = dict(
+        hidden_states=torch.randn(1, 8, 4, 4, generator=generator),
+        encoder_hidden_states=torch.randn(1, 3, 16, generator=generator),
+        timestep=torch.tensor([500.0]),
+    )
+    folded = load_core(tmp_path / "pipe" / "transformer")
+    with torch.no_grad():
+        expected, before = folded(**call).sample, pipe.transformer(**call).sample
+        pipe.load_lora_weights(tmp_path / "pipe" / "lora")
+        after = pipe.transformer(**call).sample
+    torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
+    assert (before - expected).abs().max() > 1e-2
+
+
+PLUGIN = """
+import torch
+from sanakit.contracts import LatentSpec, LatentStats, TextSpec
+from sanakit.text_encoders import TEXT_ENCODERS, TextEncoder
+from sanakit.vaes import VAE, VAES
+
+
+@VAES.register("theirs-f4c48", title="Pixels, stacked", licence="MIT")
+class Stacked(VAE):
+    @classmethod
+    def tiny(cls):
+        spec = LatentSpec(latent_channels=48, spatial_compression_ratio=4)
+        return cls(torch.nn.Identity(), spec, LatentStats.from_scaling(2.0, 0.1))
+
+    load = tiny
+
+    def _encode(self, images):
+        return torch.nn.functional.pixel_unshuffle(images, 4)
+
+    def _decode(self, raw_latents):
+        return torch.nn.functional.pixel_shuffle(raw_latents, 4)
+
+
+@TEXT_ENCODERS.register("theirs-bytes", title="Bytes, one-hot", licence="MIT")
+class Bytes(TextEncoder):
+    @classmethod
+    def tiny(cls):
+        return cls(torch.nn.Embedding.from_pretrained(torch.eye(256)), TextSpec(embed_dim=256, max_tokens=8))
+
+    load = tiny
+
+    def _encode(self, prompts):
+        rows = [list(prompt.encode())[:8] or [0] for prompt in prompts]
+        ids = torch.tensor([row + [0] * (8 - len(row)) for row in rows])
+        mask = torch.tensor([[i < len(row) for i in range(8)] for row in rows])
+        return self.model(ids), mask, sum(len(prompt.encode()) > 8 for prompt in prompts)
+"""
+
+
+def test_a_package_adds_a_vae_and_a_text_encoder_by_entry_points_alone(tmp_path, monkeypatch):
+    (tmp_path / "their_parts.py").write_text(PLUGIN)
+    info = tmp_path / "their_parts-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[sanakit.vaes]\ntheirs-f4c48 = their_parts:Stacked\n\n[sanakit.text_encoders]\ntheirs-bytes = their_parts:Bytes\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for registry in (VAES, TEXT_ENCODERS):
+        monkeypatch.setattr(registry, "_listing", None)
+        monkeypatch.setattr(registry, "_objects", dict(registry._objects))
+    assert VAES.entries()["theirs-f4c48"].origin == TEXT_ENCODERS.entries()["theirs-bytes"].origin == "their-parts"
+    vae, encoder = load_vae("theirs-f4c48"), load_text_encoder("theirs-bytes?max_tokens=8&instruction=xy")
+    assert encoder.spec.instruction == "xy" and len(encoder.fingerprint()) == 64
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    torch.testing.assert_close(vae.decode(vae.encode(images)), images)
+    system = system_of(vae, encoder, image_size=32)
+    assert sample_images(system, ["a"], num_steps=1).shape == (1, 3, 32, 32)

@@ -158,13 +158,14 @@ def test_wrong_scale_fails_component_and_stops_there(world):
 
 def test_text_encoder_swap(world):
     result = swap(world, "text-encoder", "minilm", "--force", "--json", run_dir="text")
+    assert result.stdout, result.stderr
     validation = json.loads(result.stdout)
     assert validation["kind"] == "text_encoder"
     assert {"component/prompts-differ", "component/padding"} <= {
         g["gate"] for g in validation["stages"]["component"]["gates"]
     }
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
-    assert rows["align"]["caption_r2"] > 0
+    assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
 
 
 def test_validate_writes_junit_and_train_resumes(world, finished):

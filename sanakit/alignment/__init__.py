@@ -2,7 +2,15 @@
 
 from sanakit.alignment.distance import feature_distance
 from sanakit.alignment.moments import CrossMoments
-from sanakit.alignment.text import align_caption
+from sanakit.alignment.text import align_caption, pair_captions
 from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
 
-__all__ = ["INPUT_METHODS", "CrossMoments", "align_caption", "align_input", "align_output", "feature_distance"]
+__all__ = [
+    "INPUT_METHODS",
+    "CrossMoments",
+    "align_caption",
+    "align_input",
+    "align_output",
+    "feature_distance",
+    "pair_captions",
+]

@@ -1,4 +1,4 @@
-"""Streaming second moments of paired rows, and the two linear maps that they determine.
+"""Streaming second moments of paired rows, and the linear maps that they determine.
 
 Float64 sums, one pass, memory independent of the number of rows; two accumulators merge by addition.
 """
@@ -10,37 +10,65 @@ from torch import Tensor
 
 from sanakit.errors import SanakitError
 
+ENOUGH = 4  # rows a dimension; below it, the penalty of ridge grows in proportion
+
 
 @dataclass
 class CrossMoments:
-    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D)."""
+    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D), sum y^2 (E)."""
 
     count: int
     x: Tensor
     y: Tensor
     xx: Tensor
     yx: Tensor
+    yy: Tensor
 
     @classmethod
     def empty(cls, x_size: int, y_size: int) -> "CrossMoments":
         zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
-        return cls(0, zeros(x_size), zeros(y_size), zeros(x_size, x_size), zeros(y_size, x_size))
+        return cls(0, zeros(x_size), zeros(y_size), zeros(x_size, x_size), zeros(y_size, x_size), zeros(y_size))
 
     def add(self, x: Tensor, y: Tensor) -> None:
-        """x (N, D), y (N, E); raises SK0204 when a value is not finite."""
+        """x (N, D), y (N, E); raises SK0204 naming the first column with a value that is not finite."""
         x, y = x.double(), y.double()
-        if not (x.isfinite().all() and y.isfinite().all()):
-            raise SanakitError("SK0204", "alignment met values that are not finite")
+        for side, rows in (("candidate", x), ("base", y)):
+            bad = (~rows.isfinite()).sum(0)
+            if bad.any():
+                column = int(bad.argmax())
+                raise SanakitError(
+                    "SK0204",
+                    f"alignment met {int(bad.sum())} values of the {side} that are not finite, most in column {column}",
+                )
         self.count += len(x)
         self.x += x.sum(0)
         self.y += y.sum(0)
         self.xx += x.T @ x
         self.yx += y.T @ x
+        self.yy += y.square().sum(0)
 
     def merge(self, other: "CrossMoments") -> "CrossMoments":
+        """Of the rows of both, for example of two ranks."""
         return CrossMoments(
-            self.count + other.count, self.x + other.x, self.y + other.y, self.xx + other.xx, self.yx + other.yx
+            self.count + other.count,
+            self.x + other.x,
+            self.y + other.y,
+            self.xx + other.xx,
+            self.yx + other.yx,
+            self.yy + other.yy,
         )
+
+    def select(self, columns: Tensor) -> "CrossMoments":
+        """The moments of some columns of x."""
+        return CrossMoments(
+            self.count, self.x[columns], self.y, self.xx[columns][:, columns], self.yx[:, columns], self.yy
+        )
+
+    @property
+    def note(self) -> str:
+        """What is said where the rows are too few for their dimensions; empty where they are enough."""
+        rows, size = self.count, len(self.x)
+        return f"{rows} rows for {size} dimensions: the map is shrunk" if rows < ENOUGH * size else ""
 
     def centred(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """mean x (D), mean y (E), covariance of x (D, D), of y with x (E, D). Raises SK0403 below two rows."""
@@ -51,8 +79,12 @@ class CrossMoments:
         return mean_x, mean_y, cov_xx, self.yx / self.count - torch.outer(mean_y, mean_x)
 
     def ridge(self, penalty: float = 1e-4) -> tuple[Tensor, Tensor]:
-        """W (E, D), b (E) minimising |y - W x - b|^2 + lambda |W|^2, lambda = penalty times the mean variance of x."""
+        """W (E, D), b (E) minimising |y - W x - b|^2 + lambda |W|^2, lambda = penalty times the mean variance of x.
+
+        With fewer than ENOUGH rows a dimension the penalty grows by how many are missing (see `note`).
+        """
         mean_x, mean_y, cov_xx, cov_yx = self.centred()
+        penalty = max(penalty, 0.1 * (ENOUGH * len(mean_x) / self.count - 1))
         return _solve(cov_xx, cov_yx, penalty * cov_xx.diagonal().mean(), mean_x, mean_y)
 
     def procrustes(self) -> tuple[Tensor, Tensor]:
@@ -72,6 +104,14 @@ class CrossMoments:
         mean_x, mean_y, cov_xx, cov_yx = self.centred()
         goal = cov_yx if noise_map is None else cov_yx + ratio * noise_map.double()
         return _solve(cov_xx, goal, torch.tensor(ratio, dtype=torch.float64), mean_x, mean_y)
+
+    def r2(self, weight: Tensor) -> float:
+        """Share of the variance of y that `weight` (E, D) explains; 0 where y does not vary."""
+        _, mean_y, cov_xx, cov_yx = self.centred()
+        own = weight.double()
+        total = (self.yy / self.count - mean_y.square()).sum()
+        explained = 2 * (own * cov_yx).sum() - ((own @ cov_xx) * own).sum()
+        return (explained / total).item() if total > 1e-12 else 0.0
 
 
 def _solve(cov_xx: Tensor, cov_yx: Tensor, ridge: Tensor, mean_x: Tensor, mean_y: Tensor) -> tuple[Tensor, Tensor]:

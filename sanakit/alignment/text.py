@@ -1,34 +1,107 @@
 """Closed-form alignment of the caption projection to another text encoder.
 
-The new first layer is the ridge solution that gives each caption's mean token the base's mean first-layer output
-(before the activation). Tokens of two tokenizers are not paired here: pooling needs no offsets and measured equal
-on short captions.
+The new first layer is the ridge solution that gives every token of the candidate the base's first-layer output
+(before the activation) for the same characters; tokens of two tokenizers are paired by offsets (tokens.py). Marks at the
+begin and end of a prompt, where attention sinks live, are paired with the base's; padding takes no part. Where a
+tokenizer gives no offsets, each caption's mean token is mapped instead, and the result says so.
 """
+
+from dataclasses import dataclass
 
 import torch
 from diffusers import SanaTransformer2DModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from sanakit.alignment.moments import CrossMoments
-from sanakit.text_encoders import PromptEmbeds
+from sanakit.alignment.tokens import pair_tokens
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
+
+CHUNK = 512
+CAPTIONS = 16_384  # that are read
+NULL_EVERY = 10  # captions to one null prompt: the share in which training drops them
+PENALTY = 1e-2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Captions:
+    """The same captions in both encoders' embeddings. spans: (N, L, 2) offsets of both sides' tokens, where both give
+    them; note: why not."""
+
+    own: PromptEmbeds
+    base: PromptEmbeds
+    spans: tuple[Tensor, Tensor] | None = None
+    note: str = ""
+
+
+def pair_captions(
+    own: PromptEmbeds, base: PromptEmbeds, texts: list[str] | None, encoder: TextEncoder, base_encoder: TextEncoder
+) -> Captions:
+    """Captions with the offsets of their tokens. texts: as they were written."""
+    if not texts:
+        return Captions(own=own, base=base, note="the data holds no texts: mean tokens are mapped")
+    texts = texts[:CAPTIONS]
+    found = [e.offsets(texts) for e in (encoder, base_encoder)]
+    silent = [
+        e.name or type(e).__name__ for e, spans in zip((encoder, base_encoder), found, strict=True) if spans is None
+    ]
+    if silent:
+        return Captions(own=own, base=base, note=f"no offsets of {' and '.join(silent)}: mean tokens are mapped")
+    return Captions(own=own, base=base, spans=(found[0], found[1]))  # type: ignore[arg-type]
 
 
 def pool(prompt: PromptEmbeds) -> Tensor:
     """Masked mean over tokens. (B, D)"""
-    mask = prompt.mask[..., None].float()
-    return (prompt.embeds.float() * mask).sum(1) / mask.sum(1).clamp_min(1)
+    return mean_tokens(prompt.embeds.float(), prompt.mask)
+
+
+def mean_tokens(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, D) over mask (B, L) -> (B, D)."""
+    keep = mask[..., None].float()
+    return (tokens * keep).sum(1) / keep.sum(1).clamp_min(1)
 
 
 def align_caption(
-    core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, own: PromptEmbeds, base: PromptEmbeds
-) -> float:
-    """Set `core.caption_projection.linear_1` from paired captions; returns the R^2 of the pooled map."""
+    core: SanaTransformer2DModel,
+    base_core: SanaTransformer2DModel,
+    captions: Captions,
+    nulls: tuple[PromptEmbeds, PromptEmbeds] | None = None,
+) -> dict[str, object]:
+    """Set `core.caption_projection.linear_1` from paired captions, and the null prompts of both sides.
+
+    Returns caption_r2, caption_pairing ("tokens" or "mean tokens") and caption_note where there is something to say.
+    """
     layer, base_layer = core.caption_projection.linear_1, base_core.caption_projection.linear_1
     moments = CrossMoments.empty(layer.in_features, layer.out_features)
-    x, y = pool(own), base_layer(pool(base)).detach()
-    moments.add(x, y)
-    weight, bias = moments.ridge(penalty=1e-2)
+    total = min(CAPTIONS, len(captions.own), *(len(s) for s in captions.spans or ()))
+    for start in range(0, total, CHUNK):
+        rows = slice(start, min(start + CHUNK, total))
+        spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
+        moments.add(*paired_rows(captions.own[rows], captions.base[rows], base_layer, spans))
+    if nulls is not None:
+        own, base = nulls
+        edges = (
+            (torch.zeros(1, own.mask.shape[1], 2), torch.zeros(1, base.mask.shape[1], 2)) if captions.spans else None
+        )
+        x, y = paired_rows(own, base, base_layer, edges)
+        moments.add(x.repeat(max(1, total // NULL_EVERY), 1), y.repeat(max(1, total // NULL_EVERY), 1))
+    weight, bias = moments.ridge(penalty=PENALTY)
     with torch.no_grad():
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
-    return 1 - ((y - x @ weight.T - bias).square().sum() / (y - y.mean(0)).square().sum()).item()
+    note = "; ".join(part for part in (captions.note, moments.note) if part)
+    pairing = "tokens" if captions.spans else "mean tokens"
+    return {"caption_r2": moments.r2(weight), "caption_pairing": pairing} | ({"caption_note": note} if note else {})
+
+
+@torch.no_grad()
+def paired_rows(
+    own: PromptEmbeds, base: PromptEmbeds, base_layer: nn.Module, spans: tuple[Tensor, ...] | None
+) -> tuple[Tensor, Tensor]:
+    """Candidate tokens (N, D) that have a partner and the base's first-layer output for them (N, E); mean tokens
+    without spans."""
+    goals = base_layer(base.embeds.float())
+    if spans is None:
+        return pool(own), mean_tokens(goals, base.mask)
+    shares = pair_tokens(spans[0], spans[1], own.mask, base.mask)
+    paired = shares.sum(2) > 0
+    return own.embeds.float()[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]

@@ -35,6 +35,7 @@ def export(
         image_size=system.image_size,
         flow_shift=float(system.flow_shift or 1.0),
         licence="; ".join(f"{part} {licence}" for part, licence in licences(run).items()),
+        lora=run_dir / "lora",
         card=lambda reasons: model_card(run, reasons),
     )
     pushed = push(out, push_to_hub) if push_to_hub else None

@@ -131,6 +131,7 @@ def check_names(config: Any) -> None:
     for kind, package, name in (
         ("vaes", "sanakit.vaes", config.vae.name),
         ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
+        ("adapters", "sanakit.adapters", config.adapter.name),
         ("strategies", "sanakit.swap", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         if name and name.partition(":")[0] not in ("path", "hub"):
@@ -157,7 +158,7 @@ def run(
     judge = load_policy(policy, gate_names())
 
     with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.view import print_validation, progress_display
+        from sanakit.cli.view import print_plan, print_validation, progress_display
         from sanakit.reporting import write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
@@ -177,6 +178,8 @@ def run(
     if as_json:
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
+        if plan := swap.run.read_json("plan.json"):
+            print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
     raise typer.Exit(_exit_code(validation["verdict"]))

@@ -89,7 +89,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
-        for column in ("strategy", "start loss", "held-out loss", "one-step error", "steps to base quality (90%)"):
+        for column in ("strategy", "start loss", "held-out loss", "error, base = 1", "steps to base quality (90%)"):
             race.add_column(column, justify="left" if column == "strategy" else "right")
         for row in candidates:
             name = row["name"] + (" (recommended)" if row["name"] == validation["strategy"]["recommended"] else "")
@@ -97,7 +97,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 name,
                 f"{row['initial_loss']:.3f}",
                 f"{row['held_out_loss']:.3f}",
-                f"{row['one_step_error']:.4f}",
+                f"{row['relative_error']:.3f}",
                 _steps(row),
             )
         console.print(race)
@@ -142,6 +142,30 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
     console.print(table)
     if page:
         console.print(f"page {page}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_plan(plan: dict[str, Any]) -> None:
+    """Parameter groups in rows, strategies in columns; then what else the swap touches."""
+    strategies = plan.get("strategies") or {}
+    table = Table(title="plan", title_justify="left")
+    for column in ("group", "parameters", "changed shapes", *strategies):
+        table.add_column(column, justify="right" if column == "parameters" else "left")
+    for row in plan["groups"]:
+        shapes = [f"{s['name']} {_shape(s['before'])} -> {_shape(s['after'])}" for s in row.get("shapes") or []]
+        table.add_row(
+            row["group"],
+            f"{row['parameters']:,}",
+            "\n".join(shapes),
+            *(of[row["group"]] for of in strategies.values()),
+        )
+    console = Console()
+    console.print(table)
+    for note in plan["notes"]:
+        console.print(f"- {note}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _shape(shape: list[int] | None) -> str:
+    return "new" if shape is None else "x".join(map(str, shape))
 
 
 def print_drift(found: dict[str, Any]) -> None:

@@ -4,14 +4,18 @@ Every strategy is a rule over five groups: `input` (patch embedding), `output` (
 norm), `cross_attention` (attn2) and `core` (the rest).
 """
 
+import json
 from pathlib import Path
 
 import torch
 from diffusers import SanaTransformer2DModel
+from safetensors.torch import load_file
 from torch import nn
 
+from sanakit.adapters import adapters_of, attach
 from sanakit.errors import SanakitError
 
+ADAPTERS_FILE = "adapters.json"  # beside a core's weights, where it has adapters with modules of their own
 GROUPS = ("input", "output", "caption", "cross_attention", "core")
 
 
@@ -36,8 +40,20 @@ def parameters_by_group(core: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
+def save_core(core: SanaTransformer2DModel, folder: Path) -> None:
+    """As diffusers saves it; the names of its adapters beside it."""
+    core.save_pretrained(folder)
+    names = folder / ADAPTERS_FILE
+    if adapters_of(core):
+        names.write_text(json.dumps({"adapters": adapters_of(core)}) + "\n", encoding="utf-8")
+    else:
+        names.unlink(missing_ok=True)
+
+
 def load_core(folder: Path) -> SanaTransformer2DModel:
-    """A `save_pretrained` folder of the core, in fp32. Raises SK0107."""
+    """A folder of `save_core` or diffusers' `save_pretrained`, in fp32. Raises SK0101 (adapter) or SK0107."""
+    if (folder / ADAPTERS_FILE).is_file():
+        return _load_adapted(folder)
     try:
         core, report = SanaTransformer2DModel.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -48,6 +64,22 @@ def load_core(folder: Path) -> SanaTransformer2DModel:
     if wrong:
         raise SanakitError("SK0107", f"{folder}: tensors do not fit the config, first {next(iter(wrong))}")
     return fold_guidance(core) if core.config.guidance_embeds else core
+
+
+def _load_adapted(folder: Path) -> SanaTransformer2DModel:
+    try:
+        names = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))["adapters"]
+        core = SanaTransformer2DModel.from_config(SanaTransformer2DModel.load_config(folder))
+        state = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
+    for name in names:
+        attach(core, name)
+    try:
+        core.load_state_dict(state)
+    except RuntimeError as error:
+        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[-1].strip()}") from error
+    return core.float()
 
 
 def fold_guidance(core: SanaTransformer2DModel, guidance_scale: float = 4.5) -> SanaTransformer2DModel:
@@ -78,6 +110,11 @@ def new_core(config: dict, *, seed: int) -> SanaTransformer2DModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         core = SanaTransformer2DModel(**config)
-        nn.init.constant_(core.caption_norm.weight, 0.01)
-        nn.init.zeros_(core.proj_out.weight)
+    start_small(core)
     return core
+
+
+def start_small(core: SanaTransformer2DModel) -> None:
+    """What a core that is trained from scratch must start with; see `new_core`."""
+    nn.init.constant_(core.caption_norm.weight, 0.01)
+    nn.init.zeros_(core.proj_out.weight)

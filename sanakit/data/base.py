@@ -5,7 +5,6 @@ Every data set is a table of three columns: `name` (identity), `captions` (list 
 
 import hashlib
 import io
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ import pandas as pd
 from PIL import Image, ImageOps
 
 from sanakit.errors import SanakitError
+from sanakit.interop.files import cache_dir as cache_dir
 from sanakit.registry import Registry
 
 DATASETS: Registry[Callable[[], "Pictures"]] = Registry("datasets", "sanakit.data")
@@ -22,14 +22,6 @@ DATASETS: Registry[Callable[[], "Pictures"]] = Registry("datasets", "sanakit.dat
 MAX_PIXELS = 64_000_000  # a decompression bomb is set aside before it is decoded
 HELD_OUT_SHARE = 0.1
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-
-
-def cache_dir() -> Path:
-    """Where rendered pictures, latents and embeddings are kept: SANAKIT_CACHE, or the user's cache folder."""
-    root = os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
-    path = Path(root)
-    path.mkdir(parents=True, exist_ok=True)
-    return path
 
 
 @dataclass(kw_only=True)

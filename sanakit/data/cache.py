@@ -9,7 +9,7 @@ computed again before anything is trained on it.
 import importlib.metadata
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -197,7 +197,7 @@ class LatentDataset:
     """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
     latents: (N, M, C, h, w), M views of a picture. captions: every caption of every picture. first, count: (N,)
-    where a picture's captions lie in `captions`.
+    where a picture's captions lie in `captions`. texts: the captions as they were written.
     """
 
     names: list[str]
@@ -205,6 +205,7 @@ class LatentDataset:
     captions: PromptEmbeds
     first: Tensor
     count: Tensor
+    texts: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -229,10 +230,12 @@ def build_dataset(
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
     raw = raw_latents(vae, pictures, size, mirror=mirror, **options)
     count = torch.tensor([len(c) for c in pictures.captions])
+    texts = [caption for captions in pictures.captions for caption in captions]
     return LatentDataset(
         names=pictures.names,
         latents=vae.normalize(raw) if isinstance(raw, Tensor) else Rows(raw.shards, raw.index, vae.normalize),
-        captions=embeddings(encoder, [c for captions in pictures.captions for c in captions], **options),
+        captions=embeddings(encoder, texts, **options),
         first=count.cumsum(0) - count,
         count=count,
+        texts=texts,
     )

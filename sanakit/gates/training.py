@@ -79,20 +79,20 @@ def alignment(evidence: Evidence) -> GateResult | None:
     )
 
 
-@GATES.register("smoke/within-reach", title="one-step quality comes near the base's", embedded=True)
+@GATES.register("smoke/within-reach", title="quality comes near the base's", embedded=True)
 def within_reach(evidence: Evidence) -> GateResult | None:
-    """Decoded one-step error over the base's, paired: near after the budget. A short race can show that the base is
+    """Error over the base's (swap/quality.py), paired: near after the budget. A short race can show that the base is
     within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass."""
-    if "one_step" not in evidence:
+    if "relative_error" not in evidence:
         return None
-    value, ci = ratio_interval(evidence["one_step"], evidence["base_one_step"])
+    value, ci = ratio_interval(evidence["relative_error"], evidence["base_relative_error"])
     result = gate_result(
         gate="smoke/within-reach",
         code="SK0504",
-        metric="one-step error over the base's",
+        metric="error over the base's",
         value=value,
         ci=ci,
-        samples=len(evidence["one_step"]),
+        samples=len(evidence["relative_error"]),
         at_least=False,
         hint="raise --budget-steps, or train: sanakit validate --stage full",
     )
@@ -102,18 +102,18 @@ def within_reach(evidence: Evidence) -> GateResult | None:
     return replace(result, verdict=Verdict.INCONCLUSIVE, hint=hint)
 
 
-@GATES.register("full/quality", title="one-step quality is the base's, within a quarter", embedded=True)
+@GATES.register("full/quality", title="quality is the base's, within a quarter", embedded=True)
 def quality(evidence: Evidence) -> GateResult | None:
-    if "one_step" not in evidence:
+    if "relative_error" not in evidence:
         return None
-    value, ci = ratio_interval(evidence["one_step"], evidence["base_one_step"])
+    value, ci = ratio_interval(evidence["relative_error"], evidence["base_relative_error"])
     return gate_result(
         gate="full/quality",
         code="SK0504",
-        metric="one-step error over the base's",
+        metric="error over the base's",
         value=value,
         ci=ci,
-        samples=len(evidence["one_step"]),
+        samples=len(evidence["relative_error"]),
         at_least=False,
         hint="train longer: --set train.max_steps=...",
     )

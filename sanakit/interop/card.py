@@ -12,6 +12,11 @@ from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
 UNSTATED = "not stated"
+LORA = (
+    "`lora/` holds the low-rank adapter as diffusers and peft read it (`pipe.load_lora_weights`) and the new input, output "
+    "and caption layers that it was trained with (`joints.safetensors`, names of SanaTransformer2DModel). The transformer "
+    "here has both folded in: load the adapter on the base's transformer with the joints put in, not on this one."
+)
 
 
 def read_run(run_dir: Path) -> dict[str, Any]:
@@ -26,7 +31,7 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         base = read(run_dir / "provenance.json").get("base", {}).get("card", {})
     except ValueError as error:
         raise SanakitError("SK0605", f"{run_dir}: {error}") from error
-    return card | {"validation": validation, "base_card": base}
+    return card | {"validation": validation, "base_card": base, "lora": (run_dir / "lora").is_dir()}
 
 
 def licences(run: dict[str, Any]) -> dict[str, str]:
@@ -39,7 +44,7 @@ def licences(run: dict[str, Any]) -> dict[str, str]:
 
 
 def _licence(registry: Registry[Any], name: str) -> str:
-    entry = registry.entries().get(name)
+    entry = registry.entries().get(name.partition("?")[0])
     return (entry.licence if entry else "") or UNSTATED
 
 
@@ -72,6 +77,7 @@ def model_card(run: dict[str, Any], reasons: list[str]) -> str:
         "\n".join(quality),
         "## Use",
         _use(run, reasons),
+        LORA if run["lora"] else "",
         "## Licences",
         "\n".join(f"- {part}: {licence}" for part, licence in licences(run).items()),
         "What follows from them for this combination is for you to judge.",

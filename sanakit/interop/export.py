@@ -19,10 +19,12 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 from transformers import Gemma2PreTrainedModel
 
+from sanakit.adapters import adapters_of
+from sanakit.core.dit import save_core
 from sanakit.errors import SanakitError
 from sanakit.interop.folder import INDEX, OWN_CLASS, save_null
-from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS
 from sanakit.text_encoders import TextEncoder
+from sanakit.text_encoders.gemma import INSTRUCTION, sana_spec
 from sanakit.vaes import VAE, load_vae
 
 STOCK_SIZES = {16: 512, 32: 1024, 64: 2048, 128: 4096}  # sample_size to pixels, as SanaPipeline's resolution bins say
@@ -38,9 +40,11 @@ def export_pipeline(
     image_size: int,
     flow_shift: float,
     licence: str = "",
+    lora: Path | None = None,
     card: Callable[[list[str]], str] | None = None,
 ) -> list[str]:
     """Write a pipeline folder; returns why it is not stock, nothing if it is. card: README.md from these.
+    lora: a run's low-rank adapter and joints, handed on as they are; the core holds them folded in.
 
     Raises SK0604 for a component without a format on disk, SK0606 for a folder that holds something.
     """
@@ -50,7 +54,7 @@ def export_pipeline(
     aside = out.resolve().parent / f".{out.name}-{uuid.uuid4().hex}"
     aside.mkdir(parents=True)
     try:
-        core.save_pretrained(aside / "transformer")
+        save_core(core, aside / "transformer")
         save_null(text_encoder, aside / "transformer")
         scheduler.save_pretrained(aside / "scheduler")
         save_vae(vae, aside / "vae", stock=not reasons)
@@ -74,6 +78,8 @@ def export_pipeline(
                 "text_encoder": {"class": f"{kind.__module__}:{kind.__qualname__}", "spec": asdict(text_encoder.spec)},
             }
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        if lora is not None and lora.is_dir():
+            shutil.copytree(lora, aside / "lora")
         if card:
             (aside / "README.md").write_text(card(reasons), encoding="utf-8")
         if out.is_dir():
@@ -95,6 +101,8 @@ def why_not_stock(
 ) -> list[str]:
     """What SanaPipeline would get wrong with these parts; its own text path is run and compared on a probe."""
     reasons = []
+    if adapters_of(core):
+        reasons.append(f"it builds a plain core, this one has {', '.join(adapters_of(core))}")
     mean, std, ratio = vae.latents_mean, vae.latents_std, vae.spec.spatial_compression_ratio
     if not isinstance(vae.model, AutoencoderDC):
         reasons.append(f"it decodes AutoencoderDC, the VAE is {type(vae.model).__name__}")
@@ -114,7 +122,7 @@ def why_not_stock(
 
 
 def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder, scheduler: Any) -> bool:
-    if (text_encoder.spec.instruction, text_encoder.spec.max_tokens) != (INSTRUCTION, MAX_TOKENS):
+    if text_encoder.spec != sana_spec(text_encoder.spec.embed_dim):
         return False
     stock = SanaPipeline(text_encoder.tokenizer, text_encoder.model, vae.model, core, scheduler)
     embeds, mask, null, null_mask = stock.encode_prompt(PROBE, complex_human_instruction=INSTRUCTION.split("\n"))

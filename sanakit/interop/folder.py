@@ -56,6 +56,11 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
+def is_sana_pipeline(folder: Path) -> bool:
+    """Whether a folder is one of the pipelines that sanakit reads; any other pipeline's encoder is read by its class."""
+    return (folder / INDEX).is_file() and _read(folder / INDEX).get("_class_name") in PIPELINES
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,23 +110,24 @@ def load_base_encoder(reference: str, core_folder: Path) -> TextEncoder:
 
 def load_pipeline_encoder(folder: Path) -> TextEncoder:
     """The text encoder of a pipeline folder with its tokenizer, by the policy that the index states, or by Sana's."""
-    from sanakit.interop.sana_text import INSTRUCTION, MAX_TOKENS, SanaTextEncoder
+    from sanakit.text_encoders.gemma import sana_spec
+    from sanakit.text_encoders.transformer import TransformerEncoder, width_of
 
     stated = read_index(folder).get("sanakit")
     model, tokenizer = _load_text_model(folder / "text_encoder"), _load_tokenizer(folder / "tokenizer")
     if stated is None:
-        width = model.config.hidden_size
-        spec = TextSpec(embed_dim=width, max_tokens=MAX_TOKENS, instruction=INSTRUCTION)
-        return SanaTextEncoder(model, tokenizer, spec)
-    facts = stated["text_encoder"]
-    spec = TextSpec(**{k: tuple(v) if isinstance(v, list) else v for k, v in facts["spec"].items()})
-    return _encoder_class(facts["class"])(model, tokenizer, spec)
+        return TransformerEncoder(model, tokenizer, sana_spec(width_of(model)))
+    try:
+        facts = stated["text_encoder"]
+        return _encoder_class(facts["class"])(model, tokenizer, TextSpec(**facts["spec"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise SanakitError("SK0603", f"{folder / INDEX}: section `sanakit`: {error}") from error
 
 
 def _encoder_class(path: str) -> Any:
     """`module:Class` of a registered family; an index cannot make sanakit import anything else."""
     module, _, name = path.partition(":")
-    allowed = {entry.module for entry in TEXT_ENCODERS.entries().values()} | {"sanakit.interop.sana_text"}
+    allowed = {entry.module for entry in TEXT_ENCODERS.entries().values()} | {"sanakit.text_encoders.transformer"}
     if module not in allowed:
         raise SanakitError("SK0603", f"the text encoder's class {path} belongs to no registered component")
     found = getattr(importlib.import_module(module), name, None)
@@ -134,30 +140,19 @@ def _load_text_model(folder: Path) -> nn.Module:
     """A transformers model in the precision that it was saved in, or a static table."""
     if _read(folder / "config.json").get("_class_name") == "Embedding":
         return nn.Embedding.from_pretrained(load_file(folder / "model.safetensors")["weight"])
-    from transformers import AutoConfig, AutoModel
+    from sanakit.text_encoders.transformer import load_transformer
 
-    try:
-        config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        model, report = AutoModel.from_pretrained(
-            folder, config=config, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError) as error:
-        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
-    if report["missing_keys"]:
-        raise SanakitError("SK0107", f"{folder}: the weights lack {next(iter(report['missing_keys']))}")
-    return model
+    return load_transformer(folder)
 
 
 def _load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
-    from transformers import AutoTokenizer
 
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise SanakitError("SK0603", f"{folder}: {str(error).splitlines()[0]}") from error
+    from sanakit.text_encoders.transformer import load_tokenizer
+
+    return load_tokenizer(folder)
 
 
 def save_null(encoder: TextEncoder, core_folder: Path) -> None:

@@ -16,9 +16,10 @@ def download(reference: str) -> Path:
     repository, _, revision = name.partition("@")
     prefix = f"{subfolder}/" if subfolder else ""
     wanted = [prefix + pattern for pattern in PATTERNS]
-    if subfolder.endswith("text_encoder"):  # of a pipeline: its tokenizer lies beside it
-        beside = prefix.removesuffix("text_encoder/")
-        wanted += [f"{beside}model_index.json", *(f"{beside}tokenizer/{pattern}" for pattern in PATTERNS)]
+    parent, _, last = subfolder.rpartition("/")
+    if last.startswith("text_encoder"):  # of a pipeline: its tokenizer lies beside it
+        beside, tokenizer = f"{parent}/" if parent else "", last.replace("text_encoder", "tokenizer")
+        wanted += [f"{beside}model_index.json", *(f"{beside}{tokenizer}/{pattern}" for pattern in PATTERNS)]
     try:
         root = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
@@ -27,6 +28,12 @@ def download(reference: str) -> Path:
     if not folder.is_dir():
         raise SanakitError("SK0902", f"hub:{repository} has no folder {subfolder!r}")
     return folder
+
+
+def fetch(hub: str | None, revision: str | None) -> Path:
+    """The folder of a record's `owner/repo[:subfolder]` at its pinned revision. Raises SK0902."""
+    repository, colon, subfolder = str(hub).partition(":")
+    return download(f"{repository}{f'@{revision}' if revision else ''}{colon}{subfolder}")
 
 
 def push(folder: Path, repository: str) -> str:

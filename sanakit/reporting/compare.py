@@ -14,7 +14,7 @@ PSNR = "PSNR"
 
 
 def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
-    """One row a run, best first: verdict, then one-step error over the base's. Raises SK0109 for a folder that is no run."""
+    """One row a run, best first: verdict, then the error over the base's. Raises SK0109 for a folder that is no run."""
     rows = [_row(path) for path in dict.fromkeys(p.resolve() for p in run_dirs)]
     far = lambda row: row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
     rows.sort(key=lambda row: (ORDER.index(row["verdict"]) if row["verdict"] in ORDER else 9, far(row), row["run"]))
@@ -47,12 +47,12 @@ def _row(path: Path) -> Row:
         "predicted_steps": best.get("predicted_steps"),
         "predicted_steps_low": best.get("predicted_steps_low"),
         "predicted_steps_high": best.get("predicted_steps_high"),
-        "one_step_error": best.get("one_step_error"),
-        "base_one_step_error": race.get("base_one_step_error"),
+        "relative_error": best.get("relative_error"),
+        "measure": (race.get("target") or {}).get("measure"),
         "error_ratio": quality[-1] if quality else None,
         "seconds": sum(stage.get("seconds") or 0 for stage in stages.values()),
         "steps": best.get("steps") or [],
-        "errors": best.get("one_step_errors") or [],
+        "errors": best.get("relative_errors") or [],
     }
 
 
@@ -60,11 +60,9 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
     """One self-contained page of the leaderboard."""
     named = {f"{row['rank']}. {row['candidate']}": row for row in rows}
     series = [
-        (name, list(zip(row["steps"], [e / row["base_one_step_error"] for e in row["errors"]], strict=False)))
-        for name, row in named.items()
-        if row["errors"] and row["base_one_step_error"]
+        (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
-    title = "One-step error over the base's, recommended strategy of each run"
+    title = "Error over the base's, recommended strategy of each run"
     chart = line_chart(series, title=title, x_label="step", y_label="ratio", limit=1.0)
     html = (
         environment()

@@ -42,7 +42,7 @@ GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {
     "samples_needed": None,
 }
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
-OUTCOME = ("initial_loss", "held_out_loss", "one_step_error", "learning_rate", "trained_parameters")
+OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
 CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME)) | {"title": ""}
 GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""}
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
@@ -241,13 +241,13 @@ def _similarity(similarity: Mapping[str, Any], prompts: Sequence[str]) -> list[R
 
 
 def _race(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> list[Row]:
-    """One-step error of every strategy over steps, the base's level, and where each is forecast to arrive there."""
-    goal, budget = race.get("base_one_step_error"), race.get("budget_steps") or 0
+    """Every strategy's error over the base's by step, the base's level, and where each is forecast to arrive there."""
+    goal, budget = (1.0 if race.get("target") else None), race.get("budget_steps") or 0
     lines: list[Series] = []
     bands: list[Series] = []
     rows: list[list[Any]] = []
     for c in candidates:
-        points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("one_step_errors") or [], strict=False)]
+        points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("relative_errors") or [], strict=False)]
         if not points:
             continue
         lines.append((c["name"], points))
@@ -259,14 +259,14 @@ def _race(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> l
             ends = [min(low + 1, edge), min(high + 1 if is_number(high) else edge, edge)]
             bands.append((c["name"], [last, *((x, goal) for x in ends)]))
             rows += [[c["name"], label, x, goal] for label, x in (("forecast, early", low), ("forecast, late", high))]
-    title = "The race: one-step error, with forecast bands to the base's quality"
-    options: Row = {"x_label": "step + 1", "y_label": "one-step error", "colours": colours}
+    title = "The race: error over the base's, with forecast bands"
+    options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
     svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
     note = "Dashed: the base. Shaded: between the early and the late end of the forecast (90%), cut at four budgets."
     return _chart(
         title,
         svg,
-        ["strategy", "kind", "step", "one-step error"],
+        ["strategy", "kind", "step", "error over the base's"],
         rows,
         key=legend([n for n, _ in lines], colours),
         note=note,

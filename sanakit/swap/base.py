@@ -26,6 +26,7 @@ class Strategy:
     scales: ClassVar[dict[str, float]]
     learning_rate: ClassVar[float] = 1e-3
     lora_rank: ClassVar[int] = 0
+    teacher: ClassVar[str] = ""  # "trajectories": the loss is the distance to the base on its own trajectories
 
     @classmethod
     def parameter_groups(cls, core: SanaTransformer2DModel) -> list[dict]:

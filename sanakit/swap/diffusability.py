@@ -3,7 +3,8 @@
 Each row says what it is worth; none of them gates. Correlations with generation quality as their sources give them:
 VIV and neighbour consistency arXiv 2606.03578, interpolated FID arXiv 2603.05630, spectra and equivariance weaker.
 Simplifications: pictures here have no classes, so VIV takes k-means clusters of the latents and neighbour consistency
-takes the nearest pictures of the packaged EffLite0 features; interpolated FID is the KID of the same features.
+takes the nearest pictures of the packaged EffLite0 features; interpolated FID is the KID of the same features. All of
+them depend on how many pictures they see: compare two VAEs on the same ones.
 """
 
 from collections.abc import Callable
@@ -18,21 +19,33 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from sanakit.errors import SanakitError
 from sanakit.features import features
 from sanakit.vaes import VAE
 
 CLUSTERS = 8
 NEIGHBOURS = 5
 DECODED = 128
+FEWEST = 16  # pictures
 
 
 def panel(vae: VAE, images: Tensor, latents: Tensor) -> list[dict[str, Any]]:
-    """Rows {metric, value, better, worth}; images (N, 3, H, W) in [-1, 1], latents (N, C, h, w) normalised."""
+    """Rows {metric, value, better, worth}; images (N, 3, H, W) in [-1, 1], latents (N, C, h, w) normalised.
+
+    Raises SK0403 for fewer than FEWEST pictures, SK0204 for latents that are not finite.
+    """
+    if len(images) < FEWEST:
+        raise SanakitError("SK0403", f"{len(images)} pictures, the diffusability panel needs at least {FEWEST}")
+    if not latents.isfinite().all():
+        channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
+        raise SanakitError("SK0204", f"latents of {vae.name} are not finite, most in channel {channel}")
     semantic = _pooled(images)
     rows = [
         ("VIV, sum of latent spreads within clusters", viv(latents), "lower", "|r| .87 with gFID, at equal size only"),
         ("spectrum KL, latents to pictures", spectrum_kl(latents, images), "lower", "weaker"),
+        ("share of power at high frequencies", high_frequency_share(latents), "lower", "weaker"),
         ("equivariance error, mirrored", equivariance(vae, images[:64], lambda t: t.flip(-1)), "lower", "lowest"),
+        ("equivariance error, a quarter turn", equivariance(vae, images[:64], _turned), "lower", "lowest"),
         ("equivariance error, half size", equivariance(vae, images[:64], _half), "lower", "lowest"),
     ]
     if semantic is not None:
@@ -47,8 +60,29 @@ def panel(vae: VAE, images: Tensor, latents: Tensor) -> list[dict[str, Any]]:
     ]
 
 
+def compare_panels(base: VAE | None, candidate: VAE, images: Tensor) -> list[dict[str, Any]]:
+    """Both sides' panels as rows of component.json; no side is better where their latents are of different size and the
+    figure depends on it."""
+    latents = [torch.cat([vae.encode(part) for part in images.split(32)]) for vae in (base, candidate) if vae]
+    second = panel(candidate, images, latents[-1])
+    known = {row["metric"]: row["value"] for row in panel(base, images, latents[0])} if base else {}
+    same = latents[0].shape == latents[-1].shape
+    return [
+        {
+            "metric": f"{row['metric']} ({row['worth']})",
+            "unit": "",
+            "base": known.get(row["metric"]),
+            "candidate": row["value"],
+            "better": row["better"] if same or not row["metric"].startswith("VIV") else "",
+        }
+        for row in second
+        if row["metric"] in known
+    ]
+
+
 def viv(latents: Tensor) -> float:
-    """(pi/2) sum of square roots of covariance eigenvalues within k-means clusters, mean over clusters by size."""
+    """Velocity irreducible variance: (pi/2) sum of square roots of covariance eigenvalues within k-means clusters, mean
+    over clusters by size. For a Gaussian of variance l, l / ((1 - t)^2 l + t^2) integrates to (pi/2) sqrt(l)."""
     z = latents - latents.mean((0, 2, 3), keepdim=True)
     rows = (z / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)).flatten(1).double().numpy()
     clusters = max(1, min(CLUSTERS, len(rows) // 16))
@@ -126,6 +160,12 @@ def radial_power(maps: Tensor) -> np.ndarray:
     return share / share.sum()
 
 
+def high_frequency_share(latents: Tensor) -> float:
+    """Share of the radial DCT power in the upper half of the radii (SEC)."""
+    power = radial_power(latents)
+    return float(power[len(power) // 2 :].sum())
+
+
 def equivariance(vae: VAE, images: Tensor, transform: Callable[[Tensor], Tensor]) -> float | None:
     """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE."""
     moved = transform(images)
@@ -137,6 +177,10 @@ def equivariance(vae: VAE, images: Tensor, transform: Callable[[Tensor], Tensor]
 
 def _half(maps: Tensor) -> Tensor:
     return F.interpolate(maps, scale_factor=0.5, mode="area")
+
+
+def _turned(maps: Tensor) -> Tensor:
+    return maps.rot90(1, (-2, -1))
 
 
 def _pooled(images: Tensor) -> Tensor | None:

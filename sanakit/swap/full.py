@@ -11,17 +11,19 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sanakit.adapters import fresh_core
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, preflight, save_checkpoint, set_aside
 from sanakit.config import Config
-from sanakit.core.dit import new_core
+from sanakit.core.dit import save_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
-from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
+from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
+from sanakit.interop.lora import save_lora
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.plan import build
 from sanakit.train import (
@@ -80,7 +82,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     if swap.config.candidate is None and strategy.initialise != "scratch":
         return swap.base.system()
     train, base_train = swap.candidate_data[0], swap.base_data[0]
-    return build(swap.base_system, swap.candidate, strategy, train, base_train, seed=swap.config.train.seed)[0]
+    options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
+    return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
 
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
@@ -104,9 +107,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     train, test = swap.candidate_data
     system = starting_system(swap, strategy)
 
-    count = len(swap.test_images)
-    sigmas = matched_sigmas(system, swap.base_system)
-    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count, image_sigmas=sigmas)
+    count = swap.num_held_out
+    evaluate = lambda: held_out(system, test, count=count)
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
@@ -144,7 +146,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
             else:
                 losses.append(loss)
-                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                if not strategy.teacher:  # what the base draws is no sample of the data
+                    monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(system.core, untouched)
             if step % look_every == 0:
@@ -165,7 +168,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
                 save(step)
 
-        fit(system, train, options, state, after_step=after_step)
+        draw = None
+        if strategy.teacher:
+            teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
+            draw = teacher.draws(system, train, options)
+        fit(system, train, options, state, after_step=after_step, draw=draw)
         if state.stopped:
             if state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save(state.step)
@@ -181,6 +188,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             for key, value in system.core.state_dict().items():
                 local(value).copy_(state.ema[key])
         system.core = gathered(system.core, strategy)
+        if strategy.lora_rank and is_main():
+            save_lora(system.core, run.path / "lora")
         strategy.finish(system.core)
     end = evaluate()
     swap.progress("sampling", 0, 2)
@@ -208,18 +217,12 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": end.losses.mean(0).numpy(),
         "conditional_gain": conditional_gain(system, test, count=count).numpy(),
-        "one_step": _errors(end),
-        "base_one_step": _errors(swap.base_held_out),
+        "relative_error": swap.target.relative(end),
+        "base_relative_error": swap.target.base,
         "sample_std": images["candidate"].std((1, 2, 3)).numpy(),
         "base_sample_std": images["base"].std((1, 2, 3)).numpy(),
         "drift_alarms": drift_alarms,
     }
-
-
-def _errors(result: HeldOut) -> np.ndarray:
-    if result.one_step is None:
-        raise SanakitError("SK0207", "one-step errors were not measured")
-    return result.one_step.numpy()
 
 
 def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
@@ -236,7 +239,7 @@ def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
 def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> None:
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read."""
     folder = swap.run.path / "model"
-    system.core.save_pretrained(folder)
+    save_core(system.core, folder)
     save_null(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
@@ -249,7 +252,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
         "image_size": system.image_size,
         "flow_shift": system.flow_shift,
         "data": {"source": swap.pictures.source, "fingerprint": swap.pictures.fingerprint},
-        "quality": {"held_out_loss": result.loss, "one_step_error": float(torch.as_tensor(result.one_step).mean())},
+        "quality": {"held_out_loss": result.loss, "relative_error": float(swap.target.relative(result).mean())},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 
@@ -258,7 +261,7 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     """A core whose parameters are whole again after sharded training; any other core as it is."""
     if not any(hasattr(p, "full_tensor") for p in core.parameters()):
         return core
-    plain = new_core({k: v for k, v in core.config.items() if not k.startswith("_")}, seed=0)
+    plain = fresh_core(core)
     strategy.parameter_groups(plain)
     plain.load_state_dict({k: whole(v) for k, v in core.state_dict().items()})
     return plain

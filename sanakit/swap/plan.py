@@ -1,4 +1,4 @@
-"""From base and candidate: which parameter groups keep, align, re-initialise, with shapes and counts."""
+"""From base and candidate: which parameter groups keep, align, re-initialise, train, with shapes and counts."""
 
 import json
 from collections.abc import Sequence
@@ -6,24 +6,28 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from diffusers import SanaTransformer2DModel
 
-from sanakit.adapters import ADAPTERS, rebuild_core
-from sanakit.alignment import align_caption, align_input, align_output
+from sanakit.adapters import ADAPTERS, adapters_of, fresh_core, rebuild_core
+from sanakit.alignment import align_caption, align_input, align_output, pair_captions
 from sanakit.assembly import LatentDiffusion
-from sanakit.core.dit import GROUPS, load_core, new_core, parameters_by_group
+from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
 from sanakit.data.base import cache_dir
 from sanakit.data.cache import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.evaluate import held_out
+from sanakit.flow import flow_shift_for
 from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
 from sanakit.interop.hub import download
 from sanakit.interop.native import converted
 from sanakit.swap.base import STRATEGIES, Strategy
-from sanakit.text_encoders import TextEncoder
+from sanakit.swap.distill import embedding_mse
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE, load_vae
 
 CORES = Path(__file__).parent.parent / "assets" / "cores"
-ALIGNED = 2048  # pictures that the closed form of the input reads
+ALIGNED = 4096  # pictures that the closed form of the input reads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,20 +73,32 @@ def load_base(name: str) -> Base:
     return Base(name=name, folder=folder, card=card)
 
 
-def swap_core(base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int) -> SanaTransformer2DModel:
-    """The base's core with the joint that the candidate needs, freshly initialised."""
-    if isinstance(candidate, VAE):
-        cell = base.image_size % candidate.spec.spatial_compression_ratio
-        if cell:
+def swap_core(
+    base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int, adapter: str | None = None
+) -> SanaTransformer2DModel:
+    """The base's core with the joint that the candidate needs, freshly initialised. adapter: a registered name, by
+    default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
+    is_vae = isinstance(candidate, VAE)
+    joint = ADAPTERS.get(adapter or ("linear-latents" if is_vae else "linear-caption"))
+    if joint.kind != ("latents" if is_vae else "tokens"):
+        raise SanakitError(
+            "SK0110",
+            f"adapter {joint.name} joins {joint.kind}, {candidate.name} is a {'VAE' if is_vae else 'text encoder'}",
+        )
+    geometry: dict[str, int] = {}
+    if is_vae:
+        own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
+        cell = ratio * base.core.config.patch_size
+        if base.image_size % own:
+            raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {own} of {candidate.name}")
+        if own < cell and cell % own:
             raise SanakitError(
                 "SK0110",
-                f"{base.image_size} px do not divide by ratio "
-                f"{candidate.spec.spatial_compression_ratio} of {candidate.name}",
+                f"tokens of the base are {cell} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
+                f"{candidate.name} has cells of {own} px: no whole patch covers a token",
             )
-        adapter = ADAPTERS.get("linear-latents")
-        ratio = base.vae.spec.spatial_compression_ratio
-        return adapter(base.core, candidate.spec, base_ratio=ratio, image_size=base.image_size, seed=seed)  # type: ignore[call-arg]
-    return ADAPTERS.get("linear-caption")(base.core, candidate.spec, seed=seed)  # type: ignore[call-arg]
+        geometry = {"base_ratio": ratio, "image_size": base.image_size}
+    return joint.fit(base.core, candidate.spec, seed=seed, **geometry)
 
 
 def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
@@ -109,9 +125,10 @@ def build(
     base_data: LatentDataset,
     *,
     seed: int,
-    input_method: str = "procrustes",
-) -> tuple[LatentDiffusion, dict[str, float]]:
-    """The swapped system as a strategy starts it, and the R^2 of its alignment.
+    input_method: str = "blend",
+    adapter: str | None = None,
+) -> tuple[LatentDiffusion, dict[str, object]]:
+    """The swapped system as a strategy starts it, and what its alignment says: R^2, pairing, notes.
 
     data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings. Raises
     SK0110 for a strategy that cannot serve this swap.
@@ -124,10 +141,10 @@ def build(
             raise SanakitError("SK0110", f"strategy reuse: {reason}")
         core = rebuild_core(base.core)
     elif strategy.initialise == "scratch":
-        config = swap_core(base, candidate, seed).config
-        core = new_core({k: v for k, v in config.items() if not k.startswith("_")}, seed=seed)
+        core = fresh_core(swap_core(base, candidate, seed, adapter), seed=seed)
+        start_small(core)
     else:
-        core = swap_core(base, candidate, seed)
+        core = swap_core(base, candidate, seed, adapter)
     system = LatentDiffusion(
         vae=candidate if is_vae else base.vae,
         text_encoder=base.text_encoder if is_vae else candidate,
@@ -135,20 +152,25 @@ def build(
         image_size=base.image_size,
         flow_shift=None if is_vae else base.flow_shift,
     )
-    scores: dict[str, float] = {}
-    if strategy.initialise == "align":
-        if is_vae:
-            own, theirs = data.latents[:ALIGNED, 0], base_data.latents[:ALIGNED, 0]
-            shift = float(system.flow_shift or 1.0)
-            scores["input_r2"] = align_input(core, base.core, own, theirs, method=input_method, flow_shift=shift)
-            align_output(system, data, seed=seed)
-        else:
-            scores["caption_r2"] = align_caption(core, base.core, data.captions, base_data.captions)
+    if strategy.initialise not in ("align", "embedding-mse"):
+        return system, {}
+    if is_vae:
+        shift = float(system.flow_shift or 1.0)
+        options: dict[str, Any] = {"method": input_method, "flow_shift": shift, "count": ALIGNED}
+        scores = align_input(core, base.core, data.latents, base_data.latents, **options)
+        return system, scores | align_output(system, data, seed=seed)
+    captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
+    scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
+    if strategy.initialise == "embedding-mse":
+        scores |= embedding_mse(core, base.core, captions, seed=seed)
     return system, scores
 
 
-def describe_plan(base: LatentDiffusion, candidate: VAE | TextEncoder, core: SanaTransformer2DModel) -> dict[str, Any]:
-    """plan.json: what happens to each parameter group, with shapes, and what else a swap touches."""
+def describe_plan(
+    base: LatentDiffusion, candidate: VAE | TextEncoder, core: SanaTransformer2DModel, strategies: Sequence[str] = ()
+) -> dict[str, Any]:
+    """plan.json: what happens to each parameter group, with shapes and counts, under each strategy, and what else a
+    swap touches."""
     is_vae = isinstance(candidate, VAE)
     before, after = parameters_by_group(base.core), parameters_by_group(core)
     actions = {"input": "align", "output": "align"} if is_vae else {"caption": "align linear_1, keep the rest"}
@@ -165,23 +187,105 @@ def describe_plan(base: LatentDiffusion, candidate: VAE | TextEncoder, core: San
             "parameters": sum(p.numel() for p in after[group]),
             "parameters_before": sum(p.numel() for p in before[group]),
             "note": notes.get(group, "") if group in actions else "",
+            "shapes": changed_shapes(base.core, core, group),
         }
         for group in GROUPS
     ]
+    joints = [group for group in GROUPS if group in actions]
+    return {
+        "kind": "vae" if is_vae else "text_encoder",
+        "adapters": list(adapters_of(core)),
+        "groups": groups,
+        "strategies": {name: strategy_plan(STRATEGIES.get(name), joints) for name in strategies},
+        "notes": _vae_remarks(base, candidate, core) if isinstance(candidate, VAE) else _text_remarks(base, candidate),
+    }
+
+
+def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DModel, group: str) -> list[dict[str, Any]]:
+    """Tensors of a group whose shape is not the base's: {name, before, after}, None where there is no such tensor."""
+    old, new = (
+        {name: list(p.shape) for name, p in c.named_parameters() if group_of(name) == group} for c in (base_core, core)
+    )
+    rows = [{"name": n, "before": old.get(n), "after": new.get(n)} for n in sorted(old.keys() | new.keys())]
+    return [row for row in rows if row["before"] != row["after"]]
+
+
+def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, str]:
+    """Of every group: how it starts, then at which multiple of the learning rate it is trained. joints: the groups that
+    the swap touches."""
+    starts = {"reuse": "keep", "align": "align", "naive": "re-initialise", "scratch": "re-initialise"}
+    plan = {}
+    for group in GROUPS:
+        touched = group in joints or strategy.initialise == "scratch"
+        rate = strategy.scales.get(group, 0.0)
+        parts = [starts.get(strategy.initialise, strategy.initialise) if touched else "keep"]
+        parts += [f"train x{rate:g}"] if rate else []
+        if strategy.lora_rank and group in ("core", "cross_attention"):
+            parts.append(f"LoRA rank {strategy.lora_rank}")
+        plan[group] = ", ".join(parts)
+    return plan
+
+
+def mask_remark(base: LatentDiffusion, data: LatentDataset, *, count: int = 128) -> str:
+    """What is said of a base that was trained without an attention mask: its held-out loss is lower, beyond twice the
+    standard error, when it reads the padding too. Empty for one that was trained with it."""
+    rows = torch.arange(min(count, len(data)))
+    prompt = data.prompts(rows, torch.ones_like(rows))
+    losses = []
+    for mask in (prompt.mask, torch.ones_like(prompt.mask)):
+        part = LatentDataset(
+            names=data.names[: len(rows)],
+            latents=data.latents[rows],
+            captions=PromptEmbeds(prompt.embeds, mask),
+            first=rows,
+            count=torch.ones_like(rows),
+        )
+        losses.append(held_out(base, part, count=len(rows)).losses.mean(0))
+    gain = losses[0] - losses[1]
+    if gain.mean() <= 2 * gain.std() / len(rows) ** 0.5:
+        return ""
+    return (
+        f"the base was trained without an attention mask: its held-out loss is {losses[0].mean():.4f} with the mask and "
+        f"{losses[1].mean():.4f} without; sanakit masks padding, so the swap also has to learn that"
+    )
+
+
+def _vae_remarks(base: LatentDiffusion, candidate: VAE, core: SanaTransformer2DModel) -> list[str]:
+    old, new, size = base.core.config.patch_size, core.config.patch_size, base.image_size
+    cells = base.vae.spec.spatial_compression_ratio * old, candidate.spec.spatial_compression_ratio * new
+    grids = [f"{size // cell} x {size // cell}" for cell in cells]
     remarks = []
-    if is_vae:
-        ratio, own = (
-            base.vae.spec.spatial_compression_ratio * old.patch_size,
-            candidate.spec.spatial_compression_ratio * new.patch_size,
-        )
-        grid = base.image_size // ratio, base.image_size // own
-        if grid[0] != grid[1]:
-            remarks.append(
-                f"token grid {grid[0]} x {grid[0]} -> {grid[1]} x {grid[1]}: the base's patches are average-pooled for alignment"
-            )
+    if cells[0] < cells[1]:
         remarks.append(
-            f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents"
+            f"token grid {grids[0]} -> {grids[1]}, coarser: the base's patches are average-pooled for alignment, which "
+            "lowers their noise; features have to be relearnt more than on an equal grid"
         )
-    else:
-        remarks.append("the null embedding is recomputed with the candidate (empty prompt, no instruction)")
-    return {"kind": "vae" if is_vae else "text_encoder", "groups": groups, "notes": remarks}
+    elif cells[0] > cells[1]:
+        remarks.append(
+            f"token grid {grids[0]} -> {grids[1]}, finer: each of the base's patches is repeated for alignment"
+        )
+    elif old != new:
+        remarks.append(f"token grid {grids[0]} stays: patch {old} -> {new} makes up for the ratio")
+    shift = flow_shift_for(candidate.spec.shape(size, size))
+    remarks.append(
+        f"flow shift {base.flow_shift:.3g} -> {shift:.3g}, from the number of values a picture; training and sampling share it"
+    )
+    remarks.append(
+        f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents"
+    )
+    return remarks
+
+
+def _text_remarks(base: LatentDiffusion, candidate: TextEncoder) -> list[str]:
+    lengths = base.text_encoder.spec.max_tokens, candidate.spec.max_tokens
+    remarks = ["the null embedding is recomputed with the candidate (empty prompt, no instruction)"]
+    if lengths[0] != lengths[1]:
+        remarks.append(f"tokens a prompt {lengths[0]} -> {lengths[1]}: cross-attention reads any number of them")
+    remarks.append(f"flow shift stays {base.flow_shift:.3g}: the latents are the base's")
+    pairs = [e.offsets(["a red apple"]) is not None for e in (base.text_encoder, candidate)]
+    remarks.append(
+        "tokens of both sides are paired by character offsets for alignment"
+        if all(pairs)
+        else f"no offsets of {'the base' if not pairs[0] else candidate.name}: mean tokens are aligned, not single ones"
+    )
+    return remarks

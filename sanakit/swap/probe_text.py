@@ -26,7 +26,6 @@ def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds 
         "nonfinite_embeddings": int((~found.embeds.isfinite()).sum()),
         "embedding_repeat_difference": difference(encoder.encode(few), found[: len(few)]),
         "empty_share": empty_share(encoder, found, prompts),
-        "padding_difference": padding_difference(encoder, few),
         "mask_of_one_word": float(encoder.encode(["a"], instruction=False).mask.float().mean()),
         "changes_kept_share": changes_kept_share(encoder, few),
         "token_cosine": token_cosine(found),
@@ -34,6 +33,8 @@ def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds 
         "truncated": found.truncated,
         "prompts": len(prompts),
     }
+    if not encoder.spec.attend_padding:
+        evidence["padding_difference"] = padding_difference(encoder, few)
     if encoder.spec.instruction:
         evidence["instruction_effect"] = difference(encoder.encode(few, instruction=False), encoder.encode(few))
     if encoder.kept_null is not None:

@@ -23,7 +23,7 @@ STUCK_BELOW = 1e-12
 
 def base_evidence(base: LatentDiffusion, data: LatentDataset, own: HeldOut | None = None) -> dict[str, Any]:
     """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
-    count = min(PROBED, len(data))
+    count = min(PROBED, len(data), own.losses.shape[1] if own else PROBED)
     own = own or held_out(base, data, count=count)
     visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
     unmasked = held_out(base, replace(data, captions=visible), count=count)

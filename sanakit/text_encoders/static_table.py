@@ -13,7 +13,7 @@ from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 
-MAX_TOKENS = 16
+WORLD_TOKENS = 16  # captions of the embedded world
 
 
 class StaticTable(TextEncoder):
@@ -26,7 +26,7 @@ class StaticTable(TextEncoder):
         mask = torch.zeros(len(prompts), self.spec.max_tokens, dtype=torch.bool)
         truncated = 0
         for row, encoding in enumerate(self.tokenizer.encode_batch(prompts)):
-            tokens = encoding.ids[: self.spec.max_tokens]
+            tokens = encoding.ids[: self.spec.max_tokens] or [0]  # nothing to attend to is not defined
             truncated += len(encoding.ids) > self.spec.max_tokens
             ids[row, : len(tokens)] = torch.tensor(tokens, dtype=torch.long)
             mask[row, : len(tokens)] = True
@@ -38,6 +38,8 @@ class StaticTable(TextEncoder):
 class WordLlama(StaticTable):
     """Llama-2 token embeddings distilled to 256 dimensions; read from the package's files, which it loads offline."""
 
+    spec = TextSpec(embed_dim=256, max_tokens=WORLD_TOKENS)
+
     @classmethod
     def load(cls) -> Self:
         found = importlib.util.find_spec("wordllama")
@@ -48,8 +50,7 @@ class WordLlama(StaticTable):
         tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         tokenizer.no_padding()
         tokenizer.no_truncation()
-        spec = TextSpec(embed_dim=weights.shape[1], max_tokens=MAX_TOKENS)
-        return cls(nn.Embedding.from_pretrained(weights), tokenizer, spec)
+        return cls(nn.Embedding.from_pretrained(weights), tokenizer, cls.spec)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -58,4 +59,4 @@ class WordLlama(StaticTable):
         words = {word: i for i, word in enumerate(["<s>", *"abcdefghijklmnopqrstuvwxyz"])}
         tokenizer = Tokenizer(models.WordLevel(words, unk_token="<s>"))
         tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-        return cls(nn.Embedding(len(words), 8), tokenizer, TextSpec(embed_dim=8, max_tokens=MAX_TOKENS))
+        return cls(nn.Embedding(len(words), 8), tokenizer, TextSpec(embed_dim=8, max_tokens=WORLD_TOKENS))

@@ -6,7 +6,6 @@ Shapes: B batch, C latent channels, H x W pixels, h x w latents.
 """
 
 import importlib
-import json
 import warnings
 from abc import abstractmethod
 from dataclasses import replace
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError, did_you_mean, warning_text
 from sanakit.hashing import hash_module
+from sanakit.interop.files import read_config, require_safetensors
 from sanakit.registry import Registry
 
 VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
@@ -27,8 +27,8 @@ VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
 class VAE(nn.Module):
     """Base class. A family file sets the record and implements `load`, `tiny`, `_encode` and `_decode`."""
 
-    name: ClassVar[str] = ""
-    title: ClassVar[str] = ""
+    name: str = ""
+    title: str = ""
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     picture_size: int | None = None  # the only side that the model takes, where there is one
@@ -172,6 +172,7 @@ class HubVAE(DiffusersVAE):
 
     spec: ClassVar[LatentSpec]
     stats: ClassVar[LatentStats]  # where config.json states none
+    stats_with_weights: ClassVar[bool] = False  # and nothing is known before loading: `stats` is the identity
     model_class: ClassVar[str]
     published: ClassVar[dict[str, Any] | None] = None
     small: ClassVar[dict[str, Any]]
@@ -184,11 +185,9 @@ class HubVAE(DiffusersVAE):
 
     @classmethod
     def load(cls) -> Self:
-        from sanakit.interop.hub import download
+        from sanakit.interop.hub import fetch
 
-        repository, colon, subfolder = str(cls.hub).partition(":")
-        revision = f"@{cls.revision}" if cls.revision else ""
-        vae = cls.from_folder(download(f"{repository}{revision}{colon}{subfolder}"))
+        vae = cls.from_folder(fetch(cls.hub, cls.revision))
         if vae.spec != cls.spec:
             raise SanakitError("SK0202", f"{cls.hub} is {vae.spec.label}, the record of {cls.name} is {cls.spec.label}")
         return vae
@@ -207,6 +206,7 @@ class HubVAE(DiffusersVAE):
 ALLOWED_CLASSES = {
     "AutoencoderDC": "base.DiffusersVAE",
     "AutoencoderKL": "base.DiffusersVAE",
+    "AutoencoderKLCosmos": "cosmos.Cosmos",
     "AutoencoderKLFlux2": "flux2.Flux2",
     "AutoencoderKLHunyuanImage": "base.DiffusersVAE",
     "AutoencoderKLLTXVideo": "ltx.LTX",
@@ -217,18 +217,6 @@ ALLOWED_CLASSES = {
     "VQModel": "base.DiffusersVAE",
     "PCAPatchAutoencoder": "pca.PCAVAE",
 }
-
-
-def read_config(folder: Path) -> dict[str, Any]:
-    """config.json of a component folder. Raises SK0106 when there is none to read."""
-    path = folder / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SanakitError("SK0106", f"{path}: {error}") from error
-    if not isinstance(config, dict):
-        raise SanakitError("SK0106", f"{path} holds {type(config).__name__}, expected an object")
-    return config
 
 
 def wrapper_of(folder: Path) -> Any:
@@ -269,13 +257,6 @@ def load_diffusers_model(
     return model, diffusers_spec(model.eval(), wrapper), wrapper.read_stats(model, config)
 
 
-def require_safetensors(folder: Path) -> None:
-    """Raises SK0111 when a folder holds no safetensors weights."""
-    if not any(folder.glob("*.safetensors")):
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in (".bin", ".pt", ".pth", ".ckpt", ".pkl"))
-        raise SanakitError("SK0111", f"{folder} holds {', '.join(found) or 'no weights'}, expected *.safetensors")
-
-
 def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> LatentSpec:
     """Measured on one grey picture, not guessed: several configs lack `spatial_compression_ratio`."""
     size = getattr(model, "decoder_image_size", 128)  # AutoencoderRAE takes pictures of one size
@@ -287,16 +268,14 @@ def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> La
 def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
     """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`; `scaling_factor` overrides."""
     scheme, _, rest = name.partition(":")
-    if scheme == "path":
-        folder = Path(rest).expanduser()
+    if scheme in ("path", "hub"):
+        from sanakit.interop.hub import download
+
+        folder = download(rest) if scheme == "hub" else Path(rest).expanduser()
         if not folder.is_dir():
             raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, VAES.names())}")
         vae: VAE = wrapper_of(folder).from_folder(folder)
-    elif scheme == "hub":
-        from sanakit.interop.hub import download
-
-        folder = download(rest)
-        vae = wrapper_of(folder).from_folder(folder)
+        vae.name = name
     else:
         vae = VAES.get(name).load()
     if scaling_factor is not None:

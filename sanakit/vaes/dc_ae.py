@@ -1,4 +1,7 @@
-"""Deep-compression autoencoders (DC-AE, arXiv 2410.10733), the family of Sana: f32 to f128, z * scale."""
+"""Deep-compression autoencoders (DC-AE, arXiv 2410.10733), the family of Sana: f32 to f128, z * scale.
+
+DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form; a folder of class AutoencoderDC loads by `path:` or `hub:`.
+"""
 
 from typing import Any
 
@@ -80,6 +83,14 @@ class Sana10(Sana):
 @VAES.register("dc-ae-f32c32-sana-1.1", title="DC-AE of Sana 1.5 and Sprint, f32c32", licence="MIT")
 class Sana11(Sana):
     hub = "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"
+
+
+@VAES.register("dc-ae-lite-f32c32", title="DC-AE of Sana 1.0 with a smaller decoder, f32c32", licence="see repository")
+class Lite(Sana):
+    """The same latents as dc-ae-f32c32-sana-1.0, decoded 1.8 times as fast (DC-Gen, projects/DC-AE-Lite.md)."""
+
+    hub = "dc-ai/dc-ae-lite-f32c32-diffusers"
+    published = None  # its decoder's widths are not documented
 
 
 @VAES.register("dc-ae-f32c32-in-1.0", title="DC-AE trained on ImageNet, f32c32", licence="see repository")

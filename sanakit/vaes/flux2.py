@@ -29,13 +29,12 @@ class Flux2(DiffusersVAE):
 
 @VAES.register("flux.2-vae", title="FLUX.2 VAE, f16c128 after 2 x 2 stacking", licence="Apache-2.0")
 class Flux2Klein(Flux2, HubVAE):
-    """The statistics come with the weights; the record's identity stands for 'unknown before loading'."""
-
     hub = "black-forest-labs/FLUX.2-klein-4B:vae"
     revision = "e7b7dc27f91deacad38e78976d1f2b499d76a294"
     model_class = "AutoencoderKLFlux2"
     spec = LatentSpec(latent_channels=128, spatial_compression_ratio=16)
     stats = LatentStats()
+    stats_with_weights = True
     published: dict[str, Any] = {}  # the library's defaults
     small = {"block_out_channels": (4, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 

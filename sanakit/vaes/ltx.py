@@ -15,12 +15,11 @@ class LTX(FrameVAE):
 
 @VAES.register("ltx-video-vae", title="LTX-Video VAE on one frame, f32c128", licence="see repository")
 class LTXVideo(LTX, HubVAE):
-    """The statistics come with the weights; the record's identity stands for 'unknown before loading'."""
-
     hub = "Lightricks/LTX-Video:vae"
     model_class = "AutoencoderKLLTXVideo"
     spec = LatentSpec(latent_channels=128, spatial_compression_ratio=32)
     stats = LatentStats()
+    stats_with_weights = True
     published: dict[str, Any] = {}  # the library's defaults
     small = {
         "block_out_channels": (8, 8, 8, 8),

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
-from sanakit.vaes.base import VAE, VAES, read_config
+from sanakit.interop.files import read_config
+from sanakit.vaes.base import VAE, VAES
 
 ASSETS = Path(__file__).parent.parent / "assets" / "vaes"
 

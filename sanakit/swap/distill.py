@@ -1,0 +1,165 @@
+"""Text encoders learnt from the base instead of from pictures: prompts only.
+
+`distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along the
+base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma v,
+noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose velocity is v: the ordinary loop trains it.
+`embedding-mse`: the caption layers' output against the base's, token by token; no core in the loop, the cheap baseline.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from diffusers import SanaTransformer2DModel
+from torch import Tensor
+from torch.nn import functional as F
+
+from sanakit.alignment.text import Captions, mean_tokens
+from sanakit.alignment.tokens import pair_tokens
+from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.data.cache import LatentDataset
+from sanakit.flow import shift_sigmas
+from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.text_encoders import PromptEmbeds
+from sanakit.train import Batch, TrainOptions
+
+PROMPTS, NUM_STEPS, CHUNK = 512, 8, 64  # trajectories of the teacher and their states: 4,096 passes of the base, once
+NULL_EVERY = 10  # trajectories to one of the null prompt
+EMBEDDING_STEPS, EMBEDDING_BATCH, EMBEDDING_RATE = 300, 128, 1e-3
+
+
+@STRATEGIES.register("distill", title="closed form, then caption layers through the frozen core", embedded=True)
+class Distill(Strategy):
+    """The loss is the distance to the base's velocity on the base's own trajectories."""
+
+    kinds = ("text_encoder",)
+    scales = {"caption": 1.0}
+    teacher = "trajectories"
+
+
+@STRATEGIES.register(
+    "embedding-mse", title="closed form, then caption layers to the base's caption features, no core", embedded=True
+)
+class EmbeddingMSE(Strategy):
+    """Its steps belong to the start, like the closed form: they pass no core."""
+
+    kinds = ("text_encoder",)
+    initialise = "embedding-mse"
+    scales = {}
+
+
+@dataclass(frozen=True)
+class States:
+    """noisy, velocity (K, C, h, w), sigmas (K,), captions (K,): rows of the data set's captions, -1 the null prompt."""
+
+    noisy: Tensor
+    velocity: Tensor
+    sigmas: Tensor
+    captions: Tensor
+
+    def __len__(self) -> int:
+        return len(self.sigmas)
+
+
+@dataclass(kw_only=True)
+class Teacher:
+    """The base drawing what the captions of `data` say, in its own embeddings."""
+
+    base: LatentDiffusion
+    data: LatentDataset
+    seed: int = 0
+
+    @cached_property
+    def states(self) -> States:
+        """Computed once, when first asked for."""
+        return trajectories(self.base, self.data.captions, seed=self.seed)
+
+    def draws(
+        self, system: LatentDiffusion, data: LatentDataset, options: TrainOptions
+    ) -> Callable[[int, slice], Batch]:
+        """What `fit` draws its batches with: states of the teacher, prompts of the student; from (seed, step) alone."""
+
+        def draw(step: int, rows: slice) -> Batch:
+            generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+            chosen = torch.randint(len(self.states), (options.batch_size,), generator=generator)[rows]
+            noisy, velocity, sigmas = (t[chosen] for t in (self.states.noisy, self.states.velocity, self.states.sigmas))
+            level = sigmas.reshape(-1, 1, 1, 1)
+            prompt = captions_of(system, data.captions, self.states.captions[chosen])
+            return Batch(noisy - level * velocity, noisy + (1 - level) * velocity, sigmas, prompt)
+
+        return draw
+
+
+def captions_of(system: LatentDiffusion, captions: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
+    """Captions by row, -1 the system's null prompt."""
+    known = captions[rows.clamp_min(0)]
+    return system.drop_prompts(PromptEmbeds(known.embeds.float(), known.mask), rows < 0)
+
+
+def trajectories(
+    base: LatentDiffusion, captions: PromptEmbeds, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
+) -> States:
+    """Euler from noise to a picture's latents under `prompts` captions, every state with the base's velocity there."""
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randint(len(captions), (prompts,), generator=generator)
+    rows[::NULL_EVERY] = -1
+    levels = shift_sigmas(torch.linspace(1, 0, num_steps + 1), float(base.flow_shift or 1.0))
+    found: list[States] = []
+    with evaluating(base.core):
+        for part in rows.split(CHUNK):
+            prompt = captions_of(base, captions, part)
+            noisy = torch.randn(len(part), *base.latent_shape, generator=generator)
+            for now, after in itertools.pairwise(levels):
+                velocity = base.velocity(noisy, now.expand(len(part)), prompt)
+                found.append(States(noisy, velocity, now.expand(len(part)), part))
+                noisy = noisy + (after - now) * velocity
+    return States(*(torch.cat([getattr(f, n) for f in found]) for n in ("noisy", "velocity", "sigmas", "captions")))
+
+
+def embedding_mse(
+    core: SanaTransformer2DModel,
+    base_core: SanaTransformer2DModel,
+    captions: Captions,
+    *,
+    steps: int = EMBEDDING_STEPS,
+    seed: int = 0,
+) -> dict[str, object]:
+    """Train the caption layers to the base's normed caption features, paired tokens or mean tokens; returns the loss
+    relative to the features' power, before and after."""
+    layers = [*core.caption_projection.parameters(), *core.caption_norm.parameters()]
+    optimizer = torch.optim.AdamW(layers, lr=EMBEDDING_RATE)
+    generator = torch.Generator().manual_seed(seed)
+    total = min(len(captions.own), *(len(s) for s in captions.spans or ()), len(captions.base))
+    losses = []
+    for step in range(steps):
+        rows = torch.randint(total, (EMBEDDING_BATCH,), generator=generator)
+        loss = _feature_loss(core, base_core, captions, rows)
+        for group in optimizer.param_groups:
+            group["lr"] = EMBEDDING_RATE * min(1.0, (step + 1) / 20) * (1 - step / steps)
+        grads = torch.autograd.grad(loss, layers, allow_unused=True)
+        for parameter, grad in zip(layers, grads, strict=True):
+            parameter.grad = grad
+        optimizer.step()
+        losses.append(loss.item())
+    for parameter in layers:
+        parameter.grad = None
+    tail = losses[-20:]
+    return {"embedding_mse": [round(losses[0], 4), round(sum(tail) / len(tail), 4)]}
+
+
+def _feature_loss(
+    core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
+) -> Tensor:
+    own, base = captions.own[rows], captions.base[rows]
+    with torch.no_grad():
+        goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
+    found = core.caption_norm(core.caption_projection(own.embeds.float()))
+    if captions.spans is None:
+        found, goals = mean_tokens(found, own.mask), mean_tokens(goals, base.mask)
+    else:
+        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], own.mask, base.mask)
+        paired = shares.sum(2) > 0
+        found, goals = found[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
+    return F.mse_loss(found, goals) / goals.square().mean()

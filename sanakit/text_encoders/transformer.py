@@ -1,0 +1,235 @@
+"""Transformers models that give hidden states (decoder-only, encoder-only, the encoder of a pair), read by their TextSpec."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sanakit.contracts import TextSpec
+from sanakit.errors import SanakitError
+from sanakit.interop.files import read_config, require_safetensors
+from sanakit.text_encoders.base import TextEncoder
+from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
+
+DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
+UNUSED = ("pooler.", "head.", "text_model.head.")  # parts that no token embedding passes
+
+# model_type of config.json -> the class that ends in hidden states; a tail names the part that reads text
+MODELS = {
+    "albert": "AlbertModel",
+    "bert": "BertModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "deberta-v2": "DebertaV2Model",
+    "distilbert": "DistilBertModel",
+    "electra": "ElectraModel",
+    "gemma": "GemmaModel",
+    "gemma2": "Gemma2Model",
+    "gemma3": "Gemma3Model.language_model",
+    "gemma3_text": "Gemma3TextModel",
+    "granite": "GraniteModel",
+    "llama": "LlamaModel",
+    "mistral": "MistralModel",
+    "modernbert": "ModernBertModel",
+    "mpnet": "MPNetModel",
+    "mt5": "MT5EncoderModel",
+    "olmo2": "Olmo2Model",
+    "phi3": "Phi3Model",
+    "qwen2": "Qwen2Model",
+    "qwen3": "Qwen3Model",
+    "roberta": "RobertaModel",
+    "siglip": "SiglipTextModel",
+    "siglip_text_model": "SiglipTextModel",
+    "smollm3": "SmolLM3Model",
+    "t5": "T5EncoderModel",
+    "t5gemma": "T5GemmaEncoderModel",
+    "umt5": "UMT5EncoderModel",
+    "xlm-roberta": "XLMRobertaModel",
+}
+
+
+class TransformerEncoder(TextEncoder):
+    """The generic component: `path:DIR` and `hub:owner/repo` of any class in `MODELS`."""
+
+    policies = (*TextEncoder.policies, "select", "layer", "attend_padding")
+
+    def __init__(self, model: nn.Module, tokenizer: Any, spec: TextSpec) -> None:
+        super().__init__(model, spec)
+        self.tokenizer = tokenizer
+
+    def tokenize(self, prompts: list[str], **options: Any) -> tuple[Any, list[int]]:
+        """A batch of the tokenizer's, padded right to one length, and the positions in it that the record keeps.
+
+        prompts: with their instruction. A prompt without a single token is given one of padding, so that attention
+        over it is defined.
+        """
+        prefix, kept = self.spec.instruction, self.spec.max_tokens
+        total = kept
+        if self.spec.select == "first-last" and prefix and all(prompt.startswith(prefix) for prompt in prompts):
+            total += len(self.tokenizer.encode(prefix)) - 2
+        batch = self.tokenizer(
+            prompts,
+            padding="max_length",
+            max_length=total,
+            truncation=True,
+            padding_side="right",
+            return_tensors="pt",
+            return_attention_mask=True,
+            **options,
+        )
+        batch["attention_mask"][:, 0] = 1
+        return batch, list(range(kept)) if self.spec.select == "first" else [0, *range(total - kept + 1, total)]
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        batch, keep = self.tokenize(prompts)
+        ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
+        hidden = self._hidden(ids, torch.ones_like(mask) if self.spec.attend_padding else mask)
+        truncated = sum(len(row) > ids.shape[1] for row in self.tokenizer(prompts)["input_ids"])
+        return hidden[:, keep], mask[:, keep].bool(), truncated
+
+    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """(B, T) -> (B, T, D) of the record's layer. Raises SK0305 for a model that ends in a head."""
+        layer = self.spec.layer
+        output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=layer != "last")
+        if getattr(output, "last_hidden_state", None) is None:
+            raise SanakitError("SK0305", f"{type(self.model).__name__} gives {', '.join(output)}, no last_hidden_state")
+        if layer == "last":
+            return output.last_hidden_state
+        states = output.hidden_states  # the embedding, then every layer's output
+        if layer == "mean":
+            return torch.stack([F.layer_norm(h.float(), h.shape[-1:]) for h in states[1:]]).mean(0)
+        if not -len(states) <= layer < len(states):
+            raise SanakitError(
+                "SK0306", f"layer={layer}: {type(self.model).__name__} has hidden states 0 to {len(states) - 1}"
+            )
+        return states[layer]
+
+    @classmethod
+    def from_folder(cls, folder: Path, spec: TextSpec | None = None) -> Self:
+        """A transformers folder. spec: by default plain prompts of 64 tokens and the last layer.
+
+        Raises SK0106 (class), SK0111 (no safetensors), SK0112 (wants to run its own code) or SK0107 (weights).
+        """
+        model, tokenizer = load_transformer(folder), load_tokenizer(tokenizer_folder(folder))
+        width, limit = width_of(model), token_limit(model)
+        if spec is None:
+            kind = "siglip" in model.config.model_type  # trained on padding, arXiv 2303.15343
+            spec = TextSpec(embed_dim=width, max_tokens=min(DEFAULT_TOKENS, limit), attend_padding=kind)
+        if width != spec.embed_dim:
+            raise SanakitError(
+                "SK0301", f"{folder} is {width} wide, the record of {cls.name} declares {spec.embed_dim}"
+            )
+        return cls(model, tokenizer, spec)
+
+    def set_spec(self, spec: TextSpec) -> None:
+        limit = token_limit(self.model)
+        if spec.max_tokens > limit:
+            raise SanakitError("SK0306", f"max_tokens={spec.max_tokens}: the model has positions for {limit}")
+        super().set_spec(spec)
+
+
+class HubEncoder(TransformerEncoder):
+    """A published encoder: a family file sets the record, nothing is fetched before `load`.
+
+    hub: owner/repo[:subfolder]. model_class: the transformers class. published: its configuration where documented.
+    small: what the tiny twin's configuration changes. marks: special tokens that its tokenizer puts around a prompt.
+    """
+
+    hub: ClassVar[str | None] = None
+    revision: ClassVar[str | None] = None
+    spec: TextSpec
+    model_class: ClassVar[str]
+    published: ClassVar[dict[str, Any]]
+    small: ClassVar[dict[str, Any]]
+    marks: ClassVar[tuple[str, str]] = ("", "")
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> nn.Module:
+        import transformers
+
+        model_class = getattr(transformers, cls.model_class)
+        return model_class(model_class.config_class(**config))
+
+    @classmethod
+    def load(cls) -> Self:
+        from sanakit.interop.hub import fetch
+
+        return cls.from_folder(fetch(cls.hub, cls.revision), cls.spec)
+
+    @classmethod
+    def tiny(cls) -> Self:
+        model = cls.build({"vocab_size": 256 + len(SPECIAL), **special_ids(), **cls.small})
+        return cls(model, byte_tokenizer(*cls.marks), replace(cls.spec, embed_dim=width_of(model)))
+
+
+def special_ids() -> dict[str, int]:
+    return {f"{name}_token_id": i for i, name in enumerate(("pad", "bos", "eos"))}
+
+
+def width_of(model: Any) -> int:
+    """Width of a model's hidden states; T5Gemma keeps its encoder's configuration inside."""
+    config = model.config
+    inner = getattr(config, "encoder", None)
+    return int(config.hidden_size if inner is None else inner.hidden_size)
+
+
+def token_limit(model: Any) -> int:
+    """Tokens that a table of positions serves; relative and rotary positions set none that matters."""
+    for name, module in model.named_modules():
+        if name.endswith(("position_embedding", "position_embeddings")) and isinstance(module, nn.Embedding):
+            padding = module.padding_idx  # RoBERTa and MPNet count from behind it
+            return module.num_embeddings - (0 if padding is None else padding + 1)
+    return 1 << 30
+
+
+def load_transformer(folder: Path) -> nn.Module:
+    """The model without its head, in the precision that it was saved in; whatever head the folder names is left out."""
+    import transformers
+
+    config = read_config(folder)
+    kind = config.get("model_type")
+    if kind not in MODELS:
+        if "auto_map" in config:
+            raise SanakitError("SK0112", f"{folder} names {config['auto_map']} for its {kind}")
+        raise SanakitError("SK0106", f"{folder} is a {kind}, expected one of {', '.join(MODELS)}")
+    require_safetensors(folder)
+    name, _, part = MODELS[kind].partition(".")
+    options: dict[str, Any] = {}
+    if kind == "t5gemma":  # its encoder alone asks for a configuration that says so
+        options["config"] = transformers.T5GemmaConfig.from_pretrained(folder, is_encoder_decoder=False)
+    try:
+        model, report = getattr(transformers, name).from_pretrained(
+            folder, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        raise SanakitError("SK0107", f"{folder}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED))
+    if missing or report["mismatched_keys"]:
+        first = missing[0] if missing else next(iter(report["mismatched_keys"]))[0]
+        raise SanakitError("SK0107", f"{folder}: the weights have no {first} that fits the config")
+    return getattr(model, part) if part else model
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder itself, or in a pipeline `tokenizer` beside `text_encoder` (`tokenizer_2` beside `text_encoder_2`)."""
+    beside = folder.parent / folder.name.replace("text_encoder", "tokenizer")
+    return beside if folder.name.startswith("text_encoder") and beside.is_dir() else folder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Raises SK0107 where there is none. One without a padding token pads with its end, which the mask leaves out."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        text = (str(error) or type(error).__name__).splitlines()[0]
+        raise SanakitError("SK0107", f"{folder}: no tokenizer that loads: {text}") from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise SanakitError("SK0107", f"{folder}: the tokenizer has no token to pad with")
+    return tokenizer
