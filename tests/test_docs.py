@@ -16,7 +16,7 @@ def generated():
     return module.PAGES
 
 
-@pytest.mark.parametrize("page", ["docs/codes.md", "docs/zoo.md"])
+@pytest.mark.parametrize("page", ["docs/codes.md", "docs/gates.md", "docs/zoo.md"])
 def test_generated_pages_are_current(page):
     assert (ROOT / page).read_text() == generated()[page](), "run python experiments/write_docs.py"
 
@@ -31,6 +31,7 @@ def test_generated_pages_are_current(page):
         "docs/strategies.md",
         "docs/adding-a-component.md",
         "docs/interop.md",
+        "docs/codes.md",
     ],
 )
 def test_links_lead_somewhere(page):
