@@ -29,10 +29,14 @@ def gate_result(
     ci: tuple[float, float] | None = None,
     samples: int | None = None,
     hint: str = "",
+    own_threshold: float | None = None,
 ) -> GateResult:
-    """The value judged by the gate's default threshold; samples: pictures or prompts behind the interval."""
+    """The value judged by the gate's default threshold, or own_threshold where gates/policy.py lists none (a plugin's).
+
+    samples: pictures or prompts behind the interval.
+    """
     low, high = ci if ci else (None, None)
-    limit = threshold(gate)
+    limit = threshold(gate, own_threshold)
     verdict = judge(value, limit, at_least=at_least, ci_low=low, ci_high=high)
     undecided = verdict == Verdict.INCONCLUSIVE
     return GateResult(

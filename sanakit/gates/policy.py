@@ -61,6 +61,8 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "full/prompt-effect": (0, 0),
     "full/samples": (0.7, 0.5),
     "full/quality": (1.25, 1.1),
+    "tune/equivariance": (0, 0),
+    "tune/reconstruction": (0, 0),
 }
 BUILTIN = ("default", "strict")
 
