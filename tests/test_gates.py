@@ -74,7 +74,7 @@ def test_scale_hint_gives_the_factor():
 
 
 def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
-    assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full"}
+    assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full", "tune"}
     assert set(GATES.names()) == set(THRESHOLDS) and set(gate_names()) >= set(THRESHOLDS)
 
 
