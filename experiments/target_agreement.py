@@ -60,7 +60,8 @@ def main() -> None:
     base = load_base(f"path:{WORLD / 'base-dc-minilm'}").system()
     own = read(base, base)
     rows: dict[str, Any] = {}
-    for folder in sorted(WORLD.glob("reference-*/card.json")):
+    others = [*sorted(WORLD.glob("reference-*/card.json")), WORLD / "base-pca-wordllama" / "card.json"]
+    for folder in others:
         found = read(load_base(f"path:{folder.parent}").system(), base)
         name = folder.parent.name.removeprefix("reference-")
         rows[name] = {k: round(found[k] / own[k], 3) for k in own}

@@ -187,7 +187,63 @@ def _reading(spec: TextSpec) -> str:
     return ", ".join(parts)
 
 
-PAGES = {"docs/codes.md": codes, "docs/gates.md": render_gates, "docs/zoo.md": zoo}
+DECISIONS_INTRO = """# Is the smoke stage right?
+
+Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; how it is measured is in the
+docstring of `experiments/decision_study.py`. A small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000
+steps): every strategy of a swap is trained on, and the race of the first 100 steps is replayed from those very runs.
+
+**Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
+([strategies.md](strategies.md)). Steps are those at which a strategy got there; "> n": it was run for n steps and did not.
+Cost is steps times the strategy's step time. **Right**: the recommendation reached it at most 10% dearer than the
+cheapest, or it said "not in sight" where nobody got there.
+"""
+
+
+def decisions() -> str:
+    """docs/decision-study.md, whole."""
+    found = read("decision_study.json")
+    names = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
+    lines = [
+        DECISIONS_INTRO,
+        "| base | candidate | " + " | ".join(names) + " | cheapest | smoke said | right |",
+        "|---|---|" + "---|" * (len(names) + 3),
+    ]
+    for row in found["swaps"]:
+        steps = [_steps(row, name) for name in names]
+        candidate = row["candidate"].split("/")[-1] + (f" (seed {row['seed']})" if row["seed"] else "")
+        verdict = "yes" if row["right"] else "no"
+        lines.append(
+            f"| {row['base']} | {candidate} | {' | '.join(steps)} | {row['truth']} | {row['recommended']} | {verdict} |"
+        )
+    number = lambda key: "not measured" if found[key] is None else f"{found[key]:g}"
+    lines += [
+        "",
+        f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} swaps. Aimed at: .90.",
+        f"- Spearman of the strategies' errors at the end of smoke and at the last step all of them ran, mean over swaps: "
+        f"{number('spearman_smoke_full')}. Aimed at: .95.",
+        f"- 90% intervals that covered: {number('interval_coverage')} of {found['forecasts']} forecasts (one that says "
+        '"more than n" covers a strategy that was run for n steps without getting there). Aimed at: .85.',
+        f"- Stretch (docstring of `sanakit/swap/forecast.py`), 5% and 95%: {found['stretch'][0]:g} to {found['stretch'][1]:g}; "
+        f"quantiles of the other swaps cover a left-out swap's curves {found['stretch_coverage_left_out']:g} of the time.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _steps(row: dict[str, Any], name: str) -> str:
+    if name not in row["steps"]:
+        return ""
+    if row["steps"][name] is not None:
+        return str(row["steps"][name])
+    return f"> {row['run_to'][name]}" if row["run_to"][name] else "no"
+
+
+PAGES = {
+    "docs/codes.md": codes,
+    "docs/decision-study.md": decisions,
+    "docs/gates.md": render_gates,
+    "docs/zoo.md": zoo,
+}
 
 if __name__ == "__main__":
     for page, render in PAGES.items():

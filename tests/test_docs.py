@@ -16,7 +16,7 @@ def generated():
     return module.PAGES
 
 
-@pytest.mark.parametrize("page", ["docs/codes.md", "docs/gates.md", "docs/zoo.md"])
+@pytest.mark.parametrize("page", ["docs/codes.md", "docs/decision-study.md", "docs/gates.md", "docs/zoo.md"])
 def test_generated_pages_are_current(page):
     assert (ROOT / page).read_text() == generated()[page](), "run python experiments/write_docs.py"
 
