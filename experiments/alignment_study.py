@@ -131,10 +131,7 @@ def context_r2(core: Any, base_core: Any, train: tuple, test: tuple, size: int) 
     chunks = lambda data: iter(data.latents[:2048, 0].split(256))
     weight, offset = input_moments(own, base_core.patch_embed.proj, *map(chunks, train)).ridge()
     unseen = input_moments(own, base_core.patch_embed.proj, *map(chunks, test))
-    mean_x, mean_y, _, _ = unseen.centred()
-    bias = (mean_y - weight.double() @ mean_x - offset).square().sum()
-    total = (unseen.yy / unseen.count - mean_y.square()).sum()
-    return unseen.r2(weight) - (bias / total).item()
+    return unseen.r2(weight, offset)
 
 
 def head_variants(system: LatentDiffusion, swap: Swap) -> dict[str, float]:

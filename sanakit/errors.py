@@ -89,6 +89,11 @@ CODES: dict[str, Code] = {
         fix="Use a class of diffusers or transformers, or write a plugin around code that you have read: "
         "docs/adding-a-component.md.",
     ),
+    "SK0113": Code(
+        title="policy refused",
+        why="A policy names gates and numbers; a misspelt one would silently keep the default.",
+        fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`.",
+    ),
     # 02: latents and VAEs
     "SK0201": Code(
         title="reconstruction is worse than the floor",
@@ -131,6 +136,46 @@ CODES: dict[str, Code] = {
         "guess, so raw latents are taken as they are.",
         fix="Stage component measures 1/std and names it: --set vae.scaling_factor=VALUE.",
     ),
+    "SK0209": Code(
+        title="latents are off centre",
+        why="The channels have means that the record does not subtract: the shift is missing, or is another VAE's.",
+        fix="Declare shift_factor, or mean and std per channel, as the VAE's config states them.",
+    ),
+    "SK0210": Code(
+        title="the VAE expects another input range",
+        why="Pictures come back stretched or squeezed: [0, 1] went into a VAE of [-1, 1], or the other way round.",
+        fix="Feed pictures in [-1, 1], and map the decoder's output back the same way.",
+    ),
+    "SK0211": Code(
+        title="colour channels are in another order",
+        why="Reconstructions fit the pictures better with their channels exchanged: one side reads BGR.",
+        fix="Convert to RGB where pictures are read (OpenCV gives BGR).",
+    ),
+    "SK0212": Code(
+        title="pictures are turned or mirrored",
+        why="Reconstructions fit the pictures better turned or mirrored: EXIF rotation, or height and width in another order.",
+        fix="Apply EXIF rotation when reading, and keep (B, C, H, W) everywhere.",
+    ),
+    "SK0213": Code(
+        title="seams between tiles",
+        why="The error jumps at few borders of the latent grid: the VAE works tile by tile without blending.",
+        fix="Turn tiling off at this size, or use overlapping tiles that are blended.",
+    ),
+    "SK0214": Code(
+        title="the latents have collapsed",
+        why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is easy and the pictures are lost.",
+        fix="Never train an adapter before the noising; take a VAE whose channels differ.",
+    ),
+    "SK0215": Code(
+        title="normalising cannot be undone",
+        why="Denormalised latents are not the raw ones, so what is decoded is not what was trained on.",
+        fix="Use one mean and std for both directions; a pipeline that knows scaling_factor only drops the shift.",
+    ),
+    "SK0216": Code(
+        title="latents differ from one encoding to the next",
+        why="The posterior is sampled, or the model is in training mode, so cached and fresh latents are not the same.",
+        fix="Take the posterior's mode, and call eval().",
+    ),
     # 03: text
     "SK0301": Code(
         title="non-finite or constant embeddings",
@@ -157,6 +202,41 @@ CODES: dict[str, Code] = {
         why="The model ends in a head (CausalLM, WithProjection): its first output is logits or one pooled vector, "
         "not token embeddings.",
         fix="Load the base class (for example Gemma2Model, CLIPTextModel); `path:` and `hub:` do it by themselves.",
+    ),
+    "SK0321": Code(
+        title="embeddings differ from one encoding to the next",
+        why="The encoder is in training mode (dropout), so cached and fresh embeddings are not the same.",
+        fix="Call eval() on the encoder.",
+    ),
+    "SK0322": Code(
+        title="prompts embedded as nothing",
+        why="Some prompts give zeros or the null embedding: a NaN was replaced, or a caption was dropped, silently.",
+        fix="Run the encoder in fp32; find the prompts and encode them alone.",
+    ),
+    "SK0323": Code(
+        title="the mask keeps padding",
+        why="Every token counts as a word, however short the prompt: the core attends to padding.",
+        fix="Hand on the tokenizer's attention mask.",
+    ),
+    "SK0324": Code(
+        title="the mask points at padding",
+        why="The words lie where the mask says padding: tokens are padded left and the mask right, or the other way round.",
+        fix="Pad right (Gemma's tokenizer pads left by default), or use the tokenizer's own mask.",
+    ),
+    "SK0325": Code(
+        title="the instruction has no effect",
+        why="The record states an instruction, but prompts are embedded the same without it.",
+        fix="Put the instruction before every prompt but the null one, and keep it from being cut off.",
+    ),
+    "SK0326": Code(
+        title="the null embedding is another encoder's",
+        why="Guidance subtracts a prediction for an embedding that this encoder never gives.",
+        fix="Recompute it with the new encoder: empty prompt, no instruction.",
+    ),
+    "SK0327": Code(
+        title="all tokens of a prompt are the same",
+        why="A pooled vector stands in the place of token embeddings.",
+        fix="Take the last hidden state, not the pooled output.",
     ),
     "SK0306": Code(
         title="a reading policy that the encoder cannot follow",
@@ -240,6 +320,31 @@ CODES: dict[str, Code] = {
         why="Fine-tuning the VAE has not lowered the error between encoding a turned or scaled picture and turning or "
         "scaling its latents.",
         fix="Raise vae.equivariance or train.max_steps.",
+    ),
+    "SK0520": Code(
+        title="the base does not denoise its own latents",
+        why="The base does no better than a map that knows nothing but the latents' power: another VAE of the same shape, another scale, or untrained weights.",
+        fix="Name the VAE and the scaling factor that the base was trained with in its card.",
+    ),
+    "SK0521": Code(
+        title="the base was trained with another attention mask",
+        why="The base's loss is lower with every token visible than with the mask.",
+        fix="Use the mask, or none, as in the base's training: both in training and in sampling.",
+    ),
+    "SK0522": Code(
+        title="pictures repeat within an epoch",
+        why="Steps draw the same pictures again before the others had their turn.",
+        fix="The order must depend on the step and the epoch; restore both when resuming.",
+    ),
+    "SK0523": Code(
+        title="training and sampling use different flow shifts",
+        why="The sigmas that training draws are shifted otherwise than the sampler's.",
+        fix="State flow_shift once, in the card, and let both read it.",
+    ),
+    "SK0524": Code(
+        title="the moving average stands still",
+        why="The average of the weights does not follow them, so what is saved is the start.",
+        fix="Update the average after every optimiser step, and restore it when resuming.",
     ),
     # 06: other people's formats, in and out
     "SK0601": Code(

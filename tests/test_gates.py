@@ -1,29 +1,44 @@
-"""Gates on planted evidence."""
+"""Gates on planted evidence; policies; samples that would decide."""
 
 import numpy as np
 import pytest
 
-from sanakit.contracts import LatentSpec, Verdict
-from sanakit.gates import GATES, run_gates
+from sanakit.contracts import GateResult, LatentSpec, Verdict, samples_to_decide
+from sanakit.errors import SanakitError
+from sanakit.gates import GATES, gate_names, load_policy, run_gates
+from sanakit.gates.policy import THRESHOLDS
+
+SPEC = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
 
 
 def vae_evidence(**changes):
-    spec = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
     generator = np.random.default_rng(0)
+    psnr = generator.normal(22, 2, 100)
     return {
         "nonfinite_latents": 0,
-        "measured_spec": spec,
-        "declared_spec": spec,
-        "psnr": generator.normal(22, 2, 100),
+        "measured_spec": SPEC,
+        "declared_spec": SPEC,
+        "latent_repeat_difference": 0.0,
+        "normalisation_error": 1e-8,
+        "picture_covariance": np.ones(100),
+        "reconstruction_variance": np.ones(100),
+        "affine_r2": 0.9,
+        "psnr": psnr,
         "psnr_of_mean_colour": generator.normal(10, 2, 100),
+        "channel_order_psnr": {"BGR": psnr - 2},
+        "orientation_psnr": {"mirrored": psnr - 5},
+        "seam_ratio": 1.1,
+        "seam_place": "row 48",
         "latent_power": generator.normal(1, 0.1, 100),
         "raw_std": 5.5,
+        "channel_means": np.zeros((100, 4)),
         "channel_std": np.ones(4),
+        "effective_channels": 0.8,
     } | changes
 
 
-def verdicts(evidence):
-    return {r.gate: r.verdict for r in run_gates("component", evidence)}
+def verdicts(evidence, policy=None):
+    return {r.gate: r.verdict for r in run_gates("component", evidence, policy)}
 
 
 def test_a_sound_vae_passes_every_component_gate():
@@ -35,9 +50,16 @@ def test_a_sound_vae_passes_every_component_gate():
     [
         ("component/finite-latents", {"nonfinite_latents": 3}),
         ("component/geometry", {"measured_spec": LatentSpec(latent_channels=8, spatial_compression_ratio=8)}),
+        ("component/input-range", {"picture_covariance": np.full(100, 2.0)}),
+        ("component/input-range", {"picture_covariance": np.full(100, 0.5)}),
+        ("component/channel-order", {"channel_order_psnr": {"BGR": np.full(100, 30.0)}}),
+        ("component/orientation", {"orientation_psnr": {"mirrored": np.full(100, 30.0)}}),
+        ("component/seams", {"seam_ratio": 2.0}),
         ("component/reconstruction", {"psnr": np.full(100, 9.0)}),
         ("component/scale-high", {"latent_power": np.full(100, 5.5**2)}),
         ("component/scale-low", {"latent_power": np.full(100, 0.18**2)}),
+        ("component/shift", {"channel_means": np.full((100, 4), 2.0)}),
+        ("component/collapse", {"effective_channels": 0.26}),
         ("component/dead-channels", {"channel_std": np.array([1, 1, 0, 1])}),
         ("component/scale-high", {"latent_power": np.full(100, np.nan)}),
     ],
@@ -51,8 +73,9 @@ def test_scale_hint_gives_the_factor():
     assert "vae.scaling_factor=0.1818" in result.hint
 
 
-def test_every_gate_belongs_to_a_stage():
-    assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full"}
+def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
+    assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full", "tune"}
+    assert set(GATES.names()) == set(THRESHOLDS) and set(gate_names()) >= set(THRESHOLDS)
 
 
 def smoke_evidence(ratio, arrives):
@@ -66,6 +89,65 @@ def smoke_evidence(ratio, arrives):
     [(1.2, False, Verdict.PASS), (3.0, True, Verdict.INCONCLUSIVE), (3.0, False, Verdict.INCONCLUSIVE)],
 )
 def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, verdict):
-    results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives))}
-    assert results["smoke/within-reach"].verdict == verdict
-    assert results["smoke/progress"].verdict == Verdict.PASS
+    for policy in ("default", "strict"):
+        results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives), load_policy(policy))}
+        assert results["smoke/within-reach"].verdict == verdict
+        assert results["smoke/progress"].verdict == Verdict.PASS
+
+
+def test_strict_is_nowhere_looser_than_default():
+    at_least = {r.gate: r.at_least for r in run_gates("component", vae_evidence())}
+    for gate, (default, strict) in THRESHOLDS.items():
+        if gate in at_least:
+            assert strict >= default if at_least[gate] else strict <= default, gate
+
+
+def test_a_policy_judges_again_what_was_measured(tmp_path):
+    first = run_gates("component", vae_evidence(seam_ratio=1.6))
+    strict = load_policy("strict").apply([GateResult.from_dict(r.as_dict()) for r in first])
+    by_name = {r.gate: r for r in strict}
+    assert by_name["component/seams"].verdict == Verdict.FAIL and by_name["component/seams"].threshold == 1.55
+    assert load_policy("default").apply(strict) == first
+    path = tmp_path / "policy.yaml"
+    path.write_text("from: strict\nthresholds:\n  component/seams: 1.7\n")
+    own = load_policy(str(path))
+    assert {r.gate: r.verdict for r in own.apply(first)}["component/seams"] == Verdict.PASS
+    assert len({own.fingerprint, load_policy("strict").fingerprint, load_policy("default").fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("thresholds: {component/seam: 2}", "unknown gate 'component/seam' .did you mean component/seams"),
+        ("threshold: {}", "unknown key 'threshold' .did you mean thresholds"),
+        ("thresholds: {component/seams: wide}", "expected a number"),
+        ("thresholds: {component/seams: .nan}", "expected a number"),
+        ("thresholds: [1]", "expected GATE: number"),
+        ("from: lenient", "expected default or strict"),
+        ("- 1", "holds list"),
+        ("a: [", "policy.yaml"),
+    ],
+)
+def test_a_policy_with_anything_unknown_is_refused(tmp_path, text, said):
+    path = tmp_path / "policy.yaml"
+    path.write_text(text)
+    with pytest.raises(SanakitError, match=f"SK0113(.|\n)*{said}"):
+        load_policy(str(path))
+
+
+def test_an_unknown_policy_suggests():
+    with pytest.raises(SanakitError, match="SK0113.*did you mean strict"):
+        load_policy("strikt")
+
+
+def test_inconclusive_says_how_many_samples_would_decide():
+    few = vae_evidence(psnr=np.linspace(11, 16, 8), psnr_of_mean_colour=np.full(8, 10.0))
+    del few["channel_order_psnr"], few["orientation_psnr"]
+    result = next(r for r in run_gates("component", few) if r.gate == "component/reconstruction")
+    assert result.verdict == Verdict.INCONCLUSIVE and result.samples == 8 and result.samples_needed > 8
+    # with so many of the same kind it is decided
+    more = np.resize(few["psnr"], 4 * result.samples_needed)
+    again = few | {"psnr": more, "psnr_of_mean_colour": np.full(len(more), 10.0)}
+    assert verdicts(again)["component/reconstruction"] != Verdict.INCONCLUSIVE
+    assert samples_to_decide(1.0, 1.0, ci_low=0.5, ci_high=1.5, samples=9) is None
+    assert samples_to_decide(1.0, 2.0, ci_low=0.0, ci_high=3.0, samples=100) == 401

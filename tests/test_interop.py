@@ -299,6 +299,8 @@ def damage(folder, how):
     elif how == "other vae":
         config = json.loads((folder / "vae" / "config.json").read_text()) | {"_class_name": "AutoencoderKL"}
         return (folder / "vae" / "config.json").write_text(json.dumps(config))
+    elif how == "damaged":
+        return (folder / "transformer" / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
     elif how == "pickled":
         file = folder / "transformer" / "diffusion_pytorch_model.safetensors"
         torch.save(load_file(file), file.with_suffix(".bin"))
@@ -317,6 +319,7 @@ def damage(folder, how):
         ("no vae", "SK0603", "no subfolder vae"),
         ("other vae", "SK0603", "AutoencoderKL"),
         ("pickled", "SK0107", "safetensors"),
+        ("damaged", "SK0107", "transformer"),
     ],
 )
 def test_a_folder_that_is_no_pipeline_is_refused(stock, tmp_path, how, code, message):

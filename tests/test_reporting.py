@@ -7,11 +7,14 @@ import re
 import shutil
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 
 from sanakit.errors import SanakitError
 from sanakit.reporting import charts, report, write_report
+from sanakit.reporting.ci import markdown, write_junit
+from sanakit.reporting.compare import leaderboard, write_comparison
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -270,16 +273,99 @@ def test_importing_it_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def test_no_horizontal_scroll_at_390_px(run_dir):
+def chart_files(run_dir):
+    """What the newer sections of the report are drawn from."""
+    channels = {
+        side: {"mean": [0.1, -0.2], "std": [1.0, 0.5], "skewness": [0, 1], "kurtosis": [2, 3]}
+        for side in ("base", "candidate")
+    }
+    curve = {
+        "title": "Power spectra",
+        "x": "half cycles a picture",
+        "y": "share",
+        "series": {"pictures": [[1, 0.9], [2, 0.1]]},
+    }
+    component = {
+        "rows": [],
+        "channels": channels,
+        "curves": [curve],
+        "prompts": [EVIL, "b"],
+        "similarity": {"candidate": [[1, 0.2], [0.2, 1]]},
+    }
+    (run_dir / "component.json").write_text(json.dumps(component))
+    validation = json.loads((run_dir / "validation.json").read_text())
+    validation["policy"] = {"name": "strict"}
+    validation["stages"]["component"]["gates"][0] |= {"samples": 100, "samples_needed": 250, "at_least": True}
+    race = {
+        "steps": [0, 4, 8],
+        "relative_errors": [2.0, 1.6, 1.4],
+        "predicted_steps": 20,
+        "predicted_steps_low": 15,
+        "seconds_per_step": 0.5,
+    }
+    validation["strategy"]["candidates"][0] |= race
+    (run_dir / "validation.json").write_text(json.dumps(validation))
+    (run_dir / "strategy.json").write_text(json.dumps({"budget_steps": 8, "target": {"measure": "x"}}))
+
+
+def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
+    chart_files(run_dir)
+    html = write_report(run_dir, run_dir / "r.html").read_text(encoding="utf-8")
+    for title in ("Channels at a glance", "Power spectra", "Cosine of prompts, candidate", "The race"):
+        drawn = html.split(f"<h3>{title}")[1].split("</section>")[0]
+        assert 'role="img"' in drawn and "<table>" in drawn, title
+    assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html
+    assert (
+        "about 150 more samples than 100 would decide" in html and "at least 1.5" in html and "<dd>strict</dd>" in html
+    )
+    assert "20 steps of 500 ms" in html and "<summary>strategy.json</summary>" in html
+    assert "<script" not in html
+
+
+def test_a_leaderboard_puts_the_verdict_first_and_then_the_error(run_dir, tmp_path_factory):
+    chart_files(run_dir)
+    others = tmp_path_factory.mktemp("runs")
+    for name, verdict, ratio in (("near", "pass", 1.1), ("far", "pass", 1.4), ("failed", "fail", 1.0)):
+        shutil.copytree(run_dir, others / name)
+        path = others / name / "validation.json"
+        validation = json.loads(path.read_text()) | {"verdict": verdict, "candidate": f"{name}{EVIL}"}
+        validation["stages"]["component"]["gates"][0] |= {"code": "SK0504", "value": ratio, "verdict": verdict}
+        path.write_text(json.dumps(validation))
+    rows = leaderboard([run_dir, *(others / n for n in ("failed", "far", "near"))])
+    assert [row["run"] for row in rows] == ["near", "far", run_dir.name, "failed"]
+    assert rows[0]["error_ratio"] == 1.1 and rows[0]["not_passed"] == [] and rows[-1]["not_passed"]
+    html = write_comparison(rows, run_dir / "c.html").read_text(encoding="utf-8")
+    assert html.count("<tr") > 4 and "<script" not in html and 'role="img"' in html
+    with pytest.raises(SanakitError, match="SK0109"):
+        leaderboard([others])
+
+
+def test_ci_summaries_say_what_to_do(run_dir):
+    chart_files(run_dir)
+    validation = json.loads((run_dir / "validation.json").read_text())
+    text = markdown(validation)
+    assert "inconclusive" in text and "150 more samples" in text and "<script" not in text and "policy strict" in text
+    write_junit(validation, run_dir / "j.xml")
+    suite = ElementTree.parse(run_dir / "j.xml").getroot()[0]
+    assert suite.get("skipped") == "1" and "SK0203" in suite[0][0].get("message")
+
+
+@pytest.mark.parametrize("page", ["report", "compare"])
+def test_no_horizontal_scroll_at_390_px_and_no_console_message(run_dir, page):
     chromium = shutil.which("chromium")
     if chromium is None:
         assert not os.environ.get("SANAKIT_REQUIRE_BROWSER"), "chromium must be installed here"
         pytest.skip("chromium is not installed (apt-get install chromium)")
     fill(run_dir)
-    report = write_report(run_dir, run_dir / "r.html")
+    chart_files(run_dir)
+    if page == "report":
+        report = write_report(run_dir, run_dir / "r.html")
+    else:
+        report = write_comparison(leaderboard([run_dir]), run_dir / "r.html")
+    assert report.stat().st_size < 3e6
     # scripts are forbidden inside the report, so a frame measures it from outside
-    page = run_dir / "probe.html"
-    page.write_text(
+    probe = run_dir / "probe.html"
+    probe.write_text(
         f'<body style="margin:0"><iframe id="f" src="{report.name}" style="width:390px;height:800px;border:0"></iframe>'
         "<script>onload=()=>{const d=f.contentDocument.documentElement;document.title=d.scrollWidth+'/'+d.clientWidth}</script>"
     )
@@ -294,12 +380,14 @@ def test_no_horizontal_scroll_at_390_px(run_dir):
         "--disable-component-update",
         "--disable-sync",
         "--allow-file-access-from-files",
+        "--enable-logging=stderr",
         f"--user-data-dir={run_dir / 'profile'}",
         "--virtual-time-budget=4000",
         "--dump-dom",
-        page.as_uri(),
+        probe.as_uri(),
     ]
-    dom = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False).stdout
-    title = dom.split("<title>")[1].split("</title>")[0]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ":CONSOLE" not in done.stderr, done.stderr
+    title = done.stdout.split("<title>")[1].split("</title>")[0]
     scroll, client = map(int, title.split("/"))
     assert scroll <= client, title

@@ -61,13 +61,13 @@ def sanakit(*arguments, cwd):
     return subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600, check=False)
 
 
-def swap(world, kind, candidate, *more, run_dir="run"):
+def swap(world, kind, candidate, *more, run_dir="run", base=None):
     return sanakit(
         f"swap-{kind}",
         "--candidate",
         candidate,
         "--base",
-        f"path:{world / 'base'}",
+        base or f"path:{world / 'base'}",
         "--data",
         world / "pictures",
         "--run-dir",
@@ -145,6 +145,27 @@ def test_the_model_samples_and_serves_as_a_base(world, finished):
     assert (world / "apple.png").read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
+def test_an_adapter_is_trained_saved_and_sampled(world):
+    """--set adapter.name reaches the smoke race, the model on disk and the sampler; the export is not a stock pipeline."""
+    result = swap(
+        world, "vae", "pca-f16c32", "--stages", "smoke,full", "--force", "--strategy", "finetune",
+        "--set", "adapter.name=conv-latents", "--json", run_dir="adapted",
+    )  # fmt: skip
+    assert "Traceback" not in result.stderr and result.stdout, result.stderr
+    model = world / "adapted" / "model"
+    assert json.loads((model / "adapters.json").read_text()) == {"adapters": ["conv-latents"]}
+    assert json.loads((world / "adapted" / "plan.json").read_text())["adapters"] == ["conv-latents"]
+    drawn = sanakit(
+        "sample", "--model", model, "--prompt", "a red apple", "--out", "adapted.png", "--num-steps", 2, cwd=world
+    )
+    assert drawn.returncode == 0, drawn.stderr
+    exported = sanakit("export", "--run-dir", "adapted", "--out", "pipeline", cwd=world)
+    assert exported.returncode == 0 and "conv-latents" in exported.stdout + exported.stderr, exported.stderr
+    refused = swap(world, "vae", "pca-f16c32", "--set", "adapter.name=resampler-caption", run_dir="refused")
+    assert refused.returncode == 2 and "joins tokens" in refused.stderr
+
+
 def test_wrong_scale_fails_component_and_stops_there(world):
     result = swap(world, "vae", "pca-f16c32", "--set", "vae.scaling_factor=5.0", "--json", run_dir="scaled")
     validation = json.loads(result.stdout)
@@ -157,7 +178,7 @@ def test_wrong_scale_fails_component_and_stops_there(world):
 
 
 def test_text_encoder_swap(world):
-    result = swap(world, "text-encoder", "minilm", "--force", "--json", run_dir="text")
+    result = swap(world, "text-encoder", "wordllama", "--force", "--json", run_dir="text", base="tiny-sana")
     assert result.stdout, result.stderr
     validation = json.loads(result.stdout)
     assert validation["kind"] == "text_encoder"
@@ -166,6 +187,11 @@ def test_text_encoder_swap(world):
     }
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
     assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
+
+
+def test_a_base_that_ignores_its_captions_cannot_judge_a_text_encoder(world):
+    result = swap(world, "text-encoder", "minilm", "--force", run_dir="deaf")
+    assert result.returncode == 2 and "SK0503" in result.stderr and "Traceback" not in result.stderr
 
 
 def test_validate_writes_junit_and_train_resumes(world, finished):

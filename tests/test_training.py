@@ -281,7 +281,7 @@ def test_lora_starts_as_the_base_and_merges_into_plain_layers(tiny_system, tiny_
 def test_presets_round_trip_through_yaml(name):
     config = PRESETS[name]()
     assert make_config(yaml.safe_load(dump_config(config))) == config
-    assert strategy_of(config, None).scales.keys() <= {*GROUPS, "lora"}
+    assert strategy_of(config, {}).scales.keys() <= {*GROUPS, "lora"}
 
 
 def test_golden_losses(tiny_system, tiny_data):

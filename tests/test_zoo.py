@@ -144,6 +144,12 @@ def test_shards_that_are_missing_or_do_not_fit_are_refused(tmp_path):
         load_vae(f"path:{tmp_path}")
 
 
+def test_damaged_weights_are_refused(folder):
+    (folder / "diffusion_pytorch_model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(SanakitError, match="SK0107"):
+        load_vae(f"path:{folder}")
+
+
 def test_a_repository_that_wants_to_run_its_own_code_is_refused(folder):
     edit(folder, _class_name="TheirVAE", auto_map={"AutoModel": "theirs.TheirVAE"})
     with pytest.raises(SanakitError, match="SK0112.*theirs.TheirVAE"):

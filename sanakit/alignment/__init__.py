@@ -2,7 +2,7 @@
 
 from sanakit.alignment.distance import feature_distance
 from sanakit.alignment.moments import CrossMoments
-from sanakit.alignment.text import align_caption, pair_captions
+from sanakit.alignment.text import align_caption, pair_captions, rank_layers
 from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
 
 __all__ = [
@@ -13,4 +13,5 @@ __all__ = [
     "align_output",
     "feature_distance",
     "pair_captions",
+    "rank_layers",
 ]

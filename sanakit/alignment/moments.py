@@ -105,12 +105,15 @@ class CrossMoments:
         goal = cov_yx if noise_map is None else cov_yx + ratio * noise_map.double()
         return _solve(cov_xx, goal, torch.tensor(ratio, dtype=torch.float64), mean_x, mean_y)
 
-    def r2(self, weight: Tensor) -> float:
-        """Share of the variance of y that `weight` (E, D) explains; 0 where y does not vary."""
-        _, mean_y, cov_xx, cov_yx = self.centred()
+    def r2(self, weight: Tensor, offset: Tensor | None = None) -> float:
+        """Share of the variance of y that `weight` (E, D) explains, with its own best offset or the one given (E); 0
+        where y does not vary."""
+        mean_x, mean_y, cov_xx, cov_yx = self.centred()
         own = weight.double()
         total = (self.yy / self.count - mean_y.square()).sum()
         explained = 2 * (own * cov_yx).sum() - ((own @ cov_xx) * own).sum()
+        if offset is not None:
+            explained -= (mean_y - own @ mean_x - offset.double()).square().sum()
         return (explained / total).item() if total > 1e-12 else 0.0
 
 

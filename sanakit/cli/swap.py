@@ -28,6 +28,7 @@ AllowPickle = Annotated[
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -45,12 +46,13 @@ def swap_vae(
     force: Force = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
+    policy: PolicyName = "default",
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         _convert(base)
     values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json)
+    _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
 @app.command("swap-text-encoder")
@@ -67,12 +69,13 @@ def swap_text_encoder(
     force: Force = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
+    policy: PolicyName = "default",
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         _convert(base)
     values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json)
+    _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
 def _convert(base: str) -> None:
@@ -92,14 +95,20 @@ def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict
 
 
 def _swap(
-    values: dict[str, Any], sets: list[str] | None, stages: str, run_dir: Path | None, force: bool, as_json: bool
+    values: dict[str, Any],
+    sets: list[str] | None,
+    stages: str,
+    run_dir: Path | None,
+    force: bool,
+    as_json: bool,
+    policy: str,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json)
+    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy)
 
 
 def _stages(text: str) -> list[str]:
@@ -139,17 +148,23 @@ def run(
     force: bool,
     as_json: bool,
     junit: Path | None = None,
+    markdown: Path | None = None,
+    policy: str = "default",
     resume: str = "auto",
 ) -> None:
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
+    from sanakit.gates.policy import gate_names, load_policy
+
+    judge = load_policy(policy, gate_names())
 
     with STOP.installed(), rank_folder(run_dir) as folder:
         from sanakit.cli.view import print_plan, print_validation, progress_display
         from sanakit.reporting import write_report
+        from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
         with progress_display() as progress:
-            swap = engine.prepare(config, folder, progress)
+            swap = engine.prepare(config, folder, progress, judge)
             validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
@@ -157,7 +172,9 @@ def run(
     run_path = swap.run.path
     report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:
-        _write_junit(validation, junit)
+        write_junit(validation, junit)
+    if markdown:
+        write_markdown(validation, markdown)
     if as_json:
         sys.stdout.write(json.dumps(validation, indent=1) + "\n")
     else:
@@ -172,42 +189,21 @@ def _exit_code(verdict: str) -> int:
     return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
 
 
-def _write_junit(validation: dict[str, Any], path: Path) -> None:
-    from xml.etree import ElementTree
-
-    suites = ElementTree.Element("testsuites")
-    for stage, result in validation["stages"].items():
-        failures = sum(g["verdict"] == "fail" for g in result["gates"])
-        skipped = sum(g["verdict"] == "inconclusive" for g in result["gates"])
-        suite = ElementTree.SubElement(
-            suites,
-            "testsuite",
-            name=stage,
-            tests=str(len(result["gates"])),
-            failures=str(failures),
-            skipped=str(skipped),
-            time=str(result["seconds"]),
-        )
-        for gate in result["gates"]:
-            case = ElementTree.SubElement(suite, "testcase", classname=f"sanakit.{stage}", name=gate["gate"])
-            message = f"{gate['code']}: {gate['metric']} is {gate['value']:.4g}, threshold {gate['threshold']:.4g}. {gate['hint']}"
-            if gate["verdict"] != "pass":
-                ElementTree.SubElement(case, "failure" if gate["verdict"] == "fail" else "skipped", message=message)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
-
-
 @app.command()
 def validate(
     stage: Annotated[str, typer.Option("--stage", help="component, smoke or full.")],
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Go on with a run folder.")] = None,
-    base: BaseName = "tiny-sana",
+    base: Annotated[
+        str, typer.Option("--base", help="The model that works today; `none`: the component alone, stage component.")
+    ] = "tiny-sana",
     vae: Annotated[str | None, typer.Option("--vae", help="Candidate VAE.")] = None,
     text_encoder: Annotated[str | None, typer.Option("--text-encoder", help="Candidate text encoder.")] = None,
     data: Data = "embedded",
     seed: Seed = 0,
     as_json: AsJson = False,
     junit: Annotated[Path | None, typer.Option("--junit", help="Also write JUnit XML.")] = None,
+    markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write a summary for CI.")] = None,
+    policy: PolicyName = "default",
     force: Force = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
@@ -232,7 +228,7 @@ def validate(
         }
         config = make_config(values, set_)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit)
+    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
 
 
 @app.command()
@@ -271,3 +267,22 @@ def report(
     from sanakit.reporting import write_report
 
     typer.echo(str(write_report(run_dir, out or Path("reports") / f"{run_dir.resolve().name}.html")))
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders under runs/.")],
+    html: Annotated[Path | None, typer.Option("--html", "--out", help="Also write a page, one file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """A leaderboard of runs: verdict first, then how near the base the one-step error comes."""
+    from sanakit.cli.view import print_leaderboard
+    from sanakit.reporting.compare import leaderboard, write_comparison
+
+    rows = leaderboard(run_dirs)
+    if html:
+        write_comparison(rows, html)
+    if as_json:
+        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+    else:
+        print_leaderboard(rows, html)

@@ -102,7 +102,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         base_ratio=own_vae.spec.spatial_compression_ratio,
         image_size=config.data.image_size,
     )
-    strategy = strategy_of(config, None)
+    strategy = strategy_of(config, {})
     return estimate(
         core,
         mode,

@@ -1,60 +1,89 @@
 """What the terminal shows: live progress on standard error, one table and one line at the end."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from sanakit.reporting.ci import advice, bound, margin, reading
+
+QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+class Throughput(ProgressColumn):
+    """Items a second of a bar, from rich's own moving average."""
+
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
 
 
 @contextmanager
 def progress_display() -> Iterator[Callable[[str, int, int], None]]:
-    """A callback (label, done, total); one bar a label. On something that is no terminal, one line a label."""
+    """A callback (label, done, total); one bar a label with throughput and time left. On something that is no terminal,
+    a line when a label begins and one with its throughput when it ends."""
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
+        Throughput(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
     tasks: dict[str, Any] = {}
+    begun: dict[str, float] = {}
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def advance(label: str, done: int, total: int) -> None:
             if label not in tasks:
-                tasks[label] = bars.add_task(label, total=total)
+                tasks[label], begun[label] = bars.add_task(label, total=total), time.perf_counter()
                 if not console.is_terminal:
-                    console.print(f"{label} ({total})", highlight=False)
+                    console.print(f"{label} ({total})", highlight=False, markup=False)
             bars.update(tasks[label], completed=done, total=total)
             if done >= total:
+                seconds = time.perf_counter() - begun.pop(label)
                 tasks.pop(label)
+                if not console.is_terminal and seconds >= QUIET_BELOW:
+                    console.print(f"{label}: {total / seconds:,.1f}/s, {seconds:.0f} s", highlight=False, markup=False)
 
         yield advance
 
 
 def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) -> None:
+    """The table of gates, the race, the verdict in one line with the cost so far, the next command."""
     console = Console()
-    table = Table(title=f"{validation['base']} with {validation['candidate']}", title_justify="left")
-    for column in ("gate", "metric", "value", "threshold", "verdict", "hint"):
-        table.add_column(column, justify="right" if column in ("value", "threshold") else "left")
+    table = Table(title=_plain(f"{validation['base']} with {validation['candidate']}"), title_justify="left")
+    for column in ("gate", "metric", "value", "threshold", "margin", "verdict", "hint"):
+        table.add_column(column, justify="right" if column in ("value", "threshold", "margin") else "left")
     for stage in validation["stages"].values():
         for gate in stage["gates"]:
-            span = "" if gate["ci_low"] is None else f" [{gate['ci_low']:.3g}, {gate['ci_high']:.3g}]"
             colour = COLOURS[gate["verdict"]]
-            hint = f"{gate['code']}: {gate['hint']}" if gate["hint"] else ""
+            room = margin(gate)
             table.add_row(
-                gate["gate"],
-                gate["metric"],
-                f"{gate['value']:.4g}{_plain(span)}",
-                f"{gate['threshold']:.4g}",
+                _plain(gate["gate"]),
+                _plain(gate["metric"]),
+                _plain(reading(gate)),
+                bound(gate),
+                "" if room is None else f"{room:+.0%}" if abs(room) < 10 else "far" if room > 0 else "far off",
                 f"[{colour}]{gate['verdict']}[/]",
-                hint,
+                _plain(f"{gate['code']}: {advice(gate)}") if gate["verdict"] != "pass" else "",
             )
     console.print(table)
     candidates = validation["strategy"]["candidates"]
@@ -72,14 +101,47 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 _steps(row),
             )
         console.print(race)
+    gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
+    not_passed = [gate["gate"] for gate in gates if gate["verdict"] == validation["verdict"] != "pass"]
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())
     colour = COLOURS[validation["verdict"]]
-    console.print(
-        f"[bold {colour}]{validation['verdict']}[/] in {seconds:.0f} s  run {run_dir}  report {report}",
-        highlight=False,
-        soft_wrap=True,
-    )
+    told = f": {', '.join(not_passed)}" if not_passed else f", {len(gates)} gates"
+    console.print(f"[bold {colour}]{validation['verdict']}[/]{_plain(told)}", highlight=False, soft_wrap=True)
+    cost = f"cost so far: {seconds:.0f} s  run {run_dir}  report {report}"
+    console.print(cost, highlight=False, markup=False, soft_wrap=True)
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
+    table = Table(title="runs, best first", title_justify="left")
+    for column in (
+        "#",
+        "candidate",
+        "run",
+        "verdict",
+        "error over base",
+        "PSNR",
+        "strategy",
+        "steps to base quality (90%)",
+    ):
+        right = column in ("#", "error over base", "PSNR", "steps to base quality (90%)")
+        table.add_column(column, justify="right" if right else "left")
+    number = lambda value: "" if value is None else f"{value:.3g}"
+    for row in rows:
+        table.add_row(
+            str(row["rank"]),
+            _plain(row["candidate"]),
+            _plain(row["run"]),
+            f"[{COLOURS[row['verdict']]}]{row['verdict']}[/]",
+            number(row["error_ratio"]),
+            number(row["psnr"]),
+            _plain(row["strategy"] or ""),
+            _steps(row),
+        )
+    console = Console()
+    console.print(table)
+    if page:
+        console.print(f"page {page}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_plan(plan: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 from diffusers import SanaTransformer2DModel
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
@@ -58,7 +59,7 @@ def load_core(folder: Path) -> SanaTransformer2DModel:
         core, report = SanaTransformer2DModel.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
     wrong = report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]
     if wrong:

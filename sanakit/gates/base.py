@@ -1,7 +1,7 @@
 """What a gate is: a function from a stage's evidence to one result, or None where it does not apply.
 
 Evidence values are numbers or per-picture arrays; `interval` gives a mean with its 90% bootstrap interval, and
-`judge` makes an interval across the threshold inconclusive.
+`judge` makes an interval across the threshold inconclusive. Thresholds come from gates/policy.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.contracts import GateResult, judge
+from sanakit.contracts import GateResult, Verdict, judge, samples_to_decide
+from sanakit.gates.policy import Policy, threshold
 from sanakit.registry import Registry
 
 Evidence = Mapping[str, Any]
 Gate = Callable[[Evidence], GateResult | None]
 GATES: Registry[Gate] = Registry("gates", "sanakit.gates")
+RESAMPLES = 400
 
 
 def gate_result(
@@ -23,13 +25,20 @@ def gate_result(
     code: str,
     metric: str,
     value: float,
-    threshold: float,
     at_least: bool,
     ci: tuple[float, float] | None = None,
+    samples: int | None = None,
     hint: str = "",
+    own_threshold: float | None = None,
 ) -> GateResult:
+    """The value judged by the gate's default threshold, or own_threshold where gates/policy.py lists none (a plugin's).
+
+    samples: pictures or prompts behind the interval.
+    """
     low, high = ci if ci else (None, None)
-    verdict = judge(value, threshold, at_least=at_least, ci_low=low, ci_high=high)
+    limit = threshold(gate, own_threshold)
+    verdict = judge(value, limit, at_least=at_least, ci_low=low, ci_high=high)
+    undecided = verdict == Verdict.INCONCLUSIVE
     return GateResult(
         gate=gate,
         code=code,
@@ -37,26 +46,45 @@ def gate_result(
         value=float(value),
         ci_low=low,
         ci_high=high,
-        threshold=float(threshold),
+        threshold=limit,
         verdict=verdict,
-        hint="" if verdict == "pass" else hint,
+        hint=hint,
+        at_least=at_least,
+        samples=samples,
+        samples_needed=samples_to_decide(value, limit, ci_low=low, ci_high=high, samples=samples)
+        if undecided
+        else None,
     )
 
 
 def interval(values: Any, *, statistic: Callable[..., Any] = np.mean) -> tuple[float, tuple[float, float]]:
     """The statistic of per-picture values and its 90% percentile-bootstrap interval."""
     rows = np.asarray(values, dtype=np.float64)
-    draws = rows[np.random.default_rng(0).integers(len(rows), size=(400, len(rows)))]
+    draws = rows[resampled(len(rows))]
     low, high = np.quantile(statistic(draws, axis=1), [0.05, 0.95])
     return float(statistic(rows)), (float(low), float(high))
 
 
-def run_gates(stage: str, evidence: Evidence) -> list[GateResult]:
-    """Every registered gate of the stage (its name begins with the stage's) that applies to this evidence."""
+def ratio_interval(above: Any, below: Any) -> tuple[float, tuple[float, float]]:
+    """Ratio of two means over the same pictures, paired, with its 90% interval."""
+    first, second = np.asarray(above, np.float64), np.asarray(below, np.float64)
+    rows = resampled(len(first))
+    with np.errstate(all="ignore"):
+        low, high = np.quantile(first[rows].mean(1) / second[rows].mean(1), [0.05, 0.95])
+        return float(first.mean() / second.mean()), (float(low), float(high))
+
+
+def resampled(count: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(count, size=(RESAMPLES, count))
+
+
+def run_gates(stage: str, evidence: Evidence, policy: Policy | None = None) -> list[GateResult]:
+    """Every registered gate of the stage (its name begins with the stage's) that applies to this evidence, a cause
+    before what follows from it."""
     results = []
     for name in GATES.names():
         if name.split("/")[0] == stage:
             result = GATES.get(name)(evidence)
             if result is not None:
                 results.append(result)
-    return results
+    return (policy or Policy()).apply(results)

@@ -16,7 +16,7 @@ def equivariance(evidence: Evidence) -> GateResult | None:
         metric="equivariance error gained",
         value=value,
         ci=ci,
-        threshold=0,
+        samples=len(evidence["psnr_after"]),
         at_least=True,
         hint="raise vae.equivariance or train.max_steps",
     )
@@ -31,7 +31,7 @@ def reconstruction(evidence: Evidence) -> GateResult | None:
         metric="PSNR over the one before less 1 dB",
         value=value,
         ci=ci,
-        threshold=0,
+        samples=len(evidence["psnr_after"]),
         at_least=True,
         hint="lower vae.equivariance or train.learning_rate",
     )

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
@@ -99,7 +100,7 @@ def load_base_encoder(reference: str, core_folder: Path) -> TextEncoder:
     encoder = load_text_encoder(reference)
     kept = core_folder / NULL_FILE
     if kept.is_file():
-        null, embeds = encoder.null(), load_file(kept)["embeds"]  # (L, D)
+        null, embeds = encoder.null(), read_tensor(kept, "embeds")  # (L, D)
         if embeds.shape != null.embeds.shape[1:]:
             raise SanakitError(
                 "SK0107", f"{kept} is {tuple(embeds.shape)}, {reference} gives {tuple(null.embeds.shape[1:])}"
@@ -136,10 +137,18 @@ def _encoder_class(path: str) -> Any:
     return found
 
 
+def read_tensor(path: Path, name: str) -> Tensor:
+    """One tensor of a safetensors file. Raises SK0107."""
+    try:
+        return load_file(path)[name]
+    except (OSError, KeyError, SafetensorError) as error:
+        raise SanakitError("SK0107", f"{path}: {type(error).__name__}: {error}") from error
+
+
 def _load_text_model(folder: Path) -> nn.Module:
     """A transformers model in the precision that it was saved in, or a static table."""
     if _read(folder / "config.json").get("_class_name") == "Embedding":
-        return nn.Embedding.from_pretrained(load_file(folder / "model.safetensors")["weight"])
+        return nn.Embedding.from_pretrained(read_tensor(folder / "model.safetensors", "weight"))
     from sanakit.text_encoders.transformer import load_transformer
 
     return load_transformer(folder)
@@ -149,7 +158,10 @@ def _load_tokenizer(folder: Path) -> Any:
     from tokenizers import Tokenizer
 
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        try:
+            return Tokenizer.from_file(str(folder / "tokenizer.json"))
+        except Exception as error:  # tokenizers raises no narrower type
+            raise SanakitError("SK0107", f"{folder / 'tokenizer.json'}: {error}") from error
     from sanakit.text_encoders.transformer import load_tokenizer
 
     return load_tokenizer(folder)

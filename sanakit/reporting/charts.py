@@ -30,22 +30,41 @@ def line_chart(
     marks: Points = (),
     colours: Mapping[str, int] | None = None,
     log_y: bool | None = None,
+    log_x: bool = False,
+    limit: float | None = None,
+    bands: Sequence[Series] = (),
 ) -> Markup:
-    """Lines with dots. `faint` lies thin behind them in the colour of its name, `marks` are ringed (alarms).
+    """Lines with dots. `faint` lies thin behind them in the colour of its name, `marks` are ringed (alarms), `limit` is a
+    level to reach, `bands` are filled outlines in the colour of their name (forecasts).
 
-    `colours` keeps a name's colour the same over several charts; `log_y=None` decides by the range.
+    `colours` keeps a name's colour the same over several charts; `log_y=None` decides by the range; `log_x` counts from
+    1 (x is positive).
     """
     lines, behind = _finite_series(series), _finite_series(faint)
+    filled = [(name, [p for p in points if is_number(p[0]) and is_number(p[1])]) for name, points in bands]
     if not lines:
         return Markup("")
     colours = colours or {name: index for index, (name, _) in enumerate(series)}
-    xs, ys = ([p[axis] for _, points in (*lines, *behind) for p in points] for axis in (0, 1))
+    xs, ys = ([p[axis] for _, points in (*lines, *behind, *filled) for p in points] for axis in (0, 1))
+    if is_number(limit):
+        ys.append(limit)
     if log_y is None:
         log_y = min(ys) > 0 and max(ys) / min(ys) >= LOG_FROM
-    x_of = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    x_of = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT, log=log_x)
     y_of = scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP, log=log_y)
+    x_ticks = log_ticks(min(xs), max(xs)) if log_x else ticks(min(xs), max(xs))
     y_ticks = log_ticks(min(ys), max(ys)) if log_y else ticks(min(ys), max(ys))
-    body = [_axes(x_of, y_of, ticks(min(xs), max(xs)), y_ticks, x_label, y_label + (" (log)" if log_y else ""))]
+    body = [
+        _axes(
+            x_of, y_of, x_ticks, y_ticks, x_label + (" (log)" if log_x else ""), y_label + (" (log)" if log_y else "")
+        )
+    ]
+    for name, points in filled:
+        path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+        body.append(Markup('<polygon class="band s{}" points="{}"/>').format(colours[name] % COLOURS, path))
+    if is_number(limit):
+        rule = Markup('<line class="goal" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>')
+        body.append(rule.format(LEFT, WIDTH - RIGHT, y_of(limit)))
     for kind, group in (("faint", behind), ("line", lines)):
         for name, points in group:
             path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
@@ -83,6 +102,38 @@ def bar_chart(
         Markup('<line class="axis" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>').format(LEFT, WIDTH - RIGHT, y_of(0))
     )
     return _svg(body, f"{title}: {', '.join(name for name, _ in series)}")
+
+
+def heat_map(
+    values: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
+) -> Markup:
+    """Cells filled by size within their row, one colour above zero and another below; names of columns where they fit."""
+    if not any(v for row in values for v in row if is_number(v)):
+        return Markup("")
+    left = min(200, 14 + 6.4 * max(len(name) for name in rows))
+    width, height = (WIDTH - left - 6) / max(1, len(columns)), 26
+    total = 30 + height * len(rows)
+    body = []
+    for r, (name, row) in enumerate(zip(rows, values, strict=True)):
+        y = 22 + r * height
+        largest = max((abs(v) for v in row if is_number(v)), default=0.0) or 1.0
+        body.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(left - 8, y + 17, _short(name, 30)))
+        for c, value in enumerate(row):
+            if is_number(value):
+                cell = Markup(
+                    '<rect class="cell {}" x="{:.1f}" y="{}" width="{:.1f}" height="{}" fill-opacity="{:.2f}"/>'
+                )
+                sign, size = ("above" if value > 0 else "below"), abs(value) / largest
+                body.append(cell.format(sign, left + c * width, y, max(width - 1, 0.8), height - 2, size))
+    every = max(1, -(-len(columns) * 22 // int(WIDTH - left)))
+    label = Markup('<text class="middle" x="{:.1f}" y="14">{}</text>')
+    body += [label.format(left + (c + 0.5) * width, name) for c, name in enumerate(columns) if c % every == 0]
+    drawing = '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'
+    return Markup(drawing).format(WIDTH, total, f"{title}: {', '.join(rows)}", Markup("").join(body))
+
+
+def _short(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 1] + "…"
 
 
 def margin_bar(value: float | None, low: float | None, high: float | None, threshold: float | None) -> Markup:

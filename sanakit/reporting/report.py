@@ -9,18 +9,38 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sanakit.errors import SanakitError
-from sanakit.reporting.charts import Series, bar_chart, forecast_bar, is_number, legend, line_chart, margin_bar
+from sanakit.reporting.charts import (
+    Series,
+    bar_chart,
+    forecast_bar,
+    heat_map,
+    is_number,
+    legend,
+    line_chart,
+    margin_bar,
+)
+from sanakit.reporting.ci import advice, bound
 
 Row = dict[str, Any]
 
 LEDGER_SHOWN = 50
+RAW = ("validation.json", "component.json", "strategy.json", "plan.json")
+FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
 PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
 STAGES = ("component", "smoke", "full")
 MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
 IMAGES = {".png": "image/png", ".webp": "image/webp"}
 
 # What a row says when a key is left out; the template itself is strict.
-GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {"code": "", "metric": "", "hint": ""}
+GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {
+    "code": "",
+    "metric": "",
+    "hint": "",
+    "verdict": "inconclusive",
+    "at_least": None,
+    "samples": None,
+    "samples_needed": None,
+}
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
 OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
 CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME)) | {"title": ""}
@@ -39,18 +59,26 @@ def write_report(run_dir: Path, out: Path) -> Path:
     """Write one self-contained file. Raises SK0109 when the folder is no run; other missing files leave sections out."""
     if not (run_dir / "validation.json").is_file():
         raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
-    environment = Environment(
+    return write_html(environment().get_template("template.html.j2").render(collect(run_dir)), out)
+
+
+def environment() -> Environment:
+    """Templates of this folder: escaped, strict about names."""
+    made = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters |= {"number": number, "duration": duration}
-    html = environment.get_template("template.html.j2").render(collect(run_dir))
+    made.filters |= {"number": number, "duration": duration}
+    return made
+
+
+def write_html(html: str, out: Path) -> Path:
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8")
+    temporary.write_text(html, encoding="utf-8", errors="replace")
     temporary.replace(out)
     return out
 
@@ -94,19 +122,24 @@ def collect(run_dir: Path) -> Row:
         "stages": stages,
         "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
         "component": [_compared(MEASURED | row) for row in component.get("rows") or []],
-        "channel_charts": _channel_charts(component.get("channels") or {}, validation["kind"]),
+        "channel_charts": _channel_charts(component.get("channels") or {}, validation["kind"])
+        + _heat(component.get("channels") or {})
+        + [c for curve in component.get("curves") or [] for c in _measured_curve(curve)]
+        + _similarity(component.get("similarity") or {}, component.get("prompts") or []),
         **_component_readings([r for r in readings if r["stage"] == "component"]),
         "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
         "figures": _figures(run_dir),
         "recommended": strategy.get("recommended"),
         "candidates": _forecasts(candidates),
-        "curves": [
-            c for stage in STAGES for c in _curves(stage, metrics, colours) + _by_sigma(stage, metrics, colours)
-        ],
+        "curves": _race(candidates, _json(run_dir / "strategy.json", {}), colours)
+        + [c for stage in STAGES for c in _curves(stage, metrics, colours) + _by_sigma(stage, metrics, colours)],
         "drift_charts": _drift_charts([r for r in readings if r["stage"] != "component"]),
         "alarms": [r for r in readings if r["alarm"] and r["stage"] != "component"],
         "ledger": ledger[:LEDGER_SHOWN],
         "ledger_count": len(ledger),
+        "cost": _cost(stages, candidates),
+        "raw": [(name, text) for name in RAW if (text := _text(run_dir / name))],
+        "policy": (validation.get("policy") or {}).get("name", "default"),
         "provenance": list(_flatten(_json(run_dir / "provenance.json", {}))),
         "config": _text(run_dir / "config.yaml"),
     }
@@ -115,6 +148,8 @@ def collect(run_dir: Path) -> Row:
 def _stage(name: str, result: Row) -> Row:
     gates = [GATE | gate for gate in result.get("gates") or []]
     for gate in gates:
+        gate["advice"] = "" if gate["verdict"] == "pass" else advice(gate)
+        gate["bound"] = bound(gate) if is_number(gate["threshold"]) else "–"
         gate["bar"] = margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])
     return {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
 
@@ -164,6 +199,90 @@ def _channel_charts(channels: Mapping[str, Any], kind: str) -> list[Row]:
         svg = bar_chart(series, title=title, y_label=name)
         charts += _chart(title, svg, ["channel", *sides], rows, key=legend(sides, bars=True))
     return charts
+
+
+def _heat(channels: Mapping[str, Any]) -> list[Row]:
+    """Every channel's moments at a glance, each moment as its distance from a unit Gaussian's."""
+    expected = {"mean": 0.0, "std": 1.0, "skewness": 0.0, "kurtosis": 0.0}
+    rows, values = [], []
+    for side, moments in channels.items():
+        for moment, target in expected.items():
+            found = (moments or {}).get(moment)
+            if found:
+                rows.append(f"{side}, {MOMENTS[moment]}")
+                values.append([v - target if is_number(v) else None for v in found])
+    if not rows:
+        return []
+    count = max(len(row) for row in values)
+    title = "Channels at a glance: distance from a unit Gaussian"
+    svg = heat_map(values, rows=rows, columns=[str(i) for i in range(count)], title=title)
+    table = [[i, *(row[i] if i < len(row) else None for row in values)] for i in range(count)]
+    note = "The deeper, the further, each row by its own largest; two colours for above and below."
+    return _chart(title, svg, ["channel", *rows], table, note=note)
+
+
+def _measured_curve(curve: Row) -> list[Row]:
+    series: list[Series] = [(name, points) for name, points in curve["series"].items() if points]
+    svg = line_chart(series, title=curve["title"], x_label=curve["x"], y_label=curve["y"])
+    rows = [[name, *point] for name, points in series for point in points]
+    return _chart(curve["title"], svg, ["series", curve["x"], curve["y"]], rows, key=legend([n for n, _ in series]))
+
+
+def _similarity(similarity: Mapping[str, Any], prompts: Sequence[str]) -> list[Row]:
+    charts: list[Row] = []
+    for side, matrix in similarity.items():
+        title = f"Cosine of prompts, {side}"
+        names = [str(i + 1) for i in range(len(prompts))]
+        labels = [f"{i} {prompt}" for i, prompt in zip(names, prompts, strict=True)]
+        svg = heat_map(matrix, rows=labels, columns=names, title=title)
+        rows = [[label, *row] for label, row in zip(labels, matrix, strict=True)]
+        charts += _chart(title, svg, ["prompt", *names], rows)
+    return charts
+
+
+def _race(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> list[Row]:
+    """Every strategy's error over the base's by step, the base's level, and where each is forecast to arrive there."""
+    goal, budget = (1.0 if race.get("target") else None), race.get("budget_steps") or 0
+    lines: list[Series] = []
+    bands: list[Series] = []
+    rows: list[list[Any]] = []
+    for c in candidates:
+        points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("relative_errors") or [], strict=False)]
+        if not points:
+            continue
+        lines.append((c["name"], points))
+        rows += [[c["name"], "measured", step - 1, e] for step, e in points]
+        low, high = c["predicted_steps_low"], c["predicted_steps_high"]
+        last = points[-1]
+        if is_number(goal) and is_number(low) and low + 1 > last[0] and budget:
+            edge = FORECAST_SHOWN * budget
+            ends = [min(low + 1, edge), min(high + 1 if is_number(high) else edge, edge)]
+            bands.append((c["name"], [last, *((x, goal) for x in ends)]))
+            rows += [[c["name"], label, x, goal] for label, x in (("forecast, early", low), ("forecast, late", high))]
+    title = "The race: error over the base's, with forecast bands"
+    options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
+    svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
+    note = "Dashed: the base. Shaded: between the early and the late end of the forecast (90%), cut at four budgets."
+    return _chart(
+        title,
+        svg,
+        ["strategy", "kind", "step", "error over the base's"],
+        rows,
+        key=legend([n for n, _ in lines], colours),
+        note=note,
+    )
+
+
+def _cost(stages: Sequence[Row], candidates: Sequence[Row]) -> list[list[Any]]:
+    """What was spent, and what each strategy's forecast would cost on the same machine."""
+    rows: list[list[Any]] = [[f"stage {s['name']}", duration(s["seconds"]), ""] for s in stages]
+    for c in candidates:
+        rate, steps = c.get("seconds_per_step"), c["predicted_steps"]
+        if is_number(rate) and rate and is_number(steps):
+            rows.append(
+                [f"{c['name']}, forecast", duration(rate * steps), f"{number(steps)} steps of {rate * 1000:.0f} ms"]
+            )
+    return rows
 
 
 def _component_readings(readings: Sequence[Row]) -> Row:

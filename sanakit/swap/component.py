@@ -2,6 +2,7 @@
 
 import resource
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,18 @@ from scipy import stats
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from sanakit.contracts import LatentSpec, Reading
+from sanakit.contracts import Reading
 from sanakit.data import Pictures
 from sanakit.data.cache import Progress, silent, to_images
 from sanakit.drift import DRIFT, latent_features
 from sanakit.drift.sample import sample_latents, write_snapshot
 from sanakit.errors import SanakitError
 from sanakit.features import perceptual_distance
+from sanakit.swap.diffusability import radial_power
 from sanakit.swap.figures import error_map, save_grid
-from sanakit.text_encoders import TextEncoder
+from sanakit.swap.probe_text import pool, text_evidence
+from sanakit.swap.probe_vae import evidence_of, measured_spec, psnr
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
 COUNT = 192
@@ -36,12 +40,9 @@ class Measured:
     channels: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     readings: list[Reading] = field(default_factory=list)
     figures: list[dict[str, str]] = field(default_factory=list)
-
-
-def psnr(images: Tensor, reconstructed: Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio of every picture in dB, range [-1, 1]. (N,)"""
-    error = (images - reconstructed).square().mean((1, 2, 3)).clamp_min(1e-10)
-    return (10 * torch.log10(4 / error)).numpy()
+    curves: list[dict[str, Any]] = field(default_factory=list)  # {title, x, y, series: {name: [[x, y], ...]}}
+    similarity: dict[str, list[list[float]]] = field(default_factory=dict)  # cosines of prompts, by side
+    prompts: list[str] = field(default_factory=list)  # of the similarity's rows
 
 
 @dataclass(kw_only=True)
@@ -97,17 +98,10 @@ def channel_moments(latents: Tensor) -> dict[str, list[float]]:
     return {name: np.nan_to_num(v).round(5).tolist() for name, v in moments.items()}
 
 
-def measured_spec(vae: VAE, size: int) -> LatentSpec:
-    """Geometry from one picture, whatever the record says."""
-    with torch.no_grad():
-        raw = vae._encode(torch.zeros(1, 3, size, size))
-    return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
-
-
 def measure_vae(
-    candidate: VAE, base: VAE, pictures: Pictures, size: int, run_dir: Path, progress: Progress = silent
+    candidate: VAE, base: VAE | None, pictures: Pictures, size: int, run_dir: Path, progress: Progress = silent
 ) -> Measured:
-    """Reconstruction, geometry, moments, drift against the base, throughput; base beside candidate."""
+    """Reconstruction, geometry, moments, drift against the base, throughput; base beside candidate, or a bare VAE."""
     images = to_images(pictures.subset(range(min(COUNT, len(pictures)))).pixels(size))
     if size % candidate.spec.spatial_compression_ratio:
         raise SanakitError("SK0110", f"{size} px do not divide by ratio {candidate.spec.spatial_compression_ratio}")
@@ -115,52 +109,61 @@ def measure_vae(
     evidence: dict[str, Any] = {"measured_spec": spec, "declared_spec": candidate.spec}
     if spec != candidate.spec:
         return Measured(rows=[], evidence=evidence)
-    own, reference = measure_one(candidate, images, progress), measure_one(base, images, progress)
+    own = measure_one(candidate, images, progress)
+    reference = measure_one(base, images, progress) if base else None
 
     write_snapshot({"latents": sample_latents(own.latents)}, run_dir / "latents.snapshot.safetensors")
-    flat = images.mean((2, 3), keepdim=True).expand_as(images)
-    evidence |= {
-        "nonfinite_latents": int((~own.raw.isfinite()).sum()),
-        "psnr": own.psnr,
-        "psnr_of_mean_colour": psnr(images, flat),
-        "latent_power": (own.latents - own.latents.mean((0, 2, 3), keepdim=True)).square().mean((1, 2, 3)).numpy(),
-        "raw_std": float(own.raw.std()),
-        "channel_std": own.latents.std((0, 2, 3)).numpy(),
-    }
+    evidence |= evidence_of(candidate, images, own.raw, own.reconstructed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    sides = {"base": reference, "candidate": own} if reference else {"candidate": own}
     rows = [
-        _row("PSNR", "dB", float(reference.psnr.mean()), float(own.psnr.mean()), "higher"),
-        _row("SSIM", "", reference.ssim, own.ssim, "higher"),
-    ]
-    if own.perceptual is not None and reference.perceptual is not None:
-        rows.append(_row("perceptual distance (EffLite0)", "", reference.perceptual, own.perceptual, "lower"))
-    rows += [
-        _row("latent standard deviation", "", float(reference.latents.std()), float(own.latents.std()), ""),
-        _row("numbers a picture", "", reference.latents[0].numel(), own.latents[0].numel(), ""),
-        _row("encode", "pictures/s", reference.encode_rate, own.encode_rate, "higher"),
-        _row("decode", "pictures/s", reference.decode_rate, own.decode_rate, "higher"),
-        _row("weights in memory", "MB", reference.megabytes, own.megabytes, "lower"),
-        _row("peak memory of the process", "MB", peak, peak, ""),
+        _row(metric, unit, read(reference) if reference else None, read(own), better)
+        for metric, unit, better, read in VAE_ROWS
+        if read(own) is not None
     ]
     return Measured(
-        rows=rows,
+        rows=[*rows, _row("peak memory of the process", "MB", peak if reference else None, peak, "")],
         evidence=evidence,
-        channels={"base": channel_moments(reference.latents), "candidate": channel_moments(own.latents)},
-        readings=_drift(reference.latents, own.latents),
+        channels={side: channel_moments(found.latents) for side, found in sides.items()},
+        readings=_drift(reference.latents if reference else None, own.latents),
         figures=_figures(run_dir, images, own, reference),
+        curves=[_spectra(images, {side: found.latents for side, found in sides.items()})],
     )
 
 
-def _row(metric: str, unit: str, base: float, candidate: float, better: str) -> dict[str, Any]:
-    return {"metric": metric, "unit": unit, "base": float(base), "candidate": float(candidate), "better": better}
+VAE_ROWS: tuple[tuple[str, str, str, Callable[[VAEFigures], Any]], ...] = (
+    ("PSNR", "dB", "higher", lambda f: f.psnr.mean()),
+    ("SSIM", "", "higher", lambda f: f.ssim),
+    ("perceptual distance (EffLite0)", "", "lower", lambda f: f.perceptual),
+    ("latent standard deviation", "", "", lambda f: f.latents.std()),
+    ("numbers a picture", "", "", lambda f: f.latents[0].numel()),
+    ("encode", "pictures/s", "higher", lambda f: f.encode_rate),
+    ("decode", "pictures/s", "higher", lambda f: f.decode_rate),
+    ("weights in memory", "MB", "lower", lambda f: f.megabytes),
+)
 
 
-def _drift(reference: Tensor, own: Tensor) -> list[Reading]:
+def _spectra(images: Tensor, sides: dict[str, Tensor]) -> dict[str, Any]:
+    """Share of DCT power by cycles a picture: each side's latents, and the pictures at the larger latents' size."""
+    size = max((maps.shape[-2:] for maps in sides.values()), key=lambda shape: shape[0] * shape[1])
+    series = {"pictures": torch.nn.functional.interpolate(images, size=size, mode="area")} | sides
+    lines = {}
+    for name, maps in series.items():
+        share = radial_power(maps.nan_to_num(0)) if min(maps.shape[-2:]) > 2 else []
+        lines[name] = [[k + 1, round(float(v), 8)] for k, v in enumerate(share)]
+    return {"title": "Power spectra", "x": "half cycles a picture", "y": "share of power", "series": lines}
+
+
+def _row(metric: str, unit: str, base: float | None, candidate: float, better: str) -> dict[str, Any]:
+    reference = None if base is None else float(base)
+    return {"metric": metric, "unit": unit, "base": reference, "candidate": float(candidate), "better": better}
+
+
+def _drift(reference: Tensor | None, own: Tensor) -> list[Reading]:
     """Candidate against the base's latents where the channels correspond; else against the unit Gaussian the core was
     trained to start from, channel by channel, said in the name. A swap moves latents by design: no alarm here."""
-    same = reference.shape[1:] == own.shape[1:]
     readings = []
-    if same:
+    if reference is not None and reference.shape[1:] == own.shape[1:]:
         first, second = latent_features(reference).numpy(), latent_features(own).numpy()
         for name in ("welch-max", "gaussian-kl"):
             reading = DRIFT.get(name)(first, second, 0.05)
@@ -190,14 +193,14 @@ def _drift(reference: Tensor, own: Tensor) -> list[Reading]:
     return readings
 
 
-def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigures) -> list[dict[str, str]]:
+def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigures | None) -> list[dict[str, str]]:
     worst = torch.from_numpy(own.psnr).argsort()[:WORST]
     rest = torch.linspace(0, len(images) - 1, 8).long()[: 8 - WORST]
     chosen = torch.cat([rest, worst])
     grid = torch.cat(
         [
             images[chosen],
-            reference.reconstructed[chosen],
+            *([reference.reconstructed[chosen]] if reference else []),
             own.reconstructed[chosen],
             error_map(images[chosen], own.reconstructed[chosen]),
         ]
@@ -211,7 +214,7 @@ def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigur
             "reconstruction",
             grid,
             "reconstruction",
-            "pictures, base, candidate, candidate's error",
+            f"pictures, {'base, ' if reference else ''}candidate, candidate's error",
             f"the {WORST} columns on the right are the candidate's worst of {len(images)}",
         ),
         save_grid(
@@ -220,54 +223,59 @@ def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigur
     ]
 
 
-def measure_text_encoder(candidate: TextEncoder, base: TextEncoder, pictures: Pictures) -> Measured:
-    """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate."""
+SHOWN_PROMPTS = 12
+TEXT_ROWS = (
+    ("token norm", "", ""),
+    ("largest token norm over the median", "", "lower"),
+    ("median cosine of two prompts", "", "lower"),
+    ("tokens a prompt", "", ""),
+    ("dead channels", "", "lower"),
+    ("truncated prompts", "share", "lower"),
+    ("encode", "prompts/s", "higher"),
+    ("weights in memory", "MB", "lower"),
+)
+
+
+def measure_text_encoder(candidate: TextEncoder, base: TextEncoder | None, pictures: Pictures) -> Measured:
+    """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
     prompts = [captions[-1] for captions in pictures.captions[:COUNT]]
-    facts = [_text_facts(encoder, prompts) for encoder in (base, candidate)]
+    sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
+    facts, norms, cosines, found = {}, {}, {}, None
+    for side, encoder in sides.items():
+        start = time.perf_counter()
+        found = encoder.encode(prompts)
+        facts[side] = _text_facts(encoder, found, time.perf_counter() - start)
+        ordered = found.embeds[found.mask].norm(dim=-1).sort().values
+        places = torch.linspace(0, len(ordered) - 1, 41).long()
+        shares = (places / max(1, len(ordered) - 1)).tolist()
+        norms[side] = [[round(a, 4), round(b, 4)] for a, b in zip(shares, ordered[places].tolist(), strict=True)]
+        pooled = pool(found[:SHOWN_PROMPTS])
+        cosines[side] = [[round(v, 4) for v in row] for row in (pooled @ pooled.T).tolist()]
     rows = [
-        _row(metric, unit, facts[0][metric], facts[1][metric], better)
-        for metric, unit, better in (
-            ("token norm", "", ""),
-            ("largest token norm over the median", "", "lower"),
-            ("median cosine of two prompts", "", "lower"),
-            ("tokens a prompt", "", ""),
-            ("dead channels", "", "lower"),
-            ("truncated prompts", "share", "lower"),
-            ("encode", "prompts/s", "higher"),
-            ("weights in memory", "MB", "lower"),
-        )
+        _row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
+        for metric, unit, better in TEXT_ROWS
     ]
-    own = facts[1]
-    evidence = {
-        "nonfinite_embeddings": own["nonfinite"],
-        "nearest_cosine": own["median cosine of two prompts"],
-        "padding_difference": own["padding difference"],
-        "truncated_share": own["truncated prompts"],
-    }
-    return Measured(rows=rows, evidence=evidence)
+    return Measured(
+        rows=rows,
+        evidence=text_evidence(candidate, prompts, found),
+        curves=[{"title": "Token norms", "x": "share of tokens", "y": "norm", "series": norms}],
+        similarity=cosines,
+        prompts=prompts[:SHOWN_PROMPTS],
+    )
 
 
-def _text_facts(encoder: TextEncoder, prompts: list[str]) -> dict[str, float]:
-    start = time.perf_counter()
-    found = encoder.encode(prompts)
-    seconds = time.perf_counter() - start
+def _text_facts(encoder: TextEncoder, found: PromptEmbeds, seconds: float) -> dict[str, float]:
     tokens = found.embeds[found.mask]
     norms = tokens.norm(dim=-1)
-    weights = found.mask[..., None].float()
-    pooled = torch.nn.functional.normalize((found.embeds * weights).sum(1) / weights.sum(1).clamp_min(1), dim=-1)
-    cosines = pooled @ pooled.T
-    pairs = cosines[~torch.eye(len(prompts), dtype=torch.bool)]
-    alone = encoder.encode(prompts[:1])
-    difference = (alone.embeds - found.embeds[:1]).norm() / found.embeds[:1].norm().clamp_min(1e-9)
+    pooled = pool(found)
+    pairs = (pooled @ pooled.T)[~torch.eye(len(found), dtype=torch.bool)]
     return {
         "token norm": norms.mean().item(),
         "largest token norm over the median": (norms.max() / norms.median().clamp_min(1e-9)).item(),
         "median cosine of two prompts": pairs.median().item(),
         "tokens a prompt": found.mask.sum(1).float().mean().item(),
         "dead channels": int((tokens.std(0) < 1e-6 * tokens.std()).sum()),
-        "truncated prompts": found.truncated / len(prompts),
-        "encode": len(prompts) / seconds,
+        "truncated prompts": found.truncated / len(found),
+        "encode": len(found) / seconds,
         "weights in memory": sum(t.numel() * t.element_size() for t in encoder.model.state_dict().values()) / 1e6,
-        "padding difference": difference.item(),
-        "nonfinite": int((~found.embeds.isfinite()).sum()),
     }

@@ -15,6 +15,7 @@ from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
+from sanakit.gates import Policy
 from sanakit.hashing import hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
@@ -23,6 +24,8 @@ from sanakit.text_encoders import TextEncoder, load_text_encoder
 from sanakit.vaes import VAE, load_vae
 
 NUM_SAMPLES = 8
+NO_BASE = "none"
+DEFAULT = Policy()
 MIN_PICTURES = 64
 
 
@@ -34,9 +37,17 @@ class Swap:
     run: RunFolder
     progress: Progress = silent
     resume: str = "auto"
+    policy: Policy = DEFAULT
+
+    @property
+    def bare(self) -> bool:
+        """A component alone: no base to compare with, stage component only."""
+        return self.config.base == NO_BASE
 
     @cached_property
     def base(self) -> Base:
+        if self.bare:
+            return Base(name=NO_BASE, folder=Path(), card={"vae": None})
         return load_base(self.config.base)
 
     @cached_property
@@ -53,6 +64,8 @@ class Swap:
     @cached_property
     def candidate(self) -> VAE | TextEncoder:
         config = self.config
+        if self.bare and config.candidate is None:
+            raise SanakitError("SK0104", "no base and no candidate", fix="Name --vae or --text-encoder, or a --base.")
         if config.kind == "text_encoder":
             assert config.text_encoder.name
             return load_text_encoder(config.text_encoder.name)
@@ -142,6 +155,7 @@ class Swap:
         return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
 
     def fingerprint(self, stage: str) -> str:
+        """Of what a stage measures; the policy that judges it is apart."""
         return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint])
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
@@ -149,11 +163,11 @@ class Swap:
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
 
 
-def prepare(config: Config, run_dir: Path | None, progress: Progress) -> Swap:
+def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
     """Load what can be refused (base, candidate, pictures) before a run folder is made."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
-    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress)
+    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress, policy=policy)
     for part in (swap.base, swap.candidate, swap.pictures):
         assert part is not None
     swap.run = RunFolder.open(config, run_dir)

@@ -60,13 +60,13 @@ def panel(vae: VAE, images: Tensor, latents: Tensor) -> list[dict[str, Any]]:
     ]
 
 
-def compare_panels(base: VAE, candidate: VAE, images: Tensor) -> list[dict[str, Any]]:
+def compare_panels(base: VAE | None, candidate: VAE, images: Tensor) -> list[dict[str, Any]]:
     """Both sides' panels as rows of component.json; no side is better where their latents are of different size and the
     figure depends on it."""
-    latents = [torch.cat([vae.encode(part) for part in images.split(32)]) for vae in (base, candidate)]
-    first, second = (panel(v, images, z) for v, z in zip((base, candidate), latents, strict=True))
-    known = {row["metric"]: row["value"] for row in first}
-    same = latents[0].shape == latents[1].shape
+    latents = [torch.cat([vae.encode(part) for part in images.split(32)]) for vae in (base, candidate) if vae]
+    second = panel(candidate, images, latents[-1])
+    known = {row["metric"]: row["value"] for row in panel(base, images, latents[0])} if base else {}
+    same = latents[0].shape == latents[-1].shape
     return [
         {
             "metric": f"{row['metric']} ({row['worth']})",

@@ -71,12 +71,14 @@ FREE = (
 )
 
 
-def strategy_of(config: Config, recommended: str | None) -> type[Strategy]:
-    """The configured strategy, the race's recommendation, or finetune; `train.rates` and `train.lora_rank` applied."""
-    name = config.train.strategy if config.train.strategy != "auto" else recommended or "finetune"
+def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
+    """The configured strategy, the race's recommendation, or finetune, at the learning rate that its race found best;
+    `train.rates` and `train.lora_rank` applied. raced: strategy.json, empty where no race was run."""
+    name = config.train.strategy if config.train.strategy != "auto" else raced.get("recommended") or "finetune"
     strategy = STRATEGIES.get(name)
+    rate = next((c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name), strategy.learning_rate)
     rank = config.train.lora_rank if strategy.lora_rank else 0
-    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
+    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank, "learning_rate": rate}
     return type(strategy.__name__, (strategy,), own)
 
 
@@ -127,7 +129,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
     config, run = swap.config, swap.run
-    strategy = strategy_of(config, (run.read_json("strategy.json") or {}).get("recommended"))
+    strategy = strategy_of(config, run.read_json("strategy.json") or {})
     name = strategy.name
     train, test = swap.candidate_data
     system = starting_system(swap, strategy)

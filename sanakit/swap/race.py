@@ -3,7 +3,8 @@ every step, and the same noise where latents have the same shape.
 
 Every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
 is judged by the moving average of its weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
-After a quarter of the budget the better half of the trained arms goes on, after half of it the better two.
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and whoever
+is not clearly worse than they are.
 """
 
 import math
@@ -196,11 +197,22 @@ def rungs(budget: int) -> list[int]:
     return sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
 
 
-def survivors(running: int, rung: int, budget: int) -> int:
-    """How many of the arms that reached a rung go on."""
+def survivors(errors: Sequence[np.ndarray], rung: int, budget: int) -> int:
+    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for noise:
+    who is not clearly worse than the last survivor, picture by picture, goes on too."""
+    running = len(errors)
     if rung == max(1, budget // 4):
-        return max(KEEP_AT_LEAST, math.ceil(running / 2))
-    return KEEP_AT_LEAST if rung == max(1, budget // 2) else running
+        keep = max(KEEP_AT_LEAST, math.ceil(running / 2))
+    elif rung == max(1, budget // 2):
+        keep = KEEP_AT_LEAST
+    else:
+        return running
+    while keep < running:
+        behind = errors[keep] - errors[keep - 1]
+        if behind.mean() > 2 * behind.std() / len(behind) ** 0.5:
+            break
+        keep += 1
+    return min(keep, running)
 
 
 def race(
@@ -216,7 +228,7 @@ def race(
         for arm in running:
             advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
         running.sort(key=lambda arm: arm.error)
-        running = running[: survivors(len(running), rung, budget)]
+        running = running[: survivors([arm.errors[-1] for arm in running], rung, budget)]
     for arm in arms:
         arm.forecast = forecast(arm.steps, arm.errors, course.target, seed=course.seed)
     return running

@@ -16,8 +16,10 @@ from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
+from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
+from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
@@ -28,6 +30,7 @@ from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
@@ -43,25 +46,28 @@ def component(swap: Swap) -> list[GateResult]:
     if isinstance(swap.candidate, VAE):
         measured = measure_vae(
             swap.candidate,
-            swap.base_system.vae,
+            None if swap.bare else swap.base_system.vae,
             swap.halves[1],
             swap.config.data.image_size,
             swap.run.path,
             swap.progress,
         )
     else:
-        measured = measure_text_encoder(swap.candidate, swap.base_system.text_encoder, swap.halves[1])
+        measured = measure_text_encoder(
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1]
+        )
     pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(pictures) >= FEWEST:
         images = to_images(pictures.pixels(swap.config.data.image_size))
-        measured.rows += compare_panels(swap.base_system.vae, swap.candidate, images)
-    swap.run.write_json("component.json", {"rows": measured.rows, "channels": measured.channels})
+        measured.rows += compare_panels(None if swap.bare else swap.base_system.vae, swap.candidate, images)
+    kept = ("rows", "channels", "curves", "similarity", "prompts")
+    swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
-    return run_gates("component", measured.evidence)
+    return run_gates("component", measured.evidence, swap.policy)
 
 
 def smoke(swap: Swap) -> list[GateResult]:
@@ -130,7 +136,12 @@ def smoke(swap: Swap) -> list[GateResult]:
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
         gain = conditional_gain(best.system, test, count=swap.num_held_out)
+        wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
+    wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
+    wiring |= course_evidence(best.system, train, best.options)
+    if best.state:
+        wiring |= movement_evidence(starts[best.strategy.initialise][0].core, best.system.core, best.average)
 
     by_name = {arm.strategy.name: arm for arm in arms}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
@@ -143,11 +154,11 @@ def smoke(swap: Swap) -> list[GateResult]:
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
-    }
+    } | wiring
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    return run_gates("smoke", evidence)
+    return run_gates("smoke", evidence, swap.policy)
 
 
 def _distance(swap: Swap, system: LatentDiffusion) -> list[float]:
@@ -191,8 +202,8 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
 def full(swap: Swap) -> list[GateResult]:
     """Train with the recommended strategy, monitors on, and write the model; with train.target vae, the VAE."""
     if swap.config.train.target == "vae":
-        return run_gates("tune", tune_vae(swap))
-    return run_gates("full", train_full(swap))
+        return run_gates("tune", tune_vae(swap), swap.policy)
+    return run_gates("full", train_full(swap), swap.policy)
 
 
 RUNNERS: dict[str, Callable[[Swap], list[GateResult]]] = {"component": component, "smoke": smoke, "full": full}
@@ -202,6 +213,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     """Run the stages in order; a failed one ends the row unless forced. Returns and writes validation.json."""
     config, run = swap.config, swap.run
     swap.resume = resume
+    if swap.bare and stages != ["component"]:
+        raise SanakitError("SK0104", f"stages {', '.join(stages)} need a base, found --base none; component does not")
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json(
@@ -228,23 +241,32 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
 
     for stage in [s for s in STAGES if s in stages]:
         done = validation["stages"].get(stage)
-        if done and done.get("fingerprint") == swap.fingerprint(stage):
+        measured = swap.fingerprint(stage)
+        fingerprint = hash_record([measured, swap.policy.fingerprint])
+        if done and done.get("measured") == measured:
             swap.progress(f"{stage}: done before", 1, 1)
+            if done["fingerprint"] != fingerprint:
+                gates = swap.policy.apply([GateResult.from_dict(gate) for gate in done["gates"]])
+                done |= _judged(gates) | {"fingerprint": fingerprint}
+                finish(swap, validation)
         else:
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.drop_stage(name, stage)
             start = time.perf_counter()
             gates = RUNNERS[stage](swap)
-            validation["stages"][stage] = {
-                "verdict": str(Verdict.worst([g.verdict for g in gates])),
-                "gates": [g.as_dict() for g in gates],
+            validation["stages"][stage] = _judged(gates) | {
                 "seconds": round(time.perf_counter() - start, 1),
-                "fingerprint": swap.fingerprint(stage),
+                "measured": measured,
+                "fingerprint": fingerprint,
             }
             finish(swap, validation)
         if validation["stages"][stage]["verdict"] == Verdict.FAIL and not force:
             break
     return finish(swap, validation)
+
+
+def _judged(gates: list[GateResult]) -> dict[str, Any]:
+    return {"verdict": str(Verdict.worst([g.verdict for g in gates])), "gates": [g.as_dict() for g in gates]}
 
 
 def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
@@ -253,6 +275,7 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
     verdict = Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()])
     validation["verdict"] = str(verdict)
+    validation["policy"] = swap.policy.as_dict()
     validation["next"] = _next_command(swap, validation, verdict)
     swap.run.write_json("validation.json", validation)
     return validation
@@ -262,6 +285,9 @@ def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> s
     failed = [g for s in validation["stages"].values() for g in s["gates"] if g["verdict"] == Verdict.FAIL]
     if failed:
         return f"sanakit explain {failed[0]['code']}"
+    if swap.bare:
+        kind = "vae" if swap.config.kind == "vae" else "text-encoder"
+        return f"sanakit swap-{kind} --candidate {swap.config.candidate}"
     wanted = ("full",) if swap.config.train.target == "vae" else STAGES
     pending = [s for s in wanted if s not in validation["stages"]]
     if pending:

@@ -114,7 +114,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     held = swap.halves[1]
     images = to_images(held.subset(range(min(MEASURED, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
-    options = options_of(config, strategy_of(config, None))
+    options = options_of(config, strategy_of(config, {}))
     model = Reconstruction(vae)
     cells = vae.spec.shape(*images.shape[-2:])[-1]
     group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}

@@ -13,8 +13,14 @@ def token_offsets(encoder: "TextEncoder", prompts: list[str]) -> Tensor | None:
     """Character span [start, end) of every token that the encoder gives, (B, L, 2); special, padded and instruction
     tokens span nothing, (0, 0). None where the tokenizer cannot tell (slow ones, and those of other libraries)."""
     prefix, length = encoder.spec.instruction, encoder.spec.max_tokens
-    spans = _spans(encoder, [prefix + prompt for prompt in prompts], length)
-    return None if spans is None else (spans - len(prefix)).clamp_min(0)
+    read = [prompt.lower().strip() for prompt in prompts] if encoder.spec.lower_case else prompts
+    spans = _spans(encoder, [prefix + prompt for prompt in read], length)
+    if spans is None:
+        return None
+    spans = (spans - len(prefix)).clamp_min(0)
+    cut = [len(a) - len(a.lstrip()) if a is not b else 0 for a, b in zip(prompts, read, strict=True)]
+    stands = (spans[..., 1] > spans[..., 0])[..., None]
+    return spans + stands * torch.tensor(cut).reshape(-1, 1, 1)
 
 
 def _spans(encoder: "TextEncoder", prompts: list[str], length: int) -> Tensor | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -62,7 +63,7 @@ class OpenCLIP(TextEncoder):
         try:
             model = open_clip.create_model(f"local-dir:{folder}", force_custom_text=True).text
             tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
         model.output_tokens = True
         own = TextSpec(embed_dim=model.width, max_tokens=model.context_length)

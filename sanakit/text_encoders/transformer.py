@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -204,7 +205,7 @@ def load_transformer(folder: Path) -> nn.Module:
         model, report = getattr(transformers, name).from_pretrained(
             folder, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise SanakitError("SK0107", f"{folder}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED))
     if missing or report["mismatched_keys"]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sanakit.contracts import LatentSpec, LatentStats
@@ -249,7 +250,7 @@ def load_diffusers_model(
         model, report = getattr(diffusers, config["_class_name"]).from_pretrained(
             folder, output_loading_info=True, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
         )
-    except (OSError, ValueError, RuntimeError, TypeError) as error:
+    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
         raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
     wrong = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report.get(kind, [])]
     if wrong:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -88,7 +89,7 @@ class PCAVAE(VAE):
             channels, size = weights["components"].shape
             if size != 3 * model.ratio**2:
                 raise ValueError(f"components span {size} values, ratio {model.ratio} needs {3 * model.ratio**2}")
-        except (OSError, KeyError, ValueError) as error:
+        except (OSError, KeyError, ValueError, SafetensorError) as error:
             raise SanakitError("SK0107", f"{folder}: {error}") from error
         spec = LatentSpec(latent_channels=channels, spatial_compression_ratio=model.ratio)
         return cls(model, spec, LatentStats(mean=tuple(config["latents_mean"]), std=tuple(config["latents_std"])))

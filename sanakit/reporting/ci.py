@@ -1,0 +1,95 @@
+"""A validation for machines that build: JUnit XML, and a Markdown summary for a pull request or a job page."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}
+FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
+
+
+def write_junit(validation: Mapping[str, Any], path: Path) -> None:
+    """One suite a stage, one case a gate; an inconclusive gate is a skipped case."""
+    suites = ElementTree.Element("testsuites")
+    for stage, result in validation["stages"].items():
+        verdicts = [g["verdict"] for g in result["gates"]]
+        suite = ElementTree.SubElement(
+            suites,
+            "testsuite",
+            name=stage,
+            tests=str(len(verdicts)),
+            failures=str(verdicts.count("fail")),
+            skipped=str(verdicts.count("inconclusive")),
+            time=str(result["seconds"]),
+        )
+        for gate in result["gates"]:
+            case = ElementTree.SubElement(suite, "testcase", classname=f"sanakit.{stage}", name=gate["gate"])
+            if gate["verdict"] != "pass":
+                message = FORBIDDEN.sub("\ufffd", f"{gate['code']}: {told(gate)}. {advice(gate)}")
+                ElementTree.SubElement(case, "failure" if gate["verdict"] == "fail" else "skipped", message=message)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+
+
+def write_markdown(validation: Mapping[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(markdown(validation), encoding="utf-8")
+
+
+def markdown(validation: Mapping[str, Any]) -> str:
+    """Verdict, then what did not pass, then every gate folded away."""
+    verdict = validation["verdict"]
+    lines = [
+        f"## {SIGNS.get(verdict, '')} {verdict}: {cell(validation['candidate'])} in {cell(validation['base'])}",
+        "",
+    ]
+    gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
+    open_gates = [gate for gate in gates if gate["verdict"] != "pass"]
+    head = ["| | gate | reads | threshold | what to do |", "|---|---|---|---|---|"]
+    row = lambda g: (
+        f"| {SIGNS[g['verdict']]} | `{cell(g['gate'])}` {cell(g['code'])} | {cell(g['metric'])}: {reading(g)} "
+        f"| {bound(g)} | {cell(advice(g) if g['verdict'] != 'pass' else '')} |"
+    )
+    lines += [*head, *map(row, open_gates), ""] if open_gates else [f"All {len(gates)} gates passed.", ""]
+    seconds = sum(stage["seconds"] for stage in validation["stages"].values())
+    policy = validation.get("policy", {}).get("name", "default")
+    lines += [f"{len(gates)} gates, {seconds:.0f} s, policy {cell(policy)}. Next: `{cell(validation['next'])}`", ""]
+    lines += ["<details><summary>Every gate</summary>", "", *head, *map(row, gates), "", "</details>", ""]
+    return "\n".join(lines)
+
+
+def told(gate: Mapping[str, Any]) -> str:
+    return f"{gate['metric']} is {reading(gate)}, expected {bound(gate)}"
+
+
+def bound(gate: Mapping[str, Any]) -> str:
+    sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
+    return f"{sense}{gate['threshold']:.4g}"
+
+
+def reading(gate: Mapping[str, Any]) -> str:
+    span = "" if gate["ci_low"] is None else f" [{gate['ci_low']:.3g}, {gate['ci_high']:.3g}]"
+    return f"{gate['value']:.4g}{span}"
+
+
+def advice(gate: Mapping[str, Any]) -> str:
+    """The hint; for a gate that could not be decided, how many samples would."""
+    needed, have = gate.get("samples_needed"), gate.get("samples")
+    more = f"about {needed - have:,} more samples than {have:,} would decide" if needed and have else ""
+    return "; ".join(part for part in (gate["hint"], more) if part)
+
+
+def margin(gate: Mapping[str, Any]) -> float | None:
+    """How far the value is on the good side of the threshold, in shares of the threshold; None where that means nothing."""
+    if gate.get("at_least") is None or not gate["threshold"]:
+        return None
+    way = gate["value"] - gate["threshold"] if gate["at_least"] else gate["threshold"] - gate["value"]
+    return float(way / abs(gate["threshold"]))
+
+
+def cell(text: Any) -> str:
+    """One cell of a Markdown table: markup and line ends are harmless."""
+    plain = re.sub(r"\s+", " ", str(text)).replace("\\", "\\\\").replace("|", "\\|").replace("`", "'")
+    return plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace("[", "\\[")

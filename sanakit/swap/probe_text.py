@@ -1,0 +1,110 @@
+"""What gates of stage component read of a text encoder: pure measurements, no threshold."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
+
+REPEATED = 16  # prompts that are encoded twice, and with less padding
+LAST_WORDS = ("apple", "river", "b", "seven")
+
+
+def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds | None = None) -> dict[str, Any]:
+    """Everything that the gates read; found: the prompts' embeddings where they are at hand."""
+    found = found or encoder.encode(prompts)
+    few = prompts[:REPEATED]
+    pooled = pool(found)
+    pairs = pooled @ pooled.T
+    distinct = ~torch.eye(len(prompts), dtype=torch.bool)
+    evidence: dict[str, Any] = {
+        "nonfinite_embeddings": int((~found.embeds.isfinite()).sum()),
+        "embedding_repeat_difference": difference(encoder.encode(few), found[: len(few)]),
+        "empty_share": empty_share(encoder, found, prompts),
+        "mask_of_one_word": float(encoder.encode(["a"], instruction=False).mask.float().mean()),
+        "changes_kept_share": changes_kept_share(encoder, few),
+        "token_cosine": token_cosine(found),
+        "nearest_cosine": float(pairs[distinct].median()),
+        "truncated": found.truncated,
+        "prompts": len(prompts),
+    }
+    if not encoder.spec.attend_padding:
+        evidence["padding_difference"] = padding_difference(encoder, few)
+    if encoder.spec.instruction:
+        evidence["instruction_effect"] = difference(encoder.encode(few, instruction=False), encoder.encode(few))
+    if encoder.kept_null is not None:
+        evidence["null_difference"] = difference(encoder.kept_null, encoder.encode([""], instruction=False))
+    config = getattr(encoder.model, "config", None)
+    hidden, vocabulary = (getattr(config, key, None) for key in ("hidden_size", "vocab_size"))
+    if hidden and vocabulary:
+        evidence |= {"embedding_width": encoder.spec.embed_dim, "hidden_width": hidden, "vocabulary": vocabulary}
+    return evidence
+
+
+def pool(found: PromptEmbeds) -> Tensor:
+    """Mean of the kept tokens, of length 1. (N, D)"""
+    weights = found.mask[..., None].float()
+    return F.normalize((found.embeds * weights).sum(1) / weights.sum(1).clamp_min(1), dim=-1)
+
+
+def difference(first: PromptEmbeds, second: PromptEmbeds) -> float:
+    return float((first.embeds - second.embeds).norm() / second.embeds.norm().clamp_min(1e-9))
+
+
+def empty_share(encoder: TextEncoder, found: PromptEmbeds, prompts: list[str]) -> float:
+    """Share of the prompts with words whose embedding is zero, or the null prompt's."""
+    null = encoder.null()
+    size = found.embeds.flatten(1).norm(dim=1)
+    away = (found.embeds - null.embeds).flatten(1).norm(dim=1)
+    spoken = torch.tensor([bool(prompt.strip()) for prompt in prompts])
+    empty = (size < 1e-6) | (away < 1e-4 * null.embeds.norm().clamp_min(1e-6))
+    return float((empty & spoken).float().sum() / spoken.sum().clamp_min(1))
+
+
+def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float:
+    """Relative change of the kept tokens of the shorter half of the prompts when there is less padding."""
+    own = encoder.encode(prompts, instruction=False)
+    order = own.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
+    length = int(own.mask[order].sum(1).max())
+    if length >= encoder.spec.max_tokens or not own.mask[order, :length].sum():
+        return 0.0
+    with shortened(encoder, length):
+        less = encoder.encode([prompts[i] for i in order.tolist()], instruction=False)
+    kept = own.mask[order, :length, None]
+    changed = (less.embeds - own.embeds[order, :length]) * kept
+    return float(changed.norm() / (own.embeds[order, :length] * kept).norm().clamp_min(1e-9))
+
+
+@contextmanager
+def shortened(encoder: TextEncoder, max_tokens: int) -> Iterator[None]:
+    own = encoder.spec
+    encoder.spec = replace(own, max_tokens=max_tokens)
+    try:
+        yield
+    finally:
+        encoder.spec = own
+
+
+@torch.no_grad()
+def changes_kept_share(encoder: TextEncoder, prompts: list[str]) -> float:
+    """Share of prompts in which the token that changes most with the last word is one that the mask keeps."""
+    hits = []
+    for number, prompt in enumerate(prompts[:8]):
+        head = " ".join(prompt.split()[:3])
+        pair = [f"{head} {LAST_WORDS[(number + k) % len(LAST_WORDS)]}" for k in (0, 1)]
+        embeds, mask, _ = encoder._encode(pair)
+        change = (embeds[0] - embeds[1]).float().norm(dim=-1)
+        hits.append(bool((mask[0] | mask[1])[int(change.argmax())]))
+    return sum(hits) / len(hits)
+
+
+def token_cosine(found: PromptEmbeds) -> float:
+    """Median cosine of neighbouring kept tokens."""
+    cosines = F.cosine_similarity(found.embeds[:, :-1], found.embeds[:, 1:], dim=-1)
+    both = found.mask[:, :-1] & found.mask[:, 1:]
+    return float(cosines[both].median()) if both.any() else 0.0
