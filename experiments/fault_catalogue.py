@@ -1,7 +1,7 @@
 """Plant every fault and run every clean system; write experiments/results/fault_catalogue.json.
 
 python experiments/fault_catalogue.py [--count 192]    then python experiments/write_docs.py
-With --only TEXT the rows whose name holds TEXT are measured again, the others stay.
+With --only TEXT... the rows whose name holds one of the texts are measured again, the others stay.
 """
 
 import argparse
@@ -24,7 +24,7 @@ OUT = Path(__file__).parent / "results" / "fault_catalogue.json"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--count", type=int, default=192, help="pictures and prompts of every system")
-    parser.add_argument("--only", help="measure again what holds this text in its name")
+    parser.add_argument("--only", nargs="+", default=[], help="measure again what holds one of these texts in its name")
     arguments = parser.parse_args()
     count = arguments.count
     sys.path.insert(0, str(Path(__file__).parent))
@@ -35,7 +35,7 @@ def main() -> None:
         world = World(Path(folder), count)
         kept = json.loads(OUT.read_text()) if arguments.only else {"faults": [], "clean": []}
         known = {row.get("fault") or row["system"]: row for row in kept["faults"] + kept["clean"]}
-        again = lambda name: not arguments.only or arguments.only in name or name not in known
+        again = lambda name: not arguments.only or any(text in name for text in arguments.only) or name not in known
         measure = lambda name, work: show(timed(work)) if again(name) else known[name]
         faults = [measure(f.name, lambda f=f: f.run(world)) for f in FAULTS]
         clean = [measure(n, lambda n=n, j=j: judge_clean(n, j(world))) for n, j in clean_systems()]
