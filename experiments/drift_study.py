@@ -7,9 +7,11 @@ Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px) und
 """
 
 import io
+import json
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +19,8 @@ OUT = Path(__file__).parent / "results" / "drift_study.json"
 COUNT = 256
 ALPHA = 0.05
 SIZE = 96
-CACHE = Path(tempfile.gettempdir()) / "sanakit-drift-study.npz"
+SEED = 2025  # of the draws that are reported; the statistics were chosen on others
+WORK = Path(tempfile.gettempdir()) / "sanakit-drift-study"
 
 Shift = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
@@ -56,18 +59,28 @@ def crop(images: np.ndarray) -> np.ndarray:
     )
 
 
+def corrupt(count: int = 96) -> np.ndarray:
+    """What breaks in a collection of pictures, a third each: blank frames, decoders that lost their blocks, noise."""
+    generator = np.random.default_rng(0)
+    frames = []
+    for kind in range(count):
+        edge = (SIZE, 16, 1)[kind % 3]
+        cells = generator.integers(0, 256, (SIZE // edge, SIZE // edge, 3), dtype=np.uint8)
+        frames.append(cells.repeat(edge, 0).repeat(edge, 1))
+    return np.stack(frames)
+
+
 def prepare() -> dict[str, np.ndarray]:
     """Latents of all training pictures, and of their altered versions, in the same order."""
     from sanakit.data import load_pictures
 
     images = load_pictures("embedded").split(False).pixels(SIZE)
-    noise = np.random.default_rng(0).integers(0, 256, (64, SIZE, SIZE, 3), dtype=np.uint8)
     return {
         "clean": encode(images),
         "jpeg": encode(jpeg(images)),
         "crop": encode(crop(images)),
         "colour": encode(images[..., ::-1].copy()),
-        "noise": encode(noise),
+        "outliers": encode(corrupt()),
     }
 
 
@@ -122,7 +135,58 @@ def draw(data: dict[str, np.ndarray], shift: str, generator: np.random.Generator
     current = data["clean"][second].copy()
     if shift == OUTLIERS:
         count = round(0.01 * COUNT)
-        current[:count] = data["noise"][generator.choice(len(data["noise"]), count, replace=False)]
+        current[:count] = data["outliers"][generator.choice(len(data["outliers"]), count, replace=False)]
     elif shift in LATENT_SHIFTS:
         current = LATENT_SHIFTS[shift](current)
     return reference, current
+
+
+def write_draws(data: dict[str, np.ndarray], repeats: int) -> None:
+    """WORK/draws/REPEAT.npz: both sides of every shift, for all tools; floating-point rounding is theirs in common."""
+    (WORK / "draws").mkdir(parents=True, exist_ok=True)
+    for repeat in range(repeats):
+        path = WORK / "draws" / f"{repeat:03}.npz"
+        if not path.is_file():
+            sides = {}
+            for number, shift in enumerate(["none", *SHIFTS]):
+                pair = draw(data, shift, np.random.default_rng([SEED, number, repeat]))
+                sides |= {f"{shift}/{side}": x for side, x in zip(("reference", "current"), pair, strict=True)}
+            np.savez(path.with_suffix(".tmp.npz"), **sides)
+            path.with_suffix(".tmp.npz").replace(path)
+
+
+def run_draws(out: Path, alarms: Callable[[np.ndarray, np.ndarray], dict[str, bool]]) -> None:
+    """Append a row a draw to `out`, shift by shift inside a repeat; what is there already is not done again."""
+    done = {(row["shift"], row["repeat"]) for row in read_rows(out)}
+    for path in sorted((WORK / "draws").glob("???.npz")):
+        with np.load(path) as sides:
+            for shift in ("none", *SHIFTS):
+                if (shift, int(path.stem)) not in done:
+                    found = alarms(sides[f"{shift}/reference"], sides[f"{shift}/current"])
+                    with out.open("a", encoding="utf-8") as file:
+                        file.write(json.dumps({"shift": shift, "repeat": int(path.stem), "alarms": found}) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+
+
+def own_alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
+    """sanakit's verdict, plain KS with Bonferroni, and MMD of the latents as they are (no features)."""
+    import torch
+    from scipy import stats
+
+    from sanakit.drift import DRIFT
+    from sanakit.drift.compare import compare
+    from sanakit.drift.sample import sample_latents
+
+    sides = [{"latents": sample_latents(torch.from_numpy(x))} for x in (reference, current)]
+    flat = [x.reshape(len(x), -1) for x in (reference, current)]
+    found = {
+        "sanakit/verdict": compare(*sides, alpha=ALPHA).verdict == "drift",
+        "raw_mmd/flat": DRIFT.get("mmd")(*flat, ALPHA).alarm,
+    }
+    for label, (first, second) in (("flat", flat), ("channel means", [x.mean((2, 3)) for x in (reference, current)])):
+        lowest = float(stats.ks_2samp(first, second, axis=0, method="asymp").pvalue.min())
+        found[f"ks/{label}"] = lowest <= ALPHA / first.shape[1]
+    return found
