@@ -1,19 +1,19 @@
 """Is the smoke stage right? Run every strategy of a swap to the end and compare with what its race would have said.
 
-    python experiments/decision_study.py vae dc-f16c16 --max-steps 1000     # one swap; adds its row
-    python experiments/decision_study.py summary                            # rates over all rows, docs table
+    python experiments/study_world.py base dc-minilm                 # once: the bases, and `candidates`
+    python experiments/decision_study.py run dc-minilm vae dc-f16c16 # one swap; adds its curves
+    python experiments/decision_study.py summary                     # decisions, rates and intervals over all curves
 
-Fair arms: every strategy is run at several learning rates (its own times 1/2, 1 and 2); after --sweep-steps the best
-goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke race
-is the beginning of the very same runs: its decision is replayed from them with nothing trained twice. Truth: the
-cheapest strategy (steps x measured seconds a step) whose decoded one-step error on 256 held-out pictures comes within
-TOLERANCE of the base's. A swap that nobody brings there within --max-steps has no truth but "not reached".
+Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
+of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
+race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
+Every strategy runs to --max-steps; the best one then goes on to --far-steps. An arm stops when it is at the base's
+quality. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
+time, measured side by side.
 """
 
 import argparse
 import json
-import math
-import platform
 import time
 from copy import deepcopy
 from dataclasses import replace
@@ -22,193 +22,136 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import spearmanr
+from safetensors.numpy import save_file
 
 from sanakit.config import make_config
-from sanakit.evaluate import matched_sigmas
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
-from sanakit.swap.forecast import TOLERANCE, forecast
 from sanakit.swap.plan import applicable, build
-from sanakit.swap.race import Arm, Course, advance, enter, rungs, survivors
+from sanakit.swap.race import Arm, Course, advance, at_best_rate, rungs
+from sanakit.train import fit
 
-RESULTS = Path("experiments/results/decision_study.json")
+RESULTS = Path("experiments/results")
+WORLD = Path("runs/study")
+CURVES = WORLD / "curves"
 BUDGET = 100
-PICTURES = 256
+PICTURES = 128
+STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
 
 
 def looks(max_steps: int) -> list[int]:
-    """The rungs of the smoke race, then about four points an octave."""
-    later = {round(BUDGET * 2 ** (k / 2)) for k in range(1, 20)}
+    """The rungs of the smoke race, then two points an octave."""
+    later = {round(BUDGET * 2 ** (k / 2)) for k in range(1, 14)}
     return sorted({*rungs(BUDGET), *(s for s in later if s < max_steps), max_steps})
 
 
-def run_strategy(course: Course, start: Any, name: str, args: argparse.Namespace, target: float) -> Arm:
-    """The strategy at its best learning rate, trained until it reaches `target` or --max-steps."""
-    strategy = STRATEGIES.get(name)
-    sweep = args.sweep_steps * (4 if name == "scratch" else 1)  # what is good early is not what is good late
-    rates = [strategy.learning_rate * factor for factor in args.rates] if strategy.scales else [None]
-    arms = []
-    for rate in rates:
-        system = replace(start, core=deepcopy(start.core))
-        arm = enter(course, strategy, system, budget=BUDGET, learning_rate=rate)
-        for step in looks(args.max_steps):
-            if step <= sweep and arm.error > target:
-                advance(course, arm, step)
-        arms.append(arm)
-        print(f"  {name} at {rate}: {arm.error:.4f} after {arm.steps[-1]} steps", flush=True)
-    best = min(arms, key=lambda arm: arm.error)
-    for step in looks(args.max_steps):
-        if step > sweep and best.error > target:
-            advance(course, best, step)
-    best.scores["sweep"] = {f"{arm.options.learning_rate:g}": round(arm.error, 5) for arm in arms}
-    print(f"  {name}: {best.error:.4f} after {best.steps[-1]} steps, target {target:.4f}", flush=True)
-    return best
-
-
-def smoke_decision(arms: dict[str, Arm], base_errors: np.ndarray) -> dict[str, Any]:
-    """What `race` and `recommend` would have said after BUDGET steps, from the first 128 pictures."""
-    rows = slice(0, 128)
-    upto = dict.fromkeys(arms, 0)
-    running = [name for name in arms if arms[name].state]
-    at = lambda name, step: arms[name].errors[max(i for i, s in enumerate(arms[name].steps) if s <= step), rows]
-    for rung in rungs(BUDGET):
-        for name in running:
-            upto[name] = rung
-        running.sort(key=lambda name: at(name, rung).mean())
-        running = running[: survivors(len(running), rung, BUDGET)]
-    forecasts = {}
-    for name, arm in arms.items():
-        count = sum(step <= upto[name] for step in arm.steps)
-        forecasts[name] = forecast(arm.steps[:count], arm.errors[:count, rows], base_errors[rows])
-    arrived = [name for name, f in forecasts.items() if math.isfinite(f.steps)]
-    cost = lambda name: (forecasts[name].steps * arms[name].seconds_per_step, arms[name].trained_parameters)
-    best = min(arrived, key=cost) if arrived else min(arms, key=lambda name: at(name, upto[name]).mean())
-    return {
-        "recommended": best,
-        "forecasts": {name: f.as_dict() for name, f in forecasts.items()},
-        "errors": {name: float(at(name, upto[name]).mean()) for name in arms},
-    }
-
-
-def study(args: argparse.Namespace) -> dict[str, Any]:
-    key = "vae" if args.kind == "vae" else "text_encoder"
+def swap_of(args: argparse.Namespace) -> Swap:
     values = {
-        "base": args.base,
-        key: {"name": args.candidate},
+        "base": f"path:{WORLD / f'base-{args.base}'}",
+        "vae" if args.kind == "vae" else "text_encoder": {"name": args.candidate},
+        "data": {"image_size": 64},
         "train": {"seed": args.seed},
         "smoke": {"held_out": PICTURES},
     }
     config = make_config(values)
-    swap = Swap(config=config, run=RunFolder(Path(), config))
-    base, candidate = swap.base_system, swap.candidate
-    (train, test), (base_train, _) = swap.candidate_data, swap.base_data
-    base_errors = swap.base_held_out.one_step.numpy()
-    target = TOLERANCE * float(base_errors.mean())
-    names = args.strategies or applicable(config.smoke.strategies, base, candidate)
+    return Swap(config=config, run=RunFolder(Path(), config))
 
-    arms: dict[str, Arm] = {}
+
+def step_costs(course: Course, arms: dict[str, Arm]) -> dict[str, float]:
+    """Time of a step of every trained strategy over that of the slowest; the best of interleaved tries."""
+    times: dict[str, list[float]] = {name: [] for name, arm in arms.items() if arm.state}
+    for _ in range(4):
+        for name in times:
+            arm = deepcopy_arm(arms[name])
+            start = time.perf_counter()
+            fit(arm.system, course.data, arm.options, arm.state, until=arm.state.step + 2)  # type: ignore[union-attr, arg-type]
+            times[name].append(time.perf_counter() - start)
+    slowest = max(min(values) for values in times.values())
+    return {name: min(times[name]) / slowest if name in times else 0.0 for name in arms}
+
+
+def deepcopy_arm(arm: Arm) -> Arm:
+    """A fresh arm of the same strategy, to be timed and thrown away."""
+    from sanakit.train import new_state
+
+    core = deepcopy(arm.system.core)
+    system = replace(arm.system, core=core)
+    trained = {name for name, p in arm.system.core.named_parameters() if p.requires_grad}
+    groups = [{"params": [p for name, p in core.named_parameters() if name in trained]}]
+    return replace(arm, system=system, state=new_state(core, groups, arm.options))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train every strategy of one swap and write its curves."""
+    begun = time.monotonic()
+    swap = swap_of(args)
+    base, candidate, target = swap.base_system, swap.candidate, swap.target
+    (train, test), (base_train, _) = swap.candidate_data, swap.base_data
     starts: dict[str, Any] = {}
-    for name in names:
+    arms: dict[str, Arm] = {}
+    for name in applicable(STRATEGY_NAMES, base, candidate):
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
             starts[strategy.initialise] = build(base, candidate, strategy, train, base_train, seed=args.seed)[0]
         start = starts[strategy.initialise]
-        course = Course(
-            data=train,
-            test=test,
-            images=swap.test_images,
-            image_sigmas=matched_sigmas(start, base),
-            seed=args.seed,
-        )
-        arms[name] = run_strategy(course, start, name, args, target)
+        course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed)
+        arms[name] = at_best_rate(course, strategy, start, budget=BUDGET, rates=args.rates)
+    costs = step_costs(course, arms)
 
-    reached = {name: arm.steps[-1] for name, arm in arms.items() if arm.error <= target}
-    cost = {name: steps * arms[name].seconds_per_step for name, steps in reached.items()}
-    truth = min(cost, key=cost.__getitem__) if cost else "not reached"
-    smoke = smoke_decision(arms, base_errors)
-    recommended = smoke["recommended"]
-    covered = {}
-    for name, steps in reached.items():
-        f = smoke["forecasts"][name]
-        low, high = (f[f"predicted_steps_{end}"] for end in ("low", "high"))
-        covered[name] = (low or 0) <= steps <= (high if high is not None else math.inf)
-    return {
+    def go_on(arm: Arm, until: int) -> None:
+        for step in looks(until):
+            if arm.error > args.stop:
+                advance(course, arm, step)
+
+    for name, arm in arms.items():
+        go_on(arm, args.max_steps)
+        print(f"  {args.candidate} {name}: {arm.error:.3f} after {arm.steps[-1]} steps", flush=True)
+    best = min(arms, key=lambda name: arms[name].error)
+    if all(arm.error > target.tolerance for arm in arms.values()):
+        go_on(arms[best], args.far_steps)
+        print(f"  {args.candidate} {best}: {arms[best].error:.3f} after {arms[best].steps[-1]} steps", flush=True)
+
+    name = f"{args.base}--{args.kind}--{args.candidate.removeprefix('path:').replace('/', '-')}--{args.seed}"
+    CURVES.mkdir(parents=True, exist_ok=True)
+    tensors = {f"{n}/errors": arm.errors.astype(np.float32) for n, arm in arms.items()}
+    tensors |= {f"{n}/steps": np.asarray(arm.steps) for n, arm in arms.items()} | {
+        "base": target.base.astype(np.float32)
+    }
+    save_file(tensors, CURVES / f"{name}.safetensors")
+    record = {
         "kind": args.kind,
         "base": args.base,
         "candidate": args.candidate,
         "seed": args.seed,
-        "max_steps": args.max_steps,
-        "target": target,
-        "truth": truth,
-        "recommended": recommended,
-        "right": recommended == truth or (bool(cost) and cost.get(recommended, math.inf) <= 1.1 * cost[truth]),
-        "steps": {name: reached.get(name) for name in arms},
-        "covered": covered,
-        "smoke_errors": smoke["errors"],
-        "final_errors": {name: arm.error for name, arm in arms.items()},
-        "forecasts": smoke["forecasts"],
-        "curves": {n: [arm.steps, [round(float(e), 5) for e in arm.errors.mean(1)]] for n, arm in arms.items()},
+        "tolerance": target.tolerance,
+        "unit": round(target.unit, 5),
+        "rates": {n: arm.scores["rates"] for n, arm in arms.items()},
+        "step_cost": {n: round(c, 3) for n, c in costs.items()},
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
-        "learning_rates": {n: arm.scores["sweep"] for n, arm in arms.items()},
-        "seconds_per_step": {n: round(arm.seconds_per_step, 3) for n, arm in arms.items()},
-        "command": f"python experiments/decision_study.py {args.kind} {args.candidate} --max-steps {args.max_steps} "
-        f"--seed {args.seed} --sweep-steps {args.sweep_steps} --rates {','.join(f'{rate:g}' for rate in args.rates)}"
-        + (f" --strategies {','.join(args.strategies)}" if args.strategies else ""),
+        "minutes": round((time.monotonic() - begun) / 60, 1),
+        "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed}",
     }
-
-
-def summarise(found: dict[str, Any]) -> dict[str, Any]:
-    rows = found["swaps"]
-    ranks, covered, near = [], [], []
-    for row in rows:
-        names = list(row["smoke_errors"])
-        if len(names) > 2:
-            pairs = [(row["smoke_errors"][n], row["final_errors"][n]) for n in names]
-            ranks.append(float(spearmanr(*zip(*pairs, strict=True)).statistic))
-        covered += row["covered"].values()
-        steps = row["steps"]
-        if steps.get("scratch") and row["truth"] != "not reached":
-            near.append(steps[row["truth"]] / steps["scratch"])
-    decided = [row["right"] for row in rows if row["truth"] != "not reached"]
-    mean = lambda values: round(float(np.mean(values)), 4) if values else None
-    return found | {
-        "decision_accuracy": mean(decided),
-        "decided_swaps": len(decided),
-        "spearman_smoke_full": mean(ranks),
-        "interval_coverage": mean(covered),
-        "near_steps_ratio": mean(near),
-    }
+    (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("vae", "text", "summary"))
-    parser.add_argument("candidate", nargs="?")
-    parser.add_argument("--base", default="tiny-sana")
-    parser.add_argument("--max-steps", type=int, default=1000)
-    parser.add_argument("--sweep-steps", type=int, default=BUDGET)
-    parser.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[0.5, 1.0, 2.0])
-    parser.add_argument("--strategies", type=lambda text: text.split(","))
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--threads", type=int, default=1)
+    commands = parser.add_subparsers(dest="command", required=True)
+    one = commands.add_parser("run")
+    one.add_argument("base")
+    one.add_argument("kind", choices=("vae", "text"))
+    one.add_argument("candidate")
+    one.add_argument("--max-steps", type=int, default=800)
+    one.add_argument("--far-steps", type=int, default=2400)
+    one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
+    one.add_argument("--stop", type=float, default=1.0, help="relative error at which an arm stops")
+    one.add_argument("--seed", type=int, default=0)
+    commands.add_parser("summary")
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {"swaps": []}
-    if args.kind != "summary":
-        start = time.monotonic()
-        row = study(args) | {"minutes": round((time.monotonic() - start) / 60, 1)}
-        found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else found  # another swap may have ended meanwhile
-        same = lambda other: all(other[k] == row[k] for k in ("kind", "candidate", "base", "seed"))
-        found["swaps"] = [other for other in found["swaps"] if not same(other)] + [row]
-    found = summarise(found) | {
-        "machine": f"{platform.machine()}, {torch.get_num_threads()} thread, torch {torch.__version__}",
-        "command": "python experiments/decision_study.py KIND CANDIDATE, one a swap",
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))
+    torch.set_num_threads(1)
+    if args.command == "run":
+        run(args)
 
 
 if __name__ == "__main__":

@@ -72,6 +72,8 @@ class SmokeSection(Section):
         "naive",
         "scratch",
     )
+    # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
+    rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
     held_out: int = Field(default=128, ge=16)
 
 

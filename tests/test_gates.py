@@ -57,8 +57,8 @@ def test_every_gate_belongs_to_a_stage():
 
 def smoke_evidence(ratio, arrives):
     ones = np.ones(64)
-    return {"start_losses": 2 * ones, "end_losses": ones, "conditional_gain": 0.1 * ones, "one_step": ratio * ones,
-            "base_one_step": ones, "forecast_arrives": arrives}  # fmt: skip
+    return {"start_losses": 2 * ones, "end_losses": ones, "conditional_gain": 0.1 * ones, "relative_error": ratio * ones,
+            "base_relative_error": ones, "forecast_arrives": arrives}  # fmt: skip
 
 
 @pytest.mark.parametrize(

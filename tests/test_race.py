@@ -10,15 +10,22 @@ import torch
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
 from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
-from sanakit.flow import noise_power_ratio
+from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
+from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, enter, race, recommend, rungs
 
 
 @pytest.fixture
-def course(tiny_system, tiny_data):
-    images = tiny_system.vae.decode(tiny_data.latents[:16, 0])
-    return Course(data=tiny_data, test=tiny_data, images=images, image_sigmas=BASE_SIGMAS, batch_size=8)
+def course(tiny_data):
+    return Course(data=tiny_data, test=tiny_data, target=target_of(1e-9), count=16, batch_size=8)
+
+
+def target_of(tolerance):
+    """Losses as they are."""
+    weights = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS))
+    nothing = np.zeros(16)
+    return Target(measure="loss", weights=weights, floor=nothing, unit=1.0, base=nothing + 1, tolerance=tolerance)
 
 
 def arm_of(course, system, name, budget=16):
@@ -28,7 +35,7 @@ def arm_of(course, system, name, budget=16):
 def test_half_of_the_arms_go_on_and_every_arm_is_forecast(course, tiny_system):
     names = ("align", "align+head", "lora", "finetune", "naive", "scratch")
     arms = [arm_of(course, tiny_system, name) for name in names]
-    finalists = race(course, arms, np.full(16, 1e-9), budget=16)
+    finalists = race(course, arms, budget=16)
     assert [a.steps[-1] for a in finalists] == [16, 16]
     lengths = sorted(a.steps[-1] for a in arms)
     assert lengths == [0, 4, 4, 8, 16, 16]
@@ -47,7 +54,7 @@ def test_arms_that_start_alike_share_their_first_result(course, tiny_system):
 
 def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
     arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
-    race(course, arms, np.full(16, 1e3), budget=8)
+    race(replace(course, target=target_of(1e3)), arms, budget=8)
     assert recommend(arms).strategy.name == "align"
 
 
@@ -55,7 +62,7 @@ def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
 def test_only_the_named_groups_move(course, tiny_system, name):
     arm = arm_of(course, tiny_system, name)
     before = {k: v.detach().clone() for k, v in arm.system.core.named_parameters()}
-    race(course, [arm], np.full(16, 1e-9), budget=8)
+    race(course, [arm], budget=8)
     scales = arm.strategy.scales
     from sanakit.core.dit import group_of
 
@@ -71,7 +78,7 @@ def test_lora_starts_as_the_same_core_and_folds_into_a_plain_one(course, tiny_sy
     plain = held_out(tiny_system, course.test).loss
     arm = arm_of(course, tiny_system, "lora")
     assert held_out(arm.system, course.test).loss == pytest.approx(plain, rel=1e-6)
-    race(course, [arm], np.full(16, 1e-9), budget=8)
+    race(course, [arm], budget=8)
     trained = held_out(arm.system, course.test).loss
     arm.strategy.finish(arm.system.core)
     assert set(arm.system.core.state_dict()) == set(tiny_system.core.state_dict())

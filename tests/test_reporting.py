@@ -37,7 +37,7 @@ def run_dir(tmp_path):
         "predicted_steps_high": None,
         "initial_loss": 1.0,
         "held_out_loss": 0.5,
-        "one_step_error": 0.1,
+        "relative_error": 0.1,
         "trained_parameters": 12,
     }
     validation = {

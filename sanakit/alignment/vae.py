@@ -4,7 +4,8 @@ Input: the new patch embedding is W_base R, where R maps candidate patches to ba
 - `procrustes`: R semi-orthogonal, keeps noise isotropic;
 - `ridge`: least squares of clean patches (DC-Gen's first step), distorts noise;
 - `independent`: least squares of patches noised independently over the sigma distribution, shrinks noise;
-- `coupled`: least squares where the base's noise is the Procrustes image of the candidate's.
+- `coupled`: least squares where the base's noise is the Procrustes image of the candidate's;
+- `blend`: the same with the noise weighed BLEND times: right where either of its ends is (docs/alignment.md).
 Output: the head is the ridge solution of the velocity on the core's frozen last features.
 """
 
@@ -19,7 +20,8 @@ from sanakit.data.cache import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.flow import interpolate, noise_power_ratio, sample_sigmas
 
-INPUT_METHODS = ("procrustes", "ridge", "independent", "coupled")
+INPUT_METHODS = ("procrustes", "ridge", "independent", "coupled", "blend")
+BLEND = 3.0  # measured by experiments/alignment_study.py: between clean regression (0) and Procrustes (without bound)
 
 
 def patch_rows(latents: Tensor, patch_size: int) -> Tensor:
@@ -33,7 +35,7 @@ def align_input(
     latents: Tensor,
     base_latents: Tensor,
     *,
-    method: str = "procrustes",
+    method: str = "blend",
     flow_shift: float = 1.0,
 ) -> float:
     """Set `core.patch_embed` from paired latents (N, C, h, w) of the same pictures; returns the R^2 of the map.
@@ -77,8 +79,8 @@ def solve_input(moments: CrossMoments, method: str, flow_shift: float = 1.0) -> 
         return moments.procrustes()
     if method == "ridge":
         return moments.ridge()
-    ratio = noise_power_ratio(flow_shift)
-    return moments.noisy(ratio, moments.procrustes()[0] if method == "coupled" else None)
+    ratio = noise_power_ratio(flow_shift) * (BLEND if method == "blend" else 1.0)
+    return moments.noisy(ratio, None if method == "independent" else moments.procrustes()[0])
 
 
 def align_output(

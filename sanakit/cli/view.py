@@ -60,7 +60,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
-        for column in ("strategy", "start loss", "held-out loss", "one-step error", "steps to base quality (90%)"):
+        for column in ("strategy", "start loss", "held-out loss", "error, base = 1", "steps to base quality (90%)"):
             race.add_column(column, justify="left" if column == "strategy" else "right")
         for row in candidates:
             name = row["name"] + (" (recommended)" if row["name"] == validation["strategy"]["recommended"] else "")
@@ -68,7 +68,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 name,
                 f"{row['initial_loss']:.3f}",
                 f"{row['held_out_loss']:.3f}",
-                f"{row['one_step_error']:.4f}",
+                f"{row['relative_error']:.3f}",
                 _steps(row),
             )
         console.print(race)

@@ -75,15 +75,15 @@ def alignment(evidence: Evidence) -> GateResult | None:
     )
 
 
-@GATES.register("smoke/within-reach", title="one-step quality comes near the base's", embedded=True)
+@GATES.register("smoke/within-reach", title="quality comes near the base's", embedded=True)
 def within_reach(evidence: Evidence) -> GateResult:
-    """Decoded one-step error over the base's, paired: near after the budget. A short race can show that the base is
+    """Error over the base's (swap/quality.py), paired: near after the budget. A short race can show that the base is
     within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass."""
     value, ci = _ratio(evidence)
     result = gate_result(
         gate="smoke/within-reach",
         code="SK0504",
-        metric="one-step error over the base's",
+        metric="error over the base's",
         value=value,
         ci=ci,
         threshold=1.5,
@@ -96,13 +96,13 @@ def within_reach(evidence: Evidence) -> GateResult:
     return replace(result, verdict=Verdict.INCONCLUSIVE, hint=hint)
 
 
-@GATES.register("full/quality", title="one-step quality is the base's, within a quarter", embedded=True)
+@GATES.register("full/quality", title="quality is the base's, within a quarter", embedded=True)
 def quality(evidence: Evidence) -> GateResult | None:
     value, ci = _ratio(evidence)
     return gate_result(
         gate="full/quality",
         code="SK0504",
-        metric="one-step error over the base's",
+        metric="error over the base's",
         value=value,
         ci=ci,
         threshold=1.25,
@@ -112,7 +112,7 @@ def quality(evidence: Evidence) -> GateResult | None:
 
 
 def _ratio(evidence: Evidence) -> tuple[float, tuple[float, float]]:
-    own, base = np.asarray(evidence["one_step"]), np.asarray(evidence["base_one_step"])
+    own, base = np.asarray(evidence["relative_error"]), np.asarray(evidence["base_relative_error"])
     rows = np.random.default_rng(0).integers(len(own), size=(400, len(own)))
     low, high = np.quantile(own[rows].mean(1) / base[rows].mean(1), [0.05, 0.95])
     return float(own.mean() / base.mean()), (float(low), float(high))

@@ -22,7 +22,7 @@ IMAGES = {".png": "image/png", ".webp": "image/webp"}
 # What a row says when a key is left out; the template itself is strict.
 GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {"code": "", "metric": "", "hint": ""}
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
-OUTCOME = ("initial_loss", "held_out_loss", "one_step_error", "learning_rate", "trained_parameters")
+OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
 CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME)) | {"title": ""}
 GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""}
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}

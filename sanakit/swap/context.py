@@ -5,17 +5,17 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
-from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent, to_images
+from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.hashing import hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
+from sanakit.swap.quality import Target, text_target, vae_target
 from sanakit.text_encoders import TextEncoder, load_text_encoder
 from sanakit.vaes import VAE, load_vae
 
@@ -68,10 +68,10 @@ class Swap:
     def halves(self) -> tuple[Pictures, Pictures]:
         return self.pictures.split(False), self.pictures.split(True)
 
-    @cached_property
-    def test_images(self) -> Tensor:
-        count = min(self.config.smoke.held_out, len(self.halves[1]))
-        return to_images(self.halves[1].subset(range(count)).pixels(self.config.data.image_size))
+    @property
+    def num_held_out(self) -> int:
+        """Held-out pictures that judge a race."""
+        return min(self.config.smoke.held_out, len(self.halves[1]))
 
     def dataset(self, system: LatentDiffusion, held_out_half: bool) -> LatentDataset:
         pictures = self.halves[held_out_half]
@@ -102,7 +102,15 @@ class Swap:
 
     @cached_property
     def base_held_out(self) -> HeldOut:
-        return held_out(self.base_system, self.base_data[1], images=self.test_images, count=len(self.test_images))
+        return held_out(self.base_system, self.base_data[1], count=self.num_held_out)
+
+    @cached_property
+    def target(self) -> Target:
+        """What counts as the base's quality for this swap."""
+        if isinstance(self.candidate, VAE):
+            return vae_target(self.candidate_data, self.base_data, self.base_held_out)
+        shuffled = held_out(self.base_system, self.base_data[1], count=self.num_held_out, prompt="shuffled")
+        return text_target(self.base_held_out, shuffled)
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training pictures, half held out; spread over the data set."""

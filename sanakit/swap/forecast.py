@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-TOLERANCE = 1.02  # quality within 2% of the base's one-step error counts as reached
+from sanakit.swap.quality import Target
+
 RESAMPLES = 200
 HORIZON = 20  # budgets: a law fitted to a short race says nothing of steps further out
 
@@ -33,23 +34,22 @@ class Forecast:
         }
 
 
-def forecast(steps: list[int], errors: np.ndarray, base_errors: np.ndarray, *, seed: int = 0) -> Forecast:
-    """steps (K), errors (K, N) of held-out pictures at those steps, base_errors (N) of the same pictures."""
+def forecast(steps: list[int], errors: np.ndarray, target: Target, *, seed: int = 0) -> Forecast:
+    """steps (K), relative errors (K, N) of held-out pictures at those steps."""
     generator = np.random.default_rng(seed)
     count = errors.shape[1]
-    point = steps_to_reach(steps, errors.mean(1), base_errors.mean())
+    point = steps_to_reach(steps, errors.mean(1), target.tolerance * target.base.mean())
     draws = []
     for _ in range(RESAMPLES):
         rows = generator.integers(count, size=count)
-        draws.append(steps_to_reach(steps, errors[:, rows].mean(1), base_errors[rows].mean()))
+        draws.append(steps_to_reach(steps, errors[:, rows].mean(1), target.tolerance * target.base[rows].mean()))
     low, high = np.quantile(draws, [0.05, 0.95], method="nearest")
-    reached = bool(errors[-1].mean() <= TOLERANCE * base_errors.mean())
+    reached = bool(errors[-1].mean() <= target.tolerance * target.base.mean())
     return Forecast(point, float(low), float(high), reached)
 
 
-def steps_to_reach(steps: list[int], curve: np.ndarray, base: float) -> float:
-    """First step at which the curve is within TOLERANCE of `base`: measured if it was, else by the fitted law."""
-    target = TOLERANCE * base
+def steps_to_reach(steps: list[int], curve: np.ndarray, target: float) -> float:
+    """First step at which the curve is at `target`: measured if it was, else by the fitted law."""
     for step, value in zip(steps, curve, strict=True):
         if value <= target:
             return float(step)

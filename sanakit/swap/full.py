@@ -16,8 +16,7 @@ from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, prefli
 from sanakit.config import Config
 from sanakit.core.dit import new_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
-from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out, matched_sigmas
+from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.monitors import LatentMonitor
 from sanakit.sampling import sample_images
@@ -104,9 +103,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     train, test = swap.candidate_data
     system = starting_system(swap, strategy)
 
-    count = len(swap.test_images)
-    sigmas = matched_sigmas(system, swap.base_system)
-    evaluate = lambda: held_out(system, test, images=swap.test_images, count=count, image_sigmas=sigmas)
+    count = swap.num_held_out
+    evaluate = lambda: held_out(system, test, count=count)
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
@@ -208,18 +206,12 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": end.losses.mean(0).numpy(),
         "conditional_gain": conditional_gain(system, test, count=count).numpy(),
-        "one_step": _errors(end),
-        "base_one_step": _errors(swap.base_held_out),
+        "relative_error": swap.target.relative(end),
+        "base_relative_error": swap.target.base,
         "sample_std": images["candidate"].std((1, 2, 3)).numpy(),
         "base_sample_std": images["base"].std((1, 2, 3)).numpy(),
         "drift_alarms": drift_alarms,
     }
-
-
-def _errors(result: HeldOut) -> np.ndarray:
-    if result.one_step is None:
-        raise SanakitError("SK0207", "one-step errors were not measured")
-    return result.one_step.numpy()
 
 
 def _held_out_row(strategy: str, step: int, result: HeldOut) -> dict[str, Any]:
@@ -249,7 +241,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut) -> No
         "image_size": system.image_size,
         "flow_shift": system.flow_shift,
         "data": {"source": swap.pictures.source, "fingerprint": swap.pictures.fingerprint},
-        "quality": {"held_out_loss": result.loss, "one_step_error": float(torch.as_tensor(result.one_step).mean())},
+        "quality": {"held_out_loss": result.loss, "relative_error": float(swap.target.relative(result).mean())},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")
 

@@ -109,7 +109,7 @@ def build(
     base_data: LatentDataset,
     *,
     seed: int,
-    input_method: str = "procrustes",
+    input_method: str = "blend",
 ) -> tuple[LatentDiffusion, dict[str, float]]:
     """The swapped system as a strategy starts it, and the R^2 of its alignment.
 

@@ -1,15 +1,16 @@
 """Race strategies by successive halving under one step budget: the same pictures, captions, dropout and sigmas at
 every step, and the same noise where latents have the same shape.
 
-Every strategy keeps its own constant learning rate after a warm-up and is judged by the moving average of its
-weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
+Every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
+is judged by the moving average of its weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two.
 """
 
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from torch import Tensor
@@ -19,6 +20,7 @@ from sanakit.data.cache import LatentDataset
 from sanakit.evaluate import HeldOut, averaged, held_out
 from sanakit.swap.base import Strategy
 from sanakit.swap.forecast import Forecast, forecast
+from sanakit.swap.quality import Target
 from sanakit.train import TrainOptions, TrainState, fit, new_state
 
 EMA_DECAY = 0.98
@@ -36,6 +38,7 @@ class Arm:
     state: TrainState | None = None  # None: nothing is trained
     steps: list[int] = field(default_factory=list)
     results: list[HeldOut] = field(default_factory=list)
+    errors_by_look: list[np.ndarray] = field(default_factory=list)
     train_loss: list[tuple[int, float]] = field(default_factory=list)
     forecast: Forecast | None = None
     trained_parameters: int = 0
@@ -43,8 +46,8 @@ class Arm:
 
     @property
     def errors(self) -> np.ndarray:
-        """One-step error of every held-out picture at every evaluated step. (K, N)"""
-        return np.stack([r.one_step.numpy() for r in self.results if r.one_step is not None])
+        """Relative error (1 = the base's) of every held-out picture at every evaluated step. (K, N)"""
+        return np.stack(self.errors_by_look)
 
     @property
     def error(self) -> float:
@@ -72,36 +75,34 @@ class Arm:
             "reached": bool(self.forecast and self.forecast.reached),
             "initial_loss": self.results[0].loss,
             "held_out_loss": self.results[-1].loss,
-            "one_step_error": self.error,
+            "relative_error": self.error,
             "learning_rate": self.options.learning_rate,
             "trained_parameters": self.trained_parameters,
             "seconds_per_step": self.seconds_per_step,
             "steps": self.steps,
             "losses": [r.loss for r in self.results],
-            "one_step_errors": self.errors.mean(1).tolist(),
+            "relative_errors": self.errors.mean(1).tolist(),
             **self.scores,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What every arm of a race shares. images: (N, 3, H, W) of the held-out pictures; image_sigmas: where they are
-    compared with decoded clean estimates."""
+    """What every arm of a race shares. count: held-out pictures that judge, those of the target."""
 
     data: LatentDataset
     test: LatentDataset
-    images: Tensor
-    image_sigmas: tuple[float, ...]
+    target: Target
+    count: int
     batch_size: int = 32
     seed: int = 0
 
     def evaluate(self, arm: Arm) -> None:
         with averaged(arm.system.core, arm.average):
-            result = held_out(
-                arm.system, self.test, images=self.images, count=len(self.images), image_sigmas=self.image_sigmas
-            )
+            result = held_out(arm.system, self.test, count=self.count)
         arm.steps.append(arm.state.step if arm.state else 0)
         arm.results.append(result)
+        arm.errors_by_look.append(self.target.relative(result))
 
 
 def enter(
@@ -132,8 +133,36 @@ def enter(
     if alike is None:
         course.evaluate(arm)
     else:
-        arm.steps, arm.results = [0], [alike.results[0]]
+        arm.steps, arm.results, arm.errors_by_look = [0], alike.results[:1], alike.errors_by_look[:1]
     return arm
+
+
+def at_best_rate(
+    course: Course,
+    strategy: type[Strategy],
+    start: LatentDiffusion,
+    *,
+    budget: int,
+    rates: Sequence[float],
+    alike: Arm | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> Arm:
+    """The strategy at the learning rate, its own times one of `rates`, that is best after a quarter of the budget.
+
+    start is copied. scores["rates"] holds the error of every rate there.
+    """
+    tries: list[Arm] = []
+    for factor in rates if strategy.scales else (1.0,):
+        system = replace(start, core=deepcopy(start.core))
+        rate = factor * strategy.learning_rate
+        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=tries[0] if tries else alike)
+        if len(rates) > 1:
+            for rung in rungs(budget)[:2]:
+                advance(course, arm, rung, on_step)
+        tries.append(arm)
+    best = min(tries, key=lambda arm: arm.error)
+    best.scores["rates"] = {f"{arm.options.learning_rate:g}": round(arm.error, 4) for arm in tries if arm.state}
+    return best
 
 
 def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
@@ -169,12 +198,11 @@ def survivors(running: int, rung: int, budget: int) -> int:
 def race(
     course: Course,
     arms: Sequence[Arm],
-    base_errors: np.ndarray,
     *,
     budget: int,
     on_step: Callable[[Arm, int], None] = lambda arm, step: None,
 ) -> list[Arm]:
-    """Run the arms over the rungs and forecast each; returns those that ran to the end. base_errors: (N,)."""
+    """Run the arms over the rungs and forecast each; returns those that ran to the end."""
     running = [arm for arm in arms if arm.state]
     for rung in rungs(budget):
         for arm in running:
@@ -182,7 +210,7 @@ def race(
         running.sort(key=lambda arm: arm.error)
         running = running[: survivors(len(running), rung, budget)]
     for arm in arms:
-        arm.forecast = forecast(arm.steps, arm.errors, base_errors, seed=course.seed)
+        arm.forecast = forecast(arm.steps, arm.errors, course.target, seed=course.seed)
     return running
 
 

@@ -7,8 +7,6 @@ agrees.
 import json
 import time
 from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import torch
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
-from sanakit.evaluate import averaged, conditional_gain, matched_sigmas
+from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -27,7 +25,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.figures import save_grid
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, swap_core
-from sanakit.swap.race import Arm, Course, enter, race, recommend
+from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
@@ -79,22 +77,27 @@ def smoke(swap: Swap) -> list[GateResult]:
         course = course or Course(
             data=train,
             test=test,
-            images=swap.test_images,
-            image_sigmas=matched_sigmas(start, base),
+            target=swap.target,
+            count=swap.num_held_out,
             batch_size=config.train.batch_size,
             seed=config.train.seed,
         )
-        system = replace(start, core=deepcopy(start.core))
         alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
-        rate = config.train.learning_rate
-        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=alike)
-        arm.scores = scores
+        own = config.train.learning_rate
+        arm = at_best_rate(
+            course,
+            strategy,
+            start,
+            budget=budget,
+            rates=(own / strategy.learning_rate,) if own else config.smoke.rates,
+            alike=alike,
+            on_step=lambda step, name=name: swap.progress(f"rates of {name}", step, budget // 4),  # type: ignore[misc]
+        )
+        arm.scores |= scores
         arms.append(arm)
     assert course is not None
-    base_errors = swap.base_held_out.one_step
-    assert base_errors is not None
     on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
-    finalists = race(course, arms, base_errors.numpy(), budget=budget, on_step=on_step)
+    finalists = race(course, arms, budget=budget, on_step=on_step)
 
     best = recommend(arms)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
@@ -104,14 +107,13 @@ def smoke(swap: Swap) -> list[GateResult]:
             "recommended": best.strategy.name,
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
-            "image_sigmas": course.image_sigmas,
-            "base_one_step_error": float(base_errors.mean()),
+            "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
             "base_held_out_loss": swap.base_held_out.loss,
         },
     )
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
-        gain = conditional_gain(best.system, test, count=len(swap.test_images))
+        gain = conditional_gain(best.system, test, count=swap.num_held_out)
     swap.add_figures("smoke", figures)
 
     by_name = {arm.strategy.name: arm for arm in arms}
@@ -122,8 +124,8 @@ def smoke(swap: Swap) -> list[GateResult]:
         "start_losses": start.losses.mean(0).numpy(),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
-        "one_step": best.errors[-1],
-        "base_one_step": base_errors.numpy(),
+        "relative_error": best.errors[-1],
+        "base_relative_error": swap.target.base,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     }
     if naive and aligned:

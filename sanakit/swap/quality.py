@@ -1,0 +1,118 @@
+"""What "as good as the base" means for a swapped system: errors relative to the base's, 1 = the base, per picture.
+
+Velocity losses of two latent spaces cannot be compared as they are: one VAE's latents are easier to predict. A VAE swap
+is therefore counted in units of the best linear denoiser (Wiener filter) of each space, which has a closed form: a core
+is as good as the base where its loss is the same share of that denoiser's loss. How well this agrees with cores trained
+from scratch in the candidate's space is measured in docs/strategies.md, beside the alternatives.
+
+A text encoder swap stays in one latent space, but captions move the loss by a few per cent only: its error is counted
+in units of the base's prompt gain, so that 1 is the base and 2 the base with somebody else's captions.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sanakit.data.cache import LatentDataset
+from sanakit.errors import SanakitError
+from sanakit.evaluate import HeldOut
+from sanakit.flow import EVAL_SIGMAS
+
+VAE_TOLERANCE = 1.05  # within 5% of the base's share
+TEXT_TOLERANCE = 1.10  # nine tenths of the base's prompt gain recovered
+SHARED_SIGMAS = (0.5, 0.7, 0.9)  # below them the loss is about a VAE's own fine structure, not about what is drawn
+MAX_VALUES = 1152  # of a window that the linear denoiser sees at once
+MAX_WINDOWS = 16384
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """relative error = (sum over EVAL_SIGMAS of weights x loss - floor) / unit. weights: (S,). floor, base: (N,) of the
+    held-out pictures; base: the base's own relative errors, mean 1. tolerance: mean relative error that counts as
+    reached."""
+
+    measure: str
+    weights: np.ndarray
+    floor: np.ndarray
+    unit: float
+    base: np.ndarray
+    tolerance: float
+
+    def relative(self, result: HeldOut) -> np.ndarray:
+        """Relative error of every held-out picture. (N,)"""
+        return (self.weights @ result.losses.double().numpy() - self.floor) / self.unit
+
+
+def vae_target(
+    candidate: tuple[LatentDataset, LatentDataset], base: tuple[LatentDataset, LatentDataset], base_result: HeldOut
+) -> Target:
+    """candidate, base: training and held-out pictures in both spaces."""
+    sides = [
+        np.array([1 / w if s in SHARED_SIGMAS else 0.0 for s, w in zip(EVAL_SIGMAS, losses, strict=True)])
+        for losses in (wiener_losses(*candidate), wiener_losses(*base))
+    ]
+    own = sides[1] @ base_result.losses.double().numpy()
+    unit = float(own.mean())
+    return Target(
+        measure="velocity loss over the best linear denoiser's",
+        weights=sides[0],
+        floor=np.zeros(len(own)),
+        unit=unit,
+        base=own / unit,
+        tolerance=VAE_TOLERANCE,
+    )
+
+
+def text_target(base_result: HeldOut, base_shuffled: HeldOut) -> Target:
+    """From the base's losses with its own and with shuffled captions. Raises SK0503 when captions do not matter to it."""
+    own = base_result.losses.mean(0).double().numpy()
+    gain = base_shuffled.losses.mean(0).double().numpy() - own
+    unit = float(gain.mean())
+    if unit <= 2 * gain.std() / len(gain) ** 0.5:
+        raise SanakitError(
+            "SK0503",
+            f"the base's loss rises by {unit:.4f} with shuffled captions, within its noise: it cannot judge an encoder",
+        )
+    return Target(
+        measure="velocity loss in units of the prompt gain",
+        weights=np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS)),
+        floor=own - unit,
+        unit=unit,
+        base=np.ones(len(own)),
+        tolerance=TEXT_TOLERANCE,
+    )
+
+
+def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float, ...] = EVAL_SIGMAS) -> list[float]:
+    """Held-out velocity loss of the best linear denoiser at every sigma.
+
+    z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own signal-to-noise,
+    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows.
+    """
+    latents = train.latents[torch.arange(len(train))].flatten(0, 1)
+    side = _window(latents.shape[1], min(latents.shape[2:]))
+    rows = _windows(latents, side)[:MAX_WINDOWS].double()
+    mean = rows.mean(0)
+    power, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
+    power = power.clamp_min(0)
+    held = _windows(test.latents[torch.arange(len(test))].flatten(0, 1), side)[:MAX_WINDOWS].double()
+    held_power = ((held - mean) @ directions).square().mean(0)
+    losses = []
+    for sigma in sigmas:
+        gain = (1 - sigma) * power / ((1 - sigma) ** 2 * power + sigma**2)
+        error = (1 - gain * (1 - sigma)) ** 2 * held_power + gain**2 * sigma**2
+        losses.append((error / sigma**2).mean().item())
+    return losses
+
+
+def _window(channels: int, side: int) -> int:
+    """The largest divisor of `side` whose square holds at most MAX_VALUES numbers."""
+    return max(s for s in range(1, side + 1) if side % s == 0 and (s == 1 or channels * s * s <= MAX_VALUES))
+
+
+def _windows(latents: Tensor, side: int) -> Tensor:
+    """(N, C, h, w) -> (windows, C side side), pictures interleaved so that a cut keeps all of them."""
+    return F.unfold(latents, side, stride=side).permute(2, 0, 1).flatten(0, 1)
