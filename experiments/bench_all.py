@@ -99,14 +99,13 @@ def training_step(repeats: int) -> list[Row]:
 
 def monitor(repeats: int) -> list[Row]:
     step, system, data = trainer()
-    watch = LatentMonitor(reference=data.latents[:, 0], looks=8)
+    watch = make_monitors(MonitorsSection(), system, data, (system, data), replace(OPTIONS, max_steps=DEFAULT_STEPS))
     batch = draw_batch(system, data, OPTIONS, 0)
     predicted = torch.randn_like(batch.latents)
     watch.observe(batch, predicted)
 
     def observe():
         watch.observe(batch, predicted)
-        watch._seen.clear()
 
     def look():
         watch.observe(batch, predicted)

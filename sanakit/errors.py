@@ -221,6 +221,12 @@ CODES: dict[str, Code] = {
         why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is at fault.",
         fix="Train in fp32 or autocast bf16 with a larger learning rate; report it where a frozen parameter moved.",
     ),
+    "SK0511": Code(
+        title="a monitor stopped the run",
+        why="A drift monitor alarmed, and its action is to stop, or to roll back where it could not or had done so before.",
+        fix="readings.jsonl names channel, effect, step and likely cause; `--set monitors.NAME=warn` goes on regardless.",
+        exit_code=ExitCode.GATE_FAILED,
+    ),
     # 06: other people's formats, in and out
     "SK0601": Code(
         title="a pickle is not read without leave",

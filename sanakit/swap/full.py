@@ -18,7 +18,7 @@ from sanakit.core.dit import new_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
-from sanakit.monitors import LatentMonitor
+from sanakit.monitors import STILL, MonitorRequest, make_monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.figures import save_grid
@@ -30,6 +30,7 @@ from sanakit.train import (
     check_movement,
     fit,
     layer_groups,
+    learning_rate_at,
     new_state,
     parameter_digests,
 )
@@ -37,7 +38,6 @@ from sanakit.train import (
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
-LOOKS = 8
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
 # what may change between two parts of one run: it does not touch the trajectory
 FREE = ("train.checkpoint_every", "train.parallel", "data.cache")
@@ -121,18 +121,19 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         for row in state.history:
             run.append(row["file"], [row["row"]])
         preflight(checkpoints, checkpoint_bytes(system.core, state))
-        monitor = LatentMonitor(reference=train.latents[:1024, 0], looks=LOOKS)
-        restore_monitor(monitor, state.extras)
-        drift_alarms = sum(bool(r["row"].get("alarm")) for r in state.history)
+        base = (swap.base_system, swap.base_data[0])
+        monitors = make_monitors(config.monitors, system, train, base, options)
+        monitors.restore(state.extras)
+        drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in state.history)
         losses = state.extras.get("losses", torch.empty(0)).tolist()
-        look_every = max(1, options.max_steps // LOOKS)
+        look_every = max(1, options.max_steps // config.monitors.looks)
 
         def record(file: str, rows: list[dict[str, Any]]) -> None:
             run.append(file, rows)
             state.history += [{"file": file, "row": row} for row in rows]
 
         def save(step: int) -> None:
-            state.extras = monitor_tensors(monitor) | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            state.extras = monitors.tensors() | {"losses": torch.tensor(losses, dtype=torch.float64)}
             save_checkpoint(checkpoints, system.core, state, facts)
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
@@ -142,12 +143,13 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
             else:
                 losses.append(loss)
-                monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                monitors.observe(batch, predicted)
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(system.core, untouched)
             if step % look_every == 0:
-                readings = monitor.report(step)
-                drift_alarms += sum(r.alarm for r in readings)
+                readings = monitors.report(step)
+                drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
+                request = monitors.act(readings)
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
                 row = {
                     "stage": "full",
@@ -160,10 +162,26 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 losses = []
                 record("metrics.jsonl", [row, _held_out_row(name, step, evaluate())])
                 system.core.train()
+                if request:
+                    raise request
             if step % config.train.checkpoint_every == 0 or step == options.max_steps:
                 save(step)
 
-        fit(system, train, options, state, after_step=after_step)
+        rate = lambda step, options: monitors.factor * learning_rate_at(step, options)
+        try:
+            fit(system, train, options, state, after_step=after_step, rate=rate)
+        except MonitorRequest as request:
+            found = good_checkpoint(checkpoints, request)
+            load_checkpoint(found, system.core, state, facts)
+            monitors.restore(state.extras)
+            monitors.factor *= 0.5
+            print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+            try:
+                fit(system, train, options, state, after_step=after_step, rate=rate)
+            except MonitorRequest as again:
+                raise SanakitError("SK0511", f"after a roll-back: {again}") from again
+        finally:
+            monitors.close()
         if state.stopped:
             if state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save(state.step)
@@ -256,6 +274,16 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     return plain
 
 
+def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
+    """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
+    if request.action == "stop":
+        raise SanakitError("SK0511", str(request)) from request
+    found = [latest(path) for path in sorted(checkpoints.glob("step-*")) if int(path.name.split("-")[1]) <= request.since]
+    if not found or found[-1] is None:
+        raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
+    return found[-1]
+
+
 def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: TrainState, facts: dict[str, Any]) -> None:
     if resume == "never":
         if is_main():
@@ -265,17 +293,3 @@ def _resume(checkpoints: Path, resume: str, system: LatentDiffusion, state: Trai
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
         load_checkpoint(found if resume == "auto" else latest(found) or found, system.core, state, facts)
-
-
-def monitor_tensors(monitor: LatentMonitor) -> dict[str, Tensor]:
-    """What the monitor has seen since its last look, so that a resumed run reports the same."""
-    seen = {"monitor.seen": torch.cat(monitor._seen)} if monitor._seen else {}
-    return seen | {f"monitor.{half}": torch.cat(values) for half, values in monitor._spread.items() if values}
-
-
-def restore_monitor(monitor: LatentMonitor, extras: dict[str, Tensor]) -> None:
-    if "monitor.seen" in extras:
-        monitor._seen.append(extras["monitor.seen"])
-    for half, values in monitor._spread.items():
-        if f"monitor.{half}" in extras:
-            values.append(extras[f"monitor.{half}"])
