@@ -6,10 +6,16 @@ PYTHON is an interpreter of an environment of its own with evidently and alibi-d
 Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px) under the PCA autoencoder f16c16.
 """
 
+import argparse
 import io
 import json
+import os
+import platform
+import subprocess
 import tempfile
+import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,16 +135,20 @@ def draw(data: dict[str, np.ndarray], shift: str, generator: np.random.Generator
     """Reference and shifted current latents of disjoint pictures, 256 each; shift "none" is clean."""
     order = generator.permutation(len(data["clean"]))
     first, second = order[:COUNT], order[COUNT : 2 * COUNT]
-    reference = data["clean"][first]
+    return data["clean"][first], shifted(data, shift, second, generator)
+
+
+def shifted(data: dict[str, np.ndarray], shift: str, rows: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Latents of these pictures after the shift."""
     if shift in PICTURE_SHIFTS:
-        return reference, data[PICTURE_SHIFTS[shift]][second]
-    current = data["clean"][second].copy()
+        return data[PICTURE_SHIFTS[shift]][rows]
+    current = data["clean"][rows].copy()
     if shift == OUTLIERS:
-        count = round(0.01 * COUNT)
+        count = round(0.01 * len(rows))
         current[:count] = data["outliers"][generator.choice(len(data["outliers"]), count, replace=False)]
     elif shift in LATENT_SHIFTS:
         current = LATENT_SHIFTS[shift](current)
-    return reference, current
+    return current
 
 
 def write_draws(data: dict[str, np.ndarray], repeats: int) -> None:
@@ -190,3 +200,194 @@ def own_alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
         lowest = float(stats.ks_2samp(first, second, axis=0, method="asymp").pvalue.min())
         found[f"ks/{label}"] = lowest <= ALPHA / first.shape[1]
     return found
+
+
+STREAMS, LOOKS, ROWS, REFERENCE = 200, 100, 32, 1024
+DELAY_RUNS, CHANGE = 40, 30
+
+
+def columns(latents: np.ndarray) -> np.ndarray:
+    """The structured features that the monitors watch, (N, d)."""
+    import torch
+
+    from sanakit.drift.compare import STRUCTURED
+    from sanakit.drift.features import latent_blocks
+
+    found = latent_blocks(torch.from_numpy(latents))
+    return torch.cat([found[name] for name in STRUCTURED if name in found], 1).numpy()
+
+
+def false_alarms(clean: np.ndarray) -> dict[str, Any]:
+    """Clean streams of other pictures than the reference's, looked at 100 times each: how many ever alarm.
+
+    clean: features (N, d). The CUSUM is calibrated to the run length at which 5% of clean streams alarm in 100 looks.
+    """
+    from sanakit.drift.cusum import Cusum
+    from sanakit.drift.sequential import EProcess
+
+    alarms = {"e-process": 0, "cusum": 0}
+    run_length = LOOKS / -np.log(1 - ALPHA)
+    for number in range(STREAMS):
+        order = np.random.default_rng([SEED, 1, number]).permutation(len(clean))
+        blocks = np.split(order[REFERENCE : REFERENCE + LOOKS * ROWS], LOOKS)
+        process, cusum = EProcess(clean[order[:REFERENCE]]), Cusum(clean[order[:REFERENCE]], ROWS, run_length)
+        alarms["e-process"] += any([process.add(clean[block]).value >= 1 / ALPHA for block in blocks])
+        alarms["cusum"] += any([cusum.add(clean[block])[0] for block in blocks])
+    return {name: count / STREAMS for name, count in alarms.items()}
+
+
+def delays(data: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+    """Median looks from the change (after look 30 of 100) to the alarm, of runs that had none before; null where most
+    runs end first. `cusum on the mean` watches channel means alone, calibrated alike."""
+    from sanakit.drift.cusum import Cusum
+    from sanakit.drift.sequential import EProcess
+
+    run_length = LOOKS / -np.log(1 - ALPHA)
+    found = {}
+    clean, channels = columns(data["clean"]), data["clean"].shape[1]
+    for shift in SHIFTS:
+        waits: dict[str, list[float]] = {"sanakit e-process": [], "sanakit cusum": [], "cusum on the mean": []}
+        for number in range(DELAY_RUNS):
+            generator = np.random.default_rng([SEED, 2, number])
+            order = generator.permutation(len(clean))
+            reference, stream = clean[order[:REFERENCE]], order[REFERENCE : REFERENCE + LOOKS * ROWS]
+            moved = generator.permutation(columns(shifted(data, shift, stream[CHANGE * ROWS :], generator)))
+            blocks = np.split(np.concatenate([clean[stream[: CHANGE * ROWS]], moved]), LOOKS)
+            process = EProcess(reference)
+            wide, narrow = Cusum(reference, ROWS, run_length), Cusum(reference[:, :channels], ROWS, run_length)
+            watch: dict[str, Callable[[np.ndarray], bool]] = {
+                "sanakit e-process": lambda rows, test=process: test.add(rows).value >= 1 / ALPHA,
+                "sanakit cusum": lambda rows, test=wide: test.add(rows)[0],
+                "cusum on the mean": lambda rows, test=narrow: test.add(rows[:, :channels])[0],
+            }
+            for name, alarms in watch.items():
+                first = next((look for look, rows in enumerate(blocks) if alarms(rows)), None)
+                if first is None or first >= CHANGE:
+                    waits[name].append(np.inf if first is None else first - CHANGE + 1)
+        medians = {name: float(np.median(values)) for name, values in waits.items()}
+        found[shift] = {name: value if np.isfinite(value) else None for name, value in medians.items()}
+    return found
+
+
+def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Alarm rates of every way on the draws that all tools have seen; a tool's power at a shift is that of its best way
+    among those that hold their level: false alarms on clean draws not above alpha, by a one-sided binomial test at .05."""
+    from scipy.stats import binom
+
+    seen: dict[tuple[str, int], dict[str, bool]] = {}
+    for row in rows:
+        seen.setdefault((row["shift"], row["repeat"]), {}).update(row["alarms"])
+    ways = sorted({way for found in seen.values() for way in found})
+    complete = {key: found for key, found in seen.items() if len(found) == len(ways)}
+    count = {shift: sum(key[0] == shift for key in complete) for shift in ("none", *SHIFTS)}
+    rate = {
+        way: {
+            shift: sum(found[way] for key, found in complete.items() if key[0] == shift) / max(1, count[shift])
+            for shift in ("none", *SHIFTS)
+        }
+        for way in ways
+    }
+    holds = {way: bool(binom.sf(rate[way]["none"] * count["none"] - 1, count["none"], ALPHA) > 0.05) for way in ways}
+    power = {}
+    for shift in SHIFTS:
+        power[shift] = {}
+        for tool in ("sanakit", "evidently", "alibi_detect", "ks", "raw_mmd"):
+            own = [rate[way][shift] for way in ways if way.startswith(tool + "/") and holds[way]]
+            power[shift][tool] = max(own) if own else None
+    return {
+        "power": power,
+        "draws": count,
+        "ways": {way: {"holds_level": holds[way], "alarm_rate": rate[way]} for way in ways},
+    }
+
+
+def overhead(steps: int = 240) -> dict[str, float]:
+    """Seconds of all monitors over those of the training steps between, at the default number of looks, in the embedded
+    world: observing is timed in every step, a look once in every `steps` / looks; both in one process."""
+    from bench_all import OPTIONS, trainer
+
+    from sanakit.config import Config
+    from sanakit.monitors import make_monitors
+    from sanakit.train import draw_batch
+
+    step, system, data = trainer()
+    options = replace(OPTIONS, max_steps=Config().train.max_steps)
+    monitors = make_monitors(Config().monitors, system, data, (system, data), options)
+    every = options.max_steps // Config().monitors.looks
+    step()
+    spent, watched = [], []
+    for number in range(steps):
+        batch = draw_batch(system, data, options, number)
+        predicted = batch.noise - batch.latents
+        begin = time.perf_counter()
+        step()
+        middle = time.perf_counter()
+        monitors.observe(batch, predicted)
+        if (number + 1) % every == 0:
+            monitors.report(number + 1)
+        spent.append(middle - begin)
+        watched.append(time.perf_counter() - middle)
+    monitors.close()
+    looks = [w for number, w in enumerate(watched, 1) if number % every == 0]
+    rest = [w for number, w in enumerate(watched, 1) if number % every]
+    per_step = float(np.median(rest)) + float(np.median(looks)) / every
+    return {
+        "ratio": per_step / float(np.median(spent)),
+        "step_ms": 1e3 * float(np.median(spent)),
+        "observe_ms": 1e3 * float(np.median(rest)),
+        "look_ms": 1e3 * float(np.median(looks)),
+    }
+
+
+PARTS = ("false_alarms", "delay", "overhead", "power")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--peers", help="Python of an environment with evidently and alibi-detect[torch]")
+    parser.add_argument("--repeats", type=int, default=100, help="draws a shift")
+    parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; the others stay as they are")
+    options = parser.parse_args()
+    import torch
+
+    torch.set_num_threads(1)
+    WORK.mkdir(exist_ok=True)
+    if not (WORK / "data.npz").is_file():
+        np.savez(WORK / "data.npz", **prepare())
+    data = dict(np.load(WORK / "data.npz"))
+    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+    for part in options.only or PARTS:
+        if part == "false_alarms":
+            rates = false_alarms(columns(data["clean"]))
+            found |= {"false_alarm_rate": rates["e-process"], "false_alarm_rate_cusum": rates["cusum"], "runs": STREAMS}
+        elif part == "delay":
+            found["delay"] = delays(data)
+        elif part == "overhead":
+            measured = overhead()
+            found |= {"monitor_overhead_ratio": measured["ratio"], "monitor_overhead": measured}
+        else:
+            found |= measure_power(data, options.repeats, options.peers)
+        found |= {
+            "alpha": ALPHA,
+            "looks": LOOKS,
+            "rows_a_look": ROWS,
+            "samples_a_side": COUNT,
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread",
+            "command": "python experiments/drift_study.py --peers PEERS/bin/python",
+        }
+        OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+def measure_power(data: dict[str, np.ndarray], repeats: int, peers: str | None) -> dict[str, Any]:
+    """Resumable: what WORK holds is not measured again."""
+    write_draws(data, repeats)
+    script = Path(__file__).with_name("drift_peers.py")
+    other = subprocess.Popen([peers, script, WORK / "peers.jsonl"]) if peers else None
+    run_draws(WORK / "own.jsonl", own_alarms)
+    if other and other.wait():
+        raise SystemExit(f"{script.name} failed in {peers}")
+    return powers(read_rows(WORK / "own.jsonl") + read_rows(WORK / "peers.jsonl"))
+
+
+if __name__ == "__main__":
+    main()

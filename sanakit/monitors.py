@@ -313,11 +313,13 @@ class Taps:
         self.places |= {f"block {d + 1} of {len(blocks)}": blocks[d] for d in depths}  # type: ignore[arg-type,index]
         self.outputs: dict[str, Tensor] = {}
         self.armed = False
+        self.always = False
         self.hooks = [m.register_forward_hook(self._keep(name)) for name, m in self.places.items()]
 
     def _keep(self, name: str) -> Callable[[nn.Module, object, Tensor], None]:
         def hook(module: nn.Module, inputs: object, output: Tensor) -> None:
-            if self.armed and name in self.places and name not in self.outputs:
+            wanted = self.always or (self.armed and module.training)  # not while the loop evaluates
+            if wanted and name in self.places and name not in self.outputs:
                 self.outputs[name] = output.detach()
 
         return hook
@@ -328,9 +330,9 @@ class Taps:
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
-        self.armed, self.outputs = True, {}
+        self.always, self.outputs = True, {}
         yield self.outputs
-        self.armed = False
+        self.always = False
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from sanakit.checkpoint import checkpoint_bytes, latest, load_checkpoint, prefli
 from sanakit.config import Config
 from sanakit.core.dit import new_core
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
+from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.monitors import STILL, MonitorRequest, make_monitors
@@ -278,7 +279,9 @@ def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
     """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
     if request.action == "stop":
         raise SanakitError("SK0511", str(request)) from request
-    found = [latest(path) for path in sorted(checkpoints.glob("step-*")) if int(path.name.split("-")[1]) <= request.since]
+    found = [
+        latest(path) for path in sorted(checkpoints.glob("step-*")) if int(path.name.split("-")[1]) <= request.since
+    ]
     if not found or found[-1] is None:
         raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
     return found[-1]
