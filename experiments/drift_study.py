@@ -9,6 +9,7 @@ Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px) und
 import argparse
 import io
 import json
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -203,7 +204,7 @@ def own_alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
 
 
 STREAMS, LOOKS, ROWS, REFERENCE = 200, 100, 32, 1024
-DELAY_RUNS, CHANGE = 40, 30
+DELAY_RUNS, CHANGE = 20, 30
 
 
 def columns(latents: np.ndarray) -> np.ndarray:
@@ -217,55 +218,87 @@ def columns(latents: np.ndarray) -> np.ndarray:
     return torch.cat([found[name] for name in STRUCTURED if name in found], 1).numpy()
 
 
-def false_alarms(clean: np.ndarray) -> dict[str, Any]:
-    """Clean streams of other pictures than the reference's, looked at 100 times each: how many ever alarm.
+def calibrated(features: np.ndarray) -> float:
+    """CUSUM threshold at which 5% of clean streams alarm in 100 looks, by the library's own simulation."""
+    from sanakit.drift.cusum import calibrate
 
-    clean: features (N, d). The CUSUM is calibrated to the run length at which 5% of clean streams alarm in 100 looks.
-    """
+    rows = np.random.default_rng([SEED, 3]).permutation(len(features))[:REFERENCE]
+    return calibrate(features[rows], ROWS, LOOKS / -np.log(1 - ALPHA))
+
+
+def over_processes(work: Callable[[int], Any], count: int) -> list[Any]:
+    """work(0) to work(count - 1), forked, as many at once as there are cores; WORK keeps what is done."""
+    path = WORK / f"{work.__name__}.jsonl"
+    done = {row["number"]: row["found"] for row in read_rows(path)}
+    left = [number for number in range(count) if number not in done]
+    with multiprocessing.get_context("fork").Pool() as pool:
+        for number, found in zip(left, pool.imap(work, left), strict=True):
+            done[number] = found
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"number": number, "found": found}) + "\n")
+    return [done[number] for number in range(count)]
+
+
+SHARED: dict[str, Any] = {}  # what the forked processes read
+
+
+def clean_stream(number: int) -> dict[str, bool]:
+    """Does a clean stream of other pictures than the reference's alarm at any of its looks?"""
     from sanakit.drift.cusum import Cusum
     from sanakit.drift.sequential import EProcess
 
-    alarms = {"e-process": 0, "cusum": 0}
-    run_length = LOOKS / -np.log(1 - ALPHA)
-    for number in range(STREAMS):
-        order = np.random.default_rng([SEED, 1, number]).permutation(len(clean))
-        blocks = np.split(order[REFERENCE : REFERENCE + LOOKS * ROWS], LOOKS)
-        process, cusum = EProcess(clean[order[:REFERENCE]]), Cusum(clean[order[:REFERENCE]], ROWS, run_length)
-        alarms["e-process"] += any([process.add(clean[block]).value >= 1 / ALPHA for block in blocks])
-        alarms["cusum"] += any([cusum.add(clean[block])[0] for block in blocks])
-    return {name: count / STREAMS for name, count in alarms.items()}
+    clean = SHARED["clean"]
+    order = np.random.default_rng([SEED, 1, number]).permutation(len(clean))
+    blocks = np.split(order[REFERENCE : REFERENCE + LOOKS * ROWS], LOOKS)
+    process = EProcess(clean[order[:REFERENCE]])
+    cusum = Cusum(clean[order[:REFERENCE]], ROWS, LOOKS, threshold=SHARED["wide"])
+    for block in blocks:
+        process.add(clean[block])
+    return {
+        "e-process": process.highest >= 1 / ALPHA,
+        "cusum": any(cusum.add(clean[block])[0] for block in blocks),
+    }
 
 
-def delays(data: dict[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
-    """Median looks from the change (after look 30 of 100) to the alarm, of runs that had none before; null where most
-    runs end first. `cusum on the mean` watches channel means alone, calibrated alike."""
+def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
+    """Looks from the change (after look 30 of 100) to the alarm, by shift and test; 0 for an alarm before it, null for
+    none. `cusum on the mean` watches channel means alone, calibrated alike."""
     from sanakit.drift.cusum import Cusum
     from sanakit.drift.sequential import EProcess
 
-    run_length = LOOKS / -np.log(1 - ALPHA)
-    found = {}
-    clean, channels = columns(data["clean"]), data["clean"].shape[1]
+    data, clean = SHARED["data"], SHARED["clean"]
+    channels = data["clean"].shape[1]
+    order = np.random.default_rng([SEED, 2, number]).permutation(len(clean))
+    reference, stream = clean[order[:REFERENCE]], order[REFERENCE : REFERENCE + LOOKS * ROWS]
+    found: dict[str, dict[str, float | None]] = {}
     for shift in SHIFTS:
-        waits: dict[str, list[float]] = {"sanakit e-process": [], "sanakit cusum": [], "cusum on the mean": []}
-        for number in range(DELAY_RUNS):
-            generator = np.random.default_rng([SEED, 2, number])
-            order = generator.permutation(len(clean))
-            reference, stream = clean[order[:REFERENCE]], order[REFERENCE : REFERENCE + LOOKS * ROWS]
-            moved = generator.permutation(columns(shifted(data, shift, stream[CHANGE * ROWS :], generator)))
-            blocks = np.split(np.concatenate([clean[stream[: CHANGE * ROWS]], moved]), LOOKS)
-            process = EProcess(reference)
-            wide, narrow = Cusum(reference, ROWS, run_length), Cusum(reference[:, :channels], ROWS, run_length)
-            watch: dict[str, Callable[[np.ndarray], bool]] = {
-                "sanakit e-process": lambda rows, test=process: test.add(rows).value >= 1 / ALPHA,
-                "sanakit cusum": lambda rows, test=wide: test.add(rows)[0],
-                "cusum on the mean": lambda rows, test=narrow: test.add(rows[:, :channels])[0],
-            }
-            for name, alarms in watch.items():
-                first = next((look for look, rows in enumerate(blocks) if alarms(rows)), None)
-                if first is None or first >= CHANGE:
-                    waits[name].append(np.inf if first is None else first - CHANGE + 1)
-        medians = {name: float(np.median(values)) for name, values in waits.items()}
-        found[shift] = {name: value if np.isfinite(value) else None for name, value in medians.items()}
+        generator = np.random.default_rng([SEED, 4, number])
+        moved = generator.permutation(columns(shifted(data, shift, stream[CHANGE * ROWS :], generator)))
+        blocks = np.split(np.concatenate([clean[stream[: CHANGE * ROWS]], moved]), LOOKS)
+        process = EProcess(reference)
+        wide = Cusum(reference, ROWS, LOOKS, threshold=SHARED["wide"])
+        narrow = Cusum(reference[:, :channels], ROWS, LOOKS, threshold=SHARED["narrow"])
+        watch: dict[str, Callable[[np.ndarray], bool]] = {
+            "sanakit e-process": lambda rows, test=process: test.add(rows).value >= 1 / ALPHA,
+            "sanakit cusum": lambda rows, test=wide: test.add(rows)[0],
+            "cusum on the mean": lambda rows, test=narrow: test.add(rows[:, :channels])[0],
+        }
+        first = {
+            name: next((k for k, rows in enumerate(blocks) if alarms(rows)), None) for name, alarms in watch.items()
+        }
+        found[shift] = {name: None if k is None else float(max(0, k - CHANGE + 1)) for name, k in first.items()}
+    return found
+
+
+def delays(runs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
+    """Median of the runs that had no alarm before the change; null where most of them end first."""
+    found: dict[str, dict[str, float | None]] = {}
+    for shift in SHIFTS:
+        found[shift] = {}
+        for name in runs[0][shift]:
+            waits = [np.inf if (wait := run[shift][name]) is None else wait for run in runs]
+            median = float(np.median([wait for wait in waits if wait > 0]))
+            found[shift][name] = median if np.isfinite(median) else None
     return found
 
 
@@ -301,7 +334,7 @@ def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def overhead(steps: int = 240) -> dict[str, float]:
+def overhead(steps: int = 110) -> dict[str, float]:
     """Seconds of all monitors over those of the training steps between, at the default number of looks, in the embedded
     world: observing is timed in every step, a look once in every `steps` / looks; both in one process."""
     from bench_all import OPTIONS, trainer
@@ -355,13 +388,18 @@ def main() -> None:
     if not (WORK / "data.npz").is_file():
         np.savez(WORK / "data.npz", **prepare())
     data = dict(np.load(WORK / "data.npz"))
-    found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
     for part in options.only or PARTS:
+        found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+        if part in ("false_alarms", "delay") and not SHARED:
+            clean = columns(data["clean"])
+            channels = data["clean"].shape[1]
+            SHARED.update(data=data, clean=clean, wide=calibrated(clean), narrow=calibrated(clean[:, :channels]))
         if part == "false_alarms":
-            rates = false_alarms(columns(data["clean"]))
+            runs = over_processes(clean_stream, STREAMS)
+            rates = {name: sum(run[name] for run in runs) / STREAMS for name in runs[0]}
             found |= {"false_alarm_rate": rates["e-process"], "false_alarm_rate_cusum": rates["cusum"], "runs": STREAMS}
         elif part == "delay":
-            found["delay"] = delays(data)
+            found |= {"delay": delays(over_processes(stream_delays, DELAY_RUNS)), "delay_runs": DELAY_RUNS}
         elif part == "overhead":
             measured = overhead()
             found |= {"monitor_overhead_ratio": measured["ratio"], "monitor_overhead": measured}
