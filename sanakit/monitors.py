@@ -19,6 +19,7 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.config import MonitorsSection
 from sanakit.contracts import Reading
 from sanakit.data.cache import LatentDataset
+from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.compare import STRUCTURED
 from sanakit.drift.equivalence import equivalence
 from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
@@ -366,9 +367,11 @@ class Monitors:
     tapped: dict[str, Stream] = field(default_factory=dict)
     components: list[Stream] = field(default_factory=list)  # encoders in training: whoever trains them observes
     factor: float = 1.0
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @torch.no_grad()
     def observe(self, batch: Batch, predicted: Tensor) -> None:
+        self.device = batch.latents.device
         self.latent.observe(batch, predicted)
         if self.prompts is not None:
             embeds = batch.prompt.embeds
@@ -395,20 +398,26 @@ class Monitors:
         return str(getattr(self.section, reading.name, "log"))
 
     def act(self, readings: list[Reading]) -> MonitorRequest | None:
-        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms."""
+        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Rank 0 decides
+        for all (its rows are a random share of the stream, and one test keeps one alpha), so every rank must call it."""
         alarms = sorted((r for r in readings if r.alarm), key=lambda r: ACTIONS.index(self.action(r)))
-        for reading in alarms:
-            if self.action(reading) != "log":
-                print(f"monitor: {describe(reading)}", file=sys.stderr)
-        if not alarms or self.action(alarms[-1]) not in ("lower-rate", "roll-back", "stop"):
-            return None
-        action, reading = self.action(alarms[-1]), alarms[-1]
-        if action == "lower-rate":
+        strongest, since = 0, 0
+        if alarms and is_main():
+            for reading in alarms:
+                if self.action(reading) != "log":
+                    print(f"monitor: {describe(reading)}", file=sys.stderr)
+            strongest = ACTIONS.index(self.action(alarms[-1]))
+            stream = {"latents": self.latent.stream, "embeddings": self.prompts}.get(alarms[-1].name)
+            since = stream.since if stream else max(0, alarms[-1].step - 1)
+        total, strongest = sum_over_ranks(torch.tensor(float(since), device=self.device), strongest)
+        if ACTIONS[strongest] == "lower-rate":
             self.factor *= 0.5
-            print(f"monitor: learning rate times {self.factor:g} from step {reading.step} on", file=sys.stderr)
+            if is_main():
+                print(f"monitor: learning rate times {self.factor:g} from here on", file=sys.stderr)
+        if ACTIONS[strongest] not in ("roll-back", "stop"):
             return None
-        stream = {"latents": self.latent.stream, "embeddings": self.prompts}.get(reading.name)
-        return MonitorRequest(action, reading, stream.since if stream else max(0, reading.step - 1))
+        reading = alarms[-1] if alarms else Reading(name="latents", value=0.0, title="an alarm on rank 0")
+        return MonitorRequest(ACTIONS[strongest], reading, int(total))
 
     def tensors(self) -> dict[str, Tensor]:
         found = self.latent.tensors() | {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
