@@ -201,6 +201,20 @@ def test_a_request_leaves_the_loop(tiny_system, tiny_data):
         fit(tiny_system, tiny_data, options, new_state(tiny_system.core, groups, options), after_step=ask)
 
 
+def test_the_way_back_is_the_newest_checkpoint_from_before_the_drift(tmp_path):
+    from sanakit.swap.full import good_checkpoint
+
+    alarm = Reading(name="latents", value=1.0, step=12)
+    for step in (3, 6, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    for step in (3, 6):
+        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text("{}")  # 9 was cut off while it was written
+    assert good_checkpoint(tmp_path, MonitorRequest("roll-back", alarm, 9)).name == "step-00000006"
+    for action, since in (("roll-back", 2), ("stop", 9)):
+        with pytest.raises(SanakitError, match="SK0511"):
+            good_checkpoint(tmp_path, MonitorRequest(action, alarm, since))
+
+
 def test_configuration_refuses_other_actions():
     assert Config().monitors.latents == "warn"
     with pytest.raises(SanakitError, match="SK0104"):

@@ -279,10 +279,9 @@ def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
     """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
     if request.action == "stop":
         raise SanakitError("SK0511", str(request)) from request
-    found = [
-        latest(path) for path in sorted(checkpoints.glob("step-*")) if int(path.name.split("-")[1]) <= request.since
-    ]
-    if not found or found[-1] is None:
+    whole_ones = [path.parent for path in sorted(checkpoints.glob("step-*/manifest.json"))]
+    found = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    if not found:
         raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
     return found[-1]
 
