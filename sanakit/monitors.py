@@ -23,13 +23,14 @@ from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.compare import STRUCTURED
 from sanakit.drift.equivalence import equivalence
 from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
-from sanakit.drift.sequential import MOST_ROWS, EProcess
+from sanakit.drift.sequential import EProcess
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, predict_clean
 from sanakit.train import Batch, TrainOptions, draw_batch
 
 ALPHA = 0.05
 REFERENCE = 1024  # pictures or prompts that a stream is compared with
+ROWS = 128  # kept of a look
 FEWEST = 16  # rows of a look that a band is judged on
 LOW_SIGMA = 0.25  # below it a clean estimate should look like data
 ACTIONS = ("off", "log", "warn", "lower-rate", "roll-back", "stop")
@@ -57,7 +58,7 @@ class MonitorRequest(Exception):
 class Stream:
     """reference: values (N, C, h, w), a list of such by shape, or (N, L, D) with `mask`. still: no drift is expected;
     otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `looks` where a look is a test.
-    steps: between looks, so that about 256 rows are kept of them."""
+    steps: between looks, so that about 128 rows are kept of them."""
 
     name: str
     reference: Tensor | list[Tensor]
@@ -89,9 +90,9 @@ class Stream:
         values = values.detach()
         bad = (~values.isfinite()).movedim(1 if values.ndim == 4 else -1, 0).flatten(1).sum(1)
         self.bad = bad if self.bad is None or len(self.bad) != len(bad) else self.bad + bad
-        stride, self.seen = max(1, self.steps // MOST_ROWS), self.seen + 1
+        stride, self.seen = max(1, self.steps // ROWS), self.seen + 1
         if self.seen % stride == 0:
-            share = -(-MOST_ROWS // max(1, self.steps))
+            share = -(-ROWS // max(1, self.steps))
             self.kept.append((values[:share].clone(), None if mask is None else mask[:share].clone()))
 
     def report(self, step: int) -> list[Reading]:
@@ -102,7 +103,7 @@ class Stream:
         rows, _ = features(self.kept, self.blocks)
         self.kept.clear()
         rows = rows[np.isfinite(rows).all(1)]
-        rows = rows[np.sort(np.random.default_rng(step).permutation(len(rows))[:MOST_ROWS])]
+        rows = rows[np.sort(np.random.default_rng(step).permutation(len(rows))[:ROWS])]
         if self.process:
             return readings + self._still(self.process, rows, step)
         return readings + (self._moving(rows, step) if len(rows) >= FEWEST else [])
@@ -386,7 +387,7 @@ class Monitors:
                 self.tapped[place].observe(output, batch.prompt.mask[: len(output)] if caption else None)
             self.taps.outputs = {}
             first = next(iter(self.tapped.values()))
-            self.taps.armed = (first.seen + 1) % max(1, first.steps // MOST_ROWS) == 0
+            self.taps.armed = (first.seen + 1) % max(1, first.steps // ROWS) == 0
 
     def report(self, step: int) -> list[Reading]:
         """The readings of a look, those of monitors that are off left out."""
@@ -461,7 +462,7 @@ def make_monitors(
     prompts = None
     if section.embeddings != "off":
         reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
-        prompts = Stream("embeddings", reference.embeds, reference.mask, **shared)
+        prompts = Stream("embeddings", reference.embeds, reference.mask, blocks=("mean", "norms"), **shared)
     taps, streams = None, {}
     if section.adapters != "off" or section.activations != "off":
         seen = tapped(*base, options)
