@@ -25,6 +25,7 @@ from torch import nn
 
 from sanakit.alignment import CrossMoments, align_input, align_output
 from sanakit.assembly import LatentDiffusion
+from sanakit.config import Config
 from sanakit.core.attention import set_kernel_attention
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.core.feed_forward import set_kernel_feed_forward
@@ -34,7 +35,7 @@ from sanakit.data.cache import build_dataset, raw_latents, to_images
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.kernels.linear_attention import linear_attention
 from sanakit.kernels.moments import latent_moments
-from sanakit.monitors import LatentMonitor
+from sanakit.monitors import make_monitors
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, draw_batch, fit, new_state, update_ema
 from sanakit.vaes import load_vae
@@ -99,14 +100,15 @@ def training_step(repeats: int) -> list[Row]:
 
 def monitor(repeats: int) -> list[Row]:
     step, system, data = trainer()
-    watch = LatentMonitor(reference=data.latents[:, 0], looks=8)
+    watch = make_monitors(
+        Config().monitors, system, data, (system, data), replace(OPTIONS, max_steps=Config().train.max_steps)
+    )
     batch = draw_batch(system, data, OPTIONS, 0)
     predicted = torch.randn_like(batch.latents)
     watch.observe(batch, predicted)
 
     def observe():
         watch.observe(batch, predicted)
-        watch._seen.clear()
 
     def look():
         watch.observe(batch, predicted)

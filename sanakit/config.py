@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 
 from sanakit.errors import SanakitError, did_you_mean
 
+Action = Literal["off", "log", "warn", "lower-rate", "roll-back", "stop"]
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
@@ -96,6 +97,20 @@ class SmokeSection(Section):
     held_out: int = Field(default=128, ge=16)
 
 
+class MonitorsSection(Section):
+    """What an alarm of each monitor does; `off` does not watch."""
+
+    looks: int = Field(default=8, ge=1)  # in a run
+    alpha: float = Field(default=0.05, gt=0, lt=1)  # false-alarm bound of the whole run, over the still streams
+    band: float = Field(default=0.5, gt=0)  # sd that moving streams may move
+    latents: Action = "warn"
+    embeddings: Action = "warn"
+    adapters: Action = "log"
+    activations: Action = "log"
+    generated: Action = "log"
+    components: Action = "log"  # encoders trained jointly
+
+
 class Config(Section):
     base: str = "tiny-sana"
     train: TrainSection = TrainSection()
@@ -104,6 +119,7 @@ class Config(Section):
     text_encoder: TextEncoderSection = TextEncoderSection()
     adapter: AdapterSection = AdapterSection()
     smoke: SmokeSection = SmokeSection()
+    monitors: MonitorsSection = MonitorsSection()
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "Config":

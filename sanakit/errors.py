@@ -321,6 +321,12 @@ CODES: dict[str, Code] = {
         "scaling its latents.",
         fix="Raise vae.equivariance or train.max_steps.",
     ),
+    "SK0511": Code(
+        title="a monitor stopped the run",
+        why="A drift monitor alarmed, and its action is to stop, or to roll back where it could not or had done so before.",
+        fix="readings.jsonl names channel, effect, step and likely cause; `--set monitors.NAME=warn` goes on regardless.",
+        exit_code=ExitCode.GATE_FAILED,
+    ),
     "SK0520": Code(
         title="the base does not denoise its own latents",
         why="The base does no better than a map that knows nothing but the latents' power: another VAE of the same shape, another scale, or untrained weights.",

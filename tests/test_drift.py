@@ -122,3 +122,95 @@ def test_the_command_prints_one_document_and_its_exit_code(tmp_path):
     assert drift(snapshot, "b.safetensors", cwd=tmp_path).returncode == 0
     refused = drift("a.safetensors", "nothing.safetensors", cwd=tmp_path)
     assert refused.returncode == 2 and "error[SK0701]" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_statistics_agree_with_scipy_and_scikit_learn():
+    """The plain values, before the permutation null is taken away."""
+    from scipy import linalg, stats
+    from scipy.spatial.distance import pdist, squareform
+    from sklearn.metrics.pairwise import rbf_kernel
+
+    from sanakit.drift.frechet import frechet_distance
+    from sanakit.drift.mmd import BANDWIDTHS, kernel, labelled_mean_difference
+    from sanakit.drift.sliced_wasserstein import labelled_wasserstein
+
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(60, 3)), generator.normal(0.4, 1.3, size=(50, 3))
+    pooled, labels = np.concatenate([x, y]), np.repeat([0.0, 1.0], [60, 50])[None]
+
+    lines = [stats.wasserstein_distance(x[:, k], y[:, k]) for k in range(3)]
+    assert labelled_wasserstein(pooled, labels)[0] == pytest.approx(np.mean(lines), rel=1e-5)
+    one = pooled[:, :1]
+    energy = labelled_mean_difference(-squareform(pdist(one)), labels)[0]
+    assert energy == pytest.approx(stats.energy_distance(x[:, 0], y[:, 0]) ** 2, rel=1e-5)
+    median = np.median(pdist(pooled))
+    wanted = np.mean([rbf_kernel(pooled, gamma=1 / (2 * (s * median) ** 2)) for s in BANDWIDTHS], 0)
+    np.testing.assert_allclose(kernel(pooled), wanted, atol=1e-6)
+    covariances = np.cov(x.T), np.cov(y.T)
+    root = linalg.sqrtm(covariances[0] @ covariances[1]).real
+    plain = ((x.mean(0) - y.mean(0)) ** 2).sum() + np.trace(covariances[0] + covariances[1] - 2 * root)
+    found = frechet_distance(x.mean(0)[None], covariances[0][None], y.mean(0)[None], covariances[1][None])[0]
+    assert found == pytest.approx(plain)
+    t = max(stats.ttest_ind(y, x, equal_var=False).statistic, key=abs)
+    assert DRIFT.get("welch-max")(x, y, 0.05).value == pytest.approx(t)
+    moments = Moments.of(torch.from_numpy(y))
+    np.testing.assert_allclose(moments.skewness, stats.skew(y))
+    np.testing.assert_allclose(moments.kurtosis, stats.kurtosis(y))
+
+
+def test_smallest_steps_are_those_of_what_is_not_flat():
+    from sanakit.drift.features import latent_blocks
+
+    edge = torch.zeros(2, 1, 8, 8)
+    edge[:, :, :, 4:] = 1.0
+    edge[1] += 0.01 * torch.randn(8, 8, generator=torch.Generator().manual_seed(0))
+    sharp, soft = latent_blocks(edge)["grain"][:, 0].tolist()
+    assert sharp == pytest.approx(0.0, abs=1e-4) and soft < -3
+
+
+def test_one_blank_frame_among_many_is_an_outlier():
+    current = latents(1, 256)
+    current[7] = 0.3
+    found = compare({"latents": sample_latents(latents(0, 256))}, {"latents": sample_latents(current)})
+    outlier = next(r for r in found.readings if r.name == "outlier-pictures")
+    assert outlier.alarm and "7" in outlier.where
+
+
+@pytest.mark.parametrize("count", [0, 1])
+def test_nothing_and_one_sample_end_in_words(count):
+    if not count:
+        with pytest.raises(SanakitError, match="SK0704"):
+            sample_latents(latents(0, 0))
+        return
+    found = compare({"latents": sample_latents(latents(0, 1))}, {"latents": sample_latents(latents(1, 1))})
+    assert found.verdict == "inconclusive"
+
+
+def test_constant_channels_are_no_drift_and_other_normalisations_are_refused():
+    first, second = latents(0), latents(1)
+    first[:, 2] = second[:, 2] = 1.0
+    assert compare({"latents": sample_latents(first)}, {"latents": sample_latents(second)}).verdict == "no-drift"
+    with pytest.raises(SanakitError, match="differ in normalisation"):
+        compare({"latents": sample_latents(first)}, {"latents": sample_latents(second, normalisation="raw")})
+
+
+def test_the_page_shows_pictures_that_the_sides_carry(tmp_path):
+    from sanakit.drift.evidence import evidence
+    from sanakit.drift.pictures import pictures_of
+    from sanakit.reporting.drift import write_drift_report
+
+    frames = torch.randint(0, 256, (160, 8, 8, 3), dtype=torch.uint8)
+    save_file({"latents": latents(0), "pictures": frames}, tmp_path / "a.safetensors")
+    first, second = sample_latents(latents(0)), sample_latents(latents(1) + 1)
+    shown = evidence(first, second)
+    pictures = pictures_of(tmp_path / "a.safetensors", [row for row, _ in shown["farthest"]["reference"]])
+    found = compare({"latents": first}, {"latents": second}).as_dict()
+    moments = {"latents": {"reference": {"mean": [0.0], "std": [1.0]}, "current": {"mean": [1.0], "std": [1.0]}}}
+    page = write_drift_report(
+        found, moments, {"latents": shown}, {"latents": {"reference": pictures}}, "a", "b", tmp_path / "d.html"
+    ).read_text()
+    assert page.count("data:image/png") == 8 and "what moved" in page and "<script" not in page
+    assert evidence(first, sample_latents(latents(0, channels=6)))["effects"] == {}
+    save_file({"latents": latents(0), "pictures": frames.float()}, tmp_path / "f.safetensors")
+    with pytest.raises(SanakitError, match="SK0701"):
+        pictures_of(tmp_path / "f.safetensors", [0])

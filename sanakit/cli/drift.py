@@ -39,6 +39,8 @@ def drift(
     if snapshot:
         write_snapshot(second, snapshot, seed=seed)
     if html:
+        from sanakit.drift.evidence import evidence
+        from sanakit.drift.pictures import pictures_of
         from sanakit.reporting.drift import write_drift_report
 
         moments = {
@@ -50,7 +52,15 @@ def drift(
             for kind in first
             if kind in second
         }
-        write_drift_report(found, moments, str(reference), str(current), html)
+        shown = {kind: evidence(first[kind], second[kind]) for kind in moments}
+        pictures = {
+            kind: {
+                side: pictures_of(path, [row for row, _ in parts["farthest"].get(side, [])])
+                for side, path in zip(("reference", "current"), paths, strict=True)
+            }
+            for kind, parts in shown.items()
+        }
+        write_drift_report(found, moments, shown, pictures, str(reference), str(current), html)
     if as_json:
         print_json(found)
     else:

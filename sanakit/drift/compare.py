@@ -23,7 +23,7 @@ ROWS_PER_DIMENSION = 10
 KEYS = ("name", "title", "value", "ci_low", "ci_high", "p_value", "threshold", "alarm", "where")
 
 MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
-STRUCTURED = ("mean", "log-sd", "low", "median", "high", "band", "norms")
+STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "band", "norms")
 # what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
 PCA = "PCA"
 PLAN: dict[str, dict[str, Sequence[str] | str]] = {
@@ -40,7 +40,7 @@ PLAN: dict[str, dict[str, Sequence[str] | str]] = {
         "sliced-wasserstein": PCA,
         "psi": ("mean", "log-sd"),
         "spectrum-kl": ("power",),
-        "outlier-pictures": ("mean", "log-sd"),
+        "outlier-pictures": ("log-sd",),
         "classifier": PCA,
     },
     "embeddings": {

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 FLOOR = 1e-6
+FLAT = 1e-4  # steps below this share of the spread are rounding
 CORRELATED = 64  # correlations of at most so many channels, evenly spaced: pairs grow with the square
 QUANTILES = {"low": 0.05, "median": 0.5, "high": 0.95}
 
@@ -17,8 +18,9 @@ Blocks = dict[str, Tensor]
 
 
 def latent_blocks(latents: Tensor) -> Blocks:
-    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, band (log power of the
-    upper against the lower half of frequencies); correlation (N, pairs), Fisher z; power (N, bands), radial."""
+    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`), band
+    (log power of the upper against the lower half of frequencies); correlation (N, pairs), Fisher z; power (N, bands),
+    radial."""
     count, channels, height, width = latents.shape
     values = latents.float().flatten(2)  # (N, C, hw)
     mean = values.mean(-1)
@@ -32,6 +34,8 @@ def latent_blocks(latents: Tensor) -> Blocks:
     blocks |= {"log-sd": std.log(), "skewness": scaled.pow(3).mean(-1), "kurtosis": scaled.pow(4).mean(-1) - 3}
     ordered = values.sort(-1).values
     blocks |= {name: ordered[..., round(q * (height * width - 1))] for name, q in QUANTILES.items()}
+
+    blocks["grain"] = smallest_steps(centred.unflatten(2, (height, width)), std)
 
     power = torch.fft.fft2(centred.unflatten(2, (height, width)), norm="ortho").abs().square()
     band = radial_bands(height, width).to(latents.device)
@@ -47,6 +51,16 @@ def latent_blocks(latents: Tensor) -> Blocks:
         blocks["correlation"] = matrix[:, upper[0], upper[1]].clamp(-0.999, 0.999).atanh()
     blocks["power"] = by_band.mean(1)
     return blocks
+
+
+def smallest_steps(centred: Tensor, std: Tensor) -> Tensor:
+    """(N, C, h, w) and its (N, C) spreads -> (N, C): log of the lower quartile of the steps between neighbours that are
+    not flat. Compression, resizing and denoising change the smallest steps first, long before means or spreads."""
+    across, down = centred.diff(dim=3).flatten(2), centred.diff(dim=2).flatten(2)
+    steps = torch.cat([across, down], 2).abs()
+    steps = steps.masked_fill(steps < FLAT * std[..., None], torch.inf).sort(-1).values  # flat ones last
+    rank = (steps.isfinite().sum(-1, keepdim=True) - 1).clamp_min(0).mul(0.25).round().long()
+    return steps.gather(-1, rank)[..., 0].nan_to_num(posinf=0).clamp_min(FLOOR).log()
 
 
 def embedding_blocks(embeddings: Tensor, mask: Tensor) -> Blocks:
@@ -84,5 +98,6 @@ def block_names(block: str, columns: int, channels: int) -> list[str]:
     if block == "correlation":
         pairs = combinations(correlated_channels(channels), 2)
         return [f"channels {a} and {b} correlation" for a, b in pairs]
-    label = {"low": "5% quantile", "high": "95% quantile", "band": "high frequencies", "log-sd": "spread"}
+    label = {"low": "5% quantile", "high": "95% quantile", "grain": "smallest steps"}
+    label |= {"band": "high frequencies", "log-sd": "spread"}
     return [f"channel {k} {label.get(block, block)}" for k in range(columns)]

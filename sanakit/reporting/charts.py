@@ -136,6 +136,51 @@ def _short(text: str, length: int) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
+def signed_map(rows: Mapping[str, Sequence[float | None]], *, title: str, x_label: str = "channel") -> Markup:
+    """One line a name, one cell an index: blue below zero, orange above, full colour at the largest magnitude."""
+    values = [v for row in rows.values() for v in row if is_number(v)]
+    if not values:
+        return Markup("")
+    left, count, top = 112, max(len(row) for row in rows.values()), max(abs(v) for v in values) or 1.0
+    slot, tall = (WIDTH - RIGHT - left) / count, (HEIGHT - TOP - BOTTOM) / len(rows)
+    cell = Markup(
+        '<rect class="bar s{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}" fill-opacity="{:.3f}">'
+        "<title>{}, {} {}: {:+.3g}</title></rect>"
+    )
+    body = []
+    for line, (name, row) in enumerate(rows.items()):
+        y = TOP + line * tall
+        body.append(Markup('<text class="end" x="{}" y="{:.1f}">{}</text>').format(left - 8, y + tall / 2 + 4, name))
+        for index, value in enumerate(row):
+            if is_number(value):
+                size = (left + index * slot, y, max(slot - 1, 0.4), tall - 1)
+                body.append(cell.format(int(value > 0), *size, abs(value) / top, name, x_label, index, value))
+    for tick in ticks(0, count - 1):
+        if tick == int(tick):
+            x = left + (tick + 0.5) * slot
+            body.append(
+                Markup('<text class="middle" x="{:.1f}" y="{}">{:.6g}</text>').format(x, HEIGHT - BOTTOM + 19, tick)
+            )
+    body.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(WIDTH - RIGHT, HEIGHT - 6, x_label))
+    return _svg(body, f"{title}: largest magnitude {top:.3g}")
+
+
+def scatter(series: Sequence[Series], *, title: str, x_label: str, y_label: str) -> Markup:
+    """Dots without lines, half transparent so that overlapping clouds are both seen."""
+    groups = _finite_series(series)
+    if not groups:
+        return Markup("")
+    xs, ys = ([p[axis] for _, points in groups for p in points] for axis in (0, 1))
+    x_of = scale(min(xs), max(xs), LEFT, WIDTH - RIGHT)
+    y_of = scale(min(ys), max(ys), HEIGHT - BOTTOM, TOP)
+    body = [_axes(x_of, y_of, ticks(min(xs), max(xs)), ticks(min(ys), max(ys)), x_label, y_label)]
+    dot = Markup('<circle class="dot s{}" cx="{:.0f}" cy="{:.0f}" r="2.4" fill-opacity=".55"/>')
+    names = [name for name, _ in series]
+    for name, points in groups:
+        body += [dot.format(names.index(name) % COLOURS, x_of(x), y_of(y)) for x, y in points]
+    return _svg(body, f"{title}: {', '.join(name for name, _ in groups)}")
+
+
 def margin_bar(value: float | None, low: float | None, high: float | None, threshold: float | None) -> Markup:
     """A gate at a glance: interval, value and threshold on one axis."""
     points = [v for v in (value, low, high, threshold) if is_number(v)]

@@ -26,13 +26,12 @@ from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.interop.lora import save_lora
-from sanakit.monitors import LatentMonitor
+from sanakit.monitors import STILL, MonitorRequest, make_monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
-from sanakit.swap.moving import NAMES as MOVING
 from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.plan import build
 from sanakit.text_encoders import TextEncoder
@@ -44,6 +43,7 @@ from sanakit.train import (
     check_movement,
     fit,
     layer_groups,
+    learning_rate_at,
     new_state,
     parameter_digests,
 )
@@ -53,7 +53,6 @@ if TYPE_CHECKING:
     from sanakit.run import RunFolder
     from sanakit.swap.context import Swap
 
-LOOKS = 8
 REFERENCE = 1024  # pictures or captions that a stream is compared with
 SAMPLES = 4  # pictures of a grid while training
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
@@ -168,8 +167,12 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         drop_later(run, state.step)
         preflight(checkpoints, checkpoint_bytes(state.module, state))
         stream = swap.stream(system)
-        monitor = LatentMonitor(reference=reference_latents(stream, train), looks=LOOKS)
-        restore_monitor(monitor, state.extras)
+        base = (swap.base_system, swap.base_data[0])
+        reference = reference_latents(stream) if stream.members else None
+        monitors = make_monitors(
+            config.monitors, system, train, base, options, latents=reference, frozen_text=encoder is None
+        )
+        monitors.restore(state.extras)
         moving = None
         if encoder:
             total = len(train.captions)  # the captions as the encoder gave them at the start
@@ -177,9 +180,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             blocks = embedding_blocks(train.captions.embeds[rows].float(), train.captions.mask[rows])
             moving = MovingMonitor("embeddings", blocks)
             moving.restore(state.extras)
-        drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] not in MOVING for r in state.history)
+        drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in state.history)
         losses = state.extras.get("losses", torch.empty(0)).tolist()
-        look_every = max(1, options.max_steps // LOOKS)
+        look_every = max(1, options.max_steps // config.monitors.looks)
         trackers = Trackers(config.train.report_to, run.path, flat_config(config))
         saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
         watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
@@ -191,7 +194,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
         def save() -> None:
             own = moving.tensors() if moving else {}
-            state.extras = monitor_tensors(monitor) | own | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            state.extras = monitors.tensors() | own | {"losses": torch.tensor(losses, dtype=torch.float64)}
             saver.save(state.module, state, facts)
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
@@ -202,7 +205,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             else:
                 losses.append(loss)
                 if not strategy.teacher:  # what the base draws is no sample of the data
-                    monitor.observe(batch.map(Tensor.cpu), predicted.cpu())
+                    monitors.observe(batch, predicted)
                 if moving:
                     said = torch.tensor([text != "" for text in batch.texts])
                     moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
@@ -220,8 +223,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 run.append("steps.jsonl", [{"step": step} | values])
                 trackers.log({f"train/{key}": value for key, value in values.items()}, step)
             if step % look_every == 0:
-                readings = [] if strategy.teacher else monitor.report(step)
-                drift_alarms += sum(r.alarm for r in readings)
+                readings = [] if strategy.teacher else monitors.report(step)
+                drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
+                request = monitors.act(readings)
                 readings += moving.report(step) if moving else []
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
                 row = {
@@ -237,6 +241,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 record("metrics.jsonl", [row, _held_out_row(name, step, found)])
                 trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
                 trackers.log({"held_out/loss": found.loss}, step)
+                if request:
+                    raise request
             if config.train.sample_every and step % config.train.sample_every == 0:
                 if encoder:
                     system.null = encoder.null()
@@ -250,14 +256,29 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         if strategy.teacher:
             teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
             draw = teacher.draws(system, train, options)
+        rate = lambda step, options: monitors.factor * learning_rate_at(step, options)
+        go_on = lambda: fit(system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
         try:
-            fit(system, stream, options, state, after_step=after_step, draw=draw, watch=watch)
+            try:
+                go_on()
+            except MonitorRequest as request:
+                saver.close()
+                load_checkpoint(good_checkpoint(checkpoints, request), state.module, state, facts)
+                saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
+                monitors.restore(state.extras)
+                monitors.factor *= 0.5
+                print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+                try:
+                    go_on()
+                except MonitorRequest as again:
+                    raise SanakitError("SK0511", f"after a roll-back: {again}") from again
             if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save()
         finally:
             watch.close()
             saver.close()
             trackers.close()
+            monitors.close()
         barrier()
         if state.stopped:
             print(
@@ -361,10 +382,8 @@ def gathered(core: SanaTransformer2DModel, strategy: type[Strategy]) -> SanaTran
     return plain
 
 
-def reference_latents(stream: LatentDataset, squares: LatentDataset) -> list[Tensor]:
-    """Normalised latents that the data stream is compared with: of the training pictures as the loop reads them."""
-    if not stream.members:
-        return [squares.latents[:REFERENCE, 0]]
+def reference_latents(stream: LatentDataset) -> list[Tensor]:
+    """Normalised latents that a stream in buckets is compared with, a part of every bucket."""
     share = REFERENCE / len(stream)
     chosen = [m[torch.linspace(0, len(m) - 1, max(1, round(share * len(m)))).long()] for m in stream.members]
     return [stream.latents[rows, torch.zeros_like(rows)] for rows in chosen]
@@ -387,6 +406,17 @@ def drop_later(run: "RunFolder", step: int) -> None:
         run.write_text("steps.jsonl", "".join(kept))
 
 
+def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
+    """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
+    if request.action == "stop":
+        raise SanakitError("SK0511", str(request)) from request
+    whole_ones = [path.parent for path in sorted(checkpoints.glob("step-*/manifest.json"))]
+    found = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    if not found:
+        raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
+    return found[-1]
+
+
 def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, Any]) -> None:
     if resume == "never":
         if is_main():
@@ -396,17 +426,3 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
         load_checkpoint(found if resume == "auto" else latest(found) or found, state.module, state, facts)
-
-
-def monitor_tensors(monitor: LatentMonitor) -> dict[str, Tensor]:
-    """What the monitor has seen since its last look, so that a resumed run reports the same."""
-    seen = {"monitor.seen": torch.cat(monitor._seen)} if monitor._seen else {}
-    return seen | {f"monitor.{half}": torch.cat(values) for half, values in monitor._spread.items() if values}
-
-
-def restore_monitor(monitor: LatentMonitor, extras: dict[str, Tensor]) -> None:
-    if "monitor.seen" in extras:
-        monitor._seen.append(extras["monitor.seen"])
-    for half, values in monitor._spread.items():
-        if f"monitor.{half}" in extras:
-            values.append(extras[f"monitor.{half}"])

@@ -25,7 +25,7 @@ from sanakit.drift.features import latent_blocks
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.swap.component import psnr
-from sanakit.swap.full import LOOKS, flat_config, options_of, pick_up, resume_facts, strategy_of
+from sanakit.swap.full import flat_config, options_of, pick_up, resume_facts, strategy_of
 from sanakit.swap.moving import MovingMonitor
 from sanakit.tracking import Trackers
 from sanakit.train import TrainOptions, check_movement, descend, new_state, own_rows, parameter_digests
@@ -131,7 +131,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     trackers = Trackers(config.train.report_to, run.path, flat_config(config))
     saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    look_every = max(1, options.max_steps // LOOKS)
+    look_every = max(1, options.max_steps // config.monitors.looks)
 
     def objective(part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
         assert state.model is not None

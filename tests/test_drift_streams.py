@@ -1,0 +1,221 @@
+"""Streams: the e-process and its bound, CUSUM, equivalence bands, monitors and what they do."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from sanakit.config import Config, MonitorsSection, make_config
+from sanakit.contracts import Reading
+from sanakit.drift.cusum import Cusum
+from sanakit.drift.equivalence import equivalence
+from sanakit.drift.sequential import EProcess, places, tied_scores
+from sanakit.errors import SanakitError
+from sanakit.monitors import MonitorRequest, Stream, make_monitors
+from sanakit.train import TrainOptions, draw_batch, fit, new_state
+
+
+def rows(seed, count, columns=4):
+    return np.random.default_rng(seed).normal(size=(count, columns)).astype(np.float32)
+
+
+def latents(seed, count=48, channels=3):
+    return torch.randn(count, channels, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def test_scores_of_ties_sum_to_zero_and_agree_with_scipy_without_ties():
+    values = np.round(rows(0, 200) + 1).clip(0, 2)  # a third or more of every column is one value
+    ordered = np.sort(values.T, 1)
+    assert np.abs(tied_scores(*places(ordered, values), 200).sum(1)).max() < 1e-9
+    smooth = rows(1, 50)
+    scores = tied_scores(*places(np.sort(smooth.T, 1), smooth), 50)
+    np.testing.assert_allclose(scores.T, stats.norm.ppf(stats.rankdata(smooth, axis=0) / 51))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_an_e_process_keeps_its_bound_however_often_it_is_looked_at(tied):
+    make = (lambda seed, n: np.floor(rows(seed, n)).clip(-1, 0)) if tied else rows
+    highest, last = [], []
+    for seed in range(120):
+        process = EProcess(make(seed, 60))
+        for look in range(12):
+            found = process.add(make(1000 + 50 * seed + look, 12))
+        highest.append(process.highest)
+        last.append(found.value)
+    assert np.mean(np.array(highest) >= 20) <= 0.05
+    assert np.mean(last) <= 1 + 3 * np.std(last) / np.sqrt(len(last))
+
+
+def test_an_e_process_names_column_block_and_effect():
+    process = EProcess(rows(0, 200))
+    for look in range(12):
+        block = rows(look + 1, 40)
+        block[:, 2] += 1.0 if look >= 6 else 0.0
+        found = process.add(block)
+    assert process.highest >= 20 and found.column == 2 and found.since == 6
+    assert 0.4 < found.effect < 1.1 and found.ci_low > 0
+
+
+def test_cusum_runs_about_its_length_and_is_quick_after_a_shift():
+    lengths, threshold = [], Cusum(rows(0, 300), 20, 40.0).threshold
+    for seed in range(30):
+        cusum = Cusum(rows(seed, 300), 20, 40.0, threshold=threshold)
+        blocks = (rows(10_000 + 500 * seed + k, 20) for k in range(200))
+        lengths.append(next((k for k, block in enumerate(blocks, 1) if cusum.add(block)[0]), 200))
+    assert 20 < np.mean(lengths) < 80
+    cusum = Cusum(rows(0, 300), 20, 40.0)
+    block = rows(5, 20)
+    block[:, 1] += 1.5
+    alarm, column, _ = cusum.add(block)
+    assert column == 1 and (alarm or cusum.add(block)[0])
+
+
+def test_equivalence_bands():
+    reference = rows(0, 400)
+    assert equivalence(reference, rows(1, 400) + 0.05, 0.5).verdict == "inside"
+    outside = equivalence(reference, rows(1, 400) * [1, 1, 3, 1], 0.5)
+    assert outside.verdict == "outside" and outside.where == "channel 0 spread (spread)"
+    assert equivalence(reference, rows(1, 8), 0.3).verdict == "undecided"
+    assert equivalence(reference, rows(1, 2), 0.3).verdict == "undecided"
+
+
+def test_a_stream_names_channel_effect_step_and_cause_and_resumes_exactly():
+    stream = Stream("latents", latents(0, 300))
+    whole = {}
+    for step in range(1, 9):
+        values = latents(step)
+        values[:, 1] += 0.6 if step >= 5 else 0.0
+        if step == 7:
+            stream.observe(values)
+            resumed = Stream("latents", latents(0, 300))
+            resumed.restore({k: v.clone() for k, v in stream.tensors("s").items()}, "s")
+            stream = resumed
+            whole[step] = stream.report(step)
+            continue
+        stream.observe(values)
+        whole[step] = stream.report(step)
+    last = whole[8][0]
+    assert not any(r.alarm for step in range(1, 5) for r in whole[step])
+    assert last.alarm and "channel 1" in last.where and "since step 5" in last.where and "cause" in last.where
+    assert last.value > 0.3 and last.p_value <= 0.05
+    assert stream.since == 4
+
+
+def test_a_stream_counts_what_is_not_finite_and_survives_it():
+    stream = Stream("latents", latents(0, 100))
+    values = latents(1)
+    values[2, 1, 0, :3] = float("inf")
+    stream.observe(values)
+    bad, sound = stream.report(1)
+    assert bad.alarm and bad.value == 3 and "channel 1" in bad.where
+    assert not sound.alarm
+
+
+def test_constant_channels_empty_looks_and_short_references():
+    flat = latents(0, 100)
+    flat[:, 1] = 0.5
+    stream = Stream("latents", flat)
+    assert stream.report(1) == []
+    same = latents(1)
+    same[:, 1] = 0.5
+    stream.observe(same)
+    assert not stream.report(2)[0].alarm
+    with pytest.raises(SanakitError, match="SK0704"):
+        Stream("latents", latents(0, 1))
+
+
+def test_a_moving_stream_alarms_outside_its_band_only():
+    shared = {"still": False, "blocks": ("mean", "log-sd"), "looks": 1}
+    for scale, alarm in ((1.02, False), (3.0, True)):
+        stream = Stream("components", latents(0, 200), **shared)
+        stream.observe(latents(1, 100) * scale)
+        found = stream.report(5)[0]
+        assert found.alarm == alarm and found.threshold == 0.5
+    texts = Stream("embeddings", torch.randn(64, 5, 8), torch.ones(64, 5), **shared)
+    texts.observe(torch.randn(40, 7, 8), torch.ones(40, 7))
+    assert texts.report(1)
+
+
+def monitored(system, data, **actions):
+    options = TrainOptions(max_steps=16, batch_size=32, warmup=0, learning_rate=1e-5)
+    section = MonitorsSection(looks=4, **actions)
+    return make_monitors(section, system, data, (system, data), options), options
+
+
+def observe(monitors, system, data, options, steps, change=lambda batch: batch):
+    for step in steps:
+        batch = change(draw_batch(system, data, options, step))
+        system.core.train()
+        with torch.no_grad():
+            system.velocity(batch.latents, batch.sigmas, batch.prompt)
+        monitors.observe(batch, batch.noise - batch.latents)
+
+
+def test_every_place_is_watched_and_clean_training_is_silent(tiny_system, tiny_data):
+    monitors, options = monitored(tiny_system, tiny_data)
+    observe(monitors, tiny_system, tiny_data, options, range(4))
+    readings = monitors.report(4)
+    assert {r.name for r in readings} >= {"latents", "embeddings", "adapters", "activations", "clean-estimate-spread"}
+    assert {r.where.split(":")[0] for r in readings if r.name == "adapters"} == {
+        "patch embedding",
+        "caption projection",
+    }
+    assert not [r for r in readings if r.alarm and r.name in ("latents", "embeddings")]
+    assert monitors.act(readings) is None
+    monitors.close()
+
+
+def test_off_is_not_watched(tiny_system, tiny_data):
+    names = ("embeddings", "adapters", "activations", "generated", "latents")
+    monitors, options = monitored(tiny_system, tiny_data, **dict.fromkeys(names, "off"))
+    observe(monitors, tiny_system, tiny_data, options, range(2))
+    assert {r.name for r in monitors.report(2)} == {"clean-estimate-spread"}
+
+
+@pytest.mark.parametrize("action", ["log", "warn", "lower-rate", "roll-back", "stop"])
+def test_actions(tiny_system, tiny_data, action, capsys):
+    monitors, options = monitored(tiny_system, tiny_data, latents=action)
+    brighter = lambda b: type(b)(b.latents + 3, b.noise, b.sigmas, b.prompt)
+    observe(monitors, tiny_system, tiny_data, options, range(4), brighter)
+    readings = monitors.report(4)
+    assert [r for r in readings if r.name == "latents" and r.alarm]
+    request = monitors.act(readings)
+    said = capsys.readouterr().err
+    assert ("likely cause" in said) == (action != "log")
+    assert monitors.factor == (0.5 if action == "lower-rate" else 1.0)
+    assert (request.action if request else None) == (action if action in ("roll-back", "stop") else None)
+    assert request is None or request.since == 0
+    other, _ = monitored(tiny_system, tiny_data)
+    other.restore(monitors.tensors())
+    assert other.factor == monitors.factor
+
+
+def test_a_request_leaves_the_loop(tiny_system, tiny_data):
+    groups = [{"params": list(tiny_system.core.parameters())}]
+    options = TrainOptions(max_steps=4, batch_size=4)
+
+    def ask(step, loss, batch, predicted):
+        raise MonitorRequest("stop", Reading(name="latents", value=1.0, step=step), 0)
+
+    with pytest.raises(MonitorRequest):
+        fit(tiny_system, tiny_data, options, new_state(tiny_system.core, groups, options), after_step=ask)
+
+
+def test_the_way_back_is_the_newest_checkpoint_from_before_the_drift(tmp_path):
+    from sanakit.swap.full import good_checkpoint
+
+    alarm = Reading(name="latents", value=1.0, step=12)
+    for step in (3, 6, 9):
+        (tmp_path / f"step-{step:08d}").mkdir()
+    for step in (3, 6):
+        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text("{}")  # 9 was cut off while it was written
+    assert good_checkpoint(tmp_path, MonitorRequest("roll-back", alarm, 9)).name == "step-00000006"
+    for action, since in (("roll-back", 2), ("stop", 9)):
+        with pytest.raises(SanakitError, match="SK0511"):
+            good_checkpoint(tmp_path, MonitorRequest(action, alarm, since))
+
+
+def test_configuration_refuses_other_actions():
+    assert Config().monitors.latents == "warn"
+    with pytest.raises(SanakitError, match="SK0104"):
+        make_config({}, ["monitors.latents=explode"])
