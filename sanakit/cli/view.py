@@ -126,15 +126,14 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
     ):
         right = column in ("#", "error over base", "PSNR", "steps to base quality (90%)")
         table.add_column(column, justify="right" if right else "left")
-    number = lambda value: "" if value is None else f"{value:.3g}"
     for row in rows:
         table.add_row(
             str(row["rank"]),
             _plain(row["candidate"]),
             _plain(row["run"]),
             f"[{COLOURS[row['verdict']]}]{row['verdict']}[/]",
-            number(row["error_ratio"]),
-            number(row["psnr"]),
+            _number(row["error_ratio"]),
+            _number(row["psnr"]),
             _plain(row["strategy"] or ""),
             _steps(row),
         )
@@ -183,6 +182,10 @@ def print_drift(found: dict[str, Any]) -> None:
     console.print(table)
     colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(found["verdict"], "inconclusive")]
     console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
 
 
 def _steps(row: dict[str, Any]) -> str:
