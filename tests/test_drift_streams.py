@@ -10,8 +10,9 @@ from sanakit.contracts import Reading
 from sanakit.drift.cusum import Cusum
 from sanakit.drift.equivalence import equivalence
 from sanakit.drift.sequential import EProcess, places, tied_scores
+from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, Stream, make_monitors
+from sanakit.monitors import MonitorRequest, make_monitors
 from sanakit.train import TrainOptions, draw_batch, fit, new_state
 
 

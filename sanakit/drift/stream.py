@@ -1,0 +1,215 @@
+"""A stream that is watched: rows of every step are kept on the device, features and tests are computed at a look only.
+
+Two kinds. Still streams (latents and prompts of frozen encoders) must not drift: an e-process alarms with probability at
+most alpha over the whole run, however often it is looked at. Moving streams (outputs of adapters, activations, clean
+estimates, encoders in training) drift by design and alarm outside a band of effect sizes.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanakit.contracts import Reading
+from sanakit.drift.compare import STRUCTURED
+from sanakit.drift.equivalence import equivalence
+from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
+from sanakit.drift.sequential import EProcess
+from sanakit.errors import SanakitError
+
+ALPHA = 0.05
+ROWS = 128  # kept of a look
+FEWEST = 16  # rows of a look that a band is judged on
+CAUSES = {
+    "latents": "data or preprocessing changed (crop, resize, colour order, another cache), as the VAE is frozen",
+    "embeddings": "captions, their instruction or the tokenizer changed, as the text encoder is frozen",
+    "adapters": "the learning rate of the input or caption group is too high for aligned weights",
+    "activations": "the core leaves what it had learnt: lower its learning rate, or train fewer groups",
+    "generated": "clean estimates at little noise do not look like data: scale, shift or the output head",
+    "components": "an encoder in training moved farther than its band",
+}
+
+
+@dataclass
+class Stream:
+    """reference: values (N, C, h, w), a list of such by shape, or (N, L, D) with `mask`. still: no drift is expected;
+    otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `looks` where a look is a test.
+    steps: between looks, so that about 128 rows are kept of them."""
+
+    name: str
+    reference: Tensor | list[Tensor]
+    mask: Tensor | None = None
+    still: bool = True
+    alpha: float = ALPHA
+    band: float = 0.5
+    looks: int = 8
+    steps: int = 1
+    blocks: Sequence[str] = STRUCTURED
+    where: str = ""
+    kept: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
+    bad: Tensor | None = None  # (C,) values that are not finite, since the last look
+    seen: int = 0
+    looked: list[int] = field(default_factory=list)  # steps of the looks that fed the e-process
+
+    def __post_init__(self) -> None:
+        parts = self.reference if isinstance(self.reference, list) else [self.reference]
+        rows, names = features([(part, self.mask) for part in parts], self.blocks)
+        rows = rows[np.isfinite(rows).all(1)]
+        if len(rows) < 2:
+            raise SanakitError("SK0704", f"{self.name}: the reference has {len(rows)} finite rows, expected 32 or more")
+        self.base, self.names = rows, names
+        self.process = EProcess(rows) if self.still else None
+
+    @torch.no_grad()
+    def observe(self, values: Tensor, mask: Tensor | None = None) -> None:
+        """Values of a step; some rows are copied, nothing is computed but a count of what is not finite."""
+        values = values.detach()
+        bad = (~values.isfinite()).movedim(1 if values.ndim == 4 else -1, 0).flatten(1).sum(1)
+        self.bad = bad if self.bad is None or len(self.bad) != len(bad) else self.bad + bad
+        stride, self.seen = max(1, self.steps // ROWS), self.seen + 1
+        if self.seen % stride == 0:
+            share = -(-ROWS // max(1, self.steps))
+            self.kept.append((values[:share].clone(), None if mask is None else mask[:share].clone()))
+
+    def report(self, step: int) -> list[Reading]:
+        """Readings over what was kept since the last look; none where that is nothing."""
+        if not self.kept:
+            return []
+        readings = self._nonfinite(step)
+        rows, _ = features(self.kept, self.blocks)
+        self.kept.clear()
+        rows = rows[np.isfinite(rows).all(1)]
+        rows = rows[np.sort(np.random.default_rng(step).permutation(len(rows))[:ROWS])]
+        if self.process:
+            return readings + self._still(self.process, rows, step)
+        return readings + (self._moving(rows, step) if len(rows) >= FEWEST else [])
+
+    def _nonfinite(self, step: int) -> list[Reading]:
+        bad, self.bad = self.bad, None
+        if bad is None or not int(bad.sum()):
+            return []
+        worst = int(bad.argmax())
+        return [
+            Reading(
+                name=self.name,
+                title=f"{self.name}: values that are NaN or Inf",
+                value=float(bad.sum()),
+                threshold=0.0,
+                alarm=True,
+                where=f"most in channel {worst} ({int(bad[worst])}); likely cause: overflow in half precision",
+                step=step,
+            )
+        ]
+
+    def _still(self, process: EProcess, rows: np.ndarray, step: int) -> list[Reading]:
+        self.looked += [step] if len(rows) else []
+        found = process.add(rows)
+        p_value = min(1.0, 1 / found.highest)
+        since = self.looked[found.since] if self.looked else step
+        return [
+            self._reading(
+                f"{self.name}: largest shift of the stream in ranks, in sd (e-process)",
+                found.effect,
+                found.ci_low if np.isfinite(found.ci_low) else None,
+                found.ci_high if np.isfinite(found.ci_high) else None,
+                p_value <= self.alpha,
+                f"{self.names[found.column]}, since step {since}",
+                step,
+                p_value=p_value,
+            )
+        ]
+
+    def _moving(self, rows: np.ndarray, step: int) -> list[Reading]:
+        found = equivalence(self.base, rows, self.band, self.alpha / self.looks, names=self.names)
+        title = f"{self.name}: largest effect, in sd, against a band of {self.band:g} (equivalence, {found.verdict})"
+        alarm = found.verdict == "outside"
+        return [
+            self._reading(title, found.effect, found.ci_low, found.ci_high, alarm, f"{found.where}, at this look", step)
+        ]
+
+    def _reading(
+        self,
+        title: str,
+        value: float,
+        low: float | None,
+        high: float | None,
+        alarm: bool,
+        where: str,
+        step: int,
+        *,
+        p_value: float | None = None,
+    ) -> Reading:
+        where = ": ".join(part for part in (self.where, where) if part)
+        return Reading(
+            name=self.name,
+            title=title,
+            value=value,
+            ci_low=low,
+            ci_high=high,
+            p_value=p_value,
+            threshold=self.alpha if p_value is not None else self.band,
+            alarm=alarm,
+            where=where + (f"; likely cause: {CAUSES[self.name]}" if alarm else ""),
+            step=step,
+        )
+
+    @property
+    def since(self) -> int:
+        """The step before which nothing spoke of drift; 0 when none is known."""
+        if not (self.process and self.looked):
+            return 0
+        return self.looked[self.process.evidence().since - 1] if self.process.evidence().since else 0
+
+    def tensors(self, key: str) -> dict[str, Tensor]:
+        """For a checkpoint: evidence so far, and what was kept since the last look."""
+        found = {f"{key}.seen": torch.tensor(self.seen)}
+        for number, (values, mask) in enumerate(self.kept):
+            found[f"{key}.kept.{number:04}"] = values.cpu()
+            if mask is not None:
+                found[f"{key}.mask.{number:04}"] = mask.cpu()
+        if self.bad is not None:
+            found[f"{key}.bad"] = self.bad.cpu()
+        if self.process and self.process.sums:
+            found[f"{key}.pool"] = torch.from_numpy(self.process.pool)
+            found[f"{key}.sums"] = torch.from_numpy(np.stack(self.process.sums))
+            found[f"{key}.counts"] = torch.tensor(self.process.counts)
+            found[f"{key}.looked"] = torch.tensor(self.looked)
+            found[f"{key}.highest"] = torch.tensor(self.process.highest, dtype=torch.float64)
+        return found
+
+    def restore(self, tensors: dict[str, Tensor], key: str) -> None:
+        """To what `tensors` said; to the start where they say nothing."""
+        part = lambda name: tensors.get(f"{key}.{name}")
+        self.seen, self.bad, self.looked = int(tensors.get(f"{key}.seen", 0)), part("bad"), []
+        names = sorted(name for name in tensors if name.startswith(f"{key}.kept."))
+        self.kept = [(tensors[name], tensors.get(name.replace(".kept.", ".mask."))) for name in names]
+        if self.process:
+            self.process = EProcess(self.base)
+            if (pool := part("pool")) is not None:
+                self.process.pool = pool.numpy()
+                self.process.sums = list(tensors[f"{key}.sums"].numpy())
+                self.process.counts = tensors[f"{key}.counts"].tolist()
+                self.process.highest = float(tensors[f"{key}.highest"])
+                self.looked = tensors[f"{key}.looked"].tolist()
+
+
+def features(parts: list[tuple[Tensor, Tensor | None]], blocks: Sequence[str]) -> tuple[np.ndarray, list[str]]:
+    """One row a picture or prompt of (N, C, h, w) or (N, L, D), and what the columns are. Tensors of one shape are
+    taken together."""
+    by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
+    for values, mask in parts:
+        by_shape.setdefault(tuple(values.shape[1:]), []).append((values, mask))
+    rows, names = [], []
+    for shape, group in by_shape.items():
+        values = torch.cat([v for v, _ in group])
+        if len(shape) == 3:
+            found, channels = latent_blocks(values), shape[0]
+        else:
+            masks = [torch.ones(v.shape[:2], device=v.device) if m is None else m for v, m in group]
+            found, channels = embedding_blocks(values, torch.cat(masks)), shape[-1]
+        chosen = [name for name in blocks if name in found]
+        rows.append(torch.cat([found[name] for name in chosen], 1).cpu().numpy())
+        names = [label for name in chosen for label in block_names(name, found[name].shape[1], channels)]
+    return np.concatenate(rows), names
