@@ -268,7 +268,9 @@ else:
         x, y = torch.randn(6, 3, 4, 5), torch.randn(6, 2, 4, 5)
         both = torch.cat([x, y], 1)
         m = latent_moments(both[:2]) + latent_moments(both[2:])
-        cross = CrossMoments(m.count, m.total[:3], m.total[3:], m.products[:3, :3], m.products[3:, :3])
+        cross = CrossMoments(
+            m.count, m.total[:3], m.total[3:], m.products[:3, :3], m.products[3:, :3], m.products.diagonal()[3:]
+        )
         rows = CrossMoments.empty(3, 2)
         rows.add(*(t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, y)))
         for own, wanted in zip(cross.ridge(), rows.ridge(), strict=True):

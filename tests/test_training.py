@@ -174,7 +174,9 @@ def test_forecast_of_an_exact_power_law():
 def test_a_forecast_far_beyond_the_race_is_not_made():
     steps = [0, 12, 25, 50, 100]
     flat = np.array([2 * (s + 1) ** -0.01 for s in steps])
-    assert steps_to_reach(steps, flat, 1.0) == np.inf
+    goal = Target(measure="loss", weights=np.ones(5), floor=np.zeros(8), unit=1.0, base=np.ones(8), tolerance=1.0)
+    result = forecast(steps, np.repeat(flat[:, None], 8, 1), goal)
+    assert result.steps == np.inf and result.low > 100 and result.as_dict()["predicted_steps"] is None
 
 
 def test_noise_of_a_picture_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):

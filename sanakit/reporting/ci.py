@@ -18,14 +18,16 @@ def write_junit(validation: Mapping[str, Any], path: Path) -> None:
         suite = ElementTree.SubElement(
             suites,
             "testsuite",
-            name=stage,
+            name=FORBIDDEN.sub("\ufffd", stage),
             tests=str(len(verdicts)),
             failures=str(verdicts.count("fail")),
             skipped=str(verdicts.count("inconclusive")),
             time=str(result["seconds"]),
         )
         for gate in result["gates"]:
-            case = ElementTree.SubElement(suite, "testcase", classname=f"sanakit.{stage}", name=gate["gate"])
+            case = ElementTree.SubElement(
+                suite, "testcase", classname=f"sanakit.{stage}", name=FORBIDDEN.sub("\ufffd", gate["gate"])
+            )
             if gate["verdict"] != "pass":
                 message = FORBIDDEN.sub("\ufffd", f"{gate['code']}: {told(gate)}. {advice(gate)}")
                 ElementTree.SubElement(case, "failure" if gate["verdict"] == "fail" else "skipped", message=message)

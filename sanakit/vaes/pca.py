@@ -89,10 +89,11 @@ class PCAVAE(VAE):
             channels, size = weights["components"].shape
             if size != 3 * model.ratio**2:
                 raise ValueError(f"components span {size} values, ratio {model.ratio} needs {3 * model.ratio**2}")
-        except (OSError, KeyError, ValueError, SafetensorError) as error:
+            spec = LatentSpec(latent_channels=channels, spatial_compression_ratio=model.ratio)
+            mean, std = (tuple(float(v) for v in config[key]) for key in ("latents_mean", "latents_std"))
+            return cls(model, spec, LatentStats(mean=mean, std=std))
+        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
             raise SanakitError("SK0107", f"{folder}: {error}") from error
-        spec = LatentSpec(latent_channels=channels, spatial_compression_ratio=model.ratio)
-        return cls(model, spec, LatentStats(mean=tuple(config["latents_mean"]), std=tuple(config["latents_std"])))
 
     @classmethod
     def load(cls) -> Self:

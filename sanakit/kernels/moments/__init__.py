@@ -14,7 +14,7 @@ class Moments:
     """count positions; total (..., C) sums; products (..., C, C) sums of outer products. Float64, about zero.
 
     The same sums as `alignment.CrossMoments`: of cat([x, y], 1) with x of C channels they are
-    `CrossMoments(count, total[:C], total[C:], products[:C, :C], products[C:, :C])`.
+    `CrossMoments(count, total[:C], total[C:], products[:C, :C], products[C:, :C], products.diagonal()[C:])`.
     """
 
     count: int
