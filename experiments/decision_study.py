@@ -180,10 +180,17 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
         found = forecast(steps[n][seen].tolist(), errors[n][seen], goal)
         cost = record["step_cost"][n]
         arms.append(
-            SimpleNamespace(name=n, forecast=found, seconds_per_step=cost, trained_parameters=0, error=at(n, upto[n]))
+            SimpleNamespace(
+                name=n,
+                steps=steps[n][seen].tolist(),
+                forecast=found,
+                seconds_per_step=cost,
+                trained_parameters=0,
+                error=at(n, upto[n]),
+            )
         )
     best = recommend(arms)
-    in_sight = bool(np.isfinite(best.forecast.steps))
+    in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == BUDGET)
 
     costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n]) for n in names}
     needed = {n: cost_to(steps[n], mean[n], goal.tolerance, 1.0) for n in names}

@@ -235,9 +235,11 @@ def race(
 
 
 def recommend(arms: Sequence[Arm]) -> Arm:
-    """The cheapest forecast run (steps x seconds a step); when none is forecast to arrive, the lowest measured
-    error. Ties go to the arm that trains fewer parameters."""
-    arrived = [a for a in arms if a.forecast and np.isfinite(a.forecast.steps)]
+    """The cheapest forecast run (steps x seconds a step) among those that arrived or ran to the race's end; when none of
+    them is forecast to arrive, the lowest measured error. Ties go to the arm that trains fewer parameters."""
+    end = max(a.steps[-1] for a in arms)
+    judged = [a for a in arms if a.forecast and (a.forecast.reached or a.steps[-1] == end)]
+    arrived = [a for a in judged if a.forecast and np.isfinite(a.forecast.steps)]
     if arrived:
         return min(arrived, key=lambda a: (a.forecast.steps * a.seconds_per_step, a.trained_parameters))  # type: ignore[union-attr]
     return min(arms, key=lambda a: a.error)
