@@ -13,7 +13,7 @@ from sanakit.config import MonitorsSection
 from sanakit.contracts import Reading
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import is_main, sum_over_ranks
-from sanakit.drift.stream import ALPHA, ROWS, Stream
+from sanakit.drift.stream import ALPHA, Stream
 from sanakit.flow import interpolate, predict_clean
 from sanakit.train import Batch, TrainOptions, draw_batch
 
@@ -58,14 +58,15 @@ class LatentMonitor:
 
     @torch.no_grad()
     def observe(self, batch: Batch, predicted: Tensor) -> None:
-        self.stream.observe(batch.latents)
-        noisy = interpolate(batch.latents, batch.noise, batch.sigmas)
-        clean = predict_clean(noisy, predicted, batch.sigmas)
-        ratio = clean.std((1, 2, 3)) / batch.latents.std((1, 2, 3)).clamp_min(1e-6)
-        self.spread.append((ratio, batch.sigmas))
+        rows = slice(self.stream.wanted)
+        latents, sigmas = batch.latents[rows], batch.sigmas[rows]
+        self.stream.observe(latents)
+        clean = predict_clean(interpolate(latents, batch.noise[rows], sigmas), predicted[rows], sigmas)
+        if len(clean):
+            self.spread.append((clean.std((1, 2, 3)) / latents.std((1, 2, 3)).clamp_min(1e-6), sigmas))
         # rows at more noise become NaN and are left out at the look: to select them here would wait for the device
         shape = (-1, *[1] * (clean.ndim - 1))
-        self.estimates.observe(clean.masked_fill((batch.sigmas >= LOW_SIGMA).reshape(shape), torch.nan))
+        self.estimates.observe(clean.masked_fill((sigmas >= LOW_SIGMA).reshape(shape), torch.nan))
         self.estimates.bad = None
 
     def report(self, step: int) -> list[Reading]:
@@ -170,7 +171,7 @@ class Monitors:
         self.device = batch.latents.device
         self.latent.observe(batch, predicted)
         if self.prompts is not None:
-            embeds = batch.prompt.embeds
+            embeds = batch.prompt.embeds[: self.prompts.wanted]
             if self.null is not None:
                 dropped = (embeds == self.null.to(embeds)).flatten(1).all(1)
                 embeds = embeds.masked_fill(dropped[:, None, None], torch.nan)
@@ -179,10 +180,10 @@ class Monitors:
         if self.taps is not None:
             for place, output in self.taps.outputs.items():
                 caption = place == "caption projection"
+                self.tapped[place].seen = self.latent.stream.seen - 1  # steps between were not tapped
                 self.tapped[place].observe(output, batch.prompt.mask[: len(output)] if caption else None)
             self.taps.outputs = {}
-            first = next(iter(self.tapped.values()))
-            self.taps.armed = (first.seen + 1) % max(1, first.steps // ROWS) == 0
+            self.taps.armed = bool(self.latent.stream.wanted)
 
     def report(self, step: int) -> list[Reading]:
         """The readings of a look, those of monitors that are off left out."""

@@ -166,6 +166,18 @@ def test_every_place_is_watched_and_clean_training_is_silent(tiny_system, tiny_d
     monitors.close()
 
 
+def test_a_long_run_looks_at_about_128_rows_of_every_stream(tiny_system, tiny_data):
+    options = TrainOptions(max_steps=200, batch_size=32, warmup=0, learning_rate=1e-5)
+    section = MonitorsSection(looks=4)
+    monitors = make_monitors(section, tiny_system, tiny_data, (tiny_system, tiny_data), options)
+    observe(monitors, tiny_system, tiny_data, options, range(50))
+    streams = {"latents": monitors.latent.stream, "embeddings": monitors.prompts, **monitors.tapped}
+    kept = {name: sum(len(values) for values, _ in stream.kept) for name, stream in streams.items()}
+    assert len(kept) == 6 and all(100 <= rows <= 160 for rows in kept.values()), kept
+    assert {r.name for r in monitors.report(50)} >= {"latents", "embeddings", "adapters", "activations"}
+    monitors.close()
+
+
 def test_off_is_not_watched(tiny_system, tiny_data):
     names = ("embeddings", "adapters", "activations", "generated", "latents")
     monitors, options = monitored(tiny_system, tiny_data, **dict.fromkeys(names, "off"))

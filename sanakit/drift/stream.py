@@ -21,6 +21,7 @@ from sanakit.errors import SanakitError
 
 ALPHA = 0.05
 ROWS = 128  # kept of a look
+AT_ONCE = 16  # of a step
 FEWEST = 16  # rows of a look that a band is judged on
 CAUSES = {
     "latents": "data or preprocessing changed (crop, resize, colour order, another cache), as the VAE is frozen",
@@ -62,16 +63,26 @@ class Stream:
         self.base, self.names = rows, names
         self.process = EProcess(rows) if self.still else None
 
+    @property
+    def wanted(self) -> int:
+        """Rows of the next step that will be kept; what is observed beyond them is not looked at."""
+        return 0 if (self.seen + 1) % self.stride else -(-ROWS * self.stride // max(1, self.steps))
+
+    @property
+    def stride(self) -> int:
+        """Every how many steps rows are kept: AT_ONCE of them or more, which costs little more than one."""
+        return max(1, self.steps * AT_ONCE // ROWS)
+
     @torch.no_grad()
     def observe(self, values: Tensor, mask: Tensor | None = None) -> None:
-        """Values of a step; some rows are copied, nothing is computed but a count of what is not finite."""
-        values = values.detach()
+        """Values of a step; some rows are copied, nothing is computed but a count of what is not finite in them."""
+        share, self.seen = self.wanted, self.seen + 1
+        if not share:
+            return
+        values = values[:share].detach().clone()
         bad = (~values.isfinite()).movedim(1 if values.ndim == 4 else -1, 0).flatten(1).sum(1)
         self.bad = bad if self.bad is None or len(self.bad) != len(bad) else self.bad + bad
-        stride, self.seen = max(1, self.steps // ROWS), self.seen + 1
-        if self.seen % stride == 0:
-            share = -(-ROWS // max(1, self.steps))
-            self.kept.append((values[:share].clone(), None if mask is None else mask[:share].clone()))
+        self.kept.append((values, None if mask is None else mask[:share].clone()))
 
     def report(self, step: int) -> list[Reading]:
         """Readings over what was kept since the last look; none where that is nothing."""

@@ -17,7 +17,7 @@ import numpy as np
 
 RESAMPLES = 200
 HORIZON = 20  # budgets: a law fitted to a short race says nothing of steps further out
-STRETCH = (0.34, 2.6)
+STRETCH = (0.38, 3.57)
 SHORTEST = 0.4  # log of steps over the race's: a target just out of reach may be further away than it looks
 
 
