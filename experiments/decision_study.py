@@ -38,7 +38,7 @@ from sanakit.train import fit
 
 RESULTS = Path("experiments/results")
 WORLD = Path("runs/study")
-CURVES = WORLD / "curves"
+CURVES = RESULTS / "decision_study"
 BUDGET = 100
 PICTURES = 128
 NEAR = ("near-dc", "pca-f16c48")
