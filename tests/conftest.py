@@ -1,10 +1,27 @@
 """A tiny system of tiny twins, and a few real pictures."""
 
 import os
+import subprocess
+import sys
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the hub client reads it once, when test modules import it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test marked `own_process` runs in an interpreter of its own: its children train after a fork, which autograd refuses
+    once another test of the same process has made it start threads."""
+    if not pyfuncitem.get_closest_marker("own_process") or "SANAKIT_OWN_PROCESS" in os.environ:
+        return None
+    env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"SANAKIT_OWN_PROCESS": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", pyfuncitem.nodeid]
+    result = subprocess.run(
+        command, cwd=pyfuncitem.config.rootpath, env=env, capture_output=True, text=True, timeout=900, check=False
+    )
+    assert result.returncode == 0 and "1 passed" in result.stdout, result.stdout[-4000:] + result.stderr[-2000:]
+    return True
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -103,6 +103,7 @@ def check(system, folder, course, at_least):
     return state.step
 
 
+@pytest.mark.own_process
 def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path, monkeypatch):
     """Every call that changes the disk is a kill point; the child dies just before it."""
     calls, deadly = 0, 0
@@ -141,6 +142,7 @@ def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_dat
     assert status == 0 and step == 4 and deaths >= 20, (status, step, deaths)
 
 
+@pytest.mark.own_process
 def test_fifty_kills_at_random_always_resume_from_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path):
     chance, step, kills = random.Random(0), 0, 0
     deadline = time.monotonic() + 60
@@ -193,6 +195,7 @@ def test_a_configuration_that_differs_is_refused_field_by_field(tiny_system, tin
     assert "learning_rate" not in refusal.value.found
 
 
+@pytest.mark.own_process
 def test_a_full_disk_keeps_the_earlier_checkpoint(tiny_system, tiny_data, tmp_path, course):
     def short_of_room():
         go_on(tiny_system, tiny_data, tmp_path, 3)
@@ -368,6 +371,7 @@ def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypat
     assert store.find(tmp_path, other, rows)
 
 
+@pytest.mark.own_process
 def test_a_killed_run_goes_on_as_if_nothing_had_been(small_run, tmp_path):
     small_run(tmp_path / "straight")
     for kill_at in (4, 14, 21):  # before the first checkpoint, between two, right after one
