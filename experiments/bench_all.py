@@ -1,4 +1,4 @@
-"""Every measurement of sanakit's own overhead, one table.
+"""Every measurement of sanakit's own overhead, one table (the monitors': drift_study.py --only overhead).
 
     python experiments/bench_all.py [--repeats 15] [--only encode,ema]
 
@@ -25,7 +25,6 @@ from torch import nn
 
 from sanakit.alignment import CrossMoments, align_input, align_output
 from sanakit.assembly import LatentDiffusion
-from sanakit.config import Config
 from sanakit.core.attention import set_kernel_attention
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.core.feed_forward import set_kernel_feed_forward
@@ -35,7 +34,6 @@ from sanakit.data.cache import build_dataset, raw_latents, to_images
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.kernels.linear_attention import linear_attention
 from sanakit.kernels.moments import latent_moments
-from sanakit.monitors import make_monitors
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, draw_batch, fit, new_state, update_ema
 from sanakit.vaes import load_vae
@@ -96,29 +94,6 @@ def training_step(repeats: int) -> list[Row]:
     return [
         compare("training step", ours, bare, meaning="times a bare step", against="bare PyTorch loop", share=True, repeats=4 * repeats)
     ]  # fmt: skip
-
-
-def monitor(repeats: int) -> list[Row]:
-    step, system, data = trainer()
-    watch = make_monitors(
-        Config().monitors, system, data, (system, data), replace(OPTIONS, max_steps=Config().train.max_steps)
-    )
-    batch = draw_batch(system, data, OPTIONS, 0)
-    predicted = torch.randn_like(batch.latents)
-    watch.observe(batch, predicted)
-
-    def observe():
-        watch.observe(batch, predicted)
-
-    def look():
-        watch.observe(batch, predicted)
-        watch.report(1)
-
-    part = {"meaning": "of a training step", "against": "training step", "share": True, "repeats": repeats}
-    return [
-        compare("monitor, each step", observe, step, **part),
-        compare("monitor, one look (8 a run)", look, step, **part),
-    ]
 
 
 def ema(repeats: int) -> list[Row]:
@@ -241,7 +216,7 @@ def growth(repeats: int) -> list[Row]:
 
 
 PARTS = {
-    "step": training_step, "monitor": monitor, "ema": ema, "encode": encode, "cache": cache_read, "align": alignment,
+    "step": training_step, "ema": ema, "encode": encode, "cache": cache_read, "align": alignment,
     "start": start, "cpu": kernels_on_a_cpu, "growth": growth, "kernels": bench_kernels.run,
 }  # fmt: skip
 
