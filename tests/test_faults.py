@@ -392,7 +392,7 @@ def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(smal
     card = json.loads((tmp_path / "base" / "card.json").read_text())
     card["text_encoder"] = f"path:{tmp_path}/encoder/text_encoder"
     (tmp_path / "base" / "card.json").write_text(json.dumps(card))
-    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12"]
+    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12", "monitors.looks=2"]
     small_run(tmp_path / "straight", sets=sets)
     with pytest.raises(SystemExit):
         small_run(tmp_path / "stopped", stop_at=11, sets=sets)
@@ -402,7 +402,11 @@ def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(smal
     system = load_base(f"path:{run}/model").system()
     assert not torch.equal(system.text_encoder.encode(["abc"]).embeds, encoder.encode(["abc"]).embeds)
     readings = [json.loads(line) for line in (run / "readings.jsonl").read_text().splitlines()]
-    assert {"moving-shift", "moving-scale"} <= {r["name"] for r in readings}
+    moved = [r for r in readings if r["name"] == "components"]
+    assert len(moved) == 2 and all(
+        r["where"].startswith("text encoder: channel ") and r["ci_low"] < r["ci_high"] for r in moved
+    )
+    assert not {"embeddings"} & {r["name"] for r in readings}
     assert (run / "figures" / "samples-step-00000012.png").is_file()
     with pytest.raises(SanakitError, match="SK0104.*Embedding has none"):
         trainable_copy(TEXT_ENCODERS.get("wordllama").tiny(), gradient_checkpointing=True)

@@ -5,6 +5,7 @@ import shutil
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,18 +22,16 @@ from sanakit.config import Config
 from sanakit.core.dit import save_core
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local, whole
-from sanakit.drift.features import embedding_blocks
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.folder import save_null
 from sanakit.interop.lora import save_lora
-from sanakit.monitors import STILL, MonitorRequest, make_monitors
+from sanakit.monitors import STILL, MonitorRequest, Monitors, make_monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
-from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.plan import build
 from sanakit.text_encoders import TextEncoder
 from sanakit.tracking import Trackers
@@ -170,16 +169,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         base = (swap.base_system, swap.base_data[0])
         reference = reference_latents(stream) if stream.members else None
         monitors = make_monitors(
-            config.monitors, system, train, base, options, latents=reference, frozen_text=encoder is None
+            config.monitors, system, train, base, options, latents=reference, trained_text=encoder is not None
         )
         monitors.restore(state.extras)
-        moving = None
-        if encoder:
-            total = len(train.captions)  # the captions as the encoder gave them at the start
-            rows = torch.linspace(0, total - 1, min(REFERENCE, total)).long()
-            blocks = embedding_blocks(train.captions.embeds[rows].float(), train.captions.mask[rows])
-            moving = MovingMonitor("embeddings", blocks)
-            moving.restore(state.extras)
         drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in state.history)
         losses = state.extras.get("losses", torch.empty(0)).tolist()
         look_every = max(1, options.max_steps // config.monitors.looks)
@@ -193,8 +185,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             state.history += [{"file": file, "row": row} for row in rows]
 
         def save() -> None:
-            own = moving.tensors() if moving else {}
-            state.extras = monitors.tensors() | own | {"losses": torch.tensor(losses, dtype=torch.float64)}
+            state.extras = monitors.tensors() | {"losses": torch.tensor(losses, dtype=torch.float64)}
             saver.save(state.module, state, facts)
 
         def after_step(step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
@@ -206,9 +197,6 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 losses.append(loss)
                 if not strategy.teacher:  # what the base draws is no sample of the data
                     monitors.observe(batch, predicted)
-                if moving:
-                    said = torch.tensor([text != "" for text in batch.texts])
-                    moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
             if step == min(MOVED_BY, options.max_steps) >= 3:
                 check_movement(state.module, untouched)
             if step % config.train.log_every == 0:
@@ -226,7 +214,6 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                 readings = [] if strategy.teacher else monitors.report(step)
                 drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
                 request = monitors.act(readings)
-                readings += moving.report(step) if moving else []
                 record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
                 row = {
                     "stage": "full",
@@ -259,19 +246,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         rate = lambda step, options: monitors.factor * learning_rate_at(step, options)
         go_on = lambda: fit(system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
         try:
-            try:
-                go_on()
-            except MonitorRequest as request:
-                saver.close()
-                load_checkpoint(good_checkpoint(checkpoints, request), state.module, state, facts)
-                saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
-                monitors.restore(state.extras)
-                monitors.factor *= 0.5
-                print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
-                try:
-                    go_on()
-                except MonitorRequest as again:
-                    raise SanakitError("SK0511", f"after a roll-back: {again}") from again
+            watched(go_on, state, monitors, saver, facts)
             if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
                 save()
         finally:
@@ -404,6 +379,27 @@ def drop_later(run: "RunFolder", step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         run.write_text("steps.jsonl", "".join(kept))
+
+
+def watched(
+    go_on: Callable[[], object], state: TrainState, monitors: Monitors, saver: Saver, facts: dict[str, Any]
+) -> None:
+    """Train; where a monitor asks for it go back once, and on from there at half the learning rate.
+
+    Raises SK0511 for the action `stop`, without a checkpoint to go back to, and for the second roll-back.
+    """
+    try:
+        go_on()
+    except MonitorRequest as request:
+        saver.wait()
+        load_checkpoint(good_checkpoint(saver.folder, request), state.module, state, facts)
+        monitors.restore(state.extras)
+        monitors.factor *= 0.5
+        print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+        try:
+            go_on()
+        except MonitorRequest as again:
+            raise SanakitError("SK0511", f"after a roll-back: {again}") from again
 
 
 def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
