@@ -12,7 +12,7 @@ from sanakit.drift.equivalence import equivalence
 from sanakit.drift.sequential import EProcess, places, tied_scores
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, make_monitors
+from sanakit.monitors import MonitorRequest, Monitors, component_stream, make_monitors
 from sanakit.train import TrainOptions, draw_batch, fit, new_state
 
 
@@ -218,6 +218,26 @@ def test_actions(tiny_system, tiny_data, action, capsys):
     other, _ = monitored(tiny_system, tiny_data)
     other.restore(monitors.tensors())
     assert other.factor == monitors.factor
+
+
+@pytest.mark.parametrize("action", ["off", "log", "lower-rate", "roll-back", "stop"])
+def test_a_part_in_training_has_a_band_and_an_action_of_its_own(action, capsys):
+    section = MonitorsSection(looks=2, components=action, bands={"components": 1.5})
+    component = component_stream(section, "VAE", 1, latents(0, 200))
+    assert (component is None) == (action == "off")
+    monitors = Monitors(section, component=component)
+    for step, scale in ((1, 2.0), (2, 20.0)) if component else ():
+        component.observe(latents(step, 100) * scale)
+        readings = monitors.report(step)
+        assert [(r.alarm, r.threshold) for r in readings] == [(step == 2, 1.5)]
+        request = monitors.act(readings)
+        assert (request is not None) == (step == 2 and action in ("roll-back", "stop"))
+        assert request is None or request.since == 1
+    assert monitors.factor == (0.5 if action == "lower-rate" else 1.0)
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("VAE: channel", "since step 2", "likely cause")) == (
+        action not in ("off", "log")
+    )
 
 
 def test_a_request_leaves_the_loop(tiny_system, tiny_data):

@@ -434,6 +434,11 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
     tuned = load_vae(f"path:{tmp_path}/straight/vae")
     pixels = load_pictures(str(tmp_path / "pictures")).split(True).pixels(32)
     assert tuned.encode(to_images(pixels)).std() == pytest.approx(1, rel=0.2)
+    watched = [*sets, "monitors.looks=2", "monitors.components=stop", "monitors.bands={components: 0.001}"]
+    with pytest.raises(SanakitError, match="SK0511.*at VAE: channel .*since step 12; likely cause"):
+        small_run(tmp_path / "watched", sets=watched)
+    readings = [json.loads(line) for line in (tmp_path / "watched" / "readings.jsonl").read_text().splitlines()]
+    assert [(r["name"], r["alarm"], r["threshold"]) for r in readings] == [("components", True, 0.001)]
     with pytest.raises(SanakitError, match="SK0104.*no parameter to train"):
         small_run(tmp_path / "closed", sets=["train.target=vae"])
 
