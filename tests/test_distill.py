@@ -50,10 +50,21 @@ def test_a_drawn_batch_is_a_state_of_the_teacher(base, tiny_data):
 
 
 def test_the_trajectories_are_timed_and_drawn_before_the_first_step(base, student, tiny_data, monkeypatch):
-    monkeypatch.setattr(distill, "trajectories", lambda *a, **k: trajectories(base, tiny_data.captions, prompts=8))
+    asked = []
+
+    def few(base, captions, *, prompts, seed):
+        asked.append(prompts)
+        return trajectories(base, captions, prompts=8)
+
+    monkeypatch.setattr(distill, "trajectories", few)
     teacher = Teacher(base=base, data=tiny_data)
     teacher.draws(student, tiny_data, OPTIONS)
-    assert teacher.seconds > 0 and "states" in vars(teacher)
+    assert teacher.seconds > 0 and asked == [OPTIONS.max_steps * OPTIONS.batch_size // 8]
+    kept = teacher.states
+    teacher.draws(student, tiny_data, replace(OPTIONS, max_steps=10**6))
+    assert teacher.states is kept
+    Teacher(base=base, data=tiny_data).draws(student, tiny_data, replace(OPTIONS, max_steps=10**6))
+    assert asked[1:] == [512]
 
 
 def test_distillation_races_by_default_where_the_text_encoder_is_swapped(base):

@@ -1,4 +1,4 @@
-"""The race on a tiny system: fairness, halving, adapters that leave no trace, matched noise levels."""
+"""The race on a tiny system: fairness, halving, adapters that leave no trace."""
 
 import copy
 from dataclasses import replace
@@ -9,7 +9,7 @@ import torch
 
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
-from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
+from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import Forecast
@@ -112,12 +112,6 @@ def test_averaged_restores_the_weights(course, tiny_system):
     with averaged(tiny_system.core, {k: torch.zeros_like(v) for k, v in own.items()}):
         assert not any(v.any() for v in tiny_system.core.state_dict().values())
     assert all(torch.equal(v, own[k]) for k, v in tiny_system.core.state_dict().items())
-
-
-def test_matched_sigmas_rise_with_the_numbers_of_a_picture(tiny_system):
-    assert matched_sigmas(tiny_system, tiny_system) == BASE_SIGMAS
-    larger = replace(tiny_system, image_size=64)
-    assert all(a > b for a, b in zip(matched_sigmas(larger, tiny_system), BASE_SIGMAS, strict=True))
 
 
 def test_feature_distance_of_a_core_to_itself_is_zero(tiny_system, tiny_data):

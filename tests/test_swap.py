@@ -193,8 +193,10 @@ def test_text_encoder_swap(world):
 
 
 def test_a_base_that_ignores_its_captions_cannot_judge_a_text_encoder(world):
-    result = swap(world, "text-encoder", "minilm", "--force", run_dir="deaf")
+    result = swap(world, "text-encoder", "minilm?layer=auto", "--force", run_dir="deaf")
     assert result.returncode == 2 and "SK0503" in result.stderr and "Traceback" not in result.stderr
+    measured = json.loads((world / "deaf" / "validation.json").read_text())["layers"]  # of stage component, before it
+    assert measured["used"] == measured["best"] in [row["layer"] for row in measured["layers"]]
 
 
 def test_validate_writes_junit_and_train_resumes(world, finished):

@@ -122,6 +122,7 @@ def collect(run_dir: Path) -> Row:
         "stages": stages,
         "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
         "component": [_compared(MEASURED | row) for row in component.get("rows") or []],
+        "layers": _layers(validation.get("layers") or {}),
         "channel_charts": _channel_charts(component.get("channels") or {}, validation["kind"])
         + _heat(component.get("channels") or {})
         + [c for curve in component.get("curves") or [] for c in _measured_curve(curve)]
@@ -283,6 +284,12 @@ def _cost(stages: Sequence[Row], candidates: Sequence[Row]) -> list[list[Any]]:
             source = f"{number(steps)} steps of {rate * 1000:.0f} ms" + (f", {duration(once)} before" if once else "")
             rows.append([f"{c['name']}, forecast", duration(once + rate * steps), source])
     return rows
+
+
+def _layers(found: Row) -> Row:
+    """Hidden layers of the encoder, best first."""
+    rows = [row for row in found.get("layers") or [] if is_number(row.get("error"))]
+    return found | {"layers": sorted(rows, key=lambda row: row["error"])} if rows else {}
 
 
 def _component_readings(readings: Sequence[Row]) -> Row:

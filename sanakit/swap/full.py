@@ -14,7 +14,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
-from sanakit.adapters import fresh_core
+from sanakit.adapters import adapters_of, attach, fresh_core
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import Saver, checkpoint_bytes, latest, load_checkpoint, preflight, set_aside
 from sanakit.config import Config
@@ -31,6 +31,7 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid, to_uint8
+from sanakit.swap.gradual import SETTLED, join_gradually
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
 from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.plan import build
@@ -107,9 +108,13 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
-    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights."""
+    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
+    added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        return swap.base.system()
+        system, name = swap.base.system(), swap.config.adapter.name
+        if name and name not in adapters_of(system.core):
+            attach(system.core, name, seed=swap.config.train.seed)
+        return system
     train, base_train = swap.candidate_data[0], swap.base_data[0]
     options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
     return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
@@ -149,6 +154,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         torch.manual_seed(config.train.seed)
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
+    share, steps = config.train.gradual, config.train.max_steps
+    groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     drift_alarms = 0
     if encoder and (strategy.teacher or not groups):
         what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
@@ -210,7 +217,10 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                     said = torch.tensor([text != "" for text in batch.texts])
                     moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
             if step == min(MOVED_BY, options.max_steps) >= 3:
-                check_movement(state.module, untouched)
+                late = [
+                    p for g in state.optimizer.param_groups if g.get("joins", 0) > step - SETTLED for p in g["params"]
+                ]
+                check_movement(state.module, untouched, late)
             if step % config.train.log_every == 0:
                 now = time.perf_counter()
                 values = {
@@ -218,6 +228,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
                     "learning_rate": state.learning_rate,
                     "grad_norm": state.grad_norm,
                     "seconds": (now - clock) / config.train.log_every,
+                    "trained_parameters": sum(
+                        p.numel() for g in state.optimizer.param_groups if g.get("joins", 0) < step for p in g["params"]
+                    ),
                 }
                 clock = now
                 run.append("steps.jsonl", [{"step": step} | values])
@@ -352,7 +365,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, jo
     folder = swap.run.path / "model"
     save_core(system.core, folder)
     save_null(system.text_encoder, folder)
-    encoder = swap.config.text_encoder.name or swap.base.card["text_encoder"]
+    encoder = swap.text_encoder_name or swap.base.card["text_encoder"]
     if joint:
         shutil.rmtree(folder / "text", ignore_errors=True)
         encoder = save_encoder(system.text_encoder, folder)
