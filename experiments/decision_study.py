@@ -7,8 +7,8 @@
 Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
 of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
 race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
-Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps. An arm
-stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
+Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps, and
+scratch to --scratch-steps if that is further. An arm stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
 time, measured side by side.
 """
 
@@ -41,7 +41,7 @@ WORLD = Path("runs/study")
 CURVES = RESULTS / "decision_study"
 BUDGET = 100
 PICTURES = 128
-NEAR = ("near-dc", "pca-f16c48")
+NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
 MARGIN = 0.02  # an arm goes on until it is this far below the target
 STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
 
@@ -117,6 +117,9 @@ def run(args: argparse.Namespace) -> None:
         for name in sorted(arms, key=lambda name: arms[name].error)[:2]:
             go_on(arms[name], args.far_steps)
             print(f"  {args.candidate} {name}: {arms[name].error:.3f} after {arms[name].steps[-1]} steps", flush=True)
+    if scratch := arms.get("scratch"):
+        go_on(scratch, args.scratch_steps)
+        print(f"  {args.candidate} scratch: {scratch.error:.3f} after {scratch.steps[-1]} steps", flush=True)
 
     name = f"{args.base}--{args.kind}--{args.candidate.removeprefix('path:').replace('/', '-')}--{args.seed}"
     CURVES.mkdir(parents=True, exist_ok=True)
@@ -137,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed} "
-        f"--max-steps {args.max_steps} --far-steps {args.far_steps}",
+        f"--max-steps {args.max_steps} --far-steps {args.far_steps} --scratch-steps {args.scratch_steps}",
     }
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -302,6 +305,7 @@ def main() -> None:
     one.add_argument("candidate")
     one.add_argument("--max-steps", type=int, default=500)
     one.add_argument("--far-steps", type=int, default=1500)
+    one.add_argument("--scratch-steps", type=int, default=0, help="run scratch on until it is there, or so far")
     one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
     one.add_argument("--seed", type=int, default=0)
     commands.add_parser("summary")
