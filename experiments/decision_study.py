@@ -8,8 +8,9 @@ Fair arms: every trained strategy starts at several learning rates (its own time
 of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
 race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
 Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps, and
-scratch to --scratch-steps if that is further. An arm stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
-time, measured side by side.
+scratch to --scratch-steps if that is further. An arm stops when it is clearly there. Truth: the cheapest strategy that
+reaches the target of swap/quality.py, cost = steps x the strategy's step time, measured side by side, and what
+distillation spends on the base's trajectories before its first step.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from sanakit.config import make_config
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
+from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.plan import applicable, build
 from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
@@ -43,7 +45,7 @@ BUDGET = 100
 PICTURES = 128
 NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
 MARGIN = 0.02  # an arm goes on until it is this far below the target
-STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
+STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
 
 
 def looks(max_steps: int) -> list[int]:
@@ -64,17 +66,20 @@ def swap_of(args: argparse.Namespace) -> Swap:
     return Swap(config=config, run=RunFolder(Path(), config))
 
 
-def step_costs(course: Course, arms: dict[str, Arm]) -> dict[str, float]:
-    """Time of a step of every trained strategy over that of the slowest; the best of interleaved tries."""
+def step_costs(course: Course, arms: dict[str, Arm]) -> tuple[dict[str, float], dict[str, float]]:
+    """Time of a step of every trained strategy over that of the slowest, the best of interleaved tries; and what a
+    strategy spends once before its first step, in the same unit."""
     times: dict[str, list[float]] = {name: [] for name, arm in arms.items() if arm.state}
     for _ in range(4):
         for name in times:
             arm = deepcopy_arm(arms[name])
+            draw = course.teacher.draws(arm.system, course.data, arm.options) if arm.strategy.teacher else None  # type: ignore[union-attr]
             start = time.perf_counter()
-            fit(arm.system, course.data, arm.options, arm.state, until=arm.state.step + 2)  # type: ignore[union-attr, arg-type]
+            fit(arm.system, course.data, arm.options, arm.state, until=arm.state.step + 2, draw=draw)  # type: ignore[union-attr, arg-type]
             times[name].append(time.perf_counter() - start)
     slowest = max(min(values) for values in times.values())
-    return {name: min(times[name]) / slowest if name in times else 0.0 for name in arms}
+    steps = {name: min(times[name]) / slowest if name in times else 0.0 for name in arms}
+    return steps, {name: arm.seconds_once / (slowest / 2) for name, arm in arms.items() if arm.seconds_once}
 
 
 def deepcopy_arm(arm: Arm) -> Arm:
@@ -96,14 +101,15 @@ def run(args: argparse.Namespace) -> None:
     (train, test), (base_train, _) = swap.candidate_data, swap.base_data
     starts: dict[str, Any] = {}
     arms: dict[str, Arm] = {}
+    teacher = Teacher(base=base, data=base_train, seed=args.seed)
+    course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed, teacher=teacher)
     for name in applicable(STRATEGY_NAMES, base, candidate):
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
             starts[strategy.initialise] = build(base, candidate, strategy, train, base_train, seed=args.seed)[0]
         start = starts[strategy.initialise]
-        course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed)
         arms[name] = at_best_rate(course, strategy, start, budget=BUDGET, rates=args.rates)
-    costs = step_costs(course, arms)
+    costs, once = step_costs(course, arms)
 
     def go_on(arm: Arm, until: int) -> None:
         for step in looks(until):
@@ -137,6 +143,7 @@ def run(args: argparse.Namespace) -> None:
         "unit": round(target.unit, 5),
         "rates": {n: arm.scores["rates"] for n, arm in arms.items()},
         "step_cost": {n: round(c, 3) for n, c in costs.items()},
+        "cost_once": {n: round(c, 1) for n, c in once.items()},
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed} "
@@ -145,12 +152,15 @@ def run(args: argparse.Namespace) -> None:
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def cost_to(steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float) -> float | None:
-    """Steps x step cost until the curve is first at the target, between two looks by the line through them in log steps;
-    None where it never is."""
+def cost_to(
+    steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float = 1.0, once: float = 0.0
+) -> float | None:
+    """Steps x step cost (and what is spent once) until the curve is first at the target, between two looks by the line
+    through them in log steps; None where it never is."""
     for i, value in enumerate(curve):
         if value <= target:
-            return float(reached_at(steps, curve, target, i) * step_cost)
+            needed = reached_at(steps, curve, target, i)
+            return float(needed * step_cost + once) if needed else 0.0
     return None
 
 
@@ -164,7 +174,7 @@ def reached_at(steps: np.ndarray, curve: np.ndarray, target: float, i: int) -> f
 
 def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """The row of one swap: what the race would have said after BUDGET steps, and what became of every strategy."""
-    names = list(record["step_cost"])
+    names, once = list(record["step_cost"]), record.get("cost_once", {})
     steps = {n: curves[f"{n}/steps"] for n in names}
     errors = {n: curves[f"{n}/errors"].astype(float) for n in names}
     goal = SimpleNamespace(base=curves["base"].astype(float), tolerance=record["tolerance"])
@@ -181,13 +191,13 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     for n in names:
         seen = steps[n] <= upto[n]
         found = forecast(steps[n][seen].tolist(), errors[n][seen], goal)
-        cost = record["step_cost"][n]
+        spent = lambda steps, n=n: steps * record["step_cost"][n] + once.get(n, 0.0) if steps else 0.0
         arms.append(
             SimpleNamespace(
                 name=n,
                 steps=steps[n][seen].tolist(),
                 forecast=found,
-                seconds_per_step=cost,
+                cost=spent,
                 trained_parameters=0,
                 error=at(n, upto[n]),
             )
@@ -195,8 +205,8 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     best = recommend(arms)
     in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == BUDGET)
 
-    costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n]) for n in names}
-    needed = {n: cost_to(steps[n], mean[n], goal.tolerance, 1.0) for n in names}
+    costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n], once.get(n, 0.0)) for n in names}
+    needed = {n: cost_to(steps[n], mean[n], goal.tolerance) for n in names}
     reached = {n: c for n, c in costs.items() if c is not None}
     truth = min(reached, key=reached.__getitem__) if reached else "not reached"
     regret = (reached[best.name] + 1) / (reached[truth] + 1) if reached and in_sight and best.name in reached else None
@@ -221,6 +231,7 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
         "smoke_errors": {n: round(float(at(n, upto[n])), 4) for n in names},
         "final_errors": {n: round(float(m[-1]), 4) for n, m in mean.items()},
         "curves": {n: [steps[n].tolist(), mean[n].round(4).tolist()] for n in names},
+        "cost_once": once,
         **{key: record[key] for key in ("rates", "step_cost", "minutes", "command")},
     }
 

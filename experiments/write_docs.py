@@ -195,7 +195,7 @@ steps): every strategy of a swap is trained on, and the race of the first 100 st
 
 **Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
 ([strategies.md](strategies.md)). Steps are those at which a strategy got there; "> n": it was run for n steps and did not.
-Cost is steps times the strategy's step time. **Right**: the recommendation reached it at most 10% dearer than the
+Cost is steps times the strategy's step time, and what distillation spends on the base's trajectories first. **Right**: the recommendation reached it at most 10% dearer than the
 cheapest, or it said "not in sight" where nobody got there.
 
 **Read it with care.** One seed but for one swap. near-dc was run to 800 steps under earlier defaults of the script. wordllama's
@@ -209,7 +209,7 @@ tokens were paired. Near swaps are near indeed: nothing needs training there, so
 def decisions() -> str:
     """docs/decision-study.md, whole."""
     found = read("decision_study.json")
-    names = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
+    names = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
     lines = [
         DECISIONS_INTRO,
         "| base | candidate | " + " | ".join(names) + " | cheapest | smoke said | right |",

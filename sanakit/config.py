@@ -88,6 +88,7 @@ class SmokeSection(Section):
         "align+head",
         "lora",
         "cross-attention",
+        "distill",
         "finetune",
         "naive",
         "scratch",

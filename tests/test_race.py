@@ -12,6 +12,7 @@ from sanakit.alignment.vae import solve_input
 from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
+from sanakit.swap.forecast import Forecast
 from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, enter, race, recommend, rungs, survivors
 
@@ -66,6 +67,17 @@ def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
     arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
     race(replace(course, target=target_of(1e3)), arms, budget=8)
     assert recommend(arms).strategy.name == "align"
+
+
+def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, tiny_system):
+    """Two arms of the same forecast: the one that spent time before its first step is the dearer."""
+    arms = [arm_of(course, tiny_system, name) for name in ("align+head", "cross-attention")]
+    for arm in arms:
+        arm.steps, arm.seconds, arm.forecast = [0, 8], 8.0, Forecast(steps=20, low=10, high=40, reached=False)
+    assert arms[1].trained_parameters > arms[0].trained_parameters and recommend(arms) is arms[0]
+    arms[0].seconds_once = 4.0
+    assert recommend(arms) is arms[1] and arms[0].cost(20) == 24.0 and arms[0].cost(0) == 0.0
+    assert arms[0].as_dict()["predicted_hours"] == 24.0 / 3600
 
 
 @pytest.mark.parametrize("name", ["align+head", "lora", "cross-attention", "finetune"])

@@ -187,6 +187,9 @@ def test_text_encoder_swap(world):
     }
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
     assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
+    assert (
+        rows["distill"]["steps"][-1] > 0 and rows["distill"]["seconds_once"] > 0 == rows["align+head"]["seconds_once"]
+    )
 
 
 def test_a_base_that_ignores_its_captions_cannot_judge_a_text_encoder(world):

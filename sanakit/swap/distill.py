@@ -7,6 +7,7 @@ noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose veloc
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,23 +71,28 @@ class Teacher:
     base: LatentDiffusion
     data: LatentDataset
     seed: int = 0
+    seconds: float = 0.0  # that the trajectories took
 
     @cached_property
     def states(self) -> States:
         """Computed once, when first asked for."""
-        return trajectories(self.base, self.data.captions, seed=self.seed)
+        start = time.perf_counter()
+        found = trajectories(self.base, self.data.captions, seed=self.seed)
+        self.seconds = time.perf_counter() - start
+        return found
 
     def draws(
         self, system: LatentDiffusion, data: LatentDataset, options: TrainOptions
     ) -> Callable[[int, slice], Batch]:
         """What `fit` draws its batches with: states of the teacher, prompts of the student; from (seed, step) alone."""
+        states = self.states
 
         def draw(step: int, rows: slice) -> Batch:
             generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-            chosen = torch.randint(len(self.states), (options.batch_size,), generator=generator)[rows]
-            noisy, velocity, sigmas = (t[chosen] for t in (self.states.noisy, self.states.velocity, self.states.sigmas))
+            chosen = torch.randint(len(states), (options.batch_size,), generator=generator)[rows]
+            noisy, velocity, sigmas = (t[chosen] for t in (states.noisy, states.velocity, states.sigmas))
             level = sigmas.reshape(-1, 1, 1, 1)
-            prompt = captions_of(system, data.captions, self.states.captions[chosen])
+            prompt = captions_of(system, data.captions, states.captions[chosen])
             return Batch(noisy - level * velocity, noisy + (1 - level) * velocity, sigmas, prompt)
 
         return draw
