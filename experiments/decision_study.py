@@ -7,9 +7,10 @@
 Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
 of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
 race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
-Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps. An arm
-stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the
-strategy's step time, measured side by side, and what distillation spends on the base's trajectories before its first step.
+Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps, and
+scratch to --scratch-steps if that is further. An arm stops when it is clearly there. Truth: the cheapest strategy that
+reaches the target of swap/quality.py, cost = steps x the strategy's step time, measured side by side, and what
+distillation spends on the base's trajectories before its first step.
 """
 
 import argparse
@@ -42,7 +43,7 @@ WORLD = Path("runs/study")
 CURVES = RESULTS / "decision_study"
 BUDGET = 100
 PICTURES = 128
-NEAR = ("near-dc", "pca-f16c48")
+NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
 MARGIN = 0.02  # an arm goes on until it is this far below the target
 STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
 
@@ -122,6 +123,9 @@ def run(args: argparse.Namespace) -> None:
         for name in sorted(arms, key=lambda name: arms[name].error)[:2]:
             go_on(arms[name], args.far_steps)
             print(f"  {args.candidate} {name}: {arms[name].error:.3f} after {arms[name].steps[-1]} steps", flush=True)
+    if scratch := arms.get("scratch"):
+        go_on(scratch, args.scratch_steps)
+        print(f"  {args.candidate} scratch: {scratch.error:.3f} after {scratch.steps[-1]} steps", flush=True)
 
     name = f"{args.base}--{args.kind}--{args.candidate.removeprefix('path:').replace('/', '-')}--{args.seed}"
     CURVES.mkdir(parents=True, exist_ok=True)
@@ -143,7 +147,7 @@ def run(args: argparse.Namespace) -> None:
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed} "
-        f"--max-steps {args.max_steps} --far-steps {args.far_steps}",
+        f"--max-steps {args.max_steps} --far-steps {args.far_steps} --scratch-steps {args.scratch_steps}",
     }
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -232,14 +236,38 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     }
 
 
-def same_step_ranks(row: dict[str, Any]) -> float | None:
-    """Spearman of the strategies' errors at the end of smoke and at the last step that all of them reached."""
-    trained = {n: c for n, c in row["curves"].items() if len(c[0]) > 1}
-    last = min(c[0][-1] for c in trained.values())
+def same_step_errors(row: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """The trained strategies' errors at the end of smoke and at the last step that all of them ran; None where that is
+    no further."""
+    trained = [c for c in row["curves"].values() if len(c[0]) > 1]
+    last = min(c[0][-1] for c in trained)
     if len(trained) < 3 or last <= BUDGET:
         return None
     value = lambda curve, step: curve[1][max(i for i, s in enumerate(curve[0]) if s <= step)]
-    return float(spearmanr([value(c, BUDGET) for c in trained.values()], [value(c, last) for c in trained.values()])[0])
+    return [value(c, BUDGET) for c in trained], [value(c, last) for c in trained]
+
+
+def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and of
+    the swaps by their best strategy, which is how candidates are compared."""
+    pairs = [pair for row in rows if (pair := same_step_errors(row))]
+    if len(pairs) < 3:
+        return dict.fromkeys(("spearman_smoke_full", "spearman_pooled", "spearman_candidates"))
+    rank = lambda smoke, full: float(spearmanr(smoke, full)[0])
+    found = {
+        "spearman_smoke_full": np.mean([rank(*pair) for pair in pairs]),
+        "spearman_pooled": rank(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
+        "spearman_candidates": rank(*([min(errors) for errors in side] for side in zip(*pairs, strict=True))),
+    }
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def scratch_ratio(row: dict[str, Any]) -> float | None:
+    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain: then
+    an upper bound."""
+    if row["truth"] == "not reached":
+        return None
+    return row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
 
 
 def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -273,24 +301,32 @@ def summary() -> None:
     """Replay every swap and write decision_study.json."""
     rows = []
     for file in sorted(CURVES.glob("*.safetensors")):
-        rows.append(replay(json.loads(file.with_suffix(".json").read_text()), load_file(file)))
+        row = replay(json.loads(file.with_suffix(".json").read_text()), load_file(file))
+        rows.append(row | {"scratch_ratio": scratch_ratio(row)})
     mean = lambda values: round(float(np.mean(values)), 4) if values else None
-    ranks = [r for r in map(same_step_ranks, rows) if r is not None]
     near = [
-        row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
+        row["scratch_ratio"]
         for row in rows
-        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["truth"] != "not reached"
+        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["scratch_ratio"] is not None
+    ]
+    widths = [
+        f["predicted_steps_high"] / max(f["predicted_steps_low"], 1)
+        for row in rows
+        for name, f in row["forecast"].items()
+        if name in row["covered"] and f["predicted_steps_high"]
     ]
     stretch, left_out = leave_one_out(stretches(rows))
     found = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
         "mean_regret": mean([row["regret"] for row in rows if row["regret"] is not None]),
-        "spearman_smoke_full": mean(ranks),
+        **ranks(rows),
         "interval_coverage": mean([c for row in rows for c in row["covered"].values()]),
         "stretch": stretch,
         "stretch_coverage_left_out": left_out,
+        "interval_width": round(float(np.median(widths)), 1),
         "forecasts": sum(len(row["covered"]) for row in rows),
+        "near": NEAR,
         "near_steps_ratio": mean(near),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "command": "python experiments/decision_study.py summary, after one `run` a swap",
@@ -312,6 +348,7 @@ def main() -> None:
     one.add_argument("candidate")
     one.add_argument("--max-steps", type=int, default=500)
     one.add_argument("--far-steps", type=int, default=1500)
+    one.add_argument("--scratch-steps", type=int, default=0, help="run scratch on until it is there, or so far")
     one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
     one.add_argument("--seed", type=int, default=0)
     commands.add_parser("summary")

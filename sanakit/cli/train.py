@@ -83,8 +83,8 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
 
     if config.train.target == "vae" or config.text_encoder.learning_rate:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
-    from sanakit.swap.full import options_of, strategy_of
     from sanakit.swap.plan import load_base
+    from sanakit.swap.settings import options_of, strategy_of
     from sanakit.text_encoders import load_text_encoder, with_layer
     from sanakit.vaes import load_vae
 
