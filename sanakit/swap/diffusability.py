@@ -85,7 +85,7 @@ def viv(latents: Tensor) -> float:
     over clusters by size. For a Gaussian of variance l, l / ((1 - t)^2 l + t^2) integrates to (pi/2) sqrt(l)."""
     z = latents - latents.mean((0, 2, 3), keepdim=True)
     rows = (z / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)).flatten(1).double().numpy()
-    clusters = max(1, min(CLUSTERS, len(rows) // 16))
+    clusters = max(1, min(CLUSTERS, len(rows) // 16, len(np.unique(rows, axis=0))))
     labels = KMeans(clusters, n_init=1, random_state=0).fit_predict(rows)
     total = 0.0
     for label in range(clusters):
