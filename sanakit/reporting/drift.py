@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
-from sanakit.reporting.report import number
+from sanakit.reporting.page import number
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
 Pictures = Mapping[str, Mapping[str, Mapping[int, str]]]  # kind, side, row: a data URI
