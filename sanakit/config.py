@@ -62,6 +62,7 @@ class DataSection(Section):
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
     aspect_buckets: bool = False  # train on pictures of about image_size squared in their own shape
     max_aspect: float = Field(default=2.0, ge=1)
+    sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
 
 
 class VAESection(Section):
@@ -133,6 +134,8 @@ class Config(Section):
             raise ValueError("train.target vae trains no block of the core: leave train.gradual out")
         if self.train.target == "vae" and self.data.aspect_buckets:
             raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
+        if self.train.target == "vae" and self.data.sample_posterior:
+            raise ValueError("train.target vae reads pictures, no latents: leave data.sample_posterior out")
         return self
 
     @property

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset, read_ahead
+from sanakit.data.cache import LatentDataset, read_ahead, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
 from sanakit.distributed import STOP, local, make_accelerator, rank, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
@@ -29,6 +29,8 @@ from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+POSTERIOR = 1 << 40  # sets a posterior's seed apart from the noise's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,8 @@ def draw_batch(
     choice = torch.randint(1 << 30, (count,), generator=generator)
     drop = torch.rand(count, generator=generator) < options.prompt_dropout
     seeds = torch.randint(1 << 62, (count,), generator=generator)  # a picture's noise does not depend on its rank
-    latents = data.latents[indices[rows], view[rows]]
-    noise = torch.empty_like(latents)
-    for row, seed in zip(noise, seeds[rows].tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
+    latents = data.draw(indices[rows], view[rows], generator, seeds[rows] ^ POSTERIOR)
+    noise = row_noise(latents, generator, seeds[rows])
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
     if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction

@@ -127,7 +127,12 @@ class Swap:
         return min(self.config.smoke.held_out, len(self.halves[1]))
 
     def dataset(
-        self, system: LatentDiffusion, held_out_half: bool, buckets: Sequence[tuple[int, int]] = ()
+        self,
+        system: LatentDiffusion,
+        held_out_half: bool,
+        buckets: Sequence[tuple[int, int]] = (),
+        *,
+        sample_posterior: bool = False,
     ) -> LatentDataset:
         """Latents and embeddings of a half, squares or in buckets."""
         pictures, data = self.halves[held_out_half], self.config.data
@@ -148,6 +153,7 @@ class Swap:
             temperature=data.caption_temperature,
             buckets=buckets,
             at_least=self.config.train.batch_size,
+            sample_posterior=sample_posterior,
         )
 
     @cached_property
@@ -166,12 +172,16 @@ class Swap:
         return self.dataset(probe, False), self.dataset(probe, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
-        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so."""
-        if not self.config.data.aspect_buckets:
+        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so, drawn from the
+        posterior where data.sample_posterior does."""
+        data = self.config.data
+        if not data.aspect_buckets and not data.sample_posterior:
             return self.candidate_data[0]
-        cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
-        sizes = bucket_sizes(system.image_size, cell, self.config.data.max_aspect)
-        return self.dataset(system, False, sizes)
+        sizes: list[tuple[int, int]] = []
+        if data.aspect_buckets:
+            cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
+            sizes = bucket_sizes(system.image_size, cell, data.max_aspect)
+        return self.dataset(system, False, sizes, sample_posterior=data.sample_posterior)
 
     @cached_property
     def base_held_out(self) -> HeldOut:

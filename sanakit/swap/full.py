@@ -140,7 +140,7 @@ def train(
         facts=facts,
         untouched=untouched,
         monitors=make_monitors(
-            config.monitors, system, data, base, options, latents=reference, frozen_text=encoder is None
+            config.monitors, system, stream, base, options, latents=reference, frozen_text=encoder is None
         ),
         moving=MovingMonitor("embeddings", reference_embeddings(data)) if encoder else None,
         evaluate=evaluate,
@@ -207,7 +207,7 @@ def reference_latents(stream: LatentDataset) -> list[Tensor]:
     """Normalised latents that a stream in buckets is compared with, a part of every bucket."""
     share = REFERENCE / len(stream)
     chosen = [m[torch.linspace(0, len(m) - 1, max(1, round(share * len(m)))).long()] for m in stream.members]
-    return [stream.latents[rows, torch.zeros_like(rows)] for rows in chosen]
+    return [stream.draw(rows, torch.zeros_like(rows), torch.Generator(), rows) for rows in chosen]
 
 
 def reference_embeddings(data: LatentDataset) -> dict[str, Tensor]:

@@ -54,7 +54,7 @@ def component(swap: Swap) -> list[GateResult]:
         )
     else:
         measured = measure_text_encoder(
-            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1]
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1], swap.run.path
         )
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
