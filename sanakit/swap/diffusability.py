@@ -167,12 +167,13 @@ def high_frequency_share(latents: Tensor) -> float:
 
 
 def equivariance(vae: VAE, images: Tensor, transform: Callable[[Tensor], Tensor]) -> float | None:
-    """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE."""
+    """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE, or latents are zero."""
     moved = transform(images)
     if any(side % vae.spec.spatial_compression_ratio for side in moved.shape[-2:]):
         return None
     target = transform(vae.encode(images))
-    return ((vae.encode(moved) - target).square().sum() / target.square().sum()).item()
+    power = target.square().sum()
+    return ((vae.encode(moved) - target).square().sum() / power).item() if power > 0 else None
 
 
 def _half(maps: Tensor) -> Tensor:
