@@ -305,6 +305,7 @@ def chart_files(run_dir):
         "predicted_steps": 20,
         "predicted_steps_low": 15,
         "seconds_per_step": 0.5,
+        "feature_distance": {"0.1": [0.5, 0.4], "0.5": [0.3, 0.25], "0.9": [0.2, float("nan")]},
     }
     validation["strategy"]["candidates"][0] |= race
     (run_dir / "validation.json").write_text(json.dumps(validation))
@@ -314,7 +315,13 @@ def chart_files(run_dir):
 def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
     chart_files(run_dir)
     html = write_report(run_dir, run_dir / "r.html").read_text(encoding="utf-8")
-    for title in ("Channels at a glance", "Power spectra", "Cosine of prompts, candidate", "The race"):
+    for title in (
+        "Channels at a glance",
+        "Power spectra",
+        "Cosine of prompts, candidate",
+        "The race",
+        "Feature distance",
+    ):
         drawn = html.split(f"<h3>{title}")[1].split("</section>")[0]
         assert 'role="img"' in drawn and "<table>" in drawn, title
     assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html

@@ -39,6 +39,7 @@ __all__ = ["STAGES", "prepare", "run_stages"]
 
 PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
+DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
 
 def component(swap: Swap) -> list[GateResult]:
@@ -163,20 +164,18 @@ def smoke(swap: Swap) -> list[GateResult]:
     return run_gates("smoke", evidence, swap.policy)
 
 
-def _distance(swap: Swap, system: LatentDiffusion) -> list[float]:
-    """Feature distance to the base by depth on held-out pictures, before any step."""
+def _distance(swap: Swap, system: LatentDiffusion) -> dict[str, list[float]]:
+    """Feature distance to the base by sigma and depth on held-out pictures, before any step."""
     own, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(min(64, len(own)))
     first = torch.ones_like(rows)
-    distances = feature_distance(
-        system,
-        swap.base_system,
-        own.latents[rows, 0],
-        theirs.latents[rows, 0],
-        own.prompts(rows, first),
-        theirs.prompts(rows, first),
-    )
-    return [round(value, 5) for value in distances]
+    latents = own.latents[rows, 0], theirs.latents[rows, 0]
+    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    distances = {
+        f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
+        for sigma in DISTANCE_SIGMAS
+    }
+    return {sigma: [round(value, 5) for value in found] for sigma, found in distances.items()}
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
