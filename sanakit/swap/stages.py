@@ -28,6 +28,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
+from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
@@ -125,6 +126,8 @@ def smoke(swap: Swap) -> list[GateResult]:
     finalists = race(course, arms, budget=budget, on_step=on_step)
 
     best = recommend(arms)
+    assert best.forecast is not None
+    more = steps_that_tell(best.forecast, budget)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
     swap.run.write_json(
         "strategy.json",
@@ -132,6 +135,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             "recommended": best.strategy.name,
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
+            "steps_that_tell": more,
             "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
             "base_held_out_loss": swap.base_held_out.loss,
         },
@@ -156,6 +160,7 @@ def smoke(swap: Swap) -> list[GateResult]:
         "conditional_gain": gain.numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
+        "steps_that_tell": more,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     } | wiring
     if naive and aligned:
