@@ -258,6 +258,14 @@ def fit(
     )
 
 
+def presence(group: dict[str, Any], step: int, warmup: int) -> float:
+    """A group that `joins` at a later step: 0 before it, then its own warm-up to 1."""
+    joins = group.get("joins", 0)
+    if not joins:
+        return 1.0
+    return min(1.0, max(0, step - joins + 1) / max(1, warmup))
+
+
 def own_rows(options: TrainOptions) -> slice:
     """This rank's part of every batch."""
     own = options.batch_size // world_size()
@@ -293,7 +301,7 @@ def descend(
         for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate * group.get("scale", 1.0)
+                group["lr"] = learning_rate * group.get("scale", 1.0) * presence(group, step, options.warmup)
 
             watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
@@ -309,6 +317,10 @@ def descend(
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
                 used.append(part)
+            for group in state.optimizer.param_groups:
+                if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
+                    for parameter in group["params"]:
+                        parameter.grad = None
             norm = clip_gradients(accelerator, trained, options.max_grad_norm)
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
             value = total / world_size()
@@ -385,10 +397,11 @@ def parameter_digests(core: nn.Module) -> dict[str, str]:
     }
 
 
-def check_movement(core: nn.Module, before: dict[str, str]) -> None:
-    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`."""
-    now = parameter_digests(core)
-    wanted = {name: p.requires_grad and local(p).numel() > 0 for name, p in core.named_parameters()}
+def check_movement(core: nn.Module, before: dict[str, str], waiting: Iterable[nn.Parameter] = ()) -> None:
+    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`. waiting: may do either,
+    since they join about now."""
+    now, late = parameter_digests(core), {id(p) for p in waiting}
+    wanted = {n: p.requires_grad and local(p).numel() > 0 and id(p) not in late for n, p in core.named_parameters()}
     still = [name for name in now if wanted[name] and now[name] == before[name]]
     moved = [name for name, p in core.named_parameters() if not p.requires_grad and now[name] != before[name]]
     if still or moved:

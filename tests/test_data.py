@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from sanakit.data import Pictures, load_pictures
 from sanakit.data import base as data_base
 from sanakit.data.cache import build_dataset, embeddings, raw_latents, to_images
+from sanakit.drift.pictures import shown_rows
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES, load_vae
@@ -256,6 +258,11 @@ def test_encode_fills_a_cache_that_train_reads_and_drift_reads(tmp_path, capsys,
     assert (
         texts["embeddings"].shape[::2] == (48, 256) and texts["attention_mask"].shape == texts["embeddings"].shape[:2]
     )
+    assert latents["pictures"].shape == (24, 32, 32, 3) and latents["pictures"].dtype == torch.uint8
+    for source in (out, Path(first["entries"][0]["folder"])):
+        shown = shown_rows(source, "latents", [7])[7]
+        assert np.array_equal(shown.picture, load_pictures(str(folder)).subset([7]).pixels(32)[0])
+    assert shown_rows(out, "embeddings", [3])[3].label == load_pictures(str(folder)).captions[1][1]
 
     vae, encoder = load_vae(f"path:{tmp_path}/vae"), TEXT_ENCODERS.get("wordllama").load()
     half = load_pictures(str(folder)).subset(range(5, 15))

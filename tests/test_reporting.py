@@ -12,9 +12,12 @@ from xml.etree import ElementTree
 import pytest
 
 from sanakit.errors import SanakitError
-from sanakit.reporting import charts, report, write_report
+from sanakit.reporting import charts, write_report
 from sanakit.reporting.ci import markdown, write_junit
 from sanakit.reporting.compare import leaderboard, write_comparison
+from sanakit.reporting.folder import embedded, read_lines
+from sanakit.reporting.steps import READING, drift_charts
+from sanakit.reporting.strategies import loss_by_sigma
 
 EVIL = "<script>alert(1)</script>\"'&"
 
@@ -176,10 +179,10 @@ def test_null_and_left_out_keys_are_fine(run_dir):
 def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text('{"a": "line\u2028separator"}\n{"a"', encoding="utf-8")
-    assert report._lines(path) == [{"a": "line\u2028separator"}]
+    assert read_lines(path) == [{"a": "line\u2028separator"}]
     path.write_text('{"a"\n{"a": 1}\n')
     with pytest.raises(json.JSONDecodeError):
-        report._lines(path)
+        read_lines(path)
 
 
 @pytest.mark.parametrize(
@@ -188,17 +191,17 @@ def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
 def test_only_pictures_inside_the_folder_are_embedded(run_dir, name):
     fill(run_dir)
     (run_dir / "link.png").symlink_to(run_dir.parent / "outside.png")
-    assert report._embed(run_dir, name) is None
-    assert report._embed(run_dir, "figures/a.png") == "data:image/png;base64,iVBORw=="
+    assert embedded(run_dir, name) is None
+    assert embedded(run_dir, "figures/a.png") == "data:image/png;base64,iVBORw=="
 
 
 def test_the_worst_channel_of_each_step_is_one_line_and_places_read_together_are_several():
-    base = report.READING | {"name": "n", "stage": "full"}
+    base = READING | {"name": "n", "stage": "full"}
     worst = [base | {"step": s, "where": f"channel {s}", "value": 1.0} for s in (1, 2, 3)]
-    (chart,) = report._drift_charts(worst)
+    (chart,) = drift_charts(worst)
     assert chart["svg"].count("<polyline") == 1 and chart["svg"].count("ring") == 0
     both = [base | {"step": s, "where": w, "value": 1.0, "alarm": s == 2} for s in (1, 2) for w in ("low", "high")]
-    (chart,) = report._drift_charts(both)
+    (chart,) = drift_charts(both)
     assert chart["svg"].count("<polyline") == 2 and chart["svg"].count("ring") == 2
 
 
@@ -208,7 +211,7 @@ def test_last_step_of_each_strategy_and_one_colour_everywhere():
         for n in ("a", "b")
         for s in (9, 3)
     ]
-    (chart,) = report._by_sigma("smoke", rows, {"b": 4, "a": 2})
+    (chart,) = loss_by_sigma("smoke", rows, {"b": 4, "a": 2})
     assert chart["rows"] == [["a", 9, 0.5, 9], ["b", 9, 0.5, 9]]
     assert "line s2" in chart["svg"] and "line s4" in chart["svg"] and "line s0" not in chart["svg"]
 

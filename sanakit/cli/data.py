@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,7 +52,8 @@ def encode(
     from sanakit.cli.view import progress_display
     from sanakit.data import load_pictures
     from sanakit.data.buckets import bucket_sizes
-    from sanakit.data.cache import bucketed, embedding_job, latent_job
+    from sanakit.data.cache import bucketed, embedding_job, latent_job, small_pictures
+    from sanakit.drift.pictures import as_labels
     from sanakit.text_encoders import load_text_encoder
     from sanakit.vaes import load_vae
 
@@ -71,12 +73,16 @@ def encode(
                 wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
             for some, size in wanted:
                 job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
-                rows.append(_fill(job, out, "vae", str(vae), autoencoder.normalize))
+                keep = lambda chosen, some=some: {
+                    "pictures": small_pictures(some.subset(chosen), image_size, progress=progress),
+                    "labels": as_labels([some.names[i] for i in chosen]),
+                }
+                rows.append(_fill(job, out, "vae", str(vae), keep, autoencoder.normalize))
         if encoder is not None:
             prompts = [caption for captions in pictures.captions for caption in captions]
-            rows.append(
-                _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", str(text_encoder))
-            )
+            job = embedding_job(encoder, prompts, progress=progress)
+            keep = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
+            rows.append(_fill(job, out, "text_encoder", str(text_encoder), keep))
     result = {"out": str(out), "pictures": len(pictures), "set_aside": len(pictures.ledger), "entries": rows}
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
@@ -88,8 +94,11 @@ def encode(
     typer.echo(f"{len(pictures.ledger)} pictures set aside, reasons in {out / 'ledger.jsonl'}")
 
 
-def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> dict[str, Any]:
-    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask."""
+def _fill(
+    job: Any, out: Path, role: str, name: str, keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+) -> dict[str, Any]:
+    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
+    with what `keep` gives of some rows to show them by."""
     import torch
 
     from sanakit.data.store import save_tensors
@@ -105,7 +114,7 @@ def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> d
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content, temporary, metadata={role: name})
+    save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
     temporary.replace(file)
     return {
         "kind": entry.facts["kind"],

@@ -23,6 +23,7 @@ from sanakit.data import store
 from sanakit.data.base import PREPROCESSING, Pictures, cache_dir
 from sanakit.data.buckets import Bucketed, Size, aspect, assign
 from sanakit.data.store import Rows
+from sanakit.drift.pictures import SIDE
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
@@ -116,6 +117,16 @@ def latent_job(
         again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size)))["raw_latents"],
         row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
+
+
+def small_pictures(pictures: Pictures, size: int, *, progress: Progress = silent) -> Tensor:
+    """(N, s, s, 3) uint8, s at most drift.pictures.SIDE: what a page about drift shows; training never reads it."""
+    parts = []
+    for start in range(0, len(pictures), PROMPT_BATCH):
+        stop = min(start + PROMPT_BATCH, len(pictures))
+        parts.append(torch.from_numpy(pictures.subset(range(start, stop)).pixels(min(size, SIDE))))
+        progress("keeping small pictures", stop, len(pictures))
+    return torch.cat(parts)
 
 
 def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent) -> Job:

@@ -6,7 +6,8 @@ from typing import Any
 
 from sanakit.errors import SanakitError
 from sanakit.reporting.charts import is_number, legend, line_chart
-from sanakit.reporting.report import _json, environment, write_html
+from sanakit.reporting.folder import read_json
+from sanakit.reporting.page import environment, write_html
 
 Row = dict[str, Any]
 ORDER = ("pass", "inconclusive", "fail")
@@ -24,14 +25,14 @@ def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
 def _row(path: Path) -> Row:
     if not (path / "validation.json").is_file():
         raise SanakitError("SK0109", f"{path} holds no validation.json")
-    validation: Row = _json(path / "validation.json", {})
-    race: Row = _json(path / "strategy.json", {})
+    validation: Row = read_json(path / "validation.json", {})
+    race: Row = read_json(path / "strategy.json", {})
     stages: Row = validation.get("stages") or {}
     strategy: Row = validation.get("strategy") or {}
     best: Row = next((c for c in strategy.get("candidates") or [] if c["name"] == strategy.get("recommended")), {})
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     quality = [g["value"] for g in gates if g["code"] == "SK0504"]
-    component = {row["metric"]: row for row in (_json(path / "component.json", {}).get("rows") or [])}
+    component = {row["metric"]: row for row in (read_json(path / "component.json", {}).get("rows") or [])}
     return {
         "run": path.name,
         "folder": str(path),

@@ -19,6 +19,7 @@ from sanakit.monitors import STILL, MonitorRequest, Monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import Strategy
 from sanakit.swap.figures import save_grid, to_uint8
+from sanakit.swap.gradual import SETTLED
 from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.resume import good_checkpoint
 from sanakit.swap.settings import flat_config
@@ -75,7 +76,7 @@ class Course:
         else:
             self._observe(loss, batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
-            check_movement(self.state.module, self.untouched)
+            check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
         if step % own.log_every == 0:
             self._log(step, loss)
         if step % self.look_every == 0:
@@ -131,10 +132,16 @@ class Course:
             "learning_rate": self.state.learning_rate,
             "grad_norm": self.state.grad_norm,
             "seconds": (now - self.clock) / every,
+            "trained_parameters": sum(p.numel() for g in self.state.optimizer.param_groups for p in g["params"])
+            - sum(p.numel() for p in self._joined_after(step - 1)),
         }
         self.clock = now
         self.swap.run.append("steps.jsonl", [{"step": step} | values])
         self.trackers.log({f"train/{key}": value for key, value in values.items()}, step)
+
+    def _joined_after(self, step: int) -> list[Tensor]:
+        """Parameters of blocks that join later than a step."""
+        return [p for g in self.state.optimizer.param_groups if g.get("joins", 0) > step for p in g["params"]]
 
     def _look(self, step: int) -> None:
         """Monitors report, and the held-out pictures are evaluated."""

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, preflight
 from sanakit.data.cache import LatentDataset
@@ -22,6 +23,7 @@ from sanakit.swap.base import Strategy
 from sanakit.swap.course import Course
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
+from sanakit.swap.gradual import join_gradually
 from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.model_folder import gathered, write_model
 from sanakit.swap.moving import MovingMonitor
@@ -63,6 +65,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         torch.manual_seed(config.train.seed)
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
+    share, steps = config.train.gradual, config.train.max_steps
+    groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     if encoder and (strategy.teacher or not groups):
         what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
         raise SanakitError(
@@ -87,9 +91,13 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
-    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights."""
+    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
+    added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        return swap.base.system()
+        system, name = swap.base.system(), swap.config.adapter.name
+        if name and name not in adapters_of(system.core):
+            attach(system.core, name, seed=swap.config.train.seed)
+        return system
     train, base_train = swap.candidate_data[0], swap.base_data[0]
     options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
     return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]

@@ -26,7 +26,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, jo
     folder = swap.run.path / "model"
     save_core(system.core, folder)
     save_null(system.text_encoder, folder)
-    encoder = swap.config.text_encoder.name or swap.base.card["text_encoder"]
+    encoder = swap.text_encoder_name or swap.base.card["text_encoder"]
     if joint:
         shutil.rmtree(folder / "text", ignore_errors=True)
         encoder = save_encoder(system.text_encoder, folder)
