@@ -7,19 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
-from sanakit.reporting.page import number
+from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
 Pictures = Mapping[str, Mapping[str, Mapping[int, str]]]  # kind, side, row: a data URI
 SIDES = ("reference", "current")
-WHY = {
-    "drift": "At least one statistic moved more than chance allows.",
-    "no-drift": "No statistic moved more than chance allows.",
-    "inconclusive": "Too few samples to say.",
-}
 
 
 def write_drift_report(
@@ -33,27 +26,38 @@ def write_drift_report(
 ) -> Path:
     """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. pictures: of the rows that
     differ most, where a side carries pictures."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = number
     order = lambda r: (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
-    html = environment.get_template("drift.html.j2").render(
-        verdict=found["verdict"],
-        why=WHY[found["verdict"]],
-        readings=sorted(found["readings"], key=order),
-        panels=[panel for kind in moments for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
-        farthest=[
-            (kind, side, rows, pictures.get(kind, {}).get(side, {}))
-            for kind, parts in evidence.items()
-            for side, rows in parts["farthest"].items()
-        ],
-        reference=reference,
-        current=current,
+    readings = sorted(found["readings"], key=order)
+    html = (
+        environment()
+        .get_template("drift.html.j2")
+        .render(
+            verdict=found["verdict"],
+            why=why(found["verdict"], readings),
+            readings=readings,
+            panels=[panel for kind in moments for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
+            farthest=[
+                (kind, side, rows, pictures.get(kind, {}).get(side, {}))
+                for kind, parts in evidence.items()
+                for side, rows in parts["farthest"].items()
+            ],
+            reference=reference,
+            current=current,
+        )
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
-    return out
+    return write_html(html, out)
+
+
+def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence; readings: alarms first."""
+    moved = sum(bool(r["alarm"]) for r in readings)
+    if verdict == "drift":
+        place = str(readings[0]["where"]).strip(": ")
+        where = f", most clearly in {place}" if place else ""
+        return f"{moved} of {len(readings)} readings moved more than chance allows{where}."
+    if verdict == "no-drift":
+        return f"None of {len(readings)} readings moved more than chance allows."
+    return "Too few samples to say; the reading below says how many are needed."
 
 
 def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -63,9 +67,7 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
     if evidence.get("effects"):
         rows = evidence["effects"]
         effects = {name: row for name, row in rows.items() if name != "norms"}
-        note = (
-            "Shift of every feature of a picture or prompt, in sd: orange is up, blue down. Hover a cell for its value."
-        )
+        note = "Shift of every feature of a picture or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
         title = f"{kind}: what moved"
         found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():
