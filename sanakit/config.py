@@ -30,6 +30,7 @@ class TrainSection(Section):
     rates: dict[Group, NonNegativeFloat] = {}  # learning-rate multipliers over the strategy's own; 0 freezes a group
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # block i of L runs at layer_decay ** (L - 1 - i)
     lora_rank: int = Field(default=16, ge=1)
+    gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
     warmup: int = Field(default=20, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)
@@ -61,6 +62,7 @@ class DataSection(Section):
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
     aspect_buckets: bool = False  # train on pictures of about image_size squared in their own shape
     max_aspect: float = Field(default=2.0, ge=1)
+    sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
 
 
 class VAESection(Section):
@@ -88,6 +90,7 @@ class SmokeSection(Section):
         "align+head",
         "lora",
         "cross-attention",
+        "distill",
         "finetune",
         "naive",
         "scratch",
@@ -127,8 +130,12 @@ class Config(Section):
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
         if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):
             raise ValueError("train.target vae trains no text encoder: leave text_encoder out")
+        if self.train.target == "vae" and self.train.gradual:
+            raise ValueError("train.target vae trains no block of the core: leave train.gradual out")
         if self.train.target == "vae" and self.data.aspect_buckets:
             raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
+        if self.train.target == "vae" and self.data.sample_posterior:
+            raise ValueError("train.target vae reads pictures, no latents: leave data.sample_posterior out")
         return self
 
     @property

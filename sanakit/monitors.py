@@ -261,7 +261,9 @@ def make_monitors(
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
-    latent = LatentMonitor(latents or data.latents[rows, view], band=section.band, **shared)
+    seeds = torch.arange(len(rows)) + options.seed
+    own = latents or data.draw(rows, view, generator, seeds)
+    latent = LatentMonitor(own, band=section.band, **shared)
     prompts = None
     if section.embeddings != "off" and frozen_text:
         reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset, read_ahead
+from sanakit.data.cache import LatentDataset, read_ahead, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
 from sanakit.distributed import STOP, local, make_accelerator, rank, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
@@ -29,6 +29,8 @@ from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+POSTERIOR = 1 << 40  # sets a posterior's seed apart from the noise's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,8 @@ def draw_batch(
     choice = torch.randint(1 << 30, (count,), generator=generator)
     drop = torch.rand(count, generator=generator) < options.prompt_dropout
     seeds = torch.randint(1 << 62, (count,), generator=generator)  # a picture's noise does not depend on its rank
-    latents = data.latents[indices[rows], view[rows]]
-    noise = torch.empty_like(latents)
-    for row, seed in zip(noise, seeds[rows].tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
+    latents = data.draw(indices[rows], view[rows], generator, seeds[rows] ^ POSTERIOR)
+    noise = row_noise(latents, generator, seeds[rows])
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
     if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction
@@ -259,6 +259,14 @@ def fit(
     )
 
 
+def presence(group: dict[str, Any], step: int, warmup: int) -> float:
+    """A group that `joins` at a later step: 0 before it, then its own warm-up to 1."""
+    joins = group.get("joins", 0)
+    if not joins:
+        return 1.0
+    return min(1.0, max(0, step - joins + 1) / max(1, warmup))
+
+
 def own_rows(options: TrainOptions) -> slice:
     """This rank's part of every batch."""
     own = options.batch_size // world_size()
@@ -294,7 +302,7 @@ def descend(
         for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate * group.get("scale", 1.0)
+                group["lr"] = learning_rate * group.get("scale", 1.0) * presence(group, step, options.warmup)
 
             watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
@@ -310,6 +318,10 @@ def descend(
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
                 used.append(part)
+            for group in state.optimizer.param_groups:
+                if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
+                    for parameter in group["params"]:
+                        parameter.grad = None
             norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
             norm = float(whole(norm))
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
@@ -374,10 +386,11 @@ def parameter_digests(core: nn.Module) -> dict[str, str]:
     }
 
 
-def check_movement(core: nn.Module, before: dict[str, str]) -> None:
-    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`."""
-    now = parameter_digests(core)
-    wanted = {name: p.requires_grad and local(p).numel() > 0 for name, p in core.named_parameters()}
+def check_movement(core: nn.Module, before: dict[str, str], waiting: Iterable[nn.Parameter] = ()) -> None:
+    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`. waiting: may do either,
+    since they join about now."""
+    now, late = parameter_digests(core), {id(p) for p in waiting}
+    wanted = {n: p.requires_grad and local(p).numel() > 0 and id(p) not in late for n, p in core.named_parameters()}
     still = [name for name in now if wanted[name] and now[name] == before[name]]
     moved = [name for name, p in core.named_parameters() if not p.requires_grad and now[name] != before[name]]
     if still or moved:

@@ -194,23 +194,51 @@ def test_constant_channels_are_no_drift_and_other_normalisations_are_refused():
         compare({"latents": sample_latents(first)}, {"latents": sample_latents(second, normalisation="raw")})
 
 
-def test_the_page_shows_pictures_that_the_sides_carry(tmp_path):
+def test_the_page_shows_what_the_sides_carry_and_says_what_they_do_not(tmp_path):
     from sanakit.drift.evidence import evidence
-    from sanakit.drift.pictures import pictures_of
+    from sanakit.drift.pictures import Shown, as_labels, shown_rows
     from sanakit.reporting.drift import write_drift_report
 
-    frames = torch.randint(0, 256, (160, 8, 8, 3), dtype=torch.uint8)
-    save_file({"latents": latents(0), "pictures": frames}, tmp_path / "a.safetensors")
-    first, second = sample_latents(latents(0)), sample_latents(latents(1) + 1)
+    frames = torch.randint(0, 256, (160, 60, 80, 3), dtype=torch.uint8)
+    half = {"pictures": frames[:100], "labels": as_labels([f"picture é {i}" for i in range(100)])}
+    (tmp_path / "a").mkdir()
+    save_file({"latents": latents(0)[:100]} | half, tmp_path / "a" / "0.safetensors")
+    save_file({"embeds": torch.zeros(5, 2, 3), "mask": torch.ones(5, 2)}, tmp_path / "a" / "1.safetensors")
+    save_file({"latents": latents(0)[100:], "pictures": frames[100:]}, tmp_path / "a" / "2.safetensors")
+    first, second = read_samples(tmp_path / "a")["latents"], sample_latents(latents(1) + 1)
+    found = shown_rows(tmp_path / "a", "latents", [3, 120, 500])
+    assert set(found) == {3, 120} and found[3].label == "picture é 3" and not found[120].label
+    assert np.array_equal(found[120].picture, frames[120])
+
+    snapshot = write_snapshot(
+        {"latents": first}, tmp_path, carry=lambda kind, rows: shown_rows(tmp_path / "a", kind, rows)
+    )
+    kept = shown_rows(snapshot, "latents", range(160))
+    assert len(kept) == 160 and all(s.picture.shape == (36, 48, 3) for s in kept.values())
+    assert read_samples(snapshot)["latents"].count == 160
+
     shown = evidence(first, second)
-    pictures = pictures_of(tmp_path / "a.safetensors", [row for row, _ in shown["farthest"]["reference"]])
-    found = compare({"latents": first}, {"latents": second}).as_dict()
+    rows = [row for row, _ in shown["farthest"]["reference"]]
+    carried = {"latents": {"reference": shown_rows(snapshot, "latents", rows)}}
+    comparison = compare({"latents": first}, {"latents": second}).as_dict()
     moments = {"latents": {"reference": {"mean": [0.0], "std": [1.0]}, "current": {"mean": [1.0], "std": [1.0]}}}
-    page = write_drift_report(
-        found, moments, {"latents": shown}, {"latents": {"reference": pictures}}, "a", "b", tmp_path / "d.html"
+    write = lambda carried: write_drift_report(
+        comparison, moments, {"latents": shown}, carried, "a", "b", tmp_path / "d.html"
     ).read_text()
+    page = write(carried)
     assert page.count("data:image/png") == 8 and "what moved" in page and "<script" not in page
+    assert "carries neither pictures nor captions" in page  # the other side
+    named = {row: Shown(label="a <b>") for row in rows}
+    page = write({"latents": {"reference": named, "current": named}})
+    assert "a &lt;b&gt;" in page and "carries names alone" in page and "data:image" not in page
     assert evidence(first, sample_latents(latents(0, channels=6)))["effects"] == {}
     save_file({"latents": latents(0), "pictures": frames.float()}, tmp_path / "f.safetensors")
-    with pytest.raises(SanakitError, match="SK0701"):
-        pictures_of(tmp_path / "f.safetensors", [0])
+    with pytest.raises(SanakitError, match="SK0701.*expected uint8"):
+        shown_rows(tmp_path / "f.safetensors", "latents", [0])
+
+
+def test_shards_of_two_encoders_are_no_one_side(tmp_path):
+    for name in "ab":
+        save_file({"latents": latents(0)}, tmp_path / f"{name}.safetensors", metadata={"vae": name})
+    with pytest.raises(SanakitError, match="SK0702.*differ in vae: a and b"):
+        read_samples(tmp_path)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sanakit import checkpoint, train
+from sanakit import checkpoint, cli, train
 from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
@@ -440,7 +440,16 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
     monkeypatch.setattr(train, "draw_batch", lambda *a: (b := draw(*a), seen.append(tuple(b.latents.shape[-2:])))[0])
     for i, path in enumerate(sorted((tmp_path / "pictures").glob("*.png"))):
         Image.open(path).resize(((32, 32), (48, 24))[i % 2]).save(path)
-    small_run(tmp_path / "run", sets=["data.aspect_buckets=true"])
+    sets = ["data.aspect_buckets=true", f"data.cache={tmp_path}/encoded"]
+    with pytest.raises(SanakitError, match="SK0404"):
+        small_run(tmp_path / "empty", sets=sets)
+    arguments = f"encode --vae path:{tmp_path}/vae --text-encoder wordllama --data {tmp_path}/pictures --mirror --json"
+    arguments += f" --out {tmp_path}/encoded --image-size 32 --aspect-buckets --batch-size 4"
+    monkeypatch.setattr("sys.argv", ["sanakit", *arguments.split()])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert not end.value.code
+    small_run(tmp_path / "run", sets=sets)
     assert len(set(seen)) == 2 and (4, 4) in seen
     with pytest.raises(SanakitError, match="SK0104.*caption_temperature.*has no scores"):
         small_run(tmp_path / "other", sets=["data.caption_temperature=1"])

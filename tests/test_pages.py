@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from sample_run import EVIL, chart_files, fill, verdict_alone
@@ -20,7 +21,18 @@ from sanakit.reporting.drift import write_drift_report
 PAGES = ("report", "compare", "drift")
 PAPER = 687  # px between the margins of A4
 STYLE = (Path(sanakit.reporting.__file__).parent / "style.css.j2").read_text()
-QUIET = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync", "--allow-file-access-from-files", "--enable-logging=stderr"]
+QUIET = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--allow-file-access-from-files",
+    "--enable-logging=stderr",
+]
 # scripts are forbidden inside a page, so the page around it measures: sideways scroll on a phone, what leaves the paper
 PROBE = """<body style="margin:0">
 <iframe src="{0}.html" style="width:390px;height:800px"></iframe><iframe src="{0}-paper.html" style="width:{1}px;height:800px"></iframe>
@@ -60,8 +72,8 @@ def drift_findings():
             "farthest": {"reference": [[3, 0.5]], "current": [[4, 0.25]]},
         }
     }
-    pictures = {"latents": {"reference": {3: "data:image/png;base64,iVBORw=="}}}
-    return {"verdict": "drift", "readings": [still, moved]}, moments, evidence, pictures, EVIL, "b" * 80
+    carried = {"latents": {"reference": {3: SimpleNamespace(label=EVIL, uri="data:image/png;base64,iVBORw==")}}}
+    return {"verdict": "drift", "readings": [still, moved]}, moments, evidence, carried, EVIL, "b" * 80
 
 
 def chromium(*arguments):

@@ -22,10 +22,10 @@ from sanakit.monitors import LatentMonitor
 from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import forecast, steps_to_reach
-from sanakit.swap.full import strategy_of
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
 from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.quality import Target
+from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import load_text_encoder
 from sanakit.tracking import Trackers
 from sanakit.train import (

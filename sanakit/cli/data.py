@@ -3,6 +3,7 @@
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,15 +35,25 @@ def encode(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored picture too, as training reads it.")
     ] = False,
+    aspect_buckets: Annotated[
+        bool, typer.Option("--aspect-buckets", help="Also the sizes that training in aspect buckets reads.")
+    ] = False,
+    max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
+    patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     if vae is None and text_encoder is None:
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    if aspect_buckets and vae is None:
+        raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
     from sanakit.cli.view import progress_display
     from sanakit.data import load_pictures
-    from sanakit.data.cache import embedding_job, latent_job
+    from sanakit.data.buckets import bucket_sizes
+    from sanakit.data.cache import bucketed, embedding_job, latent_job, small_pictures
+    from sanakit.drift.pictures import as_labels
     from sanakit.text_encoders import load_text_encoder
     from sanakit.vaes import load_vae
 
@@ -54,13 +65,24 @@ def encode(
     rows = []
     with progress_display() as progress:
         if autoencoder is not None:
-            job = latent_job(autoencoder, pictures, image_size, mirror=mirror, progress=progress)
-            rows.append(_fill(job, out, "vae", str(vae), autoencoder.normalize))
+            wanted: list[tuple[Any, Any]] = [(pictures, image_size)]
+            if aspect_buckets:  # as training assigns its half; what it is compared with and judged on are the squares
+                half = pictures.split(False)
+                sizes = bucket_sizes(image_size, autoencoder.spec.spatial_compression_ratio * patch_size, max_aspect)
+                used, members = bucketed(half, sizes, batch_size)
+                wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
+            for some, size in wanted:
+                job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
+                keep = lambda chosen, some=some: {
+                    "pictures": small_pictures(some.subset(chosen), image_size, progress=progress),
+                    "labels": as_labels([some.names[i] for i in chosen]),
+                }
+                rows.append(_fill(job, out, "vae", str(vae), keep, autoencoder.normalize))
         if encoder is not None:
             prompts = [caption for captions in pictures.captions for caption in captions]
-            rows.append(
-                _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", str(text_encoder))
-            )
+            job = embedding_job(encoder, prompts, progress=progress)
+            keep = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
+            rows.append(_fill(job, out, "text_encoder", str(text_encoder), keep))
     result = {"out": str(out), "pictures": len(pictures), "set_aside": len(pictures.ledger), "entries": rows}
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
@@ -72,8 +94,11 @@ def encode(
     typer.echo(f"{len(pictures.ledger)} pictures set aside, reasons in {out / 'ledger.jsonl'}")
 
 
-def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> dict[str, Any]:
-    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask."""
+def _fill(
+    job: Any, out: Path, role: str, name: str, keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+) -> dict[str, Any]:
+    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
+    with what `keep` gives of some rows to show them by."""
     import torch
 
     from sanakit.data.store import save_tensors
@@ -89,7 +114,7 @@ def _fill(job: Any, out: Path, role: str, name: str, normalize: Any = None) -> d
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content, temporary, metadata={role: name})
+    save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
     temporary.replace(file)
     return {
         "kind": entry.facts["kind"],

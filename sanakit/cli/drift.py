@@ -9,7 +9,7 @@ from sanakit.cli.app import app
 from sanakit.cli.info import print_json
 from sanakit.errors import ExitCode, SanakitError
 
-SNAPSHOT = "latents.snapshot.safetensors"  # what stage component leaves in a run folder
+SNAPSHOT = "*.snapshot.safetensors"  # what stage component leaves in a run folder
 EXIT = {"no-drift": ExitCode.PASSED, "drift": ExitCode.GATE_FAILED, "inconclusive": ExitCode.INCONCLUSIVE}
 Side = "A .safetensors file, a folder of `encode`, a run folder, or a snapshot."
 
@@ -32,15 +32,15 @@ def drift(
     paths = [_resolve(path) for path in (reference, current)]
     from sanakit.cli.view import print_drift
     from sanakit.drift.compare import compare
+    from sanakit.drift.pictures import shown_rows
     from sanakit.drift.sample import read_samples, write_snapshot
 
     first, second = (read_samples(path, seed=seed) for path in paths)
     found = compare(first, second, alpha=alpha, seed=seed).as_dict()
     if snapshot:
-        write_snapshot(second, snapshot, seed=seed)
+        write_snapshot(second, snapshot, seed=seed, carry=lambda kind, rows: shown_rows(paths[1], kind, rows))
     if html:
         from sanakit.drift.evidence import evidence
-        from sanakit.drift.pictures import pictures_of
         from sanakit.reporting.drift import write_drift_report
 
         moments = {
@@ -53,14 +53,14 @@ def drift(
             if kind in second
         }
         shown = {kind: evidence(first[kind], second[kind]) for kind in moments}
-        pictures = {
+        carried = {
             kind: {
-                side: pictures_of(path, [row for row, _ in parts["farthest"].get(side, [])])
+                side: shown_rows(path, kind, [row for row, _ in parts["farthest"].get(side, [])])
                 for side, path in zip(("reference", "current"), paths, strict=True)
             }
             for kind, parts in shown.items()
         }
-        write_drift_report(found, moments, shown, pictures, str(reference), str(current), html)
+        write_drift_report(found, moments, shown, carried, str(reference), str(current), html)
     if as_json:
         print_json(found)
     else:
@@ -69,9 +69,10 @@ def drift(
 
 
 def _resolve(path: Path) -> Path:
-    """A run folder stands for the snapshot of its candidate's latents."""
+    """A run folder stands for the snapshot of its candidate's latents or embeddings."""
     if not (path / "validation.json").is_file():
         return path
-    if not (path / SNAPSHOT).is_file():
-        raise SanakitError("SK0701", f"run {path} holds no {SNAPSHOT}; stage component of a VAE writes it")
-    return path / SNAPSHOT
+    found = sorted(path.glob(SNAPSHOT))
+    if not found:
+        raise SanakitError("SK0701", f"run {path} holds no {SNAPSHOT}; stage component writes it")
+    return found[0]

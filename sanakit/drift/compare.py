@@ -95,8 +95,10 @@ def compare(
                 _too_few(s, side) for side, s in (("reference", first), ("current", second)) if len(s.rows) < NEEDED
             ]
         else:
-            prefix = f"{kind}: " if len(kinds) > 1 else ""
-            readings += [replace(r, where=prefix + r.where) for r in statistics(first, second, alpha, seed)]
+            own = statistics(first, second, alpha, seed)
+            if len(kinds) > 1:
+                own = [replace(r, where=": ".join(part for part in (kind, r.where) if part)) for r in own]
+            readings += own
     readings = correct(readings, alpha)
     alarm = any(r.alarm for r in readings)
     return Comparison(verdict="drift" if alarm else "inconclusive" if few else "no-drift", readings=readings + few)

@@ -8,9 +8,8 @@ from scipy.spatial.distance import cdist
 from sanakit.drift.compare import STRUCTURED, project
 from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
-from sanakit.drift.sample import Sample
+from sanakit.drift.sample import SHOWN_ROWS, Sample
 
-MOST_ROWS = 512  # a side, of the scatter and of the contributions
 SHOWN = 8  # rows a side
 LABELS = {
     "log-sd": "spread",
@@ -22,7 +21,7 @@ LABELS = {
 
 
 def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
-    """`effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: mean power a band},
+    """At most 512 rows a side make the scatter and the contributions. `effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: mean power a band},
     `points` {side: (first, second component) a row}, `shares` of variance, `farthest` {side: [(row, contribution)]}.
     Parts that the samples cannot carry are empty."""
     sides = {"reference": reference, "current": current}
@@ -38,7 +37,7 @@ def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
     rows = dict(zip(sides, project(reference, current), strict=True))
     if rows["reference"].shape[1] < 2:
         return {"effects": effects, "spectra": spectra, "points": {}, "farthest": {}}
-    chosen = {side: thin(np.arange(len(x)), MOST_ROWS, 0) for side, x in rows.items()}
+    chosen = {side: thin(np.arange(len(x)), SHOWN_ROWS, 0) for side, x in rows.items()}
     few = {side: rows[side][chosen[side]] for side in sides}
     between = cdist(few["reference"], few["current"])
     farthest = {}

@@ -1,39 +1,131 @@
-"""Pictures of single rows, from sides that carry them: a tensor `pictures` (N, H, W, 3) uint8 beside the latents."""
+"""What a side carries beside its numbers, so that a page can show its rows: small pictures and labels.
+
+Tensors of a file: `pictures` (N, H, W, 3) uint8, and `labels` (N, bytes) uint8, UTF-8 padded with zeros: names of
+pictures, captions of prompts. A snapshot keeps them of some rows, whose numbers lie in `KIND.pictures.rows`.
+"""
 
 import base64
 import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from sanakit.errors import SanakitError
 
-SIZE = 96
+SIDE = 48  # pixels of what caches and snapshots carry: at most 6.9 KB a picture
+LABEL_BYTES = 80
+KIND_TENSORS = {"latents": ("latents", "raw_latents"), "embeddings": ("embeddings", "embeds")}
 
 
-def pictures_of(source: Path, rows: list[int]) -> dict[int, str]:
-    """{row: PNG as a data URI}, rows counted over the shards of a folder; empty where there are no pictures."""
-    from PIL import Image
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """One row as a page shows it. picture: (h, w, 3) uint8."""
 
-    found, start = {}, 0
+    label: str = ""
+    picture: np.ndarray | None = None
+
+    @property
+    def uri(self) -> str:
+        """The picture as a PNG; empty without one."""
+        from PIL import Image
+
+        if self.picture is None:
+            return ""
+        buffer = io.BytesIO()
+        Image.fromarray(self.picture).save(buffer, "PNG")
+        return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def as_labels(texts: Sequence[str]) -> Tensor:
+    """(N, LABEL_BYTES) uint8; longer texts are cut."""
+    raw = b"".join(text.encode()[:LABEL_BYTES].ljust(LABEL_BYTES, b"\0") for text in texts)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8).reshape(len(texts), LABEL_BYTES)
+
+
+def shown_rows(source: Path, kind: str, rows: Sequence[int]) -> dict[int, Shown]:
+    """What `source` carries of these rows of a kind, counted over the shards of a folder; rows without are left out.
+
+    An entry of the cache carries nothing itself: the file for drift that `encode` wrote beside it does.
+    """
+    beside = source.with_name(source.name + ".safetensors")
+    if source.is_dir() and (source / "manifest.json").is_file() and beside.is_file():
+        return shown_rows(beside, kind, rows) if _count(source, kind) == _count(beside, kind) else {}
+    found: dict[int, Shown] = {}
+    for handle, path, start, count in _files(source, kind):
+        for name, number, place in _places(handle, kind, rows, start, count):
+            row = found.get(number, Shown())
+            try:
+                found[number] = _with(row, name, handle.get_slice(name)[place : place + 1][0])
+            except (SafetensorError, ValueError, TypeError, IndexError) as error:
+                raise SanakitError("SK0701", f"{path}: `{name}`, row {place}: {error}") from error
+    return found
+
+
+def pack(shown: dict[int, Shown], kind: str) -> dict[str, Tensor]:
+    """The tensors of a snapshot that hold these rows; pictures shrunk to SIDE."""
+    pictured = {row: torch.from_numpy(_small(s.picture)) for row, s in shown.items() if s.picture is not None}
+    labelled = {row: s.label for row, s in shown.items() if s.label}
+    tensors = {}
+    if pictured and len({p.shape for p in pictured.values()}) == 1:
+        tensors[f"{kind}.pictures"] = torch.stack(list(pictured.values()))
+        tensors[f"{kind}.pictures.rows"] = torch.tensor(list(pictured))
+    if labelled:
+        tensors[f"{kind}.labels"] = as_labels(list(labelled.values()))
+        tensors[f"{kind}.labels.rows"] = torch.tensor(list(labelled))
+    return tensors
+
+
+def _files(source: Path, kind: str) -> Iterator[tuple[Any, Path, int, int]]:
+    """Open files that hold the kind (or a snapshot), the number of their first row, and how many there are."""
+    start = 0
     for path in sorted(source.glob("*.safetensors")) if source.is_dir() else [source]:
         try:
             with safe_open(path, "pt") as handle:
-                if "pictures" not in handle.keys():  # noqa: SIM118  a safetensors handle is no mapping
-                    return {}
-                stored = handle.get_slice("pictures")
-                count, *shape = stored.get_shape()
-                if len(shape) != 3 or shape[-1] != 3 or stored.get_dtype() != "U8":
-                    raise SanakitError(
-                        "SK0701", f"{path}: `pictures` is {stored.get_shape()}, expected uint8 (N, H, W, 3)"
-                    )
-                for row in (r for r in rows if start <= r < start + count):
-                    picture = Image.fromarray(stored[row - start : row - start + 1][0].numpy())
-                    picture.thumbnail((SIZE, SIZE))
-                    buffer = io.BytesIO()
-                    picture.save(buffer, "PNG")
-                    found[row] = "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+                names = set(handle.keys())
+                holds = next((name for name in KIND_TENSORS[kind] if name in names), None)
+                count = handle.get_slice(holds).get_shape()[0] if holds else 0
+                if holds or f"{kind}.rows" in names:
+                    yield handle, path, start, count
+                start += count
         except (SafetensorError, OSError) as error:
             raise SanakitError("SK0701", f"{path} is no readable safetensors file: {error}") from error
-        start += count
-    return found
+
+
+def _count(source: Path, kind: str) -> int:
+    return sum(count for *_, count in _files(source, kind))
+
+
+def _places(handle: Any, kind: str, rows: Sequence[int], start: int, count: int) -> Iterator[tuple[str, int, int]]:
+    """Tensor, row, and the place in the tensor where it lies."""
+    names = set(handle.keys())
+    for name in ("pictures", "labels"):
+        if f"{kind}.{name}.rows" in names:
+            where = {int(row): place for place, row in enumerate(handle.get_tensor(f"{kind}.{name}.rows"))}
+            yield from ((f"{kind}.{name}", row, where[row]) for row in rows if row in where)
+        elif name in names:
+            yield from ((name, row, row - start) for row in rows if start <= row < start + count)
+
+
+def _with(row: Shown, name: str, value: Tensor) -> Shown:
+    wanted = 3 if name.endswith("pictures") else 1
+    if value.dtype != torch.uint8 or value.ndim != wanted or (wanted == 3 and value.shape[-1] != 3):
+        raise ValueError(
+            f"{value.dtype} {tuple(value.shape)}, expected uint8 {'(H, W, 3)' if wanted == 3 else '(bytes,)'}"
+        )
+    if wanted == 3:
+        return replace(row, picture=value.numpy())
+    return replace(row, label=bytes(value.tolist()).rstrip(b"\0").decode(errors="ignore"))
+
+
+def _small(picture: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    image = Image.fromarray(picture)
+    image.thumbnail((SIDE, SIDE))
+    return np.array(image)

@@ -8,7 +8,7 @@ subset, and its own content hash.
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,18 @@ from torch import Tensor
 
 from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
 from sanakit.drift.moments import Moments
+from sanakit.drift.permutation import thin
+from sanakit.drift.pictures import Shown, pack
 from sanakit.errors import SanakitError
 
 CHUNK = 256
 MOST_ROWS = 8192  # features kept in memory
 SNAPSHOT_ROWS = 1024
+SHOWN_ROWS = 512  # of those, whose pictures are kept: the ones that a page looks at
 FORMAT = "sanakit-drift-1"
 LATENTS = {"latents": "normalised", "raw_latents": "raw"}
 EMBEDDINGS = {"embeddings": "attention_mask", "embeds": "mask"}
+ENCODER = {"latents": "vae", "embeddings": "text_encoder"}  # what `encode` states in a header
 NORMALISATION = ("normalisation", "normalization", "latents_mean", "latents_std", "scaling_factor", "shift_factor")
 
 
@@ -83,6 +87,7 @@ def read_samples(source: Path, *, seed: int = 0) -> dict[str, Sample]:
         )
     parts: dict[str, list[_Part]] = {}
     facts: dict[str, dict[str, Any]] = {}
+    encoders: dict[str, str | None] = {}
     for path in files:
         handle = _open(path)
         metadata = handle.metadata() or {}
@@ -95,6 +100,13 @@ def read_samples(source: Path, *, seed: int = 0) -> dict[str, Sample]:
             own = {"normalisation": json.dumps(stated, sort_keys=True) if stated else normalisation}
             if facts.setdefault(kind, own) != own:
                 raise SanakitError("SK0702", f"shards of {source} differ in normalisation: {facts[kind]} and {own}")
+            encoder = metadata.get(ENCODER[kind])
+            if encoders.setdefault(kind, encoder) != encoder:
+                raise SanakitError(
+                    "SK0702",
+                    f"shards of {source} differ in {ENCODER[kind]}: {encoders[kind]} and {encoder}",
+                    fix="Name one of its files.",
+                )
             parts.setdefault(kind, []).append(part)
     if not parts:
         raise SanakitError("SK0701", f"{source} holds {', '.join(_open(files[0]).keys()) or 'no tensor'}")
@@ -213,8 +225,17 @@ def _collect(kind: str, parts: list[_Part], facts: dict[str, Any], seed: int, so
     )
 
 
-def write_snapshot(samples: dict[str, Sample], path: Path, *, seed: int = 0) -> Path:
-    """One file; in a folder it is named after its content. Written beside and moved, so never half there."""
+def write_snapshot(
+    samples: dict[str, Sample],
+    path: Path,
+    *,
+    seed: int = 0,
+    carry: Callable[[str, list[int]], dict[int, Shown]] = lambda kind, rows: {},
+) -> Path:
+    """One file; in a folder it is named after its content. Written beside and moved, so never half there.
+
+    carry: pictures and labels of rows of a kind, as `pictures.shown_rows` reads them; kept of at most 512 rows.
+    """
     tensors: dict[str, Tensor] = {}
     records = {}
     for kind, sample in samples.items():
@@ -222,6 +243,7 @@ def write_snapshot(samples: dict[str, Sample], path: Path, *, seed: int = 0) -> 
         order.sort()
         tensors |= {f"{kind}.block.{k}": torch.from_numpy(v[order]).contiguous() for k, v in sample.blocks.items()}
         tensors[f"{kind}.rows"] = torch.from_numpy(sample.rows[order])
+        tensors |= pack(carry(kind, thin(sample.rows[order], SHOWN_ROWS, 0).tolist()), kind)
         if sample.moments:
             m = sample.moments
             parts = {"mean": m.mean, "comoment": m.comoment, "third": m.third, "fourth": m.fourth}

@@ -77,6 +77,12 @@ def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> li
     return charts
 
 
+def measured_layers(found: Row) -> Row:
+    """Hidden layers of the encoder, best first."""
+    rows = [row for row in found.get("layers") or [] if is_number(row.get("error"))]
+    return found | {"layers": sorted(rows, key=lambda row: row["error"])} if rows else {}
+
+
 def component_readings(readings: Sequence[Row]) -> Row:
     """Names read in many places (channels, layers) are charts, the others rows of one table."""
     by_name: dict[str, list[Row]] = {}

@@ -5,45 +5,60 @@ Effects by channel as a heat map, moments, spectra, the two leading components, 
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
 from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
-Pictures = Mapping[str, Mapping[str, Mapping[int, str]]]  # kind, side, row: a data URI
+
+
+class Shown(Protocol):
+    """A row of a side: its label, and its picture as a data URI; each may be empty."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def uri(self) -> str: ...
+
+
+Carried = Mapping[str, Mapping[str, Mapping[int, Shown]]]  # kind, side, row
 SIDES = ("reference", "current")
+MOST_BARS = 64  # channels; more of them are dots
+NOTHING = (
+    "neither pictures nor captions; `sanakit encode` keeps them in what it writes for drift, "
+    "stage component in its snapshot"
+)
 
 
 def write_drift_report(
     found: Mapping[str, Any],
     moments: Moments,
     evidence: Mapping[str, Mapping[str, Any]],
-    pictures: Pictures,
+    carried: Carried,
     reference: str,
     current: str,
     out: Path,
 ) -> Path:
-    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. pictures: of the rows that
-    differ most, where a side carries pictures."""
+    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: pictures and labels of the
+    rows that differ most, where a side has them."""
     order = lambda r: (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
     readings = sorted(found["readings"], key=order)
-    html = (
-        environment()
-        .get_template("drift.html.j2")
-        .render(
-            verdict=found["verdict"],
-            why=why(found["verdict"], readings),
-            readings=readings,
-            panels=[panel for kind in moments for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
-            farthest=[
-                (kind, side, rows, pictures.get(kind, {}).get(side, {}))
-                for kind, parts in evidence.items()
-                for side, rows in parts["farthest"].items()
-            ],
-            reference=reference,
-            current=current,
-        )
+    alarming = {r["where"].partition(":")[0] for r in readings if r["alarm"]}
+    kinds = sorted(moments, key=lambda kind: (kind not in alarming, kind != "latents"))
+    page = environment().get_template("drift.html.j2")
+    html = page.render(
+        verdict=found["verdict"],
+        why=why(found["verdict"], readings),
+        readings=readings,
+        panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
+        farthest=[
+            _side(kind, side, rows, carried.get(kind, {}).get(side, {}))
+            for kind in kinds
+            for side, rows in evidence.get(kind, {}).get("farthest", {}).items()
+        ],
+        reference=reference,
+        current=current,
     )
     return write_html(html, out)
 
@@ -60,6 +75,20 @@ def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
     return "Too few samples to say; the reading below says how many are needed."
 
 
+def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapping[int, Shown]) -> dict[str, Any]:
+    """The rows of a side that differ most, and what is said where it carries no pictures."""
+    shown = [
+        {"row": row, "gain": gain, "label": own.label if own else "", "picture": own.uri if own else ""}
+        for row, gain in rows
+        for own in [carried.get(row)]
+    ]
+    note, pictured = "", any(row["picture"] for row in shown)
+    if rows and not pictured:
+        captions = "captions alone" if kind == "embeddings" else "names alone"
+        note = f"This side carries {captions if any(row['label'] for row in shown) else NOTHING}."
+    return {"title": f"{kind}, {side}", "rows": shown, "note": note, "pictured": pictured}
+
+
 def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Title, drawing, legend and note of every chart that has something to show."""
     lines, bars = legend(SIDES), legend(SIDES, bars=True)
@@ -72,9 +101,15 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
         found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():
         for moment, label in (("mean", "mean"), ("std", "standard deviation")):
-            title = f"{kind}: {label} by channel"
-            svg = bar_chart([(side, moments[side][moment]) for side in SIDES], title=title, y_label=label)
-            found.append({"title": title, "svg": svg, "legend": bars, "note": ""})
+            title, sides = f"{kind}: {label} by channel", [(side, moments[side][moment]) for side in SIDES]
+            if len(sides[0][1]) <= MOST_BARS:
+                found.append(
+                    {"title": title, "svg": bar_chart(sides, title=title, y_label=label), "legend": bars, "note": ""}
+                )
+                continue
+            dots = [("channel", list(zip(*(values for _, values in sides), strict=True)))]
+            svg = scatter(dots, title=title, x_label=f"reference {label}", y_label="current")
+            found.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel."})
     if evidence.get("spectra"):
         title = f"{kind}: radial spectrum"
         series = [(side, list(enumerate(row, 1))) for side, row in evidence["spectra"].items()]

@@ -11,6 +11,7 @@ from sanakit.reporting.component import (
     compared,
     component_readings,
     measured_curve,
+    measured_layers,
     similarity_maps,
 )
 from sanakit.reporting.folder import figures, flattened, read_json, read_lines, read_text
@@ -64,6 +65,7 @@ def collect(run_dir: Path) -> Row:
         "stages": stages,
         "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
         "component": [compared(MEASURED | row) for row in component.get("rows") or []],
+        "layers": measured_layers(validation.get("layers") or {}),
         "channel_charts": channel_charts(component.get("channels") or {}, validation["kind"])
         + channel_heat(component.get("channels") or {})
         + [c for curve in component.get("curves") or [] for c in measured_curve(curve)]

@@ -99,7 +99,7 @@ def cost_rows(stages: Sequence[Row], candidates: Sequence[Row]) -> list[list[Any
     for c in candidates:
         rate, steps = c.get("seconds_per_step"), c["predicted_steps"]
         if is_number(rate) and rate and is_number(steps):
-            rows.append(
-                [f"{c['name']}, forecast", duration(rate * steps), f"{number(steps)} steps of {rate * 1000:.0f} ms"]
-            )
+            once = (c.get("seconds_once") or 0.0) if steps else 0.0
+            source = f"{number(steps)} steps of {rate * 1000:.0f} ms" + (f", {duration(once)} before" if once else "")
+            rows.append([f"{c['name']}, forecast", duration(once + rate * steps), source])
     return rows

@@ -17,7 +17,8 @@ from sanakit.contracts import Reading
 from sanakit.data import Pictures
 from sanakit.data.cache import Progress, silent, to_images
 from sanakit.drift import DRIFT, latent_features
-from sanakit.drift.sample import sample_latents, write_snapshot
+from sanakit.drift.pictures import SIDE, Shown
+from sanakit.drift.sample import sample_embeddings, sample_latents, write_snapshot
 from sanakit.errors import SanakitError
 from sanakit.features import perceptual_distance
 from sanakit.swap.diffusability import radial_power
@@ -112,7 +113,9 @@ def measure_vae(
     own = measure_one(candidate, images, progress)
     reference = measure_one(base, images, progress) if base else None
 
-    write_snapshot({"latents": sample_latents(own.latents)}, run_dir / "latents.snapshot.safetensors")
+    small = pictures.subset(range(len(images))).pixels(min(size, SIDE))
+    carry = lambda kind, rows: {row: Shown(label=pictures.names[row], picture=small[row]) for row in rows}
+    write_snapshot({"latents": sample_latents(own.latents)}, run_dir / "latents.snapshot.safetensors", carry=carry)
     evidence |= evidence_of(candidate, images, own.raw, own.reconstructed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     sides = {"base": reference, "candidate": own} if reference else {"candidate": own}
@@ -236,7 +239,9 @@ TEXT_ROWS = (
 )
 
 
-def measure_text_encoder(candidate: TextEncoder, base: TextEncoder | None, pictures: Pictures) -> Measured:
+def measure_text_encoder(
+    candidate: TextEncoder, base: TextEncoder | None, pictures: Pictures, run_dir: Path
+) -> Measured:
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
     prompts = [captions[-1] for captions in pictures.captions[:COUNT]]
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
@@ -251,6 +256,10 @@ def measure_text_encoder(candidate: TextEncoder, base: TextEncoder | None, pictu
         norms[side] = [[round(a, 4), round(b, 4)] for a, b in zip(shares, ordered[places].tolist(), strict=True)]
         pooled = pool(found[:SHOWN_PROMPTS])
         cosines[side] = [[round(v, 4) for v in row] for row in (pooled @ pooled.T).tolist()]
+    assert found is not None
+    carry = lambda kind, rows: {row: Shown(label=prompts[row]) for row in rows}
+    sample = {"embeddings": sample_embeddings(found.embeds, found.mask)}
+    write_snapshot(sample, run_dir / "embeddings.snapshot.safetensors", carry=carry)
     rows = [
         _row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
         for metric, unit, better in TEXT_ROWS

@@ -90,9 +90,12 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
     z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own signal-to-noise,
-    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows.
+    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows. Raises SK0204.
     """
     latents = train.latents[torch.arange(len(train))].flatten(0, 1)
+    if not latents.isfinite().all():
+        channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
+        raise SanakitError("SK0204", f"latents are not finite, most in channel {channel}")
     side = _window(latents.shape[1], min(latents.shape[2:]))
     rows = _windows(latents, side)[:MAX_WINDOWS].double()
     mean = rows.mean(0)

@@ -54,8 +54,10 @@ def component(swap: Swap) -> list[GateResult]:
         )
     else:
         measured = measure_text_encoder(
-            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1]
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1], swap.run.path
         )
+        if not measured.evidence["nonfinite_embeddings"] and swap.layers:
+            swap.run.write_json("layers.json", swap.layers)
     pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
@@ -273,6 +275,8 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     stages = validation["stages"]
     validation["stages"] = {name: stages[name] for name in STAGES if name in stages}
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
+    if layers := swap.run.read_json("layers.json"):
+        validation["layers"] = layers
     verdict = Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()])
     validation["verdict"] = str(verdict)
     validation["policy"] = swap.policy.as_dict()

@@ -25,8 +25,9 @@ from sanakit.drift.features import latent_blocks
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.swap.component import psnr
-from sanakit.swap.full import flat_config, options_of, pick_up, resume_facts, strategy_of
 from sanakit.swap.moving import MovingMonitor
+from sanakit.swap.resume import pick_up, resume_facts
+from sanakit.swap.settings import flat_config, options_of, strategy_of
 from sanakit.tracking import Trackers
 from sanakit.train import TrainOptions, check_movement, descend, new_state, own_rows, parameter_digests
 from sanakit.vaes import VAE
