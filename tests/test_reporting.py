@@ -191,7 +191,9 @@ def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
         assert 'role="img"' in drawn and "<table>" in drawn, title
     assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html
     assert (
-        "about 150 more samples than 100 would decide: --set component.pictures=250" in html and "at least 1.5" in html and "<dd>strict</dd>" in html
+        "about 150 more samples than 100 would decide: --set component.pictures=250" in html
+        and "at least 1.5" in html
+        and "<dd>strict</dd>" in html
     )
     assert "20 steps of 500 ms" in html and "<summary>strategy.json</summary>" in html
     assert "<script" not in html
