@@ -7,9 +7,10 @@
 Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
 of the smoke budget goes on. Rates are constant after the warm-up and every point is the moving average of the weights, so the smoke
 race is the beginning of the very same runs: `summary` replays its decision from the curves with nothing trained twice.
-Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps. An arm
-stops when it is clearly there. Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step
-time, measured side by side.
+Every strategy runs to --max-steps; where none has reached the base's quality, the best two go on to --far-steps, and
+scratch to --scratch-steps if that is further. An arm stops when it is clearly there. Truth: the cheapest strategy that
+reaches the target of swap/quality.py, cost = steps x the strategy's step time, measured side by side, and what
+distillation spends on the base's trajectories before its first step.
 """
 
 import argparse
@@ -31,6 +32,7 @@ from sanakit.config import make_config
 from sanakit.run import RunFolder
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
+from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.plan import applicable, build
 from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
@@ -41,9 +43,9 @@ WORLD = Path("runs/study")
 CURVES = RESULTS / "decision_study"
 BUDGET = 100
 PICTURES = 128
-NEAR = ("near-dc", "pca-f16c48")
+NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
 MARGIN = 0.02  # an arm goes on until it is this far below the target
-STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "finetune", "naive", "scratch")
+STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
 
 
 def looks(max_steps: int) -> list[int]:
@@ -64,17 +66,20 @@ def swap_of(args: argparse.Namespace) -> Swap:
     return Swap(config=config, run=RunFolder(Path(), config))
 
 
-def step_costs(course: Course, arms: dict[str, Arm]) -> dict[str, float]:
-    """Time of a step of every trained strategy over that of the slowest; the best of interleaved tries."""
+def step_costs(course: Course, arms: dict[str, Arm]) -> tuple[dict[str, float], dict[str, float]]:
+    """Time of a step of every trained strategy over that of the slowest, the best of interleaved tries; and what a
+    strategy spends once before its first step, in the same unit."""
     times: dict[str, list[float]] = {name: [] for name, arm in arms.items() if arm.state}
     for _ in range(4):
         for name in times:
             arm = deepcopy_arm(arms[name])
+            draw = course.teacher.draws(arm.system, course.data, arm.options) if arm.strategy.teacher else None  # type: ignore[union-attr]
             start = time.perf_counter()
-            fit(arm.system, course.data, arm.options, arm.state, until=arm.state.step + 2)  # type: ignore[union-attr, arg-type]
+            fit(arm.system, course.data, arm.options, arm.state, until=arm.state.step + 2, draw=draw)  # type: ignore[union-attr, arg-type]
             times[name].append(time.perf_counter() - start)
     slowest = max(min(values) for values in times.values())
-    return {name: min(times[name]) / slowest if name in times else 0.0 for name in arms}
+    steps = {name: min(times[name]) / slowest if name in times else 0.0 for name in arms}
+    return steps, {name: arm.seconds_once / (slowest / 2) for name, arm in arms.items() if arm.seconds_once}
 
 
 def deepcopy_arm(arm: Arm) -> Arm:
@@ -96,14 +101,15 @@ def run(args: argparse.Namespace) -> None:
     (train, test), (base_train, _) = swap.candidate_data, swap.base_data
     starts: dict[str, Any] = {}
     arms: dict[str, Arm] = {}
+    teacher = Teacher(base=base, data=base_train, seed=args.seed)
+    course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed, teacher=teacher)
     for name in applicable(STRATEGY_NAMES, base, candidate):
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
             starts[strategy.initialise] = build(base, candidate, strategy, train, base_train, seed=args.seed)[0]
         start = starts[strategy.initialise]
-        course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed)
         arms[name] = at_best_rate(course, strategy, start, budget=BUDGET, rates=args.rates)
-    costs = step_costs(course, arms)
+    costs, once = step_costs(course, arms)
 
     def go_on(arm: Arm, until: int) -> None:
         for step in looks(until):
@@ -117,6 +123,9 @@ def run(args: argparse.Namespace) -> None:
         for name in sorted(arms, key=lambda name: arms[name].error)[:2]:
             go_on(arms[name], args.far_steps)
             print(f"  {args.candidate} {name}: {arms[name].error:.3f} after {arms[name].steps[-1]} steps", flush=True)
+    if scratch := arms.get("scratch"):
+        go_on(scratch, args.scratch_steps)
+        print(f"  {args.candidate} scratch: {scratch.error:.3f} after {scratch.steps[-1]} steps", flush=True)
 
     name = f"{args.base}--{args.kind}--{args.candidate.removeprefix('path:').replace('/', '-')}--{args.seed}"
     CURVES.mkdir(parents=True, exist_ok=True)
@@ -134,20 +143,24 @@ def run(args: argparse.Namespace) -> None:
         "unit": round(target.unit, 5),
         "rates": {n: arm.scores["rates"] for n, arm in arms.items()},
         "step_cost": {n: round(c, 3) for n, c in costs.items()},
+        "cost_once": {n: round(c, 1) for n, c in once.items()},
         "losses": {n: [round(r.loss, 4) for r in arm.results] for n, arm in arms.items()},
         "minutes": round((time.monotonic() - begun) / 60, 1),
         "command": f"python experiments/decision_study.py run {args.base} {args.kind} {args.candidate} --seed {args.seed} "
-        f"--max-steps {args.max_steps} --far-steps {args.far_steps}",
+        f"--max-steps {args.max_steps} --far-steps {args.far_steps} --scratch-steps {args.scratch_steps}",
     }
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
 
 
-def cost_to(steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float) -> float | None:
-    """Steps x step cost until the curve is first at the target, between two looks by the line through them in log steps;
-    None where it never is."""
+def cost_to(
+    steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float = 1.0, once: float = 0.0
+) -> float | None:
+    """Steps x step cost (and what is spent once) until the curve is first at the target, between two looks by the line
+    through them in log steps; None where it never is."""
     for i, value in enumerate(curve):
         if value <= target:
-            return float(reached_at(steps, curve, target, i) * step_cost)
+            needed = reached_at(steps, curve, target, i)
+            return float(needed * step_cost + once) if needed else 0.0
     return None
 
 
@@ -161,7 +174,7 @@ def reached_at(steps: np.ndarray, curve: np.ndarray, target: float, i: int) -> f
 
 def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Any]:
     """The row of one swap: what the race would have said after BUDGET steps, and what became of every strategy."""
-    names = list(record["step_cost"])
+    names, once = list(record["step_cost"]), record.get("cost_once", {})
     steps = {n: curves[f"{n}/steps"] for n in names}
     errors = {n: curves[f"{n}/errors"].astype(float) for n in names}
     goal = SimpleNamespace(base=curves["base"].astype(float), tolerance=record["tolerance"])
@@ -178,13 +191,13 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     for n in names:
         seen = steps[n] <= upto[n]
         found = forecast(steps[n][seen].tolist(), errors[n][seen], goal)
-        cost = record["step_cost"][n]
+        spent = lambda steps, n=n: steps * record["step_cost"][n] + once.get(n, 0.0) if steps else 0.0
         arms.append(
             SimpleNamespace(
                 name=n,
                 steps=steps[n][seen].tolist(),
                 forecast=found,
-                seconds_per_step=cost,
+                cost=spent,
                 trained_parameters=0,
                 error=at(n, upto[n]),
             )
@@ -192,8 +205,8 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     best = recommend(arms)
     in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == BUDGET)
 
-    costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n]) for n in names}
-    needed = {n: cost_to(steps[n], mean[n], goal.tolerance, 1.0) for n in names}
+    costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n], once.get(n, 0.0)) for n in names}
+    needed = {n: cost_to(steps[n], mean[n], goal.tolerance) for n in names}
     reached = {n: c for n, c in costs.items() if c is not None}
     truth = min(reached, key=reached.__getitem__) if reached else "not reached"
     regret = (reached[best.name] + 1) / (reached[truth] + 1) if reached and in_sight and best.name in reached else None
@@ -218,18 +231,43 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
         "smoke_errors": {n: round(float(at(n, upto[n])), 4) for n in names},
         "final_errors": {n: round(float(m[-1]), 4) for n, m in mean.items()},
         "curves": {n: [steps[n].tolist(), mean[n].round(4).tolist()] for n in names},
+        "cost_once": once,
         **{key: record[key] for key in ("rates", "step_cost", "minutes", "command")},
     }
 
 
-def same_step_ranks(row: dict[str, Any]) -> float | None:
-    """Spearman of the strategies' errors at the end of smoke and at the last step that all of them reached."""
-    trained = {n: c for n, c in row["curves"].items() if len(c[0]) > 1}
-    last = min(c[0][-1] for c in trained.values())
+def same_step_errors(row: dict[str, Any]) -> tuple[list[float], list[float]] | None:
+    """The trained strategies' errors at the end of smoke and at the last step that all of them ran; None where that is
+    no further."""
+    trained = [c for c in row["curves"].values() if len(c[0]) > 1]
+    last = min(c[0][-1] for c in trained)
     if len(trained) < 3 or last <= BUDGET:
         return None
     value = lambda curve, step: curve[1][max(i for i, s in enumerate(curve[0]) if s <= step)]
-    return float(spearmanr([value(c, BUDGET) for c in trained.values()], [value(c, last) for c in trained.values()])[0])
+    return [value(c, BUDGET) for c in trained], [value(c, last) for c in trained]
+
+
+def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
+    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and of
+    the swaps by their best strategy, which is how candidates are compared."""
+    pairs = [pair for row in rows if (pair := same_step_errors(row))]
+    if len(pairs) < 3:
+        return dict.fromkeys(("spearman_smoke_full", "spearman_pooled", "spearman_candidates"))
+    rank = lambda smoke, full: float(spearmanr(smoke, full)[0])
+    found = {
+        "spearman_smoke_full": np.mean([rank(*pair) for pair in pairs]),
+        "spearman_pooled": rank(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
+        "spearman_candidates": rank(*([min(errors) for errors in side] for side in zip(*pairs, strict=True))),
+    }
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
+def scratch_ratio(row: dict[str, Any]) -> float | None:
+    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain: then
+    an upper bound."""
+    if row["truth"] == "not reached":
+        return None
+    return row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
 
 
 def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
@@ -263,24 +301,32 @@ def summary() -> None:
     """Replay every swap and write decision_study.json."""
     rows = []
     for file in sorted(CURVES.glob("*.safetensors")):
-        rows.append(replay(json.loads(file.with_suffix(".json").read_text()), load_file(file)))
+        row = replay(json.loads(file.with_suffix(".json").read_text()), load_file(file))
+        rows.append(row | {"scratch_ratio": scratch_ratio(row)})
     mean = lambda values: round(float(np.mean(values)), 4) if values else None
-    ranks = [r for r in map(same_step_ranks, rows) if r is not None]
     near = [
-        row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
+        row["scratch_ratio"]
         for row in rows
-        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["truth"] != "not reached"
+        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["scratch_ratio"] is not None
+    ]
+    widths = [
+        f["predicted_steps_high"] / max(f["predicted_steps_low"], 1)
+        for row in rows
+        for name, f in row["forecast"].items()
+        if name in row["covered"] and f["predicted_steps_high"]
     ]
     stretch, left_out = leave_one_out(stretches(rows))
     found = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
         "mean_regret": mean([row["regret"] for row in rows if row["regret"] is not None]),
-        "spearman_smoke_full": mean(ranks),
+        **ranks(rows),
         "interval_coverage": mean([c for row in rows for c in row["covered"].values()]),
         "stretch": stretch,
         "stretch_coverage_left_out": left_out,
+        "interval_width": round(float(np.median(widths)), 1),
         "forecasts": sum(len(row["covered"]) for row in rows),
+        "near": NEAR,
         "near_steps_ratio": mean(near),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "command": "python experiments/decision_study.py summary, after one `run` a swap",
@@ -302,6 +348,7 @@ def main() -> None:
     one.add_argument("candidate")
     one.add_argument("--max-steps", type=int, default=500)
     one.add_argument("--far-steps", type=int, default=1500)
+    one.add_argument("--scratch-steps", type=int, default=0, help="run scratch on until it is there, or so far")
     one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
     one.add_argument("--seed", type=int, default=0)
     commands.add_parser("summary")

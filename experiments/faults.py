@@ -95,6 +95,11 @@ class World:
         return load_base("tiny-sana").system()
 
     @cached_property
+    def base_card(self) -> dict[str, Any]:
+        """What the base was trained with, by name."""
+        return load_base("tiny-sana").card
+
+    @cached_property
     def base_data(self) -> LatentDataset:
         return self.dataset(self.base)
 

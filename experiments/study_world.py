@@ -2,7 +2,7 @@
 
     python experiments/study_world.py base dc-minilm      # a base: VAE dc-f16c32, text encoder MiniLM
     python experiments/study_world.py reference dc-f16c16 # the same recipe in another VAE's latents
-    python experiments/study_world.py candidates          # a tuned, an untrained and two PCA VAEs; two cut MiniLMs
+    python experiments/study_world.py candidates          # two tuned, an untrained and four PCA VAEs; two cut MiniLMs
 
 Pictures at 64 px, 16 tokens, a core of 1.3 M parameters: small enough that a swap is run to its end under every
 strategy in minutes, trained by the recipe of tiny-sana until its held-out loss is flat. Everything lies under
@@ -20,6 +20,7 @@ import diffusers
 import torch
 
 from sanakit.assembly import LatentDiffusion
+from sanakit.contracts import LatentStats
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures
 from sanakit.data.cache import build_dataset
@@ -27,7 +28,7 @@ from sanakit.evaluate import averaged, held_out
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import load_vae
-from sanakit.vaes.pca import ASSETS, PCAVAE
+from sanakit.vaes.pca import ASSETS, PCAVAE, PCAPatchAutoencoder
 
 WORLD = Path("runs/study")
 SIZE = 64
@@ -100,27 +101,49 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
     return card
 
 
-def make_candidates() -> None:
-    """near-dc: dc-f16c32 tuned for 150 steps at 64 px. untrained-dc: its architecture with random weights. pca-f16c48,
-    pca-f8c8: closed form. minilm-5: MiniLM without its last layer. untrained-minilm: its architecture, random weights."""
-    torch.manual_seed(0)
-    images = torch.from_numpy(load_pictures("embedded").split(False).pixels(SIZE)).permute(0, 3, 1, 2).contiguous()
-    for channels, ratio in ((48, 16), (8, 8)):
-        PCAVAE.fit(images, ratio, channels).save(WORLD / f"pca-f{ratio}c{channels}")
-
-    folder = ASSETS / "dc-f16c32"
-    near = diffusers.AutoencoderDC.from_pretrained(folder, torch_dtype=torch.float32, low_cpu_mem_usage=False)
-    optimizer = torch.optim.AdamW(near.parameters(), lr=3e-4)
-    for step in range(150):
+def tuned_dc(images: torch.Tensor, *, steps: int, rate: float) -> diffusers.AutoencoderDC:
+    """dc-f16c32 trained on, by squared error on (N, 3, H, W) uint8 pictures."""
+    model = diffusers.AutoencoderDC.from_pretrained(
+        ASSETS / "dc-f16c32", torch_dtype=torch.float32, low_cpu_mem_usage=False
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
+    for step in range(steps):
         batch = images[torch.randint(len(images), (16,))].float().div(127.5).sub(1)
-        loss = (near(batch).sample - batch).square().mean()
+        loss = (model(batch).sample - batch).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         if step % 25 == 0:
-            print(f"near-dc {step}: {loss.item():.4f}", flush=True)
+            print(f"tuned {step}: {loss.item():.4f}", flush=True)
+    return model
+
+
+def rotated(vae: PCAVAE) -> PCAVAE:
+    """The same subspace in a random orthonormal basis, every channel at its own unit variance: nothing is lost, and no
+    channel means what it meant."""
+    channels = vae.spec.latent_channels
+    basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
+    variance = torch.tensor(vae.stats.std, dtype=torch.float64).square()
+    std = (basis.square() @ variance).sqrt()
+    model = PCAPatchAutoencoder(basis.float() @ vae.model.components, vae.model.mean, vae.model.ratio)
+    return PCAVAE(model, vae.spec, LatentStats(std=tuple(std.tolist())))
+
+
+def make_candidates() -> None:
+    """near-dc, moved-dc: dc-f16c32 tuned at 64 px, for 150 steps, and for 400 at over three times the rate.
+    untrained-dc: its architecture with random weights. pca-f16c24, pca-f16c48, pca-f8c8: closed form. pca-rotated:
+    pca-f16c32 in a random orthonormal basis. minilm-5: MiniLM without its last layer. untrained-minilm: its
+    architecture, random weights."""
+    torch.manual_seed(0)
+    images = torch.from_numpy(load_pictures("embedded").split(False).pixels(SIZE)).permute(0, 3, 1, 2).contiguous()
+    for channels, ratio in ((24, 16), (48, 16), (8, 8)):
+        PCAVAE.fit(images, ratio, channels).save(WORLD / f"pca-f{ratio}c{channels}")
+
+    near = tuned_dc(images, steps=150, rate=3e-4)
     untrained = diffusers.AutoencoderDC(**{k: v for k, v in near.config.items() if not k.startswith("_")})
-    for name, model in (("near-dc", near), ("untrained-dc", untrained)):
+    moved = tuned_dc(images, steps=400, rate=1e-3)
+    rotated(PCAVAE.from_folder(ASSETS / "pca-f16c32")).save(WORLD / "pca-rotated")
+    for name, model in (("near-dc", near), ("moved-dc", moved), ("untrained-dc", untrained)):
         with torch.no_grad():
             raw = model.encode(images[:1024].float().div(127.5).sub(1)).latent
         model.register_to_config(scaling_factor=round(1 / raw.std().item(), 5))

@@ -31,6 +31,7 @@ class TrainSection(Section):
     rates: dict[Group, NonNegativeFloat] = {}  # learning-rate multipliers over the strategy's own; 0 freezes a group
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # block i of L runs at layer_decay ** (L - 1 - i)
     lora_rank: int = Field(default=16, ge=1)
+    gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
     warmup: int = Field(default=20, ge=0)
     schedule: Literal["cosine", "constant"] = "cosine"
     weight_decay: float = Field(default=0.01, ge=0)
@@ -62,6 +63,7 @@ class DataSection(Section):
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
     aspect_buckets: bool = False  # train on pictures of about image_size squared in their own shape
     max_aspect: float = Field(default=2.0, ge=1)
+    sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
 
 
 class VAESection(Section):
@@ -80,6 +82,10 @@ class AdapterSection(Section):
     name: str | None = None  # of `sanakit ls adapters`; None: the linear joint, which stays a plain core
 
 
+class ComponentSection(Section):
+    pictures: int = Field(default=192, ge=16)  # held-out pictures or captions that judge a component or a tuned VAE
+
+
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
     # the ones among these that serve the swap
@@ -89,13 +95,15 @@ class SmokeSection(Section):
         "align+head",
         "lora",
         "cross-attention",
+        "distill",
         "finetune",
         "naive",
         "scratch",
     )
     # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
     rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
-    held_out: int = Field(default=128, ge=16)
+    held_out: int = Field(default=128, ge=16)  # held-out pictures that judge smoke and full; at most all
+    samples: int = Field(default=8, ge=8)  # pictures drawn by base and candidate that judge smoke and full
 
 
 class MonitorsSection(Section):
@@ -123,6 +131,7 @@ class Config(Section):
     vae: VAESection = VAESection()
     text_encoder: TextEncoderSection = TextEncoderSection()
     adapter: AdapterSection = AdapterSection()
+    component: ComponentSection = ComponentSection()
     smoke: SmokeSection = SmokeSection()
     monitors: MonitorsSection = MonitorsSection()
 
@@ -132,8 +141,12 @@ class Config(Section):
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
         if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):
             raise ValueError("train.target vae trains no text encoder: leave text_encoder out")
+        if self.train.target == "vae" and self.train.gradual:
+            raise ValueError("train.target vae trains no block of the core: leave train.gradual out")
         if self.train.target == "vae" and self.data.aspect_buckets:
             raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
+        if self.train.target == "vae" and self.data.sample_posterior:
+            raise ValueError("train.target vae reads pictures, no latents: leave data.sample_posterior out")
         return self
 
     @property

@@ -5,6 +5,7 @@ keeps for the backward pass is counted storage by storage. Not counted: the VAE 
 them), CUDA's own context, allocator fragmentation, kernels' work space.
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,11 +15,12 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from sanakit.adapters import ADAPTERS
+from sanakit.adapters import adapters_of, attach
 from sanakit.contracts import LatentSpec, TextSpec
 from sanakit.errors import SanakitError
 from sanakit.optimizers import OPTIMIZERS
 from sanakit.swap.base import Strategy
+from sanakit.swap.plan import joint_of
 from sanakit.train import TrainOptions
 
 FP32 = 4
@@ -32,6 +34,7 @@ class Estimate:
     world_size: int
     parameters: int
     trained_parameters: int
+    adapter_parameters: int  # of modules that a plain core of the same shapes lacks
     pictures_per_step: int
     picture_tokens_per_step: int
     caption_tokens_per_step: int
@@ -53,17 +56,25 @@ def fake_core(
     *,
     latents: LatentSpec | None = None,
     text: TextSpec | None = None,
+    adapters: Sequence[str] = (),
+    adapter: str | None = None,
     base_ratio: int = 32,
     image_size: int = 1024,
 ) -> tuple[SanaTransformer2DModel, FakeTensorMode]:
-    """A core of the config without memory; with `latents` or `text` the joints are those of that candidate."""
+    """A core of the config without memory; with `latents` or `text` the joints are those of that candidate, joined by
+    `adapter`. adapters: that the base has already."""
     mode = FakeTensorMode()
     with mode:
         core = SanaTransformer2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
+        for name in adapters:
+            attach(core, name)
         if latents is not None:
-            core = ADAPTERS.get("linear-latents").fit(core, latents, base_ratio=base_ratio, image_size=image_size)
-        if text is not None:
-            core = ADAPTERS.get("linear-caption").fit(core, text)
+            geometry = {"base_ratio": base_ratio, "image_size": image_size}
+            core = joint_of(adapter, True, "the candidate").fit(core, latents, **geometry)
+        elif text is not None:
+            core = joint_of(adapter, False, "the candidate").fit(core, text)
+        elif adapter and adapter not in adapters_of(core):
+            attach(core, adapter)
     return core, mode
 
 
@@ -96,6 +107,7 @@ def estimate(
     with mode, torch.random.fork_rng():
         trained = sum(p.numel() for group in strategy.parameter_groups(core) for p in group["params"])
         activations = saved_bytes(core, options, micro, latent_shape, caption_length)
+        plain = SanaTransformer2DModel(**{k: v for k, v in core.config.items() if not k.startswith("_")})
     total = sum(p.numel() for p in core.parameters())
     weights = FP32 * sum(v.numel() for v in core.state_dict().values())
     gradients, optimizer = FP32 * trained, OPTIMIZERS[options.optimizer].bytes_a_parameter * trained
@@ -109,6 +121,7 @@ def estimate(
         world_size=world_size,
         parameters=total,
         trained_parameters=trained,
+        adapter_parameters=total - sum(p.numel() for p in plain.parameters()),
         pictures_per_step=options.batch_size,
         picture_tokens_per_step=options.batch_size * height * width // core.config.patch_size**2,
         caption_tokens_per_step=options.batch_size * caption_length,

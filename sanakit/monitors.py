@@ -174,7 +174,7 @@ class Monitors:
         self.latent.observe(batch, predicted)
         if self.component is not None and batch.texts:  # dropped prompts are empty
             share = self.component.wanted
-            empty = torch.tensor([text == "" for text in batch.texts[:share]], device=self.device)
+            empty = torch.tensor([text == "" for text in batch.texts[:share]], dtype=torch.bool, device=self.device)
             self.component.observe(_left_out(batch.prompt.embeds[:share], empty), batch.prompt.mask[:share])
             self.component.bad = None
         if self.prompts is not None:
@@ -275,7 +275,9 @@ def make_monitors(
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
-    latent = LatentMonitor(latents or data.latents[rows, view], band=section.band_of("generated"), **shared)
+    seeds = torch.arange(len(rows)) + options.seed
+    own = latents or data.draw(rows, view, generator, seeds)
+    latent = LatentMonitor(own, band=section.band_of("generated"), **shared)
     prompts, component = None, None
     reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
     if trained_text:

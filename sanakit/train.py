@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset, read_ahead
+from sanakit.data.cache import LatentDataset, read_ahead, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
 from sanakit.distributed import STOP, local, make_accelerator, rank, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
@@ -29,6 +29,8 @@ from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+POSTERIOR = 1 << 40  # sets a posterior's seed apart from the noise's
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,10 +125,8 @@ def draw_batch(
     choice = torch.randint(1 << 30, (count,), generator=generator)
     drop = torch.rand(count, generator=generator) < options.prompt_dropout
     seeds = torch.randint(1 << 62, (count,), generator=generator)  # a picture's noise does not depend on its rank
-    latents = data.latents[indices[rows], view[rows]]
-    noise = torch.empty_like(latents)
-    for row, seed in zip(noise, seeds[rows].tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
+    latents = data.draw(indices[rows], view[rows], generator, seeds[rows] ^ POSTERIOR)
+    noise = row_noise(latents, generator, seeds[rows])
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
     if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction
@@ -165,7 +165,7 @@ def new_state(
     sharded = options.parallel == "fsdp" and world_size() > 1
     record = OPTIMIZERS[options.optimizer]
     if sharded:
-        _refuse_sharded(options, record, text_encoder)
+        _refuse_sharded(options, record)
     if options.gradient_checkpointing:
         core.enable_gradient_checkpointing()  # type: ignore[operator]
     accelerator = make_accelerator(options.precision)
@@ -188,11 +188,10 @@ def new_state(
     )
 
 
-def _refuse_sharded(options: TrainOptions, record: Record, text_encoder: TextEncoder | None) -> None:
+def _refuse_sharded(options: TrainOptions, record: Record) -> None:
     wrong = {
         "train.precision fp16": options.precision == "fp16",
         f"train.optimizer {options.optimizer}": not record.sharded,
-        "a text encoder that is trained": text_encoder is not None,
         "train.compile": options.compile,
     }
     for name in (name for name, present in wrong.items() if present):
@@ -259,6 +258,14 @@ def fit(
     )
 
 
+def presence(group: dict[str, Any], step: int, warmup: int) -> float:
+    """A group that `joins` at a later step: 0 before it, then its own warm-up to 1."""
+    joins = group.get("joins", 0)
+    if not joins:
+        return 1.0
+    return min(1.0, max(0, step - joins + 1) / max(1, warmup))
+
+
 def own_rows(options: TrainOptions) -> slice:
     """This rank's part of every batch."""
     own = options.batch_size // world_size()
@@ -294,7 +301,7 @@ def descend(
         for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
             for group in state.optimizer.param_groups:
-                group["lr"] = learning_rate * group.get("scale", 1.0)
+                group["lr"] = learning_rate * group.get("scale", 1.0) * presence(group, step, options.warmup)
 
             watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
@@ -310,8 +317,11 @@ def descend(
                 losses.append(loss.detach())
                 predictions.append(predicted.detach())
                 used.append(part)
-            norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
-            norm = float(whole(norm))
+            for group in state.optimizer.param_groups:
+                if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
+                    for parameter in group["params"]:
+                        parameter.grad = None
+            norm = clip_gradients(accelerator, trained, options.max_grad_norm)
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
             value = total / world_size()
             scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
@@ -335,6 +345,19 @@ def descend(
             watch.at(step + 1, 0)
         watch.at(state.step, 3)
     return state
+
+
+def clip_gradients(accelerator: "Accelerator", trained: list[nn.Parameter], limit: float) -> float:
+    """Scale all gradients so that their common norm is at most `limit`; the norm before. Sharded and whole parameters (a text
+    encoder beside a sharded core) are measured apart, as torch does not mix them."""
+    kinds = [[p for p in trained if hasattr(p, "full_tensor") == sharded] for sharded in (True, False)]
+    if not all(kinds):
+        return float(whole(accelerator.clip_grad_norm_(trained, limit)))
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    total = torch.stack(norms).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, total.to(kind[0].device))
+    return float(total)
 
 
 def joined(parts: list[Batch]) -> Batch:
@@ -374,10 +397,11 @@ def parameter_digests(core: nn.Module) -> dict[str, str]:
     }
 
 
-def check_movement(core: nn.Module, before: dict[str, str]) -> None:
-    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`."""
-    now = parameter_digests(core)
-    wanted = {name: p.requires_grad and local(p).numel() > 0 for name, p in core.named_parameters()}
+def check_movement(core: nn.Module, before: dict[str, str], waiting: Iterable[nn.Parameter] = ()) -> None:
+    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`. waiting: may do either,
+    since they join about now."""
+    now, late = parameter_digests(core), {id(p) for p in waiting}
+    wanted = {n: p.requires_grad and local(p).numel() > 0 and id(p) not in late for n, p in core.named_parameters()}
     still = [name for name in now if wanted[name] and now[name] == before[name]]
     moved = [name for name, p in core.named_parameters() if not p.requires_grad and now[name] != before[name]]
     if still or moved:

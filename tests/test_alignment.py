@@ -11,7 +11,6 @@ from sanakit.alignment import (
     align_input,
     align_output,
     pair_captions,
-    rank_layers,
 )
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.alignment.vae import head_rows, solve_input
@@ -186,19 +185,6 @@ def test_blend_lies_between_clean_regression_and_procrustes(rows):
     assert (blend - turn).norm() < (ridge - turn).norm() and (blend - ridge).norm() < (turn - ridge).norm()
     limit = moments.noisy(1e9, moments.procrustes()[0])[0]
     torch.testing.assert_close(limit, turn, atol=1e-4, rtol=0)
-
-
-def test_layers_are_ranked_by_what_they_say_of_the_base(tiny_system):
-    """The layer that the base itself reads predicts it best, and the encoder is left as it was."""
-    from sanakit.text_encoders import TEXT_ENCODERS
-
-    texts = [" ".join("abcdefgh"[(i * k + i // 8) % 8] for k in range(1, 4 + i % 3)) for i in range(256)]
-    encoder, spec = tiny_system.text_encoder, tiny_system.text_encoder.spec
-    found = rank_layers(encoder, (0, "last"), texts, tiny_system.core, encoder)
-    assert set(found) == {"0", "last"} and found["last"] > found["0"] and found["last"] > 0.9
-    assert encoder.spec == spec
-    with pytest.raises(SanakitError, match="SK0306"):
-        rank_layers(TEXT_ENCODERS.get("wordllama").tiny(), ("last",), texts, tiny_system.core, encoder)
 
 
 def test_r2_with_a_given_offset_pays_for_a_wrong_one(rows):

@@ -45,6 +45,25 @@ def test_shapes_are_the_declared_ones_and_encoding_is_deterministic(vae):
     decoded = vae.decode_raw(raw)
     assert decoded.shape == images.shape and decoded.abs().max() <= 1
     assert raw.dtype == decoded.dtype == torch.float32
+    mean, std = vae.encode_posterior(images)
+    assert torch.equal(mean, raw)
+    assert std is None or (std.shape == raw.shape and bool((std > 0).all()) and std.dtype == torch.float32)
+
+
+def test_the_posterior_s_spread_is_the_model_s_own_in_the_order_of_the_latents():
+    for name, to_model, to_raw in (
+        ("kl-f8c4", lambda x: x, lambda x: x),
+        ("flux.2-vae", lambda x: x, lambda x: torch.nn.functional.pixel_unshuffle(x, 2)),
+        ("wan-2.1-vae", lambda x: x[:, :, None], lambda x: x[:, :, 0]),
+    ):
+        vae = vae_twin(name)
+        images = images_for(vae)
+        with torch.no_grad():
+            posterior = vae.model.encode(to_model(images)).latent_dist
+        mean, std = vae.encode_posterior(images)
+        assert torch.equal(mean, to_raw(posterior.mean)) and torch.equal(std, to_raw(posterior.std)), name
+    for name in ("dc-f16c32", "pca-f8c4", "cosmos-1.0-cv8x8x8"):
+        assert vae_twin(name).encode_posterior(images_for(vae_twin(name)))[1] is None
 
 
 def test_a_picture_is_encoded_alike_alone_and_in_a_batch(vae):

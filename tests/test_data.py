@@ -11,7 +11,7 @@ from PIL import Image
 
 from sanakit.data import Pictures, load_pictures
 from sanakit.data import base as data_base
-from sanakit.data.cache import build_dataset, embeddings, raw_latents
+from sanakit.data.cache import build_dataset, embeddings, raw_latents, to_images
 from sanakit.drift.pictures import shown_rows
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -108,6 +108,60 @@ def test_alpha_lies_on_white_and_exif_rotation_is_applied():
     assert (turned[:, 0] > 200).all() and turned[0, 20, 2] > 200  # upright: white at the sides, blue at the top
 
 
+def test_a_large_jpeg_is_decoded_near_the_size_that_is_asked_for(monkeypatch):
+    decoded = []
+    pad, fit = data_base.ImageOps.pad, data_base.ImageOps.fit
+    monkeypatch.setattr(
+        data_base.ImageOps, "pad", lambda image, *a, **k: (decoded.append(image.size), pad(image, *a, **k))[1]
+    )
+    monkeypatch.setattr(
+        data_base.ImageOps, "fit", lambda image, *a, **k: (decoded.append(image.size), fit(image, *a, **k))[1]
+    )
+    noise = np.random.default_rng(0).integers(256, size=(15, 20, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    for options, wide in (({}, True), ({"exif": exif}, False)):
+        buffer = io.BytesIO()
+        picture.save(buffer, "JPEG", quality=95, **options)
+        upright = picture if wide else picture.rotate(-90, expand=True)
+        assert (
+            np.abs(
+                data_base.decode(buffer.getvalue(), 64) - np.asarray(pad(upright, (64, 64), color="white")) * 1.0
+            ).mean()
+            < 2
+        )
+        data_base.decode(buffer.getvalue(), (48, 96))
+        assert decoded == ([(200, 150), (400, 300)] if wide else [(150, 200), (300, 400)])
+        decoded.clear()
+        data_base.decode(buffer.getvalue(), 601)
+        assert decoded.pop() == upright.size
+
+
+def test_the_posterior_s_spread_is_kept_and_drawn_from_by_request(tmp_path):
+    pictures = load_pictures(str(folder_of(tmp_path / "a")))
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    torch.manual_seed(0)
+    vae = VAES.get("kl-f8c4").tiny()
+    build = lambda **options: build_dataset(vae, encoder, pictures, 32, mirror=True, **options)
+    plain, drawn = build(), build(sample_posterior=True)
+    mean, std = vae.encode_posterior(to_images(pictures.pixels(32)))
+    assert plain.spread is None and torch.allclose(plain.latents[:, 0], vae.normalize(mean), atol=1e-5)
+    assert torch.allclose(drawn.spread[:, 0].float(), std / vae.latents_std, rtol=0.01) and drawn.spread.shape[1] == 2
+    rows, view = torch.arange(10), torch.zeros(10, dtype=torch.long)
+    draws = torch.stack([drawn.draw(rows, view, torch.Generator(), rows + 10 * i) for i in range(400)])
+    assert torch.allclose(draws.std(0), drawn.spread[:, 0].float(), rtol=0.25)
+    assert torch.allclose(draws.mean(0), plain.latents[:, 0], atol=float(0.3 * drawn.spread.float().max()))
+    assert torch.equal(drawn.draw(rows[3:5], view[:2], torch.Generator(), rows[3:5]), draws[0][3:5])
+    assert torch.equal(plain.draw(rows, view, torch.Generator(), rows), plain.latents[:, 0])
+    one = build_dataset(vae, encoder, pictures, 32, mirror=False, sample_posterior=True)  # a view of the mirrored entry
+    assert torch.equal(one.spread[:], drawn.spread[:, :1])
+    with pytest.raises(SanakitError, match="SK0104.*pca-f8c4 has no posterior"):
+        fixed = VAES.get("pca-f8c4").tiny()
+        fixed.name = "pca-f8c4"
+        build_dataset(fixed, encoder, pictures, 32, mirror=True, sample_posterior=True)
+
+
 def test_latents_are_computed_once_and_a_foreign_cache_is_refused(tmp_path):
     pictures = load_pictures(str(folder_of(tmp_path / "a")))
     vae = VAES.get("pca-f8c4").tiny()
@@ -194,6 +248,10 @@ def test_encode_fills_a_cache_that_train_reads_and_drift_reads(tmp_path, capsys,
     first, second = (json.loads(call(arguments)[1]) for _ in range(2))
     assert [e["reused"] for e in first["entries"]] == [False, False]
     assert [e["reused"] for e in second["entries"]] == [True, True]
+    texts_only = arguments.replace(f"--vae path:{tmp_path}/vae ", "")
+    assert [(e["kind"], e["reused"]) for e in json.loads(call(texts_only)[1])["entries"]] == [("embeddings", True)]
+    code, _, message = call(texts_only + " --aspect-buckets")
+    assert code == 2 and "SK0104" in message and "name a --vae" in message
     assert first["set_aside"] == 1 and "broken.png" in (out / "ledger.jsonl").read_text()
     latents, texts = (load_file(e["file"]) for e in first["entries"])
     assert latents["latents"].shape == (24, 4, 4, 4)
@@ -383,7 +441,5 @@ def test_bucketed_latents_have_the_shape_of_their_pictures(tmp_path):
     latents = data.latents[rows, torch.zeros(3, dtype=torch.long)]
     height, width = (8 * side for side in latents.shape[-2:])
     assert width > height
-    from sanakit.data.cache import to_images
-
     own = vae.encode(to_images(pictures.subset(rows.tolist()).pixels((height, width))))
     assert torch.allclose(latents, own, atol=1e-5)

@@ -8,10 +8,13 @@ import torch
 from sanakit.adapters import ADAPTERS
 from sanakit.alignment.text import pair_captions
 from sanakit.assembly import LatentDiffusion
+from sanakit.config import Config
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate
+from sanakit.swap import distill
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.distill import Teacher, embedding_mse, trajectories
+from sanakit.swap.plan import applicable
 from sanakit.swap.race import Course, advance, enter
 from sanakit.train import TrainOptions, fit, new_state
 
@@ -37,12 +40,38 @@ def test_a_drawn_batch_is_a_state_of_the_teacher(base, tiny_data):
     teacher = Teacher(base=base, data=tiny_data)
     teacher.states = trajectories(base, tiny_data.captions, prompts=20, num_steps=3)
     assert len(teacher.states) == 60 and (teacher.states.captions == -1).sum() == 6
+    assert teacher.seconds == 0.0
     batch = teacher.draws(base, tiny_data, OPTIONS)(5, slice(None))
     with torch.no_grad():
         own = base.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
     torch.testing.assert_close(own, batch.noise - batch.latents, atol=1e-4, rtol=1e-4)
     again = teacher.draws(base, tiny_data, OPTIONS)(5, slice(4, 8))
     torch.testing.assert_close(again.latents, batch.latents[4:8])
+
+
+def test_the_trajectories_are_timed_and_drawn_before_the_first_step(base, student, tiny_data, monkeypatch):
+    asked = []
+
+    def few(base, captions, *, prompts, seed):
+        asked.append(prompts)
+        return trajectories(base, captions, prompts=8)
+
+    monkeypatch.setattr(distill, "trajectories", few)
+    teacher = Teacher(base=base, data=tiny_data)
+    teacher.draws(student, tiny_data, OPTIONS)
+    assert teacher.seconds > 0 and asked == [OPTIONS.max_steps * OPTIONS.batch_size // 8]
+    kept = teacher.states
+    teacher.draws(student, tiny_data, replace(OPTIONS, max_steps=10**6))
+    assert teacher.states is kept
+    Teacher(base=base, data=tiny_data).draws(student, tiny_data, replace(OPTIONS, max_steps=10**6))
+    assert asked[1:] == [512]
+
+
+def test_distillation_races_by_default_where_the_text_encoder_is_swapped(base):
+    names = Config().smoke.strategies
+    assert "distill" in applicable(names, base, base.text_encoder) and "distill" not in applicable(
+        names, base, base.vae
+    )
 
 
 def test_distillation_lowers_the_distance_and_leaves_the_core(base, student, tiny_data):

@@ -252,7 +252,7 @@ def test_a_request_leaves_the_loop(tiny_system, tiny_data):
 
 
 def test_the_way_back_is_the_newest_checkpoint_from_before_the_drift(tmp_path):
-    from sanakit.swap.full import good_checkpoint
+    from sanakit.swap.resume import good_checkpoint
 
     alarm = Reading(name="latents", value=1.0, step=12)
     for step in (3, 6, 9):

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch.profiler import ProfilerActivity, profile
 
+from sanakit.adapters import ADAPTERS, adapters_of
 from sanakit.checkpoint import checkpoint_bytes, save_checkpoint
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
 from sanakit.estimate import estimate, fake_core
 from sanakit.swap.base import STRATEGIES
+from sanakit.swap.plan import swap_core
 from sanakit.train import TrainOptions, new_state
 
 SHAPES = {
@@ -89,6 +91,33 @@ def test_ranks_shards_and_frozen_groups_are_counted():
     assert fsdp.optimizer == alone.optimizer // 4 and fsdp.peak < ddp.peak
     assert head.trained_parameters < alone.trained_parameters / 2 and head.parameters == alone.parameters
     assert ddp.pictures_per_step == alone.pictures_per_step == 32 and alone.picture_tokens_per_step == 32 * 64
+
+
+@pytest.mark.parametrize("name", [None, *ADAPTERS.names()])
+def test_the_adapter_that_was_asked_for_is_counted(name, tiny_system):
+    """As many parameters as the core that the swap builds has, the adapter's own apart."""
+    own = tiny_system.core
+    shapes = {k: v for k, v in own.config.items() if not k.startswith("_")}
+    is_vae = name is None or ADAPTERS.get(name).kind == "latents"
+    candidate = tiny_system.vae if is_vae else tiny_system.text_encoder
+    real = swap_core(tiny_system, candidate, 0, name)
+    spec = {"latents" if is_vae else "text": candidate.spec}
+    core, mode = fake_core(shapes, **spec, adapter=name, base_ratio=8, image_size=32)
+    options, strategy = TrainOptions(max_steps=1, batch_size=4), STRATEGIES.get("align+head")
+    said = estimate(core, mode, strategy, options, latent_shape=(4, 4, 4), caption_length=16, world_size=1)
+    count = lambda core: sum(p.numel() for p in core.parameters())
+    assert said.parameters == count(real) == count(own) + said.adapter_parameters
+    assert (said.adapter_parameters > 0) == bool(adapters_of(real))
+    assert said.trained_parameters == sum(p.numel() for g in strategy.parameter_groups(real) for p in g["params"])
+    if name:  # the base's own, and one that is added to it
+        for options_of in ({"adapters": [name]}, {"adapter": name}, {"adapters": [name], "adapter": name}):
+            assert count(fake_core(shapes, **options_of)[0]) == count(real)
+
+
+def test_an_adapter_of_the_other_joint_is_refused(tiny_system):
+    shapes = {k: v for k, v in tiny_system.core.config.items() if not k.startswith("_")}
+    with pytest.raises(SanakitError, match="SK0110.*joins tokens"):
+        fake_core(shapes, latents=tiny_system.vae.spec, adapter="mlp-caption", base_ratio=8, image_size=32)
 
 
 def test_sana_at_its_published_size_needs_no_memory_to_be_judged():

@@ -1,4 +1,4 @@
-"""The race on a tiny system: fairness, halving, adapters that leave no trace, matched noise levels."""
+"""The race on a tiny system: fairness, halving, adapters that leave no trace."""
 
 import copy
 from dataclasses import replace
@@ -9,9 +9,10 @@ import torch
 
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
-from sanakit.evaluate import BASE_SIGMAS, averaged, held_out, matched_sigmas
+from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
+from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, enter, race, recommend, rungs, survivors
 
@@ -68,6 +69,24 @@ def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
     assert recommend(arms).strategy.name == "align"
 
 
+@pytest.mark.parametrize(
+    ("steps", "high", "told"), [(150, 420.2, 421), (150, np.inf, 300), (np.inf, np.inf, 200), (40, 60, 200)]
+)
+def test_how_long_a_race_would_tell(steps, high, told):
+    assert steps_that_tell(Forecast(steps=steps, low=20, high=high, reached=steps < 100), 100) == told
+
+
+def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, tiny_system):
+    """Two arms of the same forecast: the one that spent time before its first step is the dearer."""
+    arms = [arm_of(course, tiny_system, name) for name in ("align+head", "cross-attention")]
+    for arm in arms:
+        arm.steps, arm.seconds, arm.forecast = [0, 8], 8.0, Forecast(steps=20, low=10, high=40, reached=False)
+    assert arms[1].trained_parameters > arms[0].trained_parameters and recommend(arms) is arms[0]
+    arms[0].seconds_once = 4.0
+    assert recommend(arms) is arms[1] and arms[0].cost(20) == 24.0 and arms[0].cost(0) == 0.0
+    assert arms[0].as_dict()["predicted_hours"] == 24.0 / 3600
+
+
 @pytest.mark.parametrize("name", ["align+head", "lora", "cross-attention", "finetune"])
 def test_only_the_named_groups_move(course, tiny_system, name):
     arm = arm_of(course, tiny_system, name)
@@ -100,12 +119,6 @@ def test_averaged_restores_the_weights(course, tiny_system):
     with averaged(tiny_system.core, {k: torch.zeros_like(v) for k, v in own.items()}):
         assert not any(v.any() for v in tiny_system.core.state_dict().values())
     assert all(torch.equal(v, own[k]) for k, v in tiny_system.core.state_dict().items())
-
-
-def test_matched_sigmas_rise_with_the_numbers_of_a_picture(tiny_system):
-    assert matched_sigmas(tiny_system, tiny_system) == BASE_SIGMAS
-    larger = replace(tiny_system, image_size=64)
-    assert all(a > b for a, b in zip(matched_sigmas(larger, tiny_system), BASE_SIGMAS, strict=True))
 
 
 def test_feature_distance_of_a_core_to_itself_is_zero(tiny_system, tiny_data):

@@ -23,7 +23,7 @@ def world(tmp_path_factory):
             "out_channels": 16,
             "num_attention_heads": 2,
             "attention_head_dim": 16,
-            "num_layers": 2,
+            "num_layers": 3,
             "num_cross_attention_heads": 2,
             "cross_attention_head_dim": 16,
             "cross_attention_dim": 32,
@@ -117,6 +117,9 @@ def test_three_stages_write_every_file_and_one_json_document(world, finished):
 def test_alignment_starts_below_naive(finished):
     rows = {row["name"]: row for row in json.loads(finished.stdout)["strategy"]["candidates"]}
     assert rows["finetune"]["initial_loss"] < rows["naive"]["initial_loss"]
+    near, far = (rows[name]["feature_distance"] for name in ("finetune", "naive"))
+    assert list(near) == ["0.1", "0.5", "0.9"] and len(near["0.5"]) == 1 + 3  # patch embedding and blocks
+    assert all(near[sigma][0] < far[sigma][0] for sigma in near)
     assert rows["finetune"]["losses"][0] == pytest.approx(rows["align"]["losses"][0], rel=1e-5)
 
 
@@ -187,11 +190,16 @@ def test_text_encoder_swap(world):
     }
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
     assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
+    assert (
+        rows["distill"]["steps"][-1] > 0 and rows["distill"]["seconds_once"] > 0 == rows["align+head"]["seconds_once"]
+    )
 
 
 def test_a_base_that_ignores_its_captions_cannot_judge_a_text_encoder(world):
-    result = swap(world, "text-encoder", "minilm", "--force", run_dir="deaf")
+    result = swap(world, "text-encoder", "minilm?layer=auto", "--force", run_dir="deaf")
     assert result.returncode == 2 and "SK0503" in result.stderr and "Traceback" not in result.stderr
+    measured = json.loads((world / "deaf" / "validation.json").read_text())["layers"]  # of stage component, before it
+    assert measured["used"] == measured["best"] in [row["layer"] for row in measured["layers"]]
 
 
 def test_validate_writes_junit_and_train_resumes(world, finished):
@@ -209,6 +217,10 @@ def test_validate_writes_junit_and_train_resumes(world, finished):
         "train.strategy=finetune",
         "--set",
         "train.checkpoint_every=8",
+        "--set",
+        "train.gradual=0.5",
+        "--set",
+        "train.log_every=4",
         "--json",
     )
     trained = sanakit(*train, cwd=world)
@@ -219,6 +231,9 @@ def test_validate_writes_junit_and_train_resumes(world, finished):
     weights = (world / "trained" / "model" / "diffusion_pytorch_model.safetensors").read_bytes()
     resumed = sanakit(*train, cwd=world)
     assert "training finetune" in resumed.stderr
+    rows = [json.loads(line) for line in (world / "trained" / "steps.jsonl").read_text().splitlines()]
+    moved = {row["step"]: row["trained_parameters"] for row in rows}  # the middle block joins at step 8
+    assert moved[4] == moved[8] < moved[12] == moved[16]
     assert (world / "trained" / "model" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 

@@ -175,10 +175,9 @@ def test_a_name_can_carry_a_reading_policy(llama):
         assert found.shape[1] == encoder.spec.max_tokens
         assert torch.allclose(found[:, 1:4], plain.embeds[:, 1:4], atol=1e-5) != changed, query
     assert load_text_encoder(f"path:{llama}?instruction=sana").spec.instruction == INSTRUCTION
-    states = encoder.model(input_ids=torch.tensor([[1, 70]]), output_hidden_states=True).hidden_states
-    encoder.set_spec(replace(encoder.spec, layer="mean", instruction="", select="first"))
-    normed = [torch.nn.functional.layer_norm(state, (16,)) for state in states[1:]]
-    found = encoder._hidden(torch.tensor([[1, 70]]), torch.ones(1, 2, dtype=torch.long))
+    output = encoder.model(input_ids=torch.tensor([[1, 70]]), output_hidden_states=True)
+    normed = [torch.nn.functional.layer_norm(state, (16,)) for state in output.hidden_states[1:]]
+    found = encoder._hidden(output, "mean")
     torch.testing.assert_close(found, sum(normed) / 2)
 
 

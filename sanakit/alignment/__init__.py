@@ -1,8 +1,9 @@
 """Closed-form initialisation of the swapped layers, from streaming second moments."""
 
 from sanakit.alignment.distance import feature_distance
+from sanakit.alignment.layers import rank_layers
 from sanakit.alignment.moments import CrossMoments
-from sanakit.alignment.text import align_caption, pair_captions, rank_layers
+from sanakit.alignment.text import align_caption, pair_captions
 from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
 
 __all__ = [

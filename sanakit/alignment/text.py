@@ -6,8 +6,7 @@ begin and end of a prompt, where attention sinks live, are paired with the base'
 tokenizer gives no offsets, each caption's mean token is mapped instead, and the result says so.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -15,7 +14,6 @@ from torch import Tensor, nn
 
 from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.tokens import pair_tokens
-from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 
 CHUNK = 512
@@ -93,35 +91,6 @@ def align_caption(
     note = "; ".join(part for part in (captions.note, moments.note) if part)
     pairing = "tokens" if captions.spans else "mean tokens"
     return {"caption_r2": moments.r2(weight), "caption_pairing": pairing} | ({"caption_note": note} if note else {})
-
-
-def rank_layers(
-    encoder: TextEncoder,
-    layers: Sequence[int | str],
-    texts: list[str],
-    base_core: SanaTransformer2DModel,
-    base_encoder: TextEncoder,
-) -> dict[str, float]:
-    """How well each layer of the encoder (as its record names them: a number, "last", "mean") predicts the base's
-    caption features, R^2 on the last quarter of the texts. Raises SK0306 for an encoder without a choice of layers."""
-    if "layer" not in encoder.policies:
-        raise SanakitError("SK0306", f"{encoder.name or type(encoder).__name__} has no layers to choose from")
-    kept, base, found = encoder.spec, base_encoder.encode(texts), {}
-    base_layer = base_core.caption_projection.linear_1
-    try:
-        for layer in layers:
-            encoder.set_spec(replace(kept, layer=layer))
-            pairs = pair_captions(encoder.encode(texts), base, texts, encoder, base_encoder)
-            parts = []
-            for rows in (slice(0, 3 * len(texts) // 4), slice(3 * len(texts) // 4, None)):
-                spans = tuple(s[rows] for s in pairs.spans) if pairs.spans else None
-                moments = CrossMoments.empty(kept.embed_dim, base_layer.out_features)
-                moments.add(*paired_rows(pairs.own[rows], pairs.base[rows], base_layer, spans))
-                parts.append(moments)
-            found[str(layer)] = parts[1].r2(*parts[0].ridge(PENALTY))
-    finally:
-        encoder.set_spec(kept)
-    return found
 
 
 @torch.no_grad()

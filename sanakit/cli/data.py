@@ -35,15 +35,24 @@ def encode(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored picture too, as training reads it.")
     ] = False,
+    aspect_buckets: Annotated[
+        bool, typer.Option("--aspect-buckets", help="Also the sizes that training in aspect buckets reads.")
+    ] = False,
+    max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
+    patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     if vae is None and text_encoder is None:
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    if aspect_buckets and vae is None:
+        raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
     from sanakit.cli.view import progress_display
     from sanakit.data import load_pictures
-    from sanakit.data.cache import embedding_job, latent_job, small_pictures
+    from sanakit.data.buckets import bucket_sizes
+    from sanakit.data.cache import bucketed, embedding_job, latent_job, small_pictures
     from sanakit.drift.pictures import as_labels
     from sanakit.text_encoders import load_text_encoder
     from sanakit.vaes import load_vae
@@ -56,12 +65,19 @@ def encode(
     rows = []
     with progress_display() as progress:
         if autoencoder is not None:
-            job = latent_job(autoencoder, pictures, image_size, mirror=mirror, progress=progress)
-            keep = lambda chosen: {
-                "pictures": small_pictures(pictures.subset(chosen), image_size, progress=progress),
-                "labels": as_labels([pictures.names[i] for i in chosen]),
-            }
-            rows.append(_fill(job, out, "vae", str(vae), keep, autoencoder.normalize))
+            wanted: list[tuple[Any, Any]] = [(pictures, image_size)]
+            if aspect_buckets:  # as training assigns its half; what it is compared with and judged on are the squares
+                half = pictures.split(False)
+                sizes = bucket_sizes(image_size, autoencoder.spec.spatial_compression_ratio * patch_size, max_aspect)
+                used, members = bucketed(half, sizes, batch_size)
+                wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
+            for some, size in wanted:
+                job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
+                keep = lambda chosen, some=some: {
+                    "pictures": small_pictures(some.subset(chosen), image_size, progress=progress),
+                    "labels": as_labels([some.names[i] for i in chosen]),
+                }
+                rows.append(_fill(job, out, "vae", str(vae), keep, autoencoder.normalize))
         if encoder is not None:
             prompts = [caption for captions in pictures.captions for caption in captions]
             job = embedding_job(encoder, prompts, progress=progress)

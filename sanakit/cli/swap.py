@@ -134,6 +134,7 @@ def check_names(config: Any) -> None:
         ("adapters", "sanakit.adapters", config.adapter.name),
         ("strategies", "sanakit.swap", None if config.train.strategy == "auto" else config.train.strategy),
     ):
+        name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if name and name.partition(":")[0] not in ("path", "hub"):
             registry: Registry[Any] = Registry(kind, package)
             if name not in registry.entries():

@@ -78,13 +78,14 @@ def train(
 
 def _needs(config: "Config", world_size: int) -> dict[str, int]:
     """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
+    from sanakit.core.dit import saved_adapters
     from sanakit.estimate import estimate, fake_core
 
     if config.train.target == "vae" or config.text_encoder.learning_rate:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
-    from sanakit.swap.full import options_of, strategy_of
     from sanakit.swap.plan import load_base
-    from sanakit.text_encoders import load_text_encoder
+    from sanakit.swap.settings import options_of, strategy_of
+    from sanakit.text_encoders import load_text_encoder, with_layer
     from sanakit.vaes import load_vae
 
     base = load_base(config.base)
@@ -94,11 +95,13 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         raise SanakitError("SK0106", f"{base.folder / 'config.json'}: {error}") from error
     own_vae = load_vae(base.card["vae"])
     vae = load_vae(config.vae.name) if config.vae.name else own_vae
-    encoder = load_text_encoder(config.text_encoder.name or base.card["text_encoder"])
+    encoder = load_text_encoder(with_layer(config.text_encoder.name or base.card["text_encoder"], None))
     core, mode = fake_core(
         shapes,
         latents=vae.spec if config.vae.name else None,
         text=encoder.spec if config.text_encoder.name else None,
+        adapters=saved_adapters(base.folder),
+        adapter=config.adapter.name,
         base_ratio=own_vae.spec.spatial_compression_ratio,
         image_size=config.data.image_size,
     )

@@ -86,6 +86,8 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 _plain(f"{gate['code']}: {advice(gate)}") if gate["verdict"] != "pass" else "",
             )
     console.print(table)
+    if validation.get("layers"):
+        console.print(_layers(validation["layers"]))
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
@@ -112,6 +114,20 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
 
 
+def _layers(found: dict[str, Any]) -> Table:
+    table = Table(title="layers of the text encoder, against the base's caption features", title_justify="left")
+    for column in ("layer", "held-out error", "more than the record's own"):
+        table.add_column(column, justify="left" if column == "layer" else "right")
+    ranked = sorted((r for r in found["layers"] if r["error"] is not None), key=lambda row: row["error"])
+    for row in ranked + [r for r in found["layers"] if r["error"] is None]:
+        said = [word for word, layer in (("used", found["used"]), ("better", found["best"])) if layer == row["layer"]]
+        said = said if found["best"] != found["used"] else said[:1]
+        name = f"{row['layer']} ({', '.join(said)})" if said else str(row["layer"])
+        more = f"{row['more']:+.3f} +- {row['noise']:.3f}" if row["more"] is not None else row["note"]
+        table.add_row(name, _number(row["error"]), more)
+    return table
+
+
 def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
     table = Table(title="runs, best first", title_justify="left")
     for column in (
@@ -135,7 +151,7 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
             _number(row["error_ratio"]),
             _number(row["psnr"]),
             _plain(row["strategy"] or ""),
-            _steps(row),
+            _steps(row) if row["strategy"] else "",
         )
     console = Console()
     console.print(table)

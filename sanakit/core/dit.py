@@ -53,8 +53,8 @@ def save_core(core: SanaTransformer2DModel, folder: Path) -> None:
 
 def load_core(folder: Path) -> SanaTransformer2DModel:
     """A folder of `save_core` or diffusers' `save_pretrained`, in fp32. Raises SK0101 (adapter) or SK0107."""
-    if (folder / ADAPTERS_FILE).is_file():
-        return _load_adapted(folder)
+    if names := saved_adapters(folder):
+        return _load_adapted(folder, names)
     try:
         core, report = SanaTransformer2DModel.from_pretrained(
             folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
@@ -67,9 +67,19 @@ def load_core(folder: Path) -> SanaTransformer2DModel:
     return fold_guidance(core) if core.config.guidance_embeds else core
 
 
-def _load_adapted(folder: Path) -> SanaTransformer2DModel:
+def saved_adapters(folder: Path) -> tuple[str, ...]:
+    """Names of the adapters that a saved core has. Raises SK0107."""
+    path = folder / ADAPTERS_FILE
+    if not path.is_file():
+        return ()
     try:
-        names = json.loads((folder / ADAPTERS_FILE).read_text(encoding="utf-8"))["adapters"]
+        return tuple(json.loads(path.read_text(encoding="utf-8"))["adapters"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SanakitError("SK0107", f"{path}: {error}") from error
+
+
+def _load_adapted(folder: Path, names: tuple[str, ...]) -> SanaTransformer2DModel:
+    try:
         core = SanaTransformer2DModel.from_config(SanaTransformer2DModel.load_config(folder))
         state = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:

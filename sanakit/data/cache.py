@@ -1,12 +1,14 @@
 """Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
-A row's key: weights, class and geometry of the encoder, bytes of the picture (or the caption), size, mirroring, and the
-major versions of torch, diffusers and transformers. Raw latents are posterior means (the mode; the posterior's spread
-is not kept), so another normalisation never rebuilds a cache. An entry that was found is spot-checked: a few rows are
-computed again before anything is trained on it.
+A row's key: weights, class and geometry of the encoder, bytes of the picture (or the caption), size, preprocessing,
+mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there is a
+posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that was found
+is spot-checked: a few rows are computed again before anything is trained on it.
 """
 
+import functools
 import importlib.metadata
+import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 
 from sanakit.data import store
-from sanakit.data.base import Pictures, cache_dir
+from sanakit.data.base import PREPROCESSING, Pictures, cache_dir
 from sanakit.data.buckets import Bucketed, Size, aspect, assign
 from sanakit.data.store import Rows
 from sanakit.drift.pictures import SIDE
@@ -72,38 +74,48 @@ class Job:
 
 
 def latent_job(
-    vae: VAE, pictures: Pictures, size: int | Size, *, mirror: bool = False, progress: Progress = silent
+    vae: VAE,
+    pictures: Pictures,
+    size: int | Size,
+    *,
+    mirror: bool = False,
+    progress: Progress = silent,
+    like: Job | None = None,
 ) -> Job:
-    """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second."""
+    """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second; raw_std bfloat16, where the VAE has a
+    posterior. like: a job of the same VAE, pictures and size, whose hashes are taken over."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size
 
-    def encode(images: Tensor) -> Tensor:
-        return torch.stack([vae.encode_raw(view) for view in (images, images.flip(-1))[:views]], 1)
+    def encode(images: Tensor) -> dict[str, Tensor]:
+        means, stds = zip(*[vae.encode_posterior(view) for view in (images, images.flip(-1))[:views]], strict=True)
+        found = {"raw_latents": torch.stack(means, 1)}
+        return found if stds[0] is None else found | {"raw_std": torch.stack(stds, 1).bfloat16()}
 
     def compute(part: range) -> dict[str, Tensor]:
         rows = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(size)):
+        for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(size), _decoders()):
             rows.append(encode(to_images(pixels)))
             progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(pictures))
-        return {"raw_latents": torch.cat(rows)}
+        return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     return Job(
         facts={
             "kind": "latents",
-            "encoder": vae.fingerprint(),
+            "encoder": like.facts["encoder"] if like else vae.fingerprint(),
             "size": size if isinstance(size, int) else list(size),
             "mirror": mirror,
-            "mode": "posterior mean",
+            "preprocessing": PREPROCESSING,
+            "mode": "posterior mean and std",  # the std where there is a posterior
             "dtype": "float32",
             "libraries": _versions(),
         },
-        rows=store.row_hashes(pictures.images),
+        rows=like.rows if like else store.row_hashes(pictures.images),
         compute=compute,
         checked="raw_latents",
-        again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size))),
-        row_bytes=4 * views * torch.Size(vae.spec.shape(*sides)).numel(),
+        again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size)))["raw_latents"],
+        row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
 
 
@@ -166,14 +178,30 @@ def raw_latents(
 
     cache: folder of the store, by default the user's. must_exist: SK0404 names what differs instead of encoding.
     """
-    if not mirror:
-        double = latent_job(vae, pictures, size, mirror=True)
-        if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
-            _, found, _ = double.run(cache)
-            rows = found["raw_latents"]
-            return _resident(Rows([shard[:, :1] for shard in rows.shards], rows.index))
+    return posteriors(vae, pictures, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)[0]
+
+
+def posteriors(
+    vae: VAE,
+    pictures: Pictures,
+    size: int | Size,
+    *,
+    mirror: bool = False,
+    progress: Progress = silent,
+    cache: Path | None = None,
+    must_exist: bool = False,
+) -> tuple[Tensor | Rows, Tensor | Rows | None]:
+    """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
     job = latent_job(vae, pictures, size, mirror=mirror, progress=progress)
-    return _resident(job.run(cache, must_exist=must_exist)[1]["raw_latents"])
+    found: dict[str, Rows] | None = None
+    if not mirror:
+        double = latent_job(vae, pictures, size, mirror=True, like=job)
+        if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
+            both = double.run(cache)[1]
+            found = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}
+    if found is None:
+        found = job.run(cache, must_exist=must_exist)[1]
+    return _resident(found["raw_latents"]), _resident(found["raw_std"]) if "raw_std" in found else None
 
 
 def embeddings(
@@ -193,6 +221,12 @@ def _resident(rows: Rows) -> Tensor | Rows:
     return rows[:] if rows.nbytes <= RESIDENT_BYTES else rows
 
 
+def _decoders() -> int:
+    """Threads that decode ahead of the encoder: Pillow works outside the interpreter's lock."""
+    return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@functools.cache
 def _versions() -> dict[str, str]:
     return {name: importlib.metadata.version(name).split(".")[0] for name in ("torch", "diffusers", "transformers")}
 
@@ -217,7 +251,8 @@ class LatentDataset:
 
     latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
     of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
-    probability of a picture's captions, where they are not equal. texts: the captions as they were written.
+    probability of a picture's captions, where they are not equal. texts: the captions as they were written. spread: the
+    posterior's standard deviation in the shape of `latents`, where they are drawn from it.
     """
 
     names: list[str]
@@ -227,9 +262,18 @@ class LatentDataset:
     count: Tensor
     chances: Tensor | None = None
     texts: list[str] = field(default_factory=list)
+    spread: Tensor | Rows | Bucketed | None = None
 
     def __len__(self) -> int:
         return len(self.latents)
+
+    def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
+        """Latents (B, C, h, w) of pictures and their views: means, or with `spread` drawn from the posteriors, by the seed
+        of each row."""
+        latents = self.latents[indices, view]
+        if self.spread is not None:
+            latents = latents + self.spread[indices, view].float() * row_noise(latents, generator, seeds)
+        return latents
 
     def prompts(self, indices: Tensor, choice: Tensor) -> PromptEmbeds:
         """The embeddings of one caption of every index."""
@@ -248,6 +292,14 @@ class LatentDataset:
     def members(self) -> list[Tensor]:
         """The pictures of each bucket; empty where every picture has one size."""
         return self.latents.members if isinstance(self.latents, Bucketed) else []
+
+
+def row_noise(like: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
+    """Normal numbers in the shape of `like`; a row's depend on its own seed alone."""
+    noise = torch.empty_like(like)
+    for row, seed in zip(noise, seeds.tolist(), strict=True):
+        row.normal_(generator=generator.manual_seed(seed))
+    return noise
 
 
 def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
@@ -274,31 +326,53 @@ def build_dataset(
     temperature: float | None = None,
     buckets: Sequence[Size] = (),
     at_least: int = 1,
+    sample_posterior: bool = False,
 ) -> LatentDataset:
     """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: picture sizes instead of `size` squared, each
-    of `at_least` pictures.
+    of `at_least` pictures. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
+    VAE has none).
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
 
-    def latents(some: Pictures, side: int | Size) -> Tensor | Rows:
-        raw = raw_latents(vae, some, side, mirror=mirror, **options)
-        return vae.normalize(raw) if isinstance(raw, Tensor) else Rows(raw.shards, raw.index, vae.normalize)
+    def latents(some: Pictures, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
+        raw, std = posteriors(vae, some, side, mirror=mirror, **options)
+        if not sample_posterior:
+            return _finished(raw, vae.normalize), None
+        if std is None:
+            raise SanakitError("SK0104", f"data.sample_posterior: {vae.name or 'this VAE'} has no posterior")
+        return _finished(raw, vae.normalize), _finished(std, lambda x: x / vae.latents_std)
 
+    mean: Tensor | Rows | Bucketed
+    spread: Tensor | Rows | Bucketed | None
     if buckets:
-        chosen = torch.tensor(assign([aspect(image) for image in pictures.images], buckets, at_least))
-        used = chosen.unique().tolist()
-        members = [(chosen == number).nonzero()[:, 0] for number in used]
-        blocks = [latents(pictures.subset(m.tolist()), buckets[n]) for n, m in zip(used, members, strict=True)]
+        sizes, members = bucketed(pictures, buckets, at_least)
+        parts = [latents(pictures.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
+        means, stds = zip(*parts, strict=True)
+        mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
+    else:
+        mean, spread = latents(pictures, size)
     count = torch.tensor([len(c) for c in pictures.captions])
     texts = [caption for captions in pictures.captions for caption in captions]
     return LatentDataset(
         names=pictures.names,
-        latents=Bucketed(blocks, members) if buckets else latents(pictures, size),
+        latents=mean,
         captions=embeddings(encoder, texts, **options),
         first=count.cumsum(0) - count,
         count=count,
         chances=caption_chances(pictures.scores, temperature) if temperature and pictures.scores else None,
         texts=texts,
+        spread=spread,
     )
+
+
+def bucketed(pictures: Pictures, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:
+    """The sizes that training reads, and the pictures of each."""
+    chosen = torch.tensor(assign([aspect(image) for image in pictures.images], buckets, at_least))
+    used = chosen.unique().tolist()
+    return [buckets[number] for number in used], [(chosen == number).nonzero()[:, 0] for number in used]
+
+
+def _finished(rows: Tensor | Rows, finish: Callable[[Tensor], Tensor]) -> Tensor | Rows:
+    return finish(rows) if isinstance(rows, Tensor) else Rows(rows.shards, rows.index, finish)

@@ -6,6 +6,7 @@ one goes on where it was; manifest.json with the shards' SHA-256 comes last, and
 """
 
 import errno
+import functools
 import hashlib
 import importlib.metadata
 import json
@@ -226,6 +227,7 @@ def prune(root: Path, keep: Callable[[Entry], bool]) -> list[Path]:
     return gone
 
 
+@functools.cache
 def environment() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
 

@@ -1,12 +1,14 @@
 """Many runs on one page: a leaderboard, each run's gates that did not pass, and race curves over steps."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sanakit.errors import SanakitError
 from sanakit.reporting.charts import is_number, legend, line_chart
-from sanakit.reporting.report import _json, environment, write_html
+from sanakit.reporting.folder import read_json
+from sanakit.reporting.page import environment, write_html
 
 Row = dict[str, Any]
 ORDER = ("pass", "inconclusive", "fail")
@@ -24,14 +26,14 @@ def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
 def _row(path: Path) -> Row:
     if not (path / "validation.json").is_file():
         raise SanakitError("SK0109", f"{path} holds no validation.json")
-    validation: Row = _json(path / "validation.json", {})
-    race: Row = _json(path / "strategy.json", {})
+    validation: Row = read_json(path / "validation.json", {})
+    race: Row = read_json(path / "strategy.json", {})
     stages: Row = validation.get("stages") or {}
     strategy: Row = validation.get("strategy") or {}
     best: Row = next((c for c in strategy.get("candidates") or [] if c["name"] == strategy.get("recommended")), {})
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     quality = [g["value"] for g in gates if g["code"] == "SK0504"]
-    component = {row["metric"]: row for row in (_json(path / "component.json", {}).get("rows") or [])}
+    component = {row["metric"]: row for row in (read_json(path / "component.json", {}).get("rows") or [])}
     return {
         "run": path.name,
         "folder": str(path),
@@ -63,12 +65,17 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
         (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
     title = "Error over the base's, recommended strategy of each run"
-    chart = line_chart(series, title=title, x_label="step", y_label="ratio", limit=1.0)
+    chart = line_chart(series, title=title, x_label="step", y_label="error over the base's", limit=1.0)
     html = (
         environment()
         .get_template("compare.html.j2")
         .render(
-            rows=rows, chart=chart, legend=legend([n for n, _ in series]) if series else "", title=title, series=series
+            rows=rows,
+            counts=Counter(row["verdict"] for row in rows),
+            chart=chart,
+            legend=legend([n for n, _ in series]) if series else "",
+            title=title,
+            series=series,
         )
     )
     return write_html(html, out)

@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from sanakit import optimizers, tracking
+from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
@@ -20,13 +22,14 @@ from sanakit.hashing import hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
 from sanakit.swap.quality import Target, text_target, vae_target
-from sanakit.text_encoders import TextEncoder, load_text_encoder
+from sanakit.text_encoders import TextEncoder, load_text_encoder, with_layer
+from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAE, load_vae
 
-NUM_SAMPLES = 8
 NO_BASE = "none"
 DEFAULT = Policy()
 MIN_PICTURES = 64
+LAYER_CAPTIONS = 512
 
 
 @dataclass(kw_only=True)
@@ -67,9 +70,42 @@ class Swap:
         if self.bare and config.candidate is None:
             raise SanakitError("SK0104", "no base and no candidate", fix="Name --vae or --text-encoder, or a --base.")
         if config.kind == "text_encoder":
-            assert config.text_encoder.name
-            return load_text_encoder(config.text_encoder.name)
+            assert self.text_encoder_name
+            return load_text_encoder(self.text_encoder_name)
         return load_vae(config.vae.name or self.base.card["vae"], scaling_factor=config.vae.scaling_factor)
+
+    @cached_property
+    def text_encoder_name(self) -> str | None:
+        """The candidate's, `layer=auto` replaced by the measured best: the name under which it is encoded, fingerprinted
+        and written into the model's card."""
+        name = self.config.text_encoder.name
+        if name is None or not self.automatic_layer:
+            return name
+        if self.layers is None:
+            raise SanakitError("SK0104", f"{name}: layers are measured against a base, found --base {NO_BASE}")
+        return with_layer(name, self.layers["used"])
+
+    @property
+    def automatic_layer(self) -> bool:
+        name = self.config.text_encoder.name
+        return name is not None and with_layer(name, None) != name
+
+    @cached_property
+    def layers(self) -> dict[str, Any] | None:
+        """`rank_layers` of a text encoder against the base, on captions of the training half (the held-out ones judge
+        later); None for one without a choice of layers, or without a base."""
+        name = self.config.text_encoder.name
+        if name is None or self.bare:
+            return None
+        encoder = load_text_encoder(with_layer(name, None)) if self.automatic_layer else self.candidate
+        if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
+            return None
+        assert isinstance(encoder, TextEncoder)
+        texts = [captions[-1] for captions in self.halves[0].captions]
+        chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
+        base = self.base_system
+        found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+        return found | {"used": found["best"]} if self.automatic_layer else found
 
     @cached_property
     def pictures(self) -> Pictures:
@@ -90,7 +126,12 @@ class Swap:
         return min(self.config.smoke.held_out, len(self.halves[1]))
 
     def dataset(
-        self, system: LatentDiffusion, held_out_half: bool, buckets: Sequence[tuple[int, int]] = ()
+        self,
+        system: LatentDiffusion,
+        held_out_half: bool,
+        buckets: Sequence[tuple[int, int]] = (),
+        *,
+        sample_posterior: bool = False,
     ) -> LatentDataset:
         """Latents and embeddings of a half, squares or in buckets."""
         pictures, data = self.halves[held_out_half], self.config.data
@@ -111,6 +152,7 @@ class Swap:
             temperature=data.caption_temperature,
             buckets=buckets,
             at_least=self.config.train.batch_size,
+            sample_posterior=sample_posterior,
         )
 
     @cached_property
@@ -129,12 +171,16 @@ class Swap:
         return self.dataset(probe, False), self.dataset(probe, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
-        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so."""
-        if not self.config.data.aspect_buckets:
+        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so, drawn from the
+        posterior where data.sample_posterior does."""
+        data = self.config.data
+        if not data.aspect_buckets and not data.sample_posterior:
             return self.candidate_data[0]
-        cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
-        sizes = bucket_sizes(system.image_size, cell, self.config.data.max_aspect)
-        return self.dataset(system, False, sizes)
+        sizes: list[tuple[int, int]] = []
+        if data.aspect_buckets:
+            cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
+            sizes = bucket_sizes(system.image_size, cell, data.max_aspect)
+        return self.dataset(system, False, sizes, sample_posterior=data.sample_posterior)
 
     @cached_property
     def base_held_out(self) -> HeldOut:
@@ -152,7 +198,8 @@ class Swap:
         """Half of them of the training pictures, half held out; spread over the data set."""
         train, test = self.halves
         pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
-        return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
+        count = self.config.smoke.samples
+        return pick(train, count // 2) + pick(test, count - count // 2)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that judges it is apart."""

@@ -7,9 +7,9 @@ noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose veloc
 """
 
 import itertools
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -25,7 +25,12 @@ from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.text_encoders import PromptEmbeds
 from sanakit.train import Batch, TrainOptions
 
-PROMPTS, NUM_STEPS, CHUNK = 512, 8, 64  # trajectories of the teacher and their states: 4,096 passes of the base, once
+PROMPTS, NUM_STEPS, CHUNK = (
+    512,
+    8,
+    64,
+)  # trajectories of the teacher and their states: at most 4,096 passes of the base, once
+FEWEST = 16
 NULL_EVERY = 10  # trajectories to one of the null prompt
 EMBEDDING_STEPS, EMBEDDING_BATCH, EMBEDDING_RATE = 300, 128, 1e-3
 
@@ -70,23 +75,29 @@ class Teacher:
     base: LatentDiffusion
     data: LatentDataset
     seed: int = 0
-
-    @cached_property
-    def states(self) -> States:
-        """Computed once, when first asked for."""
-        return trajectories(self.base, self.data.captions, seed=self.seed)
+    states: States | None = None  # drawn once, when a strategy asks
+    seconds: float = 0.0  # that they took
 
     def draws(
         self, system: LatentDiffusion, data: LatentDataset, options: TrainOptions
     ) -> Callable[[int, slice], Batch]:
-        """What `fit` draws its batches with: states of the teacher, prompts of the student; from (seed, step) alone."""
+        """What `fit` draws its batches with: states of the teacher, prompts of the student; from (seed, step) alone.
+
+        A short run needs no more trajectories than it has states to draw.
+        """
+        if self.states is None:
+            prompts = min(PROMPTS, max(FEWEST, options.max_steps * options.batch_size // NUM_STEPS))
+            start = time.perf_counter()
+            self.states = trajectories(self.base, self.data.captions, prompts=prompts, seed=self.seed)
+            self.seconds = time.perf_counter() - start
+        states = self.states
 
         def draw(step: int, rows: slice) -> Batch:
             generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
-            chosen = torch.randint(len(self.states), (options.batch_size,), generator=generator)[rows]
-            noisy, velocity, sigmas = (t[chosen] for t in (self.states.noisy, self.states.velocity, self.states.sigmas))
+            chosen = torch.randint(len(states), (options.batch_size,), generator=generator)[rows]
+            noisy, velocity, sigmas = (t[chosen] for t in (states.noisy, states.velocity, states.sigmas))
             level = sigmas.reshape(-1, 1, 1, 1)
-            prompt = captions_of(system, data.captions, self.states.captions[chosen])
+            prompt = captions_of(system, data.captions, states.captions[chosen])
             return Batch(noisy - level * velocity, noisy + (1 - level) * velocity, sigmas, prompt)
 
         return draw

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from diffusers import SanaTransformer2DModel
 
-from sanakit.adapters import ADAPTERS, adapters_of, fresh_core, rebuild_core
+from sanakit.adapters import ADAPTERS, Adapter, adapters_of, fresh_core, rebuild_core
 from sanakit.alignment import align_caption, align_input, align_output, pair_captions
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
@@ -81,12 +81,7 @@ def swap_core(
     """The base's core with the joint that the candidate needs, freshly initialised. adapter: a registered name, by
     default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
     is_vae = isinstance(candidate, VAE)
-    joint = ADAPTERS.get(adapter or ("linear-latents" if is_vae else "linear-caption"))
-    if joint.kind != ("latents" if is_vae else "tokens"):
-        raise SanakitError(
-            "SK0110",
-            f"adapter {joint.name} joins {joint.kind}, {candidate.name} is a {'VAE' if is_vae else 'text encoder'}",
-        )
+    joint = joint_of(adapter, is_vae, candidate.name)
     geometry: dict[str, int] = {}
     if is_vae:
         own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
@@ -101,6 +96,16 @@ def swap_core(
             )
         geometry = {"base_ratio": ratio, "image_size": base.image_size}
     return joint.fit(base.core, candidate.spec, seed=seed, **geometry)
+
+
+def joint_of(adapter: str | None, is_vae: bool, candidate: str) -> type[Adapter]:
+    """The named adapter, by default the linear one. Raises SK0110 where it joins what the candidate is not."""
+    joint = ADAPTERS.get(adapter or ("linear-latents" if is_vae else "linear-caption"))
+    if joint.kind != ("latents" if is_vae else "tokens"):
+        raise SanakitError(
+            "SK0110", f"adapter {joint.name} joins {joint.kind}, {candidate} is a {'VAE' if is_vae else 'text encoder'}"
+        )
+    return joint
 
 
 def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:

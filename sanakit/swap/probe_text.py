@@ -19,12 +19,13 @@ def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds 
     """Everything that the gates read; found: the prompts' embeddings where they are at hand."""
     found = found or encoder.encode(prompts)
     few = prompts[:REPEATED]
+    once, again = encoder.encode(few), encoder.encode(few)  # batches alike: half precision rounds by their shape
     pooled = pool(found)
     pairs = pooled @ pooled.T
     distinct = ~torch.eye(len(prompts), dtype=torch.bool)
     evidence: dict[str, Any] = {
         "nonfinite_embeddings": int((~found.embeds.isfinite()).sum()),
-        "embedding_repeat_difference": difference(encoder.encode(few), found[: len(few)]),
+        "embedding_repeat_difference": difference(again, once),
         "empty_share": empty_share(encoder, found, prompts),
         "mask_of_one_word": float(encoder.encode(["a"], instruction=False).mask.float().mean()),
         "changes_kept_share": changes_kept_share(encoder, few),
@@ -36,7 +37,7 @@ def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds 
     if not encoder.spec.attend_padding:
         evidence["padding_difference"] = padding_difference(encoder, few)
     if encoder.spec.instruction:
-        evidence["instruction_effect"] = difference(encoder.encode(few, instruction=False), encoder.encode(few))
+        evidence["instruction_effect"] = difference(encoder.encode(few, instruction=False), once)
     if encoder.kept_null is not None:
         evidence["null_difference"] = difference(encoder.kept_null, encoder.encode([""], instruction=False))
     config = getattr(encoder.model, "config", None)

@@ -16,14 +16,15 @@ from sanakit.sampling import sample_euler
 from sanakit.text_encoders import PromptEmbeds
 from sanakit.train import TrainOptions, draw_batch
 
-STEPS = 32  # batches that are drawn to see the order of the data and the sigmas
-PROBED = 64  # held-out pictures
+DRAWN = 4096  # sigmas behind the shift of training: their median knows it to 2%, whatever the batch size
+FEWEST_STEPS = 8
+PROBED = 64  # held-out pictures where nobody says how many
 STUCK_BELOW = 1e-12
 
 
 def base_evidence(base: LatentDiffusion, data: LatentDataset, own: HeldOut | None = None) -> dict[str, Any]:
     """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
-    count = min(PROBED, len(data), own.losses.shape[1] if own else PROBED)
+    count = min(len(data), own.losses.shape[1] if own else PROBED)
     own = own or held_out(base, data, count=count)
     visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
     unmasked = held_out(base, replace(data, captions=visible), count=count)
@@ -48,7 +49,8 @@ def linear_losses(latents: Tensor, sigmas: Iterable[float]) -> np.ndarray:
 
 def course_evidence(system: LatentDiffusion, data: LatentDataset, options: TrainOptions) -> dict[str, Any]:
     """Pictures and sigmas that training draws, against an epoch and against the sampler's own sigmas."""
-    batches = [draw_batch(system, data, options, step, slice(0, options.batch_size)) for step in range(STEPS)]
+    steps = max(FEWEST_STEPS, -(-DRAWN // options.batch_size))
+    batches = [draw_batch(system, data, options, step, slice(0, options.batch_size)) for step in range(steps)]
     drawn = torch.cat([b.indices for b in batches if b.indices is not None])
     trained = torch.cat([b.sigmas for b in batches])
     return {

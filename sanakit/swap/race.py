@@ -46,6 +46,7 @@ class Arm:
     forecast: Forecast | None = None
     trained_parameters: int = 0
     seconds: float = 0.0
+    seconds_once: float = 0.0  # before the first step: the teacher's trajectories
 
     @property
     def errors(self) -> np.ndarray:
@@ -60,6 +61,10 @@ class Arm:
     def seconds_per_step(self) -> float:
         return self.seconds / self.steps[-1] if self.steps[-1] else 0.0
 
+    def cost(self, steps: float) -> float:
+        """Seconds of a run of so many steps on this machine; what starts at the target costs nothing."""
+        return self.seconds_once + steps * self.seconds_per_step if steps else 0.0
+
     @property
     def average(self) -> dict[str, Tensor] | None:
         return self.state.ema if self.state else None
@@ -67,7 +72,7 @@ class Arm:
     def as_dict(self) -> dict[str, object]:
         predicted = self.forecast.as_dict() if self.forecast else {}
         hours = {
-            key.replace("steps", "hours"): None if value is None else value * self.seconds_per_step / 3600
+            key.replace("steps", "hours"): None if value is None else self.cost(value) / 3600
             for key, value in predicted.items()
         }
         return {
@@ -82,6 +87,7 @@ class Arm:
             "learning_rate": self.options.learning_rate,
             "trained_parameters": self.trained_parameters,
             "seconds_per_step": self.seconds_per_step,
+            "seconds_once": self.seconds_once,
             "steps": self.steps,
             "losses": [r.loss for r in self.results],
             "relative_errors": self.errors.mean(1).tolist(),
@@ -181,12 +187,13 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
             arm.train_loss.append((step, float(np.mean(losses[-10:]))))
         on_step(step)
 
-    start = time.perf_counter()
     draw = None
     if arm.strategy.teacher:
         if course.teacher is None:
             raise SanakitError("SK0110", f"strategy {arm.strategy.name} needs the base as a teacher, the race has none")
         draw = course.teacher.draws(arm.system, course.data, arm.options)
+        arm.seconds_once = course.teacher.seconds
+    start = time.perf_counter()
     fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step, draw=draw)
     arm.seconds += time.perf_counter() - start
     course.evaluate(arm)
@@ -235,11 +242,11 @@ def race(
 
 
 def recommend(arms: Sequence[Arm]) -> Arm:
-    """The cheapest forecast run (steps x seconds a step) among those that arrived or ran to the race's end; when none of
+    """The cheapest forecast run (`cost` of its steps) among those that arrived or ran to the race's end; when none of
     them is forecast to arrive, the lowest measured error. Ties go to the arm that trains fewer parameters."""
     end = max(a.steps[-1] for a in arms)
     judged = [a for a in arms if a.forecast and (a.forecast.reached or a.steps[-1] == end)]
     arrived = [a for a in judged if a.forecast and np.isfinite(a.forecast.steps)]
     if arrived:
-        return min(arrived, key=lambda a: (a.forecast.steps * a.seconds_per_step, a.trained_parameters))  # type: ignore[union-attr]
+        return min(arrived, key=lambda a: (a.cost(a.forecast.steps), a.trained_parameters))  # type: ignore[union-attr]
     return min(arms, key=lambda a: a.error)

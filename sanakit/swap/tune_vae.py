@@ -25,7 +25,8 @@ from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.monitors import Monitors, component_stream
 from sanakit.swap.component import psnr
-from sanakit.swap.full import flat_config, options_of, pick_up, resume_facts, strategy_of, watched
+from sanakit.swap.resume import pick_up, resume_facts, watched
+from sanakit.swap.settings import flat_config, options_of, strategy_of
 from sanakit.tracking import Trackers
 from sanakit.train import (
     TrainOptions,
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 CHUNK = 32
-MEASURED = 128  # held-out pictures
 FLOOR_DB = 1.0  # of PSNR that equivariance may cost
 
 
@@ -119,7 +119,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
     held = swap.halves[1]
-    images = to_images(held.subset(range(min(MEASURED, len(held)))).pixels(config.data.image_size))
+    images = to_images(held.subset(range(min(config.component.pictures, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
     options = options_of(config, strategy_of(config, {}))
     model = Reconstruction(vae)

@@ -19,6 +19,7 @@ from sanakit.errors import SanakitError, did_you_mean
 from sanakit.hashing import hash_module
 from sanakit.registry import Registry
 
+AUTO = "layer=auto"  # the layer that says most of the base's caption features
 TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders", "sanakit.text_encoders")
 
 
@@ -126,7 +127,8 @@ def tokenizer_facts(tokenizer: Any) -> str:
 
 def load_text_encoder(name: str) -> TextEncoder:
     """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`, each with `?key=value&...` for the
-    fields of TextSpec that its class lets one change: `path:DIR?max_tokens=300&layer=mean`."""
+    fields of TextSpec that its class lets one change: `path:DIR?max_tokens=300&layer=mean`. Raises SK0306 for
+    `layer=auto`, which only a swap can tell (`with_layer`)."""
     plain, _, query = name.partition("?")
     scheme, _, rest = plain.partition(":")
     if scheme in ("path", "hub"):
@@ -137,6 +139,16 @@ def load_text_encoder(name: str) -> TextEncoder:
     if query:
         encoder.set_spec(changed_spec(encoder, query))
     return encoder.eval()
+
+
+def with_layer(name: str, layer: int | str | None) -> str:
+    """The name with `layer=auto` replaced by a layer, or with None left out; any other name as it is."""
+    plain, _, query = name.partition("?")
+    parts = query.split("&")
+    if AUTO not in parts:
+        return name
+    parts = [p if p != AUTO else f"layer={layer}" for p in parts if p != AUTO or layer is not None]
+    return "?".join([plain, "&".join(parts)]) if parts else plain
 
 
 def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
@@ -169,6 +181,10 @@ def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
             known = ", ".join(encoder.policies)
             raise SanakitError(
                 "SK0306", f"?{key}={text}{did_you_mean(key, list(encoder.policies))}; open to change: {known}"
+            )
+        if f"{key}={text}" == AUTO:
+            raise SanakitError(
+                "SK0306", f"?{AUTO} is measured against a base: swap-text-encoder, validate and train know it"
             )
         old = getattr(encoder.spec, key)
         try:

@@ -1,5 +1,6 @@
 """Transformers models that give hidden states (decoder-only, encoder-only, the encoder of a pair), read by their TextSpec."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.interop.files import read_config, require_safetensors
-from sanakit.text_encoders.base import TextEncoder
+from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
 
 DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
@@ -85,16 +86,27 @@ class TransformerEncoder(TextEncoder):
         return batch, list(range(kept)) if self.spec.select == "first" else [0, *range(total - kept + 1, total)]
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        (hidden,), mask, length = self._read(prompts, [self.spec.layer])
+        truncated = sum(len(row) > length for row in self.tokenizer(prompts)["input_ids"])
+        return hidden, mask, truncated
+
+    @torch.no_grad()
+    def encode_layers(self, prompts: list[str], layers: Sequence[int | str]) -> list[PromptEmbeds]:
+        """As `encode`, read at each of the layers, in one pass; truncated prompts are not counted."""
+        hidden, mask, _ = self._read(self.whole_prompts(prompts), layers)
+        return [PromptEmbeds((h.float() * mask[..., None]).cpu(), mask.cpu()) for h in hidden]
+
+    def _read(self, prompts: list[str], layers: Sequence[int | str]) -> tuple[list[Tensor], Tensor, int]:
+        """Hidden states (B, L, D) of the layers at the kept positions, mask (B, L) bool, tokens that were read."""
         batch, keep = self.tokenize(prompts)
         ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
-        hidden = self._hidden(ids, torch.ones_like(mask) if self.spec.attend_padding else mask)
-        truncated = sum(len(row) > ids.shape[1] for row in self.tokenizer(prompts)["input_ids"])
-        return hidden[:, keep], mask[:, keep].bool(), truncated
+        seen = torch.ones_like(mask) if self.spec.attend_padding else mask
+        inner = any(layer != "last" for layer in layers)
+        output = self.model(input_ids=ids, attention_mask=seen, output_hidden_states=inner)
+        return [self._hidden(output, layer)[:, keep] for layer in layers], mask[:, keep].bool(), ids.shape[1]
 
-    def _hidden(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """(B, T) -> (B, T, D) of the record's layer. Raises SK0305 for a model that ends in a head."""
-        layer = self.spec.layer
-        output = self.model(input_ids=ids, attention_mask=mask, output_hidden_states=layer != "last")
+    def _hidden(self, output: Any, layer: int | str) -> Tensor:
+        """(B, T, D) of a layer. Raises SK0305 for a model that ends in a head, SK0306 for a layer that it lacks."""
         if getattr(output, "last_hidden_state", None) is None:
             raise SanakitError("SK0305", f"{type(self.model).__name__} gives {', '.join(output)}, no last_hidden_state")
         if layer == "last":
@@ -175,6 +187,12 @@ def width_of(model: Any) -> int:
     config = model.config
     inner = getattr(config, "encoder", None)
     return int(config.hidden_size if inner is None else inner.hidden_size)
+
+
+def depth_of(model: Any) -> int:
+    """Number of layers, as the configuration of the part that reads text says."""
+    inner = getattr(model.config, "encoder", None)
+    return int((model.config if inner is None else inner).num_hidden_layers)
 
 
 def token_limit(model: Any) -> int:

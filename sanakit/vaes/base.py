@@ -58,6 +58,10 @@ class VAE(nn.Module):
     def _decode(self, raw_latents: Tensor) -> Tensor:
         """(B, C, h, w) raw -> (B, 3, H, W), about [-1, 1]."""
 
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """`_encode`, and the posterior's standard deviation of the same shape; None where the encoder is deterministic."""
+        return self._encode(images), None
+
     def set_stats(self, stats: LatentStats) -> None:
         channels = self.spec.latent_channels
         for label, values in (("mean", stats.mean), ("std", stats.std)):
@@ -67,9 +71,13 @@ class VAE(nn.Module):
             self.register_buffer(f"latents_{label}", tensor, persistent=False)
         self.stats = stats
 
-    @torch.no_grad()
     def encode_raw(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0202 if the shape is not the declared one."""
+        return self.encode_posterior(images)[0]
+
+    @torch.no_grad()
+    def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior."""
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
         if self.picture_size and (height, width) != (self.picture_size, self.picture_size):
@@ -80,14 +88,14 @@ class VAE(nn.Module):
             raise SanakitError(
                 "SK0202", f"pictures are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
             )
-        raw = self._encode(images)
+        raw, std = self._posterior(images)
         if tuple(raw.shape[1:]) != self.spec.shape(height, width):
             raise SanakitError(
                 "SK0202",
                 f"latents of {height} x {width} pictures are {tuple(raw.shape[1:])}, "
                 f"the record declares {self.spec.shape(height, width)}",
             )
-        return raw
+        return raw, std
 
     @torch.no_grad()
     def decode_raw(self, raw_latents: Tensor) -> Tensor:
@@ -112,15 +120,26 @@ class VAE(nn.Module):
 
 
 class DiffusersVAE(VAE):
-    """Any diffusers autoencoder of pictures. Families that differ override the three static functions."""
+    """Any diffusers autoencoder of pictures. Families that differ override the static functions."""
 
     @staticmethod
-    def run_encoder(model: Any, images: Tensor) -> Tensor:
-        """(B, 3, H, W) -> raw latents (B, C, h, w); `encode` returns a posterior, `latents` or `latent`."""
-        output = model.encode(images)
+    def to_model(images: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) in [-1, 1] as the model's `encode` takes them."""
+        return images
+
+    @staticmethod
+    def to_raw(latents: Tensor) -> Tensor:
+        """What it gives -> raw latents (B, C, h, w)."""
+        return latents
+
+    @classmethod
+    def run_encoder(cls, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(B, 3, H, W) -> raw latents and their std, None without a posterior; `encode` returns one, `latents` or `latent`."""
+        output = model.encode(cls.to_model(images))
         if hasattr(output, "latent_dist"):
-            return output.latent_dist.mode()
-        return output.latents if hasattr(output, "latents") else output.latent
+            std = getattr(output.latent_dist, "std", None)  # Cosmos has an identity in a posterior's place
+            return cls.to_raw(output.latent_dist.mode()), None if std is None else cls.to_raw(std)
+        return cls.to_raw(output.latents if hasattr(output, "latents") else output.latent), None
 
     @staticmethod
     def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:
@@ -135,7 +154,13 @@ class DiffusersVAE(VAE):
         return None if scale is None else LatentStats.from_scaling(scale, config.get("shift_factor") or 0.0)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.run_encoder(self.model, images.to(self.model.dtype)).float()
+        return self.run_encoder(self.model, images.to(self.model.dtype))[0].float()
+
+    def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        if type(self)._encode is not DiffusersVAE._encode:  # a family's own
+            return super()._posterior(images)
+        raw, std = self.run_encoder(self.model, images.to(self.model.dtype))
+        return raw.float(), None if std is None else std.float()
 
     def _decode(self, raw_latents: Tensor) -> Tensor:
         return self.run_decoder(self.model, raw_latents.to(self.model.dtype)).float()
@@ -156,8 +181,12 @@ class FrameVAE(DiffusersVAE):
     """A video autoencoder on pictures: each is a video of one frame."""
 
     @staticmethod
-    def run_encoder(model: Any, images: Tensor) -> Tensor:
-        return DiffusersVAE.run_encoder(model, images[:, :, None])[:, :, 0]
+    def to_model(images: Tensor) -> Tensor:
+        return images[:, :, None]
+
+    @staticmethod
+    def to_raw(latents: Tensor) -> Tensor:
+        return latents[:, :, 0]
 
     @staticmethod
     def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:
@@ -262,7 +291,7 @@ def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> La
     """Measured on one grey picture, not guessed: several configs lack `spatial_compression_ratio`."""
     size = getattr(model, "decoder_image_size", 128)  # AutoencoderRAE takes pictures of one size
     with torch.no_grad():
-        raw = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device))
+        raw, _ = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device))
     return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
 
 

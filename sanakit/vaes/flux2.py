@@ -14,8 +14,8 @@ class Flux2(DiffusersVAE):
     """Raw latents are the stacked ones, in the order of `pixel_unshuffle`, as the FLUX.2 pipeline packs them."""
 
     @staticmethod
-    def run_encoder(model: Any, images: Tensor) -> Tensor:
-        return F.pixel_unshuffle(DiffusersVAE.run_encoder(model, images), 2)
+    def to_raw(latents: Tensor) -> Tensor:
+        return F.pixel_unshuffle(latents, 2)
 
     @staticmethod
     def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:

@@ -19,8 +19,8 @@ class RAE(DiffusersVAE):
         return self.model.decoder_image_size
 
     @staticmethod
-    def run_encoder(model: Any, images: Tensor) -> Tensor:
-        return model.encode(images / 2 + 0.5).latent  # RAE takes and gives [0, 1]
+    def to_model(images: Tensor) -> Tensor:
+        return images / 2 + 0.5  # RAE takes and gives [0, 1]
 
     @staticmethod
     def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:

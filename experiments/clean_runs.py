@@ -1,0 +1,201 @@
+"""Clean systems for the calibration of gates: what every gate reads where nothing is wrong.
+
+Stage component: each VAE and text encoder on random halves of the same pictures or prompts, in fp32 and in bf16. Smoke:
+the base against itself on disjoint held-out pictures, seeds of the order of the data and of samples. Smoke and full
+from end to end: the base's own VAE and text encoder swapped in again as if they were new, and near swaps (the VAE at
+another scale, the text encoder without its last layer), each with several seeds.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faults import SIZE, World, instructed
+
+from sanakit.config import make_config
+from sanakit.contracts import GateResult
+from sanakit.data import load_pictures
+from sanakit.data.cache import build_dataset
+from sanakit.evaluate import conditional_gain
+from sanakit.gates import run_gates
+from sanakit.run import RunFolder
+from sanakit.sampling import sample_images
+from sanakit.swap.probe_text import text_evidence
+from sanakit.swap.probe_training import base_evidence, course_evidence, sample_evidence
+from sanakit.swap.probe_vae import evidence_of
+from sanakit.swap.stages import full, prepare, smoke
+from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.train import TrainOptions
+from sanakit.vaes import VAE
+
+VAES = ("dc-f16c16", "dc-f16c32", "kl-f8c4", "pca-f8c4", "pca-f16c16", "pca-f16c32", "pca-f32c64")
+ENCODERS = ("wordllama", "minilm")
+CHUNK = 64  # held-out pictures of one reading of the base
+COURSES, SAMPLED = 24, 6  # seeds of what is cheap, and of grids of samples
+BUDGET, STEPS, BATCH = 16, 24, 16  # of the swaps: steps of the race, of training, pictures of a step
+Readings = Iterator[list[GateResult]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One system, measured apart and kept. size: runs. measure: yields the gates' results of one run after the other."""
+
+    system: str
+    stage: str
+    size: int
+    measure: Callable[["CleanWorld"], Readings]
+
+
+class CleanWorld(World):
+    """The faults' world, with the base's held-out pictures in disjoint parts."""
+
+    @cached_property
+    def chunks(self) -> list[Any]:
+        held_out = load_pictures("embedded").split(True)
+        parts = [held_out.subset(range(i, i + CHUNK)) for i in range(0, len(held_out) - CHUNK + 1, CHUNK)]
+        base = self.base
+        return [build_dataset(base.vae, base.text_encoder, p, SIZE, mirror=False, cache=None) for p in parts]
+
+
+def pieces(halves: int, seeds: int) -> list[Piece]:
+    component = [
+        Piece(
+            system=f"{name}{note}",
+            stage="component",
+            size=halves,
+            measure=lambda w, n=name, h=half: vae_halves(w, n, halves, h),
+        )
+        for name, note, half in [*((n, "", False) for n in VAES), *((n, " in bf16", True) for n in VAES[1:3])]
+    ]
+    texts: dict[str, Callable[[CleanWorld], TextEncoder]] = {n: lambda w, n=n: w.encoder(n) for n in ENCODERS}
+    texts |= {f"{n} with an instruction": lambda w, n=n: instructed(w, n) for n in ENCODERS}
+    texts["minilm in bf16"] = lambda w: in_bf16(w.encoder())
+    texts["minilm, null embedding kept in bf16"] = lambda w: with_null(w.encoder(), w.encoder())
+    texts["minilm, null embedding made in bf16"] = lambda w: with_null(w.encoder(), in_bf16(w.encoder()))
+    component += [
+        Piece(system=name, stage="component", size=halves, measure=lambda w, m=make: text_halves(w, m(w), halves))
+        for name, make in texts.items()
+    ]
+    wiring = [
+        Piece(system="base on its own latents", stage="smoke", size=CHUNK, measure=base_alone),
+        Piece(system="order and sigmas of the base", stage="smoke", size=COURSES, measure=course),
+        Piece(system="samples of the base", stage="smoke", size=SAMPLED, measure=samples),
+        Piece(system="samples of the base, other seeds", stage="full", size=SAMPLED, measure=other_samples),
+    ]
+    swaps = {
+        "own VAE swapped in": {"vae": {"name": "OWN"}},
+        "own VAE at 1.25 of its scale": {"vae": {"name": "OWN", "scaling_factor": 1.25}},
+        "own text encoder swapped in": {"text_encoder": {"name": "OWN"}},
+        "own text encoder without its last layer": {"text_encoder": {"name": "CUT"}},
+    }
+    ends = [
+        Piece(system=name, stage="smoke and full", size=seeds, measure=lambda w, v=values: end_to_end(w, v, seeds))
+        for name, values in swaps.items()
+    ]
+    return component + wiring + ends
+
+
+def choose(total: int, generator: np.random.Generator) -> np.ndarray:
+    return np.sort(generator.permutation(total)[: total // 2])
+
+
+def vae_halves(world: CleanWorld, name: str, count: int, bf16: bool) -> Readings:
+    """All pictures are encoded once; each half is judged by itself."""
+    vae: VAE = world.vae(name)
+    if bf16:
+        vae.model.to(torch.bfloat16)
+    images, generator = world.images, np.random.default_rng(0)
+    raw = torch.cat([vae.encode_raw(chunk) for chunk in images.split(16)])
+    reconstructed = torch.cat([vae.decode_raw(chunk) for chunk in raw.split(16)])
+    for _ in range(count):
+        rows = torch.from_numpy(choose(len(images), generator))
+        yield run_gates("component", evidence_of(vae, images[rows], raw[rows], reconstructed[rows]))
+
+
+def text_halves(world: CleanWorld, encoder: TextEncoder, count: int) -> Readings:
+    generator = np.random.default_rng(0)
+    for _ in range(count):
+        prompts = [world.prompts[i] for i in choose(len(world.prompts), generator)]
+        yield run_gates("component", text_evidence(encoder, prompts))
+
+
+def in_bf16(encoder: TextEncoder) -> TextEncoder:
+    encoder.model.to(torch.bfloat16)
+    return encoder
+
+
+def with_null(encoder: TextEncoder, maker: TextEncoder) -> TextEncoder:
+    """The base's own null embedding as checkpoints keep it: in half the digits, made by an encoder in either."""
+    null = maker.encode([""], instruction=False)
+    encoder.kept_null = PromptEmbeds(null.embeds.bfloat16().float(), null.mask)
+    return encoder
+
+
+def base_alone(world: CleanWorld) -> Readings:
+    for data in world.chunks:
+        evidence = base_evidence(world.base, data)
+        evidence["conditional_gain"] = conditional_gain(world.base, data, count=len(data)).numpy()
+        yield run_gates("smoke", evidence)
+
+
+def course(world: CleanWorld) -> Readings:
+    """Small batches are the noisiest; the base's own shift, and one that Sana has at 1024 px."""
+    data = world.base_data
+    for seed in range(COURSES):
+        system = copy.copy(world.base)
+        system.flow_shift = (None, 3.0)[seed % 2]
+        options = TrainOptions(max_steps=100, batch_size=(4, 16, 32, 64)[seed % 4], seed=seed)
+        yield run_gates("smoke", course_evidence(system, data, options))
+
+
+def samples(world: CleanWorld) -> Readings:
+    for seed in range(SAMPLED):
+        prompts = world.prompts[8 * seed : 8 * seed + 8]
+        yield run_gates("smoke", sample_evidence(world.base, world.base_data, prompts, seed))
+
+
+def other_samples(world: CleanWorld) -> Readings:
+    """The same prompts from other noise: what an equally good model, trained by another seed, would draw."""
+    for seed in range(SAMPLED):
+        prompts = world.prompts[8 * seed : 8 * seed + 8]
+        stds = [sample_images(world.base, prompts, seed=s).std((1, 2, 3)).numpy() for s in (seed, 1000 + seed)]
+        yield run_gates("full", {"base_sample_std": stds[0], "sample_std": stds[1]})
+
+
+def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Readings:
+    """A short race of a real swap, then a short training with what it recommends; encodings serve every seed."""
+    card = world.base_card
+    values = {section: dict(keys) for section, keys in values.items()}
+    if "vae" in values:
+        values["vae"]["name"] = card["vae"]
+        if "scaling_factor" in values["vae"]:
+            values["vae"]["scaling_factor"] *= float(1 / world.base.vae.latents_std.mean())
+    elif values["text_encoder"]["name"] == "OWN":
+        values["text_encoder"]["name"] = card["text_encoder"]
+    else:
+        values["text_encoder"]["name"] = f"path:{cut_encoder(world)}"
+    race = {"budget_steps": BUDGET, "held_out": CHUNK, "strategies": ("finetune", "naive"), "rates": (0.25,)}
+    values |= {"smoke": race, "train": {"batch_size": BATCH, "max_steps": STEPS}}
+    first = prepare(make_config(values), world.fresh("swap"), lambda label, done, total: None)
+    for seed in range(seeds):
+        swap = copy.copy(first)
+        swap.config = make_config(values, [f"train.seed={seed}"])
+        swap.run = RunFolder.open(swap.config, world.fresh(f"swap-{seed}"))
+        yield smoke(swap)
+        yield full(swap)
+
+
+def cut_encoder(world: CleanWorld) -> Path:
+    encoder: Any = copy.deepcopy(world.base.text_encoder)
+    folder = world.fresh("cut-encoder")
+    layers = encoder.model.encoder.layer
+    encoder.model.encoder.layer = layers[:-1]
+    encoder.model.config.num_hidden_layers = len(layers) - 1
+    encoder.model.save_pretrained(folder)
+    encoder.tokenizer.save_pretrained(folder)
+    return folder

@@ -1,0 +1,116 @@
+"""Which hidden layer of a text encoder says most of the base's caption features: the closed form of every layer, judged on
+captions that it was not solved from (arXiv 2506.08210 finds the normalised average of all layers best for generation).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from diffusers import SanaTransformer2DModel
+from torch import Tensor, nn
+
+from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.text import PENALTY, Captions, pair_captions, paired_rows
+from sanakit.data.cache import Progress, silent
+from sanakit.errors import SanakitError
+from sanakit.text_encoders import TextEncoder
+from sanakit.text_encoders.transformer import TransformerEncoder, depth_of
+
+CHUNK = 16  # captions whose hidden states are held at once
+FEWEST = 16  # captions
+HELD_OUT = 4  # one caption in so many judges
+CLEAR = 2.0  # standard errors by which a layer must beat the record's own to be picked
+
+Layer = int | str
+
+
+@dataclass
+class Trial:
+    """One layer's map, solved from most captions and judged on the others. errors: of each of those; power: its variance."""
+
+    layer: Layer
+    moments: CrossMoments
+    map: tuple[Tensor, Tensor] | None = None
+    errors: list[float] = field(default_factory=list)
+    power: list[float] = field(default_factory=list)
+    finite: bool = True
+
+    def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
+        self.finite = self.finite and bool(pairs.own.embeds.isfinite().all())
+        if not self.finite:
+            return
+        if not judging:
+            self.moments.add(*_rows(pairs, slice(None), base_layer))
+            return
+        self.map = self.map or self.moments.ridge(PENALTY)
+        weight, offset = self.map
+        centre = (self.moments.y / self.moments.count).float()
+        for row in range(len(pairs.own)):
+            x, y = _rows(pairs, slice(row, row + 1), base_layer)
+            self.errors.append(float((y - x @ weight.T - offset).square().sum()))
+            self.power.append(float((y - centre).square().sum()))
+
+    def row(self, own: "Trial") -> dict[str, Any]:
+        """Against the record's own layer, caption by caption."""
+        if not self.finite:
+            return {"layer": self.layer, "error": None, "more": None, "noise": None, "note": "not finite"}
+        total = max(sum(own.power), 1e-12)
+        more = (np.array(self.errors) - np.array(own.errors)) / total
+        noise = float(more.std(ddof=1) * len(more) ** 0.5)
+        return {"layer": self.layer, "error": sum(self.errors) / total, "more": float(more.sum()), "noise": noise}
+
+
+def layers_to_try(encoder: TransformerEncoder) -> list[Layer]:
+    """The record's own layer, the last, the last but one, three quarters and half of the depth, the average of all."""
+    depth = depth_of(encoder.model)
+    inner = [layer for layer in (depth - 1, round(0.75 * depth), depth // 2) if layer > 0]
+    return list(dict.fromkeys([encoder.spec.layer, "last", *inner, "mean"]))
+
+
+def rank_layers(
+    encoder: TextEncoder,
+    texts: list[str],
+    base_core: SanaTransformer2DModel,
+    base_encoder: TextEncoder,
+    *,
+    layers: Sequence[Layer] = (),
+    progress: Progress = silent,
+) -> dict[str, Any]:
+    """{"layers": rows, "used", "best", "pairing", "captions"}; every row {"layer", "error", "more", "noise"}.
+
+    error: of the linear map from the layer to the base's caption features on every HELD_OUT-th caption, over the
+    features' variance there; more: that less the error of the layer that the record names, noise its standard error.
+    best: the layer of the smallest error among those that are better than the record's own by CLEAR times the noise, else
+    the record's own. A layer that is not finite has a note in their place. Raises SK0306 for an encoder without a choice
+    of layers, SK0403 for fewer than FEWEST texts, SK0204 where the record's own layer is not finite.
+    """
+    if not isinstance(encoder, TransformerEncoder):
+        raise SanakitError("SK0306", f"{encoder.name or type(encoder).__name__} has no layers to choose from")
+    if len(texts) < FEWEST:
+        raise SanakitError("SK0403", f"{len(texts)} captions, layers are told apart on at least {FEWEST}")
+    base_layer = base_core.caption_projection.linear_1
+    empty = lambda: CrossMoments.empty(encoder.spec.embed_dim, base_layer.out_features)
+    names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
+    trials = [Trial(layer, empty()) for layer in names]
+    solving, judging = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
+    parts = [(own[i : i + CHUNK], own is judging) for own in (solving, judging) for i in range(0, len(own), CHUNK)]
+    for number, (part, judges) in enumerate(parts, 1):
+        found = encoder.encode_layers(part, names)
+        pairs = pair_captions(found[0], base_encoder.encode(part), part, encoder, base_encoder)
+        for trial, embeds in zip(trials, found, strict=True):
+            trial.see(replace(pairs, own=embeds), base_layer, judging=judges)
+        progress("measuring layers", number, len(parts))
+    own = trials[0]
+    if not own.finite:
+        raise SanakitError("SK0204", f"layer {own.layer} of {encoder.name} is not finite")
+    rows = [trial.row(own) for trial in trials]
+    better = [row for row in rows if row["error"] is not None and row["more"] + CLEAR * row["noise"] < 0]
+    best = min(better, key=lambda row: row["error"])["layer"] if better else own.layer
+    pairing = "tokens" if pairs.spans else "mean tokens"
+    return {"layers": rows, "used": own.layer, "best": best, "pairing": pairing, "captions": len(texts)}
+
+
+def _rows(pairs: Captions, rows: slice, base_layer: nn.Module) -> tuple[Tensor, Tensor]:
+    spans = tuple(s[rows] for s in pairs.spans) if pairs.spans else None
+    return paired_rows(pairs.own[rows], pairs.base[rows], base_layer, spans)

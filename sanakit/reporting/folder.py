@@ -1,0 +1,56 @@
+"""What is read of a run folder: JSON, lines of JSON, and pictures as data URIs; nothing outside it."""
+
+import base64
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, Any]
+
+IMAGES = {".png": "image/png", ".webp": "image/webp"}
+
+
+def read_text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+def read_json(path: Path, default: Any) -> Any:
+    return json.loads(read_text(path)) if path.is_file() else default
+
+
+def read_lines(path: Path) -> list[Row]:
+    """Rows of a JSONL file. A killed run may leave half a last line; anything else that is no JSON raises."""
+    *complete, last = read_text(path).split("\n")  # not splitlines: it also splits at U+2028 inside strings
+    rows = [json.loads(line) for line in complete if line.strip()]
+    try:
+        return [*rows, json.loads(last)] if last.strip() else rows
+    except json.JSONDecodeError:
+        return rows
+
+
+def figures(run_dir: Path) -> list[Row]:
+    rows = [
+        {"section": "samples", "title": "", "caption": "", "file": ""} | f
+        for f in read_json(run_dir / "figures.json", [])
+    ]
+    return [row | {"data": data} for row in rows if (data := embedded(run_dir, row["file"]))]
+
+
+def embedded(run_dir: Path, name: str) -> str | None:
+    """A picture as a data URI; only files inside the run folder (links are followed first) and only pictures."""
+    kind = IMAGES.get(Path(name).suffix.lower())
+    if kind is None or "\0" in name:
+        return None
+    path = (run_dir / name).resolve()
+    if not path.is_relative_to(run_dir.resolve()) or not path.is_file():
+        return None
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def flattened(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flattened(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value

@@ -1,0 +1,131 @@
+"""Strategies in the report: the race with its forecasts, loss curves, and what each would cost."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sanakit.reporting.charts import Series, forecast_bar, is_number, legend, line_chart
+from sanakit.reporting.page import duration, number, panel
+
+Row = dict[str, Any]
+
+FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
+OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
+CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME)) | {"title": ""}
+FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
+
+
+def with_forecast_bars(candidates: list[Row]) -> list[Row]:
+    limit = max((c[n] for c in candidates for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
+    return [
+        c | {"bar": forecast_bar(c["predicted_steps"], c["predicted_steps_low"], c["predicted_steps_high"], limit)}
+        for c in candidates
+    ]
+
+
+def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> list[Row]:
+    """Every strategy's error over the base's by step, the base's level, and where each is forecast to arrive there."""
+    goal, budget = (1.0 if race.get("target") else None), race.get("budget_steps") or 0
+    lines: list[Series] = []
+    bands: list[Series] = []
+    rows: list[list[Any]] = []
+    for c in candidates:
+        points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("relative_errors") or [], strict=False)]
+        if not points:
+            continue
+        lines.append((c["name"], points))
+        rows += [[c["name"], "measured", step - 1, e] for step, e in points]
+        low, high = c["predicted_steps_low"], c["predicted_steps_high"]
+        last = points[-1]
+        if is_number(goal) and is_number(low) and low + 1 > last[0] and budget:
+            edge = FORECAST_SHOWN * budget
+            ends = [min(low + 1, edge), min(high + 1 if is_number(high) else edge, edge)]
+            bands.append((c["name"], [last, *((x, goal) for x in ends)]))
+            rows += [[c["name"], label, x, goal] for label, x in (("forecast, early", low), ("forecast, late", high))]
+    title = "The race: error over the base's, with forecast bands"
+    options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
+    svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
+    note = "Dashed: the base. Shaded: between the early and the late end of the forecast (90%), cut at four budgets."
+    return panel(
+        title,
+        svg,
+        ["strategy", "kind", "step", "error over the base's"],
+        rows,
+        key=legend([n for n, _ in lines], colours),
+        note=note,
+    )
+
+
+def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    starts: dict[str, Mapping[str, list[float]]] = {}
+    for c in candidates:
+        found = c.get("feature_distance")
+        if isinstance(found, Mapping) and found not in starts.values():
+            starts[c["name"]] = found
+    if not starts:
+        return []
+    sigmas = list(next(iter(starts.values())))
+    middle = sigmas[len(sigmas) // 2]
+    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    rows = [
+        [name, sigma, depth, value]
+        for name, found in starts.items()
+        for sigma, values in found.items()
+        for depth, value in enumerate(values)
+    ]
+    title = f"Feature distance to the base before any step, sigma {middle}"
+    options: Row = {"x_label": "depth (0 = patch embedding)", "y_label": "relative squared distance"}
+    svg = line_chart(lines, title=title, colours=colours, **options)
+    note = "Strategies that start alike share a line."
+    columns = ["start", "sigma", "depth", "relative squared distance"]
+    return panel(title, svg, columns, rows, key=legend([name for name, _ in lines], colours), note=note)
+
+
+def loss_curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    split: dict[str, dict[str, list[tuple[float, float]]]] = {"held_out": {}, "train": {}}
+    for row in metrics:
+        if row["stage"] == stage and row["split"] in split:
+            split[row["split"]].setdefault(row["strategy"], []).append((row["step"], row["loss"]))
+    held_out, train = list(split["held_out"].items()), list(split["train"].items())
+    title = f"Held-out velocity loss, stage {stage}"
+    svg = line_chart(held_out, title=title, x_label="step", y_label="loss", faint=train, colours=colours)
+    rows = [
+        [name, kind, *point]
+        for kind, lines in (("held-out", held_out), ("train", train))
+        for name, points in lines
+        for point in points
+    ]
+    note = "Thin lines: training loss." if train else ""
+    return panel(
+        title,
+        svg,
+        ["strategy", "split", "step", "loss"],
+        rows,
+        key=legend([n for n, _ in held_out], colours),
+        note=note,
+    )
+
+
+def loss_by_sigma(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    """Each strategy's last held-out loss, split by sigma."""
+    last: dict[str, Row] = {}
+    for row in metrics:
+        if row["stage"] == stage and row["split"] == "held_out" and row.get("by_sigma"):
+            last[row["strategy"]] = max(row, last.get(row["strategy"], row), key=lambda r: r["step"])
+    series = [(name, [(float(s), loss) for s, loss in row["by_sigma"].items()]) for name, row in last.items()]
+    title = f"Loss by sigma at the last step, stage {stage}"
+    svg = line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss", colours=colours)
+    rows = [[name, last[name]["step"], *point] for name, points in series for point in points]
+    return panel(title, svg, ["strategy", "step", "sigma", "loss"], rows, key=legend(list(last), colours))
+
+
+def cost_rows(stages: Sequence[Row], candidates: Sequence[Row]) -> list[list[Any]]:
+    """What was spent, and what each strategy's forecast would cost on the same machine."""
+    rows: list[list[Any]] = [[f"stage {s['name']}", duration(s["seconds"]), ""] for s in stages]
+    for c in candidates:
+        rate, steps = c.get("seconds_per_step"), c["predicted_steps"]
+        if is_number(rate) and rate and is_number(steps):
+            once = (c.get("seconds_once") or 0.0) if steps else 0.0
+            source = f"{number(steps)} steps of {rate * 1000:.0f} ms" + (f", {duration(once)} before" if once else "")
+            rows.append([f"{c['name']}, forecast", duration(once + rate * steps), source])
+    return rows

@@ -1,0 +1,90 @@
+"""Going on with an earlier run: what must agree, which checkpoint is taken, and which rows are left out."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sanakit.checkpoint import Saver, latest, load_checkpoint, set_aside
+from sanakit.distributed import barrier, is_main
+from sanakit.errors import SanakitError
+from sanakit.monitors import MonitorRequest, Monitors
+from sanakit.swap.settings import flat_config
+from sanakit.train import TrainState
+
+if TYPE_CHECKING:
+    from sanakit.run import RunFolder
+    from sanakit.swap.context import Swap
+
+# what may change between two parts of one run: it does not touch the trajectory
+FREE = (
+    "train.checkpoint_every",
+    "train.parallel",
+    "train.async_checkpoints",
+    "train.hang_timeout",
+    "train.log_every",
+    "train.sample_every",
+    "train.report_to",
+    "data.cache",
+    "data.workers",
+)
+
+
+def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
+    """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
+    flat = {"strategy": strategy, "candidate": swap.candidate.fingerprint(), "pictures": swap.pictures.fingerprint}
+    flat |= flat_config(swap.config)
+    return {key: value for key, value in flat.items() if key not in FREE and not key.startswith("smoke.")}
+
+
+def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, Any]) -> None:
+    if resume == "never":
+        if is_main():
+            set_aside(checkpoints)
+        barrier()
+        return
+    found = latest(checkpoints) if resume == "auto" else Path(resume)
+    if found is not None:
+        load_checkpoint(found if resume == "auto" else latest(found) or found, state.module, state, facts)
+
+
+def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
+    """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
+    if request.action == "stop":
+        raise SanakitError("SK0511", str(request)) from request
+    whole_ones = [path.parent for path in sorted(checkpoints.glob("step-*/manifest.json"))]
+    found = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    if not found:
+        raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
+    return found[-1]
+
+
+def watched(
+    go_on: Callable[[], object], state: TrainState, monitors: Monitors, saver: Saver, facts: dict[str, Any]
+) -> None:
+    """Train; where a monitor asks for it go back once, and on from there at half the learning rate.
+
+    Raises SK0511 for the action `stop`, without a checkpoint to go back to, and for the second roll-back.
+    """
+    try:
+        go_on()
+    except MonitorRequest as request:
+        saver.wait()
+        load_checkpoint(good_checkpoint(saver.folder, request), state.module, state, facts)
+        monitors.restore(state.extras)
+        monitors.factor *= 0.5
+        print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+        try:
+            go_on()
+        except MonitorRequest as again:
+            raise SanakitError("SK0511", f"after a roll-back: {again}") from again
+
+
+def drop_later(run: "RunFolder", step: int) -> None:
+    """Leave out rows of steps.jsonl after the step that the run goes on from."""
+    path = run.path / "steps.jsonl"
+    if path.is_file():
+        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
+        run.write_text("steps.jsonl", "".join(kept))
