@@ -56,8 +56,8 @@ def chance_of_so_many(count: int, excess: float, draws: int, reference: np.ndarr
 def outlier_pictures(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
-    """names: of the current rows. value: how many times the reference's largest distance the farthest current picture is away. p: are the r
-    farthest of the current side too many, for r of COUNTS, Bonferroni over r."""
+    """value: how many times the reference's largest distance the farthest current picture is away. p: are the r
+    farthest of the current side too many, for r of COUNTS, Bonferroni over r. names: of the current rows."""
     near, far = log_distances(thin(reference, MOST_ROWS, seed), current)
     order = np.argsort(-far)
     ranks = [r for r in COUNTS if r <= len(far)]

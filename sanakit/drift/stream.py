@@ -92,6 +92,7 @@ class Stream:
 
     def report(self, step: int) -> list[Reading]:
         """Readings over what was kept since the last look; none where that is nothing."""
+        self.since = step
         if not self.kept:
             return []
         readings = self._nonfinite(step)

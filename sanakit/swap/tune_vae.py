@@ -135,7 +135,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
     look_every = max(1, options.max_steps // config.monitors.looks)
     component = component_stream(config.monitors, "VAE", look_every, reference)
-    monitors = Monitors(config.monitors, component=component)
+    monitors = Monitors(config.monitors, component=component, device=vae.latents_mean.device)
     monitors.restore(state.extras)
     trackers = Trackers(config.train.report_to, run.path, flat_config(config))
     saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
