@@ -10,6 +10,7 @@ Row = dict[str, Any]
 
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
 MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
+SHORT = {"mean": "mean", "std": "sd", "skewness": "skewness", "kurtosis": "kurtosis"}
 PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
 
 
@@ -45,7 +46,7 @@ def channel_heat(channels: Mapping[str, Any]) -> list[Row]:
         for moment, target in expected.items():
             found = (moments or {}).get(moment)
             if found:
-                rows.append(f"{side}, {MOMENTS[moment]}")
+                rows.append(f"{side} {SHORT[moment]}")
                 values.append([v - target if is_number(v) else None for v in found])
     if not rows:
         return []

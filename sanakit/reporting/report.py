@@ -15,7 +15,7 @@ from sanakit.reporting.component import (
     similarity_maps,
 )
 from sanakit.reporting.folder import figures, flattened, read_json, read_lines, read_text
-from sanakit.reporting.gates import stage_rows, why
+from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
@@ -62,6 +62,7 @@ def collect(run_dir: Path) -> Row:
         "run": run_dir.resolve().name,
         "validation": validation,
         "why": why(validation["verdict"], stages),
+        "open_gates": open_gates(validation["verdict"], stages),
         "stages": stages,
         "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
         "component": [compared(MEASURED | row) for row in component.get("rows") or []],

@@ -45,22 +45,24 @@ DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
 def component(swap: Swap) -> list[GateResult]:
     """The candidate by itself, next to the base's own component."""
+    held_out = swap.halves[1]
+    judges = held_out.subset(range(min(swap.config.component.pictures, len(held_out))))
     if isinstance(swap.candidate, VAE):
         measured = measure_vae(
             swap.candidate,
             None if swap.bare else swap.base_system.vae,
-            swap.halves[1],
+            judges,
             swap.config.data.image_size,
             swap.run.path,
             swap.progress,
         )
     else:
         measured = measure_text_encoder(
-            swap.candidate, None if swap.bare else swap.base_system.text_encoder, swap.halves[1], swap.run.path
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, judges, swap.run.path
         )
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
-    pictures = swap.halves[1].subset(range(min(PANEL, len(swap.halves[1]))))
+    pictures = held_out.subset(range(min(PANEL, len(held_out))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
