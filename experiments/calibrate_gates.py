@@ -35,7 +35,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--count", type=int, default=96, help="pictures and prompts of stage component")
     parser.add_argument("--halves", type=int, default=8, help="random halves of them")
-    parser.add_argument("--seeds", type=int, default=3, help="of every swap from end to end")
+    parser.add_argument("--seeds", type=int, default=2, help="of every swap from end to end")
     arguments = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     from clean_runs import CleanWorld, pieces
@@ -47,7 +47,7 @@ def main() -> None:
         base, code = hash_module(world.base.core), sources()
         for piece in pieces(arguments.halves, arguments.seeds):
             facts = {"system": piece.system, "code": code, "base": None if piece.stage == "component" else base}
-            facts |= vars(arguments)
+            facts |= {"count": arguments.count, "size": piece.size}
             rows += kept_or_measured(KEPT / f"{hash_record(facts)[:20]}.json", piece, world)
     command = "python experiments/calibrate_gates.py" + "".join(f" --{k} {v}" for k, v in vars(arguments).items())
     by_gate: dict[str, list[tuple[str, GateResult]]] = {}
@@ -77,7 +77,7 @@ def kept_or_measured(path: Path, piece: Any, world: Any) -> list[tuple[str, Gate
         temporary.write_text(json.dumps(rows))
         temporary.replace(path)
     results = [GateResult.from_dict(row) for row in json.loads(path.read_text())]
-    return [(piece.system.split(", seed")[0], result) for result in Policy().apply(results)]
+    return [(piece.system, result) for result in Policy().apply(results)]
 
 
 def calibrated(gate: str, rows: list[tuple[str, GateResult]]) -> dict[str, Any]:

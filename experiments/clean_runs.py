@@ -23,6 +23,7 @@ from sanakit.data import load_pictures
 from sanakit.data.cache import build_dataset
 from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates
+from sanakit.run import RunFolder
 from sanakit.sampling import sample_images
 from sanakit.swap.probe_text import text_evidence
 from sanakit.swap.probe_training import base_evidence, course_evidence, sample_evidence
@@ -35,16 +36,18 @@ from sanakit.vaes import VAE
 VAES = ("dc-f16c16", "dc-f16c32", "kl-f8c4", "pca-f8c4", "pca-f16c16", "pca-f16c32", "pca-f32c64")
 ENCODERS = ("wordllama", "minilm")
 CHUNK = 64  # held-out pictures of one reading of the base
+COURSES, SAMPLED = 24, 6  # seeds of what is cheap, and of grids of samples
 BUDGET, STEPS, BATCH = 16, 24, 16  # of the swaps: steps of the race, of training, pictures of a step
 Readings = Iterator[list[GateResult]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One system, measured apart and kept. measure: yields the gates' results of one run after the other."""
+    """One system, measured apart and kept. size: runs. measure: yields the gates' results of one run after the other."""
 
     system: str
     stage: str
+    size: int
     measure: Callable[["CleanWorld"], Readings]
 
 
@@ -61,7 +64,12 @@ class CleanWorld(World):
 
 def pieces(halves: int, seeds: int) -> list[Piece]:
     component = [
-        Piece(system=f"{name}{note}", stage="component", measure=lambda w, n=name, h=half: vae_halves(w, n, halves, h))
+        Piece(
+            system=f"{name}{note}",
+            stage="component",
+            size=halves,
+            measure=lambda w, n=name, h=half: vae_halves(w, n, halves, h),
+        )
         for name, note, half in [*((n, "", False) for n in VAES), *((n, " in bf16", True) for n in VAES[1:3])]
     ]
     texts: dict[str, Callable[[CleanWorld], TextEncoder]] = {n: lambda w, n=n: w.encoder(n) for n in ENCODERS}
@@ -70,14 +78,14 @@ def pieces(halves: int, seeds: int) -> list[Piece]:
     texts["minilm, null embedding kept in bf16"] = lambda w: with_null(w.encoder(), w.encoder())
     texts["minilm, null embedding made in bf16"] = lambda w: with_null(w.encoder(), in_bf16(w.encoder()))
     component += [
-        Piece(system=name, stage="component", measure=lambda w, m=make: text_halves(w, m(w), halves))
+        Piece(system=name, stage="component", size=halves, measure=lambda w, m=make: text_halves(w, m(w), halves))
         for name, make in texts.items()
     ]
     wiring = [
-        Piece(system="base on its own latents", stage="smoke", measure=base_alone),
-        Piece(system="order and sigmas of the base", stage="smoke", measure=lambda w: course(w, 8 * seeds)),
-        Piece(system="samples of the base", stage="smoke", measure=lambda w: samples(w, 2 * seeds)),
-        Piece(system="samples of the base, other seeds", stage="full", measure=lambda w: other_samples(w, 2 * seeds)),
+        Piece(system="base on its own latents", stage="smoke", size=CHUNK, measure=base_alone),
+        Piece(system="order and sigmas of the base", stage="smoke", size=COURSES, measure=course),
+        Piece(system="samples of the base", stage="smoke", size=SAMPLED, measure=samples),
+        Piece(system="samples of the base, other seeds", stage="full", size=SAMPLED, measure=other_samples),
     ]
     swaps = {
         "own VAE swapped in": {"vae": {"name": "OWN"}},
@@ -86,9 +94,8 @@ def pieces(halves: int, seeds: int) -> list[Piece]:
         "own text encoder without its last layer": {"text_encoder": {"name": "CUT"}},
     }
     ends = [
-        Piece(system=f"{name}, seed {s}", stage="swap", measure=lambda w, v=values, s=s: end_to_end(w, v, s))
+        Piece(system=name, stage="smoke and full", size=seeds, measure=lambda w, v=values: end_to_end(w, v, seeds))
         for name, values in swaps.items()
-        for s in range(seeds)
     ]
     return component + wiring + ends
 
@@ -136,32 +143,32 @@ def base_alone(world: CleanWorld) -> Readings:
         yield run_gates("smoke", evidence)
 
 
-def course(world: CleanWorld, count: int) -> Readings:
+def course(world: CleanWorld) -> Readings:
     """Small batches are the noisiest; the base's own shift, and one that Sana has at 1024 px."""
     data = world.base_data
-    for seed in range(count):
+    for seed in range(COURSES):
         system = copy.copy(world.base)
         system.flow_shift = (None, 3.0)[seed % 2]
         options = TrainOptions(max_steps=100, batch_size=(4, 16, 32, 64)[seed % 4], seed=seed)
         yield run_gates("smoke", course_evidence(system, data, options))
 
 
-def samples(world: CleanWorld, count: int) -> Readings:
-    for seed in range(count):
+def samples(world: CleanWorld) -> Readings:
+    for seed in range(SAMPLED):
         prompts = world.prompts[8 * seed : 8 * seed + 8]
         yield run_gates("smoke", sample_evidence(world.base, world.base_data, prompts, seed))
 
 
-def other_samples(world: CleanWorld, count: int) -> Readings:
+def other_samples(world: CleanWorld) -> Readings:
     """The same prompts from other noise: what an equally good model, trained by another seed, would draw."""
-    for seed in range(count):
+    for seed in range(SAMPLED):
         prompts = world.prompts[8 * seed : 8 * seed + 8]
         stds = [sample_images(world.base, prompts, seed=s).std((1, 2, 3)).numpy() for s in (seed, 1000 + seed)]
         yield run_gates("full", {"base_sample_std": stds[0], "sample_std": stds[1]})
 
 
-def end_to_end(world: CleanWorld, values: dict[str, Any], seed: int) -> Readings:
-    """A short race of a real swap, then a short training with what it recommends."""
+def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Readings:
+    """A short race of a real swap, then a short training with what it recommends; encodings serve every seed."""
     card = world.base_card
     values = {section: dict(keys) for section, keys in values.items()}
     if "vae" in values:
@@ -172,13 +179,15 @@ def end_to_end(world: CleanWorld, values: dict[str, Any], seed: int) -> Readings
         values["text_encoder"]["name"] = card["text_encoder"]
     else:
         values["text_encoder"]["name"] = f"path:{cut_encoder(world)}"
-    options = {
-        "train": {"seed": seed, "batch_size": BATCH, "max_steps": STEPS},
-        "smoke": {"budget_steps": BUDGET, "held_out": CHUNK, "strategies": ("finetune", "naive"), "rates": (0.25,)},
-    }
-    swap = prepare(make_config(values | options), world.fresh("swap"), lambda label, done, total: None)
-    yield smoke(swap)
-    yield full(swap)
+    race = {"budget_steps": BUDGET, "held_out": CHUNK, "strategies": ("finetune", "naive"), "rates": (0.25,)}
+    values |= {"smoke": race, "train": {"batch_size": BATCH, "max_steps": STEPS}}
+    first = prepare(make_config(values), world.fresh("swap"), lambda label, done, total: None)
+    for seed in range(seeds):
+        swap = copy.copy(first)
+        swap.config = make_config(values, [f"train.seed={seed}"])
+        swap.run = RunFolder.open(swap.config, world.fresh(f"swap-{seed}"))
+        yield smoke(swap)
+        yield full(swap)
 
 
 def cut_encoder(world: CleanWorld) -> Path:

@@ -283,7 +283,9 @@ def performance() -> str:
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = {}
     for found in json.loads((RESULTS / "performance.json").read_text()):
-        values = f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
+        values = (
+            f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
+        )
         rows[found["name"]] = f"| {found['name']} | {values} | {found['date']} | `{found['command']}` |"
     table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
     lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows

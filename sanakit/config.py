@@ -81,6 +81,10 @@ class AdapterSection(Section):
     name: str | None = None  # of `sanakit ls adapters`; None: the linear joint, which stays a plain core
 
 
+class ComponentSection(Section):
+    pictures: int = Field(default=192, ge=16)  # held-out pictures or captions that judge a component or a tuned VAE
+
+
 class SmokeSection(Section):
     budget_steps: int = Field(default=100, ge=8)  # per strategy
     # the ones among these that serve the swap
@@ -97,7 +101,8 @@ class SmokeSection(Section):
     )
     # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
     rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
-    held_out: int = Field(default=128, ge=16)
+    held_out: int = Field(default=128, ge=16)  # held-out pictures that judge smoke and full; at most all
+    samples: int = Field(default=8, ge=8)  # pictures drawn by base and candidate that judge smoke and full
 
 
 class MonitorsSection(Section):
@@ -121,6 +126,7 @@ class Config(Section):
     vae: VAESection = VAESection()
     text_encoder: TextEncoderSection = TextEncoderSection()
     adapter: AdapterSection = AdapterSection()
+    component: ComponentSection = ComponentSection()
     smoke: SmokeSection = SmokeSection()
     monitors: MonitorsSection = MonitorsSection()
 

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ import sys
 from xml.etree import ElementTree
 
 import pytest
+from sample_run import EVIL, chart_files, fill, verdict_alone
 
 from sanakit.errors import SanakitError
 from sanakit.reporting import charts, write_report
@@ -19,110 +19,11 @@ from sanakit.reporting.folder import embedded, read_lines
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import loss_by_sigma
 
-EVIL = "<script>alert(1)</script>\"'&"
-
 
 @pytest.fixture
 def run_dir(tmp_path):
-    gate = {
-        "gate": "component/x",
-        "code": "SK0203",
-        "metric": EVIL,
-        "value": 1.0,
-        "ci_low": 0.5,
-        "ci_high": 2.0,
-        "threshold": 1.5,
-        "verdict": "inconclusive",
-        "hint": EVIL,
-    }
-    candidate = {
-        "name": "finetune",
-        "title": "t",
-        "predicted_steps": None,
-        "predicted_steps_low": 3.0,
-        "predicted_steps_high": None,
-        "initial_loss": 1.0,
-        "held_out_loss": 0.5,
-        "relative_error": 0.1,
-        "trained_parameters": 12,
-    }
-    validation = {
-        "schema_version": 1,
-        "base": "base",
-        "candidate": EVIL,
-        "kind": "vae",
-        "verdict": "inconclusive",
-        "next": "sanakit ls",
-        "stages": {"component": {"verdict": "inconclusive", "gates": [gate], "seconds": 2.0}},
-        "strategy": {"recommended": "finetune", "candidates": [candidate]},
-    }
-    (tmp_path / "validation.json").write_text(json.dumps(validation))
+    verdict_alone(tmp_path)
     return tmp_path
-
-
-def fill(run_dir):
-    (run_dir / "component.json").write_text(
-        json.dumps(
-            {
-                "rows": [{"metric": "PSNR", "unit": "dB", "base": 20, "candidate": 21.5, "better": "higher"}],
-                "channels": {
-                    side: {m: [0.1, -0.2] for m in ("mean", "std", "skewness", "kurtosis")}
-                    for side in ("base", "candidate")
-                },
-            }
-        )
-    )
-    (run_dir / "plan.json").write_text(
-        json.dumps(
-            {
-                "groups": [
-                    {"group": "input", "action": "align", "parameters": 1, "parameters_before": 2, "note": EVIL}
-                ],
-                "notes": [EVIL],
-            }
-        )
-    )
-    rows = [
-        {
-            "stage": "smoke",
-            "strategy": "finetune",
-            "step": s,
-            "split": "held_out",
-            "loss": 1 / (s + 1),
-            "by_sigma": {"0.1": 1, "0.9": 2},
-        }
-        for s in (0, 5, 10)
-    ]
-    rows += [row | {"split": "train", "by_sigma": None, "loss": row["loss"] * 0.9} for row in rows]
-    (run_dir / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    reading = {
-        "stage": "full",
-        "name": "welch-max",
-        "title": "t",
-        "value": 3.0,
-        "step": 5,
-        "where": "channel 1",
-        "ci_low": None,
-        "ci_high": None,
-        "p_value": 0.001,
-        "threshold": 0.01,
-        "alarm": True,
-    }
-    (run_dir / "readings.jsonl").write_text(json.dumps(reading) + "\n")
-    (run_dir / "figures").mkdir()
-    (run_dir / "figures" / "a.png").write_bytes(b"\x89PNG")
-    (run_dir.parent / "outside.png").write_bytes(b"\x89PNG")
-    (run_dir / "figures.json").write_text(
-        json.dumps(
-            [
-                {"section": "samples", "title": "inside", "caption": EVIL, "file": "figures/a.png"},
-                {"section": "samples", "title": "outside the folder", "caption": "", "file": "../outside.png"},
-            ]
-        )
-    )
-    (run_dir / "ledger.jsonl").write_text(json.dumps({"name": EVIL, "reason": EVIL}) + "\n")
-    (run_dir / "provenance.json").write_text(json.dumps({"git": {"commit": "abc"}}))
-    (run_dir / "config.yaml").write_text("base: x\n")
 
 
 def test_everything_is_shown_and_markup_is_harmless(run_dir):
@@ -276,50 +177,23 @@ def test_importing_it_loads_nothing_heavy():
     assert done.stdout.strip() == "[]"
 
 
-def chart_files(run_dir):
-    """What the newer sections of the report are drawn from."""
-    channels = {
-        side: {"mean": [0.1, -0.2], "std": [1.0, 0.5], "skewness": [0, 1], "kurtosis": [2, 3]}
-        for side in ("base", "candidate")
-    }
-    curve = {
-        "title": "Power spectra",
-        "x": "half cycles a picture",
-        "y": "share",
-        "series": {"pictures": [[1, 0.9], [2, 0.1]]},
-    }
-    component = {
-        "rows": [],
-        "channels": channels,
-        "curves": [curve],
-        "prompts": [EVIL, "b"],
-        "similarity": {"candidate": [[1, 0.2], [0.2, 1]]},
-    }
-    (run_dir / "component.json").write_text(json.dumps(component))
-    validation = json.loads((run_dir / "validation.json").read_text())
-    validation["policy"] = {"name": "strict"}
-    validation["stages"]["component"]["gates"][0] |= {"samples": 100, "samples_needed": 250, "at_least": True}
-    race = {
-        "steps": [0, 4, 8],
-        "relative_errors": [2.0, 1.6, 1.4],
-        "predicted_steps": 20,
-        "predicted_steps_low": 15,
-        "seconds_per_step": 0.5,
-    }
-    validation["strategy"]["candidates"][0] |= race
-    (run_dir / "validation.json").write_text(json.dumps(validation))
-    (run_dir / "strategy.json").write_text(json.dumps({"budget_steps": 8, "target": {"measure": "x"}}))
-
-
 def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
     chart_files(run_dir)
     html = write_report(run_dir, run_dir / "r.html").read_text(encoding="utf-8")
-    for title in ("Channels at a glance", "Power spectra", "Cosine of prompts, candidate", "The race"):
+    for title in (
+        "Channels at a glance",
+        "Power spectra",
+        "Cosine of prompts, candidate",
+        "The race",
+        "Feature distance",
+    ):
         drawn = html.split(f"<h3>{title}")[1].split("</section>")[0]
         assert 'role="img"' in drawn and "<table>" in drawn, title
     assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html
     assert (
-        "about 150 more samples than 100 would decide" in html and "at least 1.5" in html and "<dd>strict</dd>" in html
+        "about 150 more samples than 100 would decide: --set component.pictures=250" in html
+        and "at least 1.5" in html
+        and "<dd>strict</dd>" in html
     )
     assert "20 steps of 500 ms" in html and "<summary>strategy.json</summary>" in html
     assert "<script" not in html
@@ -351,46 +225,3 @@ def test_ci_summaries_say_what_to_do(run_dir):
     write_junit(validation, run_dir / "j.xml")
     suite = ElementTree.parse(run_dir / "j.xml").getroot()[0]
     assert suite.get("skipped") == "1" and "SK0203" in suite[0][0].get("message")
-
-
-@pytest.mark.parametrize("page", ["report", "compare"])
-def test_no_horizontal_scroll_at_390_px_and_no_console_message(run_dir, page):
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        assert not os.environ.get("SANAKIT_REQUIRE_BROWSER"), "chromium must be installed here"
-        pytest.skip("chromium is not installed (apt-get install chromium)")
-    fill(run_dir)
-    chart_files(run_dir)
-    if page == "report":
-        report = write_report(run_dir, run_dir / "r.html")
-    else:
-        report = write_comparison(leaderboard([run_dir]), run_dir / "r.html")
-    assert report.stat().st_size < 3e6
-    # scripts are forbidden inside the report, so a frame measures it from outside
-    probe = run_dir / "probe.html"
-    probe.write_text(
-        f'<body style="margin:0"><iframe id="f" src="{report.name}" style="width:390px;height:800px;border:0"></iframe>'
-        "<script>onload=()=>{const d=f.contentDocument.documentElement;document.title=d.scrollWidth+'/'+d.clientWidth}</script>"
-    )
-    command = [
-        chromium,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-        "--allow-file-access-from-files",
-        "--enable-logging=stderr",
-        f"--user-data-dir={run_dir / 'profile'}",
-        "--virtual-time-budget=4000",
-        "--dump-dom",
-        probe.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
-    assert ":CONSOLE" not in done.stderr, done.stderr
-    title = done.stdout.split("<title>")[1].split("</title>")[0]
-    scroll, client = map(int, title.split("/"))
-    assert scroll <= client, title

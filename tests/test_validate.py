@@ -7,7 +7,9 @@ from typer.testing import CliRunner
 
 from sanakit.cli import swap  # noqa: F401  adds the commands
 from sanakit.cli.app import app
+from sanakit.config import known_keys
 from sanakit.errors import SanakitError
+from sanakit.reporting.ci import advice
 
 run = CliRunner().invoke
 BARE = ("validate", "--stage", "component", "--base", "none", "--data", "openclipart", "--json")
@@ -29,6 +31,36 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     assert old["fingerprint"] != new["fingerprint"]
     assert {g["gate"] for g in new["gates"] if g["verdict"] == "fail"} == {"component/seams"}
     assert second["policy"]["name"] == "own.yaml" and second["verdict"] == "fail"
+
+
+def test_more_pictures_make_narrower_intervals_and_more_samples_judge(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    found = []
+    for count in (16, 144):
+        options = (*BARE, "--vae", "pca-f16c16", "--run-dir", str(count), "--set", f"component.pictures={count}")
+        gates = json.loads(run(app, [*options]).stdout)["stages"]["component"]["gates"]
+        judged = [g for g in gates if g["ci_low"] is not None]
+        assert judged and {g["samples"] for g in judged} == {count}
+        found.append({g["gate"]: g["ci_high"] - g["ci_low"] for g in judged})
+        assert f"worst of {count}" in (tmp_path / str(count) / "figures.json").read_text()
+    wider = [few / many for few, many in zip(found[0].values(), found[1].values(), strict=True)]
+    assert 1.5 < sorted(wider)[len(wider) // 2] < 6, "the root of 9 is 3"
+
+
+@pytest.mark.parametrize(
+    ("gate", "key"),
+    [
+        ("component/shift", "component.pictures"),
+        ("smoke/mask", "smoke.held_out"),
+        ("full/samples", "smoke.samples"),
+        ("tune/reconstruction", "component.pictures"),
+        ("acme/own", ""),
+    ],
+)
+def test_an_undecided_gate_names_the_key_that_brings_more_samples(gate, key):
+    said = advice({"gate": gate, "hint": "", "samples": 8, "samples_needed": 40})
+    assert said == "about 32 more samples than 8 would decide" + (f": --set {key}=40" if key else "")
+    assert not key or key in known_keys()
 
 
 def test_a_bare_text_encoder(tmp_path, monkeypatch):

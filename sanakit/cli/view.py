@@ -151,7 +151,7 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
             _number(row["error_ratio"]),
             _number(row["psnr"]),
             _plain(row["strategy"] or ""),
-            _steps(row),
+            _steps(row) if row["strategy"] else "",
         )
     console = Console()
     console.print(table)

@@ -110,14 +110,15 @@ def heat_map(
     """Cells filled by size within their row, one colour above zero and another below; names of columns where they fit."""
     if not any(v for row in values for v in row if is_number(v)):
         return Markup("")
-    left = min(200, 14 + 6.4 * max(len(name) for name in rows))
+    names = [_short(name, 22) for name in rows]
+    left = 14 + 8.6 * max(len(name) for name in names)  # room for the larger letters of phones and paper
     width, height = (WIDTH - left - 6) / max(1, len(columns)), 26
     total = 30 + height * len(rows)
     body = []
-    for r, (name, row) in enumerate(zip(rows, values, strict=True)):
+    for r, (name, row) in enumerate(zip(names, values, strict=True)):
         y = 22 + r * height
         largest = max((abs(v) for v in row if is_number(v)), default=0.0) or 1.0
-        body.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(left - 8, y + 17, _short(name, 30)))
+        body.append(Markup('<text class="end" x="{}" y="{}">{}</text>').format(left - 8, y + 17, name))
         for c, value in enumerate(row):
             if is_number(value):
                 cell = Markup(

@@ -77,10 +77,20 @@ def reading(gate: Mapping[str, Any]) -> str:
 
 
 def advice(gate: Mapping[str, Any]) -> str:
-    """The hint; for a gate that could not be decided, how many samples would."""
+    """The hint; for a gate that could not be decided, how many samples would, and where they are asked for."""
     needed, have = gate.get("samples_needed"), gate.get("samples")
     more = f"about {needed - have:,} more samples than {have:,} would decide" if needed and have else ""
+    if more and (option := samples_option(gate["gate"])):
+        more += f": --set {option}={needed}"
     return "; ".join(part for part in (gate["hint"], more) if part)
+
+
+def samples_option(gate: str) -> str:
+    """The key of the configuration that says how many pictures a gate reads; empty for a plugin's stage."""
+    stage, _, name = gate.partition("/")
+    if stage in ("smoke", "full"):
+        return "smoke.samples" if name == "samples" else "smoke.held_out"
+    return "component.pictures" if stage in ("component", "tune") else ""
 
 
 def margin(gate: Mapping[str, Any]) -> float | None:

@@ -1,5 +1,6 @@
 """Many runs on one page: a leaderboard, each run's gates that did not pass, and race curves over steps."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -64,12 +65,17 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
         (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
     title = "Error over the base's, recommended strategy of each run"
-    chart = line_chart(series, title=title, x_label="step", y_label="ratio", limit=1.0)
+    chart = line_chart(series, title=title, x_label="step", y_label="error over the base's", limit=1.0)
     html = (
         environment()
         .get_template("compare.html.j2")
         .render(
-            rows=rows, chart=chart, legend=legend([n for n, _ in series]) if series else "", title=title, series=series
+            rows=rows,
+            counts=Counter(row["verdict"] for row in rows),
+            chart=chart,
+            legend=legend([n for n, _ in series]) if series else "",
+            title=title,
+            series=series,
         )
     )
     return write_html(html, out)

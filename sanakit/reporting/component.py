@@ -10,6 +10,7 @@ Row = dict[str, Any]
 
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
 MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
+SHORT = {"mean": "mean", "std": "sd", "skewness": "skewness", "kurtosis": "kurtosis"}
 PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
 
 
@@ -45,7 +46,7 @@ def channel_heat(channels: Mapping[str, Any]) -> list[Row]:
         for moment, target in expected.items():
             found = (moments or {}).get(moment)
             if found:
-                rows.append(f"{side}, {MOMENTS[moment]}")
+                rows.append(f"{side} {SHORT[moment]}")
                 values.append([v - target if is_number(v) else None for v in found])
     if not rows:
         return []
@@ -77,9 +78,10 @@ def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> li
 
 
 def measured_layers(found: Row) -> Row:
-    """Hidden layers of the encoder, best first."""
-    rows = [row for row in found.get("layers") or [] if is_number(row.get("error"))]
-    return found | {"layers": sorted(rows, key=lambda row: row["error"])} if rows else {}
+    """Hidden layers of the encoder, best first, what could not be measured last."""
+    rows = [{"note": ""} | row for row in found.get("layers") or []]
+    best_first = sorted(rows, key=lambda row: row["error"] if is_number(row["error"]) else float("inf"))
+    return found | {"layers": best_first} if rows else {}
 
 
 def component_readings(readings: Sequence[Row]) -> Row:

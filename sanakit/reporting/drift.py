@@ -7,10 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
-from sanakit.reporting.page import number
+from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
 
@@ -31,11 +29,6 @@ NOTHING = (
     "neither pictures nor captions; `sanakit encode` keeps them in what it writes for drift, "
     "stage component in its snapshot"
 )
-WHY = {
-    "drift": "At least one statistic moved more than chance allows.",
-    "no-drift": "No statistic moved more than chance allows.",
-    "inconclusive": "Too few samples to say.",
-}
 
 
 def write_drift_report(
@@ -49,17 +42,15 @@ def write_drift_report(
 ) -> Path:
     """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: pictures and labels of the
     rows that differ most, where a side has them."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
-    )
-    environment.filters["number"] = number
     order = lambda r: (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
-    alarming = {r["where"].partition(":")[0] for r in found["readings"] if r["alarm"]}
+    readings = sorted(found["readings"], key=order)
+    alarming = {r["where"].partition(":")[0] for r in readings if r["alarm"]}
     kinds = sorted(moments, key=lambda kind: (kind not in alarming, kind != "latents"))
-    html = environment.get_template("drift.html.j2").render(
+    page = environment().get_template("drift.html.j2")
+    html = page.render(
         verdict=found["verdict"],
-        why=WHY[found["verdict"]],
-        readings=sorted(found["readings"], key=order),
+        why=why(found["verdict"], readings),
+        readings=readings,
         panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
         farthest=[
             _side(kind, side, rows, carried.get(kind, {}).get(side, {}))
@@ -69,9 +60,19 @@ def write_drift_report(
         reference=reference,
         current=current,
     )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(html, encoding="utf-8")
-    return out
+    return write_html(html, out)
+
+
+def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
+    """One sentence; readings: alarms first."""
+    moved = sum(bool(r["alarm"]) for r in readings)
+    if verdict == "drift":
+        place = str(readings[0]["where"]).strip(": ")
+        where = f", most clearly in {place}" if place else ""
+        return f"{moved} of {len(readings)} readings moved more than chance allows{where}."
+    if verdict == "no-drift":
+        return f"None of {len(readings)} readings moved more than chance allows."
+    return "Too few samples to say; the reading below says how many are needed."
 
 
 def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapping[int, Shown]) -> dict[str, Any]:
@@ -95,9 +96,7 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
     if evidence.get("effects"):
         rows = evidence["effects"]
         effects = {name: row for name, row in rows.items() if name != "norms"}
-        note = (
-            "Shift of every feature of a picture or prompt, in sd: orange is up, blue down. Hover a cell for its value."
-        )
+        note = "Shift of every feature of a picture or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
         title = f"{kind}: what moved"
         found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():

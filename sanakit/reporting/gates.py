@@ -5,8 +5,11 @@ from typing import Any
 
 from sanakit.reporting.charts import is_number, margin_bar
 from sanakit.reporting.ci import advice, bound
+from sanakit.reporting.page import number
 
 Row = dict[str, Any]
+
+OPEN_SHOWN = 3
 
 # what a row says when a key is left out; templates are strict
 GATE = dict.fromkeys(("value", "ci_low", "ci_high", "threshold")) | {
@@ -25,6 +28,7 @@ def stage_rows(name: str, result: Row) -> Row:
     for gate in gates:
         gate["advice"] = "" if gate["verdict"] == "pass" else advice(gate)
         gate["bound"] = bound(gate) if is_number(gate["threshold"]) else "–"
+        gate["told"] = f"{gate['metric'] or gate['gate']} is {number(gate['value'])}, expected {gate['bound']}."
         gate["bar"] = margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])
     return {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
 
@@ -43,3 +47,8 @@ def why(verdict: str, stages: Sequence[Row]) -> str:
         if verdict == "pass"
         else (f"Every measured gate passed ({len(gates)}), but the verdict needs more than these.")
     )
+
+
+def open_gates(verdict: str, stages: Sequence[Row]) -> list[Row]:
+    """The gates that the verdict hangs on, the first few: a cause stands before what follows from it."""
+    return [gate for stage in stages for gate in stage["gates"] if gate["verdict"] == verdict != "pass"][:OPEN_SHOWN]

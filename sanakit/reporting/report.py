@@ -15,12 +15,13 @@ from sanakit.reporting.component import (
     similarity_maps,
 )
 from sanakit.reporting.folder import figures, flattened, read_json, read_lines, read_text
-from sanakit.reporting.gates import stage_rows, why
+from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
     cost_rows,
+    distance_chart,
     loss_by_sigma,
     loss_curves,
     race_chart,
@@ -61,6 +62,7 @@ def collect(run_dir: Path) -> Row:
         "run": run_dir.resolve().name,
         "validation": validation,
         "why": why(validation["verdict"], stages),
+        "open_gates": open_gates(validation["verdict"], stages),
         "stages": stages,
         "not_run": [name for name in STAGES if name not in {s["name"] for s in stages}],
         "component": [compared(MEASURED | row) for row in component.get("rows") or []],
@@ -75,6 +77,7 @@ def collect(run_dir: Path) -> Row:
         "recommended": strategy.get("recommended"),
         "candidates": with_forecast_bars(candidates),
         "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)
+        + distance_chart(candidates, colours)
         + [
             c for stage in STAGES for c in loss_curves(stage, metrics, colours) + loss_by_sigma(stage, metrics, colours)
         ],

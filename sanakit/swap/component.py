@@ -28,7 +28,6 @@ from sanakit.swap.probe_vae import evidence_of, measured_spec, psnr
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
-COUNT = 192
 WORST = 4
 
 
@@ -103,7 +102,7 @@ def measure_vae(
     candidate: VAE, base: VAE | None, pictures: Pictures, size: int, run_dir: Path, progress: Progress = silent
 ) -> Measured:
     """Reconstruction, geometry, moments, drift against the base, throughput; base beside candidate, or a bare VAE."""
-    images = to_images(pictures.subset(range(min(COUNT, len(pictures)))).pixels(size))
+    images = to_images(pictures.pixels(size))
     if size % candidate.spec.spatial_compression_ratio:
         raise SanakitError("SK0110", f"{size} px do not divide by ratio {candidate.spec.spatial_compression_ratio}")
     spec = measured_spec(candidate, size)
@@ -243,7 +242,7 @@ def measure_text_encoder(
     candidate: TextEncoder, base: TextEncoder | None, pictures: Pictures, run_dir: Path
 ) -> Measured:
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
-    prompts = [captions[-1] for captions in pictures.captions[:COUNT]]
+    prompts = [captions[-1] for captions in pictures.captions]
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
     facts, norms, cosines, found = {}, {}, {}, None
     for side, encoder in sides.items():

@@ -26,7 +26,6 @@ from sanakit.text_encoders import TextEncoder, load_text_encoder, with_layer
 from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAE, load_vae
 
-NUM_SAMPLES = 8
 NO_BASE = "none"
 DEFAULT = Policy()
 MIN_PICTURES = 64
@@ -199,7 +198,8 @@ class Swap:
         """Half of them of the training pictures, half held out; spread over the data set."""
         train, test = self.halves
         pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
-        return pick(train, NUM_SAMPLES // 2) + pick(test, NUM_SAMPLES - NUM_SAMPLES // 2)
+        count = self.config.smoke.samples
+        return pick(train, count // 2) + pick(test, count - count // 2)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that judges it is apart."""

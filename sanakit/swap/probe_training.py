@@ -18,13 +18,13 @@ from sanakit.train import TrainOptions, draw_batch
 
 DRAWN = 4096  # sigmas behind the shift of training: their median knows it to 2%, whatever the batch size
 FEWEST_STEPS = 8
-PROBED = 64  # held-out pictures
+PROBED = 64  # held-out pictures where nobody says how many
 STUCK_BELOW = 1e-12
 
 
 def base_evidence(base: LatentDiffusion, data: LatentDataset, own: HeldOut | None = None) -> dict[str, Any]:
     """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
-    count = min(PROBED, len(data), own.losses.shape[1] if own else PROBED)
+    count = min(len(data), own.losses.shape[1] if own else PROBED)
     own = own or held_out(base, data, count=count)
     visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
     unmasked = held_out(base, replace(data, captions=visible), count=count)

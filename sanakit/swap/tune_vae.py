@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 CHUNK = 32
-MEASURED = 128  # held-out pictures
 FLOOR_DB = 1.0  # of PSNR that equivariance may cost
 
 
@@ -113,7 +112,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
     held = swap.halves[1]
-    images = to_images(held.subset(range(min(MEASURED, len(held)))).pixels(config.data.image_size))
+    images = to_images(held.subset(range(min(config.component.pictures, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
     options = options_of(config, strategy_of(config, {}))
     model = Reconstruction(vae)
