@@ -17,6 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
 from sanakit.config import dump_config, make_config
 from sanakit.core.dit import GROUPS, group_of, parameters_by_group
+from sanakit.data.order import batch_indices
 from sanakit.data.store import save_tensors
 from sanakit.errors import SanakitError
 from sanakit.evaluate import held_out
@@ -30,7 +31,6 @@ from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import (
     TrainOptions,
-    batch_indices,
     check_movement,
     draw_batch,
     fit,
