@@ -95,6 +95,15 @@ def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, v
         assert results["smoke/progress"].verdict == Verdict.PASS
 
 
+@pytest.mark.parametrize("stage", ["smoke", "full"])
+def test_nothing_is_gained_from_a_start_that_is_the_bases_own_quality(stage):
+    ones = np.ones(64)
+    worse = {"start_losses": ones, "end_losses": 1.01 * ones}
+    judged = lambda at: {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+    assert judged(False)[f"{stage}/progress"] == Verdict.FAIL
+    assert f"{stage}/progress" not in judged(True)
+
+
 def test_strict_is_nowhere_looser_than_default():
     at_least = {r.gate: r.at_least for r in run_gates("component", vae_evidence())}
     for gate, (default, strict) in THRESHOLDS.items():
