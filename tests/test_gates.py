@@ -1,12 +1,17 @@
 """Gates on planted evidence; policies; samples that would decide."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sanakit.contracts import GateResult, LatentSpec, Verdict, samples_to_decide
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.gates.policy import THRESHOLDS
+from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
+
+ROOT = Path(__file__).parent.parent
 
 SPEC = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
 
@@ -93,6 +98,24 @@ def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, v
         results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives), load_policy(policy))}
         assert results["smoke/within-reach"].verdict == verdict
         assert results["smoke/progress"].verdict == Verdict.PASS
+
+
+def committed(name):
+    return json.loads((ROOT / "experiments" / "results" / name).read_text())
+
+
+def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the_nearest_fault():
+    rows = {row["gate"]: row for row in committed("gate_calibration.json")["gates"]}
+    assert set(DEFINITIONS) <= set(THRESHOLDS)
+    for gate in set(THRESHOLDS) - set(DEFINITIONS):
+        row, (default, strict) = rows[gate], THRESHOLDS[gate]
+        assert (row["default"], row["strict"]) == (default, strict), f"{gate}: calibrate again"
+        assert row["clears_default"] and row["clears_strict"], row
+        assert row["runs"] >= 4
+        sign = 1 if row["at_least"] else -1
+        faults = [f["value"] for f in committed("fault_catalogue.json")["faults"] if f["gate"] == gate and "value" in f]
+        assert all(sign * value < sign * default for value in faults), (gate, faults)
+    assert {gate: row["failed"] for gate, row in rows.items() if row["failed"]} == {}
 
 
 @pytest.mark.parametrize("stage", ["smoke", "full"])
