@@ -40,8 +40,10 @@ Written by `python experiments/write_docs.py` from the registry, `sanakit/gates/
 `experiments/results/`.
 
 A gate is a rule on one number. A value with an interval (90%, bootstrap over pictures or prompts) that straddles the
-threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide. The first
-gate that fails in a stage names the cause: causes stand before what follows from them.
+threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by which
+key they are asked for: `component.pictures` (192 held-out pictures or captions), `smoke.held_out` (128 pictures of smoke and
+full), `smoke.samples` (8 drawn pictures), each of them `--set KEY=N` and at most what the held-out half has. The first gate
+that fails in a stage names the cause: causes stand before what follows from them.
 
 `--policy default|strict|FILE` chooses the thresholds. A file overrides single gates; unknown keys are refused:
 
