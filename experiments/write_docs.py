@@ -1,5 +1,5 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components.
+measured results, docs/zoo.md from the records of components, the table of docs/performance.md from its results.
 
 python experiments/write_docs.py
 """
@@ -305,10 +305,28 @@ def _steps(row: dict[str, Any], name: str) -> str:
     return f"> {row['run_to'][name]}" if row["run_to"][name] else "no"
 
 
+def performance() -> str:
+    """docs/performance.md with its table filled anew; the text around it, and rows of other studies, stay."""
+    page = (ROOT / "docs" / "performance.md").read_text()
+    rows = {}
+    for found in json.loads((RESULTS / "performance.json").read_text()):
+        values = (
+            f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
+        )
+        rows[found["name"]] = f"| {found['name']} | {values} | {found['date']} | `{found['command']}` |"
+    table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
+    lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
+    ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]
+    head, _, rest = page.partition("|---|---|---|---|---|---|---|\n")
+    after = rest[rest.index("\n\n") :]
+    return head + "|---|---|---|---|---|---|---|\n" + "\n".join(ordered) + after
+
+
 PAGES = {
     "docs/codes.md": codes,
     "docs/decision-study.md": decisions,
     "docs/gates.md": render_gates,
+    "docs/performance.md": performance,
     "docs/zoo.md": zoo,
 }
 

@@ -117,7 +117,8 @@ def make_accelerator(precision: str = "fp32") -> Any:
 
 
 def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) -> list[dict[str, Any]]:
-    """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones.
+    """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones,
+    parameters of other modules as they are.
 
     By torch itself: accelerate turns FSDP into DDP on a CPU without a word.
     """
@@ -135,7 +136,8 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
         fully_shard(block, **options)
     fully_shard(core, **options)
     sharded = dict(core.named_parameters())
-    return [group | {"params": [sharded[names[id(p)]] for p in group["params"]]} for group in groups]
+    now = lambda p: sharded[names[id(p)]] if id(p) in names else p
+    return [group | {"params": [now(p) for p in group["params"]]} for group in groups]
 
 
 def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:

@@ -1,6 +1,13 @@
-"""Trackers beside the JSONL files: TensorBoard, Weights & Biases, trackio and MLflow, through accelerate's classes."""
+"""Trackers beside the JSONL files: TensorBoard, Weights & Biases, trackio and MLflow, through accelerate's classes.
+
+What they print goes to standard error: standard output belongs to `--json`.
+"""
 
 import importlib.util
+import os
+import re
+import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +25,42 @@ class Trackers:
 
     def __init__(self, names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> None:
         require(names)
-        self.trackers = [_start(name, folder, config) for name in names] if is_main() else []
+        with redirect_stdout(sys.stderr):
+            self.trackers = [_start(name, folder, config) for name in names] if is_main() else []
 
     def log(self, values: dict[str, float], step: int) -> None:
+        """Names that every tracker takes: MLflow refuses brackets, commas and signs."""
+        named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
         for tracker in self.trackers:
-            tracker.log(values, step=step)
+            tracker.log(named, step=step)
 
     def images(self, name: str, pictures: np.ndarray, step: int) -> None:
-        """(B, H, W, 3) uint8, where the tracker shows pictures."""
+        """(B, H, W, 3) uint8."""
         for tracker in self.trackers:
             if tracker.name == "tensorboard":
                 tracker.log_images({name: pictures}, step=step, dataformats="NHWC")
-            elif hasattr(tracker, "log_images"):
+            elif tracker.name == "wandb":
                 tracker.log_images({name: list(pictures)}, step=step)
+            elif tracker.name == "trackio":
+                import trackio
+
+                shown = [trackio.Image(picture) for picture in pictures]
+                tracker.log({f"{name}/{number}": picture for number, picture in enumerate(shown)}, step=step)
+            elif tracker.name == "mlflow":
+                import mlflow
+
+                for number, picture in enumerate(pictures):
+                    mlflow.log_image(picture, key=f"{name}-{number}", step=step)
 
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.finish()
+        with redirect_stdout(sys.stderr):
+            for tracker in self.trackers:
+                if tracker.name == "trackio":
+                    import trackio
+
+                    trackio.finish()  # the run's own leaves it to be finished again, aloud, when Python ends
+                else:
+                    tracker.finish()
 
 
 def require(names: tuple[str, ...]) -> None:
@@ -46,13 +72,24 @@ def require(names: tuple[str, ...]) -> None:
 
 
 def _start(name: str, folder: Path, config: dict[str, Any]) -> Any:
+    import torch
+    from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
+    PartialState(cpu=not torch.cuda.is_available())  # accelerate's trackers log by it; the engine's own where one runs
     kind = LOGGER_TYPE_TO_CLASS[name]
-    options = {
-        "tensorboard": {"run_name": "tensorboard", "logging_dir": folder},
-        "mlflow": {"experiment_name": PROJECT, "logging_dir": str(folder / "mlflow"), "run_name": folder.name},
-    }.get(name, {"run_name": PROJECT, "name": folder.name})
+    options: dict[str, Any] = {"run_name": PROJECT, "name": folder.name}
+    if name == "tensorboard":
+        options = {"run_name": "tensorboard", "logging_dir": folder}
+    elif name == "wandb":
+        options["dir"] = os.environ.get("WANDB_DIR", str(folder))
+    elif name == "mlflow":
+        options = {"experiment_name": PROJECT, "run_name": folder.name}
+        if "MLFLOW_TRACKING_URI" not in os.environ:  # no server: in the run folder, as the others
+            import mlflow
+
+            mlflow.set_tracking_uri(f"sqlite:///{folder.resolve()}/mlflow.db")
+            options["logging_dir"] = (folder.resolve() / "mlflow").as_uri()
     tracker = kind(**options)
     tracker.start()
     tracker.store_init_configuration({k: v if isinstance(v, int | float | bool) else str(v) for k, v in config.items()})

@@ -165,7 +165,7 @@ def new_state(
     sharded = options.parallel == "fsdp" and world_size() > 1
     record = OPTIMIZERS[options.optimizer]
     if sharded:
-        _refuse_sharded(options, record, text_encoder)
+        _refuse_sharded(options, record)
     if options.gradient_checkpointing:
         core.enable_gradient_checkpointing()  # type: ignore[operator]
     accelerator = make_accelerator(options.precision)
@@ -188,11 +188,10 @@ def new_state(
     )
 
 
-def _refuse_sharded(options: TrainOptions, record: Record, text_encoder: TextEncoder | None) -> None:
+def _refuse_sharded(options: TrainOptions, record: Record) -> None:
     wrong = {
         "train.precision fp16": options.precision == "fp16",
         f"train.optimizer {options.optimizer}": not record.sharded,
-        "a text encoder that is trained": text_encoder is not None,
         "train.compile": options.compile,
     }
     for name in (name for name, present in wrong.items() if present):
@@ -322,8 +321,7 @@ def descend(
                 if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
                     for parameter in group["params"]:
                         parameter.grad = None
-            norm = accelerator.clip_grad_norm_(trained, options.max_grad_norm)
-            norm = float(whole(norm))
+            norm = clip_gradients(accelerator, trained, options.max_grad_norm)
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
             value = total / world_size()
             scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
@@ -347,6 +345,19 @@ def descend(
             watch.at(step + 1, 0)
         watch.at(state.step, 3)
     return state
+
+
+def clip_gradients(accelerator: "Accelerator", trained: list[nn.Parameter], limit: float) -> float:
+    """Scale all gradients so that their common norm is at most `limit`; the norm before. Sharded and whole parameters (a text
+    encoder beside a sharded core) are measured apart, as torch does not mix them."""
+    kinds = [[p for p in trained if hasattr(p, "full_tensor") == sharded] for sharded in (True, False)]
+    if not all(kinds):
+        return float(whole(accelerator.clip_grad_norm_(trained, limit)))
+    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+    total = torch.stack(norms).norm()
+    for kind in kinds:
+        nn.utils.clip_grads_with_norm_(kind, limit, total.to(kind[0].device))
+    return float(total)
 
 
 def joined(parts: list[Batch]) -> Batch:

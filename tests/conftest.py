@@ -82,6 +82,52 @@ def tiny_data(tiny_system):
     )
 
 
+@pytest.fixture
+def small_world(tmp_path, monkeypatch):
+    """A base of a tiny core, its VAE and 80 pictures on disk, and a cache of their own; the configuration's values."""
+    import json
+
+    import numpy as np
+    from PIL import Image
+
+    from sanakit.core.dit import new_core
+    from sanakit.vaes import VAES
+
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    pictures, base, vae = tmp_path / "pictures", tmp_path / "base", tmp_path / "vae"
+    pictures.mkdir()
+    noise = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
+    for i, pixels in enumerate(noise):
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"picture number {i}\nanother {i}")
+    VAES.get("pca-f8c4").tiny().save(vae)
+    core = new_core(
+        {
+            "in_channels": 4,
+            "out_channels": 4,
+            "num_attention_heads": 1,
+            "attention_head_dim": 16,
+            "num_layers": 2,
+            "num_cross_attention_heads": 1,
+            "cross_attention_head_dim": 16,
+            "cross_attention_dim": 16,
+            "caption_channels": 256,
+            "sample_size": 4,
+            "patch_size": 1,
+        },
+        seed=0,
+    )
+    core.save_pretrained(base)
+    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0}
+    (base / "card.json").write_text(json.dumps(card))
+    return {
+        "base": f"path:{base}",
+        "data": {"source": str(pictures), "image_size": 32},
+        "train": {"max_steps": 24, "batch_size": 4, "checkpoint_every": 10, "strategy": "finetune", "warmup": 2},
+        "smoke": {"held_out": 16},
+    }
+
+
 @pytest.fixture(scope="session")
 def openclipart_images():
     from sanakit.data import load_pictures

@@ -137,6 +137,7 @@ def chart_files(run_dir):
         "predicted_steps": 20,
         "predicted_steps_low": 15,
         "seconds_per_step": 0.5,
+        "feature_distance": {"0.1": [0.5, 0.4], "0.5": [0.3, 0.25], "0.9": [0.2, float("nan")]},
     }
     validation["strategy"]["candidates"][0] |= race
     (run_dir / "validation.json").write_text(json.dumps(validation))

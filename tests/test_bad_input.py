@@ -39,6 +39,10 @@ def test_latents_that_determine_little_still_give_a_finite_start_and_target(tiny
     numbers = [v for v in scores.values() if isinstance(v, float)]
     assert numbers and np.isfinite(numbers).all()
     base = held_out(tiny_system, tiny_data, count=16)
+    if kind == "all constant":
+        with pytest.raises(SanakitError, match="SK0214.*all pictures are the same"):
+            vae_target((bad, bad), (tiny_data, tiny_data), base)
+        return
     target = vae_target((bad, bad), (tiny_data, tiny_data), base)
     assert np.isfinite(target.relative(held_out(system, bad, count=16))).all()
 

@@ -135,7 +135,18 @@ def torchrun(*arguments):
 def folders(tmp_path_factory):
     """ddp, accumulated and fsdp on two ranks; one on one rank; resumes across the number of ranks."""
     out = tmp_path_factory.mktemp("ranks")
-    for name in ("one", "one-more", "ddp", "accumulated", "fsdp", "fsdp-more", "fsdp-on-one", "joint", "one-joint"):
+    for name in (
+        "one",
+        "one-more",
+        "ddp",
+        "accumulated",
+        "fsdp",
+        "fsdp-more",
+        "fsdp-on-one",
+        "joint",
+        "fsdp-joint",
+        "one-joint",
+    ):
         (out / name).mkdir()
     result = torchrun(str(out))
     assert result.returncode == 0, result.stderr[-3000:]
@@ -152,8 +163,10 @@ def test_two_ranks_take_the_course_of_one_with_the_same_global_batch(folders, na
 
 
 @pytest.mark.distributed
-def test_a_joint_text_encoder_takes_the_course_of_one_rank(folders):
-    assert_same_course(folders / "one-joint", folders / "joint")
+@pytest.mark.parametrize("name", ["joint", "fsdp-joint"])
+def test_a_joint_text_encoder_takes_the_course_of_one_rank(folders, name):
+    """Replicated beside a replicated or a sharded core; the checkpoint holds both and is read on one rank."""
+    assert_same_course(folders / "one-joint", folders / name)
 
 
 @pytest.mark.distributed
@@ -204,6 +217,7 @@ if __name__ == "__main__":
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
     run(base / "joint", STEPS, options(live_captions=True), joint=True)
+    run(base / "fsdp-joint", STEPS, options(parallel="fsdp", live_captions=True), joint=True)
     run(base / "fsdp", STEPS, options(parallel="fsdp"))
     run(base / "fsdp-more", MORE, options(parallel="fsdp"), resume=latest(base / "fsdp"))
     torch.distributed.destroy_process_group()

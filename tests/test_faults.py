@@ -22,11 +22,11 @@ from sanakit.data import load_pictures, store
 from sanakit.data.cache import to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
-from sanakit.interop.export import save_vae, write_encoder
+from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
 from sanakit.swap import stages as engine
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
-from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES, load_vae
 
@@ -235,51 +235,15 @@ def test_no_space_left_on_a_small_file_system(tiny_system, tiny_data, tmp_path, 
 
 
 @pytest.fixture
-def small_run(tmp_path, monkeypatch):
-    """A base of the tiny system on disk and 80 pictures: `run(folder, stop_at=..., by=...)` is `sanakit train`."""
-    import numpy as np
-
-    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
-    pictures, base, vae = tmp_path / "pictures", tmp_path / "base", tmp_path / "vae"
-    pictures.mkdir()
-    noise = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
-    for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
-        (pictures / f"{i}.txt").write_text(f"picture number {i}\nanother {i}")
-    VAES.get("pca-f8c4").tiny().save(vae)
-    core = new_core(
-        {
-            "in_channels": 4,
-            "out_channels": 4,
-            "num_attention_heads": 1,
-            "attention_head_dim": 16,
-            "num_layers": 2,
-            "num_cross_attention_heads": 1,
-            "cross_attention_head_dim": 16,
-            "cross_attention_dim": 16,
-            "caption_channels": 256,
-            "sample_size": 4,
-            "patch_size": 1,
-        },
-        seed=0,
-    )
-    core.save_pretrained(base)
-    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0}
-    (base / "card.json").write_text(json.dumps(card))
+def small_run(small_world):
+    """`run(folder, stop_at=..., by=...)` is `sanakit train` on the small world."""
 
     def run(folder, *, stop_at=0, by=signal.SIGTERM, resume="auto", sets=()):
-        values = {
-            "base": f"path:{base}",
-            "data": {"source": str(pictures), "image_size": 32},
-            "train": {"max_steps": 24, "batch_size": 4, "checkpoint_every": 10, "strategy": "finetune", "warmup": 2},
-            "smoke": {"held_out": 16},
-        }
-
         def progress(label, done, total):
             if label.startswith("training") and done == stop_at:
                 os.kill(os.getpid(), by)
 
-        config = make_config(values, list(sets))
+        config = make_config(small_world, list(sets))
         with STOP.installed():
             swap = engine.prepare(config, folder, progress)
             return engine.run_stages(swap, ["full"], force=True, resume=resume)
@@ -383,8 +347,8 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(small_run, tmp_path):
     assert steps == [10, 20]
 
 
-def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
-    encoder = TEXT_ENCODERS.get("minilm").tiny()
+def base_of(tmp_path, encoder):
+    """The small world's base with another text encoder, saved to a folder and named by it."""
     write_encoder(encoder, tmp_path / "encoder")
     config = json.loads((tmp_path / "base" / "config.json").read_text())
     shapes = {k: v for k, v in config.items() if not k.startswith("_")} | {"caption_channels": 16}
@@ -392,6 +356,38 @@ def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(smal
     card = json.loads((tmp_path / "base" / "card.json").read_text())
     card["text_encoder"] = f"path:{tmp_path}/encoder/text_encoder"
     (tmp_path / "base" / "card.json").write_text(json.dumps(card))
+
+
+def test_a_decoder_only_llm_is_trained_beside_the_core_and_resumed(small_run, tmp_path):
+    """A Gemma-2 of random weights, saved as the hub lays it out: Sana's kind of encoder, instruction and all."""
+    torch.manual_seed(0)
+    twin = TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
+    short = "instruction=draw: &max_tokens=24"
+    save_text_model(twin, tmp_path / "llm")
+    save_tokenizer(twin, tmp_path / "llm")
+    encoder = load_text_encoder(f"path:{tmp_path}/llm?{short}")
+    assert encoder.spec.instruction == "draw: " and type(encoder.model).__name__ == "Gemma2Model"
+    base_of(tmp_path, encoder)
+    sets = ["text_encoder.learning_rate=1e-3", "text_encoder.gradient_checkpointing=true", "train.max_steps=12"]
+    sets += ["train.prompt_dropout=0.5", "train.checkpoint_every=5", "train.ema_decay=0.9"]
+    small_run(tmp_path / "straight", sets=sets)
+    with pytest.raises(SystemExit):
+        small_run(tmp_path / "stopped", stop_at=7, sets=sets)
+    small_run(tmp_path / "stopped", sets=sets)
+    assert artefacts(tmp_path / "stopped") == artefacts(tmp_path / "straight")
+    trained = load_base(f"path:{tmp_path}/straight/model").system()
+    assert trained.text_encoder.spec == encoder.spec
+    before, after = dict(encoder.model.named_parameters()), dict(trained.text_encoder.model.named_parameters())
+    assert all(not torch.equal(before[name], after[name]) for name in before if "embed_tokens" not in name)
+    assert torch.equal(trained.null.embeds, trained.text_encoder.null().embeds)  # of the encoder as it is now
+    assert not torch.allclose(trained.null.embeds, encoder.null().embeds)
+    steps = [json.loads(line) for line in (tmp_path / "straight" / "steps.jsonl").read_text().splitlines()]
+    assert steps and all(row["grad_norm"] > 0 for row in steps)
+
+
+def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    base_of(tmp_path, encoder)
     sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12"]
     small_run(tmp_path / "straight", sets=sets)
     with pytest.raises(SystemExit):

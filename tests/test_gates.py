@@ -86,7 +86,7 @@ def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
 def smoke_evidence(ratio, arrives):
     ones = np.ones(64)
     return {"start_losses": 2 * ones, "end_losses": ones, "conditional_gain": 0.1 * ones, "relative_error": ratio * ones,
-            "base_relative_error": ones, "forecast_arrives": arrives}  # fmt: skip
+            "base_relative_error": ones, "forecast_arrives": arrives, "steps_that_tell": 340}  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -97,6 +97,7 @@ def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, v
     for policy in ("default", "strict"):
         results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives), load_policy(policy))}
         assert results["smoke/within-reach"].verdict == verdict
+        assert "--budget-steps 340 would tell" in results["smoke/within-reach"].hint
         assert results["smoke/progress"].verdict == Verdict.PASS
 
 

@@ -106,7 +106,8 @@ def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
     from sanakit.reporting import write_report
 
     row = {"error": 0.4, "more": 0.0, "noise": 0.0}
-    layers = [row | {"layer": "last"}, {"layer": "mean", "error": 0.3, "more": -0.1, "noise": 0.01}]
+    broken = {"layer": 3, "error": None, "more": None, "noise": None, "note": "not finite"}
+    layers = [row | {"layer": "last"}, broken, {"layer": "mean", "error": 0.3, "more": -0.1, "noise": 0.01}]
     validation = {
         "base": "b", "candidate": "c", "kind": "text_encoder", "verdict": "pass", "stages": {}, "next": "",
         "strategy": {"recommended": None, "candidates": []},
@@ -115,10 +116,11 @@ def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
     (tmp_path / "validation.json").write_text(json.dumps(validation))
     html = write_report(tmp_path, tmp_path / "r.html").read_text(encoding="utf-8")
     section = html.split("<h2>Layers of the text encoder")[1].split("<h2>")[0]
-    assert section.index("mean") < section.index("last") and "used" in section and "better" in section
+    assert section.index("mean") < section.index("last") < section.index("not finite")
+    assert "used" in section and "better" in section
     print_validation(validation, tmp_path, tmp_path / "r.html")
     told = capsys.readouterr().out
-    assert "mean (better)" in told and "last (used)" in told and "-0.100 +- 0.010" in told
+    assert "mean (better)" in told and "last (used)" in told and "-0.100 +- 0.010" in told and "not finite" in told
 
 
 def test_the_command_line_takes_a_registered_name_with_a_query():

@@ -12,7 +12,7 @@ from sanakit.alignment.vae import solve_input
 from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.swap.base import STRATEGIES
-from sanakit.swap.forecast import Forecast
+from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, enter, race, recommend, rungs, survivors
 
@@ -67,6 +67,13 @@ def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
     arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
     race(replace(course, target=target_of(1e3)), arms, budget=8)
     assert recommend(arms).strategy.name == "align"
+
+
+@pytest.mark.parametrize(
+    ("steps", "high", "told"), [(150, 420.2, 421), (150, np.inf, 300), (np.inf, np.inf, 200), (40, 60, 200)]
+)
+def test_how_long_a_race_would_tell(steps, high, told):
+    assert steps_that_tell(Forecast(steps=steps, low=20, high=high, reached=steps < 100), 100) == told
 
 
 def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, tiny_system):

@@ -199,7 +199,13 @@ def test_importing_it_loads_nothing_heavy():
 def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
     chart_files(run_dir)
     html = write_report(run_dir, run_dir / "r.html").read_text(encoding="utf-8")
-    for title in ("Channels at a glance", "Power spectra", "Cosine of prompts, candidate", "The race"):
+    for title in (
+        "Channels at a glance",
+        "Power spectra",
+        "Cosine of prompts, candidate",
+        "The race",
+        "Feature distance",
+    ):
         drawn = html.split(f"<h3>{title}")[1].split("</section>")[0]
         assert 'role="img"' in drawn and "<table>" in drawn, title
     assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html

@@ -117,6 +117,9 @@ def test_three_stages_write_every_file_and_one_json_document(world, finished):
 def test_alignment_starts_below_naive(finished):
     rows = {row["name"]: row for row in json.loads(finished.stdout)["strategy"]["candidates"]}
     assert rows["finetune"]["initial_loss"] < rows["naive"]["initial_loss"]
+    near, far = (rows[name]["feature_distance"] for name in ("finetune", "naive"))
+    assert list(near) == ["0.1", "0.5", "0.9"] and len(near["0.5"]) == 1 + 3  # patch embedding and blocks
+    assert all(near[sigma][0] < far[sigma][0] for sigma in near)
     assert rows["finetune"]["losses"][0] == pytest.approx(rows["align"]["losses"][0], rel=1e-5)
 
 

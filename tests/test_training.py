@@ -2,6 +2,7 @@
 
 import json
 import platform
+import shutil
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 
 from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
@@ -27,7 +29,6 @@ from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.quality import Target
 from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import load_text_encoder
-from sanakit.tracking import Trackers
 from sanakit.train import (
     TrainOptions,
     batch_indices,
@@ -223,6 +224,18 @@ def test_bf16_autocast_and_checkpointing_stay_near_fp32(tiny_system, tiny_data):
             new_state(core, all_groups(core), replace(OPTIONS, precision="fp16"))
 
 
+def test_latents_are_drawn_from_the_posterior_anew_every_step_and_the_noise_stays(tiny_system, tiny_data):
+    spread = torch.full_like(tiny_data.latents, 0.25)
+    drawn = replace(tiny_data, spread=spread)
+    for step in (0, 1):
+        plain, other = (draw_batch(tiny_system, data, OPTIONS, step) for data in (tiny_data, drawn))
+        assert torch.equal(plain.noise, other.noise) and torch.equal(plain.prompt.embeds, other.prompt.embeds)
+        unit = (other.latents - plain.latents) / 0.25
+        assert 0.8 < unit.std() < 1.2 and abs((unit * plain.noise).mean()) < 0.2  # and it is not the noise again
+    halves = [draw_batch(tiny_system, drawn, OPTIONS, 1, rows) for rows in (slice(0, 2), slice(2, 4))]
+    assert torch.equal(torch.cat([half.latents for half in halves]), other.latents)
+
+
 def test_the_average_moves_after_the_step_and_is_restored(tiny_system, tiny_data, tmp_path):
     core, options = tiny_system.core, replace(OPTIONS, ema_decay=0.9)
     fresh = weights(core)
@@ -352,6 +365,30 @@ def test_an_asynchronous_save_holds_its_own_step_while_training_goes_on(tiny_sys
     assert latest(tmp_path).name == "step-00000002"
 
 
+@pytest.mark.slow
+def test_a_compiled_core_takes_the_eager_course_and_its_checkpoints_are_plain(tiny_system, tiny_data, tmp_path):
+    if shutil.which("gcc") is None and shutil.which("g++") is None and not torch.cuda.is_available():
+        pytest.skip("torch.compile needs a C++ compiler on a CPU")
+    core = tiny_system.core
+    torch.nn.init.normal_(core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    fresh, compiled = weights(core), replace(OPTIONS, compile=True, ema_decay=0.9)
+    losses: dict[bool, list[float]] = {}
+    for options in (compiled, replace(compiled, compile=False)):
+        core.load_state_dict(fresh)
+        kept = losses[options.compile] = []
+        state = new_state(core, all_groups(core), options)
+        assert hasattr(state.model, "_orig_mod") == options.compile
+        fit(tiny_system, tiny_data, options, state, after_step=lambda step, loss, *_, kept=kept: kept.append(loss))
+        if options.compile:
+            save_checkpoint(tmp_path, core, state, {})
+            moved = weights(core)
+    assert losses[True] == pytest.approx(losses[False], rel=1e-4) and losses[True][0] != losses[True][-1]
+    names = {name for file in latest(tmp_path).glob("*.safetensors") for name in load_file(file)}
+    assert not any("_orig_mod" in name for name in names) and set(fresh) <= names
+    load_checkpoint(latest(tmp_path), core, state, {})  # an eager run goes on from it
+    assert all(torch.equal(moved[k], v) for k, v in core.state_dict().items()) and state.step == OPTIONS.max_steps
+
+
 @pytest.mark.parametrize(("name", "package"), [("adamw-8bit", "bitsandbytes"), ("came", "pytorch_optimizer")])
 def test_other_optimisers_resume_bit_exactly_and_name_their_package(name, package, tiny_system, tiny_data, tmp_path):
     core, options = tiny_system.core, replace(OPTIONS, optimizer=name)
@@ -472,19 +509,3 @@ def test_the_rank_that_is_furthest_behind_is_named(tmp_path, monkeypatch):
     assert watch.verdict().startswith("all 3 ranks stand at step 7")
     (tmp_path / "2.json").unlink()
     assert watch.verdict().startswith("rank 2 on unknown")
-
-
-def test_trackers_take_what_they_are_given_and_name_a_missing_package(tmp_path, monkeypatch):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(SanakitError, match="SK0901.*train.report_to wandb needs the package wandb"):
-            Trackers(("wandb",), tmp_path, {})
-    pytest.importorskip("tensorboard")
-    trackers = Trackers(("tensorboard",), tmp_path, {"train.seed": 0, "train.strategy": "auto"})
-    trackers.log({"train/loss": 1.5}, 3)
-    trackers.images("samples", np.zeros((2, 8, 8, 3), np.uint8), 3)
-    trackers.close()
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(3, 1.5)] and events.Tags()["images"]

@@ -95,7 +95,7 @@ def within_reach(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(evidence["relative_error"]),
         at_least=False,
-        hint="raise --budget-steps, or train: sanakit validate --stage full",
+        hint=f"about --budget-steps {evidence['steps_that_tell']} would tell; or train: sanakit validate --stage full",
     )
     if result.verdict != Verdict.FAIL:
         return result

@@ -78,9 +78,10 @@ def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> li
 
 
 def measured_layers(found: Row) -> Row:
-    """Hidden layers of the encoder, best first."""
-    rows = [row for row in found.get("layers") or [] if is_number(row.get("error"))]
-    return found | {"layers": sorted(rows, key=lambda row: row["error"])} if rows else {}
+    """Hidden layers of the encoder, best first, what could not be measured last."""
+    rows = [{"note": ""} | row for row in found.get("layers") or []]
+    best_first = sorted(rows, key=lambda row: row["error"] if is_number(row["error"]) else float("inf"))
+    return found | {"layers": best_first} if rows else {}
 
 
 def component_readings(readings: Sequence[Row]) -> Row:

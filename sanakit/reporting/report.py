@@ -20,6 +20,7 @@ from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
     cost_rows,
+    distance_chart,
     loss_by_sigma,
     loss_curves,
     race_chart,
@@ -75,6 +76,7 @@ def collect(run_dir: Path) -> Row:
         "recommended": strategy.get("recommended"),
         "candidates": with_forecast_bars(candidates),
         "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)
+        + distance_chart(candidates, colours)
         + [
             c for stage in STAGES for c in loss_curves(stage, metrics, colours) + loss_by_sigma(stage, metrics, colours)
         ],

@@ -55,6 +55,32 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     )
 
 
+def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
+    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    starts: dict[str, Mapping[str, list[float]]] = {}
+    for c in candidates:
+        found = c.get("feature_distance")
+        if isinstance(found, Mapping) and found not in starts.values():
+            starts[c["name"]] = found
+    if not starts:
+        return []
+    sigmas = list(next(iter(starts.values())))
+    middle = sigmas[len(sigmas) // 2]
+    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    rows = [
+        [name, sigma, depth, value]
+        for name, found in starts.items()
+        for sigma, values in found.items()
+        for depth, value in enumerate(values)
+    ]
+    title = f"Feature distance to the base before any step, sigma {middle}"
+    options: Row = {"x_label": "depth (0 = patch embedding)", "y_label": "relative squared distance"}
+    svg = line_chart(lines, title=title, colours=colours, **options)
+    note = "Strategies that start alike share a line."
+    columns = ["start", "sigma", "depth", "relative squared distance"]
+    return panel(title, svg, columns, rows, key=legend([name for name, _ in lines], colours), note=note)
+
+
 def loss_curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
     split: dict[str, dict[str, list[tuple[float, float]]]] = {"held_out": {}, "train": {}}
     for row in metrics:

@@ -85,7 +85,7 @@ def viv(latents: Tensor) -> float:
     over clusters by size. For a Gaussian of variance l, l / ((1 - t)^2 l + t^2) integrates to (pi/2) sqrt(l)."""
     z = latents - latents.mean((0, 2, 3), keepdim=True)
     rows = (z / z.std((0, 2, 3), keepdim=True).clamp_min(1e-6)).flatten(1).double().numpy()
-    clusters = max(1, min(CLUSTERS, len(rows) // 16))
+    clusters = max(1, min(CLUSTERS, len(rows) // 16, len(np.unique(rows, axis=0))))
     labels = KMeans(clusters, n_init=1, random_state=0).fit_predict(rows)
     total = 0.0
     for label in range(clusters):
@@ -167,12 +167,13 @@ def high_frequency_share(latents: Tensor) -> float:
 
 
 def equivariance(vae: VAE, images: Tensor, transform: Callable[[Tensor], Tensor]) -> float | None:
-    """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE."""
+    """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE, or latents are zero."""
     moved = transform(images)
     if any(side % vae.spec.spatial_compression_ratio for side in moved.shape[-2:]):
         return None
     target = transform(vae.encode(images))
-    return ((vae.encode(moved) - target).square().sum() / target.square().sum()).item()
+    power = target.square().sum()
+    return ((vae.encode(moved) - target).square().sum() / power).item() if power > 0 else None
 
 
 def _half(maps: Tensor) -> Tensor:

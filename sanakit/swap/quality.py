@@ -26,6 +26,7 @@ TEXT_TOLERANCE = 1.10  # nine tenths of the base's prompt gain recovered
 SHARED_SIGMAS = (0.5, 0.7, 0.9)  # below them the loss is about a VAE's own fine structure, not about what is drawn
 MAX_VALUES = 1152  # of a window that the linear denoiser sees at once
 MAX_WINDOWS = 16384
+COLLAPSED = 1e-9  # variance of a normalised latent
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +95,8 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
     z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own signal-to-noise,
-    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows. Raises SK0204.
+    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows. Raises
+    SK0204, or SK0214 where latents do not vary.
     """
     latents = train.latents[torch.arange(len(train))].flatten(0, 1)
     if not latents.isfinite().all():
@@ -105,6 +107,8 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     mean = rows.mean(0)
     power, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     power = power.clamp_min(0)
+    if power.sum() < COLLAPSED:
+        raise SanakitError("SK0214", "latents of all pictures are the same: no quality can be told in them")
     held = _windows(test.latents[torch.arange(len(test))].flatten(0, 1), side)[:MAX_WINDOWS].double()
     held_power = ((held - mean) @ directions).square().mean(0)
     losses = []

@@ -28,6 +28,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
+from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
@@ -39,6 +40,7 @@ __all__ = ["STAGES", "prepare", "run_stages"]
 
 PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
+DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
 
 def component(swap: Swap) -> list[GateResult]:
@@ -126,6 +128,8 @@ def smoke(swap: Swap) -> list[GateResult]:
     finalists = race(course, arms, budget=budget, on_step=on_step)
 
     best = recommend(arms)
+    assert best.forecast is not None
+    more = steps_that_tell(best.forecast, budget)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
     swap.run.write_json(
         "strategy.json",
@@ -133,6 +137,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             "recommended": best.strategy.name,
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
+            "steps_that_tell": more,
             "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
             "base_held_out_loss": swap.base_held_out.loss,
         },
@@ -158,6 +163,7 @@ def smoke(swap: Swap) -> list[GateResult]:
         "conditional_gain": gain.numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
+        "steps_that_tell": more,
         "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
     } | wiring
     if naive and aligned:
@@ -166,20 +172,18 @@ def smoke(swap: Swap) -> list[GateResult]:
     return run_gates("smoke", evidence, swap.policy)
 
 
-def _distance(swap: Swap, system: LatentDiffusion) -> list[float]:
-    """Feature distance to the base by depth on held-out pictures, before any step."""
+def _distance(swap: Swap, system: LatentDiffusion) -> dict[str, list[float]]:
+    """Feature distance to the base by sigma and depth on held-out pictures, before any step."""
     own, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(min(64, len(own)))
     first = torch.ones_like(rows)
-    distances = feature_distance(
-        system,
-        swap.base_system,
-        own.latents[rows, 0],
-        theirs.latents[rows, 0],
-        own.prompts(rows, first),
-        theirs.prompts(rows, first),
-    )
-    return [round(value, 5) for value in distances]
+    latents = own.latents[rows, 0], theirs.latents[rows, 0]
+    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    distances = {
+        f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
+        for sigma in DISTANCE_SIGMAS
+    }
+    return {sigma: [round(value, 5) for value in found] for sigma, found in distances.items()}
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
