@@ -103,6 +103,8 @@ def thresholds() -> list[str]:
         f"Judged by `default`, clean readings failed: {', '.join(failed) or 'none'}. Could not be decided: "
         f"{', '.join(undecided) or 'none'}.",
     ]
+    if calibration.get("missing"):
+        lines += ["", f"Not measured yet: {', '.join(calibration['missing'])}."]
     return [*lines, ""]
 
 
