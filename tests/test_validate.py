@@ -82,6 +82,9 @@ def test_a_bare_text_encoder(tmp_path, monkeypatch):
         (("--stage", "smoke", "--base", "none", "--vae", "pca-f16c16"), "SK0104"),
         (("--stage", "component", "--base", "none"), "SK0104"),
         (("--stage", "component", "--vae", "pca-f16c16", "--policy", "strikt"), "SK0113"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--junit", "."), "SK0104"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--markdown", "."), "SK0104"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--set", "component.pictures=4"), "SK0104"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch, options, code):

@@ -78,6 +78,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     write_model(swap, system, strategy.name, end, joint=encoder is not None)
     return {
         "start_losses": start.losses.mean(0).numpy(),
+        "start_at_base": swap.target.reached(start),
         "end_losses": end.losses.mean(0).numpy(),
         "conditional_gain": conditional_gain(system, now, count=count).numpy(),
         "relative_error": swap.target.relative(end),

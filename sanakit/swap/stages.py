@@ -158,6 +158,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     start = (naive or best).results[0]
     evidence: dict[str, Any] = {
         "start_losses": start.losses.mean(0).numpy(),
+        "start_at_base": swap.target.reached(start),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
         "relative_error": best.errors[-1],
