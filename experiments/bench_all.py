@@ -7,6 +7,7 @@ command line), so that neighbours on the machine matter less; disk waits are the
 """
 
 import argparse
+import io
 import math
 import os
 import resource
@@ -21,6 +22,7 @@ from pathlib import Path
 import bench_kernels
 import torch
 from bench_harness import Row, compare, save
+from PIL import Image, ImageOps
 from safetensors.torch import load_file
 from torch import nn
 
@@ -30,7 +32,7 @@ from sanakit.core.attention import set_kernel_attention
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.core.feed_forward import set_kernel_feed_forward
 from sanakit.data import load_pictures
-from sanakit.data.base import cache_dir
+from sanakit.data.base import cache_dir, decode
 from sanakit.data.cache import BATCH_SIZE, build_dataset, raw_latents, to_images
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.kernels.linear_attention import linear_attention
@@ -137,6 +139,24 @@ def encode(repeats: int) -> list[Row]:
     ]  # fmt: skip
 
 
+def decoding(repeats: int) -> list[Row]:
+    """A photograph's size, of smooth noise, to the sizes of a small and a usual run."""
+    noise = Image.fromarray(
+        torch.randint(256, (60, 80, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    )
+    buffer = io.BytesIO()
+    noise.resize((4000, 3000), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=92)
+
+    def whole(size: int):
+        return ImageOps.pad(Image.open(io.BytesIO(buffer.getvalue())), (size, size), Image.Resampling.LANCZOS)
+
+    return [
+        compare(f"JPEG of 12 megapixels to {size} px", lambda: decode(buffer.getvalue(), size), lambda: whole(size),
+                meaning="times faster", against="decoded whole, then resized", repeats=repeats)
+        for size in (96, 512)
+    ]  # fmt: skip
+
+
 def cache_read(repeats: int) -> list[Row]:
     vae = load_vae("pca-f16c32")
     before = set(cache_dir().glob("latents-*"))
@@ -220,7 +240,7 @@ def growth(repeats: int) -> list[Row]:
 
 
 PARTS = {
-    "step": training_step, "ema": ema, "encode": encode, "cache": cache_read, "align": alignment,
+    "step": training_step, "ema": ema, "encode": encode, "decode": decoding, "cache": cache_read, "align": alignment,
     "start": start, "cpu": kernels_on_a_cpu, "growth": growth, "kernels": bench_kernels.run,
 }  # fmt: skip
 

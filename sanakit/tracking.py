@@ -7,7 +7,9 @@ import importlib.util
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,58 +19,107 @@ from sanakit.distributed import is_main
 from sanakit.errors import SanakitError
 
 PROJECT = "sanakit"
-PACKAGES = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio", "mlflow": "mlflow"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """options: of accelerate's class, for a run folder. images: shows pictures (B, H, W, 3) uint8 under a name at a step."""
+
+    package: str
+    options: Callable[[Path], dict[str, Any]]
+    images: Callable[[Any, str, np.ndarray, int], None]
+    finish: Callable[[Any], None] = lambda tracker: tracker.finish()
+
+
+def _mlflow_options(folder: Path) -> dict[str, Any]:
+    """In the run folder, as the others, unless a server is named."""
+    options = {"experiment_name": PROJECT, "run_name": folder.name}
+    if "MLFLOW_TRACKING_URI" in os.environ:
+        return options
+    import mlflow
+
+    mlflow.set_tracking_uri(f"sqlite:///{folder.resolve()}/mlflow.db")
+    return options | {"logging_dir": (folder.resolve() / "mlflow").as_uri()}
+
+
+def _mlflow_images(tracker: Any, name: str, pictures: np.ndarray, step: int) -> None:
+    import mlflow
+
+    for number, picture in enumerate(pictures):
+        mlflow.log_image(picture, key=f"{name}-{number}", step=step)
+
+
+def _trackio_images(tracker: Any, name: str, pictures: np.ndarray, step: int) -> None:
+    import trackio
+
+    tracker.log({f"{name}/{number}": trackio.Image(picture) for number, picture in enumerate(pictures)}, step=step)
+
+
+def _trackio_finish(tracker: Any) -> None:
+    import trackio
+
+    trackio.finish()  # the run's own leaves it to be finished again, aloud, when Python ends
+
+
+TRACKERS: dict[str, Record] = {
+    "tensorboard": Record(
+        package="tensorboard",
+        options=lambda folder: {"run_name": "tensorboard", "logging_dir": folder},
+        images=lambda tracker, name, pictures, step: tracker.log_images(
+            {name: pictures}, step=step, dataformats="NHWC"
+        ),
+    ),
+    "wandb": Record(
+        package="wandb",
+        options=lambda folder: {
+            "run_name": PROJECT,
+            "name": folder.name,
+            "dir": os.environ.get("WANDB_DIR", str(folder)),
+        },
+        images=lambda tracker, name, pictures, step: tracker.log_images({name: list(pictures)}, step=step),
+    ),
+    "trackio": Record(
+        package="trackio",
+        options=lambda folder: {"run_name": PROJECT, "name": folder.name},
+        images=_trackio_images,
+        finish=_trackio_finish,
+    ),
+    "mlflow": Record(package="mlflow", options=_mlflow_options, images=_mlflow_images),
+}
 
 
 class Trackers:
-    """names: of PACKAGES. folder: the run's. Rank 0 reports, the others are silent. Raises SK0901 for a package."""
+    """names: of TRACKERS. folder: the run's. Rank 0 reports, the others are silent. Raises SK0901 for a package."""
 
     def __init__(self, names: tuple[str, ...], folder: Path, config: dict[str, Any]) -> None:
         require(names)
         with redirect_stdout(sys.stderr):
-            self.trackers = [_start(name, folder, config) for name in names] if is_main() else []
+            self.started = [(TRACKERS[name], _start(name, folder, config)) for name in names] if is_main() else []
 
     def log(self, values: dict[str, float], step: int) -> None:
         """Names that every tracker takes: MLflow refuses brackets, commas and signs."""
         named = {re.sub(r"[^\w\-. :/]", "_", name): value for name, value in values.items()}
-        for tracker in self.trackers:
+        for _, tracker in self.started:
             tracker.log(named, step=step)
 
     def images(self, name: str, pictures: np.ndarray, step: int) -> None:
         """(B, H, W, 3) uint8."""
-        for tracker in self.trackers:
-            if tracker.name == "tensorboard":
-                tracker.log_images({name: pictures}, step=step, dataformats="NHWC")
-            elif tracker.name == "wandb":
-                tracker.log_images({name: list(pictures)}, step=step)
-            elif tracker.name == "trackio":
-                import trackio
-
-                shown = [trackio.Image(picture) for picture in pictures]
-                tracker.log({f"{name}/{number}": picture for number, picture in enumerate(shown)}, step=step)
-            elif tracker.name == "mlflow":
-                import mlflow
-
-                for number, picture in enumerate(pictures):
-                    mlflow.log_image(picture, key=f"{name}-{number}", step=step)
+        for record, tracker in self.started:
+            record.images(tracker, name, pictures, step)
 
     def close(self) -> None:
         with redirect_stdout(sys.stderr):
-            for tracker in self.trackers:
-                if tracker.name == "trackio":
-                    import trackio
-
-                    trackio.finish()  # the run's own leaves it to be finished again, aloud, when Python ends
-                else:
-                    tracker.finish()
+            for record, tracker in self.started:
+                record.finish(tracker)
 
 
 def require(names: tuple[str, ...]) -> None:
     """Raises SK0901 where a tracker's package is missing, before anything is computed."""
     for name in names:
-        if importlib.util.find_spec(PACKAGES[name]) is None:
-            fix = f"pip install {PACKAGES[name]}, or leave {name} out of train.report_to."
-            raise SanakitError("SK0901", f"train.report_to {name} needs the package {PACKAGES[name]}", fix=fix)
+        package = TRACKERS[name].package
+        if importlib.util.find_spec(package) is None:
+            fix = f"pip install {package}, or leave {name} out of train.report_to."
+            raise SanakitError("SK0901", f"train.report_to {name} needs the package {package}", fix=fix)
 
 
 def _start(name: str, folder: Path, config: dict[str, Any]) -> Any:
@@ -77,20 +128,7 @@ def _start(name: str, folder: Path, config: dict[str, Any]) -> Any:
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
     PartialState(cpu=not torch.cuda.is_available())  # accelerate's trackers log by it; the engine's own where one runs
-    kind = LOGGER_TYPE_TO_CLASS[name]
-    options: dict[str, Any] = {"run_name": PROJECT, "name": folder.name}
-    if name == "tensorboard":
-        options = {"run_name": "tensorboard", "logging_dir": folder}
-    elif name == "wandb":
-        options["dir"] = os.environ.get("WANDB_DIR", str(folder))
-    elif name == "mlflow":
-        options = {"experiment_name": PROJECT, "run_name": folder.name}
-        if "MLFLOW_TRACKING_URI" not in os.environ:  # no server: in the run folder, as the others
-            import mlflow
-
-            mlflow.set_tracking_uri(f"sqlite:///{folder.resolve()}/mlflow.db")
-            options["logging_dir"] = (folder.resolve() / "mlflow").as_uri()
-    tracker = kind(**options)
+    tracker = LOGGER_TYPE_TO_CLASS[name](**TRACKERS[name].options(folder))
     tracker.start()
     tracker.store_init_configuration({k: v if isinstance(v, int | float | bool) else str(v) for k, v in config.items()})
     return tracker

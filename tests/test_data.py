@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sanakit.data import Pictures, load_pictures
+from sanakit.data import Pictures, load_pictures, store
 from sanakit.data import base as data_base
 from sanakit.data.cache import build_dataset, embeddings, raw_latents, to_images
 from sanakit.drift.pictures import shown_rows
@@ -187,6 +187,22 @@ def test_latents_are_computed_once_and_a_foreign_cache_is_refused(tmp_path):
     shards[0].write_bytes(blob)
     with pytest.raises(SanakitError, match=f"SK0404.*{shards[0].name} is damaged"):
         raw_latents(vae, pictures, 32, mirror=True), raw_latents(vae, pictures, 64)
+
+
+def test_encoding_hashes_weights_and_pictures_once_and_decodes_and_encodes_each_picture_once(tmp_path, monkeypatch):
+    pictures, vae = load_pictures(str(folder_of(tmp_path / "a", 40))), VAES.get("pca-f8c4").tiny()
+    calls = []
+    watch = lambda owner, name: monkeypatch.setattr(
+        owner, name, lambda *a, f=getattr(owner, name), **k: (calls.append(name), f(*a, **k))[1]
+    )
+    watch(vae, "fingerprint"), watch(vae, "encode_posterior"), watch(store, "row_hashes"), watch(data_base, "decode")
+    raw_latents(vae, pictures, 32)
+    assert {name: calls.count(name) for name in set(calls)} == {
+        "fingerprint": 1,
+        "row_hashes": 1,
+        "decode": 40,
+        "encode_posterior": 2,
+    }
 
 
 def test_other_weights_or_captions_are_another_cache(tmp_path):

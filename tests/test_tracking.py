@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from sanakit.errors import SanakitError
-from sanakit.tracking import PACKAGES, Trackers
+from sanakit.tracking import TRACKERS, Trackers
 
 NAME = "monitor/latents sigma < 0.25, channel 3 (mean)"
 TAKEN = "monitor/latents sigma _ 0.25_ channel 3 _mean_"
+INSTALLED = [name for name, record in TRACKERS.items() if importlib.util.find_spec(record.package)]
 
 
 def values_of(name, folder):
@@ -36,7 +37,7 @@ def values_of(name, folder):
 
 
 @pytest.mark.filterwarnings("ignore")  # of the trackers' own packages
-@pytest.mark.parametrize("name", [name for name, package in PACKAGES.items() if importlib.util.find_spec(package)])
+@pytest.mark.parametrize("name", INSTALLED)
 def test_a_tracker_keeps_what_it_is_given_in_the_run_folder_and_prints_nothing(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")

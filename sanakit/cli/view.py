@@ -212,10 +212,9 @@ def _number(value: float | None) -> str:
 
 
 def _steps(row: dict[str, Any]) -> str:
-    number = lambda value, otherwise: otherwise if value is None else f"{value:,.0f}"
-    low, high = row.get("predicted_steps_low"), row.get("predicted_steps_high")
-    steps: str = number(row.get("predicted_steps"), "not in sight")
-    return steps if low is None else f"{steps} ({number(low, '')} to {number(high, 'open')})"
+    steps, low, high = (row.get(f"predicted_steps{end}") for end in ("", "_low", "_high"))
+    known = "not in sight" if steps is None else f"{steps:,.0f}"
+    return known if low is None else f"{known} ({low:,.0f} to {'open' if high is None else f'{high:,.0f}'})"
 
 
 def _plain(text: str) -> str:

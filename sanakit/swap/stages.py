@@ -164,7 +164,7 @@ def smoke(swap: Swap) -> list[GateResult]:
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
         "steps_that_tell": more,
-        "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
+        "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     } | wiring
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
