@@ -108,8 +108,8 @@ def calibrated(gate: str, rows: list[tuple[str, GateResult]]) -> dict[str, Any]:
         "runs": len(rows),
         "systems": len(goodness),
         "worst_system": worst,
-        "quantile": sign * low[worst],
-        "worst": sign * min(min(values) for values in goodness.values()),
+        "quantile": sign * low[worst] + 0.0,  # no minus zero
+        "worst": sign * min(min(values) for values in goodness.values()) + 0.0,
         "median_of_all": sign * float(np.median(np.concatenate(list(goodness.values())))),
         **{f"asked_{name}": sign * value for name, value in asked.items()},
         **{f"clears_{name}": bool(sign * limits[name] <= value) for name, value in asked.items()},

@@ -112,7 +112,6 @@ def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the
         row, (default, strict) = rows[gate], THRESHOLDS[gate]
         assert (row["default"], row["strict"]) == (default, strict), f"{gate}: calibrate again"
         assert row["clears_default"] and row["clears_strict"], row
-        assert row["runs"] >= 4
         sign = 1 if row["at_least"] else -1
         faults = [f["value"] for f in committed("fault_catalogue.json")["faults"] if f["gate"] == gate and "value" in f]
         assert all(sign * value < sign * default for value in faults), (gate, faults)
