@@ -73,7 +73,7 @@ def encode(
                 wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
             for some, size in wanted:
                 job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
-                keep = lambda chosen, some=some: {
+                keep: Callable[[list[int]], dict[str, Any]] = lambda chosen: {
                     "pictures": small_pictures(some.subset(chosen), image_size, progress=progress),
                     "labels": as_labels([some.names[i] for i in chosen]),
                 }
