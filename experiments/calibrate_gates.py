@@ -36,26 +36,35 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=96, help="pictures and prompts of stage component")
     parser.add_argument("--halves", type=int, default=8, help="random halves of them")
     parser.add_argument("--seeds", type=int, default=2, help="of every swap from end to end")
+    parser.add_argument(
+        "--kept", action="store_true", help="measure nothing: write what is kept, and say what is missing"
+    )
     arguments = parser.parse_args()
     sys.path.insert(0, str(Path(__file__).parent))
     from clean_runs import CleanWorld, pieces
 
     torch.set_num_threads(1)
-    rows = []
+    rows, missing = [], []
     with tempfile.TemporaryDirectory() as folder:
         world = CleanWorld(Path(folder), arguments.count)
         base, code = hash_module(world.base.core), sources()
         for piece in pieces(arguments.halves, arguments.seeds):
             facts = {"system": piece.system, "code": code, "base": None if piece.stage == "component" else base}
             facts |= {"count": arguments.count, "size": piece.size}
-            rows += kept_or_measured(KEPT / f"{hash_record(facts)[:20]}.json", piece, world)
-    command = "python experiments/calibrate_gates.py" + "".join(f" --{k} {v}" for k, v in vars(arguments).items())
+            path = KEPT / f"{hash_record(facts)[:20]}.json"
+            if arguments.kept and not path.is_file():
+                missing.append(piece.system)
+            else:
+                rows += kept_or_measured(path, piece, world)
+    sizes = {k: v for k, v in vars(arguments).items() if k != "kept"}
+    command = "python experiments/calibrate_gates.py" + "".join(f" --{k} {v}" for k, v in sizes.items())
     by_gate: dict[str, list[tuple[str, GateResult]]] = {}
     for system, result in rows:
         by_gate.setdefault(result.gate, []).append((system, result))
     gates = [calibrated(gate, found) for gate, found in by_gate.items()]
     systems = list(dict.fromkeys(system for system, _ in rows))
-    OUT.write_text(json.dumps({"gates": gates, "systems": systems, "command": command}, indent=1) + "\n")
+    result = {"gates": gates, "systems": systems, "missing": missing, "command": command}
+    OUT.write_text(json.dumps(result, indent=1) + "\n")
     print(OUT)
 
 

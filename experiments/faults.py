@@ -167,7 +167,8 @@ class Fault:
             return row | {"caught": True, "named_cause": error.code == self.code, "said": error.found}
         said = "; ".join(f"{r.gate} {r.metric} {r.value:.4g}, threshold {r.threshold:.4g}" for r in failed[:2])
         named = bool(failed) and (failed[0].gate, failed[0].code) == (self.gate, self.code)
-        return row | {"caught": bool(failed), "named_cause": named, "said": said}
+        value = {"value": failed[0].value} if failed and np.isfinite(failed[0].value) else {}
+        return row | {"caught": bool(failed), "named_cause": named, "said": said} | value
 
 
 FAULTS: list[Fault] = []

@@ -2,7 +2,7 @@
 
     python experiments/pretrain_tiny_sana.py --minutes 85 --threads 2
 
-Recipe: latents of dc-f16c32 in six views of every picture (itself, mirrored, four shifted, scaled and mirrored at
+Recipe: latents of dc-f16c32 in ten views of every picture (itself, mirrored, eight shifted, scaled and mirrored at
 random), MiniLM tokens, logit-normal sigmas, 10% null prompts, AdamW with warm-up and a cosine to zero over the given
 time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
 """
@@ -30,7 +30,7 @@ from sanakit.vaes import VAE, load_vae
 
 FOLDER = Path("sanakit/assets/cores/tiny-sana")
 SIZE = 96
-RANDOM_VIEWS = 4
+RANDOM_VIEWS = 8
 CONFIG = {
     "num_attention_heads": 5,
     "attention_head_dim": 32,
@@ -161,7 +161,7 @@ def main() -> None:
         "text_encoder": "minilm",
         "image_size": SIZE,
         "flow_shift": system.flow_shift,
-        "data": {"source": "embedded (train half, six views a picture)", "fingerprint": pictures.fingerprint},
+        "data": {"source": "embedded (train half, ten views a picture)", "fingerprint": pictures.fingerprint},
         "curve": {
             "columns": [
                 "step",

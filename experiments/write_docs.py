@@ -12,7 +12,7 @@ from typing import Any
 from sanakit.contracts import LatentStats, TextSpec
 from sanakit.errors import CODES
 from sanakit.gates import GATES
-from sanakit.gates.policy import THRESHOLDS
+from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -40,8 +40,10 @@ Written by `python experiments/write_docs.py` from the registry, `sanakit/gates/
 `experiments/results/`.
 
 A gate is a rule on one number. A value with an interval (90%, bootstrap over pictures or prompts) that straddles the
-threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide. The first
-gate that fails in a stage names the cause: causes stand before what follows from them.
+threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by which
+key they are asked for: `component.pictures` (192 held-out pictures or captions), `smoke.held_out` (128 pictures of smoke and
+full), `smoke.samples` (8 drawn pictures), each of them `--set KEY=N` and at most what the held-out half has. The first gate
+that fails in a stage names the cause: causes stand before what follows from them.
 
 `--policy default|strict|FILE` chooses the thresholds. A file overrides single gates; unknown keys are refused:
 
@@ -65,24 +67,51 @@ def render_gates() -> str:
 
 
 def thresholds() -> list[str]:
-    measured = {row["gate"]: row for row in read("gate_calibration.json").get("gates", [])}
+    calibration = read("gate_calibration.json")
+    measured = {row["gate"]: row for row in calibration.get("gates", [])}
+    faults = read("fault_catalogue.json").get("faults", [])
     lines = [
-        "## Thresholds",
+        "## Thresholds, and where they come from",
         "",
-        "Worst clean reading: A/A runs of clean systems on random halves of the same pictures "
-        "(`experiments/calibrate_gates.py`): mean of the system nearest to the threshold, with the 95% bootstrap interval "
-        "over halves, and the single worst half of all.",
+        "**A/A**: clean systems, "
+        f"{sum(row['runs'] for row in measured.values()):,} readings of {len(calibration.get('systems', []))} "
+        f"(`{calibration.get('command', '')}`; the systems are in `experiments/clean_runs.py`). Of the system nearest to the "
+        "threshold, q is the 95% quantile of its readings towards it and s the way from its median to q. A strict threshold "
+        "leaves at least s beyond q, a default one 2 s, and both stand short of the nearest planted fault. "
+        "**Definition**: the threshold is what the words mean; clean readings are there to see that it holds.",
         "",
-        "| gate | asks whether | default | strict | worst clean reading | worst half |",
-        "|---|---|---|---|---|---|",
+        "| gate | asks whether | default | strict | comes from | readings | q of clean systems | nearest fault |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for entry in GATES.entries().values():
         default, strict = THRESHOLDS[entry.name]
         row = measured.get(entry.name)
-        clean = f"{row['worst']:.3g} [{row['ci_low']:.3g}, {row['ci_high']:.3g}] {row['worst_system']}" if row else ""
-        half = f"{row['worst_half']:.3g}" if row else ""
-        lines.append(f"| `{entry.name}` | {cell(entry.title)} | {default:g} | {strict:g} | {clean} | {half} |")
+        source = f"definition: {DEFINITIONS[entry.name]}" if entry.name in DEFINITIONS else "A/A"
+        runs = f"{row['runs']} of {row['systems']}" if row else ""
+        clean = f"{row['quantile']:.3g}, {cell(row['worst_system'])}" if row else ""
+        near = nearest_fault(entry.name, default, faults)
+        lines.append(
+            f"| `{entry.name}` | {cell(entry.title)} | {default:g} | {strict:g} | {cell(source)} | {runs} | {clean} "
+            f"| {'' if near is None else f'{near:.3g}'} |"
+        )
+    failed = [f"`{row['gate']}` {row['failed']}" for row in measured.values() if row["failed"]]
+    undecided = [
+        f"`{row['gate']}` {row['undecided']} of {row['runs']}" for row in measured.values() if row["undecided"]
+    ]
+    lines += [
+        "",
+        f"Judged by `default`, clean readings failed: {', '.join(failed) or 'none'}. Could not be decided: "
+        f"{', '.join(undecided) or 'none'}.",
+    ]
+    if calibration.get("missing"):
+        lines += ["", f"Not measured yet: {', '.join(calibration['missing'])}."]
     return [*lines, ""]
+
+
+def nearest_fault(gate: str, threshold: float, faults: list[dict[str, Any]]) -> float | None:
+    """Reading of the planted fault that this gate must catch, the one nearest to its threshold."""
+    values = [row["value"] for row in faults if row["gate"] == gate and "value" in row]
+    return min(values, key=lambda value: abs(value - threshold), default=None)
 
 
 def catalogue(found: dict[str, Any]) -> list[str]:

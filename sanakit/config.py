@@ -5,7 +5,7 @@ A run is a Python function that returns a `Config` (see presets.py); `--set key=
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationE
 from sanakit.errors import SanakitError, did_you_mean
 
 Action = Literal["off", "log", "warn", "lower-rate", "roll-back", "stop"]
+Moving = Literal["adapters", "activations", "generated", "components"]  # drift by design, inside a band
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
@@ -111,12 +112,16 @@ class MonitorsSection(Section):
     looks: int = Field(default=8, ge=1)  # in a run
     alpha: float = Field(default=0.05, gt=0, lt=1)  # false-alarm bound of the whole run, over the still streams
     band: float = Field(default=0.5, gt=0)  # sd that moving streams may move
+    bands: dict[Moving, Annotated[float, Field(gt=0)]] = {}  # of single monitors, instead
     latents: Action = "warn"
     embeddings: Action = "warn"
     adapters: Action = "log"
     activations: Action = "log"
     generated: Action = "log"
-    components: Action = "log"  # encoders trained jointly
+    components: Action = "log"  # the text encoder or VAE that is trained
+
+    def band_of(self, name: Moving) -> float:
+        return self.bands.get(name, self.band)
 
 
 class Config(Section):

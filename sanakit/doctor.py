@@ -89,7 +89,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             "memory",
             memory is None or memory > MEMORY_NEEDED,
             f"{memory:.0f} GB" if memory else "unknown",
-            "4 GB serve the embedded world",
+            f"close other programs; {MEMORY_NEEDED} GB serve the embedded world",
             "warn",
         )
     )

@@ -69,7 +69,7 @@ CODES: dict[str, Code] = {
     ),
     "SK0109": Code(
         title="nothing to report on",
-        why="The folder is not a sanakit run: it holds no validation.json.",
+        why="The folder is not a sanakit run: it holds no validation.json, or a file that a run does not write so.",
         fix="Name a folder under runs/, or run `sanakit swap-vae` first.",
     ),
     "SK0110": Code(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.config import MonitorsSection
+from sanakit.config import MonitorsSection, Moving
 from sanakit.contracts import Reading
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import is_main, sum_over_ranks
@@ -153,28 +153,35 @@ def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, 
 
 @dataclass
 class Monitors:
-    """Every monitor of a run behind one set of calls, and their actions. factor: of the learning rate, halved by
-    `lower-rate` and `roll-back`."""
+    """Every monitor of a run behind one set of calls, and their actions. component: the part that is trained beside the
+    core (a text encoder) or instead of it (a VAE). factor: of the learning rate, halved by `lower-rate` and `roll-back`.
+    """
 
     section: MonitorsSection
-    latent: LatentMonitor
+    latent: LatentMonitor | None = None
     prompts: Stream | None = None
     null: Tensor | None = None  # (1, L, D) of dropped prompts, which are left out
     taps: Taps | None = None
     tapped: dict[str, Stream] = field(default_factory=dict)
-    components: list[Stream] = field(default_factory=list)  # encoders in training: whoever trains them observes
+    component: Stream | None = None
     factor: float = 1.0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     @torch.no_grad()
     def observe(self, batch: Batch, predicted: Tensor) -> None:
+        assert self.latent is not None
         self.device = batch.latents.device
         self.latent.observe(batch, predicted)
+        if self.component is not None and batch.texts:  # dropped prompts are empty
+            share = self.component.wanted
+            empty = torch.tensor([text == "" for text in batch.texts[:share]], dtype=torch.bool, device=self.device)
+            self.component.observe(_left_out(batch.prompt.embeds[:share], empty), batch.prompt.mask[:share])
+            self.component.bad = None
         if self.prompts is not None:
             embeds = batch.prompt.embeds[: self.prompts.wanted]
             if self.null is not None:
                 dropped = (embeds == self.null.to(embeds)).flatten(1).all(1)
-                embeds = embeds.masked_fill(dropped[:, None, None], torch.nan)
+                embeds = _left_out(embeds, dropped)
             self.prompts.observe(embeds, batch.prompt.mask)
             self.prompts.bad = None  # dropped prompts are no defect; a prompt that is not finite stops the step itself
         if self.taps is not None:
@@ -187,8 +194,8 @@ class Monitors:
 
     def report(self, step: int) -> list[Reading]:
         """The readings of a look, those of monitors that are off left out."""
-        streams = [*([self.prompts] if self.prompts else []), *self.tapped.values(), *self.components]
-        readings = self.latent.report(step) + [r for stream in streams for r in stream.report(step)]
+        readings = self.latent.report(step) if self.latent else []
+        readings += [r for _, stream in self._keyed() for r in stream.report(step)]
         return [r for r in readings if self.action(r) != "off"]
 
     def action(self, reading: Reading) -> str:
@@ -204,8 +211,9 @@ class Monitors:
                 if self.action(reading) != "log":
                     print(f"monitor: {describe(reading)}", file=sys.stderr)
             strongest = ACTIONS.index(self.action(alarms[-1]))
-            stream = {"latents": self.latent.stream, "embeddings": self.prompts}.get(alarms[-1].name)
-            since = stream.since if stream else max(0, alarms[-1].step - 1)
+            own = [self.latent.stream, self.latent.estimates] if self.latent else []
+            streams = [s for s in (*own, *(s for _, s in self._keyed())) if s.name == alarms[-1].name]
+            since = min((s.since for s in streams), default=0)
         total, strongest = sum_over_ranks(torch.tensor(float(since), device=self.device), strongest)
         if ACTIONS[strongest] == "lower-rate":
             self.factor *= 0.5
@@ -217,22 +225,28 @@ class Monitors:
         return MonitorRequest(ACTIONS[strongest], reading, int(total))
 
     def tensors(self) -> dict[str, Tensor]:
-        found = self.latent.tensors() | {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
+        found = {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
+        if self.latent:
+            found |= self.latent.tensors()
         for key, stream in self._keyed():
             found |= stream.tensors(key)
         return found
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.latent.restore(tensors)
+        if self.latent:
+            self.latent.restore(tensors)
         self.factor = float(tensors.get("monitor.factor", 1.0))
         for key, stream in self._keyed():
             stream.restore(tensors, key)
+        if self.taps is not None and self.latent:
+            self.taps.outputs, self.taps.armed = {}, bool(self.latent.stream.wanted)
 
     def _keyed(self) -> Iterator[tuple[str, Stream]]:
         if self.prompts:
             yield "monitor.embeddings", self.prompts
         yield from ((f"monitor.tap.{place}", stream) for place, stream in self.tapped.items())
-        yield from ((f"monitor.component.{number}", stream) for number, stream in enumerate(self.components))
+        if self.component:
+            yield "monitor.component", self.component
 
     def close(self) -> None:
         if self.taps is not None:
@@ -247,43 +261,74 @@ def make_monitors(
     options: TrainOptions,
     *,
     latents: list[Tensor] | None = None,
-    frozen_text: bool = True,
+    trained_text: bool = False,
 ) -> Monitors:
     """The monitors that are not off. Still streams share alpha; references are random training pictures and captions,
     and for adapters and activations what the base computes on draws of its own data.
 
-    latents: the reference of a stream of several shapes. frozen_text: captions are a still stream.
+    latents: the reference of a stream of several shapes. trained_text: captions are no still stream but a component.
     """
     options = replace(options, live_captions=False)
     steps = max(1, options.max_steps // section.looks)
-    still = [name for name in STILL if getattr(section, name) != "off"]
+    still = [name for name in STILL if getattr(section, name) != "off" and not (trained_text and name == "embeddings")]
     shared = {"looks": section.looks, "steps": steps, "alpha": section.alpha / max(1, len(still))}
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
     seeds = torch.arange(len(rows)) + options.seed
     own = latents or data.draw(rows, view, generator, seeds)
-    latent = LatentMonitor(own, band=section.band, **shared)
-    prompts = None
-    if section.embeddings != "off" and frozen_text:
-        reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
+    latent = LatentMonitor(own, band=section.band_of("generated"), **shared)
+    prompts, component = None, None
+    reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
+    if trained_text:
+        component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
+    elif section.embeddings != "off":
         prompts = Stream("embeddings", reference.embeds, reference.mask, blocks=("mean", "norms"), **shared)
     taps, streams = None, {}
     if section.adapters != "off" or section.activations != "off":
         seen = tapped(*base, options)
         mask = seen.pop("mask")
         for place, values in seen.items():
-            name = "activations" if place.startswith("block") else "adapters"
+            name: Moving = "activations" if place.startswith("block") else "adapters"
             if getattr(section, name) != "off":
                 own = mask if place == "caption projection" else None
+                band = section.band_of(name)
                 streams[place] = Stream(
-                    name, values, own, still=False, band=section.band, blocks=("mean", "log-sd"), where=place, **shared
+                    name, values, own, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
                 )
         taps = Taps(system.core)
         for place in set(taps.places) - set(streams):
             taps.places.pop(place)
     null = system.null.embeds if options.prompt_dropout else None
-    return Monitors(section, latent, prompts, null, taps, streams)
+    return Monitors(section, latent, prompts, null, taps, streams, component)
+
+
+def component_stream(
+    section: MonitorsSection, part: str, steps: int, reference: Tensor, mask: Tensor | None = None
+) -> Stream | None:
+    """What a part in training gives, against what it gave at the start: a band, as it moves by design. None when off.
+
+    steps: between looks. reference: normalised latents (N, C, h, w), or embeddings (N, L, D) with their mask.
+    """
+    if section.components == "off":
+        return None
+    return Stream(
+        "components",
+        reference,
+        mask,
+        still=False,
+        alpha=section.alpha,
+        band=section.band_of("components"),
+        looks=section.looks,
+        steps=steps,
+        blocks=("mean", "log-sd"),
+        where=part,
+    )
+
+
+def _left_out(embeds: Tensor, rows: Tensor) -> Tensor:
+    """(N, L, D) with NaN in these rows: a look leaves them out, and to select the others would wait for the device."""
+    return embeds.masked_fill(rows[:, None, None], torch.nan)
 
 
 def describe(reading: Reading) -> str:

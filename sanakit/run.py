@@ -67,7 +67,12 @@ class RunFolder:
 
     def read_json(self, name: str, default: Any = None) -> Any:
         path = self.path / name
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        try:
+            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
+        except ValueError as error:
+            raise SanakitError(
+                "SK0109", f"{path}: {error}", fix="Remove the file, or name another --run-dir."
+            ) from error
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:

@@ -12,7 +12,7 @@ from sanakit.drift.equivalence import equivalence
 from sanakit.drift.sequential import EProcess, places, tied_scores
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, make_monitors
+from sanakit.monitors import MonitorRequest, Monitors, component_stream, make_monitors
 from sanakit.train import TrainOptions, draw_batch, fit, new_state
 
 
@@ -107,8 +107,9 @@ def test_a_stream_counts_what_is_not_finite_and_survives_it():
     values = latents(1)
     values[2, 1, 0, :3] = float("inf")
     stream.observe(values)
-    bad, sound = stream.report(1)
-    assert bad.alarm and bad.value == 3 and "channel 1" in bad.where
+    bad, sound = stream.report(4)
+    assert bad.alarm and bad.value == 3 and "channel 1 (3), since step 1; likely cause" in bad.where
+    assert stream.since == 0
     assert not sound.alarm
 
 
@@ -123,6 +124,9 @@ def test_constant_channels_empty_looks_and_short_references():
     assert not stream.report(2)[0].alarm
     with pytest.raises(SanakitError, match="SK0704"):
         Stream("latents", latents(0, 1))
+    stream.observe(latents(1, channels=4))
+    with pytest.raises(SanakitError, match="SK0702.*differ in features"):
+        stream.report(3)
 
 
 def test_a_moving_stream_alarms_outside_its_band_only():
@@ -132,6 +136,19 @@ def test_a_moving_stream_alarms_outside_its_band_only():
         stream.observe(latents(1, 100) * scale)
         found = stream.report(5)[0]
         assert found.alarm == alarm and found.threshold == 0.5
+    stream = Stream("components", latents(0, 200), where="VAE", **shared)
+    found = {}
+    for step, scale in ((5, 1.0), (10, 3.0), (15, 3.0), (20, 1.0)):
+        stream.observe(latents(step, 100) * scale)
+        resumed = Stream("components", latents(0, 200), where="VAE", **shared)
+        resumed.restore(stream.tensors("s"), "s")
+        stream = resumed
+        found[step] = stream.report(step)[0]
+        if step == 15:
+            assert stream.since == 5 and all(
+                part in found[15].where for part in ("VAE: channel", "since step 10", "cause")
+            )
+    assert [r.alarm for r in found.values()] == [False, True, True, False]
     texts = Stream("embeddings", torch.randn(64, 5, 8), torch.ones(64, 5), **shared)
     texts.observe(torch.randn(40, 7, 8), torch.ones(40, 7))
     assert texts.report(1)
@@ -201,6 +218,26 @@ def test_actions(tiny_system, tiny_data, action, capsys):
     other, _ = monitored(tiny_system, tiny_data)
     other.restore(monitors.tensors())
     assert other.factor == monitors.factor
+
+
+@pytest.mark.parametrize("action", ["off", "log", "lower-rate", "roll-back", "stop"])
+def test_a_part_in_training_has_a_band_and_an_action_of_its_own(action, capsys):
+    section = MonitorsSection(looks=2, components=action, bands={"components": 1.5})
+    component = component_stream(section, "VAE", 1, latents(0, 200))
+    assert (component is None) == (action == "off")
+    monitors = Monitors(section, component=component)
+    for step, scale in ((1, 1.05), (2, 20.0)) if component else ():
+        component.observe(latents(step, 100) * scale)
+        readings = monitors.report(step)
+        assert [(r.alarm, r.threshold) for r in readings] == [(step == 2, 1.5)]
+        request = monitors.act(readings)
+        assert (request is not None) == (step == 2 and action in ("roll-back", "stop"))
+        assert request is None or request.since == 1
+    assert monitors.factor == (0.5 if action == "lower-rate" else 1.0)
+    said = capsys.readouterr().err
+    assert all(part in said for part in ("VAE: channel", "since step 2", "likely cause")) == (
+        action not in ("off", "log")
+    )
 
 
 def test_a_request_leaves_the_loop(tiny_system, tiny_data):

@@ -388,7 +388,7 @@ def test_a_decoder_only_llm_is_trained_beside_the_core_and_resumed(small_run, tm
 def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     base_of(tmp_path, encoder)
-    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12"]
+    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12", "monitors.looks=2"]
     small_run(tmp_path / "straight", sets=sets)
     with pytest.raises(SystemExit):
         small_run(tmp_path / "stopped", stop_at=11, sets=sets)
@@ -398,7 +398,11 @@ def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(smal
     system = load_base(f"path:{run}/model").system()
     assert not torch.equal(system.text_encoder.encode(["abc"]).embeds, encoder.encode(["abc"]).embeds)
     readings = [json.loads(line) for line in (run / "readings.jsonl").read_text().splitlines()]
-    assert {"moving-shift", "moving-scale"} <= {r["name"] for r in readings}
+    moved = [r for r in readings if r["name"] == "components"]
+    assert len(moved) == 2 and all(
+        r["where"].startswith("text encoder: channel ") and r["ci_low"] < r["ci_high"] for r in moved
+    )
+    assert not {"embeddings"} & {r["name"] for r in readings}
     assert (run / "figures" / "samples-step-00000012.png").is_file()
     with pytest.raises(SanakitError, match="SK0104.*Embedding has none"):
         trainable_copy(TEXT_ENCODERS.get("wordllama").tiny(), gradient_checkpointing=True)
@@ -426,6 +430,11 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
     tuned = load_vae(f"path:{tmp_path}/straight/vae")
     pixels = load_pictures(str(tmp_path / "pictures")).split(True).pixels(32)
     assert tuned.encode(to_images(pixels)).std() == pytest.approx(1, rel=0.2)
+    watched = [*sets, "monitors.looks=2", "monitors.components=stop", "monitors.bands={components: 0.001}"]
+    with pytest.raises(SanakitError, match="SK0511.*at VAE: channel .*since step 12; likely cause"):
+        small_run(tmp_path / "watched", sets=watched)
+    readings = [json.loads(line) for line in (tmp_path / "watched" / "readings.jsonl").read_text().splitlines()]
+    assert [(r["name"], r["alarm"], r["threshold"]) for r in readings] == [("components", True, 0.001)]
     with pytest.raises(SanakitError, match="SK0104.*no parameter to train"):
         small_run(tmp_path / "closed", sets=["train.target=vae"])
 

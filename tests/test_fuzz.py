@@ -20,6 +20,7 @@ from sanakit.errors import SanakitError
 from sanakit.gates import load_policy
 from sanakit.reporting import write_report
 from sanakit.reporting.ci import markdown, write_junit
+from sanakit.reporting.compare import leaderboard
 from sanakit.vaes import load_vae
 
 FUZZ = settings(
@@ -169,6 +170,21 @@ def run_folder(folder: Path, text: str) -> dict:
     (folder / "validation.json").write_text(json.dumps(validation))
     (folder / "ledger.jsonl").write_text(json.dumps({"name": text, "reason": text}) + "\n")
     return validation
+
+
+@FUZZ
+@given(
+    st.sampled_from(("validation", "component", "strategy", "plan", "figures", "metrics", "readings", "ledger")),
+    json_values | st.lists(st.dictionaries(st.sampled_from(("stage", "step", "name", "rows", "gate")), json_values)),
+)
+def test_run_folders(tmp_path, name, value):
+    run_folder(tmp_path, "x")
+    lines = name in ("metrics", "readings", "ledger")
+    path = tmp_path / f"{name}.{'jsonl' if lines else 'json'}"
+    path.write_text(json.dumps(value) + "\n")
+    survives(lambda: write_report(tmp_path, tmp_path / "r.html"))
+    survives(lambda: leaderboard([tmp_path]))
+    path.unlink()
 
 
 @FUZZ

@@ -1,12 +1,17 @@
 """Gates on planted evidence; policies; samples that would decide."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from sanakit.contracts import GateResult, LatentSpec, Verdict, samples_to_decide
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.gates.policy import THRESHOLDS
+from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
+
+ROOT = Path(__file__).parent.parent
 
 SPEC = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
 
@@ -94,6 +99,33 @@ def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, v
         assert results["smoke/within-reach"].verdict == verdict
         assert "--budget-steps 340 would tell" in results["smoke/within-reach"].hint
         assert results["smoke/progress"].verdict == Verdict.PASS
+
+
+def committed(name):
+    return json.loads((ROOT / "experiments" / "results" / name).read_text())
+
+
+def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the_nearest_fault():
+    rows = {row["gate"]: row for row in committed("gate_calibration.json")["gates"]}
+    assert set(DEFINITIONS) <= set(THRESHOLDS)
+    for gate in set(THRESHOLDS) - set(DEFINITIONS):
+        row, (default, strict) = rows[gate], THRESHOLDS[gate]
+        assert (row["default"], row["strict"]) == (default, strict), f"{gate}: calibrate again"
+        assert row["clears_default"] and row["clears_strict"], row
+        assert row["runs"] >= 4
+        sign = 1 if row["at_least"] else -1
+        faults = [f["value"] for f in committed("fault_catalogue.json")["faults"] if f["gate"] == gate and "value" in f]
+        assert all(sign * value < sign * default for value in faults), (gate, faults)
+    assert {gate: row["failed"] for gate, row in rows.items() if row["failed"]} == {}
+
+
+@pytest.mark.parametrize("stage", ["smoke", "full"])
+def test_nothing_is_gained_from_a_start_that_is_the_bases_own_quality(stage):
+    ones = np.ones(64)
+    worse = {"start_losses": ones, "end_losses": 1.01 * ones}
+    judged = lambda at: {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+    assert judged(False)[f"{stage}/progress"] == Verdict.FAIL
+    assert f"{stage}/progress" not in judged(True)
 
 
 def test_strict_is_nowhere_looser_than_default():

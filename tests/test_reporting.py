@@ -87,6 +87,25 @@ def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("validation.json", '{"a', "validation.json: "),
+        ("validation.json", "[1]", "validation.json holds list, expected dict"),
+        ("validation.json", '{"stages": {"smoke": {}}, "verdict": "good"}', ""),
+        ("plan.json", '{"groups": [1]}', "TypeError"),
+        ("metrics.jsonl", '{"step": 1}\n', "KeyError"),
+    ],
+)
+def test_a_folder_that_holds_what_no_run_writes_is_refused(run_dir, name, text, said):
+    (run_dir / name).write_text(text)
+    with pytest.raises(SanakitError, match=f"SK0109.*does not read as a run: .*{said}"):
+        write_report(run_dir, run_dir / "r.html")
+    if name == "validation.json":
+        with pytest.raises(SanakitError, match="SK0109"):
+            leaderboard([run_dir])
+
+
+@pytest.mark.parametrize(
     "name", ["../outside.png", "/etc/passwd", "link.png", "config.yaml", "figures", "gone.png", "a\0.png", ""]
 )
 def test_only_pictures_inside_the_folder_are_embedded(run_dir, name):

@@ -26,7 +26,6 @@ from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
-from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.quality import Target
 from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import load_text_encoder
@@ -467,23 +466,6 @@ def test_a_text_encoder_is_trained_with_its_own_rate_and_null_embedding(tiny_sys
 def _rows(data, batch):
     where = {text: row for row, text in enumerate(data.texts)}
     return torch.tensor([where.get(text, 0) for text in batch.texts])
-
-
-def test_a_part_that_is_trained_is_judged_by_effect_size():
-    generator = torch.Generator().manual_seed(0)
-    blocks = lambda shift, scale: {
-        "mean": torch.randn(5000, 8, generator=generator) + shift,
-        "log-sd": 0.1 * torch.randn(5000, 8, generator=generator) + np.log(scale),
-    }
-    monitor = MovingMonitor("embeddings", blocks(0, 1))
-    for shift, scale, alarms in ((0.2, 1.05, [False, False]), (2.5, 1.0, [True, False]), (0, 0.5, [False, True])):
-        monitor.observe(blocks(shift, scale))
-        kept = MovingMonitor("embeddings", monitor.reference)
-        kept.restore(monitor.tensors())
-        readings = monitor.report(7)
-        assert [r.alarm for r in readings] == alarms and readings[1].value == pytest.approx(scale, rel=0.02)
-        assert kept.report(7) == readings
-    assert monitor.report(8) == []
 
 
 def test_options_without_effect_are_refused():

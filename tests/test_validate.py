@@ -8,6 +8,7 @@ from typer.testing import CliRunner
 from sanakit.cli import swap  # noqa: F401  adds the commands
 from sanakit.cli.app import app
 from sanakit.config import known_keys
+from sanakit.drift.pictures import shown_rows
 from sanakit.errors import SanakitError
 from sanakit.reporting.ci import advice
 
@@ -24,6 +25,8 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     assert validation["policy"]["name"] == "default" and "all" in (tmp_path / "m.md").read_text().lower()
     rows = json.loads((tmp_path / "run" / "component.json").read_text())["rows"]
     assert rows and all(row["base"] is None for row in rows)
+    shown = shown_rows(tmp_path / "run" / "latents.snapshot.safetensors", "latents", [0])[0]
+    assert shown.picture.shape == (48, 48, 3) and shown.label  # what a page about drift shows
     (tmp_path / "own.yaml").write_text("thresholds: {component/seams: 1.0}")
     second = json.loads(run(app, [*options, "--policy", "own.yaml"]).stdout)
     old, new = validation["stages"]["component"], second["stages"]["component"]
@@ -66,6 +69,7 @@ def test_an_undecided_gate_names_the_key_that_brings_more_samples(gate, key):
 def test_a_bare_text_encoder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     validation = json.loads(run(app, [*BARE, "--text-encoder", "wordllama", "--run-dir", "run"]).stdout)
+    assert shown_rows(tmp_path / "run" / "embeddings.snapshot.safetensors", "embeddings", [0])[0].label
     assert validation["kind"] == "text_encoder" and validation["next"].startswith("sanakit swap-text-encoder")
     assert {"component/mask", "component/padding-side"} <= {
         g["gate"] for g in validation["stages"]["component"]["gates"]
@@ -78,6 +82,9 @@ def test_a_bare_text_encoder(tmp_path, monkeypatch):
         (("--stage", "smoke", "--base", "none", "--vae", "pca-f16c16"), "SK0104"),
         (("--stage", "component", "--base", "none"), "SK0104"),
         (("--stage", "component", "--vae", "pca-f16c16", "--policy", "strikt"), "SK0113"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--junit", "."), "SK0104"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--markdown", "."), "SK0104"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--set", "component.pictures=4"), "SK0104"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch, options, code):

@@ -4,8 +4,9 @@ import errno
 import sys
 from typing import NoReturn
 
-# what the system says when a folder cannot be used; any other OSError is a defect and keeps its traceback
-UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR}
+# what the system says when a file or folder cannot be used; any other OSError is a defect and keeps its traceback
+UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+UNUSABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
 
 
 def main() -> None:

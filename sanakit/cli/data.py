@@ -50,7 +50,7 @@ def encode(
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
     from sanakit.cli.view import progress_display
-    from sanakit.data import load_pictures
+    from sanakit.data import Pictures, load_pictures
     from sanakit.data.buckets import bucket_sizes
     from sanakit.data.cache import bucketed, embedding_job, latent_job, small_pictures
     from sanakit.drift.pictures import as_labels
@@ -73,16 +73,20 @@ def encode(
                 wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
             for some, size in wanted:
                 job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
-                keep: Callable[[list[int]], dict[str, Any]] = lambda chosen: {
-                    "pictures": small_pictures(some.subset(chosen), image_size, progress=progress),
-                    "labels": as_labels([some.names[i] for i in chosen]),
-                }
-                rows.append(_fill(job, out, "vae", str(vae), keep, autoencoder.normalize))
+
+                def shown(chosen: list[int], some: Pictures = some) -> dict[str, Any]:
+                    few = some.subset(chosen)
+                    return {
+                        "pictures": small_pictures(few, image_size, progress=progress),
+                        "labels": as_labels(few.names),
+                    }
+
+                rows.append(_fill(job, out, "vae", str(vae), shown, autoencoder.normalize))
         if encoder is not None:
             prompts = [caption for captions in pictures.captions for caption in captions]
             job = embedding_job(encoder, prompts, progress=progress)
-            keep = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
-            rows.append(_fill(job, out, "text_encoder", str(text_encoder), keep))
+            said = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
+            rows.append(_fill(job, out, "text_encoder", str(text_encoder), said))
     result = {"out": str(out), "pictures": len(pictures), "set_aside": len(pictures.ledger), "entries": rows}
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")

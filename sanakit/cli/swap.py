@@ -157,6 +157,9 @@ def run(
     from sanakit.gates.policy import gate_names, load_policy
 
     judge = load_policy(policy, gate_names())
+    for option, path in (("--junit", junit), ("--markdown", markdown)):
+        if path is not None and path.is_dir():
+            raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
 
     with STOP.installed(), rank_folder(run_dir) as folder:
         from sanakit.cli.view import print_plan, print_validation, progress_display

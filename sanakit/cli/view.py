@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -67,27 +68,12 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
 
 
 def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) -> None:
-    """The table of gates, the race, the verdict in one line with the cost so far, the next command."""
+    """A table of gates a stage, the race, the verdict in one line with the cost so far, the next command."""
     console = Console()
-    table = Table(title=_plain(f"{validation['base']} with {validation['candidate']}"), title_justify="left")
-    for column in ("gate", "metric", "value", "threshold", "margin", "verdict", "hint"):
-        table.add_column(column, justify="right" if column in ("value", "threshold", "margin") else "left")
-    for stage in validation["stages"].values():
-        for gate in stage["gates"]:
-            colour = COLOURS[gate["verdict"]]
-            room = margin(gate)
-            table.add_row(
-                _plain(gate["gate"]),
-                _plain(gate["metric"]),
-                _plain(reading(gate)),
-                bound(gate),
-                "" if room is None else f"{room:+.0%}" if abs(room) < 10 else "far" if room > 0 else "far off",
-                f"[{colour}]{gate['verdict']}[/]",
-                _plain(f"{gate['code']}: {advice(gate)}") if gate["verdict"] != "pass" else "",
-            )
-    console.print(table)
-    if validation.get("layers"):
-        console.print(_layers(validation["layers"]))
+    base = "" if validation["base"] == "none" else f" in {validation['base']}"
+    console.print(f"[bold]{_plain(validation['candidate'])}[/]{_plain(base)}", highlight=False)
+    for name, stage in validation["stages"].items():
+        console.print(_gates(name, stage))
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
@@ -125,6 +111,27 @@ def _layers(found: dict[str, Any]) -> Table:
         name = f"{row['layer']} ({', '.join(said)})" if said else str(row["layer"])
         more = f"{row['more']:+.3f} +- {row['noise']:.3f}" if row["more"] is not None else row["note"]
         table.add_row(name, _number(row["error"]), more)
+    return table
+
+
+def _gates(name: str, stage: dict[str, Any]) -> Table:
+    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value, the hint under both."""
+    table = Table(title=f"stage {name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
+    table.add_column("gate and metric", overflow="fold", ratio=1)
+    for column in ("value", "threshold", "margin", "verdict"):
+        table.add_column(column, justify="left" if column == "verdict" else "right", no_wrap=True)
+    for gate in stage["gates"]:
+        colour, room = COLOURS[gate["verdict"]], margin(gate)
+        told = f"[bold]{_plain(gate['gate'].removeprefix(f'{name}/'))}[/]\n[dim]{_plain(gate['metric'])}[/]"
+        if gate["verdict"] != "pass":
+            told += f"\n[{colour}]{_plain(gate['code'])}: {_plain(advice(gate))}[/]"
+        table.add_row(
+            told,
+            _plain(reading(gate).replace(" [", "\n[")),
+            bound(gate).replace("at least", ">=").replace("at most", "<="),
+            "" if room is None else f"{room:+.0%}" if abs(room) < 10 else "far" if room > 0 else "far off",
+            f"[{colour}]{gate['verdict']}[/]",
+        )
     return table
 
 
@@ -205,12 +212,9 @@ def _number(value: float | None) -> str:
 
 
 def _steps(row: dict[str, Any]) -> str:
-    def number(key: str) -> str:
-        return f"{row[key]:,.0f}" if row.get(key) is not None else "not in sight"
-
-    if row.get("predicted_steps_low") is None:
-        return number("predicted_steps")
-    return f"{number('predicted_steps')} ({number('predicted_steps_low')} to {number('predicted_steps_high')})"
+    steps, low, high = (row.get(f"predicted_steps{end}") for end in ("", "_low", "_high"))
+    known = "not in sight" if steps is None else f"{steps:,.0f}"
+    return known if low is None else f"{known} ({low:,.0f} to {'open' if high is None else f'{high:,.0f}'})"
 
 
 def _plain(text: str) -> str:

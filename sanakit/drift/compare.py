@@ -26,6 +26,7 @@ MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
 STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "band", "norms")
 # what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
 PCA = "PCA"
+OF_ROWS = ("outlier-pictures",)  # what these name are rows of the current side
 PLAN: dict[str, dict[str, Sequence[str] | str]] = {
     "latents": {
         "rank-max": STRUCTURED,
@@ -115,8 +116,13 @@ def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> l
             (first, second), names = projected, [f"component {k}" for k in range(projected[0].shape[1])]
         else:
             first, second, names = reference.matrix(*blocks), current.matrix(*blocks), reference.names(*blocks)
+        if name in OF_ROWS:
+            names = [f"row {row}" for row in current.rows]
         if first.shape[1]:
-            readings.append(DRIFT.get(name)(first, second, alpha, names=names, seed=seed))
+            found = DRIFT.get(name)(first, second, alpha, names=names, seed=seed)
+            if blocks == PCA and not found.where:
+                found = replace(found, where=f"all features, as {first.shape[1]} components")
+            readings.append(found)
     return readings
 
 

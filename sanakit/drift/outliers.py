@@ -57,7 +57,7 @@ def outlier_pictures(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
     """value: how many times the reference's largest distance the farthest current picture is away. p: are the r
-    farthest of the current side too many, for r of COUNTS, Bonferroni over r."""
+    farthest of the current side too many, for r of COUNTS, Bonferroni over r. names: of the current rows."""
     near, far = log_distances(thin(reference, MOST_ROWS, seed), current)
     order = np.argsort(-far)
     ranks = [r for r in COUNTS if r <= len(far)]
@@ -65,7 +65,8 @@ def outlier_pictures(
     p_values = [chance_of_so_many(r, far[order[r - 1]] - start, len(far), near) for r in ranks]
     p_value = min(1.0, min(p_values) * len(ranks))
     farthest = order[: ranks[int(np.argmin(p_values))]]
-    where = "rows " + ", ".join(str(int(i)) for i in farthest) if p_value <= alpha else ""
+    label = lambda i: names[i] if names else f"row {i}"
+    where = ", ".join(label(int(i)) for i in farthest) if p_value <= alpha else ""
     value = float(np.exp(far.max() - near.max()))
     return judged(
         "outlier-pictures", "farthest picture over the reference's farthest", value, p_value, alpha, where=where

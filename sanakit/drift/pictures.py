@@ -59,11 +59,15 @@ def shown_rows(source: Path, kind: str, rows: Sequence[int]) -> dict[int, Shown]
     found: dict[int, Shown] = {}
     for handle, path, start, count in _files(source, kind):
         for name, number, place in _places(handle, kind, rows, start, count):
-            row = found.get(number, Shown())
-            try:
-                found[number] = _with(row, name, handle.get_slice(name)[place : place + 1][0])
-            except (SafetensorError, ValueError, TypeError, IndexError) as error:
-                raise SanakitError("SK0701", f"{path}: `{name}`, row {place}: {error}") from error
+            stored = handle.get_slice(name)
+            shape, wanted = stored.get_shape(), "(N, H, W, 3)" if name.endswith("pictures") else "(N, bytes)"
+            right = len(shape) == 4 and shape[-1] == 3 if name.endswith("pictures") else len(shape) == 2
+            if stored.get_dtype() != "U8" or not right or place >= shape[0]:
+                raise SanakitError(
+                    "SK0701",
+                    f"{path}: `{name}` is {stored.get_dtype()} {tuple(shape)}, expected uint8 {wanted} of {count} rows",
+                )
+            found[number] = _with(found.get(number, Shown()), name, stored[place : place + 1][0])
     return found
 
 
@@ -113,12 +117,7 @@ def _places(handle: Any, kind: str, rows: Sequence[int], start: int, count: int)
 
 
 def _with(row: Shown, name: str, value: Tensor) -> Shown:
-    wanted = 3 if name.endswith("pictures") else 1
-    if value.dtype != torch.uint8 or value.ndim != wanted or (wanted == 3 and value.shape[-1] != 3):
-        raise ValueError(
-            f"{value.dtype} {tuple(value.shape)}, expected uint8 {'(H, W, 3)' if wanted == 3 else '(bytes,)'}"
-        )
-    if wanted == 3:
+    if name.endswith("pictures"):
         return replace(row, picture=value.numpy())
     return replace(row, label=bytes(value.tolist()).rstrip(b"\0").decode(errors="ignore"))
 

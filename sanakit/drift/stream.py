@@ -22,6 +22,7 @@ from sanakit.errors import SanakitError
 ALPHA = 0.05
 ROWS = 128  # kept of a look
 AT_ONCE = 16  # of a step
+COUNTERS = ("seen", "last", "sound", "outside")  # kept in a checkpoint
 FEWEST = 16  # rows of a look that a band is judged on
 CAUSES = {
     "latents": "data or preprocessing changed (crop, resize, colour order, another cache), as the VAE is frozen",
@@ -29,7 +30,8 @@ CAUSES = {
     "adapters": "the learning rate of the input or caption group is too high for aligned weights",
     "activations": "the core leaves what it had learnt: lower its learning rate, or train fewer groups",
     "generated": "clean estimates at little noise do not look like data: scale, shift or the output head",
-    "components": "an encoder in training moved farther than its band",
+    "components": "this part's learning rate is too high for the rest, trained on its old output, to follow: lower "
+    "text_encoder.learning_rate (train.learning_rate for a VAE), or widen monitors.bands",
 }
 
 
@@ -53,6 +55,10 @@ class Stream:
     bad: Tensor | None = None  # (C,) values that are not finite, since the last look
     seen: int = 0
     looked: list[int] = field(default_factory=list)  # steps of the looks that fed the e-process
+    last: int = 0  # step of the last look
+    sound: int = 0  # step of the last look inside the band
+    outside: int = 0  # step of the first look outside since then
+    since: int = 0  # the step before which nothing spoke of what the last report alarms about
 
     def __post_init__(self) -> None:
         parts = self.reference if isinstance(self.reference, list) else [self.reference]
@@ -86,11 +92,19 @@ class Stream:
 
     def report(self, step: int) -> list[Reading]:
         """Readings over what was kept since the last look; none where that is nothing."""
+        self.since = step
         if not self.kept:
             return []
         readings = self._nonfinite(step)
+        self.since, self.last = self.last if readings else step, step
         rows, _ = features(self.kept, self.blocks)
         self.kept.clear()
+        if rows.shape[1] != self.base.shape[1]:
+            raise SanakitError(
+                "SK0702",
+                f"{self.name}: the two fingerprints differ in features: {self.base.shape[1]} of the reference against "
+                f"{rows.shape[1]} of the stream: other channels, or another width",
+            )
         rows = rows[np.isfinite(rows).all(1)]
         rows = rows[np.sort(np.random.default_rng(step).permutation(len(rows))[:ROWS])]
         if self.process:
@@ -109,7 +123,8 @@ class Stream:
                 value=float(bad.sum()),
                 threshold=0.0,
                 alarm=True,
-                where=f"most in channel {worst} ({int(bad[worst])}); likely cause: overflow in half precision",
+                where=": ".join(part for part in (self.where, f"most in channel {worst} ({int(bad[worst])})") if part)
+                + f", since step {self.last + 1}; likely cause: overflow in half precision",
                 step=step,
             )
         ]
@@ -119,13 +134,16 @@ class Stream:
         found = process.add(rows)
         p_value = min(1.0, 1 / found.highest)
         since = self.looked[found.since] if self.looked else step
+        alarm = p_value <= self.alpha
+        if alarm:
+            self.since = min(self.since, self.looked[found.since - 1] if found.since else 0)
         return [
             self._reading(
                 f"{self.name}: largest shift of the stream in ranks, in sd (e-process)",
                 found.effect,
                 found.ci_low if np.isfinite(found.ci_low) else None,
                 found.ci_high if np.isfinite(found.ci_high) else None,
-                p_value <= self.alpha,
+                alarm,
                 f"{self.names[found.column]}, since step {since}",
                 step,
                 p_value=p_value,
@@ -136,9 +154,12 @@ class Stream:
         found = equivalence(self.base, rows, self.band, self.alpha / self.looks, names=self.names)
         title = f"{self.name}: largest effect, in sd, against a band of {self.band:g} (equivalence, {found.verdict})"
         alarm = found.verdict == "outside"
-        return [
-            self._reading(title, found.effect, found.ci_low, found.ci_high, alarm, f"{found.where}, at this look", step)
-        ]
+        if alarm:
+            self.outside, self.since = self.outside or step, min(self.since, self.sound)
+        else:
+            self.outside, self.sound = 0, step
+        when = f"since step {self.outside}" if alarm else "at this look"
+        return [self._reading(title, found.effect, found.ci_low, found.ci_high, alarm, f"{found.where}, {when}", step)]
 
     def _reading(
         self,
@@ -166,16 +187,9 @@ class Stream:
             step=step,
         )
 
-    @property
-    def since(self) -> int:
-        """The step before which nothing spoke of drift; 0 when none is known."""
-        if not (self.process and self.looked):
-            return 0
-        return self.looked[self.process.evidence().since - 1] if self.process.evidence().since else 0
-
     def tensors(self, key: str) -> dict[str, Tensor]:
         """For a checkpoint: evidence so far, and what was kept since the last look."""
-        found = {f"{key}.seen": torch.tensor(self.seen)}
+        found = {f"{key}.{name}": torch.tensor(getattr(self, name)) for name in COUNTERS}
         for number, (values, mask) in enumerate(self.kept):
             found[f"{key}.kept.{number:04}"] = values.cpu()
             if mask is not None:
@@ -193,7 +207,9 @@ class Stream:
     def restore(self, tensors: dict[str, Tensor], key: str) -> None:
         """To what `tensors` said; to the start where they say nothing."""
         part = lambda name: tensors.get(f"{key}.{name}")
-        self.seen, self.bad, self.looked = int(tensors.get(f"{key}.seen", 0)), part("bad"), []
+        self.bad, self.looked = part("bad"), []
+        for name in COUNTERS:
+            setattr(self, name, int(tensors.get(f"{key}.{name}", 0)))
         names = sorted(name for name in tensors if name.startswith(f"{key}.kept."))
         self.kept = [(tensors[name], tensors.get(name.replace(".kept.", ".mask."))) for name in names]
         if self.process:

@@ -1,8 +1,9 @@
 """Thresholds of gates as a policy: `default`, `strict`, or a YAML file that overrides single gates.
 
-Component gates stand outside everything that clean systems read in A/A runs (experiments/calibrate_gates.py; the worst
-clean reading of each, with its bootstrap interval, is in docs/gates.md), with room to the planted faults; strict leaves
-less room, and still no clean run beyond it. Smoke and full gates compare two sides, so most of their thresholds are zero.
+A threshold is either what the gate's words mean (DEFINITIONS), or it stands between what clean systems read in A/A runs
+(experiments/calibrate_gates.py) and the nearest planted fault (experiments/fault_catalogue.py): beyond the 95% quantile of
+the worst clean system by at least the way from its median to that quantile, twice that way for `default`. docs/gates.md has
+both readings of every gate.
 """
 
 from collections.abc import Sequence
@@ -39,14 +40,14 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "component/prompts-kept": (0, 0),
     "component/mask": (0.9, 0.7),
     "component/padding-side": (0.5, 0.75),
-    "component/padding": (1e-3, 1e-4),
+    "component/padding": (0.06, 0.03),
     "component/instruction": (1e-3, 1e-2),
-    "component/null": (1e-3, 1e-4),
+    "component/null": (0.15, 0.07),
     "component/tokens-differ": (0.99, 0.97),
     "component/prompts-differ": (0.98, 0.95),
     "component/truncation": (0.05, 0.01),
-    "smoke/base": (0, 0.05),
-    "smoke/mask": (-0.01, -0.005),
+    "smoke/base": (0, 0),
+    "smoke/mask": (-0.05, -0.02),
     "smoke/data-order": (1, 1),
     "smoke/flow-shift": (1.2, 1.1),
     "smoke/moved": (0, 0),
@@ -59,10 +60,34 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "full/latent-drift": (0, 0),
     "full/progress": (0, 0),
     "full/prompt-effect": (0, 0),
-    "full/samples": (0.7, 0.5),
+    "full/samples": (0.9, 0.7),
     "full/quality": (1.25, 1.1),
     "tune/equivariance": (0, 0),
     "tune/reconstruction": (0, 0),
+}
+DEFINITIONS: dict[str, str] = {
+    "component/finite-latents": "none may be NaN or Inf",
+    "component/geometry": "what is measured is what is declared",
+    "component/repeatable-latents": "numerical identity, the same batch twice",
+    "component/normalisation": "numerical identity",
+    "component/finite-embeddings": "none may be NaN or Inf",
+    "component/hidden-states": "the width is the hidden states', not the vocabulary's",
+    "component/repeatable-embeddings": "numerical identity, the same batch twice",
+    "component/prompts-kept": "none may be lost",
+    "component/truncation": "a tolerance: the share of cut prompts that one bears",
+    "smoke/base": "better than knowing nothing but the latents' power",
+    "smoke/data-order": "an epoch is every picture once",
+    "smoke/moved": "none may stand still or stray",
+    "smoke/alignment": "better than a fresh start, paired",
+    "smoke/progress": "better than the start, paired",
+    "smoke/prompt-effect": "better than no prompt, paired",
+    "smoke/within-reach": "a tolerance: what a short race calls near",
+    "full/latent-drift": "none; the monitors bound false alarms by monitors.alpha a run",
+    "full/progress": "better than the start, paired",
+    "full/prompt-effect": "better than no prompt, paired",
+    "full/quality": "a tolerance: the base's error and a quarter, strict a tenth",
+    "tune/equivariance": "better than before, paired",
+    "tune/reconstruction": "a tolerance: 1 dB, in the metric",
 }
 BUILTIN = ("default", "strict")
 

@@ -19,8 +19,9 @@ def full_progress(evidence: Evidence) -> GateResult | None:
 
 
 def _progress(evidence: Evidence, gate: str) -> GateResult | None:
-    """Paired over held-out pictures: the untouched naive start against the end of training."""
-    if "end_losses" not in evidence:
+    """Paired over held-out pictures: the untouched naive start against the end of training. A start that is the base's
+    own quality already has nothing to gain: there the quality gate judges alone."""
+    if "end_losses" not in evidence or evidence.get("start_at_base"):
         return None
     value, ci = interval(np.asarray(evidence["start_losses"]) - np.asarray(evidence["end_losses"]))
     return gate_result(

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sanakit.errors import SanakitError
 from sanakit.reporting.charts import is_number, legend, line_chart
-from sanakit.reporting.folder import read_json
+from sanakit.reporting.folder import read_as_run, read_json
 from sanakit.reporting.page import environment, write_html
 
 Row = dict[str, Any]
@@ -19,13 +18,16 @@ def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
     """One row a run, best first: verdict, then the error over the base's. Raises SK0109 for a folder that is no run."""
     rows = [_row(path) for path in dict.fromkeys(p.resolve() for p in run_dirs)]
     far = lambda row: row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
-    rows.sort(key=lambda row: (ORDER.index(row["verdict"]) if row["verdict"] in ORDER else 9, far(row), row["run"]))
+    rows.sort(key=lambda row: (ORDER.index(row["verdict"]), far(row), row["run"]))
     return [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
 
 
 def _row(path: Path) -> Row:
-    if not (path / "validation.json").is_file():
-        raise SanakitError("SK0109", f"{path} holds no validation.json")
+    with read_as_run(path):
+        return _read(path)
+
+
+def _read(path: Path) -> Row:
     validation: Row = read_json(path / "validation.json", {})
     race: Row = read_json(path / "strategy.json", {})
     stages: Row = validation.get("stages") or {}
@@ -40,7 +42,7 @@ def _row(path: Path) -> Row:
         "kind": validation.get("kind", ""),
         "base": validation.get("base", ""),
         "candidate": validation.get("candidate", ""),
-        "verdict": validation.get("verdict", "inconclusive"),
+        "verdict": ORDER[ORDER.index(validation.get("verdict", "inconclusive"))],
         "stages": {name: stage.get("verdict") for name, stage in stages.items()},
         "not_passed": [f"{g['gate']} ({g['code']})" for g in gates if g["verdict"] != "pass"],
         "gates": len(gates),

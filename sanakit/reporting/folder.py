@@ -3,12 +3,28 @@
 import base64
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from jinja2 import UndefinedError
+
+from sanakit.errors import SanakitError
 
 Row = dict[str, Any]
 
 IMAGES = {".png": "image/png", ".webp": "image/webp"}
+
+
+@contextmanager
+def read_as_run(run_dir: Path) -> Iterator[None]:
+    """Raises SK0109 for a folder that is no run, or that holds what no run writes."""
+    if not (run_dir / "validation.json").is_file():
+        raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, UndefinedError) as error:
+        raise SanakitError("SK0109", f"{run_dir} does not read as a run: {type(error).__name__}: {error}") from error
 
 
 def read_text(path: Path) -> str:
@@ -16,7 +32,16 @@ def read_text(path: Path) -> str:
 
 
 def read_json(path: Path, default: Any) -> Any:
-    return json.loads(read_text(path)) if path.is_file() else default
+    """The file's content, of the default's type where there is one. ValueError names the file."""
+    if not path.is_file():
+        return default
+    try:
+        found = json.loads(read_text(path))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from error
+    if default is not None and not isinstance(found, type(default)):
+        raise ValueError(f"{path.name} holds {type(found).__name__}, expected {type(default).__name__}")
+    return found
 
 
 def read_lines(path: Path) -> list[Row]:

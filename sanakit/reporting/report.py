@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import Any
 
-from sanakit.errors import SanakitError
 from sanakit.reporting.component import (
     MEASURED,
     channel_charts,
@@ -14,7 +13,7 @@ from sanakit.reporting.component import (
     measured_layers,
     similarity_maps,
 )
-from sanakit.reporting.folder import figures, flattened, read_json, read_lines, read_text
+from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.steps import READING, drift_charts
@@ -38,9 +37,9 @@ GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""
 
 def write_report(run_dir: Path, out: Path) -> Path:
     """Write one self-contained file. Raises SK0109 when the folder is no run; other missing files leave sections out."""
-    if not (run_dir / "validation.json").is_file():
-        raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
-    return write_html(environment().get_template("template.html.j2").render(collect(run_dir)), out)
+    with read_as_run(run_dir):
+        html = environment().get_template("template.html.j2").render(collect(run_dir))
+    return write_html(html, out)
 
 
 def collect(run_dir: Path) -> Row:

@@ -1,6 +1,5 @@
 """A training run under way: what its steps leave behind beside the weights (rows, readings, samples, checkpoints)."""
 
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,16 +11,13 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import Saver, load_checkpoint
-from sanakit.drift.features import embedding_blocks
+from sanakit.checkpoint import Saver
 from sanakit.evaluate import HeldOut
-from sanakit.monitors import STILL, MonitorRequest, Monitors
+from sanakit.monitors import STILL, Monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import Strategy
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.gradual import SETTLED
-from sanakit.swap.moving import MovingMonitor
-from sanakit.swap.resume import good_checkpoint
 from sanakit.swap.settings import flat_config
 from sanakit.tracking import Trackers
 from sanakit.train import Batch, TrainOptions, TrainState, check_movement
@@ -37,8 +33,8 @@ MOVED_BY = 10  # steps after which a trained parameter that stands still is an e
 class Course:
     """Bookkeeping of one run; `after_step` is what the loop calls.
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. moving: the monitor of a text
-    encoder that is trained. evaluate: held-out errors of the system as it is now.
+    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors of
+    the system as it is now.
     """
 
     swap: "Swap"
@@ -50,16 +46,13 @@ class Course:
     facts: dict[str, Any]
     untouched: dict[str, str]
     monitors: Monitors
-    moving: MovingMonitor | None
     evaluate: Callable[[], HeldOut]
     losses: list[float] = field(init=False)  # since the last look
     drift_alarms: int = field(init=False)
 
     def __post_init__(self) -> None:
         config, rows = self.swap.config, self.state.history
-        for watched in (self.monitors, self.moving):
-            if watched is not None:
-                watched.restore(self.state.extras)
+        self.monitors.restore(self.state.extras)
         self.losses = self.state.extras.get("losses", torch.empty(0)).tolist()
         self.drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in rows)
         self.look_every = max(1, self.options.max_steps // config.monitors.looks)
@@ -92,9 +85,8 @@ class Course:
         self.state.history += [{"file": file, "row": row} for row in rows]
 
     def save(self) -> None:
-        own = self.moving.tensors() if self.moving else {}
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        self.state.extras = self.monitors.tensors() | own | {"losses": losses}
+        self.state.extras = self.monitors.tensors() | {"losses": losses}
         self.saver.save(self.state.module, self.state, self.facts)
 
     def save_if_stopped(self) -> None:
@@ -102,15 +94,6 @@ class Course:
         step = self.state.step
         if self.state.stopped and step % self.swap.config.train.checkpoint_every and step != self.options.max_steps:
             self.save()
-
-    def roll_back(self, request: MonitorRequest) -> None:
-        """To the newest checkpoint from before the drift, at half the learning rate. Raises SK0511."""
-        self.saver.close()
-        load_checkpoint(good_checkpoint(self.checkpoints, request), self.state.module, self.state, self.facts)
-        self.saver = Saver(self.checkpoints, asynchronous=self.swap.config.train.async_checkpoints)
-        self.monitors.restore(self.state.extras)
-        self.monitors.factor *= 0.5
-        print(f"monitor: back to step {self.state.step}, learning rate times {self.monitors.factor:g}", file=sys.stderr)
 
     def close(self) -> None:
         self.saver.close()
@@ -121,9 +104,6 @@ class Course:
         self.losses.append(loss)
         if not self.strategy.teacher:  # what the base draws is no sample of the data
             self.monitors.observe(batch, predicted)
-        if self.moving:
-            said = torch.tensor([text != "" for text in batch.texts])
-            self.moving.observe(embedding_blocks(batch.prompt.embeds.cpu()[said], batch.prompt.mask.cpu()[said]))
 
     def _log(self, step: int, loss: float) -> None:
         now, every = time.perf_counter(), self.swap.config.train.log_every
@@ -148,7 +128,6 @@ class Course:
         readings = [] if self.strategy.teacher else self.monitors.report(step)
         self.drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
         request = self.monitors.act(readings)
-        readings += self.moving.report(step) if self.moving else []
         self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
         found = self.evaluate()
         row = {"stage": "full", "strategy": self.strategy.name, "step": step}
@@ -162,7 +141,7 @@ class Course:
             raise request
 
     def _draw(self, step: int) -> None:
-        if self.moving:
+        if self.state.encoder is not None:
             self.system.null = self.system.text_encoder.null()
         seed = self.swap.config.train.seed
         drawn = sample_images(self.system, self.swap.sample_prompts()[:SAMPLES], seed=seed)

@@ -13,11 +13,10 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, preflight
 from sanakit.data.cache import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
-from sanakit.drift.features import embedding_blocks
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.interop.lora import save_lora
-from sanakit.monitors import MonitorRequest, make_monitors
+from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import Strategy
 from sanakit.swap.course import Course
@@ -26,9 +25,8 @@ from sanakit.swap.figures import save_grid
 from sanakit.swap.gradual import join_gradually
 from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.moving import MovingMonitor
 from sanakit.swap.plan import build
-from sanakit.swap.resume import drop_later, pick_up, resume_facts
+from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.train import check_movement, fit, layer_groups, learning_rate_at, new_state, parameter_digests
@@ -80,6 +78,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     write_model(swap, system, strategy.name, end, joint=encoder is not None)
     return {
         "start_losses": start.losses.mean(0).numpy(),
+        "start_at_base": swap.target.reached(start),
         "end_losses": end.losses.mean(0).numpy(),
         "conditional_gain": conditional_gain(system, now, count=count).numpy(),
         "relative_error": swap.target.relative(end),
@@ -140,9 +139,8 @@ def train(
         facts=facts,
         untouched=untouched,
         monitors=make_monitors(
-            config.monitors, system, stream, base, options, latents=reference, frozen_text=encoder is None
+            config.monitors, system, stream, base, options, latents=reference, trained_text=encoder is not None
         ),
-        moving=MovingMonitor("embeddings", reference_embeddings(data)) if encoder else None,
         evaluate=evaluate,
     )
     draw = None
@@ -153,14 +151,7 @@ def train(
     rate = lambda step, options: course.monitors.factor * learning_rate_at(step, options)
     go_on = lambda: fit(system, stream, options, state, after_step=course.after_step, rate=rate, draw=draw, watch=watch)
     try:
-        try:
-            go_on()
-        except MonitorRequest as request:
-            course.roll_back(request)
-            try:
-                go_on()
-            except MonitorRequest as again:
-                raise SanakitError("SK0511", f"after a roll-back: {again}") from again
+        watched(go_on, state, course.monitors, course.saver, facts)
         course.save_if_stopped()
     finally:
         watch.close()
@@ -208,10 +199,3 @@ def reference_latents(stream: LatentDataset) -> list[Tensor]:
     share = REFERENCE / len(stream)
     chosen = [m[torch.linspace(0, len(m) - 1, max(1, round(share * len(m)))).long()] for m in stream.members]
     return [stream.draw(rows, torch.zeros_like(rows), torch.Generator(), rows) for rows in chosen]
-
-
-def reference_embeddings(data: LatentDataset) -> dict[str, Tensor]:
-    """Blocks of captions as the text encoder gave them at the start."""
-    total = len(data.captions)
-    rows = torch.linspace(0, total - 1, min(REFERENCE, total)).long()
-    return embedding_blocks(data.captions.embeds[rows].float(), data.captions.mask[rows])

@@ -42,6 +42,10 @@ class Target:
     base: np.ndarray
     tolerance: float
 
+    def reached(self, result: HeldOut) -> bool:
+        """Is the mean relative error within the tolerance?"""
+        return bool(self.relative(result).mean() <= self.tolerance * self.base.mean())
+
     def relative(self, result: HeldOut) -> np.ndarray:
         """Relative error of every held-out picture. (N,)"""
         return (self.weights @ result.losses.double().numpy() - self.floor) / self.unit

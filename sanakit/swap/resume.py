@@ -1,13 +1,15 @@
 """Going on with an earlier run: what must agree, which checkpoint is taken, and which rows are left out."""
 
 import json
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sanakit.checkpoint import latest, load_checkpoint, set_aside
+from sanakit.checkpoint import Saver, latest, load_checkpoint, set_aside
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest
+from sanakit.monitors import MonitorRequest, Monitors
 from sanakit.swap.settings import flat_config
 from sanakit.train import TrainState
 
@@ -56,6 +58,27 @@ def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
     if not found:
         raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
     return found[-1]
+
+
+def watched(
+    go_on: Callable[[], object], state: TrainState, monitors: Monitors, saver: Saver, facts: dict[str, Any]
+) -> None:
+    """Train; where a monitor asks for it go back once, and on from there at half the learning rate.
+
+    Raises SK0511 for the action `stop`, without a checkpoint to go back to, and for the second roll-back.
+    """
+    try:
+        go_on()
+    except MonitorRequest as request:
+        saver.wait()
+        load_checkpoint(good_checkpoint(saver.folder, request), state.module, state, facts)
+        monitors.restore(state.extras)
+        monitors.factor *= 0.5
+        print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+        try:
+            go_on()
+        except MonitorRequest as again:
+            raise SanakitError("SK0511", f"after a roll-back: {again}") from again
 
 
 def drop_later(run: "RunFolder", step: int) -> None:

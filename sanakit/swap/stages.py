@@ -158,12 +158,13 @@ def smoke(swap: Swap) -> list[GateResult]:
     start = (naive or best).results[0]
     evidence: dict[str, Any] = {
         "start_losses": start.losses.mean(0).numpy(),
+        "start_at_base": swap.target.reached(start),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
         "steps_that_tell": more,
-        "forecast_arrives": bool(best.forecast and np.isfinite(best.forecast.steps)),
+        "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     } | wiring
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()

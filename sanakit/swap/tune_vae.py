@@ -21,15 +21,22 @@ from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.distributed import barrier, exit_code
-from sanakit.drift.features import latent_blocks
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
+from sanakit.monitors import Monitors, component_stream
 from sanakit.swap.component import psnr
-from sanakit.swap.moving import MovingMonitor
-from sanakit.swap.resume import pick_up, resume_facts
+from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
 from sanakit.tracking import Trackers
-from sanakit.train import TrainOptions, check_movement, descend, new_state, own_rows, parameter_digests
+from sanakit.train import (
+    TrainOptions,
+    check_movement,
+    descend,
+    learning_rate_at,
+    new_state,
+    own_rows,
+    parameter_digests,
+)
 from sanakit.vaes import VAE
 from sanakit.watch import Watch
 
@@ -126,12 +133,13 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
         run.append(row["file"], [row["row"]])
     preflight(checkpoints, checkpoint_bytes(model, state))
     reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
-    monitor = MovingMonitor("latents", latent_blocks(reference))
-    monitor.restore(state.extras)
+    look_every = max(1, options.max_steps // config.monitors.looks)
+    component = component_stream(config.monitors, "VAE", look_every, reference)
+    monitors = Monitors(config.monitors, component=component, device=vae.latents_mean.device)
+    monitors.restore(state.extras)
     trackers = Trackers(config.train.report_to, run.path, flat_config(config))
     saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    look_every = max(1, options.max_steps // config.monitors.looks)
 
     def objective(part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
         assert state.model is not None
@@ -143,28 +151,34 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
         state.history += [{"file": file, "row": row} for row in rows]
 
     def save() -> None:
-        state.extras = monitor.tensors()
+        state.extras = monitors.tensors()
         saver.save(model, state, facts)
 
     def after_step(step: int, loss: float, parts: list[Pictured], raw: Tensor) -> None:
         swap.progress("training the VAE", step, options.max_steps)
         if step - 1 in state.skipped:
             record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
-        monitor.observe(latent_blocks(swap.candidate.normalize(raw.cpu())))
+        elif component is not None:
+            component.observe(swap.candidate.normalize(raw[: component.wanted].cpu()))
         if step % look_every == 0:
             now = measured(vae, images)
-            readings = monitor.report(step)
+            readings = monitors.report(step)
+            request = monitors.act(readings)
             record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
             base = {"stage": "full", "strategy": "vae", "step": step, "by_sigma": None}
             values = {"psnr": float(now[0].mean()), "equivariance_error": float(now[1].mean())}
             record("metrics.jsonl", [base | {"split": "train", "loss": loss}, base | {"split": "vae"} | values])
             trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
+            if request:
+                raise request
         if step % config.train.checkpoint_every == 0 or step == options.max_steps:
             save()
 
     draw = lambda step: draw_pictures(swap, options, step, cells)
+    rate = lambda step, options: monitors.factor * learning_rate_at(step, options)
+    go_on = lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch)
     try:
-        descend(draw, objective, options, state, after_step=after_step, watch=watch)
+        watched(go_on, state, monitors, saver, facts)
         if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
             save()
     finally:
