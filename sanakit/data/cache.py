@@ -121,11 +121,11 @@ def latent_job(
 
 def small_pictures(pictures: Pictures, size: int, *, progress: Progress = silent) -> Tensor:
     """(N, s, s, 3) uint8, s at most drift.pictures.SIDE: what a page about drift shows; training never reads it."""
-    parts = []
-    for start in range(0, len(pictures), PROMPT_BATCH):
-        stop = min(start + PROMPT_BATCH, len(pictures))
-        parts.append(torch.from_numpy(pictures.subset(range(start, stop)).pixels(min(size, SIDE))))
-        progress("keeping small pictures", stop, len(pictures))
+    parts, rows = [], range(len(pictures))
+    chunks = [rows[start : start + PROMPT_BATCH] for start in range(0, len(rows), PROMPT_BATCH)]
+    for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(min(size, SIDE)), _decoders()):
+        parts.append(torch.from_numpy(pixels))
+        progress("keeping small pictures", chunk.stop, len(pictures))
     return torch.cat(parts)
 
 
