@@ -120,7 +120,7 @@ def encode(repeats: int) -> list[Row]:
 
     By processor time all threads count; by the wall clock the decoding threads have the machine's other core.
     """
-    vae, chosen = load_vae("dc-f16c16"), pictures().subset(range(256))
+    vae, chosen = load_vae("dc-f16c16"), pictures().subset(range(1024))
     images = to_images(chosen.pixels(96)).split(BATCH_SIZE)
 
     def bare():

@@ -88,7 +88,8 @@ def latent_job(
     sides = (size, size) if isinstance(size, int) else size
 
     def encode(images: Tensor) -> dict[str, Tensor]:
-        means, stds = zip(*[vae.encode_posterior(view) for view in (images, images.flip(-1))[:views]], strict=True)
+        seen = (images, images.flip(-1)) if mirror else (images,)
+        means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
         found = {"raw_latents": torch.stack(means, 1)}
         return found if stds[0] is None else found | {"raw_std": torch.stack(stds, 1).bfloat16()}
 
