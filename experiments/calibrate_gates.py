@@ -1,7 +1,7 @@
 """A/A calibration: what every gate reads of clean systems (clean_runs.py), against its thresholds.
 
 python experiments/calibrate_gates.py    then python experiments/write_docs.py
-About 20 minutes on one core. Each system is kept under runs/calibration as soon as it is measured; the same command
+About seven minutes on one core. Each system is kept under runs/calibration as soon as it is measured; the same command
 goes on after an interruption, and measures again what hangs on another base core. Writes
 experiments/results/gate_calibration.json.
 

@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from sanakit import train
+from sanakit import batches, train
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import latest, load_checkpoint, preflight, save_checkpoint
 from sanakit.config import make_config
@@ -858,7 +858,7 @@ def everything(system: LatentDiffusion) -> list[dict[str, Any]]:
 )
 def order(world: World) -> list[GateResult]:
     system, data = world.small_system()
-    with patched(train, "batch_indices", lambda total, size, step, seed: torch.arange(size) % total):
+    with patched(batches, "batch_indices", lambda total, size, step, seed: torch.arange(size) % total):
         return run_gates("smoke", course_evidence(system, data, OPTIONS))
 
 
@@ -882,8 +882,10 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def shifted(world: World) -> list[GateResult]:
     system, data = world.small_system()
     system.flow_shift = 3.0
-    own = train.sample_sigmas
-    with patched(train, "sample_sigmas", lambda count, *, shift, generator: own(count, shift=1.0, generator=generator)):
+    own = batches.sample_sigmas
+    with patched(
+        batches, "sample_sigmas", lambda count, *, shift, generator: own(count, shift=1.0, generator=generator)
+    ):
         return run_gates("smoke", course_evidence(system, data, OPTIONS))
 
 

@@ -74,6 +74,8 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     console.print(f"[bold]{_plain(validation['candidate'])}[/]{_plain(base)}", highlight=False)
     for name, stage in validation["stages"].items():
         console.print(_gates(name, stage))
+    if validation.get("layers"):
+        console.print(_layers(validation["layers"]))
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
