@@ -2,15 +2,14 @@
 
 Stage component: each VAE and text encoder on random halves of the same pictures or prompts, in fp32 and in bf16. Smoke:
 the base against itself on disjoint held-out pictures, seeds of the order of the data and of samples. Smoke and full
-from end to end: the base's own VAE and text encoder swapped in again as if they were new, and near swaps (the VAE at
-another scale, the text encoder without its last layer), each with several seeds.
+from end to end: the base's own VAE and text encoder swapped in again as if they were new, and the VAE at another scale,
+each with several seeds. No other encoder is here: whether it reaches the base's quality is what the gates are asked.
 """
 
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -91,7 +90,6 @@ def pieces(halves: int, seeds: int) -> list[Piece]:
         "own VAE swapped in": {"vae": {"name": "OWN"}},
         "own VAE at 1.25 of its scale": {"vae": {"name": "OWN", "scaling_factor": 1.25}},
         "own text encoder swapped in": {"text_encoder": {"name": "OWN"}},
-        "own text encoder without its last layer": {"text_encoder": {"name": "CUT"}},
     }
     ends = [
         Piece(system=name, stage="smoke and full", size=seeds, measure=lambda w, v=values: end_to_end(w, v, seeds))
@@ -175,10 +173,8 @@ def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Reading
         values["vae"]["name"] = card["vae"]
         if "scaling_factor" in values["vae"]:
             values["vae"]["scaling_factor"] *= float(1 / world.base.vae.latents_std.mean())
-    elif values["text_encoder"]["name"] == "OWN":
-        values["text_encoder"]["name"] = card["text_encoder"]
     else:
-        values["text_encoder"]["name"] = f"path:{cut_encoder(world)}"
+        values["text_encoder"]["name"] = card["text_encoder"]
     race = {"budget_steps": BUDGET, "held_out": CHUNK, "strategies": ("finetune", "naive"), "rates": (0.25,)}
     values |= {"smoke": race, "train": {"batch_size": BATCH, "max_steps": STEPS}}
     first = prepare(make_config(values), world.fresh("swap"), lambda label, done, total: None)
@@ -188,14 +184,3 @@ def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Reading
         swap.run = RunFolder.open(swap.config, world.fresh(f"swap-{seed}"))
         yield smoke(swap)
         yield full(swap)
-
-
-def cut_encoder(world: CleanWorld) -> Path:
-    encoder: Any = copy.deepcopy(world.base.text_encoder)
-    folder = world.fresh("cut-encoder")
-    layers = encoder.model.encoder.layer
-    encoder.model.encoder.layer = layers[:-1]
-    encoder.model.config.num_hidden_layers = len(layers) - 1
-    encoder.model.save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-    return folder
