@@ -44,6 +44,7 @@ CURVES = RESULTS / "decision_study"
 BUDGET = 100
 PICTURES = 128
 NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
+RUN_ON = 2000  # steps of scratch that say something where it did not get there
 MARGIN = 0.02  # an arm goes on until it is this far below the target
 STRATEGY_NAMES = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
 
@@ -308,6 +309,7 @@ def summary() -> None:
         row["scratch_ratio"]
         for row in rows
         if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["scratch_ratio"] is not None
+        if not row["steps"][row["truth"]] or row["steps"]["scratch"] or row["run_to"]["scratch"] >= RUN_ON
     ]
     widths = [
         f["predicted_steps_high"] / max(f["predicted_steps_low"], 1)
