@@ -9,7 +9,6 @@ command line), so that neighbours on the machine matter less; disk waits are the
 import argparse
 import io
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -32,7 +31,7 @@ from sanakit.core.attention import set_kernel_attention
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.core.feed_forward import set_kernel_feed_forward
 from sanakit.data import load_pictures
-from sanakit.data.base import cache_dir, decode
+from sanakit.data.base import decode
 from sanakit.data.cache import BATCH_SIZE, build_dataset, raw_latents, to_images
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.kernels.linear_attention import linear_attention
@@ -158,21 +157,16 @@ def decoding(repeats: int) -> list[Row]:
 
 
 def cache_read(repeats: int) -> list[Row]:
-    vae = load_vae("pca-f16c32")
-    before = set(cache_dir().glob("latents-*"))
+    vae, chosen = load_vae("pca-f16c32"), pictures()
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["SANAKIT_CACHE"] = folder
-        try:
-            raw_latents(vae, pictures(), 96)
-            path = next(cache_dir().glob("latents-*"))
-            assert path not in before
-            return [
-                compare("cache read, 1,024 pictures", lambda: raw_latents(vae, pictures(), 96), lambda: load_file(path),
-                        meaning="of a bare read's throughput (the rest hashes pictures and weights)",
-                        against="safetensors load_file", repeats=repeats)
-            ]  # fmt: skip
-        finally:
-            del os.environ["SANAKIT_CACHE"]
+        read = lambda: raw_latents(vae, chosen, 96, cache=Path(folder))
+        read()
+        shards = sorted(Path(folder).glob("latents-*/*.safetensors"))
+        return [
+            compare(f"cache read, {len(chosen):,} pictures", read, lambda: [load_file(shard) for shard in shards],
+                    meaning="of a bare read's throughput (the rest hashes pictures and weights)",
+                    against="safetensors load_file", repeats=repeats)
+        ]  # fmt: skip
 
 
 def alignment(repeats: int) -> list[Row]:

@@ -2,6 +2,7 @@
 
     python experiments/study_world.py base dc-minilm                 # once: the bases, and `candidates`
     python experiments/decision_study.py run dc-minilm vae dc-f16c16 # one swap; adds its curves
+    python experiments/decision_study.py scratch dc-f16c16           # scratch alone, on tiny-sana
     python experiments/decision_study.py summary                     # decisions, rates and intervals over all curves
 
 Fair arms: every trained strategy starts at several learning rates (its own times 1/4, 1, 2); the best after a quarter
@@ -151,6 +152,30 @@ def run(args: argparse.Namespace) -> None:
         f"--max-steps {args.max_steps} --far-steps {args.far_steps} --scratch-steps {args.scratch_steps}",
     }
     (CURVES / f"{name}.json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def run_scratch(args: argparse.Namespace) -> None:
+    """Scratch alone on tiny-sana: is the embedded world hard enough to tell strategies apart?"""
+    values = {"base": "tiny-sana", "vae": {"name": args.candidate}, "smoke": {"held_out": PICTURES}}
+    config = make_config(values)
+    swap = Swap(config=config, run=RunFolder(Path(), config))
+    strategy, (train, test), (base_train, _) = STRATEGIES.get("scratch"), swap.candidate_data, swap.base_data
+    start = build(swap.base_system, swap.candidate, strategy, train, base_train, seed=0)[0]
+    course = Course(data=train, test=test, target=swap.target, count=PICTURES)
+    arm = at_best_rate(course, strategy, start, budget=BUDGET, rates=args.rates)
+    for step in looks(args.steps):
+        advance(course, arm, step)
+        print(f"step {step}: error {arm.error:.3f}, reached at {swap.target.tolerance}", flush=True)
+    found = {
+        "base": "tiny-sana",
+        "candidate": args.candidate,
+        "tolerance": swap.target.tolerance,
+        "rates": arm.scores["rates"],
+        "steps": arm.steps,
+        "errors": arm.errors.mean(1).round(4).tolist(),
+        "command": f"python experiments/decision_study.py scratch {args.candidate} --steps {args.steps}",
+    }
+    (RESULTS / "scratch_tiny_sana.json").write_text(json.dumps(found, indent=1) + "\n")
 
 
 def cost_to(
@@ -351,15 +376,16 @@ def main() -> None:
     one.add_argument("--max-steps", type=int, default=500)
     one.add_argument("--far-steps", type=int, default=1500)
     one.add_argument("--scratch-steps", type=int, default=0, help="run scratch on until it is there, or so far")
-    one.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
     one.add_argument("--seed", type=int, default=0)
+    scratch = commands.add_parser("scratch")
+    scratch.add_argument("candidate")
+    scratch.add_argument("--steps", type=int, default=1000)
+    for trained in (one, scratch):
+        trained.add_argument("--rates", type=lambda text: [float(t) for t in text.split(",")], default=[1.0, 0.25, 2.0])
     commands.add_parser("summary")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.command == "run":
-        run(args)
-    else:
-        summary()
+    {"run": run, "scratch": run_scratch, "summary": lambda _: summary()}[args.command](args)
 
 
 if __name__ == "__main__":
