@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from dataclasses import replace
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 
 import bench_kernels
@@ -210,7 +210,7 @@ def kernels_on_a_cpu(repeats: int) -> list[Row]:
 
 
 def growth(repeats: int) -> list[Row]:
-    """Exponents: cost against tokens, pictures and channels, from the smallest to the largest size."""
+    """Exponents: cost against tokens, pictures, channels and ranks, from the smallest to the largest size."""
 
     def attention(tokens: int):
         inputs = [torch.randn(1, tokens, 8, 32).requires_grad_() for _ in range(3)]
@@ -220,11 +220,17 @@ def growth(repeats: int) -> list[Row]:
         latents = torch.randn(images, channels, 16, 16)
         return lambda: latent_moments(latents)
 
+    def merged(ranks: int):
+        own = CrossMoments.empty(32, 32)
+        own.add(torch.randn(64, 32), torch.randn(64, 32))
+        return lambda: reduce(CrossMoments.merge, [own] * ranks)
+
     rows = []
     for name, small, large in (
         ("growth: linear attention, 1,024 -> 16,384 tokens", attention(1024), attention(16384)),
         ("growth: moments, 16 -> 256 pictures", moments(16, 32), moments(256, 32)),
         ("growth: moments, 8 -> 128 channels", moments(64, 8), moments(64, 128)),
+        ("growth: moments merged, 4 -> 64 ranks", merged(4), merged(64)),
     ):
         rows.append(
             compare(name, large, small, meaning="times the cost at 16 times the size", against="the small size", share=True, repeats=repeats)
