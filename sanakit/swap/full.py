@@ -19,11 +19,11 @@ from sanakit.interop.lora import save_lora
 from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
 from sanakit.swap.base import Strategy
-from sanakit.swap.course import Course
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.gradual import join_gradually
 from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
+from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
 from sanakit.swap.plan import build
 from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
@@ -70,7 +70,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         raise SanakitError(
             "SK0104", f"text_encoder.learning_rate: strategy {strategy.name} {what}", fix="Use finetune."
         )
-    course = train(swap, strategy, system, groups, encoder, evaluate) if groups else None
+    journal = train(swap, strategy, system, groups, encoder, evaluate) if groups else None
 
     end, now = evaluate(), as_now()
     swap.progress("sampling", 0, 2)
@@ -85,7 +85,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         "base_relative_error": swap.target.base,
         "sample_std": images.std((1, 2, 3)).numpy(),
         "base_sample_std": base_images.std((1, 2, 3)).numpy(),
-        "drift_alarms": course.drift_alarms if course else 0,
+        "drift_alarms": journal.drift_alarms if journal else 0,
     }
 
 
@@ -109,7 +109,7 @@ def train(
     groups: list[dict],
     encoder: TextEncoder | None,
     evaluate: Any,
-) -> Course:
+) -> Journal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
     config, data = swap.config, swap.candidate_data[0]
@@ -129,7 +129,7 @@ def train(
     stream = swap.stream(system)
     base = (swap.base_system, swap.base_data[0])
     reference = reference_latents(stream) if stream.members else None
-    course = Course(
+    journal = Journal(
         swap=swap,
         strategy=strategy,
         system=system,
@@ -148,14 +148,16 @@ def train(
         teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
         draw = teacher.draws(system, data, options)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    rate = lambda step, options: course.monitors.factor * learning_rate_at(step, options)
-    go_on = lambda: fit(system, stream, options, state, after_step=course.after_step, rate=rate, draw=draw, watch=watch)
+    rate = lambda step, options: journal.monitors.factor * learning_rate_at(step, options)
+    go_on = lambda: fit(
+        system, stream, options, state, after_step=journal.after_step, rate=rate, draw=draw, watch=watch
+    )
     try:
-        watched(go_on, state, course.monitors, course.saver, facts)
-        course.save_if_stopped()
+        watched(go_on, state, journal.monitors, journal.saver, facts)
+        journal.save_if_stopped()
     finally:
         watch.close()
-        course.close()
+        journal.close()
     barrier()
     if state.stopped:
         print(
@@ -176,7 +178,7 @@ def train(
     strategy.finish(system.core)
     if encoder:
         encoder.eval().requires_grad_(False)
-    return course
+    return journal
 
 
 def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> tuple[Tensor, Tensor]:
