@@ -53,7 +53,7 @@ def main() -> None:
         "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": 1, "torch": torch.__version__},
         "command": f"python experiments/fault_catalogue.py --count {count}",
     }
-    OUT.write_text(json.dumps(result, indent=1) + "\n")
+    OUT.write_text(json.dumps(result, indent=1).replace(f"{folder}/", "") + "\n")  # no path of this machine
     print(OUT, json.dumps(result["summary"]))
 
 
