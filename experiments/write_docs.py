@@ -256,7 +256,8 @@ def decisions() -> str:
     number = lambda key: "not measured" if found[key] is None else f"{found[key]:g}"
     lines += [
         "",
-        f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} swaps. Aimed at: .90.",
+        f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} runs, {_first_seeds(found['swaps'])} "
+        "swaps without their second seeds. Aimed at: .90.",
         f"- Spearman of errors at the end of smoke and at the last step that all strategies of a swap ran: of the strategies "
         f"within a swap {number('spearman_smoke_full')} (mean over swaps), of all strategies of all swaps "
         f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}. Aimed at: .95.",
@@ -271,6 +272,11 @@ def decisions() -> str:
         *_savings(found["swaps"]),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _first_seeds(rows: list[dict[str, Any]]) -> str:
+    right = [row["right"] for row in rows if not row["seed"]]
+    return f"{sum(right) / len(right):.4f} of {len(right)}"
 
 
 def _savings(rows: list[dict[str, Any]]) -> list[str]:
