@@ -32,7 +32,8 @@ from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.core.feed_forward import set_kernel_feed_forward
 from sanakit.data import load_pictures
 from sanakit.data.base import decode
-from sanakit.data.cache import BATCH_SIZE, build_dataset, raw_latents, to_images
+from sanakit.data.cache import BATCH_SIZE, raw_latents, to_images
+from sanakit.data.dataset import build_dataset
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.kernels.linear_attention import linear_attention
 from sanakit.kernels.moments import latent_moments

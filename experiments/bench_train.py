@@ -20,7 +20,8 @@ from torch import nn
 
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures, store
-from sanakit.data.cache import BATCH_SIZE, LatentDataset, build_dataset, latent_job, read_ahead, to_images
+from sanakit.data.cache import BATCH_SIZE, latent_job, read_ahead, to_images
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.swap.plan import load_base
 from sanakit.train import TrainOptions, draw_batch, fit, new_state

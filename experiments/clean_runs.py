@@ -19,7 +19,7 @@ from faults import SIZE, World, instructed
 from sanakit.config import make_config
 from sanakit.contracts import GateResult
 from sanakit.data import load_pictures
-from sanakit.data.cache import build_dataset
+from sanakit.data.dataset import build_dataset
 from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import RunFolder

@@ -27,7 +27,8 @@ from sanakit.contracts import GateResult, LatentSpec, LatentStats, TextSpec, Ver
 from sanakit.core.dit import new_core
 from sanakit.data import Pictures, load_pictures
 from sanakit.data.base import screen
-from sanakit.data.cache import LatentDataset, build_dataset, embeddings, raw_latents, to_images
+from sanakit.data.cache import embeddings, raw_latents, to_images
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.errors import SanakitError
 from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates

@@ -22,7 +22,8 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures
-from sanakit.data.cache import LatentDataset, build_dataset, to_images
+from sanakit.data.cache import to_images
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.evaluate import held_out
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state

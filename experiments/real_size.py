@@ -26,7 +26,7 @@ from sanakit.adapters import ADAPTERS
 from sanakit.alignment import align_input, align_output
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import new_core
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.interop.export import export_pipeline
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.swap.plan import load_base

@@ -23,7 +23,7 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import LatentStats
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures
-from sanakit.data.cache import build_dataset
+from sanakit.data.dataset import build_dataset
 from sanakit.evaluate import averaged, held_out
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state

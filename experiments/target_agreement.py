@@ -16,7 +16,8 @@ from study_world import SIZE, WORLD
 
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data import load_pictures
-from sanakit.data.cache import LatentDataset, build_dataset, to_images
+from sanakit.data.cache import to_images
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.evaluate import held_out
 from sanakit.flow import interpolate, predict_clean, shift_sigmas
 from sanakit.sampling import sample_images

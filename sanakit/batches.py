@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset, row_noise
+from sanakit.data.dataset import LatentDataset, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
 from sanakit.distributed import rank, world_size
 from sanakit.flow import sample_sigmas, shift_sigmas

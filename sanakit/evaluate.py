@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion, evaluating
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.flow import EVAL_SIGMAS, interpolate, velocity_loss
 from sanakit.text_encoders import PromptEmbeds
 

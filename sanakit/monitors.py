@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import MonitorsSection, Moving
 from sanakit.contracts import Reading
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.stream import ALPHA, Stream
 from sanakit.flow import interpolate, predict_clean

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.batches import Batch, TrainOptions, blame_of, draw_batch, joined, own_rows
-from sanakit.data.cache import LatentDataset, read_ahead
+from sanakit.data.cache import read_ahead
+from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_ranks, whole, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss

@@ -69,7 +69,7 @@ def tiny_data(tiny_system):
     """64 pictures of noise with two captions each, mirrored views included."""
     import torch
 
-    from sanakit.data.cache import LatentDataset
+    from sanakit.data.dataset import LatentDataset
 
     generator = torch.Generator().manual_seed(0)
     captions = [" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(128)]

@@ -11,7 +11,8 @@ from PIL import Image
 
 from sanakit.data import Pictures, load_pictures, store
 from sanakit.data import base as data_base
-from sanakit.data.cache import build_dataset, embeddings, raw_latents, to_images
+from sanakit.data.cache import embeddings, raw_latents, to_images
+from sanakit.data.dataset import build_dataset
 from sanakit.drift.pictures import shown_rows
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -382,7 +383,7 @@ def test_a_saved_data_set_of_the_package_datasets_is_read_and_hf_names_need_it(t
 
 
 def test_captions_are_drawn_by_score_and_temperature():
-    from sanakit.data.cache import CHOICES, LatentDataset, caption_chances
+    from sanakit.data.dataset import CHOICES, LatentDataset, caption_chances
 
     scores = [[2.0, 1.0, 0.0], [0.0], [1.0, 1.0]]
     count = torch.tensor([3, 1, 2])

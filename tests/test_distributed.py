@@ -18,7 +18,7 @@ from sanakit import train
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import rank
 from sanakit.swap.joint import encoder_group, trainable_copy
 from sanakit.text_encoders import TEXT_ENCODERS

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sanakit.alignment.moments import CrossMoments
 from sanakit.assembly import LatentDiffusion, evaluating
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.flow import interpolate, noise_power_ratio, sample_sigmas

@@ -52,7 +52,8 @@ def encode(
     from sanakit.cli.view import progress_display
     from sanakit.data import Pictures, load_pictures
     from sanakit.data.buckets import bucket_sizes
-    from sanakit.data.cache import bucketed, embedding_job, latent_job, small_pictures
+    from sanakit.data.cache import embedding_job, latent_job, small_pictures
+    from sanakit.data.dataset import bucketed
     from sanakit.drift.pictures import as_labels
     from sanakit.text_encoders import load_text_encoder
     from sanakit.vaes import load_vae

@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sanakit.data import store
 from sanakit.data.base import PREPROCESSING, Pictures, cache_dir
-from sanakit.data.buckets import Bucketed, Size, aspect, assign
+from sanakit.data.buckets import Size
 from sanakit.data.store import Rows
 from sanakit.drift.pictures import SIDE
 from sanakit.errors import SanakitError
@@ -30,7 +30,6 @@ from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
 PROMPT_BATCH = 128
-CHOICES = 1 << 30  # a caption is drawn as a number below this
 RESIDENT_BYTES = 2 << 30  # what is larger stays on disk and is read by memory map
 Progress = Callable[[str, int, int], None]  # label, done, total
 
@@ -244,136 +243,3 @@ def read_ahead(items: Sequence[Any], work: Callable[[Any], Any], workers: int = 
             if i + workers < len(items):
                 pending.append(pool.submit(work, items[i + workers]))
             yield item, ready
-
-
-@dataclass(kw_only=True)
-class LatentDataset:
-    """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
-
-    latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
-    of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
-    probability of a picture's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it.
-    """
-
-    names: list[str]
-    latents: Tensor | Rows | Bucketed
-    captions: PromptEmbeds
-    first: Tensor
-    count: Tensor
-    chances: Tensor | None = None
-    texts: list[str] = field(default_factory=list)
-    spread: Tensor | Rows | Bucketed | None = None
-
-    def __len__(self) -> int:
-        return len(self.latents)
-
-    def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of pictures and their views: means, or with `spread` drawn from the posteriors, by the seed
-        of each row."""
-        latents = self.latents[indices, view]
-        if self.spread is not None:
-            latents = latents + self.spread[indices, view].float() * row_noise(latents, generator, seeds)
-        return latents
-
-    def prompts(self, indices: Tensor, choice: Tensor) -> PromptEmbeds:
-        """The embeddings of one caption of every index."""
-        rows = self.caption_rows(indices, choice)
-        return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
-
-    def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
-        """Caption number `choice` modulo the picture's count; with scores by their chances, `choice` over CHOICES."""
-        if self.chances is None:
-            number = choice % self.count[indices]
-        else:
-            number = (choice[:, None] / CHOICES >= self.chances[indices]).sum(1)
-        return self.first[indices] + number
-
-    @property
-    def members(self) -> list[Tensor]:
-        """The pictures of each bucket; empty where every picture has one size."""
-        return self.latents.members if isinstance(self.latents, Bucketed) else []
-
-
-def row_noise(like: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-    """Normal numbers in the shape of `like`; a row's depend on its own seed alone."""
-    noise = torch.empty_like(like)
-    for row, seed in zip(noise, seeds.tolist(), strict=True):
-        row.normal_(generator=generator.manual_seed(seed))
-    return noise
-
-
-def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
-    """(N, K) cumulative softmax(score / temperature) over each picture's captions, one from its last on (Sana, arXiv
-    2410.10629)."""
-    widest = max(len(s) for s in scores)
-    padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
-    for row, own in zip(padded, scores, strict=True):
-        row[: len(own)] = torch.tensor(own, dtype=torch.float64) / temperature
-    chances = padded.softmax(1).cumsum(1)
-    last = torch.tensor([len(s) - 1 for s in scores])
-    return torch.where(torch.arange(widest) >= last[:, None], 1.0, chances)
-
-
-def build_dataset(
-    vae: VAE,
-    encoder: TextEncoder,
-    pictures: Pictures,
-    size: int,
-    *,
-    mirror: bool,
-    progress: Progress = silent,
-    cache: Path | None = None,
-    temperature: float | None = None,
-    buckets: Sequence[Size] = (),
-    at_least: int = 1,
-    sample_posterior: bool = False,
-) -> LatentDataset:
-    """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them.
-
-    temperature: of the captions' scores, where the data has them. buckets: picture sizes instead of `size` squared, each
-    of `at_least` pictures. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
-    VAE has none).
-    """
-    options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
-
-    def latents(some: Pictures, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
-        raw, std = posteriors(vae, some, side, mirror=mirror, **options)
-        if not sample_posterior:
-            return _finished(raw, vae.normalize), None
-        if std is None:
-            raise SanakitError("SK0104", f"data.sample_posterior: {vae.name or 'this VAE'} has no posterior")
-        return _finished(raw, vae.normalize), _finished(std, lambda x: x / vae.latents_std)
-
-    mean: Tensor | Rows | Bucketed
-    spread: Tensor | Rows | Bucketed | None
-    if buckets:
-        sizes, members = bucketed(pictures, buckets, at_least)
-        parts = [latents(pictures.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
-        means, stds = zip(*parts, strict=True)
-        mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
-    else:
-        mean, spread = latents(pictures, size)
-    count = torch.tensor([len(c) for c in pictures.captions])
-    texts = [caption for captions in pictures.captions for caption in captions]
-    return LatentDataset(
-        names=pictures.names,
-        latents=mean,
-        captions=embeddings(encoder, texts, **options),
-        first=count.cumsum(0) - count,
-        count=count,
-        chances=caption_chances(pictures.scores, temperature) if temperature and pictures.scores else None,
-        texts=texts,
-        spread=spread,
-    )
-
-
-def bucketed(pictures: Pictures, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:
-    """The sizes that training reads, and the pictures of each."""
-    chosen = torch.tensor(assign([aspect(image) for image in pictures.images], buckets, at_least))
-    used = chosen.unique().tolist()
-    return [buckets[number] for number in used], [(chosen == number).nonzero()[:, 0] for number in used]
-
-
-def _finished(rows: Tensor | Rows, finish: Callable[[Tensor], Tensor]) -> Tensor | Rows:
-    return finish(rows) if isinstance(rows, Tensor) else Rows(rows.shards, rows.index, finish)

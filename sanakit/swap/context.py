@@ -14,7 +14,8 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
 from sanakit.data.buckets import bucket_sizes
-from sanakit.data.cache import LatentDataset, Progress, build_dataset, silent
+from sanakit.data.cache import Progress, silent
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.gates import Policy

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from sanakit.alignment.text import Captions, mean_tokens
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.assembly import LatentDiffusion, evaluating
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.flow import shift_sigmas
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.text_encoders import PromptEmbeds

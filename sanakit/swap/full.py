@@ -11,7 +11,7 @@ from torch import Tensor
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import checkpoint_bytes, preflight
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, conditional_gain, held_out

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.interop.export import write_encoder
 from sanakit.text_encoders import PromptEmbeds, TextEncoder

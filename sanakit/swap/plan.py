@@ -14,7 +14,7 @@ from sanakit.alignment import align_caption, align_input, align_output, pair_cap
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
 from sanakit.data.base import cache_dir
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.evaluate import held_out
 from sanakit.flow import flow_shift_for

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.sampling import sample_euler
 from sanakit.text_encoders import PromptEmbeds

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut
 from sanakit.flow import EVAL_SIGMAS

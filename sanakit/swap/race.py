@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.cache import LatentDataset
+from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, averaged, held_out
 from sanakit.swap.base import Strategy
