@@ -324,7 +324,8 @@ CODES: dict[str, Code] = {
     "SK0511": Code(
         title="a monitor stopped the run",
         why="A drift monitor alarmed, and its action is to stop, or to roll back where it could not or had done so before.",
-        fix="readings.jsonl names channel, effect, step and likely cause; `--set monitors.NAME=warn` goes on regardless.",
+        fix="readings.jsonl and `sanakit report RUN` show channel, effect, step and likely cause; `--set monitors.NAME=warn` "
+        "goes on regardless.",
         exit_code=ExitCode.GATE_FAILED,
     ),
     "SK0520": Code(

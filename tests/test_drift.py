@@ -71,6 +71,37 @@ def test_verdicts_and_where(change, verdict, where):
     assert not alarms or any(where in r.where for r in alarms)
 
 
+RADIUS = torch.hypot(torch.fft.fftfreq(8)[:, None] * 8, torch.fft.fftfreq(8)[None] * 8).round()
+FINE, COARSE = RADIUS > 3, (RADIUS > 0) & (RADIUS <= 3)
+TILT = torch.ones(8, 8).masked_fill(FINE, 0.8)
+TILT[COARSE] = ((COARSE.sum() + 0.36 * FINE.sum()) / COARSE.sum()) ** 0.5  # the spread stays as it is
+GAIN, OFFSET = torch.linspace(0.5, 2, 4).reshape(4, 1, 1), torch.linspace(-1, 1, 4).reshape(4, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda x: x * 2.4, "every channel is 2.4"),
+        (lambda x: x * torch.tensor([1, 1, -1, 1]).reshape(4, 1, 1), "sign of channel 2 is turned"),
+        (lambda x: x[:, [0, 3, 2, 1]], "3 stands for 1, 1 stands for 3"),
+        (lambda x: x + torch.tensor([0, 2.0, 0, 0]).reshape(4, 1, 1), "channel 1 alone: its mean moved by +"),
+        (lambda x: torch.fft.ifft2(torch.fft.fft2(x) * TILT).real, "high frequencies hold 0."),
+        (lambda x: x * GAIN + OFFSET, "a scale and a mean of its own"),
+        (lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.abs() * 3, x.flip(1) - 2), None),
+    ],
+    ids=["scale", "sign", "order", "channel", "detail", "statistics", "no single one"],
+)
+def test_a_likely_cause_is_named_where_undoing_it_explains_what_moved(change, cause):
+    uneven = torch.tensor([0.6, 1.4, 0.9, 2]).reshape(4, 1, 1)
+    draw = lambda seed: latents(seed, 300) * uneven + latents(seed + 50, 300)[:, :, :1, :1] + uneven
+    torch.manual_seed(0)
+    found = compare({"latents": sample_latents(draw(0))}, {"latents": sample_latents(change(draw(1)))})
+    named = [r for r in found.readings if r.name == "likely-cause"]
+    assert found.verdict == "drift" and len(named) == (cause is not None)
+    if cause:
+        assert cause in named[0].title and named[0].where == "latents" and not named[0].alarm and named[0].value > 0.5
+
+
 def test_few_samples_are_inconclusive_and_say_how_many_are_needed():
     found = compare({"latents": sample_latents(latents(0, 8))}, {"latents": sample_latents(latents(1))})
     assert found.verdict == "inconclusive"

@@ -23,6 +23,7 @@ from sanakit.data.cache import to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
+from sanakit.reporting import write_report
 from sanakit.swap import stages as engine
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
@@ -435,6 +436,8 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
         small_run(tmp_path / "watched", sets=watched)
     readings = [json.loads(line) for line in (tmp_path / "watched" / "readings.jsonl").read_text().splitlines()]
     assert [(r["name"], r["alarm"], r["threshold"]) for r in readings] == [("components", True, 0.001)]
+    page = write_report(tmp_path / "watched", tmp_path / "watched.html").read_text()
+    assert "No gate has been measured" in page and "components" in page
     with pytest.raises(SanakitError, match="SK0104.*no parameter to train"):
         small_run(tmp_path / "closed", sets=["train.target=vae"])
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from sanakit.contracts import Reading
 from sanakit.drift.base import DRIFT
+from sanakit.drift.causes import likely_cause
 from sanakit.drift.permutation import holm
 from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample
@@ -63,7 +64,7 @@ PLAN: dict[str, dict[str, Sequence[str] | str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """verdict: no-drift, drift or inconclusive. kinds: what was compared."""
+    """verdict: no-drift, drift or inconclusive. readings: of the statistics, and what is likely to have caused a drift."""
 
     verdict: str
     readings: list[Reading]
@@ -85,6 +86,7 @@ def compare(
         )
     readings: list[Reading] = []
     few: list[Reading] = []
+    compared: list[str] = []
     for kind in kinds:
         first, second = reference[kind], current[kind]
         _refuse_different(first, second)
@@ -100,9 +102,13 @@ def compare(
             if len(kinds) > 1:
                 own = [replace(r, where=": ".join(part for part in (kind, r.where) if part)) for r in own]
             readings += own
+            compared.append(kind)
     readings = correct(readings, alpha)
-    alarm = any(r.alarm for r in readings)
-    return Comparison(verdict="drift" if alarm else "inconclusive" if few else "no-drift", readings=readings + few)
+    if any(r.alarm for r in readings):
+        causes = ((kind, likely_cause(reference[kind], current[kind])) for kind in compared)
+        readings += [replace(found, where=kind) for kind, found in causes if found]
+        return Comparison(verdict="drift", readings=readings + few)
+    return Comparison(verdict="inconclusive" if few else "no-drift", readings=readings + few)
 
 
 def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> list[Reading]:

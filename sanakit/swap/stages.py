@@ -247,6 +247,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
         ),
     )
     run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.pictures.ledger))
+    finish(swap, validation)  # a run that ends early, stopped by a monitor say, can be reported too
 
     for stage in [s for s in STAGES if s in stages]:
         done = validation["stages"].get(stage)

@@ -1,0 +1,174 @@
+"""What may have happened: a mistake that would explain the features that moved, found by undoing it.
+
+A feature's misfit is the squared z of its normal scores' means between the sides, their mean the misfit of the sides. A
+mistake is named where undoing it on the current side leaves no more than random splits of all rows show (or next to nothing
+of what moved). Evidence, no proof: other mistakes may leave the same traces.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from sanakit.contracts import Reading
+from sanakit.drift.rank_max import normal_scores
+from sanakit.drift.sample import Sample
+
+Blocks = Mapping[str, np.ndarray]
+
+NAME = "likely-cause"
+SPLITS = 199
+MOVED, LEFT = 0.01, 0.05  # p-values of the misfit before a cause is looked for, and of what may be left of it
+HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
+TOLD = 4  # channels
+MOST_CHANNELS = 512  # of which an order is looked for: an assignment grows with the cube
+FLOOR = 1e-6
+LOGS, DETAIL = ("log-sd", "grain"), ("grain", "band")
+BY_CHANNEL = ("mean", *LOGS, "band", "skewness", "kurtosis")  # no quantiles: a shared background is undone only exactly
+
+
+def likely_cause(reference: Sample, current: Sample) -> Reading | None:
+    """The simplest mistake that explains what moved: one scale, signs, order of channels, one channel, fine detail, scale and
+    shift of every channel. value: the share that it explains. None where none does."""
+    if not (reference.moments and current.moments) or min(len(reference.rows), len(current.rows)) < 2:
+        return None
+    before, after = reference.blocks, current.blocks
+    moved = Misfit.of(before, after)
+    if moved.p_value > MOVED:
+        return None
+    for told, left in _mistakes(reference, current, moved):
+        explained = 1 - (left.total - left.typical) / (moved.total - moved.typical)
+        if explained >= NEARLY_ALL or (explained >= HALF and left.p_value > LEFT):
+            return Reading(name=NAME, title=told, value=float(min(1, explained)))
+    return None
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """z: (columns,) of all blocks, squared, of the sides as they are; splits: (SPLITS, columns) of random ones. blocks: whose
+    columns they are."""
+
+    z: np.ndarray
+    splits: np.ndarray
+    blocks: np.ndarray
+    columns: np.ndarray
+
+    @classmethod
+    def of(cls, before: Blocks, after: Blocks) -> "Misfit":
+        names = [name for name in (*BY_CHANNEL, "norms") if name in before and name in after]
+        rows = np.concatenate([np.concatenate([side[n] for n in names], 1) for side in (before, after)])
+        scores = normal_scores(rows.astype(np.float32)).astype(np.float64)
+        scores = (scores - scores.mean(0)) / np.maximum(scores.std(0), FLOOR)
+        count, first = len(scores), len(before[names[0]])
+        generator = np.random.default_rng(0)
+        current = np.zeros((SPLITS + 1, count))
+        current[0, first:] = 1
+        for split in current[1:]:
+            split[generator.permutation(count)[first:]] = 1
+        second = count - first
+        z = (
+            (current @ scores) ** 2 * (count - 1) / (first * second)
+        )  # the sum over a side of a permuted column: variance 1
+        widths = [before[n].shape[1] for n in names]
+        return cls(z[0], z[1:], np.repeat(names, widths), np.concatenate([np.arange(w) for w in widths]))
+
+    def only(self, kept: np.ndarray) -> "Misfit":
+        return Misfit(self.z[kept], self.splits[:, kept], self.blocks[kept], self.columns[kept])
+
+    @property
+    def total(self) -> float:
+        return float(self.z.mean()) if len(self.z) else 0.0
+
+    @property
+    def typical(self) -> float:
+        return float(self.splits.mean()) if len(self.z) else 0.0
+
+    @property
+    def p_value(self) -> float:
+        return float((1 + (self.splits.mean(1) >= self.total).sum()) / (1 + SPLITS)) if len(self.z) else 1.0
+
+
+def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tuple[str, Misfit]]:
+    """What is said of each mistake, and the misfit that stays when it is undone; the simplest first."""
+    before, after = reference.blocks, current.blocks
+    assert reference.moments and current.moments
+    ratio = current.moments.std.numpy() / np.maximum(reference.moments.std.numpy(), FLOOR)
+    undone = lambda scale, shift=0.0: Misfit.of(before, undo(after, scale, shift))
+    scale = float(np.median(ratio))
+    if scale > FLOOR:
+        yield (
+            f"every channel is {scale:.3g} times as wide: another scaling factor, or one that is left out or applied twice",
+            undone(scale),
+        )
+    signs = _signs(before, after)
+    if (signs < 0).any():
+        yield f"the sign of {_channels(np.flatnonzero(signs < 0))} is turned", undone(signs)
+    if 2 <= reference.channels <= MOST_CHANNELS:
+        order = _order(before, after)
+        others = np.flatnonzero(order != np.arange(len(order)))
+        if len(others):
+            told = ", ".join(f"{order[c]} stands for {c}" for c in others[:TOLD]) + (
+                " ..." if len(others) > TOLD else ""
+            )
+            sorted_back = {k: v[:, order] if k in BY_CHANNEL else v for k, v in after.items()}
+            yield f"channels are in another order: {told}", Misfit.of(before, sorted_back)
+    by_channel = np.isin(moved.blocks, BY_CHANNEL)
+    worst = int(np.argmax(np.bincount(moved.columns[by_channel], moved.z[by_channel])))
+    if reference.channels > 2:
+        shift = current.moments.mean.numpy() - reference.moments.mean.numpy()
+        effect = shift[worst] / max(float(reference.moments.std[worst]), FLOOR)
+        yield (
+            f"channel {worst} alone: its mean moved by {effect:+.2g} sd and it is {ratio[worst]:.3g} times as wide",
+            moved.only(~by_channel | (moved.columns != worst)),
+        )
+    if "band" in moved.blocks:
+        change = np.exp(np.mean(after["band"]) - np.mean(before["band"]))
+        yield (
+            f"fine detail: high frequencies hold {change:.3g} times their share: compression, blur, noise or another resize "
+            "filter",
+            moved.only(~np.isin(moved.blocks, DETAIL)),
+        )
+    if (ratio > FLOOR).all():
+        shift = current.moments.mean.numpy() - ratio * reference.moments.mean.numpy()
+        yield (
+            "every channel has a scale and a mean of its own: other latent statistics (mean and std by channel), or the "
+            "normalisation is left out",
+            undone(ratio, shift),
+        )
+
+
+def undo(blocks: Blocks, scale: float | np.ndarray, shift: float | np.ndarray = 0.0) -> dict[str, np.ndarray]:
+    """Features of (x - shift) / scale, from those of x; scale and shift one for all channels or (C,), no zero."""
+    found = dict(blocks) | {"mean": (blocks["mean"] - shift) / scale}
+    found |= {name: blocks[name] - np.log(np.abs(scale)) for name in LOGS if name in blocks}
+    if "skewness" in blocks:
+        found["skewness"] = blocks["skewness"] * np.sign(scale)
+    if "norms" in blocks and not np.any(shift):
+        found["norms"] = blocks["norms"] - [np.log(np.abs(scale)).mean(), 0, 0]
+    return found
+
+
+def _signs(before: Blocks, after: Blocks) -> np.ndarray:
+    """(C,): -1 where a turned channel fits better than the channel."""
+    channels = before["mean"].shape[1]
+    kept, turned = Misfit.of(before, after), Misfit.of(before, undo(after, -1.0))
+    of_channels = np.isin(kept.blocks, BY_CHANNEL)
+    own, other = (np.bincount(m.columns[of_channels], m.z[of_channels], channels) for m in (kept, turned))
+    return np.where(other < own, -1.0, 1.0)
+
+
+def _order(before: Blocks, after: Blocks) -> np.ndarray:
+    """(C,): the channel of the current side that stands where the reference has channel c."""
+    cost = 0.0
+    for name in BY_CHANNEL:
+        if name in before and name in after:
+            first, second = before[name].astype(np.float64), after[name].astype(np.float64)
+            spread = first.var(0)[:, None] / len(first) + second.var(0)[None] / len(second)
+            cost = cost + (first.mean(0)[:, None] - second.mean(0)[None]) ** 2 / np.maximum(spread, FLOOR**2)
+    return linear_sum_assignment(cost)[1]
+
+
+def _channels(which: np.ndarray) -> str:
+    told = ", ".join(map(str, which[:TOLD])) + (f" and {len(which) - TOLD} more" if len(which) > TOLD else "")
+    return f"channel{'s' if len(which) > 1 else ''} {told}"
