@@ -23,7 +23,6 @@ from sanakit.data.dataset import build_dataset
 from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import RunFolder
-from sanakit.sampling import sample_images
 from sanakit.swap.probe_text import text_evidence
 from sanakit.swap.probe_training import base_evidence, course_evidence, sample_evidence
 from sanakit.swap.probe_vae import evidence_of
@@ -161,8 +160,7 @@ def other_samples(world: CleanWorld) -> Readings:
     """The same prompts from other noise: what an equally good model, trained by another seed, would draw."""
     for seed in range(SAMPLED):
         prompts = world.prompts[8 * seed : 8 * seed + 8]
-        stds = [sample_images(world.base, prompts, seed=s).std((1, 2, 3)).numpy() for s in (seed, 1000 + seed)]
-        yield run_gates("full", {"base_sample_std": stds[0], "sample_std": stds[1]})
+        yield run_gates("full", sample_evidence(world.base, world.base_data, prompts, 1000 + seed))
 
 
 def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Readings:

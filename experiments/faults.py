@@ -30,7 +30,7 @@ from sanakit.data.base import screen
 from sanakit.data.cache import embeddings, raw_latents, to_images
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.errors import SanakitError
-from sanakit.evaluate import conditional_gain
+from sanakit.evaluate import HeldOut, conditional_gain, held_out
 from sanakit.gates import run_gates
 from sanakit.swap.plan import load_base, swap_core
 from sanakit.swap.probe_text import text_evidence
@@ -979,6 +979,74 @@ def nan_loss(world: World) -> list[GateResult]:
     return []
 
 
+def full_evidence(start: LatentDiffusion, end: LatentDiffusion, data: LatentDataset, base: HeldOut) -> dict[str, Any]:
+    """What stage full measures of a run that should have kept the base's quality, in the base's own latents."""
+    before, after = (held_out(system, data, count=len(data)) for system in (start, end))
+    own = base.losses.mean(0).numpy()
+    return {
+        "start_losses": before.losses.mean(0).numpy(),
+        "end_losses": after.losses.mean(0).numpy(),
+        "relative_error": after.losses.mean(0).numpy() / own.mean(),
+        "base_relative_error": own / own.mean(),
+    }
+
+
+def without_head(system: LatentDiffusion) -> LatentDiffusion:
+    """The system as a swap starts it whose output layer begins anew."""
+    start = copy.copy(system)
+    start.core = copy.deepcopy(system.core)
+    with torch.no_grad():
+        start.core.proj_out.weight.mul_(0)
+    return start
+
+
+def trained_on(world: World, start: LatentDiffusion, steps: int, **changes: Any) -> tuple[LatentDiffusion, Any]:
+    system = copy.copy(start)
+    system.core = copy.deepcopy(start.core)
+    options = replace(OPTIONS, **changes)
+    state = new_state(system.core, everything(system), options)
+    fit(system, world.base_data, options, state, until=steps)
+    return system, state
+
+
+@fault(
+    "learning rate far too high: what was known is lost",
+    gate="full/progress",
+    code="SK0502",
+    stage="full",
+)
+def too_fast(world: World) -> list[GateResult]:
+    end, _ = trained_on(world, world.base, 4, learning_rate=0.03)
+    base = held_out(world.base, world.base_data, count=len(world.base_data))
+    return run_gates("full", full_evidence(world.base, end, world.base_data, base))
+
+
+@fault(
+    "average far slower than the run: what is written is nearly the start",
+    gate="full/quality",
+    code="SK0504",
+    stage="full",
+)
+def slow_average(world: World) -> list[GateResult]:
+    start = without_head(world.base)
+    end, state = trained_on(world, start, 12, ema_decay=0.98)
+    end.core.load_state_dict(state.ema)
+    base = held_out(world.base, world.base_data, count=len(world.base_data))
+    return run_gates("full", full_evidence(start, end, world.base_data, base))
+
+
+@fault(
+    "timesteps of 0 to 1 given to a core that learnt 0 to 1000",
+    gate="full/samples",
+    code="SK0507",
+    stage="full",
+)
+def timesteps(world: World) -> list[GateResult]:
+    broken = copy.copy(world.base)
+    broken.timestep_scale = 1.0
+    return run_gates("full", sample_evidence(broken, world.base_data, world.prompts[:8], 0))
+
+
 # --- resuming --------------------------------------------------------------------------------------------------------
 
 
@@ -1079,8 +1147,8 @@ def clean_systems() -> list[Clean]:
         ("text encoder minilm from a folder", lambda w: judged_text(w, minilm_folder(w))),
         ("text encoder minilm with an instruction", lambda w: judged_text(w, instructed(w, "minilm"))),
         ("text encoder wordllama with an instruction", lambda w: judged_text(w, instructed(w, "wordllama"))),
-        ("text encoder tiny BERT", lambda w: judged_text(w, TEXT_ENCODERS.get("minilm").tiny(), letters())),
-        ("text encoder tiny table", lambda w: judged_text(w, TEXT_ENCODERS.get("wordllama").tiny(), letters())),
+        ("text encoder tiny BERT", lambda w: judged_text(w, untrained("minilm"), letters())),
+        ("text encoder tiny table", lambda w: judged_text(w, untrained("wordllama"), letters())),
         ("base tiny-sana, wiring and samples", tiny_sana),
         ("small core, trained with EMA", small_trained),
     ]
@@ -1135,6 +1203,13 @@ def instructed(world: World, name: str) -> TextEncoder:
     encoder = world.encoder(name)
     encoder.spec = replace(encoder.spec, instruction="drawing of: ", max_tokens=20)
     return encoder
+
+
+def untrained(name: str) -> TextEncoder:
+    """The tiny twin of an encoder; its weights are drawn, the same ones whatever ran before."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return TEXT_ENCODERS.get(name).tiny()
 
 
 def tiny_sana(world: World) -> list[GateResult]:

@@ -300,8 +300,9 @@ CODES: dict[str, Code] = {
     ),
     "SK0507": Code(
         title="samples are broken",
-        why="Samples have lost the pictures' contrast or are further from them than the base's samples allow.",
-        fix="Compare the sample grids: noise means a scale error, grey means too little training.",
+        why="Sampled latents are far wider or narrower than those of the data: sampling is not the inverse of training.",
+        fix="Check the sign of the velocity, the sigmas and the timestep scale that the sampler uses; compare the sample grids: "
+        "noise means a scale error, grey too little training.",
     ),
     "SK0508": Code(
         title="the wrong parameters moved",

@@ -1,4 +1,4 @@
-"""Gates of stage smoke on the system's wiring: does the base work, do training and sampling agree, did what should
+"""Gates of the stages smoke and full on the system's wiring: does the base work, do training and sampling agree, did what should
 move move. They stand before the gates on its quality."""
 
 import numpy as np
@@ -110,14 +110,23 @@ def average(evidence: Evidence) -> GateResult | None:
 
 
 @GATES.register("smoke/samples", title="samples are as wide as the data", embedded=True)
-def samples(evidence: Evidence) -> GateResult | None:
+def smoke_samples(evidence: Evidence) -> GateResult | None:
+    return _samples(evidence, "smoke/samples")
+
+
+@GATES.register("full/samples", title="samples are as wide as the data", embedded=True)
+def full_samples(evidence: Evidence) -> GateResult | None:
+    return _samples(evidence, "full/samples")
+
+
+def _samples(evidence: Evidence, gate: str) -> GateResult | None:
     """Spread of sampled latents over the data's, folded: a loss that looks good with samples that explode or vanish
     means that sampling is not the inverse of training."""
     if "sample_spread" not in evidence:
         return None
     value, ci = interval([fold(float(r), (r, r))[0] for r in evidence["sample_spread"]], statistic=np.median)
     return gate_result(
-        gate="smoke/samples",
+        gate=gate,
         code="SK0507",
         metric="spread of sampled latents over the data's, either way",
         value=value,

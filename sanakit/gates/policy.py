@@ -60,7 +60,7 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "full/latent-drift": (0, 0),
     "full/progress": (0, 0),
     "full/prompt-effect": (0, 0),
-    "full/samples": (0.9, 0.7),
+    "full/samples": (1.6, 1.4),
     "full/quality": (1.25, 1.1),
     "tune/equivariance": (0, 0),
     "tune/reconstruction": (0, 0),

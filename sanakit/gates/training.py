@@ -120,25 +120,6 @@ def quality(evidence: Evidence) -> GateResult | None:
     )
 
 
-@GATES.register("full/samples", title="samples keep the pictures' contrast", embedded=True)
-def samples(evidence: Evidence) -> GateResult | None:
-    """Contrast of the candidate's samples over the base's, same prompts and seeds: grey mush and noise both leave it."""
-    if "sample_std" not in evidence:
-        return None
-    own, base = np.asarray(evidence["sample_std"]), np.asarray(evidence["base_sample_std"])
-    value, ci = interval(np.abs(np.log(own / base)))
-    return gate_result(
-        gate="full/samples",
-        code="SK0507",
-        metric="mean |log contrast ratio| to the base's samples",
-        value=value,
-        ci=ci,
-        samples=len(own),
-        at_least=False,
-        hint="look at the sample grids",
-    )
-
-
 @GATES.register("full/latent-drift", title="the latent stream did not drift", embedded=True)
 def latent_drift(evidence: Evidence) -> GateResult | None:
     if "drift_alarms" not in evidence:

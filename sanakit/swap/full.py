@@ -26,6 +26,7 @@ from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
 from sanakit.swap.plan import build
+from sanakit.swap.probe_training import sample_evidence
 from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.text_encoders import TextEncoder
@@ -74,7 +75,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
     end, now = evaluate(), as_now()
     swap.progress("sampling", 0, 2)
-    base_images, images = draw_samples(swap, system, strategy.name)
+    draw_samples(swap, system, strategy.name)
     write_model(swap, system, strategy.name, end, joint=encoder is not None)
     return {
         "start_losses": start.losses.mean(0).numpy(),
@@ -83,10 +84,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         "conditional_gain": conditional_gain(system, now, count=count).numpy(),
         "relative_error": swap.target.relative(end),
         "base_relative_error": swap.target.base,
-        "sample_std": images.std((1, 2, 3)).numpy(),
-        "base_sample_std": base_images.std((1, 2, 3)).numpy(),
         "drift_alarms": journal.drift_alarms if journal else 0,
-    }
+    } | sample_evidence(system, test, swap.sample_prompts(), config.train.seed)
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
@@ -181,7 +180,7 @@ def train(
     return journal
 
 
-def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> tuple[Tensor, Tensor]:
+def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
     """Pictures of the base and of the trained system for the same prompts and noise, and their figures."""
     prompts, seed = swap.sample_prompts(), swap.config.train.seed
     images = {
@@ -193,7 +192,6 @@ def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> tuple[Tens
         swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
     )
     swap.add_figures("full", [grid(label) for label in images])
-    return images["base"], images["candidate"]
 
 
 def reference_latents(stream: LatentDataset) -> list[Tensor]:
