@@ -1,8 +1,8 @@
 """What may have happened: a mistake that would explain the features that moved, found by undoing it.
 
-A feature's misfit is the squared z of its normal scores' means between the sides, their mean the misfit of the sides. A
-mistake is named where undoing it on the current side leaves no more than random splits of all rows show (or next to nothing
-of what moved). Evidence, no proof: other mistakes may leave the same traces.
+The misfit of the sides is the mean over features of the squared z between the means of their normal scores. A mistake is
+named where undoing it on the current side leaves no more than random splits of all rows show (or next to nothing of what
+moved). Evidence, no proof: other mistakes may leave the same traces.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,13 +12,15 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from sanakit.contracts import Reading
+from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
-from sanakit.drift.sample import Sample
+from sanakit.drift.sample import Sample, subset
 
 Blocks = Mapping[str, np.ndarray]
 
 NAME = "likely-cause"
 SPLITS = 199
+MOST_ROWS = 1024  # a side
 MOVED, LEFT = 0.01, 0.05  # p-values of the misfit before a cause is looked for, and of what may be left of it
 HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
 TOLD = 4  # channels
@@ -33,8 +35,8 @@ def likely_cause(reference: Sample, current: Sample) -> Reading | None:
     shift of every channel. value: the share that it explains. None where none does."""
     if not (reference.moments and current.moments) or min(len(reference.rows), len(current.rows)) < 2:
         return None
-    before, after = reference.blocks, current.blocks
-    moved = Misfit.of(before, after)
+    reference, current = (subset(s, thin(np.arange(len(s.rows)), MOST_ROWS, 0)) for s in (reference, current))
+    moved = Misfit.of(reference.blocks, current.blocks)
     if moved.p_value > MOVED:
         return None
     for told, left in _mistakes(reference, current, moved):
@@ -67,9 +69,7 @@ class Misfit:
         for split in current[1:]:
             split[generator.permutation(count)[first:]] = 1
         second = count - first
-        z = (
-            (current @ scores) ** 2 * (count - 1) / (first * second)
-        )  # the sum over a side of a permuted column: variance 1
+        z = (current @ scores) ** 2 * (count - 1) / (first * second)  # over random splits its mean is 1
         widths = [before[n].shape[1] for n in names]
         return cls(z[0], z[1:], np.repeat(names, widths), np.concatenate([np.arange(w) for w in widths]))
 
@@ -108,9 +108,8 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
         order = _order(before, after)
         others = np.flatnonzero(order != np.arange(len(order)))
         if len(others):
-            told = ", ".join(f"{order[c]} stands for {c}" for c in others[:TOLD]) + (
-                " ..." if len(others) > TOLD else ""
-            )
+            told = ", ".join(f"{order[c]} stands for {c}" for c in others[:TOLD])
+            told += " ..." if len(others) > TOLD else ""
             sorted_back = {k: v[:, order] if k in BY_CHANNEL else v for k, v in after.items()}
             yield f"channels are in another order: {told}", Misfit.of(before, sorted_back)
     by_channel = np.isin(moved.blocks, BY_CHANNEL)
