@@ -198,8 +198,8 @@ def reached_at(steps: np.ndarray, curve: np.ndarray, target: float, i: int) -> f
     return float(np.exp(before + share * (after - before)) - 1)
 
 
-def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, Any]:
-    """The row of one swap: what the race would have said after BUDGET steps, and what became of every strategy."""
+def replay(record: dict[str, Any], curves: dict[str, np.ndarray], budget: int = BUDGET) -> dict[str, Any]:
+    """The row of one swap: what the race would have said after `budget` steps, and what became of every strategy."""
     names, once = list(record["step_cost"]), record.get("cost_once", {})
     steps = {n: curves[f"{n}/steps"] for n in names}
     errors = {n: curves[f"{n}/errors"].astype(float) for n in names}
@@ -209,13 +209,13 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     upto = dict.fromkeys(names, 0)
     running = [n for n in names if len(steps[n]) > 1]
     at = lambda n, step: mean[n][steps[n] <= step][-1]
-    for rung in rungs(BUDGET):
+    for rung in rungs(budget):
         upto |= dict.fromkeys(running, rung)
         running.sort(key=lambda n: at(n, rung))
-        running = running[: survivors([errors[n][steps[n] <= rung][-1] for n in running], rung, BUDGET)]
+        running = running[: survivors([errors[n][steps[n] <= rung][-1] for n in running], rung, budget)]
     arms = []
     for n in names:
-        seen = steps[n] <= upto[n]
+        seen = np.isin(steps[n], [0, *rungs(budget)]) & (steps[n] <= upto[n])
         found = forecast(steps[n][seen].tolist(), errors[n][seen], goal)
         spent = lambda steps, n=n: steps * record["step_cost"][n] + once.get(n, 0.0) if steps else 0.0
         arms.append(
@@ -229,7 +229,8 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
             )
         )
     best = recommend(arms)
-    in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == BUDGET)
+    conclusive = best.forecast.conclusive
+    in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == budget)
 
     costs = {n: cost_to(steps[n], mean[n], goal.tolerance, record["step_cost"][n], once.get(n, 0.0)) for n in names}
     needed = {n: cost_to(steps[n], mean[n], goal.tolerance) for n in names}
@@ -248,6 +249,7 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray]) -> dict[str, A
     return {key: record[key] for key in ("kind", "base", "candidate", "seed")} | {
         "truth": truth,
         "recommended": best.name if in_sight else f"not in sight, {best.name} is nearest",
+        "conclusive": conclusive,
         "right": (regret is not None and regret <= 1.1) if reached else not in_sight,
         "regret": None if regret is None else round(regret, 3),
         "steps": {n: None if v is None else round(v) for n, v in needed.items()},
@@ -325,9 +327,12 @@ def leave_one_out(by_swap: dict[str, list[float]]) -> tuple[list[float], float]:
 
 def summary() -> None:
     """Replay every swap and write decision_study.json."""
-    rows = []
-    for file in sorted(CURVES.glob("*.safetensors")):
-        row = replay(json.loads(file.with_suffix(".json").read_text()), load_file(file))
+    rows, by_budget = [], []
+    files = [
+        (json.loads(f.with_suffix(".json").read_text()), load_file(f)) for f in sorted(CURVES.glob("*.safetensors"))
+    ]
+    for record, curves in files:
+        row = replay(record, curves)
         rows.append(row | {"scratch_ratio": scratch_ratio(row)})
     mean = lambda values: round(float(np.mean(values)), 4) if values else None
     near = [
@@ -336,6 +341,14 @@ def summary() -> None:
         if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["scratch_ratio"] is not None
         if not row["steps"][row["truth"]] or row["steps"]["scratch"] or row["run_to"]["scratch"] >= RUN_ON
     ]
+    for budget in (BUDGET // 2, BUDGET, 2 * BUDGET):
+        said = [replay(record, curves, budget) for record, curves in files]
+        told = [row["right"] for row in said if row["conclusive"]]
+        open_ends = [row["right"] for row in said if not row["conclusive"]]
+        by_budget.append(
+            {"budget": budget, "conclusive": len(told), "right": sum(told), "open": len(open_ends)}
+            | {"right_open": sum(open_ends), "right_of_conclusive": mean(told), "right_of_all": mean(told + open_ends)}
+        )
     widths = [
         f["predicted_steps_high"] / max(f["predicted_steps_low"], 1)
         for row in rows
@@ -346,6 +359,7 @@ def summary() -> None:
     found = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
+        "by_budget": by_budget,
         "mean_regret": mean([row["regret"] for row in rows if row["regret"] is not None]),
         **ranks(rows),
         "interval_coverage": mean([c for row in rows for c in row["covered"].values()]),

@@ -11,6 +11,7 @@ from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
 from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
+from sanakit.reporting.ci import in_doubt
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
@@ -74,6 +75,15 @@ def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
 )
 def test_how_long_a_race_would_tell(steps, high, told):
     assert steps_that_tell(Forecast(steps=steps, low=20, high=high, reached=steps < 100), 100) == told
+
+
+def test_an_open_end_is_inconclusive_and_said():
+    inside = Forecast(steps=150, low=20, high=420, reached=False)
+    assert inside.conclusive and replace(inside, high=np.inf, reached=True).conclusive
+    assert not replace(inside, high=np.inf).conclusive
+    raced = {"recommended": "lora", "steps_that_tell": 300}
+    assert in_doubt(raced | {"conclusive": False}).endswith("lora has an open interval, --budget-steps 300 would tell")
+    assert in_doubt(raced | {"conclusive": True}) == in_doubt({"recommended": None}) == ""
 
 
 def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, tiny_system):

@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sanakit.reporting.ci import advice, bound, margin, reading
+from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
 
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -91,6 +91,8 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 _steps(row),
             )
         console.print(race)
+        if told := in_doubt(validation["strategy"]):
+            console.print(told, highlight=False, markup=False, soft_wrap=True)
     gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
     not_passed = [gate["gate"] for gate in gates if gate["verdict"] == validation["verdict"] != "pass"]
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())

@@ -85,6 +85,14 @@ def advice(gate: Mapping[str, Any]) -> str:
     return "; ".join(part for part in (gate["hint"], more) if part)
 
 
+def in_doubt(strategy: Mapping[str, Any]) -> str:
+    """What is said where the race could not tell: the recommended strategy's forecast has no late end. Else empty."""
+    if strategy.get("conclusive", True):
+        return ""
+    steps = strategy["steps_that_tell"]
+    return f"inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
+
+
 def samples_option(gate: str) -> str:
     """The key of the configuration that says how many pictures a gate reads; empty for a plugin's stage."""
     stage, _, name = gate.partition("/")

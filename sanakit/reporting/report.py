@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sanakit.reporting.ci import in_doubt
 from sanakit.reporting.component import (
     MEASURED,
     channel_charts,
@@ -74,6 +75,7 @@ def collect(run_dir: Path) -> Row:
         "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
+        "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates),
         "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)
         + distance_chart(candidates, colours)

@@ -40,6 +40,11 @@ class Forecast:
     high: float
     reached: bool
 
+    @property
+    def conclusive(self) -> bool:
+        """Reached, or an interval with two ends: the race can tell. An open end means that a longer one is needed."""
+        return self.reached or bool(np.isfinite(self.high))
+
     def as_dict(self) -> dict[str, float | None]:
         finite = lambda value: float(value) if np.isfinite(value) else None
         return {

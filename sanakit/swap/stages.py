@@ -135,6 +135,7 @@ def smoke(swap: Swap) -> list[GateResult]:
         "strategy.json",
         {
             "recommended": best.strategy.name,
+            "conclusive": best.forecast.conclusive,
             "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
             "budget_steps": budget,
             "steps_that_tell": more,
