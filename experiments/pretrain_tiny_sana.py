@@ -3,7 +3,7 @@
     python experiments/pretrain_tiny_sana.py --minutes 85 --threads 2
 
 Recipe: latents of dc-f16c32 in ten views of every picture (itself, mirrored, eight shifted, scaled and mirrored at
-random), MiniLM tokens, logit-normal sigmas, 10% null prompts, AdamW with warm-up and a cosine to zero over the given
+random), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a cosine to zero over the given
 time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
 """
 
@@ -33,12 +33,12 @@ FOLDER = Path("sanakit/assets/cores/tiny-sana")
 SIZE = 96
 RANDOM_VIEWS = 8
 CONFIG = {
-    "num_attention_heads": 5,
+    "num_attention_heads": 8,
     "attention_head_dim": 32,
     "num_layers": 5,
-    "num_cross_attention_heads": 5,
+    "num_cross_attention_heads": 8,
     "cross_attention_head_dim": 32,
-    "cross_attention_dim": 160,
+    "cross_attention_dim": 256,
     "caption_channels": 384,
     "mlp_ratio": 2.5,
     "sample_size": 6,
@@ -78,7 +78,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=85)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--learning-rate", type=float, default=1.5e-3)
+    parser.add_argument("--learning-rate", type=float, default=1.2e-3)
+    parser.add_argument("--precision", default="bf16")
     parser.add_argument("--work", type=Path, default=Path("runs/pretrain-tiny-sana"))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -96,7 +97,13 @@ def main() -> None:
     core.to(memory_format=torch.channels_last)
     system = LatentDiffusion(vae=vae, text_encoder=encoder, core=core, image_size=SIZE)
     options = TrainOptions(
-        max_steps=10**9, batch_size=32, learning_rate=args.learning_rate, warmup=200, ema_decay=0.999, seed=args.seed
+        max_steps=10**9,
+        batch_size=32,
+        learning_rate=args.learning_rate,
+        warmup=200,
+        ema_decay=0.999,
+        precision=args.precision,
+        seed=args.seed,
     )
     state = new_state(core, [{"params": p} for p in parameters_by_group(core).values()], options)
     facts = {"vae": vae.fingerprint(), "learning_rate": args.learning_rate, "seed": args.seed}
@@ -154,7 +161,7 @@ def main() -> None:
     core.half().save_pretrained(FOLDER)
     card = {
         "recipe": f"experiments/pretrain_tiny_sana.py --vae {args.vae} --minutes {args.minutes:g} "
-        f"--threads {args.threads} --learning-rate {args.learning_rate:g}",
+        f"--threads {args.threads} --precision {args.precision} --learning-rate {args.learning_rate:g}",
         "seed": args.seed,
         "steps": state.step,
         "batch_size": options.batch_size,
