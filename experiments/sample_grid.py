@@ -3,15 +3,22 @@ sample over the picture that has this name. The prompts are drawn among OpenMoji
 (titles of openclipart often do not); --seed draws others, --data among others.
 
     python experiments/sample_grid.py
+    python experiments/sample_grid.py --recognise 256
+
+--recognise N: instead of drawing, how much nearer N samples a half are to the picture of their own name than to the
+pictures of the other N - 1, as 8 x 8 thumbnails (mean squared difference); chance is .50 nearer than own.
 """
 
 import argparse
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch.nn.functional import adaptive_avg_pool2d
 
 from sanakit.data import load_pictures
+from sanakit.data.cache import to_images
 from sanakit.sampling import sample_images
 from sanakit.swap.figures import to_uint8
 from sanakit.swap.plan import load_base
@@ -20,13 +27,35 @@ CELL, REAL, LABEL, ACROSS = 96, 48, 15, 8
 ROW = CELL + REAL + LABEL
 
 
+def recognise(base: str, data: str, count: int, seed: int) -> None:
+    system = load_base(base).system()
+    for label, held_out in (("held in", False), ("held out", True)):
+        half = load_pictures(data).split(held_out)
+        chosen = np.random.default_rng(seed).choice(len(half), min(count, len(half)), replace=False)
+        names = [half.captions[i][-1] for i in chosen]
+        parts = [sample_images(system, names[i : i + 64], seed=i) for i in range(0, len(names), 64)]
+        samples = adaptive_avg_pool2d(torch.cat(parts), 8).flatten(1)
+        pictures = adaptive_avg_pool2d(to_images(half.pixels(CELL)[chosen]), 8).flatten(1)
+        distance = torch.cdist(samples, pictures)
+        nearer = (distance < distance.diagonal()[:, None]).float().sum(1)
+        share = nearer / (len(names) - 1)
+        print(
+            f"{label}: {len(names)} samples; of the others' pictures {share.median():.3f} are nearer than the own one (median), "
+            f"{share.mean():.3f} (mean); own picture nearest in {(nearer == 0).float().mean():.1%}, chance {1 / len(names):.1%}"
+        )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base", default="tiny-sana")
     parser.add_argument("--data", default="openmoji")
     parser.add_argument("--seed", type=int, default=2)
+    parser.add_argument("--recognise", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("docs/tiny-sana.png"))
     args = parser.parse_args()
+    if args.recognise:
+        recognise(args.base, args.data, args.recognise, args.seed)
+        return
     prompts, real = [], []
     for held_out in (False, True):
         half = load_pictures(args.data).split(held_out)

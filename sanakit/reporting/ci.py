@@ -90,7 +90,7 @@ def in_doubt(strategy: Mapping[str, Any]) -> str:
     if strategy.get("conclusive", True):
         return ""
     steps = strategy["steps_that_tell"]
-    return f"inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
+    return f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
 
 
 def samples_option(gate: str) -> str:
