@@ -236,10 +236,6 @@ def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
         groups = strategy.parameter_groups(system.core)
         if groups:
             start = time.process_time()
-            draw = None
-            if strategy.teacher:
-                assert len(teacher.states)
-                row["teacher_seconds"] = time.process_time() - start
             options = TrainOptions(
                 max_steps=args.steps,
                 batch_size=32,
@@ -251,6 +247,8 @@ def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
             )
             state = new_state(system.core, groups, options)
             draw = teacher.draws(system, train, options) if strategy.teacher else None
+            if strategy.teacher:
+                row["teacher_seconds"] = time.process_time() - start
             fit(system, train, options, state, draw=draw)
             with averaged(system.core, state.ema):
                 row["loss"] = losses(system, test)
