@@ -21,7 +21,7 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
+from sanakit.reporting.ci import CAUSE, advice, bound, in_doubt, likely_causes, margin, reading
 
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -199,7 +199,7 @@ def print_drift(found: dict[str, Any]) -> None:
     table = Table(title_justify="left")
     for column in ("statistic", "value", "p, corrected", "where", "alarm"):
         table.add_column(column, justify="right" if column in ("value", "p, corrected") else "left")
-    rows = [row for row in found["readings"] if row["name"] != "likely-cause"]
+    rows = [row for row in found["readings"] if row["name"] != CAUSE]
     for row in sorted(rows, key=lambda r: (not r["alarm"], 1.0 if r["p_value"] is None else r["p_value"])):
         p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
         value = "" if row["value"] is None else f"{row['value']:.4g}"
@@ -209,11 +209,8 @@ def print_drift(found: dict[str, Any]) -> None:
     console.print(table)
     colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(found["verdict"], "inconclusive")]
     console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
-    for row in (row for row in found["readings"] if row["name"] == "likely-cause"):
-        console.print(
-            _plain(f"likely cause in {row['where']}: {row['title']} ({row['value']:.0%} of what moved)"),
-            highlight=False,
-        )
+    for told in likely_causes(found["readings"]):
+        console.print(_plain(told), highlight=False)
 
 
 def _number(value: float | None) -> str:

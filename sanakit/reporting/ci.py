@@ -1,12 +1,13 @@
 """A validation for machines that build: JUnit XML, and a Markdown summary for a pull request or a job page."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}
+CAUSE = "likely-cause"  # a reading's name
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 
 
@@ -91,6 +92,15 @@ def in_doubt(strategy: Mapping[str, Any]) -> str:
         return ""
     steps = strategy["steps_that_tell"]
     return f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
+
+
+def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:
+    """One sentence for each reading of a comparison that names a cause, not a statistic."""
+    return [
+        f"Likely cause in {r['where']}: {r['title']} ({r['value']:.0%} of what moved)."
+        for r in readings
+        if r["name"] == CAUSE
+    ]
 
 
 def samples_option(gate: str) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
+from sanakit.reporting.ci import CAUSE, likely_causes
 from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
@@ -24,7 +25,6 @@ class Shown(Protocol):
 
 Carried = Mapping[str, Mapping[str, Mapping[int, Shown]]]  # kind, side, row
 SIDES = ("reference", "current")
-CAUSE = "likely-cause"
 MOST_BARS = 64  # channels; more of them are dots
 NOTHING = (
     "neither pictures nor captions; `sanakit encode` keeps them in what it writes for drift, "
@@ -45,14 +45,13 @@ def write_drift_report(
     rows that differ most, where a side has them."""
     order = lambda r: (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
     readings = sorted((r for r in found["readings"] if r["name"] != CAUSE), key=order)
-    causes = [r for r in found["readings"] if r["name"] == CAUSE]
     alarming = {r["where"].partition(":")[0] for r in readings if r["alarm"]}
     kinds = sorted(moments, key=lambda kind: (kind not in alarming, kind != "latents"))
     page = environment().get_template("drift.html.j2")
     html = page.render(
         verdict=found["verdict"],
         why=why(found["verdict"], readings),
-        causes=[f"Likely cause in {r['where']}: {r['title']} ({r['value']:.0%} of what moved)." for r in causes],
+        causes=likely_causes(found["readings"]),
         readings=readings,
         panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
         farthest=[
