@@ -47,6 +47,35 @@ def test_split_depends_on_the_name_alone_and_holds_out_a_tenth():
     assert len(pictures.split(True)) + len(pictures.split(False)) == 5000
 
 
+def named(names):
+    return Pictures(source="", names=names, captions=[["x"] for _ in names], images=[b""] * len(names))
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_the_first_images_of_a_split_are_a_random_sample_that_never_moves(held_out):
+    """Files sorted by class, as folders are: any first K holds the classes in proportion, whatever the files' order."""
+    names = [f"{letter}/{i}.png" for letter in "abcd" for i in range(2500)]
+    order = named(names).split(held_out).names
+    for count in (64, 128, 192):
+        first = [name[0] for name in order[:count]]
+        assert all(
+            0.25 - 3 * (0.1875 / count) ** 0.5 < first.count(c) / count < 0.25 + 3 * (0.1875 / count) ** 0.5
+            for c in "abcd"
+        )
+    assert named(names[::-1]).split(held_out).names == order
+    fewer = [name for i, name in enumerate(names) if i % 3]
+    assert named(fewer).split(held_out).names == [name for name in order if name in set(fewer)]
+
+
+@pytest.mark.parametrize("held_out", [False, True])
+def test_evaluation_images_of_the_embedded_world_come_from_both_sources(held_out):
+    split = load_pictures("embedded").split(held_out)
+    emoji = [name.startswith("openmoji/") for name in split.names]
+    share = sum(emoji) / len(emoji)
+    for count in (128, 192, 256):
+        assert abs(sum(emoji[:count]) / count - share) < 3 * (share * (1 - share) / count) ** 0.5
+
+
 def test_openclipart_is_packed_with_captions_and_unique_names():
     pictures = load_pictures("openclipart")
     assert len(pictures) > 4000 and len(set(pictures.names)) == len(pictures)
