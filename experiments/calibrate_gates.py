@@ -1,7 +1,7 @@
 """A/A calibration: what every gate reads of clean systems (clean_runs.py), against its thresholds.
 
 python experiments/calibrate_gates.py    then python experiments/write_docs.py
-About seven minutes on one core. Each system is kept under runs/calibration as soon as it is measured; the same command
+About half an hour on one core. Each system is kept under runs/calibration as soon as it is measured; the same command
 goes on after an interruption, and measures again what hangs on another base core. Writes
 experiments/results/gate_calibration.json.
 
@@ -33,7 +33,9 @@ MARGIN = {"strict": 1.0, "default": 2.0}  # ways from the median to the quantile
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=96, help="pictures and prompts of stage component")
+    parser.add_argument(
+        "--count", type=int, default=384, help="images and prompts that halves of stage component are drawn from"
+    )
     parser.add_argument("--halves", type=int, default=8, help="random halves of them")
     parser.add_argument("--seeds", type=int, default=2, help="of every swap from end to end")
     parser.add_argument(
@@ -50,7 +52,7 @@ def main() -> None:
         base, code = hash_module(world.base.core), sources()
         for piece in pieces(arguments.halves, arguments.seeds):
             facts = {"system": piece.system, "code": code, "base": None if piece.stage == "component" else base}
-            facts |= {"count": arguments.count, "size": piece.size}
+            facts |= {"count": arguments.count, "size": piece.size, "data": world.pictures.fingerprint}
             path = KEPT / f"{hash_record(facts)[:20]}.json"
             if arguments.kept and not path.is_file():
                 missing.append(piece.system)

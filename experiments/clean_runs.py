@@ -1,6 +1,7 @@
 """Clean systems for the calibration of gates: what every gate reads where nothing is wrong.
 
-Stage component: each VAE and text encoder on random halves of the same pictures or prompts, in fp32 and in bf16. Smoke:
+Stage component: each VAE and text encoder on random halves of held-out images or prompts, in fp32 and in bf16, and each
+VAE on the images of one source alone, as a folder of one kind of images is. Smoke:
 the base against itself on disjoint held-out pictures, seeds of the order of the data and of samples. Smoke and full
 from end to end: the base's own VAE and text encoder swapped in again as if they were new, and the VAE at another scale,
 each with several seeds. No other encoder is here: whether it reaches the base's quality is what the gates are asked.
@@ -15,10 +16,12 @@ from typing import Any
 import numpy as np
 import torch
 from faults import SIZE, World, instructed
+from torch import Tensor
 
 from sanakit.config import make_config
 from sanakit.contracts import GateResult
 from sanakit.data import load_pictures
+from sanakit.data.cache import to_images
 from sanakit.data.dataset import build_dataset
 from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates
@@ -32,6 +35,7 @@ from sanakit.train import TrainOptions
 from sanakit.vaes import VAE
 
 VAES = ("dc-f16c16", "dc-f16c32", "kl-f8c4", "pca-f8c4", "pca-f16c16", "pca-f16c32", "pca-f32c64")
+SOURCES = ("openmoji", "openclipart")
 ENCODERS = ("wordllama", "minilm")
 CHUNK = 64  # held-out pictures of one reading of the base
 COURSES, SAMPLED = 24, 6  # seeds of what is cheap, and of grids of samples
@@ -59,6 +63,10 @@ class CleanWorld(World):
         base = self.base
         return [build_dataset(base.vae, base.text_encoder, p, SIZE, mirror=False, cache=None) for p in parts]
 
+    def images_of(self, source: str) -> Tensor:
+        held_out = load_pictures(source).split(True)
+        return to_images(held_out.subset(range(min(self.count, len(held_out)))).pixels(SIZE))
+
 
 def pieces(halves: int, seeds: int) -> list[Piece]:
     component = [
@@ -66,9 +74,19 @@ def pieces(halves: int, seeds: int) -> list[Piece]:
             system=f"{name}{note}",
             stage="component",
             size=halves,
-            measure=lambda w, n=name, h=half: vae_halves(w, n, halves, h),
+            measure=lambda w, n=name, h=half: vae_halves(w.vae(n), w.images, halves, bf16=h),
         )
         for name, note, half in [*((n, "", False) for n in VAES), *((n, " in bf16", True) for n in VAES[1:3])]
+    ]
+    component += [
+        Piece(
+            system=f"{name} on {source} alone",
+            stage="component",
+            size=halves,
+            measure=lambda w, n=name, s=source: vae_halves(w.vae(n), w.images_of(s), halves),
+        )
+        for source in SOURCES
+        for name in VAES
     ]
     texts: dict[str, Callable[[CleanWorld], TextEncoder]] = {n: lambda w, n=n: w.encoder(n) for n in ENCODERS}
     texts |= {f"{n} with an instruction": lambda w, n=n: instructed(w, n) for n in ENCODERS}
@@ -101,12 +119,11 @@ def choose(total: int, generator: np.random.Generator) -> np.ndarray:
     return np.sort(generator.permutation(total)[: total // 2])
 
 
-def vae_halves(world: CleanWorld, name: str, count: int, bf16: bool) -> Readings:
-    """All pictures are encoded once; each half is judged by itself."""
-    vae: VAE = world.vae(name)
+def vae_halves(vae: VAE, images: Tensor, count: int, *, bf16: bool = False) -> Readings:
+    """All images are encoded once; each half is judged by itself."""
     if bf16:
         vae.model.to(torch.bfloat16)
-    images, generator = world.images, np.random.default_rng(0)
+    generator = np.random.default_rng(0)
     raw = torch.cat([vae.encode_raw(chunk) for chunk in images.split(16)])
     reconstructed = torch.cat([vae.decode_raw(chunk) for chunk in raw.split(16)])
     for _ in range(count):

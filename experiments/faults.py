@@ -80,7 +80,7 @@ class World:
 
     @cached_property
     def pictures(self) -> Pictures:
-        found = load_pictures("openclipart").split(True)
+        found = load_pictures("embedded").split(True)
         return found.subset(range(min(self.count, len(found))))
 
     @cached_property
@@ -1167,7 +1167,7 @@ def from_folder(world: World, name: str) -> VAE:
 
 
 def train_half(world: World) -> Tensor:
-    return to_images(load_pictures("openclipart").split(False).subset(range(world.count)).pixels(SIZE))
+    return to_images(load_pictures("embedded").split(False).subset(range(world.count)).pixels(SIZE))
 
 
 def at_size(world: World, size: int) -> Tensor:
@@ -1175,7 +1175,7 @@ def at_size(world: World, size: int) -> Tensor:
 
 
 def fitted(world: World, ratio: int, channels: int) -> VAE:
-    pixels = load_pictures("openclipart").split(False).subset(range(0, 800, 2)).pixels(SIZE)
+    pixels = load_pictures("embedded").split(False).subset(range(400)).pixels(SIZE)
     return PCAVAE.fit(torch.from_numpy(pixels).permute(0, 3, 1, 2), ratio, channels)
 
 

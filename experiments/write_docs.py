@@ -228,6 +228,9 @@ Cost is steps times the strategy's step time, and what distillation spends on th
 cheapest, or it said "not in sight" where nobody got there. **Could it tell**: the recommended strategy is there or its
 forecast's interval has two ends; an open interval makes the recommendation inconclusive, and sanakit says how many steps would tell.
 
+**Measured on the first rows of the data.** The 128 held-out images of this study are the first ones in file order: all of
+them emoji. sanakit itself now evaluates on a random sample; the next study does too.
+
 **Read it with care.** One seed for most swaps. Rows with distillation and those against scratch beyond 500 steps were run
 last, on bases trained anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to 800
 steps under earlier defaults of the script. The rule that nobody leaves a race for noise, and that only finalists are recommended by forecast,

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sanakit.config import Config
 from sanakit.contracts import Verdict
@@ -12,7 +13,7 @@ from sanakit.data import load_pictures
 from sanakit.data.cache import to_images
 from sanakit.gates import run_gates
 from sanakit.swap.probe_text import text_evidence
-from sanakit.swap.probe_vae import vae_evidence
+from sanakit.swap.probe_vae import seam_ratio, vae_evidence
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.vaes import VAES, load_vae
 
@@ -37,6 +38,27 @@ def images(judges):
 def test_an_embedded_vae_passes_stage_component(images, name):
     results = run_gates("component", vae_evidence(load_vae(name), images))
     assert {r.gate: (r.value, r.threshold) for r in results if r.verdict != Verdict.PASS} == {}
+
+
+def test_images_of_one_source_alone_show_no_seam():
+    """Emoji are framed alike: their edges, and so the errors, lie at the same borders in all of them."""
+    emoji = load_pictures("openmoji").split(True).subset(range(96))
+    vae, images = load_vae("kl-f8c4"), to_images(emoji.pixels(96))
+    results = {r.gate: r for r in run_gates("component", vae_evidence(vae, images))}
+    assert results["component/seams"].verdict == Verdict.PASS, results["component/seams"]
+
+
+def test_a_seam_is_told_from_edges_of_the_images():
+    torch.manual_seed(0)
+    images = torch.rand(64, 3, 64, 64) * 0.2
+    images[..., 8:56] += 0.5  # every image has an edge at two borders of the grid
+    blurred = torch.nn.functional.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+    assert seam_ratio(images, blurred, 8)[0] < 1.1  # 2.8 by the errors alone
+    seamed = blurred.clone()
+    seamed[..., 32:] += 0.2
+    value, place = seam_ratio(images, seamed, 8)
+    assert value > 2
+    assert place == "column 32"
 
 
 @pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)

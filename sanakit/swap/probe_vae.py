@@ -90,20 +90,35 @@ def orientations(maps: Tensor) -> dict[str, Tensor]:
 
 
 def seam_ratio(images: Tensor, reconstructed: Tensor, ratio: int) -> tuple[float, str]:
-    """Jump of the error across each border of the latent grid over its jumps two pixels around: the worst border over
-    the median one, and where; 1 with fewer than four borders."""
-    error, jumps, places = reconstructed - images, [], []
-    for dim, label in ((2, "row"), (3, "column")):
-        lines = error.movedim(dim, 3)
-        steps = (lines[..., 1:] - lines[..., :-1]).abs().mean((0, 1, 2))  # steps[i]: from i to i + 1
-        borders = torch.arange(ratio, lines.shape[3], ratio)
-        around = torch.stack([steps[borders - 1 + k] for k in (-2, -1, 1, 2)]).mean(0)
-        jumps.append(steps[borders - 1] / around.clamp_min(1e-9))
-        places += [f"{label} {b}" for b in borders.tolist()]
-    values = torch.cat(jumps)
-    if len(values) < 4:
+    """How much the reconstruction error jumps at the worst border of the latent grid: its jump over the median border's,
+    and where that border lies; 1 with fewer than four borders.
+
+    A border where the images themselves jump (icons that are framed alike) has a large error without any seam, so an
+    error's jump is counted in units of the images' own.
+    """
+    error = border_jumps(reconstructed - images, ratio)
+    if len(error) < 4:
         return 1.0, "too few borders"
+    values = error / border_jumps(images, ratio).clamp_min(1)
+    places = [f"{label} {b}" for label, side in (("row", 2), ("column", 3)) for b in borders(images.shape[side], ratio)]
     return float(values.max() / values.median().clamp_min(1e-9)), places[int(values.argmax())]
+
+
+def border_jumps(maps: Tensor, ratio: int) -> Tensor:
+    """Mean absolute step across each border of the grid over the mean of the steps up to two pixels around it: first the
+    borders between rows, then those between columns. maps (N, C, H, W)."""
+    jumps = []
+    for dim in (2, 3):
+        lines = maps.movedim(dim, 3)
+        steps = (lines[..., 1:] - lines[..., :-1]).abs().mean((0, 1, 2))  # steps[i]: from i to i + 1
+        places = torch.tensor(list(borders(lines.shape[3], ratio)), dtype=torch.long)
+        around = torch.stack([steps[places - 1 + k] for k in (-2, -1, 1, 2)]).mean(0)
+        jumps.append(steps[places - 1] / around.clamp_min(1e-9))
+    return torch.cat(jumps)
+
+
+def borders(side: int, ratio: int) -> range:
+    return range(ratio, side, ratio)
 
 
 def effective_channels(latents: Tensor) -> float:
