@@ -183,6 +183,9 @@ def _state_stats(vae: VAE, path: Path) -> None:
             list(mean * channels)[:channels],
             list(std * channels)[:channels],
         )
+        if "scaling_factor" in config:  # one statement; diffusers' pipelines would apply both
+            config["scaling_factor"] = 1.0
+        config.pop("shift_factor", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 
