@@ -15,9 +15,12 @@ ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lo
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """config.json of a component folder. Raises SK0106 when there is none to read, SK0121 for a Git LFS pointer."""
+    """config.json of a component folder. Raises SK0106 when there is none to read, SK0121 for a Git LFS pointer, SK0125
+    where a low-rank adapter lies in its place."""
     path = folder / name
     refuse_pointer(path)
+    if name == "config.json" and not path.is_file():
+        refuse_adapter(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -95,17 +98,24 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
-def cache_dir() -> Path:
-    """Where rendered images, latents, embeddings and converted weights are kept: SANAKIT_CACHE (`~` is the home folder),
-    or the user's cache. Raises SK0128 when it cannot be made or written."""
+def cache_path() -> Path:
+    """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not: SANAKIT_CACHE
+    (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""
     named = os.environ.get("SANAKIT_CACHE")
     try:
-        root = named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sanakit"
-        path = Path(root).expanduser()
+        return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sanakit").expanduser()
+    except RuntimeError as error:
+        raise SanakitError("SK0128", f"SANAKIT_CACHE={named or ''}: {error}") from error
+
+
+def cache_dir() -> Path:
+    """`cache_path`, made where it does not exist. Raises SK0128 when it cannot be made or written."""
+    path = cache_path()
+    try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(f"no permission to write in {path}")
-    except (OSError, RuntimeError) as error:  # RuntimeError: no home folder
-        where = f"SANAKIT_CACHE={named}" if named else "the cache folder"
-        raise SanakitError("SK0128", f"{where}: {error}") from error
+    except OSError as error:
+        source = "SANAKIT_CACHE" if os.environ.get("SANAKIT_CACHE") else "the user's cache"
+        raise SanakitError("SK0128", f"{path} ({source}): {error.strerror or error}") from error
     return path

@@ -239,7 +239,7 @@ def _read(
             text = said(e).replace(str(folder), str(files.folder))
             raise SanakitError("SK0107", f"{files.folder}: {text}") from e
     config = getattr(model, "config", None)
-    if folder != files.folder and getattr(config, "_name_or_path", None) == str(folder):
+    if folder != files.folder and str(getattr(config, "_name_or_path", "")) == str(folder):
         if hasattr(model, "register_to_config"):
             model.register_to_config(_name_or_path=str(files.folder))
         else:
