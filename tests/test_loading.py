@@ -468,16 +468,18 @@ def test_a_cache_named_by_the_home_folder_or_not_writable(tmp_path, monkeypatch)
         cache_dir()
 
 
-def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, monkeypatch):
-    from typer.testing import CliRunner
-
-    from sanakit.cli import app
+def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp_path, monkeypatch, capsys):
+    from sanakit.cli import main
 
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "file"))
+    command = ["sanakit", "swap-vae", "--candidate", "pca-f8c4", "--run-dir", str(tmp_path / "run")]
+    monkeypatch.setattr("sys.argv", command)
     monkeypatch.setattr("sanakit.swap.plan.load_base", lambda name: pytest.fail("the base was loaded first"))
-    result = CliRunner().invoke(app, ["swap-vae", "--candidate", "pca-f8c4", "--run-dir", str(tmp_path / "run")])
-    assert "SK0128" in str(result.exception) + result.output and not (tmp_path / "run").exists()
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 3 and "error[SK0128]" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 # --- names and captions that UTF-8 cannot hold -----------------------------------------------------------------------
