@@ -136,18 +136,22 @@ def test_the_plain_weights_go_before_a_variant_and_bf16_before_fp16(folders):
     assert find_weights(path.parent, path.stem).variant == "bf16"
 
 
-def test_a_whole_pipeline_of_variants_is_a_base(folders, monkeypatch):
-    """As `Sana_1600M_1024px_BF16_diffusers` lies on the hub: every part a variant, its tokenizer beside the encoder."""
+def test_a_whole_pipeline_of_variants_is_a_base(folders):
+    """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant, its tokenizer beside the encoder."""
     from sanakit.swap.plan import load_base
 
     pipe = whole_pipeline(folders)
+    with pytest.raises(SanakitError, match=f"(?s)SK0106.*one part of a pipeline.*Use path:{pipe}"):
+        load_base(f"path:{pipe}/transformer")
     for part in ("vae", "transformer"):
         path = pipe / part / WEIGHTS["vae"]
         path.rename(path.with_name(f"{path.stem}.bf16.safetensors"))
     text = pipe / "text_encoder" / WEIGHTS["text"]
     names = [f"model.bf16-0000{i}-of-00002.safetensors" for i in (1, 2)]
     in_shards(text, names, "model.safetensors.index.bf16.json")
-    system = load_base(f"path:{pipe}").system()
+    cached = folders / "models--owner--repo"
+    shutil.move(pipe, cached / "snapshots" / "abc")
+    system = load_base(f"path:{cached}").system()
     assert (system.image_size, system.flow_shift) == (512, 3.0)
     assert system.text_encoder.encode(["a"]).embeds.shape == (1, 300, 16)
 
@@ -261,6 +265,16 @@ def test_two_models_in_one_file_are_named(folders):
         load(folders, "vae")
 
 
+def test_a_download_that_did_not_finish_is_not_replaced_by_a_variant(folders):
+    path = weights_of(folders, "vae")
+    shutil.copy(path, path.with_name(f"{path.stem}.fp16.safetensors"))
+    names = [f"{path.stem}-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    in_shards(path, names, f"{path.stem}.safetensors.index.json")
+    (path.parent / names[0]).unlink()
+    with pytest.raises(SanakitError, match=f"SK0122.*1 of 2 weight files are there, no {names[0]}"):
+        load(folders, "vae")
+
+
 @pytest.mark.parametrize("kind", ["vae", "text"])
 def test_tensors_that_do_not_fit_are_counted_and_never_dumped(folders, kind, capfd):
     path = weights_of(folders, kind)
@@ -346,6 +360,13 @@ def test_an_adapter_alone_without_a_config_is_named_too(folders, kind):
         load(folders, kind)
 
 
+def test_an_adapter_among_the_weights_is_named(folders):
+    path = weights_of(folders, "text")
+    renamed(path, lambda name: name.replace("q_proj.weight", "q_proj.base_layer.weight"))
+    with pytest.raises(SanakitError, match=r"SK0125.*among the weights.*q_proj\.base_layer\.weight"):
+        load(folders, "text")
+
+
 @pytest.mark.parametrize("special", [True, False])
 def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused(folders, special):
     tokenizer = byte_tokenizer("<bos>")
@@ -391,6 +412,29 @@ def test_a_pipeline_folder_names_the_part_to_use(folders):
     (pipe / "model_index.json").unlink()
     with pytest.raises(SanakitError, match="(?s)SK0124.*a folder of components.*/vae"):
         load_vae(f"path:{pipe}")
+
+
+def test_a_pipeline_on_the_hub_is_refused_before_its_weights_are_fetched(folders, monkeypatch):
+    pipe, asked = whole_pipeline(folders), []
+
+    def fetch(repository, *, revision, allow_patterns):
+        asked.append(allow_patterns)
+        return str(pipe)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(SanakitError, match="(?s)SK0124.*Use hub:owner/repo:vae"):
+        load_vae("hub:owner/repo")
+    with pytest.raises(SanakitError, match="(?s)SK0124.*Use hub:owner/repo@main:text_encoder"):
+        load_text_encoder("hub:owner/repo@main")
+    assert not [pattern for patterns in asked for pattern in patterns if "safetensors" in pattern]
+    assert load_vae("hub:owner/repo:vae").spec.label == "f32c32"
+
+
+def test_a_file_is_told_from_a_folder(folders):
+    path = weights_of(folders, "vae")
+    for loader in (load_vae, load_text_encoder):
+        with pytest.raises(SanakitError, match=f"(?s)SK0106.*is a file, expected a folder.*path:{path.parent}"):
+            loader(f"path:{path}")
 
 
 @pytest.mark.parametrize("main", [True, False])
@@ -540,6 +584,19 @@ def test_an_exported_vae_states_its_normalisation_once(folders, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         assert load_vae(f"path:{tmp_path / 'out'}").stats == vae.stats
+
+
+@pytest.mark.parametrize("stats", [LatentStats.from_scaling(0.5), LatentStats()])
+def test_an_override_survives_the_export_of_a_vae_that_stated_both(folders, tmp_path, stats):
+    from sanakit.interop.export import save_vae
+
+    edit(folders / "vae" / "config.json", latents_mean=[0.0] * 4, latents_std=[2.0] * 4, scaling_factor=0.25)
+    with pytest.warns(UserWarning, match="SK0129"):
+        vae = load(folders, "vae")
+    vae.set_stats(stats)
+    save_vae(vae, tmp_path / "out", stock=False)  # reads back, and would refuse another normalisation
+    latents = torch.randn(1, 4, 2, 2)
+    assert torch.equal(load_vae(f"path:{tmp_path / 'out'}").denormalize(latents), vae.denormalize(latents))
 
 
 def test_the_note_is_part_of_the_plan(tiny_system):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def refuse_pointer(*paths: Path) -> None:
             raise SanakitError(
                 "SK0121",
                 f"{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself",
-                fix=f"git -C {path.parent} lfs pull",
+                fix=f"git -C {shlex.quote(str(path.parent))} lfs pull",
             )
 
 

@@ -22,8 +22,9 @@ from torch import Tensor
 from sanakit.core.dit import fold_guidance
 from sanakit.errors import SanakitError
 from sanakit.interop.files import refuse_pointer
+from sanakit.interop.loading import unwrapped
 from sanakit.interop.place import local_path
-from sanakit.interop.weights import read_tensors, said, unwrapped
+from sanakit.interop.weights import read_tensors, said
 
 PARTS = {
     "x_embedder.proj": "patch_embed.proj",
@@ -215,6 +216,7 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
 
     Converted once, a pickle with leave; later calls read what was converted and need none. Raises SK0601 without leave.
     """
+    refuse_pointer(path)
     statement = path.with_suffix(".json")
     digest = hashlib.sha256(statement.read_bytes() if statement.is_file() else b"")
     with path.open("rb") as file:

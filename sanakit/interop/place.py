@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
-from sanakit.errors import SanakitError
+from sanakit.errors import SanakitError, did_you_mean
 from sanakit.interop.files import read_config
 
 HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repo/{blobs,refs,snapshots}
@@ -46,6 +46,16 @@ def snapshot(folder: Path) -> Path:
             fix=f"Name one of them: path:{folder}/snapshots/REVISION",
         )
     return found[0]
+
+
+def require_folder(folder: Path, name: str, known: list[str]) -> Path:
+    """Raises SK0106 for a path that is no folder. known: registered names, to suggest one."""
+    if folder.is_dir():
+        return folder
+    if folder.is_file():
+        fix = f"Name the folder with this file and its config.json: path:{folder.parent}"
+        raise SanakitError("SK0106", f"{folder} is a file, expected a folder", fix=fix)
+    raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, known)}")
 
 
 def spellings(folder: Path) -> list[Path]:

@@ -59,6 +59,15 @@ def load_base(name: str) -> Base:
         return Base(name=name, folder=folder / "transformer", card=pipeline_card(name, folder))
     if scheme == "path" and (folder / INDEX).is_file():
         return Base(name=name, folder=folder / "transformer", card=pipeline_card(f"path:{folder}", folder))
+    if (
+        scheme == "path"
+        and folder.is_dir()
+        and (folder.parent / INDEX).is_file()
+        and not (folder / "card.json").is_file()
+    ):
+        raise SanakitError(
+            "SK0106", f"{folder} is one part of a pipeline, expected a base", fix=f"Use path:{folder.parent}"
+        )
     if scheme == "path" and folder.is_file():
         folder = converted(folder, cache_dir(), allow_pickle=False)
     if scheme != "path" and not (folder / "card.json").is_file():

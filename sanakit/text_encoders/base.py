@@ -7,6 +7,7 @@ are zeroed, so nothing of them can leak. The null prompt is "" without instructi
 import json
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, Self
 from urllib.parse import parse_qsl
 
@@ -153,20 +154,17 @@ def with_layer(name: str, layer: int | str | None) -> str:
 
 def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
     from sanakit.interop.folder import is_sana_pipeline, load_pipeline_encoder
-    from sanakit.interop.place import local_path, refuse_whole_pipeline, spellings
+    from sanakit.interop.hub import download
+    from sanakit.interop.place import local_path, refuse_whole_pipeline, require_folder, spellings
 
-    if scheme == "hub":
-        from sanakit.interop.hub import download
+    def check(place: Path) -> None:
+        refuse_whole_pipeline(place, name, "a text encoder", lambda part: part.name.startswith("text_encoder"))
 
-        folder = download(rest)
-    else:
-        folder = local_path(rest)
-    if not folder.is_dir():
-        raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, TEXT_ENCODERS.names())}")
+    folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, TEXT_ENCODERS.names())
     for place in spellings(folder):
         if place.name == "text_encoder" and is_sana_pipeline(place.parent):
             return load_pipeline_encoder(place.parent)
-    refuse_whole_pipeline(folder, name, "a text encoder", lambda part: part.name.startswith("text_encoder"))
+    check(folder)
     if (folder / "open_clip_config.json").is_file():
         from sanakit.text_encoders.open_clip import OpenCLIP
 

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.interop.files import read_config
-from sanakit.interop.weights import OPEN_CLIP, as_expected, find_weights, quiet, said, unwrapped
+from sanakit.interop.loading import as_expected, quiet, unwrapped
+from sanakit.interop.weights import OPEN_CLIP, find_weights, said
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 
 

@@ -8,8 +8,9 @@ from torch import Tensor, nn
 
 from sanakit.errors import SanakitError
 from sanakit.interop.files import refuse_pointer
+from sanakit.interop.loading import quiet
 from sanakit.interop.place import spellings
-from sanakit.interop.weights import quiet, said
+from sanakit.interop.weights import said
 
 PLACEHOLDERS = (
     "image_token",

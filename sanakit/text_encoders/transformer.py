@@ -12,7 +12,8 @@ from torch.nn import functional as F
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.interop.files import read_config, refuse_quantised
-from sanakit.interop.weights import TRANSFORMERS, load_model
+from sanakit.interop.loading import load_model
+from sanakit.interop.weights import TRANSFORMERS
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
 from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder

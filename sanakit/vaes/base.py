@@ -16,11 +16,12 @@ import torch
 from torch import Tensor, nn
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.errors import SanakitError, did_you_mean, warning_text
+from sanakit.errors import SanakitError, warning_text
 from sanakit.hashing import hash_module
 from sanakit.interop.files import read_config
-from sanakit.interop.place import class_named, local_path, refuse_whole_pipeline
-from sanakit.interop.weights import DIFFUSERS, load_model
+from sanakit.interop.loading import load_model
+from sanakit.interop.place import class_named, local_path, refuse_whole_pipeline, require_folder
+from sanakit.interop.weights import DIFFUSERS
 from sanakit.registry import Registry
 from sanakit.vaes.normalisation import affine, both_stated, require_usable
 
@@ -288,7 +289,13 @@ def load_diffusers_model(
     wrapper, config = wrapper or wrapper_of(folder), read_config(folder)
     kind = getattr(diffusers, config["_class_name"])
     model = load_model(folder, DIFFUSERS, lambda place: read_diffusers(kind, place))
-    return model, diffusers_spec(model.eval(), wrapper), wrapper.read_stats(model, config)
+    try:
+        stats = wrapper.read_stats(model, config)
+        if stats is not None:
+            require_usable("config", stats)
+    except SanakitError as error:
+        raise SanakitError(error.code, f"{folder}: {error.found}", cause=error.cause, fix=error.fix) from error
+    return model, diffusers_spec(model.eval(), wrapper), stats
 
 
 def read_diffusers(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
@@ -315,10 +322,12 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
     if scheme in ("path", "hub"):
         from sanakit.interop.hub import download
 
-        folder = download(rest) if scheme == "hub" else local_path(rest)
-        if not folder.is_dir():
-            raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, VAES.names())}")
-        refuse_whole_pipeline(folder, name, "a VAE", lambda part: class_named(part, "_class_name") in ALLOWED_CLASSES)
+        def check(place: Path) -> None:
+            is_vae = lambda part: class_named(part, "_class_name") in ALLOWED_CLASSES
+            refuse_whole_pipeline(place, name, "a VAE", is_vae)
+
+        folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, VAES.names())
+        check(folder)
         vae: VAE = wrapper_of(folder).from_folder(folder)
         vae.name = name
     else:
