@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sanakit.interop.files import cache_path
 from sanakit.registry import Registry
 
 FLOORS = {
@@ -60,9 +61,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
                 name, found is not None, found or "missing (embedded world only)", "pip install 'sanakit[demo]'", "warn"
             )
         )
-    cache = Path(
-        os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
-    )
+    cache = cache_path()
     existing = next(p for p in (cache, *cache.parents) if p.exists())
     free = shutil.disk_usage(existing).free / 1e9
     rows.append(

@@ -94,6 +94,63 @@ CODES: dict[str, Code] = {
         why="A policy names gates and numbers; a misspelt one would silently keep the default.",
         fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`.",
     ),
+    "SK0120": Code(
+        title="quantised weights",
+        why="The weights are quantised (GPTQ, AWQ, torchao, bitsandbytes, FP8 ...): they need a package and often a device of "
+        "their own, and a component is frozen, compared and exported in floating point.",
+        fix="Take the repository with the weights in bf16, fp16 or fp32, or dequantise them and call `save_pretrained`.",
+    ),
+    "SK0121": Code(
+        title="a Git LFS pointer in the place of a file",
+        why="The repository was cloned without Git LFS, so large files are pointers of about 130 bytes.",
+        fix="Run `git lfs pull` in the repository, or fetch it with `hf download owner/repo`.",
+    ),
+    "SK0122": Code(
+        title="weight files are missing, cut short or damaged",
+        why="A download or a copy did not finish: a shard is absent, or a file ends before its header says.",
+        fix="Fetch the named file again; `hf download owner/repo --local-dir DIR` goes on where it stopped.",
+    ),
+    "SK0123": Code(
+        title="weights of several models",
+        why="The tensors of this component lie under more than one prefix (a model and its average, for instance), and nothing "
+        "says which one is meant.",
+        fix="Keep one of them: load the file, keep the tensors of one prefix, and save them again.",
+    ),
+    "SK0124": Code(
+        title="a whole pipeline where one component is expected",
+        why="The folder holds several components in subfolders; a candidate is one of them.",
+        fix="Name the subfolder: `path:DIR/vae`, `path:DIR/text_encoder`, on the hub `hub:owner/repo:vae`.",
+    ),
+    "SK0125": Code(
+        title="a low-rank adapter is not merged",
+        why="The folder holds a PEFT or LoRA adapter: alone it is no model, and beside the weights it is ambiguous whether it "
+        "belongs to the component.",
+        fix="Merge it into the weights with peft's `merge_and_unload`, call `save_pretrained`, and name that folder.",
+    ),
+    "SK0126": Code(
+        title="tokenizer and text encoder do not fit",
+        why="There is no tokenizer that loads, or it has tokens for which the model's embedding has no row: a prompt with one of "
+        "them cannot be read.",
+        fix="Use the tokenizer that was saved with the model; after adding tokens call `resize_token_embeddings(len(tokenizer))` "
+        "and save both.",
+    ),
+    "SK0127": Code(
+        title="a normalisation that cannot be applied",
+        why="Latents are divided by the std: each must be a finite number above zero, and so must the scaling factor.",
+        fix="Correct latents_mean, latents_std or scaling_factor in the config; stage component measures them.",
+    ),
+    "SK0128": Code(
+        title="the cache folder cannot be written",
+        why="SANAKIT_CACHE, or the user's cache folder, cannot be made or is not writable.",
+        fix="export SANAKIT_CACHE=DIR, with a folder that you may write.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0129": Code(
+        title="the config states the normalisation in more than one way",
+        why="latents_mean with latents_std, and scaling_factor with shift_factor, are two statements of the same thing; one of "
+        "them is not used.",
+        fix="Remove the statement that does not hold from the config; `--set vae.scaling_factor=VALUE` overrides the std.",
+    ),
     # 02: latents and VAEs
     "SK0201": Code(
         title="reconstruction is worse than the floor",
@@ -113,7 +170,7 @@ CODES: dict[str, Code] = {
     "SK0204": Code(
         title="non-finite latents",
         why="The VAE overflows on these pictures, most often in half precision.",
-        fix="Run the VAE in fp32 (`--set vae.dtype=float32`) or use the fp16-fixed weights.",
+        fix="Use weights saved in fp32, or weights made for half precision (for SDXL: `sdxl-vae-fp16-fix`).",
     ),
     "SK0205": Code(
         title="dead latent channels",
@@ -158,13 +215,15 @@ CODES: dict[str, Code] = {
     ),
     "SK0213": Code(
         title="seams between tiles",
-        why="The error jumps at few borders of the latent grid: the VAE works tile by tile without blending.",
-        fix="Turn tiling off at this size, or use overlapping tiles that are blended.",
+        why="The error jumps at few borders of the latent grid: the VAE works tile by tile without blending, or its decoder is "
+        "not trained enough to join its patches.",
+        fix="Turn tiling off at this size, or blend overlapping tiles; where the VAE does not tile, train its decoder longer.",
     ),
     "SK0214": Code(
         title="the latents have collapsed",
         why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is easy and the pictures are lost.",
-        fix="Never train an adapter before the noising; take a VAE whose channels differ.",
+        fix="Where images do not come back, load trained weights or train the VAE longer, and never train an adapter before the "
+        "noising; where they do, take a VAE with fewer channels or with channels that differ.",
     ),
     "SK0215": Code(
         title="normalising cannot be undone",

@@ -1,15 +1,19 @@
 """Gates on planted evidence; policies; samples that would decide."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from sanakit.contracts import GateResult, LatentSpec, Verdict, samples_to_decide
+from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
 from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
+from sanakit.swap.probe_facts import hint_facts, seam_crossing
+from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
 
@@ -76,6 +80,120 @@ def test_planted_faults_are_failed_by_the_gate_that_names_them(gate, changes):
 def test_scale_hint_gives_the_factor():
     result = next(r for r in run_gates("component", vae_evidence(latent_power=np.full(50, 30.0))) if r.code == "SK0203")
     assert "vae.scaling_factor=0.1818" in result.hint
+
+
+def hint_of(gate, **changes):
+    return next(r for r in run_gates("component", vae_evidence(**changes)) if r.gate == gate).hint
+
+
+MEAN, STD = [0.6, 0.9, 1.4, 1.1], [2.0, 3.5, 2.5, 5.0]
+ZERO, ONE = [0.0] * 4, [1.0] * 4
+
+
+@pytest.mark.parametrize("gate", ["component/scale-high", "component/scale-low", "component/shift"])
+@pytest.mark.parametrize(
+    ("mean", "std", "said"),
+    [
+        (STD, MEAN, "latents_mean and latents_std are exchanged"),
+        (MEAN, [1 / s for s in STD], "holds 1/std"),
+        (MEAN, [s * s for s in STD], "holds variances"),
+        ([-4 * m for m in MEAN], STD, "opposite sign"),
+    ],
+)
+def test_a_known_mistake_in_mean_and_std_is_named(gate, mean, std, said):
+    """Its measured statistics: what the config should state."""
+    measured = ([4 * m for m in MEAN], STD) if "sign" in said else (MEAN, STD)
+    assert said in hint_of(gate, stated_stats=(mean, std), measured_stats=measured)
+
+
+def test_a_wrong_scale_beside_a_wrong_mean_advises_both():
+    """`vae.scaling_factor` keeps the mean: alone it would leave the latents off centre."""
+    measured = ([9.0, -12.0, 10.0, 3.0], [1.5, 2.0, 2.5, 3.0])
+    said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=measured)
+    assert "latents_mean [9, -12, 10, 3] and latents_std [1.5, 2, 2.5, 3]" in said and "--set" not in said
+    said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=(ZERO, [5.5] * 4))
+    assert said == "--set vae.scaling_factor=0.1818 (1/std of these images)"
+
+
+def test_the_hint_of_the_shift_gives_both_numbers_of_the_worst_channel():
+    measured = ([0.1, 4.0, 0.0, 0.0], ONE)
+    assert "no mean is subtracted: channel 1 has raw mean 4, subtracted 0" in hint_of(
+        "component/shift", stated_stats=(ZERO, ONE), measured_stats=measured
+    )
+    assert "is another one: channel 1" in hint_of(
+        "component/shift", stated_stats=([0.1, -3.0, 0.0, 0.0], ONE), measured_stats=measured
+    )
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({"nonfinite_weights": 7, "vae_precision": "float32"}, "7 weights of the VAE are not finite themselves"),
+        ({"nonfinite_weights": 0, "vae_precision": "float16"}, "runs in float16: load its weights in fp32"),
+        ({"nonfinite_weights": 0, "vae_precision": "float32"}, "overflows in float32 with finite weights"),
+    ],
+)
+def test_the_hint_of_values_that_are_not_finite_says_where_they_begin(facts, said):
+    assert said in hint_of("component/finite-latents", nonfinite_latents=3, **facts)
+
+
+@pytest.mark.parametrize(
+    ("crossing", "said", "unsaid"),
+    [
+        ("none", "tile by tile", "trained"),
+        ("all", "no tile's: the decoder is not trained enough .*12.0 dB", "turn tiling off"),
+        ("never", "each latent is decoded alone: the decoder is not trained enough", "turn tiling off"),
+        (None, "turn tiling off", "values cross"),
+    ],
+)
+def test_the_hint_of_seams_tells_tiles_from_an_undertrained_decoder(crossing, said, unsaid):
+    found = hint_of(
+        "component/seams",
+        seam_ratio=2.0,
+        seam_crossing=crossing,
+        psnr=np.full(100, 22.0),
+        psnr_of_mean_colour=np.full(100, 10.0),
+    )
+    assert re.search(said, found) and unsaid not in found
+
+
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [(1.0, "1.0 directions, and the images are lost with them .1.0 dB.*untrained"), (12.0, "1.0 directions, while images come back 12.0 dB.*fewer channels")],
+)  # fmt: skip
+def test_the_hint_of_a_collapse_fits_an_untrained_vae_too(gain, said):
+    found = hint_of(
+        "component/collapse", effective_channels=0.26, psnr=np.full(100, gain), psnr_of_mean_colour=np.zeros(100)
+    )
+    assert re.search(said, found)
+
+
+def test_what_crosses_a_border_is_measured(openclipart_images):
+    """A VAE that decodes or encodes halves alone; the same VAE whole; and one whose every patch is its own."""
+    images = openclipart_images[:2, :, :64, :64]
+    kl, pca = (VAES.get(name).tiny() for name in ("kl-f8c4", "pca-f8c4"))
+    raw = kl.encode_raw(images)
+    assert seam_crossing(kl, images, raw, "column 32") == seam_crossing(kl, images, raw, "row 16") == "all"
+    assert seam_crossing(pca, images, pca.encode_raw(images), "row 32") == "never"
+    decode, encode = kl._decode, kl._encode
+    kl._decode = lambda z: torch.cat([decode(half) for half in z.split(z.shape[3] // 2, 3)], 3)
+    assert seam_crossing(kl, images, raw, "column 32") == "none"
+    assert seam_crossing(kl, images, raw, "column 16") == "all"
+    kl._decode = decode
+    kl._posterior = lambda x: (torch.cat([encode(half) for half in x.split(x.shape[2] // 2, 2)], 2), None)
+    assert seam_crossing(kl, images, raw, "row 32") == "none"
+
+
+def test_a_vae_with_mean_and_std_exchanged_is_named_from_its_images(openclipart_images):
+    vae = VAES.get("pca-f8c4").load()
+    measured = ([2.0, 1.0, 1.5, 0.5], [0.7, 0.9, 0.4, 0.8])
+    raw = torch.randn(64, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    raw = raw * torch.tensor(measured[1]).view(4, 1, 1) + torch.tensor(measured[0]).view(4, 1, 1)
+    vae.set_stats(LatentStats(mean=tuple(measured[1]), std=tuple(measured[0])))
+    facts = hint_facts(vae, openclipart_images[:1], raw, 1.0, "row 8")
+    assert "are exchanged" in hint_of("component/shift", **facts) and facts["vae_precision"] == "float32"
+    vae.set_stats(LatentStats(mean=tuple(measured[0]), std=tuple(measured[1])))
+    assert "exchanged" not in hint_of("component/shift", **hint_facts(vae, openclipart_images[:1], raw, 1.0, "row 8"))
 
 
 def test_every_gate_belongs_to_a_stage_and_has_a_threshold():

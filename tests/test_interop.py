@@ -318,8 +318,8 @@ def damage(folder, how):
         ("no index", "SK0106", "card.json"),
         ("no vae", "SK0603", "no subfolder vae"),
         ("other vae", "SK0603", "AutoencoderKL"),
-        ("pickled", "SK0107", "safetensors"),
-        ("damaged", "SK0107", "transformer"),
+        ("pickled", "SK0111", "safetensors"),
+        ("damaged", "SK0122", "transformer"),
     ],
 )
 def test_a_folder_that_is_no_pipeline_is_refused(stock, tmp_path, how, code, message):

@@ -125,9 +125,12 @@ def _stages(text: str) -> list[str]:
 
 
 def check_names(config: Any) -> None:
-    """Misspelt names are refused before anything heavy is imported or a run folder is made."""
+    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder is
+    made."""
+    from sanakit.interop.files import cache_dir
     from sanakit.registry import Registry
 
+    cache_dir()
     for kind, package, name in (
         ("vaes", "sanakit.vaes", config.vae.name),
         ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),

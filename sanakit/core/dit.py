@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 from diffusers import SanaTransformer2DModel
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import nn
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.errors import SanakitError
+from sanakit.interop.loading import load_model
+from sanakit.interop.weights import DIFFUSERS, find_weights, read_tensors, said
 
 ADAPTERS_FILE = "adapters.json"  # beside a core's weights, where it has adapters with modules of their own
 GROUPS = ("input", "output", "caption", "cross_attention", "core")
@@ -52,18 +52,19 @@ def save_core(core: SanaTransformer2DModel, folder: Path) -> None:
 
 
 def load_core(folder: Path) -> SanaTransformer2DModel:
-    """A folder of `save_core` or diffusers' `save_pretrained`, in fp32. Raises SK0101 (adapter) or SK0107."""
+    """A folder of `save_core` or diffusers' `save_pretrained`, in fp32. Raises SK0101 (adapter), SK0107, or what
+    `find_weights` raises."""
     if names := saved_adapters(folder):
         return _load_adapted(folder, names)
-    try:
-        core, report = SanaTransformer2DModel.from_pretrained(
-            folder, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
-        )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
-    wrong = report["missing_keys"] or report["unexpected_keys"] or report["mismatched_keys"]
-    if wrong:
-        raise SanakitError("SK0107", f"{folder}: tensors do not fit the config, first {next(iter(wrong))}")
+    if not folder.is_dir():
+        raise SanakitError("SK0107", f"{folder} is not a folder")
+    core = load_model(
+        folder,
+        DIFFUSERS,
+        lambda place: SanaTransformer2DModel.from_pretrained(
+            place, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False, output_loading_info=True
+        ),
+    )
     return fold_guidance(core) if core.config.guidance_embeds else core
 
 
@@ -81,15 +82,15 @@ def saved_adapters(folder: Path) -> tuple[str, ...]:
 def _load_adapted(folder: Path, names: tuple[str, ...]) -> SanaTransformer2DModel:
     try:
         core = SanaTransformer2DModel.from_config(SanaTransformer2DModel.load_config(folder))
-        state = {k: v for file in sorted(folder.glob("*.safetensors")) for k, v in load_file(file).items()}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
+        raise SanakitError("SK0107", f"{folder}: {said(error)}") from error
+    state = {k: v for file in find_weights(folder, DIFFUSERS).files for k, v in read_tensors(file).items()}
     for name in names:
         attach(core, name)
     try:
         core.load_state_dict(state)
     except RuntimeError as error:
-        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[-1].strip()}") from error
+        raise SanakitError("SK0107", f"{folder}: {said(error)}") from error
     return core.float()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from sanakit.data.base import MAX_PIXELS, Pictures
+from sanakit.data.base import MAX_PIXELS, Pictures, safe_name
 from sanakit.errors import SanakitError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -84,7 +84,7 @@ def read_shards(pattern: str) -> Pictures:
         except (tarfile.TarError, OSError) as error:
             raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
         for stem, parts in samples.items():
-            name = f"{shard.name}/{stem}"
+            name = safe_name(f"{shard.name}/{stem}")
             image = next((parts[s] for s in SUFFIXES if s in parts), None)
             if image is None:
                 pictures.ledger.append({"name": name, "reason": f"no picture, found {', '.join(parts)}"})
@@ -140,7 +140,8 @@ def _captions(parts: dict[str, bytes]) -> tuple[list[str], list[float] | None]:
 
 def _collect(source: str, rows: list[tuple[str, list[str], Path, list[float] | None]]) -> Pictures:
     pictures = Pictures(source=source, names=[], captions=[], images=[])
-    for name, captions, path, scores in rows:
+    for own_name, captions, path, scores in rows:
+        name = safe_name(own_name)
         if not path.is_file():
             pictures.ledger.append({"name": name, "reason": "file does not exist"})
         elif path.stat().st_size > MAX_BYTES:

@@ -4,6 +4,7 @@ import numpy as np
 
 from sanakit.contracts import GateResult
 from sanakit.gates.base import GATES, Evidence, gate_result, interval, ratio_interval
+from sanakit.gates.vae_hints import collapse_hint, finite_hint, normalisation_hint, seam_hint, shift_hint
 
 EXPLAINED = 0.3  # share of the pictures' variance that an affine map of the reconstruction must explain to be judged
 
@@ -18,7 +19,7 @@ def finite_latents(evidence: Evidence) -> GateResult | None:
         metric="values not finite, latents and reconstructions",
         value=evidence["nonfinite_latents"],
         at_least=False,
-        hint="run the VAE in fp32",
+        hint=finite_hint(evidence),
     )
 
 
@@ -135,7 +136,7 @@ def seams(evidence: Evidence) -> GateResult | None:
         metric=f"worst grid border over the median one ({evidence['seam_place']})",
         value=evidence["seam_ratio"],
         at_least=False,
-        hint="turn tiling off at this size, or blend overlapping tiles",
+        hint=seam_hint(evidence),
     )
 
 
@@ -181,7 +182,7 @@ def _scale(evidence: Evidence, gate: str, *, at_least: bool) -> GateResult | Non
         ci=ci,
         samples=len(evidence["latent_power"]),
         at_least=at_least,
-        hint=f"--set vae.scaling_factor={1 / max(evidence['raw_std'], 1e-12):.4g} (1/std of these pictures)",
+        hint=normalisation_hint(evidence),
     )
 
 
@@ -205,7 +206,7 @@ def shift(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(means),
         at_least=False,
-        hint="the shift, or the mean, of the config was not subtracted",
+        hint=shift_hint(evidence),
     )
 
 
@@ -224,7 +225,7 @@ def collapse(evidence: Evidence) -> GateResult | None:
         metric=f"effective share of {count} channels (entropy of their correlation)",
         value=evidence["effective_channels"],
         at_least=True,
-        hint="the latents lie on a line: was an adapter trained before the noising?",
+        hint=collapse_hint(evidence),
     )
 
 

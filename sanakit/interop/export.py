@@ -173,16 +173,20 @@ def _state_stats(vae: VAE, path: Path) -> None:
     """The normalisation in force, overrides included, belongs into the exported config."""
     config, mean, std = json.loads(path.read_text()), vae.stats.mean, vae.stats.std
     uniform = len(set(mean)) == len(set(std)) == 1
-    if uniform and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
+    per_channel = config.get("latents_mean") is not None  # it goes before a scaling factor when read back
+    if uniform and not per_channel and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
         config["scaling_factor"] = 1 / std[0]
         if "shift_factor" in config:
             config["shift_factor"] = mean[0]
-    elif not (uniform and (mean[0], std[0]) == (0, 1)):
+    elif per_channel or not (uniform and (mean[0], std[0]) == (0, 1)):
         channels = vae.spec.latent_channels
         config["latents_mean"], config["latents_std"] = (
             list(mean * channels)[:channels],
             list(std * channels)[:channels],
         )
+        if "scaling_factor" in config:  # one statement; diffusers' pipelines would apply both
+            config["scaling_factor"] = 1.0
+        config.pop("shift_factor", None)
     path.write_text(json.dumps(config, indent=2) + "\n")
 
 

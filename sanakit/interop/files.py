@@ -2,17 +2,26 @@
 
 import json
 import os
+import shlex
 from pathlib import Path
 from typing import Any
 
 from sanakit.errors import SanakitError
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+OTHER_WEIGHTS = (".gguf", ".onnx", ".npz", ".pte", ".mlmodel")
+POINTER = b"version https://git-lfs.github.com/spec/v1"
+POINTER_SIZE = 1024  # a pointer has about 130 bytes
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "pytorch_lora_weights.safetensors")
 
 
 def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
-    """config.json of a component folder. Raises SK0106 when there is none to read."""
+    """config.json of a component folder. Raises SK0106 when there is none to read, SK0121 for a Git LFS pointer, SK0125
+    where a low-rank adapter lies in its place."""
     path = folder / name
+    refuse_pointer(path)
+    if name == "config.json" and not path.is_file():
+        refuse_adapter(folder)
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -22,16 +31,92 @@ def read_config(folder: Path, name: str = "config.json") -> dict[str, Any]:
     return config
 
 
-def require_safetensors(folder: Path) -> None:
-    """Raises SK0111 when a folder holds no safetensors weights."""
-    if not any(folder.glob("*.safetensors")):
-        found = sorted(p.name for p in folder.iterdir() if p.suffix in PICKLES)
-        raise SanakitError("SK0111", f"{folder} holds {', '.join(found) or 'no weights'}, expected *.safetensors")
+def is_pointer(path: Path) -> bool:
+    """Whether a file is a Git LFS pointer: a few lines of text in the place of the real file."""
+    try:
+        if path.stat().st_size > POINTER_SIZE:
+            return False
+        with path.open("rb") as file:
+            return file.read(len(POINTER)) == POINTER
+    except OSError:
+        return False
+
+
+def refuse_pointer(*paths: Path) -> None:
+    """Raises SK0121 for the first path that is a Git LFS pointer."""
+    for path in paths:
+        if is_pointer(path):
+            raise SanakitError(
+                "SK0121",
+                f"{path} is a Git LFS pointer of {path.stat().st_size} bytes, not the file itself",
+                fix=f"git -C {shlex.quote(str(path.parent))} lfs pull",
+            )
+
+
+def weightless(folder: Path) -> SanakitError:
+    """The refusal of a folder without safetensors weights, SK0111, which names the weights that it has."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix in (*PICKLES, *OTHER_WEIGHTS))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return SanakitError(
+        "SK0111", f"{folder} holds {', '.join(names[:3]) or 'no weights'}{more}, expected *.safetensors"
+    )
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises SK0125 for a folder that holds a low-rank adapter, alone or beside weights."""
+    found = [name for name in ADAPTER_FILES if (folder / name).is_file()]
+    if not found:
+        return
+    alone = not any(p.name not in ADAPTER_FILES for p in folder.glob("*.safetensors"))
+    base = ""
+    if alone and (folder / ADAPTER_FILES[0]).is_file():
+        named = read_config(folder, ADAPTER_FILES[0]).get("base_model_name_or_path")
+        base = f", which was trained on {named}" if named else ""
+    raise SanakitError(
+        "SK0125",
+        f"{folder} holds a low-rank adapter {'without the model' if alone else 'beside the weights'} ({found[0]}){base}",
+        fix="Merge it first: peft's `AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, then name OUT."
+        if alone
+        else f"Merge it into the weights with peft's `merge_and_unload`, or, to read the model without it, move {found[0]} "
+        "out of the folder.",
+    )
+
+
+def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
+    """Raises SK0120 for a config.json, or a file beside it, that says the weights are quantised (GPTQ, AWQ, torchao ...)."""
+    stated = config.get("quantization_config") or config.get("quantization")
+    beside = next((n for n in ("quantize_config.json", "quant_config.json") if (folder / n).is_file()), None)
+    if not stated and beside is None:
+        return
+    facts = stated if isinstance(stated, dict) else read_config(folder, beside) if beside else {}
+    method = facts.get("quant_method") or facts.get("quant_type") or "no method named"
+    if method == "gguf":  # safetensors of a model read from GGUF hold what was dequantised
+        return
+    bits = facts.get("bits") or facts.get("w_bit")
+    where = "config.json" if stated else beside
+    raise SanakitError(
+        "SK0120", f"{folder} holds quantised weights: {where} says {method}{f', {bits} bits' if bits else ''}"
+    )
+
+
+def cache_path() -> Path:
+    """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not: SANAKIT_CACHE
+    (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""
+    named = os.environ.get("SANAKIT_CACHE")
+    try:
+        return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sanakit").expanduser()
+    except RuntimeError as error:
+        raise SanakitError("SK0128", f"SANAKIT_CACHE={named or ''}: {error}") from error
 
 
 def cache_dir() -> Path:
-    """Where rendered pictures, latents, embeddings and converted weights are kept: SANAKIT_CACHE, or the user's cache."""
-    root = os.environ.get("SANAKIT_CACHE") or Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sanakit"
-    path = Path(root)
-    path.mkdir(parents=True, exist_ok=True)
+    """`cache_path`, made where it does not exist. Raises SK0128 when it cannot be made or written."""
+    path = cache_path()
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK | os.X_OK):
+            raise PermissionError(f"no permission to write in {path}")
+    except OSError as error:
+        source = "SANAKIT_CACHE" if os.environ.get("SANAKIT_CACHE") else "the user's cache"
+        raise SanakitError("SK0128", f"{path} ({source}): {error.strerror or error}") from error
     return path

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
+from sanakit.interop.files import refuse_pointer
+from sanakit.interop.weights import TRANSFORMERS, find_weights, read_tensors, said
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, TextEncoder, load_text_encoder
 
 INDEX = "model_index.json"
@@ -63,6 +63,7 @@ def is_sana_pipeline(folder: Path) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    refuse_pointer(path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -112,10 +113,12 @@ def load_base_encoder(reference: str, core_folder: Path) -> TextEncoder:
 def load_pipeline_encoder(folder: Path) -> TextEncoder:
     """The text encoder of a pipeline folder with its tokenizer, by the policy that the index states, or by Sana's."""
     from sanakit.text_encoders.gemma import sana_spec
+    from sanakit.text_encoders.tokenizers import rows_of
     from sanakit.text_encoders.transformer import TransformerEncoder, width_of
 
     stated = read_index(folder).get("sanakit")
-    model, tokenizer = _load_text_model(folder / "text_encoder"), _load_tokenizer(folder / "tokenizer")
+    model = _load_text_model(folder / "text_encoder")
+    tokenizer = _load_tokenizer(folder / "tokenizer", rows_of(model))
     if stated is None:
         return TransformerEncoder(model, tokenizer, sana_spec(width_of(model)))
     try:
@@ -138,33 +141,35 @@ def _encoder_class(path: str) -> Any:
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
-    """One tensor of a safetensors file. Raises SK0107."""
-    try:
-        return load_file(path)[name]
-    except (OSError, KeyError, SafetensorError) as error:
-        raise SanakitError("SK0107", f"{path}: {type(error).__name__}: {error}") from error
+    """One tensor of a safetensors file. Raises SK0107, SK0121 or SK0122."""
+    found = read_tensors(path)
+    if name not in found:
+        raise SanakitError("SK0107", f"{path} holds {', '.join(sorted(found)[:3]) or 'no tensor'}, expected {name}")
+    return found[name]
 
 
 def _load_text_model(folder: Path) -> nn.Module:
     """A transformers model in the precision that it was saved in, or a static table."""
     if _read(folder / "config.json").get("_class_name") == "Embedding":
-        return nn.Embedding.from_pretrained(read_tensor(folder / "model.safetensors", "weight"))
+        files = find_weights(folder, TRANSFORMERS).files
+        return nn.Embedding.from_pretrained(read_tensor(files[0], "weight"))
     from sanakit.text_encoders.transformer import load_transformer
 
     return load_transformer(folder)
 
 
-def _load_tokenizer(folder: Path) -> Any:
+def _load_tokenizer(folder: Path, rows: int | None) -> Any:
     from tokenizers import Tokenizer
 
+    from sanakit.text_encoders.tokenizers import load_tokenizer
+
     if (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
+        refuse_pointer(folder / "tokenizer.json")
         try:
             return Tokenizer.from_file(str(folder / "tokenizer.json"))
         except Exception as error:  # tokenizers raises no narrower type
-            raise SanakitError("SK0107", f"{folder / 'tokenizer.json'}: {error}") from error
-    from sanakit.text_encoders.transformer import load_tokenizer
-
-    return load_tokenizer(folder)
+            raise SanakitError("SK0126", f"{folder / 'tokenizer.json'}: {said(error)}") from error
+    return load_tokenizer(folder, rows)
 
 
 def save_null(encoder: TextEncoder, core_folder: Path) -> None:

@@ -1,14 +1,17 @@
 """Components from the model hub: safetensors and JSON only, never code, a revision where one is named."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from sanakit.errors import SanakitError
 
 PATTERNS = ("*.json", "*.safetensors", "*.txt", "*.model")
+CONFIGS = ["model_index.json", "config.json", "*/config.json"]
 
 
-def download(reference: str) -> Path:
-    """`owner/repo[@revision][:subfolder]` to a local folder. Raises SK0902 when it cannot be had."""
+def download(reference: str, check: Callable[[Path], None] | None = None) -> Path:
+    """`owner/repo[@revision][:subfolder]` to a local folder. check: what a whole repository must pass by its config files,
+    before its weights are fetched. Raises SK0902 when it cannot be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -21,6 +24,8 @@ def download(reference: str) -> Path:
         beside, tokenizer = f"{parent}/" if parent else "", last.replace("text_encoder", "tokenizer")
         wanted += [f"{beside}model_index.json", *(f"{beside}{tokenizer}/{pattern}" for pattern in PATTERNS)]
     try:
+        if check is not None and not subfolder:
+            check(Path(snapshot_download(repository, revision=revision or None, allow_patterns=CONFIGS)))
         root = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         raise SanakitError("SK0902", f"hub:{reference}: {str(error).splitlines()[0]}") from error

@@ -10,16 +10,21 @@ import json
 import re
 import shutil
 import uuid
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from sanakit.core.dit import fold_guidance
 from sanakit.errors import SanakitError
+from sanakit.interop.files import refuse_pointer
+from sanakit.interop.loading import unwrapped
+from sanakit.interop.place import local_path
+from sanakit.interop.weights import read_tensors, said
 
 PARTS = {
     "x_embedder.proj": "patch_embed.proj",
@@ -146,17 +151,38 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> dict[str, Any]:
 
 
 def read_native(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Raises SK0602."""
+    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Names are without what
+    torch.compile, FSDP and DataParallel add. Raises SK0602, SK0121 (a Git LFS pointer) or SK0122 (cut short)."""
+    refuse_pointer(path)
+    if path.suffix == ".safetensors":
+        return plain_names(path, read_tensors(path))
+    if is_cut_archive(path):
+        raise SanakitError("SK0122", f"{path} ({path.stat().st_size:,} bytes) is an archive whose end is missing")
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch's reader and unpickler raise many types; none may fall back to a full unpickle
-        raise SanakitError("SK0602", f"{path}: {str(error).splitlines()[0]}") from error
+        raise SanakitError("SK0602", f"{path}: {said(error)}") from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise SanakitError("SK0602", f"{path} holds {type(content).__name__}, expected tensors by name")
-    return state
+    return plain_names(path, state)
+
+
+def plain_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Raises SK0123 where two tensors would get one name."""
+    found = {unwrapped(name): tensor for name, tensor in state.items()}
+    if len(found) < len(state):
+        raise SanakitError("SK0123", f"{path}: two tensors have one name once torch's prefixes are taken off")
+    return found
+
+
+def is_cut_archive(path: Path) -> bool:
+    """Whether a file begins as a zip archive, as torch.save writes it, and has no end."""
+    try:
+        with path.open("rb") as file:
+            return file.read(2) == b"PK" and not zipfile.is_zipfile(path)
+    except OSError:
+        return False
 
 
 def build_native(state: dict[str, Tensor], card: dict[str, Any]) -> SanaTransformer2DModel:
@@ -190,6 +216,7 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
 
     Converted once, a pickle with leave; later calls read what was converted and need none. Raises SK0601 without leave.
     """
+    refuse_pointer(path)
     statement = path.with_suffix(".json")
     digest = hashlib.sha256(statement.read_bytes() if statement.is_file() else b"")
     with path.open("rb") as file:
@@ -218,7 +245,7 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
 def convert_base(name: str, cache: Path) -> None:
     """Leave to unpickle: convert a base that is named as a native file, `path:FILE`; any other name is left alone."""
     scheme, _, rest = name.partition(":")
-    path = Path(rest).expanduser()
+    path = local_path(rest)
     if scheme == "path" and path.is_file():
         converted(path, cache, allow_pickle=True)
 

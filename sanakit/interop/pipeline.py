@@ -18,6 +18,7 @@ from torch import Tensor
 from sanakit.core.dit import load_core
 from sanakit.errors import SanakitError
 from sanakit.interop.folder import load_base_encoder, pipeline_card
+from sanakit.interop.place import local_path
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE, load_vae
 
@@ -45,7 +46,7 @@ class SanakitPipeline(SanaPipeline):
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
         """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603, SK0107."""
-        root = Path(folder).expanduser()
+        root = local_path(str(folder))
         card, core = pipeline_card(f"path:{root}", root), load_core(root / "transformer")
         return cls(
             text_encoder=load_base_encoder(card["text_encoder"], root / "transformer"),

@@ -21,6 +21,7 @@ from sanakit.flow import flow_shift_for
 from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
 from sanakit.interop.hub import download
 from sanakit.interop.native import converted
+from sanakit.interop.place import local_path
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import embedding_mse
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
@@ -52,12 +53,21 @@ def load_base(name: str) -> Base:
     """An embedded core by name; `path:` a folder as `full` writes it, a diffusers pipeline folder, or a native Sana
     `.pth` that was converted with leave; `hub:` a pipeline repository. Raises SK0101, SK0106, SK0601 or SK0603."""
     scheme, _, rest = name.partition(":")
-    folder = Path(rest).expanduser() if scheme == "path" else CORES / name
+    folder = local_path(rest) if scheme == "path" else CORES / name
     if scheme == "hub":
         folder = download(rest)
         return Base(name=name, folder=folder / "transformer", card=pipeline_card(name, folder))
     if scheme == "path" and (folder / INDEX).is_file():
         return Base(name=name, folder=folder / "transformer", card=pipeline_card(f"path:{folder}", folder))
+    if (
+        scheme == "path"
+        and folder.is_dir()
+        and (folder.parent / INDEX).is_file()
+        and not (folder / "card.json").is_file()
+    ):
+        raise SanakitError(
+            "SK0106", f"{folder} is one part of a pipeline, expected a base", fix=f"Use path:{folder.parent}"
+        )
     if scheme == "path" and folder.is_file():
         folder = converted(folder, cache_dir(), allow_pickle=False)
     if scheme != "path" and not (folder / "card.json").is_file():
@@ -280,7 +290,7 @@ def _vae_remarks(base: LatentDiffusion, candidate: VAE, core: SanaTransformer2DM
     remarks.append(
         f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents"
     )
-    return remarks
+    return remarks + [f"the config of {vae.name} {note}" for vae in (base.vae, candidate) for note in vae.notes]
 
 
 def _text_remarks(base: LatentDiffusion, candidate: TextEncoder) -> list[str]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sanakit.contracts import LatentSpec
+from sanakit.swap.probe_facts import hint_facts
 from sanakit.vaes import VAE
 
 REPEATED = 16  # pictures that are encoded twice
@@ -75,7 +76,7 @@ def evidence_of(vae: VAE, images: Tensor, raw: Tensor, reconstructed: Tensor) ->
         "effective_channels": effective_channels(latents),
         "seam_ratio": seam,
         "seam_place": place,
-    }
+    } | hint_facts(vae, images, raw, seam, place)
 
 
 def orientations(maps: Tensor) -> dict[str, Tensor]:

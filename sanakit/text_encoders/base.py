@@ -128,7 +128,8 @@ def tokenizer_facts(tokenizer: Any) -> str:
 def load_text_encoder(name: str) -> TextEncoder:
     """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`, each with `?key=value&...` for the
     fields of TextSpec that its class lets one change: `path:DIR?max_tokens=300&layer=mean`. Raises SK0306 for
-    `layer=auto`, which only a swap can tell (`with_layer`)."""
+    `layer=auto`, which only a swap can tell (`with_layer`); SK0101, SK0106, SK0124 (a whole pipeline), SK0902, or what
+    loading the folder raises."""
     plain, _, query = name.partition("?")
     scheme, _, rest = plain.partition(":")
     if scheme in ("path", "hub"):
@@ -153,17 +154,17 @@ def with_layer(name: str, layer: int | str | None) -> str:
 
 def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
     from sanakit.interop.folder import is_sana_pipeline, load_pipeline_encoder
+    from sanakit.interop.hub import download
+    from sanakit.interop.place import local_path, refuse_whole_pipeline, require_folder, spellings
 
-    if scheme == "hub":
-        from sanakit.interop.hub import download
+    def check(place: Path) -> None:
+        refuse_whole_pipeline(place, name, "a text encoder", lambda part: part.name.startswith("text_encoder"))
 
-        folder = download(rest)
-    else:
-        folder = Path(rest).expanduser()
-    if not folder.is_dir():
-        raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, TEXT_ENCODERS.names())}")
-    if is_sana_pipeline(folder.parent):
-        return load_pipeline_encoder(folder.parent)
+    folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, TEXT_ENCODERS.names())
+    for place in spellings(folder):
+        if place.name == "text_encoder" and is_sana_pipeline(place.parent):
+            return load_pipeline_encoder(place.parent)
+    check(folder)
     if (folder / "open_clip_config.json").is_file():
         from sanakit.text_encoders.open_clip import OpenCLIP
 

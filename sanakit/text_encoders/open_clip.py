@@ -13,7 +13,9 @@ from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.interop.files import read_config, require_safetensors
+from sanakit.interop.files import read_config
+from sanakit.interop.loading import as_expected, quiet, unwrapped
+from sanakit.interop.weights import OPEN_CLIP, find_weights, said
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 
 
@@ -48,7 +50,8 @@ class OpenCLIP(TextEncoder):
 
     @classmethod
     def from_folder(cls, folder: Path, spec: TextSpec | None = None) -> Self:
-        """Raises SK0106 for a tower that is a transformers model, SK0111 without safetensors, SK0107 for bad weights."""
+        """Raises SK0106 for a tower that is a transformers model, SK0107 for weights that do not fit, SK0126 for a tokenizer
+        that does not, or what `find_weights` raises."""
         import open_clip
 
         text = read_config(folder, "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
@@ -59,12 +62,19 @@ class OpenCLIP(TextEncoder):
                     f"{folder} reads text with {text[key]} of transformers",
                     fix="Take the transformers version of this model, for example google/siglip2-base-patch16-224.",
                 )
-        require_safetensors(folder)
+        files = find_weights(folder, OPEN_CLIP)
+        rename = unwrapped if any(unwrapped(name) != name for name in files.shapes) else None
         try:
-            model = open_clip.create_model(f"local-dir:{folder}", force_custom_text=True).text
-            tokenizer = open_clip.get_tokenizer(f"local-dir:{folder}")
+            with as_expected(files, OPEN_CLIP, rename) as place, quiet():
+                model = open_clip.create_model(f"local-dir:{place}", force_custom_text=True).text
+                tokenizer = open_clip.get_tokenizer(f"local-dir:{place}")
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-            raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
+            raise SanakitError("SK0107", f"{folder}: {said(error)}") from error
+        rows = model.token_embedding.num_embeddings
+        if tokenizer.vocab_size > rows:
+            raise SanakitError(
+                "SK0126", f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding {rows:,} rows"
+            )
         model.output_tokens = True
         own = TextSpec(embed_dim=model.width, max_tokens=model.context_length)
         if spec is not None and spec.embed_dim != own.embed_dim:

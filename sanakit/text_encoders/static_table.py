@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
+from sanakit.text_encoders.tokenizers import require_vocabulary
 
 WORLD_TOKENS = 16  # captions of the embedded world
 
@@ -20,6 +21,7 @@ class StaticTable(TextEncoder):
     def __init__(self, table: nn.Embedding, tokenizer: Tokenizer, spec: TextSpec) -> None:
         super().__init__(table, spec)
         self.tokenizer = tokenizer
+        require_vocabulary(type(self).__name__, tokenizer.get_vocab().items(), table.num_embeddings)
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
         ids = torch.zeros(len(prompts), self.spec.max_tokens, dtype=torch.long)

@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.interop.files import read_config, require_safetensors
+from sanakit.interop.files import read_config, refuse_quantised
+from sanakit.interop.loading import load_model
+from sanakit.interop.weights import TRANSFORMERS
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
+from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder
 
 DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
 UNUSED = ("pooler.", "head.", "text_model.head.")  # parts that no token embedding passes
@@ -82,6 +84,7 @@ class TransformerEncoder(TextEncoder):
             return_attention_mask=True,
             **options,
         )
+        require_rows(batch["input_ids"], rows_of(self.model), self.tokenizer)
         batch["attention_mask"][:, 0] = 1
         return batch, list(range(kept)) if self.spec.select == "first" else [0, *range(total - kept + 1, total)]
 
@@ -124,9 +127,11 @@ class TransformerEncoder(TextEncoder):
     def from_folder(cls, folder: Path, spec: TextSpec | None = None) -> Self:
         """A transformers folder. spec: by default plain prompts of 64 tokens and the last layer.
 
-        Raises SK0106 (class), SK0111 (no safetensors), SK0112 (wants to run its own code) or SK0107 (weights).
+        Raises SK0106 (class), SK0112 (wants to run its own code), SK0107 (weights), SK0126 (tokenizer), or what
+        `find_weights` raises.
         """
-        model, tokenizer = load_transformer(folder), load_tokenizer(tokenizer_folder(folder))
+        model = load_transformer(folder)
+        tokenizer = load_tokenizer(tokenizer_folder(folder), rows_of(model))
         width, limit = width_of(model), token_limit(model)
         if spec is None:
             kind = "siglip" in model.config.model_type  # trained on padding, arXiv 2303.15343
@@ -205,7 +210,10 @@ def token_limit(model: Any) -> int:
 
 
 def load_transformer(folder: Path) -> nn.Module:
-    """The model without its head, in the precision that it was saved in; whatever head the folder names is left out."""
+    """The model without its head, in the precision that it was saved in; whatever head the folder names is left out.
+
+    Raises SK0106 (class), SK0112 (wants to run its own code), SK0107 (weights), or what `find_weights` raises.
+    """
     import transformers
 
     config = read_config(folder)
@@ -213,42 +221,18 @@ def load_transformer(folder: Path) -> nn.Module:
     if kind not in MODELS:
         if "auto_map" in config:
             raise SanakitError("SK0112", f"{folder} names {config['auto_map']} for its {kind}")
-        raise SanakitError("SK0106", f"{folder} is a {kind}, expected one of {', '.join(MODELS)}")
-    require_safetensors(folder)
+        named = kind or config.get("_class_name") or "folder without model_type"
+        raise SanakitError("SK0106", f"{folder} is a {named}, expected one of {', '.join(MODELS)}")
+    refuse_quantised(folder, config)
     name, _, part = MODELS[kind].partition(".")
-    options: dict[str, Any] = {}
-    if kind == "t5gemma":  # its encoder alone asks for a configuration that says so
-        options["config"] = transformers.T5GemmaConfig.from_pretrained(folder, is_encoder_decoder=False)
-    try:
-        model, report = getattr(transformers, name).from_pretrained(
-            folder, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
+
+    def read(place: Path) -> tuple[Any, dict[str, Any]]:
+        options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # they are in the report, with both shapes
+        if kind == "t5gemma":  # its encoder alone asks for a configuration that says so
+            options["config"] = transformers.T5GemmaConfig.from_pretrained(place, is_encoder_decoder=False)
+        return getattr(transformers, name).from_pretrained(
+            place, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        raise SanakitError("SK0107", f"{folder}: {(str(error) or type(error).__name__).splitlines()[0]}") from error
-    missing = sorted(key for key in report["missing_keys"] if not key.startswith(UNUSED))
-    if missing or report["mismatched_keys"]:
-        first = missing[0] if missing else next(iter(report["mismatched_keys"]))[0]
-        raise SanakitError("SK0107", f"{folder}: the weights have no {first} that fits the config")
+
+    model = load_model(folder, TRANSFORMERS, read, unused=UNUSED, strict=False)
     return getattr(model, part) if part else model
-
-
-def tokenizer_folder(folder: Path) -> Path:
-    """The folder itself, or in a pipeline `tokenizer` beside `text_encoder` (`tokenizer_2` beside `text_encoder_2`)."""
-    beside = folder.parent / folder.name.replace("text_encoder", "tokenizer")
-    return beside if folder.name.startswith("text_encoder") and beside.is_dir() else folder
-
-
-def load_tokenizer(folder: Path) -> Any:
-    """Raises SK0107 where there is none. One without a padding token pads with its end, which the mask leaves out."""
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        text = (str(error) or type(error).__name__).splitlines()[0]
-        raise SanakitError("SK0107", f"{folder}: no tokenizer that loads: {text}") from error
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
-    if tokenizer.pad_token is None:
-        raise SanakitError("SK0107", f"{folder}: the tokenizer has no token to pad with")
-    return tokenizer

@@ -13,14 +13,17 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.errors import SanakitError, did_you_mean, warning_text
+from sanakit.errors import SanakitError, warning_text
 from sanakit.hashing import hash_module
-from sanakit.interop.files import read_config, require_safetensors
+from sanakit.interop.files import read_config
+from sanakit.interop.loading import load_model
+from sanakit.interop.place import class_named, local_path, refuse_whole_pipeline, require_folder
+from sanakit.interop.weights import DIFFUSERS
 from sanakit.registry import Registry
+from sanakit.vaes.normalisation import affine, both_stated, require_usable
 
 VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
 
@@ -33,6 +36,7 @@ class VAE(nn.Module):
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     picture_size: int | None = None  # the only side that the model takes, where there is one
+    notes: tuple[str, ...] = ()  # what a user should know of how it was loaded; part of the plan
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
         super().__init__()
@@ -63,7 +67,9 @@ class VAE(nn.Module):
         return self._encode(images), None
 
     def set_stats(self, stats: LatentStats) -> None:
+        """Normalise by these from now on. Raises SK0202 (their number) or SK0127 (values that cannot be applied)."""
         channels = self.spec.latent_channels
+        require_usable(self.name or type(self).__name__, stats)
         for label, values in (("mean", stats.mean), ("std", stats.std)):
             if len(values) not in (1, channels):
                 raise SanakitError("SK0202", f"latent {label} has {len(values)} values, expected 1 or {channels}")
@@ -147,11 +153,9 @@ class DiffusersVAE(VAE):
 
     @staticmethod
     def read_stats(model: Any, config: dict[str, Any]) -> LatentStats | None:
-        """What config.json itself states, or None: the library's defaults are guesses and do not count."""
-        if config.get("latents_mean") is not None and config.get("latents_std") is not None:
-            return LatentStats(mean=tuple(config["latents_mean"]), std=tuple(config["latents_std"]))
-        scale = config.get("scaling_factor")
-        return None if scale is None else LatentStats.from_scaling(scale, config.get("shift_factor") or 0.0)
+        """What config.json itself states, or None: the library's defaults are guesses and do not count. Mean and std go
+        before scaling and shift (`both_stated` says so). Raises SK0127."""
+        return affine(config)
 
     def _encode(self, images: Tensor) -> Tensor:
         return self.run_encoder(self.model, images.to(self.model.dtype))[0].float()
@@ -174,7 +178,16 @@ class DiffusersVAE(VAE):
         model, spec, stats = load_diffusers_model(folder, cls)
         if stats is None:
             warnings.warn(warning_text("SK0208", f"{folder / 'config.json'} states no scaling"), stacklevel=2)
-        return cls(model, spec, stats or LatentStats())
+        return cls._noted(cls(model, spec, stats or LatentStats()), folder)
+
+    @classmethod
+    def _noted(cls, vae: Self, folder: Path) -> Self:
+        """The VAE with a note, and a warning (SK0129), where its config states the normalisation twice."""
+        reads_config = cls.read_stats is DiffusersVAE.read_stats
+        if reads_config and (note := both_stated(read_config(folder), vae.stats)):
+            vae.notes = (*vae.notes, note)
+            warnings.warn(warning_text("SK0129", f"{folder / 'config.json'}: {note}"), stacklevel=3)
+        return vae
 
 
 class FrameVAE(DiffusersVAE):
@@ -225,7 +238,7 @@ class HubVAE(DiffusersVAE):
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         model, spec, stats = load_diffusers_model(folder, cls)
-        return cls(model, spec, stats or cls.stats)
+        return cls._noted(cls(model, spec, stats or cls.stats), folder)
 
     @classmethod
     def tiny(cls) -> Self:
@@ -269,22 +282,27 @@ def load_diffusers_model(
 ) -> tuple[nn.Module, LatentSpec, LatentStats | None]:
     """Model, measured geometry and stated normalisation of a folder.
 
-    Raises SK0106 or SK0112 (class), SK0111 (no safetensors weights) or SK0107 (weights that do not fit).
+    Raises SK0106 or SK0112 (class), SK0107 (weights that do not fit), SK0127 (normalisation), or what `find_weights` raises.
     """
     import diffusers
 
     wrapper, config = wrapper or wrapper_of(folder), read_config(folder)
-    require_safetensors(folder)
+    kind = getattr(diffusers, config["_class_name"])
+    model = load_model(folder, DIFFUSERS, lambda place: read_diffusers(kind, place))
     try:
-        model, report = getattr(diffusers, config["_class_name"]).from_pretrained(
-            folder, output_loading_info=True, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
-        )
-    except (OSError, ValueError, RuntimeError, TypeError, SafetensorError) as error:
-        raise SanakitError("SK0107", f"{folder}: {str(error).splitlines()[0]}") from error
-    wrong = [key for kind in ("missing_keys", "unexpected_keys", "mismatched_keys") for key in report.get(kind, [])]
-    if wrong:
-        raise SanakitError("SK0107", f"{folder}: {len(wrong)} tensors do not fit the config, first {wrong[0]}")
-    return model, diffusers_spec(model.eval(), wrapper), wrapper.read_stats(model, config)
+        stats = wrapper.read_stats(model, config)
+        if stats is not None:
+            require_usable("config", stats)
+    except SanakitError as error:
+        raise SanakitError(error.code, f"{folder}: {error.found}", cause=error.cause, fix=error.fix) from error
+    return model, diffusers_spec(model.eval(), wrapper), stats
+
+
+def read_diffusers(kind: Any, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """A diffusers model in fp32 with the library's report of what did not fit."""
+    return kind.from_pretrained(
+        folder, output_loading_info=True, torch_dtype=torch.float32, use_safetensors=True, low_cpu_mem_usage=False
+    )
 
 
 def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> LatentSpec:
@@ -296,14 +314,20 @@ def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> La
 
 
 def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
-    """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`; `scaling_factor` overrides."""
+    """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`; `scaling_factor` overrides.
+
+    Raises SK0101, SK0106, SK0124 (a whole pipeline), SK0902, or what loading the folder raises.
+    """
     scheme, _, rest = name.partition(":")
     if scheme in ("path", "hub"):
         from sanakit.interop.hub import download
 
-        folder = download(rest) if scheme == "hub" else Path(rest).expanduser()
-        if not folder.is_dir():
-            raise SanakitError("SK0106", f"{folder} is not a folder{did_you_mean(name, VAES.names())}")
+        def check(place: Path) -> None:
+            is_vae = lambda part: class_named(part, "_class_name") in ALLOWED_CLASSES
+            refuse_whole_pipeline(place, name, "a VAE", is_vae)
+
+        folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, VAES.names())
+        check(folder)
         vae: VAE = wrapper_of(folder).from_folder(folder)
         vae.name = name
     else:

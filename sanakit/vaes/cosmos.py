@@ -8,6 +8,7 @@ from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES, FrameVAE, HubVAE
+from sanakit.vaes.normalisation import numbers
 
 # fmt: off
 FIRST_FRAME = LatentStats(  # of the library's defaults, which hold 16 frames for each of 16 channels
@@ -25,8 +26,9 @@ class Cosmos(FrameVAE):
         mean, std = config.get("latents_mean"), config.get("latents_std")
         if mean is None or std is None:
             return None
-        frames = len(mean) // model.config.latent_channels
-        return LatentStats(mean=tuple(mean[::frames]), std=tuple(std[::frames]))
+        mean, std = numbers("latents_mean", mean), numbers("latents_std", std)
+        frames = max(len(mean) // model.config.latent_channels, 1)
+        return LatentStats(mean=mean[::frames], std=std[::frames])
 
 
 @VAES.register("cosmos-1.0-cv8x8x8", title="Cosmos tokenizer on one frame, f8c16", licence="NVIDIA Open Model")

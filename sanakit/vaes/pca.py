@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
 from sanakit.interop.files import read_config
+from sanakit.interop.weights import TRANSFORMERS, find_weights, read_tensors
 from sanakit.vaes.base import VAE, VAES
 
 ASSETS = Path(__file__).parent.parent / "assets" / "vaes"
@@ -84,7 +84,7 @@ class PCAVAE(VAE):
     def from_folder(cls, folder: Path) -> Self:
         config = read_config(folder)
         try:
-            weights = load_file(folder / "model.safetensors")
+            weights = read_tensors(find_weights(folder, TRANSFORMERS).files[0])
             model = PCAPatchAutoencoder(weights["components"], weights["mean"], int(config["ratio"]))
             channels, size = weights["components"].shape
             if size != 3 * model.ratio**2:
@@ -92,7 +92,7 @@ class PCAVAE(VAE):
             spec = LatentSpec(latent_channels=channels, spatial_compression_ratio=model.ratio)
             mean, std = (tuple(float(v) for v in config[key]) for key in ("latents_mean", "latents_std"))
             return cls(model, spec, LatentStats(mean=mean, std=std))
-        except (OSError, KeyError, ValueError, TypeError, RuntimeError, SafetensorError) as error:
+        except (KeyError, ValueError, TypeError, RuntimeError) as error:
             raise SanakitError("SK0107", f"{folder}: {error}") from error
 
     @classmethod

@@ -1,0 +1,103 @@
+"""Tokenizers from folders: where they lie, and whether the model has an embedding for each of their tokens."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sanakit.errors import SanakitError
+from sanakit.interop.files import refuse_pointer
+from sanakit.interop.loading import quiet
+from sanakit.interop.place import spellings
+from sanakit.interop.weights import said
+
+PLACEHOLDERS = (
+    "image_token",
+    "video_token",
+    "audio_token",
+)  # attributes: what stands for another modality's embeddings
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+)
+
+
+def tokenizer_folder(folder: Path) -> Path:
+    """The folder itself, or in a pipeline `tokenizer` beside `text_encoder` (`tokenizer_2` beside `text_encoder_2`), by
+    the name that was given or where its symbolic links lead."""
+    for place in spellings(folder):
+        beside = place.parent / place.name.replace("text_encoder", "tokenizer")
+        if place.name.startswith("text_encoder") and beside.is_dir():
+            return beside
+    return folder
+
+
+def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
+    """A transformers tokenizer. One without a padding token pads with its end, which the mask leaves out.
+
+    rows: of the embedding that its tokens index. Raises SK0121 (a Git LFS pointer) or SK0126 (none that loads, none to
+    pad with, more tokens than rows).
+    """
+    from transformers import AutoTokenizer
+
+    refuse_pointer(*(folder / name for name in TOKENIZER_FILES))
+    try:
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # tokenizers raises no narrower type than Exception
+        raise SanakitError(
+            "SK0126",
+            f"{folder}: no tokenizer that loads: {said(error)}",
+            fix="Save it there: `tokenizer.save_pretrained(DIR)`, in a pipeline into the folder `tokenizer` beside the encoder.",
+        ) from error
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    if tokenizer.pad_token is None:
+        raise SanakitError(
+            "SK0126",
+            f"{folder}: the tokenizer has no token to pad with",
+            fix="Set tokenizer.pad_token and save it again.",
+        )
+    if rows is not None:
+        allowed = {str(getattr(tokenizer, name, None)) for name in PLACEHOLDERS}
+        require_vocabulary(str(folder), tokenizer.get_vocab().items(), rows, allowed)
+    return tokenizer
+
+
+def require_vocabulary(
+    label: str, vocabulary: Iterable[tuple[str, int]], rows: int, allowed: set[str] = frozenset()
+) -> None:
+    """Raises SK0126 where a token has no row in the embedding, with both numbers. allowed: placeholders for other
+    modalities, whose embeddings come from elsewhere (Gemma 3's text models have one row fewer than tokens)."""
+    entries = list(vocabulary)
+    beyond = sorted((number, token) for token, number in entries if number >= rows and token not in allowed)
+    if beyond:
+        number, token = beyond[0]
+        raise SanakitError(
+            "SK0126",
+            f"{label}: the tokenizer has {len(entries):,} tokens, the embedding {rows:,} rows; {len(beyond)} tokens have none, "
+            f"first {token!r} (number {number})",
+        )
+
+
+def require_rows(ids: Tensor, rows: int | None, tokenizer: Any) -> None:
+    """Raises SK0126 where a prompt holds a token without a row, such as a placeholder for an image. ids: (B, T)."""
+    if rows is not None and int(ids.max()) >= rows:
+        number = int(ids.max())
+        token = tokenizer.convert_ids_to_tokens(number)
+        raise SanakitError("SK0126", f"a prompt holds {token!r} (number {number}), the embedding has {rows:,} rows")
+
+
+def rows_of(model: nn.Module) -> int | None:
+    """Rows of a transformers model's token embedding; None where it does not tell."""
+    try:
+        embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return None
+    weight = getattr(embedding, "weight", None)
+    return None if weight is None else int(weight.shape[0])
