@@ -267,6 +267,12 @@ CODES: dict[str, Code] = {
         why="The cache was written with other weights, preprocessing or pictures.",
         fix="Delete the named folder, or point SANAKIT_CACHE elsewhere; it is rebuilt.",
     ),
+    "SK0405": Code(
+        title="much of the images is cut off or padded",
+        why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
+        "and white borders are.",
+        fix="Look at a few images. The other way is data.fit; data.aspect_buckets=true trains on whole images.",
+    ),
     # 05: training
     "SK0501": Code(
         title="loss is not finite",
