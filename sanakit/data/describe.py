@@ -27,7 +27,7 @@ def describe(pictures: Pictures) -> dict[str, Any]:
         "source": pictures.source,
         "images": len(pictures),
         "captions": int(counts.sum()),
-        "captions_per_image": [int(counts.min(initial=0)), int(counts.max(initial=0))],
+        "captions_per_image": [int(counts.min()), int(counts.max())] if len(counts) else [0, 0],
         "lines": sum(survey.lines.get(name, 0) for name in pictures.names),
         "set_aside": len(pictures.ledger),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in pictures.ledger).most_common()),

@@ -47,6 +47,7 @@ def read_folder(folder: Path, captions: str = "lines") -> Pictures:
             if len(own) > 1:
                 pictures.survey.lines[name] = len(own)
         except (OSError, ValueError) as error:
+            used.add(stem_of(name))
             pictures.set_aside(name, reason_of(error))
     for name, _ in files:
         if PurePosixPath(name).suffix.lower() == ".txt" and stem_of(name) not in used:
@@ -95,6 +96,9 @@ def is_image(name: str, path: Path, survey: Survey) -> bool:
     ValueError for an image of a format that is not read."""
     if path.suffix.lower() in SUFFIXES:
         return True
+    if not path.is_file():
+        survey.ignored.add("links and devices", name)
+        return False
     with path.open("rb") as file:
         return is_image_content(name, file.read(HEAD), survey)
 
