@@ -271,7 +271,7 @@ CODES: dict[str, Code] = {
         title="much of the images is cut off or padded",
         why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
         "and white borders are.",
-        fix="Look at a few images. The other way is data.fit; data.aspect_buckets=true trains on whole images.",
+        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images.",
     ),
     # 05: training
     "SK0501": Code(

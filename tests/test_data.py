@@ -355,6 +355,7 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
         stream.write_table(table)
     for folder in (saved, saved.parent):
         assert load_pictures(str(folder)).images == found.images[:4]
+    assert load_pictures(str(saved.parent)).survey.ignored.as_dict() == {"split test": {"count": 1, "first": "test"}}
     (saved / "state.json").write_text('{"_data_files": [{"filename": "../../../x.arrow"}]}')
     with pytest.raises(SanakitError, match="SK0401.*outside its folder"):
         load_pictures(str(saved))

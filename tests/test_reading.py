@@ -254,6 +254,28 @@ def test_a_colour_profile_is_converted_to_srgb(file_format, mode):
     assert np.array_equal(plain, pixels)  # sRGB itself changes no bit
 
 
+def grey_profile():
+    """Grey pixels that are linear in light: half of the light is level 188 of sRGB."""
+    white, curve = (
+        b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061),
+        b"curv\0\0\0\0" + struct.pack(">IH", 1, 256),
+    )
+    tags = [(b"wtpt", white, 156), (b"kTRC", curve + b"\0\0", 176)]
+    table = struct.pack(">I", 2) + b"".join(n + struct.pack(">II", place, len(data)) for n, data, place in tags)
+    header = bytearray(128)
+    header[8:12], header[12:24], header[36:40] = b"\x02\x10\0\0", b"mntrGRAYXYZ ", b"acsp"
+    header[68:80] = struct.pack(">3i", 63190, 65536, 54061)
+    profile = bytes(header) + table + white + curve + b"\0\0"
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA"])
+def test_a_grey_profile_is_converted_to_srgb(mode):
+    found = decode(png((128, 255)[: len(mode)] if mode == "LA" else 128, mode=mode, icc_profile=grey_profile()), 8)
+    assert np.abs(found.astype(int) - 188).max() <= 1
+    assert (decode(png((128,) * 3, icc_profile=grey_profile()), 8) == 128).all()  # not one of colours
+
+
 def test_alpha_stays_with_a_converted_profile():
     found = decode(png((255, 0, 0, 0), mode="RGBA", icc_profile=profile()), 8)
     assert (found == 255).all()
@@ -443,6 +465,18 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     found = read(folder)
     assert found.names == ["linked/1.png", "linked/deep/2.png", "x/0.png"]
     assert describe(found)["ignored"]["folders linked twice"]["count"] == 2
+
+
+def test_a_registered_data_set_that_is_not_ours_is_screened_and_states_its_own_fit(monkeypatch):
+    from sanakit.data import DATASETS
+
+    def mine():
+        return Pictures(source="mine", names=["a", "b"], captions=[["x"]] * 2, images=[png(), b"broken"], fit="pad")
+
+    monkeypatch.setitem(DATASETS._objects, "mine", mine)
+    found = read("mine")
+    assert found.names == ["a"] and found.fit == "pad" and "no image that can be read" in reasons(found)["b"]
+    assert read("mine", fit="crop").fit == "crop"
 
 
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root reads everything")

@@ -107,9 +107,9 @@ def is_image_content(name: str, head: bytes, survey: Survey) -> bool:
     """The same for a file of a suffix that says nothing, by its first bytes."""
     found = found_format(head)
     if found in FOREIGN:
-        raise ValueError(f"format that is not read: {found}")
+        raise ValueError(f"format {found} is not read")
     if found == "TIFF":  # camera raw files look so: what opens is a preview
-        raise ValueError(f"format that is not read: {PurePosixPath(name).suffix or 'no suffix'} with TIFF inside")
+        raise ValueError(f"format {PurePosixPath(name).suffix or 'without suffix'} with TIFF inside is not read")
     if found in DECODERS:
         return True
     survey.ignore(name)

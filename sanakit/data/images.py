@@ -99,7 +99,7 @@ def open_image(data: bytes, least: int) -> Opened:
             raise ValueError(f"too large: {file.width} x {file.height} pixels, cap {MAX_PIXELS}")
         width, height = shown_size(file)
         animated = file.format != "MPO" and getattr(file, "is_animated", False)
-        file.draft(None, (least, least))  # type: ignore[arg-type]
+        file.draft(None, (least, least))
         file.load()
         turn = TURNS.get(file.getexif().get(ORIENTATION, 1))
         image: Image.Image = file if turn is None else file.transpose(turn)
