@@ -668,7 +668,7 @@ def photographs(alpha: bool) -> Pictures:
     return Pictures(source="photographs", names=[str(i) for i in range(16)], captions=[["a"]] * 16, images=images)
 
 
-def naive_decode(data: bytes, size: int) -> np.ndarray:
+def naive_decode(data: bytes, size: int, fit: str) -> np.ndarray:
     """Neither EXIF nor alpha is looked at."""
     import io
 

@@ -57,6 +57,9 @@ class TrainSection(Section):
 class DataSection(Section):
     source: str = "embedded"
     image_size: int = Field(default=96, ge=16)
+    # how squares are made of other images; None: as the data set states (the embedded ones pad), files are cropped
+    fit: Literal["crop", "pad"] | None = None
+    captions: Literal["lines", "whole"] = "lines"  # of caption files: a caption a line, or the file is one caption
     max_set_aside: float = Field(default=0.05, ge=0, le=1)
     cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
     workers: int = Field(default=1, ge=0)  # threads that draw batches ahead; 0 draws in the loop

@@ -326,6 +326,12 @@ CODES: dict[str, Code] = {
         why="The cache was written with other weights, preprocessing or pictures.",
         fix="Delete the named folder, or point SANAKIT_CACHE elsewhere; it is rebuilt.",
     ),
+    "SK0405": Code(
+        title="much of the images is cut off or padded",
+        why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
+        "and white borders are.",
+        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images.",
+    ),
     # 05: training
     "SK0501": Code(
         title="loss is not finite",

@@ -11,6 +11,7 @@ from PIL import Image
 
 from sanakit.data import Pictures, load_pictures, store
 from sanakit.data import base as data_base
+from sanakit.data import images as data_images
 from sanakit.data.cache import embeddings, raw_latents, to_images
 from sanakit.data.dataset import build_dataset
 from sanakit.drift.pictures import shown_rows
@@ -95,7 +96,7 @@ def test_folder_and_manifest_give_the_same_pictures(tmp_path):
 
 
 def test_bad_pictures_are_set_aside_with_the_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(data_base, "MAX_PIXELS", 10_000)
+    monkeypatch.setattr(data_images, "MAX_PIXELS", 10_000)
     folder = folder_of(tmp_path / "a")
     (folder / "corrupt.png").write_bytes(png()[:60])
     (folder / "corrupt.txt").write_text("x")
@@ -134,18 +135,18 @@ def test_alpha_lies_on_white_and_exif_rotation_is_applied():
     exif[0x0112] = 6
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", exif=exif)
-    turned = data_base.decode(buffer.getvalue(), 40)
+    turned = data_base.decode(buffer.getvalue(), 40, "pad")
     assert (turned[:, 0] > 200).all() and turned[0, 20, 2] > 200  # upright: white at the sides, blue at the top
 
 
 def test_a_large_jpeg_is_decoded_near_the_size_that_is_asked_for(monkeypatch):
     decoded = []
-    pad, fit = data_base.ImageOps.pad, data_base.ImageOps.fit
+    pad, fit = data_images.ImageOps.pad, data_images.ImageOps.fit
     monkeypatch.setattr(
-        data_base.ImageOps, "pad", lambda image, *a, **k: (decoded.append(image.size), pad(image, *a, **k))[1]
+        data_images.ImageOps, "pad", lambda image, *a, **k: (decoded.append(image.size), pad(image, *a, **k))[1]
     )
     monkeypatch.setattr(
-        data_base.ImageOps, "fit", lambda image, *a, **k: (decoded.append(image.size), fit(image, *a, **k))[1]
+        data_images.ImageOps, "fit", lambda image, *a, **k: (decoded.append(image.size), fit(image, *a, **k))[1]
     )
     noise = np.random.default_rng(0).integers(256, size=(15, 20, 3), dtype=np.uint8)
     picture = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
@@ -157,7 +158,7 @@ def test_a_large_jpeg_is_decoded_near_the_size_that_is_asked_for(monkeypatch):
         upright = picture if wide else picture.rotate(-90, expand=True)
         assert (
             np.abs(
-                data_base.decode(buffer.getvalue(), 64) - np.asarray(pad(upright, (64, 64), color="white")) * 1.0
+                data_base.decode(buffer.getvalue(), 64, "pad") - np.asarray(pad(upright, (64, 64), color="white")) * 1.0
             ).mean()
             < 2
         )
@@ -383,6 +384,7 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
         stream.write_table(table)
     for folder in (saved, saved.parent):
         assert load_pictures(str(folder)).images == found.images[:4]
+    assert load_pictures(str(saved.parent)).survey.ignored.as_dict() == {"split test": {"count": 1, "first": "test"}}
     (saved / "state.json").write_text('{"_data_files": [{"filename": "../../../x.arrow"}]}')
     with pytest.raises(SanakitError, match="SK0401.*outside its folder"):
         load_pictures(str(saved))
@@ -417,7 +419,7 @@ def test_captions_are_drawn_by_score_and_temperature():
     scores = [[2.0, 1.0, 0.0], [0.0], [1.0, 1.0]]
     count = torch.tensor([3, 1, 2])
     choice = torch.randint(CHOICES, (30_000,), generator=torch.Generator().manual_seed(0))
-    for temperature in (0.5, 2.0):
+    for temperature in (0.5, 2.0, 1e-3):
         data = LatentDataset(
             names=["a", "b", "c"],
             latents=torch.zeros(3, 1, 1, 1, 1),
@@ -430,6 +432,11 @@ def test_captions_are_drawn_by_score_and_temperature():
             rows = data.caption_rows(torch.full_like(choice, picture), choice) - data.first[picture]
             expected = (torch.tensor(own) / temperature).softmax(0)
             assert torch.allclose(torch.bincount(rows, minlength=len(own)) / len(choice), expected, atol=0.01)
+        largest = torch.full(
+            (3,), CHOICES - 1
+        )  # float32 rounds CHOICES - 1 over CHOICES to 1: the next image's caption
+        numbers = (data.caption_rows(torch.arange(3), largest) - data.first).tolist()
+        assert numbers == ([2, 0, 1] if temperature > 0.1 else [0, 0, 1])
 
 
 @pytest.mark.parametrize("cell", [8, 14, 16, 32, 64])

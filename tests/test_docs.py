@@ -28,6 +28,7 @@ def test_generated_pages_are_current(page):
         "CONTRIBUTING.md",
         "SECURITY.md",
         "docs/concepts.md",
+        "docs/data.md",
         "docs/strategies.md",
         "docs/adding-a-component.md",
         "docs/interop.md",

@@ -41,6 +41,13 @@ def encode(
     max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
     patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
+    fit: Annotated[
+        str | None,
+        typer.Option("--fit", help="data.fit of that run: crop or pad; default the data set's own, or crop."),
+    ] = None,
+    captions: Annotated[
+        str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
+    ] = "lines",
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
 ) -> None:
@@ -49,19 +56,21 @@ def encode(
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
-    from sanakit.cli.view import progress_display
+    from sanakit.cli.view import print_data, progress_display
     from sanakit.data import Pictures, load_pictures
     from sanakit.data.buckets import bucket_sizes
     from sanakit.data.cache import embedding_job, latent_job, small_pictures
     from sanakit.data.dataset import bucketed
+    from sanakit.data.describe import describe
     from sanakit.drift.pictures import as_labels
     from sanakit.text_encoders import load_text_encoder
     from sanakit.vaes import load_vae
 
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
-    pictures = load_pictures(data, max_set_aside=max_set_aside)
+    pictures = load_pictures(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
+    print_data(pictures, out, buckets=aspect_buckets, as_json=as_json)
     (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pictures.ledger), encoding="utf-8")
     rows = []
     with progress_display() as progress:
@@ -84,11 +93,17 @@ def encode(
 
                 rows.append(_fill(job, out, "vae", str(vae), shown, autoencoder.normalize))
         if encoder is not None:
-            prompts = [caption for captions in pictures.captions for caption in captions]
+            prompts = [caption for own in pictures.captions for caption in own]
             job = embedding_job(encoder, prompts, progress=progress)
             said = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
             rows.append(_fill(job, out, "text_encoder", str(text_encoder), said))
-    result = {"out": str(out), "pictures": len(pictures), "set_aside": len(pictures.ledger), "entries": rows}
+    result = {
+        "out": str(out),
+        "pictures": len(pictures),
+        "set_aside": len(pictures.ledger),
+        "data": describe(pictures),
+        "entries": rows,
+    }
     if as_json:
         sys.stdout.write(json.dumps(result, indent=1) + "\n")
         return
@@ -96,7 +111,6 @@ def encode(
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
         typer.echo(f"{row['count']:,} {row['kind']} of {row['name']}, {row['bytes'] / 1e6:,.1f} MB: {speed}")
         typer.echo(f"  {row['folder']}  for drift: {row['file']}")
-    typer.echo(f"{len(pictures.ledger)} pictures set aside, reasons in {out / 'ledger.jsonl'}")
 
 
 def _fill(

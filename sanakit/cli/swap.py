@@ -165,13 +165,15 @@ def run(
             raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
 
     with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.view import print_plan, print_validation, progress_display
+        from sanakit.cli.view import print_data, print_plan, print_validation, progress_display
         from sanakit.reporting import write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
         with progress_display() as progress:
             swap = engine.prepare(config, folder, progress, judge)
+            if is_main():
+                print_data(swap.pictures, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first

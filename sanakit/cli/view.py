@@ -67,6 +67,15 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
+def print_data(pictures: Any, folder: Path, *, buckets: bool = False, as_json: bool = False) -> None:
+    """The line that describes the data, and what was ignored or changed; on standard error beside a JSON document."""
+    from sanakit.data.describe import describe_lines
+
+    console = Console(stderr=as_json)
+    for line in describe_lines(pictures, ledger=str(folder / "ledger.jsonl"), buckets=buckets):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) -> None:
     """A table of gates a stage, the race, the verdict in one line with the cost so far, the next command."""
     console = Console()

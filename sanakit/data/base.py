@@ -4,27 +4,26 @@ Every data set is a table of three columns: `name` (identity), `captions` (list 
 """
 
 import hashlib
-import io
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pandas as pd
-from PIL import Image, ImageOps
 
-from sanakit.errors import SanakitError
+from sanakit.data.captions import MODES
+from sanakit.data.images import FITS, decode, open_image
+from sanakit.data.survey import Survey, reason_of, write_ledger
+from sanakit.errors import SanakitError, did_you_mean
 from sanakit.interop.files import cache_dir as cache_dir
 from sanakit.registry import Registry
 
 DATASETS: Registry[Callable[[], "Pictures"]] = Registry("datasets", "sanakit.data")
 
-MAX_PIXELS = 64_000_000  # a decompression bomb is set aside before it is decoded
 HELD_OUT_SHARE = 0.1
 ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation image
-DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-SPARE = 2  # a JPEG is decoded at the smallest eighth that leaves this many times the size that is asked for
-PREPROCESSING = f"Lanczos, JPEG at {SPARE}x"  # part of a cache's key
+SCREENED = 8  # pixels of a side: a JPEG is screened at its smallest scale, all of its bytes read
 
 
 @dataclass(kw_only=True)
@@ -32,7 +31,8 @@ class Pictures:
     """Encoded pictures with captions.
 
     source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
-    every caption of every picture, where the data has them.
+    every caption of every picture, where the data has them. fit: how a square is made of an image that is none, `crop` or
+    `pad`. survey: what reading the whole data set found beside the images.
     """
 
     source: str
@@ -41,19 +41,23 @@ class Pictures:
     images: list[bytes]
     ledger: list[dict[str, str]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    fit: str = "crop"
+    survey: Survey = field(default_factory=Survey)
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, captions and picture bytes, in order."""
+        """SHA-256 over names, captions, picture bytes and the fit, in order."""
         digest = hashlib.sha256()
         for name, captions, image in zip(self.names, self.captions, self.images, strict=True):
             digest.update("\0".join([name, *captions]).encode())
             digest.update(hashlib.sha256(image).digest())
         if self.scores:
             digest.update(repr(self.scores).encode())
+        if self.fit != "pad":  # all were padded before this could be chosen
+            digest.update(self.fit.encode())
         return digest.hexdigest()
 
     def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
@@ -76,6 +80,9 @@ class Pictures:
         if own:
             self.scores.append([own[number] for number in kept])
 
+    def set_aside(self, name: str, reason: str) -> None:
+        self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
+
     def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
         return Pictures(
             source=self.source,
@@ -84,6 +91,8 @@ class Pictures:
             images=[self.images[i] for i in indices],
             ledger=self.ledger,
             scores=[self.scores[i] for i in indices] if self.scores else [],
+            fit=self.fit,
+            survey=self.survey,
         )
 
     def split(self, held_out: bool) -> "Pictures":
@@ -96,12 +105,12 @@ class Pictures:
         return self.subset(sorted(rows, key=lambda i: evaluation_order(self.names[i])))
 
     def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
-        """(N, size, size, 3) uint8, fitted on white; (N, height, width, 3) cropped for a pair. Call `screen` first for
-        pictures of unknown origin."""
+        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for pictures of
+        unknown origin."""
         height, width = (size, size) if isinstance(size, int) else size
         out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
-            out[i] = decode(data, size)
+            out[i] = decode(data, size, self.fit)
         return out
 
 
@@ -122,81 +131,107 @@ def evaluation_order(name: str) -> bytes:
     return hashlib.sha256(f"{ORDER_SEED}\0{name}".encode()).digest()
 
 
-def decode(data: bytes, size: int | tuple[int, int]) -> np.ndarray:
-    """(size, size, 3) uint8 sRGB: EXIF rotation applied, alpha on white, fitted without cropping; for a pair
-    (height, width) scaled to cover it, the middle kept."""
-    with Image.open(io.BytesIO(data), formats=DECODERS) as file:
-        if file.width * file.height > MAX_PIXELS:
-            raise ValueError(f"{file.width} x {file.height} pixels, cap {MAX_PIXELS}")
-        spare = SPARE * max(size if isinstance(size, tuple) else (size,))
-        file.draft(None, (spare, spare))  # type: ignore[arg-type]
-        ImageOps.exif_transpose(file, in_place=True)
-        file.load()
-        image: Image.Image = file
-    if image.mode not in ("RGB", "L") or "transparency" in image.info:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB")
-    if not isinstance(size, int):
-        image = ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
-    elif image.size != (size, size):
-        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, color="white")
-    return np.asarray(image)
+def screen(pictures: Pictures, *, max_set_aside: float, ledger: Path | None = None) -> Pictures:
+    """Drop what does not decode, with the reason in the ledger; SK0401 when nothing is left, SK0402 past the share.
 
-
-def screen(pictures: Pictures, *, max_set_aside: float) -> Pictures:
-    """Drop what does not decode, with the reason in the ledger; SK0401 when nothing is left, SK0402 past the share."""
-    keep, ledger = [], list(pictures.ledger)
+    ledger: the file that a refused data set's ledger is written to, by default one in the cache.
+    """
+    keep, rows, survey = [], list(pictures.ledger), replace(pictures.survey, sizes=[])
     for i, (name, data) in enumerate(zip(pictures.names, pictures.images, strict=True)):
         try:
-            decode(data, 8)
+            opened = open_image(data, SCREENED)
             if not any(caption.strip() for caption in pictures.captions[i]):
                 raise ValueError("no caption")
-            keep.append(i)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            ledger.append({"name": name, "reason": f"{type(error).__name__}: {error}"})
-    total = len(keep) + len(ledger)
-    if not keep:
-        raise SanakitError("SK0401", f"{pictures.source}: {total} files, none a picture with a caption")
-    if len(ledger) > max_set_aside * total:
-        first = ledger[0]
-        raise SanakitError(
-            "SK0402",
-            f"{len(ledger)} of {total} pictures set aside, at most {max_set_aside:.0%} expected; "
-            f"first: {first['name']}: {first['reason']}",
-        )
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything on a damaged file, and the others are to be read
+            rows.append({"name": name, "reason": reason_of(error)})
+            continue
+        keep.append(i)
+        survey.sizes.append((opened.width, opened.height))
+        for remark in opened.remarks:
+            survey.changed.add(remark, name)
+    if not keep or len(rows) > max_set_aside * (len(keep) + len(rows)):
+        refuse(replace(pictures, ledger=rows), len(keep), max_set_aside, ledger)
     result = pictures.subset(keep)
-    result.ledger = ledger
+    result.ledger, result.survey = rows, survey
     return result
 
 
-def read_parquet(path: Path, source: str) -> Pictures:
+def refuse(pictures: Pictures, kept: int, max_set_aside: float, ledger: Path | None) -> NoReturn:
+    """SK0401 where no image is left, else SK0402; the ledger is written and named, and what was not read."""
+    rows = pictures.ledger
+    total = kept + len(rows)
+    told = f"{pictures.source}: {total} files, none an image with a caption"
+    if kept:
+        told = f"{len(rows)} of {total} images set aside, at most {max_set_aside:.0%} expected"
+    if rows:
+        told += f"; first: {rows[0]['name']}: {rows[0]['reason']}"
+    if pictures.survey.ignored:
+        told += f"; not read: {pictures.survey.ignored.text()}"
+    if rows:
+        told += f"; all reasons: {write_ledger(rows, pictures.source, ledger)}"
+    raise SanakitError("SK0402" if kept else "SK0401", told)
+
+
+def read_parquet(path: Path, source: str, fit: str = "crop") -> Pictures:
     table = pd.read_parquet(path)
     return Pictures(
         source=source,
         names=table["name"].tolist(),
         captions=[list(c) for c in table["captions"]],
         images=table["image"].tolist(),
+        fit=fit,
     )
 
 
-def load_pictures(source: str, *, max_set_aside: float = 0.05) -> Pictures:
-    """A registered data set, a folder of pictures with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
-    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too."""
-    found = _read(source)
-    return DATASETS.get(source)() if found is None else screen(found, max_set_aside=max_set_aside)
+def load_pictures(
+    source: str,
+    *,
+    max_set_aside: float = 0.05,
+    fit: str | None = None,
+    captions: str = "lines",
+    ledger: Path | None = None,
+) -> Pictures:
+    """A registered data set, a folder of images with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
+    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too.
+
+    fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a line)
+    or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. Raises SK0104 for an option
+    that does not exist or has no effect, SK0401 and SK0402 for data that is refused.
+    """
+    for key, value, known in (("fit", fit or FITS[0], FITS), ("captions", captions, MODES)):
+        if value not in known:
+            raise SanakitError(
+                "SK0104", f"data.{key} is {value!r}{did_you_mean(value, [*known])}; {' or '.join(known)}"
+            )
+    found = _read(source, captions)
+    trusted = found is None and source in DATASETS.entries() and DATASETS.entries()[source].embedded
+    found = DATASETS.get(source)() if found is None else found
+    found = found if trusted else screen(found, max_set_aside=max_set_aside, ledger=ledger)
+    return replace(found, fit=fit) if fit else found
 
 
-def _read(source: str) -> Pictures | None:
-    from sanakit.data import files, tables
+def _read(source: str, captions: str) -> Pictures | None:
+    from sanakit.data import files, shards, tables
 
     path = Path(source).expanduser()
+    suffix, is_folder = path.suffix.lower(), path.is_dir() and not source.startswith("hf:")
+    if captions != MODES[0] and suffix != ".tar" and not (is_folder and not tables.is_saved_dataset(path)):
+        raise SanakitError("SK0104", f"data.captions {captions}: {source} has no caption files", fix="Leave it out.")
     if source.startswith("hf:"):
         return tables.read_hub_dataset(source.removeprefix("hf:"))
-    if path.is_dir():
-        return tables.read_saved_dataset(path) if tables.is_saved_dataset(path) else files.read_folder(path)
-    if path.suffix == ".parquet":
+    if is_folder:
+        return tables.read_saved_dataset(path) if tables.is_saved_dataset(path) else files.read_folder(path, captions)
+    if suffix == ".parquet":
         return tables.read_parquet_files(source)
-    if path.suffix == ".tar":
-        return files.read_shards(source)
-    return files.read_manifest(path) if path.suffix in (".csv", ".jsonl") else None
+    if suffix == ".tar":
+        return shards.read_shards(source, captions)
+    if suffix in (".csv", ".jsonl"):
+        return files.read_manifest(path)
+    if path.is_file():
+        raise SanakitError(
+            "SK0401",
+            f"{source} is a {suffix or 'file without a suffix'}; read are a folder, .csv, .jsonl, .tar, .parquet",
+        )
+    return None

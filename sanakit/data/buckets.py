@@ -4,17 +4,15 @@ A picture goes to the bucket of the nearest aspect ratio, is scaled to cover it 
 scheme, as SDXL and Sana train).
 """
 
-import io
 import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sanakit.data.base import DECODERS
+from sanakit.data.images import image_size
 from sanakit.data.store import Rows
 
 Size = tuple[int, int]  # height, width
@@ -47,9 +45,8 @@ def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -
 
 def aspect(data: bytes) -> float:
     """Width over height as the picture is shown, from its header alone."""
-    with Image.open(io.BytesIO(data), formats=DECODERS) as file:
-        turned = file.getexif().get(0x0112, 1) in (5, 6, 7, 8)
-        return file.height / file.width if turned else file.width / file.height
+    width, height = image_size(data)
+    return width / height
 
 
 class Bucketed:

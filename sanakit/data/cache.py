@@ -20,8 +20,9 @@ import torch
 from torch import Tensor
 
 from sanakit.data import store
-from sanakit.data.base import PREPROCESSING, Pictures, cache_dir
+from sanakit.data.base import Pictures, cache_dir
 from sanakit.data.buckets import Size
+from sanakit.data.images import PREPROCESSING, row_content
 from sanakit.data.store import Rows
 from sanakit.drift.pictures import SIDE
 from sanakit.errors import SanakitError
@@ -105,13 +106,14 @@ def latent_job(
             "kind": "latents",
             "encoder": like.facts["encoder"] if like else vae.fingerprint(),
             "size": size if isinstance(size, int) else list(size),
+            "fit": pictures.fit if isinstance(size, int) else "crop",
             "mirror": mirror,
             "preprocessing": PREPROCESSING,
             "mode": "posterior mean and std",  # the std where there is a posterior
             "dtype": "float32",
             "libraries": _versions(),
         },
-        rows=like.rows if like else store.row_hashes(pictures.images),
+        rows=like.rows if like else store.row_hashes(row_content(image) for image in pictures.images),
         compute=compute,
         checked="raw_latents",
         again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size)))["raw_latents"],

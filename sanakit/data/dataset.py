@@ -59,7 +59,9 @@ class LatentDataset:
         if self.chances is None:
             number = choice % self.count[indices]
         else:
-            number = (choice[:, None] / CHOICES >= self.chances[indices]).sum(1)
+            number = (choice[:, None].double() / CHOICES >= self.chances[indices]).sum(
+                1
+            )  # float32 rounds the last to 1
         return self.first[indices] + number
 
     @property

@@ -21,7 +21,7 @@ RENDER_SIZE = 96
     "openclipart", title="openclipart, 4,815 drawings with titles", licence="public domain", embedded=True
 )
 def openclipart() -> Pictures:
-    return read_parquet(ASSETS / "openclipart-96.parquet", "openclipart")
+    return read_parquet(ASSETS / "openclipart-96.parquet", "openclipart", "pad")
 
 
 @DATASETS.register("openmoji", title="OpenMoji 17, 2,000 emoji with names", licence="CC BY-SA 4.0", embedded=True)
@@ -30,7 +30,7 @@ def openmoji() -> Pictures:
     path = cache_dir() / f"openmoji-17-{RENDER_SIZE}.parquet"
     if not path.is_file():
         _render_openmoji(path)
-    return read_parquet(path, "openmoji")
+    return read_parquet(path, "openmoji", "pad")
 
 
 @DATASETS.register("embedded", title="OpenMoji and openclipart together", licence="CC BY-SA 4.0", embedded=True)
@@ -41,6 +41,7 @@ def embedded() -> Pictures:
         names=first.names + second.names,
         captions=first.captions + second.captions,
         images=first.images + second.images,
+        fit="pad",
     )
 
 

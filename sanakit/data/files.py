@@ -1,151 +1,193 @@
-"""A folder of pictures with `.txt` captions beside them, CSV or JSONL manifests, and WebDataset tar shards.
+"""A folder of images with `.txt` captions beside them, and CSV or JSONL manifests.
 
-Shards may lie behind an address (`s3://`, `gs://`, `https://` ...), read by fsspec and its packages.
+Every file seen is read, set aside with the reason in the ledger, or counted as ignored.
 """
 
+import csv
+import io
 import json
-import re
-import tarfile
+import os
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import pandas as pd
-
-from sanakit.data.base import MAX_PIXELS, Pictures, safe_name
+from sanakit.data.base import Pictures
+from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions, kind_of
+from sanakit.data.images import DECODERS, FOREIGN, HEAD, MAX_PIXELS, SUFFIXES, found_format
+from sanakit.data.survey import HIDDEN_FILES, HIDDEN_FOLDERS, Survey, is_hidden, reason_of
 from sanakit.errors import SanakitError
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 MAX_BYTES = 4 * MAX_PIXELS
+CAPTION_LIKE = (".caption", ".captions", ".tags", ".json")  # named where an image has no .txt
 
 
-def read_folder(folder: Path) -> Pictures:
-    """Every picture below `folder`; the caption is the .txt of the same stem, one caption a line."""
-    paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not paths:
-        raise SanakitError("SK0401", f"{folder} holds no picture ({', '.join(SUFFIXES)})")
-    rows = []
-    for path in paths:
-        text = path.with_suffix(".txt")
-        captions = text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else []
-        rows.append((path.relative_to(folder).as_posix(), captions, path, None))
-    return _collect(str(folder), rows)
+def read_folder(folder: Path, captions: str = "lines") -> Pictures:
+    """Every image below `folder`, linked folders included; the caption is the .txt of the same stem.
+
+    captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped. Raises
+    SK0401 where there is no image, naming what was found.
+    """
+    pictures = Pictures(source=str(folder), names=[], captions=[], images=[])
+    files = walk(folder, pictures)
+    texts = {stem_of(name): path for name, path in files if path.suffix.lower() == ".txt"}
+    beside = {stem_of(name): path.name for name, path in files if path.suffix.lower() in CAPTION_LIKE}
+    used = set()
+    for name, path in files:
+        try:
+            if path.suffix.lower() == ".txt" or not is_image(name, path, pictures.survey):
+                continue
+            used.add(stem_of(name))
+            text = texts.get(stem_of(name))
+            if text is None:
+                raise ValueError(_no_caption(path, beside.get(stem_of(name))))
+            own = file_captions(read_bytes(text), captions)
+            if not own:
+                raise ValueError(f"no caption: {text.name} is empty")
+            pictures.add(name, own, read_bytes(path))
+            if len(own) > 1:
+                pictures.survey.lines[name] = len(own)
+        except (OSError, ValueError) as error:
+            used.add(stem_of(name))
+            pictures.set_aside(name, reason_of(error))
+    for name, _ in files:
+        if PurePosixPath(name).suffix.lower() == ".txt" and stem_of(name) not in used:
+            pictures.survey.ignored.add(".txt without an image", name)
+    if not pictures.names and not pictures.ledger:
+        found = pictures.survey.ignored.text() or "nothing"
+        raise SanakitError("SK0401", f"{folder} holds no image, found {found}")
+    return pictures
+
+
+def walk(folder: Path, pictures: Pictures) -> list[tuple[str, Path]]:
+    """Every file below `folder` that is not hidden, by its name relative to it, sorted. A linked folder is read where it
+    was not read before."""
+    files, seen, survey = [], set(), pictures.survey
+    pending = [("", folder)]
+
+    def refused(error: OSError) -> None:
+        pictures.set_aside(os.path.relpath(str(error.filename), folder), f"folder {reason_of(error)}")
+
+    while pending:
+        prefix, start = pending.pop(0)
+        for root, names, own in os.walk(start, onerror=refused):
+            place = os.path.realpath(root)
+            inner = prefix + Path(root).relative_to(start).as_posix().removeprefix(".")
+            inner = f"{inner.strip('/')}/" if inner.strip("/") else ""
+            if place in seen:
+                survey.ignored.add("folders linked twice", inner)
+                names.clear()
+                continue
+            seen.add(place)
+            for name in [n for n in names if is_hidden(n)]:
+                survey.ignored.add(HIDDEN_FOLDERS, inner + name)
+            names[:] = sorted(n for n in names if not is_hidden(n))
+            links = [n for n in names if (Path(root) / n).is_symlink()]
+            pending += [(f"{inner}{name}/", Path(root) / name) for name in links]  # after every folder that is no link
+            for name in own:
+                if is_hidden(name):
+                    survey.ignored.add(HIDDEN_FILES, inner + name)
+                else:
+                    files.append((inner + name, Path(root) / name))
+    return sorted(files)
+
+
+def is_image(name: str, path: Path, survey: Survey) -> bool:
+    """Whether a file is an image, by its suffix or else by its first bytes; what is neither is counted as ignored. Raises
+    ValueError for an image of a format that is not read."""
+    if path.suffix.lower() in SUFFIXES:
+        return True
+    if not path.is_file():
+        survey.ignored.add("links and devices", name)
+        return False
+    with path.open("rb") as file:
+        return is_image_content(name, file.read(HEAD), survey)
+
+
+def is_image_content(name: str, head: bytes, survey: Survey) -> bool:
+    """The same for a file of a suffix that says nothing, by its first bytes."""
+    found = found_format(head)
+    if found in FOREIGN:
+        raise ValueError(f"format {found} is not read")
+    if found == "TIFF":  # camera raw files look so: what opens is a preview
+        raise ValueError(f"format {PurePosixPath(name).suffix or 'without suffix'} with TIFF inside is not read")
+    if found in DECODERS:
+        return True
+    survey.ignore(name)
+    return False
 
 
 def read_manifest(path: Path) -> Pictures:
     """Rows with `image` (path relative to the manifest) and `caption` (a string, or a list in JSONL, then perhaps with
-    `scores`)."""
+    `scores`). A row that cannot be read is set aside; SK0401 where the manifest as a whole cannot."""
     if not path.is_file():
         raise SanakitError("SK0401", f"manifest {path} does not exist")
+    pictures = Pictures(source=str(path), names=[], captions=[], images=[])
     try:
-        if path.suffix == ".csv":
-            records = pd.read_csv(path, dtype=str, keep_default_na=False).to_dict("records")
-        else:
-            records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (ValueError, UnicodeDecodeError) as error:
-        raise SanakitError("SK0401", f"manifest {path} cannot be read: {error}") from error
-    rows = []
-    for number, record in enumerate(records, 1):
-        if not isinstance(record, dict) or not {"image", "caption"} <= record.keys():
-            raise SanakitError("SK0401", f"{path} row {number}: expected keys image and caption, found {record!r:.80}")
-        caption = record["caption"]
-        captions = [str(c) for c in caption] if isinstance(caption, list) else [str(caption)]
-        scores = record.get("scores")
-        if scores is not None and not (isinstance(scores, list) and all(isinstance(s, int | float) for s in scores)):
-            raise SanakitError("SK0401", f"{path} row {number}: scores is {scores!r:.40}, expected a number a caption")
-        rows.append((str(record["image"]), captions, path.parent / str(record["image"]), scores))
-    if not rows:
+        data = read_bytes(path)
+        records = list(_csv_rows(data) if path.suffix.lower() == ".csv" else _json_rows(data))
+    except (OSError, ValueError, csv.Error) as error:
+        raise SanakitError("SK0401", f"manifest {path} cannot be read: {reason_of(error)}") from error
+    if not records:
         raise SanakitError("SK0401", f"manifest {path} has no rows")
-    return _collect(str(path), rows)
-
-
-def read_shards(pattern: str) -> Pictures:
-    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive) or one `.tar`; members of one stem are one sample.
-
-    Read in memory, in order, with our own decoders: picture suffixes, `.txt` (a caption a line) and `.json` (`caption`, a
-    string or a list). Nothing is unpickled, unpacked to disk or run; members of any other kind are left alone.
-    """
-    pictures = Pictures(source=pattern, names=[], captions=[], images=[])
-    for source in expand(pattern):
-        shard = PurePosixPath(source)
-        samples: dict[str, dict[str, bytes]] = {}
+    for number, record in enumerate(records, 1):
+        name = f"{path.name} row {number}"
         try:
-            with open_source(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
-                for member in tar:
-                    stem, dot, suffix = member.name.rpartition(".")
-                    suffix = f".{suffix.lower()}"
-                    if member.isfile() and dot and suffix in (*SUFFIXES, ".txt", ".json"):
-                        if member.size > MAX_BYTES:
-                            reason = f"{member.size} bytes, cap {MAX_BYTES}"
-                            pictures.ledger.append({"name": f"{shard.name}/{member.name}", "reason": reason})
-                            continue
-                        file = tar.extractfile(member)
-                        assert file is not None
-                        samples.setdefault(stem, {})[suffix] = file.read()
-        except (tarfile.TarError, OSError) as error:
-            raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
-        for stem, parts in samples.items():
-            name = safe_name(f"{shard.name}/{stem}")
-            image = next((parts[s] for s in SUFFIXES if s in parts), None)
-            if image is None:
-                pictures.ledger.append({"name": name, "reason": f"no picture, found {', '.join(parts)}"})
-                continue
-            captions, scores = _captions(parts)
-            pictures.add(name, captions, image, scores)
+            if isinstance(record, ValueError):
+                raise record
+            if not isinstance(record, dict) or not {"image", "caption"} <= record.keys():
+                raise ValueError(f"expected keys image and caption, found {record!r:.80}")
+            if not isinstance(record["image"], str) or not record["image"].strip():
+                raise ValueError(f"no image: its path is {kind_of(record['image'] or None)}")
+            name = record["image"]
+            captions, scores = as_captions(record["caption"]), as_scores(record.get("scores"))
+            pictures.add(name, captions, read_bytes(path.parent / name), scores)
+        except (OSError, ValueError) as error:
+            pictures.set_aside(name, reason_of(error))
     return pictures
 
 
-def expand(pattern: str) -> list[str]:
-    """The sources that `{00000..00009}` stands for, both ends included."""
-    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
-    if not braces:
-        return [pattern]
-    first, last = braces[1], braces[2]
-    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    return [pattern[: braces.start()] + n + pattern[braces.end() :] for n in numbers]
-
-
-def open_source(source: str) -> Any:
-    """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is missing."""
-    if source.startswith("pipe:"):
-        raise SanakitError("SK0401", f"{source}: commands are not run")
-    if "://" not in source:
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise SanakitError("SK0401", f"shard {path} does not exist")
-        return path.open("rb")
-    import fsspec
-
-    try:
-        return fsspec.open(source, "rb").open()
-    except ImportError as error:
-        raise SanakitError("SK0901", f"{source}: {error}", fix="Install the package that the message names.") from error
-    except ValueError as error:  # a protocol that nobody knows
-        raise SanakitError("SK0401", f"{source}: {error}") from error
-
-
-def _captions(parts: dict[str, bytes]) -> tuple[list[str], list[float] | None]:
-    """Captions, and their scores where a .json states them (`caption` and `scores`, equally long)."""
-    lines = parts.get(".txt", b"").decode("utf-8", errors="replace").splitlines()
-    try:
-        record = json.loads(parts.get(".json", b"null"))
-    except ValueError:
-        record = None
-    record = record if isinstance(record, dict) else {}
-    stated, scores = record.get("caption", []), record.get("scores")
-    captions = [str(c) for c in stated] if isinstance(stated, list) else [str(stated)]
-    if isinstance(scores, list) and all(isinstance(s, int | float) for s in scores):
-        return captions, scores  # lines of the .txt have none
-    return [line for line in lines + captions if line.strip()], None
-
-
-def _collect(source: str, rows: list[tuple[str, list[str], Path, list[float] | None]]) -> Pictures:
-    pictures = Pictures(source=source, names=[], captions=[], images=[])
-    for own_name, captions, path, scores in rows:
-        name = safe_name(own_name)
-        if not path.is_file():
-            pictures.ledger.append({"name": name, "reason": "file does not exist"})
-        elif path.stat().st_size > MAX_BYTES:
-            pictures.ledger.append({"name": name, "reason": f"{path.stat().st_size} bytes, cap {MAX_BYTES}"})
+def _csv_rows(data: bytes) -> Iterator[Any]:
+    """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
+    characters, which as_captions refuses."""
+    rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
+    for row in rows:
+        if None in row:
+            count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
+            yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
         else:
-            pictures.add(name, captions, path.read_bytes(), scores)
-    return pictures
+            yield row
+
+
+def _json_rows(data: bytes) -> Iterator[Any]:
+    """A value a line, or a ValueError in the place of one."""
+    whole = data.startswith((b"\xff\xfe", b"\xfe\xff"))  # UTF-16 cannot be cut at bytes
+    for line in decode_text(data).encode().split(b"\n") if whole else data.split(b"\n"):
+        if not line.strip(b"\xef\xbb\xbf \t\r"):
+            continue
+        try:
+            yield json.loads(decode_text(line))
+        except (ValueError, RecursionError) as error:
+            yield ValueError(f"no JSON: {error}")
+
+
+def read_bytes(path: Path) -> bytes:
+    """The bytes of a file. Raises ValueError for one that is missing or too large, OSError for one that cannot be read."""
+    try:
+        size = path.stat().st_size
+    except FileNotFoundError as error:
+        what = "link to a file that does not exist" if path.is_symlink() else "file does not exist"
+        raise ValueError(what) from error
+    if not path.is_file():
+        raise ValueError("no file")
+    if size > MAX_BYTES:
+        raise ValueError(f"too large: {size} bytes, cap {MAX_BYTES}")
+    return path.read_bytes()
+
+
+def stem_of(name: str) -> str:
+    """The relative path without its last suffix: what an image and its caption share."""
+    return str(PurePosixPath(name).with_suffix("")) if PurePosixPath(name).suffix else name
+
+
+def _no_caption(path: Path, beside: str | None) -> str:
+    return f"no caption: {path.stem}.txt does not exist" + (f", found {beside}" if beside else "")

@@ -131,7 +131,7 @@ def entry_key(facts: dict[str, Any], rows: str) -> str:
 def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[str, list[Tensor]], Tensor] | None:
     """An entry of these facts that holds every row, its shards, and where each row lies in it."""
     for entry in entries(root, facts["kind"]):
-        if entry.facts == facts:
+        if stated(entry.facts) == stated(facts):
             shards = entry.read()
             have = torch.cat(shards["rows"])
             ordered, order = have.sort(stable=True)
@@ -141,18 +141,32 @@ def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[s
     return None
 
 
+def stated(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts with those that entries of earlier versions leave out: squares were padded, other sizes cropped."""
+    if facts["kind"] != "latents":
+        return facts
+    return {"fit": "pad" if isinstance(facts.get("size"), int) else "crop"} | facts
+
+
+def _options(facts: dict[str, Any]) -> str:
+    """The options of `encode` that make squares as these facts state them."""
+    if facts["kind"] != "latents" or not isinstance(facts["size"], int):
+        return ""
+    return f", --image-size {facts['size']} --fit {facts['fit']}"
+
+
 def refuse_other(root: Path, facts: dict[str, Any]) -> None:
     """SK0404: why no entry below `root` serves these facts, by the fields in which the nearest one differs."""
     others = entries(root, facts["kind"])
     if not others:
         raise SanakitError("SK0404", f"{root} holds no {facts['kind']}", fix="Fill it: sanakit encode --out DIR.")
-    different = lambda e: [k for k in facts if e.facts.get(k) != facts[k]]
+    different = lambda e: [k for k in facts if stated(e.facts).get(k) != facts[k]]
     nearest = min(others, key=lambda e: len(different(e)))
-    fields = [f"{key} is {nearest.facts.get(key)}, expected {facts[key]}" for key in different(nearest)]
+    fields = [f"{key} is {stated(nearest.facts).get(key)}, expected {facts[key]}" for key in different(nearest)]
     raise SanakitError(
         "SK0404",
         f"{nearest.folder}: {'; '.join(fields) or 'the pictures or captions: some of this run are not in it'}",
-        fix="Run `sanakit encode` again with this run's components and data.",
+        fix=f"Run `sanakit encode` again with this run's components and data{_options(facts)}.",
     )
 
 

@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sanakit.data.base import Pictures
-from sanakit.data.files import expand, open_source
+from sanakit.data.captions import as_captions, as_scores, kind_of
+from sanakit.data.shards import expand, open_source
+from sanakit.data.survey import reason_of
 from sanakit.errors import SanakitError
 
 CAPTIONS = ("captions", "caption", "text", "prompt")
@@ -33,8 +35,7 @@ def read_parquet_files(pattern: str) -> Pictures:
             with open_source(source) as file:
                 table = pq.ParquetFile(file)
                 columns = _columns(table.schema_arrow.names, source)
-                rows = (r for b in table.iter_batches(BATCH, columns=columns) for r in b.to_pylist())
-                _add(pictures, source.rsplit("/", 1)[-1], rows)
+                _add(pictures, source.rsplit("/", 1)[-1], table.iter_batches(BATCH, columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise SanakitError("SK0401", f"{source} cannot be read: {error}") from error
     return pictures
@@ -48,14 +49,18 @@ def read_saved_dataset(folder: Path) -> Pictures:
             splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
             if "train" not in splits and len(splits) != 1:
                 raise SanakitError("SK0401", f"{folder} has splits {', '.join(splits)}: name one, {folder}/SPLIT")
-            folder = folder / ("train" if "train" in splits else splits[0])
+            chosen = "train" if "train" in splits else splits[0]
+            for split in splits:
+                if split != chosen:
+                    pictures.survey.ignored.add(f"split {split}", split)
+            folder = folder / chosen
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         for name in [str(entry["filename"]) for entry in state["_data_files"]]:
             if Path(name).name != name:
                 raise SanakitError("SK0401", f"{folder / 'state.json'} names {name}, outside its folder")
             with pa.memory_map(str(folder / name)) as source, pa.ipc.open_stream(source) as stream:
                 columns = _columns(stream.schema.names, str(folder / name))
-                _add(pictures, name, (r for b in stream for r in b.select(columns).to_pylist()))
+                _add(pictures, name, (batch.select(columns) for batch in stream))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise SanakitError("SK0401", f"{folder} cannot be read: {type(error).__name__}: {error}") from error
     return pictures
@@ -77,7 +82,7 @@ def read_hub_dataset(reference: str) -> Pictures:
     except (OSError, ValueError) as error:
         raise SanakitError("SK0902", f"hf:{reference}: {str(error).splitlines()[0]}") from error
     pictures = Pictures(source=f"hf:{reference}", names=[], captions=[], images=[])
-    _add(pictures, name, iter(found))
+    _add(pictures, name, found.with_format("arrow").iter(BATCH))
     return pictures
 
 
@@ -90,13 +95,33 @@ def _columns(names: list[str], source: str) -> list[str]:
     return ["image", caption, *(["scores"] if "scores" in names else []), *(["name"] if "name" in names else [])]
 
 
-def _add(pictures: Pictures, label: str, rows: Iterable[dict[str, Any]]) -> None:
-    for number, row in enumerate(rows):
-        name = str(row.get("name") or f"{label}/{number}")
-        image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
-        caption = next(row[c] for c in CAPTIONS if c in row)
-        captions = [str(c) for c in caption] if isinstance(caption, list) else [str(caption or "")]
-        if not isinstance(image, bytes):
-            pictures.ledger.append({"name": name, "reason": "the row holds no bytes of a picture"})
-            continue
-        pictures.add(name, captions, image, row.get("scores"))
+def _add(pictures: Pictures, label: str, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
+    for number, row in enumerate(row for batch in batches for row in _rows(batch)):
+        stated = row.get("name") if isinstance(row, dict) else None
+        name = str(stated) if isinstance(stated, str | int) and stated != "" else f"{label}/{number}"
+        try:
+            if isinstance(row, ValueError):
+                raise row
+            image = row["image"]["bytes"] if isinstance(row["image"], dict) else row["image"]
+            if not isinstance(image, bytes):
+                raise ValueError(f"no image: {_without_bytes(row['image'])}")
+            captions = as_captions(next(row[column] for column in CAPTIONS if column in row))
+            pictures.add(name, captions, image, as_scores(row.get("scores")))
+        except ValueError as error:
+            pictures.set_aside(name, reason_of(error))
+
+
+def _rows(batch: pa.RecordBatch | pa.Table) -> list[Any]:
+    """Rows as dictionaries, or a ValueError in the place of one whose text is no UTF-8."""
+    try:
+        return batch.to_pylist()
+    except UnicodeDecodeError as error:
+        if len(batch) > 1:
+            return [row for number in range(len(batch)) for row in _rows(batch.slice(number, 1))]
+        return [ValueError(f"text that is not UTF-8: byte 0x{error.object[error.start]:02x}")]
+
+
+def _without_bytes(image: Any) -> str:
+    if isinstance(image, dict) and image.get("path"):
+        return f"the row holds only the path {image['path']}"
+    return f"the row holds {kind_of(image)}, expected bytes"

@@ -16,6 +16,7 @@ from sanakit.data import Pictures, load_pictures
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
+from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.gates import Policy
@@ -35,13 +36,15 @@ LAYER_CAPTIONS = 512
 
 @dataclass(kw_only=True)
 class Swap:
-    """One swap with its run folder. resume: auto, never, or a checkpoint folder."""
+    """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused data
+    is written; None is a file in the cache."""
 
     config: Config
     run: RunFolder
     progress: Progress = silent
     resume: str = "auto"
     policy: Policy = DEFAULT
+    ledger: Path | None = None
 
     @property
     def bare(self) -> bool:
@@ -110,11 +113,16 @@ class Swap:
 
     @cached_property
     def pictures(self) -> Pictures:
-        found = load_pictures(self.config.data.source, max_set_aside=self.config.data.max_set_aside)
+        data = self.config.data
+        found = load_pictures(
+            data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
+        )
         if len(found) < MIN_PICTURES:
-            raise SanakitError(
-                "SK0403", f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
-            )
+            told = f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
+            if found.ledger:
+                path = write_ledger(found.ledger, found.source, self.ledger)
+                told += f"; {len(found.ledger)} were set aside, reasons: {path}"
+            raise SanakitError("SK0403", told)
         return found
 
     @cached_property
@@ -215,7 +223,13 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
     """Load what can be refused (base, candidate, pictures) before a run folder is made."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
-    swap = Swap(config=config, run=RunFolder(Path(), config), progress=progress, policy=policy)
+    swap = Swap(
+        config=config,
+        run=RunFolder(Path(), config),
+        progress=progress,
+        policy=policy,
+        ledger=run_dir / "ledger.jsonl" if run_dir else None,
+    )
     for part in (swap.base, swap.candidate, swap.pictures):
         assert part is not None
     swap.run = RunFolder.open(config, run_dir)

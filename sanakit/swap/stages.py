@@ -16,6 +16,7 @@ from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
+from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged, conditional_gain
 from sanakit.gates import run_gates
@@ -241,6 +242,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                     "source": config.data.source,
                     "fingerprint": swap.pictures.fingerprint,
                     "pictures": len(swap.pictures),
+                    "description": describe(swap.pictures),
                 },
                 "seed": config.train.seed,
                 "threads": torch.get_num_threads(),

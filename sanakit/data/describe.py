@@ -1,0 +1,84 @@
+"""A data set in one line: how many images and captions, what was set aside, ignored or changed, and what the fit costs."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+
+from sanakit.data.base import Pictures
+from sanakit.data.images import image_size, lost_share
+from sanakit.errors import warning_text
+
+SAMPLE = 512  # images whose size is read where a data set was not screened
+MUCH = 0.25  # share of the area that may be cut or padded without a warning
+REASONS = 3  # that the line names
+
+
+def describe(pictures: Pictures) -> dict[str, Any]:
+    """Facts of a data set for a line, a page or JSON.
+
+    area_share: mean share of an image's area that the crop cuts off, or of the square that is padding; area_largest: of the
+    image that loses most. lines: captions that are lines of a caption file with several. reasons: of what was set aside.
+    """
+    counts = np.array([len(captions) for captions in pictures.captions])
+    shares = _shares(pictures)
+    survey = pictures.survey
+    return {
+        "source": pictures.source,
+        "images": len(pictures),
+        "captions": int(counts.sum()),
+        "captions_per_image": [int(counts.min()), int(counts.max())] if len(counts) else [0, 0],
+        "lines": sum(survey.lines.get(name, 0) for name in pictures.names),
+        "set_aside": len(pictures.ledger),
+        "reasons": dict(Counter(row["reason"].partition(":")[0] for row in pictures.ledger).most_common()),
+        "ignored": survey.ignored.as_dict(),
+        "changed": survey.changed.as_dict(),
+        "fit": pictures.fit,
+        "area_share": round(float(shares.mean()), 4),
+        "area_largest": round(float(shares.max()), 4),
+    }
+
+
+def describe_lines(pictures: Pictures, *, ledger: str = "ledger.jsonl", buckets: bool = False) -> list[str]:
+    """The line that describes a data set, then a line of what was changed or ignored where there is any, and a warning
+    (SK0405) where the fit costs much. buckets: training reads whole images in aspect buckets, squares are for evaluation."""
+    facts, survey = describe(pictures), pictures.survey
+    fewest, most = facts["captions_per_image"]
+    each = f"{fewest} an image" if fewest == most else f"{fewest} to {most} an image"
+    parts = [f"data: {facts['source']}: {facts['images']:,} images, {facts['captions']:,} captions ({each})"]
+    if facts["lines"]:
+        parts.append(
+            f"{facts['lines']:,} captions are lines of caption files with several (data.captions=whole joins them)"
+        )
+    done = "cuts off" if facts["fit"] == "crop" else "adds white to"
+    parts.append(f"fit {facts['fit']} {done} {facts['area_share']:.0%} of the area")
+    if facts["set_aside"]:
+        told = [f"{count:,} {reason}" for reason, count in facts["reasons"].items()][:REASONS]
+        told += ["others"] if len(facts["reasons"]) > REASONS else []
+        parts.append(f"{facts['set_aside']:,} set aside ({', '.join(told)}), reasons in {ledger}")
+    lines = ["; ".join(parts)]
+    if survey.changed:
+        told = [f"{row['count']:,} {kind} (first {row['first']})" for kind, row in facts["changed"].items()]
+        lines.append(f"  read otherwise than they are: {'; '.join(told)}")
+    if survey.ignored:
+        lines.append(f"  ignored: {survey.ignored.text()}")
+    if facts["area_share"] > MUCH and not buckets:
+        lines.append("warning: " + warning_text("SK0405", _cost(facts)))
+    return lines
+
+
+def _cost(facts: dict[str, Any]) -> str:
+    done = "cuts off" if facts["fit"] == "crop" else "is white for"
+    return (
+        f"data.fit {facts['fit']} {done} {facts['area_share']:.0%} of the area of an image on average "
+        f"({facts['area_largest']:.0%} at most), {MUCH:.0%} expected at most"
+    )
+
+
+def _shares(pictures: Pictures) -> np.ndarray:
+    """The share that every image loses; of evenly spread ones where the sizes were not read. (n,)"""
+    sizes = pictures.survey.sizes
+    if len(sizes) != len(pictures):
+        chosen = np.linspace(0, len(pictures) - 1, min(SAMPLE, len(pictures))).astype(int)
+        sizes = [image_size(pictures.images[i]) for i in chosen]
+    return np.array([lost_share(*size) for size in sizes]) if sizes else np.zeros(1)

@@ -1,0 +1,144 @@
+"""WebDataset tar shards, on disk or behind an address (`s3://`, `gs://`, `https://` ...) by fsspec and its packages."""
+
+import json
+import re
+import tarfile
+from collections import Counter, defaultdict
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from sanakit.data.base import Pictures
+from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions
+from sanakit.data.files import MAX_BYTES, is_image_content
+from sanakit.data.images import HEAD, SUFFIXES
+from sanakit.data.survey import HIDDEN_FILES, Survey, is_hidden, reason_of
+from sanakit.errors import SanakitError
+
+IMAGE, TEXT, RECORD = "image", ".txt", ".json"  # the parts of a sample
+
+
+def read_shards(pattern: str, captions: str = "lines") -> Pictures:
+    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive) or one `.tar`; members of one stem are one sample.
+
+    Read in memory, in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one) and
+    `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A second
+    sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
+    """
+    pictures = Pictures(source=pattern, names=[], captions=[], images=[])
+    for source in expand(pattern):
+        shard = PurePosixPath(source).name
+        try:
+            with open_source(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
+                samples = _read_members(tar, shard, pictures)
+        except (tarfile.TarError, OSError) as error:
+            raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
+        for stem, parts in samples.items():
+            name = f"{shard}/{stem}"
+            try:
+                if IMAGE not in parts:
+                    raise ValueError(f"no image: found {', '.join(parts)}")
+                own, scores = _captions(parts, captions, name, pictures.survey)
+                pictures.add(name, own, parts[IMAGE], scores)
+            except ValueError as error:
+                pictures.set_aside(name, reason_of(error))
+    return pictures
+
+
+def _read_members(tar: tarfile.TarFile, shard: str, pictures: Pictures) -> dict[str, dict[str, bytes]]:
+    """The parts of every sample by stem; what is not kept goes to the ledger or is counted."""
+    samples: dict[str, dict[str, bytes]] = {}
+    again: dict[str, Counter[str]] = defaultdict(Counter)  # how often each part of a stem came again
+    for member in tar:
+        stem, dot, suffix = member.name.rpartition(".")
+        if member.isdir():
+            continue
+        if is_hidden(member.name):
+            pictures.survey.ignored.add(HIDDEN_FILES, member.name)
+            continue
+        try:
+            part, data = _read_member(tar, member, pictures.survey)
+        except ValueError as error:
+            pictures.set_aside(f"{shard}/{member.name}", reason_of(error))
+            continue
+        if not part:
+            continue
+        stem = stem if dot and "/" not in suffix else member.name
+        sample = samples.setdefault(stem, {})
+        if part not in sample:
+            sample[part] = data
+            continue
+        before = max(again[stem].values(), default=0)
+        again[stem][part] += 1
+        if again[stem][part] > before:
+            pictures.set_aside(f"{shard}/{stem}", f"second sample of this key: {member.name} came before")
+    return samples
+
+
+def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) -> tuple[str, bytes]:
+    """Which part of a sample a member is, and its bytes; an empty name for what is counted as ignored. Raises ValueError
+    for what is set aside."""
+    suffix = PurePosixPath(member.name).suffix.lower()
+    file = tar.extractfile(member) if member.isreg() else None  # a link in a stream cannot be followed
+    if file is None:
+        survey.ignored.add("links and devices", member.name)
+        return "", b""
+    known = suffix in (*SUFFIXES, TEXT, RECORD)
+    head = b"" if known else file.read(HEAD)
+    if not known and not is_image_content(member.name, head, survey):
+        return "", b""
+    if member.size > MAX_BYTES:
+        raise ValueError(f"too large: {member.size} bytes, cap {MAX_BYTES}")
+    return suffix if suffix in (TEXT, RECORD) else IMAGE, head + file.read()
+
+
+def _captions(parts: dict[str, bytes], mode: str, name: str, survey: Survey) -> tuple[list[str], list[float] | None]:
+    """Captions, and their scores where a .json states them (`caption` and `scores`, equally long). Raises ValueError."""
+    lines = file_captions(parts.get(TEXT, b""), mode)
+    record, scores = {}, None
+    if RECORD in parts:
+        try:
+            record = json.loads(decode_text(parts[RECORD]))
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"no JSON: {error}") from error
+        record = record if isinstance(record, dict) else {}
+    stated = as_captions(record["caption"]) if "caption" in record else []
+    scores = as_scores(record.get("scores")) if stated else None
+    if scores is not None:
+        if lines:
+            survey.ignored.add(".txt beside captions with scores", name)
+        return stated, scores
+    if len(lines) > 1:
+        survey.lines[name] = len(lines)
+    captions = [caption for caption in lines + stated if caption.strip()]
+    if not captions:
+        raise ValueError(f"no caption: found {', '.join(part for part in parts if part != IMAGE) or 'the image alone'}")
+    return captions, None
+
+
+def expand(pattern: str) -> list[str]:
+    """The sources that `{00000..00009}` stands for, both ends included."""
+    braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not braces:
+        return [pattern]
+    first, last = braces[1], braces[2]
+    numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
+    return [pattern[: braces.start()] + n + pattern[braces.end() :] for n in numbers]
+
+
+def open_source(source: str) -> Any:
+    """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is missing."""
+    if source.startswith("pipe:"):
+        raise SanakitError("SK0401", f"{source}: commands are not run")
+    if "://" not in source:
+        path = Path(source).expanduser()
+        if not path.is_file():
+            raise SanakitError("SK0401", f"shard {path} does not exist")
+        return path.open("rb")
+    import fsspec
+
+    try:
+        return fsspec.open(source, "rb").open()
+    except ImportError as error:
+        raise SanakitError("SK0901", f"{source}: {error}", fix="Install the package that the message names.") from error
+    except ValueError as error:  # a protocol that nobody knows
+        raise SanakitError("SK0401", f"{source}: {error}") from error
