@@ -1,7 +1,6 @@
 """What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
 
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from sanakit.inventory import State, scan
 from sanakit.registry import Registry
 
 FLOORS = {
@@ -124,27 +124,17 @@ def _memory_gigabytes() -> float | None:
 
 
 def _cache_health(cache: Path) -> Row:
-    """Every entry's manifest and the sizes of its shards; `sanakit cache verify` hashes them too."""
-    unfinished, damaged, count, size = 0, "", 0, 0
-    for folder in sorted(cache.glob("*-*")) if cache.is_dir() and os.access(cache, os.R_OK | os.X_OK) else []:
-        if not folder.is_dir():
-            continue
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            unfinished += 1
-            continue
-        try:
-            for shard in json.loads(manifest.read_text(encoding="utf-8"))["shards"]:
-                found = (folder / Path(shard["name"]).name).stat().st_size
-                size += found
-                if found != shard["bytes"]:
-                    damaged = damaged or f"{folder.name}/{shard['name']} has {found} bytes, expected {shard['bytes']}"
-            count += 1
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged = damaged or f"{folder.name}: {type(error).__name__}: {error}"
-    detail = f"{count} entries, {size / 1e6:,.0f} MB" + (f", {unfinished} unfinished" if unfinished else "")
+    """Every entry's manifest and the sizes of its shards; `sanakit cache verify` hashes them too. What is no entry of
+    latents or embeddings (converted checkpoints, packaged encoders, your own folders) is none of its business."""
+    items = scan(cache)
+    damaged = [item for item in items if item.state == State.DAMAGED]
+    unfinished = sum(item.state == State.UNFINISHED for item in items)
+    detail = f"{len(items) - unfinished} entries, {sum(item.nbytes for item in items) / 1e6:,.0f} MB"
+    detail += f", {unfinished} unfinished" if unfinished else ""
+    if damaged:
+        detail += f", {len(damaged)} damaged; first: {damaged[0].detail}"
     fix = "sanakit cache prune --damaged" if damaged else "sanakit cache prune"
-    return _row("cache health", not damaged and not unfinished, damaged or detail, fix, "fail" if damaged else "warn")
+    return _row("cache health", not damaged and not unfinished, detail, fix, "fail" if damaged else "warn")
 
 
 def _hub() -> Row:

@@ -1,7 +1,6 @@
 """ls, describe, doctor, explain: what there is and whether it works. Only describe and doctor import torch."""
 
 import json
-import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
 from sanakit.registry import Registry
 
@@ -27,10 +27,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 def registries() -> dict[str, Registry[Any]]:
     """Fresh registries for listing: the source scan needs no import of the components."""
     return {kind: Registry(kind, package) for kind, package in PACKAGES.items()}
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
 @app.command("ls")

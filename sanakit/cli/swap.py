@@ -1,13 +1,12 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
@@ -180,7 +179,7 @@ def run(
     if markdown:
         write_markdown(validation, markdown)
     if as_json:
-        sys.stdout.write(json.dumps(validation, indent=1) + "\n")
+        print_json(validation)
     else:
         if plan := swap.run.read_json("plan.json"):
             print_plan(plan)
@@ -287,6 +286,6 @@ def compare(
     if html:
         write_comparison(rows, html)
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        print_json(rows)
     else:
         print_leaderboard(rows, html)
