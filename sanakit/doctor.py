@@ -11,7 +11,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sanakit.inventory import State, scan
-from sanakit.registry import Registry
+from sanakit.registry import BUILTIN, Registry, uninstall
+from sanakit.tracebacks import UNKNOWN, guarded
 
 FLOORS = {
     "torch": ("2.10", "weights_only loading can run code below 2.10 (CVE-2026-24747)"),
@@ -94,11 +95,25 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
         )
     )
     rows += [_gpu(), _hub()]
-    broken = [e for r in registries.values() for e in r.entries().values() if e.error]
-    rows += [_row(f"plugin {e.name}", False, f"{e.origin}: {e.error}", f"pip uninstall {e.origin}") for e in broken]
-    if not broken:
-        rows.append(_row("plugins", True, "no errors", ""))
-    return rows
+    return rows + _plugins(registries)
+
+
+def _plugins(registries: dict[str, Registry[Any]]) -> list[Row]:
+    """Every plugin is imported. A broken one is a warning, as everything but the plugin works."""
+    broken, count = [], 0
+    for registry in registries.values():
+        for entry in registry.entries().values():
+            if entry.origin == BUILTIN and not entry.error:
+                continue
+            count += 1
+            detail = entry.error
+            if detail is None:
+                _, error = guarded(lambda registry=registry, entry=entry: registry.get(entry.name))  # type: ignore[misc]
+                detail = None if error is None else registry.blame(entry.name, error)[1]
+            if detail is not None:
+                told = detail if entry.origin in (BUILTIN, UNKNOWN) else f"{entry.origin}: {detail}"
+                broken.append(_row(f"plugin {entry.name}", False, told, uninstall(entry), "warn"))
+    return broken or [_row("plugins", True, f"{count} plugins, no errors", "")]
 
 
 def _row(check: str, good: bool, detail: str, fix: str, otherwise: str = "fail") -> Row:

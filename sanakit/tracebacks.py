@@ -21,7 +21,7 @@ from sanakit import __version__
 from sanakit.errors import SanakitError
 
 OWN = "sanakit"
-BUILTIN = "builtin"  # the origin of sanakit's own parts in the registries
+UNKNOWN = "unknown"  # the origin of a plugin whose metadata do not say
 LONGEST = 300  # characters of an error's message in one line
 PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "accelerate", "pydantic", "typer")
 # what the system says when a file or folder cannot be used; any other OSError is a defect
@@ -100,18 +100,17 @@ def plugin_of(error: BaseException) -> str | None:
 def plugin_modules() -> dict[str, str]:
     """Modules named by entry points of sanakit's groups, and their packages: the distribution of each."""
     found: dict[str, str] = {}
-    for point in importlib.metadata.entry_points():
-        if point.group.startswith(f"{OWN}."):
+    for distribution in importlib.metadata.distributions():
+        try:
+            points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
+            name = distribution.name or UNKNOWN
+        except Exception:  # whatever is wrong with the metadata of a package, the error at hand is what is told
+            continue
+        for point in points:
             module = point.value.partition(":")[0].strip()
-            name = distribution_of(point)
             found |= {module: name, module.partition(".")[0]: name}
     found.pop(OWN, None)
     return found
-
-
-def distribution_of(point: importlib.metadata.EntryPoint) -> str:
-    """The name of the distribution that brings an entry point, `unknown` where its metadata do not say."""
-    return (point.dist.name if point.dist else None) or "unknown"
 
 
 def write_traceback(error: BaseException) -> Path | None:
@@ -192,7 +191,9 @@ def _report(error: BaseException) -> str:
 def _fallbacks() -> list[Path]:
     """The cache, and the system's temporary folder; neither is made before it is needed."""
     named = os.environ.get("SANAKIT_CACHE")
-    cache = Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / OWN
+    cache = (
+        Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / OWN
+    )
     return [cache / "tracebacks", Path(tempfile.gettempdir())]
 
 

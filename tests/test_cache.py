@@ -129,7 +129,7 @@ def test_what_appears_while_an_entry_is_removed_is_left_alone(tmp_path, call, mo
         inventory.remove(item)
     assert (folder / "new.txt").read_text() == "mine"
     (folder / "new.txt").unlink()
-    monkeypatch.setattr("sanakit.cli.cache.remove", lambda item: os.rmdir(tmp_path))
+    monkeypatch.setattr("sanakit.cli.cache.remove", lambda item: tmp_path.rmdir())
     code, _, err = call("cache", "prune", tmp_path, "--yes")
     assert code == 3 and "SK0411" in err and str(folder) in err
 

@@ -26,7 +26,19 @@ FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
 
 
 SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
-LIGHT = {"contracts", "presets", "distributed", "errors", "registry", "inventory", "tracebacks", "config", "reporting", "cli", "doctor"}
+LIGHT = {
+    "contracts",
+    "presets",
+    "distributed",
+    "errors",
+    "registry",
+    "inventory",
+    "tracebacks",
+    "config",
+    "reporting",
+    "cli",
+    "doctor",
+}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 

@@ -1,8 +1,9 @@
 """The command line: thin commands, heavy imports inside them."""
 
 import os
+import select
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 from sanakit.errors import SanakitError
 
@@ -61,16 +62,20 @@ def _stop(error: SanakitError) -> NoReturn:
 
 def _nobody_reads(error: BrokenPipeError) -> NoReturn:
     """As when `head` has seen enough: what is still buffered goes nowhere. Another broken pipe is an error like any."""
-    broken = []
-    for stream in filter(None, (sys.__stdout__, sys.__stderr__)):
-        try:
-            stream.flush()
-        except BrokenPipeError:
-            broken.append(stream)
-        except (OSError, ValueError):
-            continue
-    if not broken:
+    if not _closed(sys.__stdout__):
         _unforeseen(error)
-    for stream in broken:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    assert sys.__stdout__ is not None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     sys.exit(BROKEN_PIPE)
+
+
+def _closed(stream: TextIO | None) -> bool:
+    """Whether the other end of a pipe is closed; taken for granted where the system cannot tell."""
+    try:
+        if stream is None or not hasattr(select, "poll"):
+            return stream is not None
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False

@@ -15,6 +15,8 @@ from sanakit.errors import SanakitError
 DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+
 @app.command()
 def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder of the cache; a second run reuses it.")],

@@ -65,7 +65,8 @@ def drift(
         print_json(found)
     else:
         print_drift(found)
-    raise typer.Exit(EXIT[found["verdict"]])
+    broken = any(reading.get("error") for reading in found["readings"])
+    raise typer.Exit(ExitCode.ERROR if broken else EXIT[found["verdict"]])
 
 
 def _resolve(path: Path) -> Path:

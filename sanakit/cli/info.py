@@ -67,8 +67,25 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if not found:
         every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
-    entry, item = found[0].entries()[name], found[0].get(name)
-    facts = entry.as_dict() | {"documentation": (item.__doc__ or "").strip()}
+    from sanakit.tracebacks import guarded
+
+    facts = found[0].entries()[name].as_dict()
+    more, error = guarded(lambda: _facts(found[0].get(name), name))
+    if error is not None:
+        facts["error"] = found[0].blame(name, error)[1]
+    facts |= more or {}
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if value not in (None, "", []):
+            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            typer.echo(f"{key}: {text}")
+
+
+def _facts(item: Any, name: str) -> dict[str, Any]:
+    """What the record of a registered object states; whatever a plugin's object raises is the caller's to tell."""
+    facts: dict[str, Any] = {"documentation": (item.__doc__ or "").strip()}
     for key in ("hub", "revision", "spec", "stats", "initialise", "scales", "learning_rate"):
         value = getattr(item, key, None)
         if value is not None:
@@ -77,13 +94,7 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if card.is_file():
         facts["card"] = json.loads(card.read_text(encoding="utf-8"))
         facts["card"].pop("curve", None)
-    if as_json:
-        print_json(facts)
-        return
-    for key, value in facts.items():
-        if value not in (None, "", []):
-            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
-            typer.echo(f"{key}: {text}")
+    return facts
 
 
 @app.command()
