@@ -91,34 +91,56 @@ class Reading:
     p_value: float | None = None
     threshold: float | None = None
     alarm: bool = False
+    error: str = ""  # the statistic raised: whose it is and what was raised; value is NaN
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return _without_empty_error(asdict(self))
 
 
 @dataclass(frozen=True, kw_only=True)
 class GateResult:
-    """A rule applied to a measurement with its interval."""
+    """A rule applied to a measurement with its interval. value and threshold are None where `error` says why."""
 
     gate: str
     code: str
     metric: str
-    value: float
+    value: float | None
     ci_low: float | None
     ci_high: float | None
-    threshold: float
+    threshold: float | None
     verdict: Verdict
     hint: str = ""
     at_least: bool | None = None  # the good side of the threshold
     samples: int | None = None  # pictures or prompts behind the interval
     samples_needed: int | None = None  # where inconclusive: about how many would decide
+    error: str = ""  # the gate, or what it judges, raised: whose it is and what was raised
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"verdict": str(self.verdict)}
+        return _without_empty_error(asdict(self) | {"verdict": str(self.verdict)})
+
+    @classmethod
+    def could_not_judge(cls, gate: str, code: str, error: str) -> "GateResult":
+        """The row of a gate that raised: no verdict, and never a pass."""
+        return cls(
+            gate=gate,
+            code=code,
+            metric="could not judge",
+            value=None,
+            ci_low=None,
+            ci_high=None,
+            threshold=None,
+            verdict=Verdict.INCONCLUSIVE,
+            hint=error,
+            error=error,
+        )
 
     @classmethod
     def from_dict(cls, record: dict[str, Any]) -> "GateResult":
         return cls(**record | {"verdict": Verdict(record["verdict"])})
+
+
+def _without_empty_error(record: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in record.items() if key != "error" or value}
 
 
 def judge(

@@ -1,7 +1,6 @@
 """What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
 
 import importlib.metadata
-import json
 import os
 import re
 import shutil
@@ -12,7 +11,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sanakit.interop.files import cache_path
-from sanakit.registry import Registry
+from sanakit.inventory import State, scan
+from sanakit.registry import BUILTIN, Registry, uninstall
+from sanakit.tracebacks import UNKNOWN, guarded
 
 FLOORS = {
     "torch": ("2.10", "weights_only loading can run code below 2.10 (CVE-2026-24747)"),
@@ -93,11 +94,25 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
         )
     )
     rows += [_gpu(), _hub()]
-    broken = [e for r in registries.values() for e in r.entries().values() if e.error]
-    rows += [_row(f"plugin {e.name}", False, f"{e.origin}: {e.error}", f"pip uninstall {e.origin}") for e in broken]
-    if not broken:
-        rows.append(_row("plugins", True, "no errors", ""))
-    return rows
+    return rows + _plugins(registries)
+
+
+def _plugins(registries: dict[str, Registry[Any]]) -> list[Row]:
+    """Every plugin is imported. A broken one is a warning, as everything but the plugin works."""
+    broken, count = [], 0
+    for registry in registries.values():
+        for entry in registry.entries().values():
+            if entry.origin == BUILTIN and not entry.error:
+                continue
+            count += 1
+            detail = entry.error
+            if detail is None:
+                _, error = guarded(lambda registry=registry, entry=entry: registry.get(entry.name))  # type: ignore[misc]
+                detail = None if error is None else registry.blame(entry.name, error)[1]
+            if detail is not None:
+                told = detail if entry.origin in (BUILTIN, UNKNOWN) else f"{entry.origin}: {detail}"
+                broken.append(_row(f"plugin {entry.name}", False, told, uninstall(entry), "warn"))
+    return broken or [_row("plugins", True, f"{count} plugins, no errors", "")]
 
 
 def _row(check: str, good: bool, detail: str, fix: str, otherwise: str = "fail") -> Row:
@@ -123,27 +138,17 @@ def _memory_gigabytes() -> float | None:
 
 
 def _cache_health(cache: Path) -> Row:
-    """Every entry's manifest and the sizes of its shards; `sanakit cache verify` hashes them too."""
-    unfinished, damaged, count, size = 0, "", 0, 0
-    for folder in sorted(cache.glob("*-*")) if cache.is_dir() and os.access(cache, os.R_OK | os.X_OK) else []:
-        if not folder.is_dir():
-            continue
-        manifest = folder / "manifest.json"
-        if not manifest.is_file():
-            unfinished += 1
-            continue
-        try:
-            for shard in json.loads(manifest.read_text(encoding="utf-8"))["shards"]:
-                found = (folder / Path(shard["name"]).name).stat().st_size
-                size += found
-                if found != shard["bytes"]:
-                    damaged = damaged or f"{folder.name}/{shard['name']} has {found} bytes, expected {shard['bytes']}"
-            count += 1
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            damaged = damaged or f"{folder.name}: {type(error).__name__}: {error}"
-    detail = f"{count} entries, {size / 1e6:,.0f} MB" + (f", {unfinished} unfinished" if unfinished else "")
+    """Every entry's manifest and the sizes of its shards; `sanakit cache verify` hashes them too. What is no entry of
+    latents or embeddings (converted checkpoints, packaged encoders, your own folders) is none of its business."""
+    items = scan(cache)
+    damaged = [item for item in items if item.state == State.DAMAGED]
+    unfinished = sum(item.state == State.UNFINISHED for item in items)
+    detail = f"{len(items) - unfinished} entries, {sum(item.nbytes for item in items) / 1e6:,.0f} MB"
+    detail += f", {unfinished} unfinished" if unfinished else ""
+    if damaged:
+        detail += f", {len(damaged)} damaged; first: {damaged[0].detail}"
     fix = "sanakit cache prune --damaged" if damaged else "sanakit cache prune"
-    return _row("cache health", not damaged and not unfinished, damaged or detail, fix, "fail" if damaged else "warn")
+    return _row("cache health", not damaged and not unfinished, detail, fix, "fail" if damaged else "warn")
 
 
 def _hub() -> Row:

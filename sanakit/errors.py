@@ -14,6 +14,7 @@ class ExitCode:
     USAGE = 2
     ENVIRONMENT = 3
     INCONCLUSIVE = 4
+    ERROR = 5  # an error of sanakit itself or of a plugin: never a verdict
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,13 @@ CODES: dict[str, Code] = {
     "SK0102": Code(
         title="a name is registered twice",
         why="Two installed packages (or a package and sanakit itself) claim the same name.",
-        fix="Uninstall one of them, or rename its entry point.",
+        fix="Uninstall one of the distributions that the message names, or rename its entry point.",
     ),
     "SK0103": Code(
         title="a plugin cannot be imported",
         why="The entry point names a module or class that fails to import.",
         fix="Import it by hand to see the whole traceback, then mend or uninstall the plugin.",
+        exit_code=ExitCode.ERROR,
     ),
     "SK0104": Code(
         title="configuration refused",
@@ -93,6 +95,20 @@ CODES: dict[str, Code] = {
         title="policy refused",
         why="A policy names gates and numbers; a misspelt one would silently keep the default.",
         fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`.",
+    ),
+    "SK0114": Code(
+        title="a plugin raised an error",
+        why="A gate, statistic, strategy, data set or component of an installed plugin raised an error while it measured "
+        "or judged. It could not judge; everything else was measured.",
+        fix="Report it to the plugin's authors with the traceback file that the message names, or uninstall the plugin.",
+        exit_code=ExitCode.ERROR,
+    ),
+    "SK0119": Code(
+        title="not enough memory",
+        why="The machine or the GPU has less memory than this run needs.",
+        fix="Lower train.batch_size, raise train.accumulate, or set train.gradient_checkpointing; "
+        "`sanakit train --preset NAME --dry-run --world-size 1` prints what a run needs.",
+        exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0120": Code(
         title="quantised weights",
@@ -314,7 +330,8 @@ CODES: dict[str, Code] = {
     "SK0402": Code(
         title="too many pictures set aside",
         why="More pictures than tolerated are corrupt, too large or without a caption.",
-        fix="ledger.jsonl names each with the reason; repair them or raise data.max_set_aside.",
+        fix="The ledger names each with the reason. Repair them, or raise the share: `--set data.max_set_aside=SHARE`, or "
+        "`sanakit encode --max-set-aside SHARE`.",
     ),
     "SK0403": Code(
         title="too few pictures",
@@ -331,6 +348,17 @@ CODES: dict[str, Code] = {
         why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
         "and white borders are.",
         fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images.",
+    ),
+    "SK0410": Code(
+        title="nothing is removed without a yes",
+        why="`sanakit cache prune` asks before it removes anything, and there is no terminal to ask on.",
+        fix="Look at the list, then repeat the command with --yes.",
+    ),
+    "SK0411": Code(
+        title="a cache entry cannot be removed",
+        why="The system refuses to remove it, or something that is not ours was put into it meanwhile.",
+        fix="Look into the folder that the message names, and remove it by hand.",
+        exit_code=ExitCode.ENVIRONMENT,
     ),
     # 05: training
     "SK0501": Code(
@@ -490,6 +518,13 @@ CODES: dict[str, Code] = {
         why="The run folder or the cache cannot be written.",
         fix="Free space, or set SANAKIT_CACHE and --run-dir to another disk.",
         exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0999": Code(
+        title="an unexpected error",
+        why="sanakit, or a package that it calls, raised an error that nobody foresaw. Nothing is said about the model: "
+        "exit code 5 is never a verdict.",
+        fix="Report the message and the traceback file that it names; remove from both what is private.",
+        exit_code=ExitCode.ERROR,
     ),
 }
 

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.tracebacks import UNKNOWN, stops, told
 
 T = TypeVar("T")
+BUILTIN = "builtin"  # the origin of what comes with sanakit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +34,7 @@ class Entry:
     licence: str = ""
     error: str | None = None
     attribute: str = ""
+    claimed_by: tuple[str, ...] = ()  # where a name is used twice: every origin that claims it
 
     def as_dict(self) -> dict[str, Any]:
         keys = ("kind", "name", "title", "origin", "embedded", "licence", "error")
@@ -71,12 +74,11 @@ class Registry(Generic[T]):
         if self._listing is None:
             listing: dict[str, Entry] = {}
             for entry in [*self._scan_package(), *self._scan_entry_points()]:
-                if entry.name in listing:
-                    first = listing[entry.name]
-                    message = f"name used twice: {first.origin} and {entry.origin}"
-                    listing[entry.name] = replace(first, error=message)
-                else:
-                    listing[entry.name] = entry
+                first = listing.setdefault(entry.name, entry)
+                if first is not entry:
+                    origins = (*(first.claimed_by or (first.origin,)), entry.origin)
+                    message = f"name used twice: {' and '.join(origins)}"
+                    listing[entry.name] = replace(first, error=message, claimed_by=origins)
             self._listing = listing
         return self._listing
 
@@ -92,20 +94,32 @@ class Registry(Generic[T]):
             raise SanakitError(
                 "SK0101", f"no {self.kind} named {name!r}{did_you_mean(name, self.names())}; known: {self._known()}"
             )
-        if entry.error and entry.error.startswith("name used twice"):
-            raise SanakitError("SK0102", f"{self.kind} {name!r}: {entry.error}")
+        if entry.claimed_by:
+            raise SanakitError("SK0102", f"{self.kind} {name!r}: {entry.error}", fix=uninstall(entry))
         if name not in self._objects:
-            try:
-                module = importlib.import_module(entry.module)
-                if name not in self._objects:
-                    self._objects[name] = getattr(module, entry.attribute)
-            except SanakitError:
-                raise
-            except Exception as error:  # a plugin may fail in any way; it is named, not passed on bare
-                raise SanakitError(
-                    "SK0103", f"{self.kind} {name!r} of {entry.origin}: {type(error).__name__}: {error}"
-                ) from error
+            self._import(entry)
         return self._objects[name]
+
+    def blame(self, name: str, error: BaseException) -> tuple[str, str]:
+        """Code and text of what a registered object raised: whose it is, the error in one line, the traceback's file."""
+        if isinstance(error, SanakitError):
+            return error.code, error.found
+        entry = self.entries().get(name)
+        origin = entry.origin if entry else BUILTIN
+        return ("SK0999", told(error)) if origin == BUILTIN else ("SK0114", f"{origin}: {told(error)}")
+
+    def _import(self, entry: Entry) -> None:
+        try:
+            module = importlib.import_module(entry.module)
+            if entry.name not in self._objects:
+                self._objects[entry.name] = getattr(module, entry.attribute)
+        except SanakitError:
+            raise
+        except BaseException as error:  # a plugin may fail in any way; it is named, not passed on bare
+            if stops(error):
+                raise
+            message = f"{self.kind} {entry.name!r} of {entry.origin}: {type(error).__name__}: {error}"
+            raise SanakitError("SK0103", message) from error
 
     def _known(self) -> str:
         return ", ".join(self.names()) or "none"
@@ -115,20 +129,20 @@ class Registry(Generic[T]):
         entries = []
         for path in sorted(folder.glob("*.py")):
             if path.stem not in ("__init__", "base"):
-                entries += self._read(path, f"{self.package}.{path.stem}", origin="builtin")
+                entries += self._read(path, f"{self.package}.{path.stem}", origin=BUILTIN)
         return entries
 
     def _scan_entry_points(self) -> list[Entry]:
         entries = []
         for point in importlib.metadata.entry_points(group=self.group):
-            origin = point.dist.name if point.dist else "unknown"
+            origin = (point.dist.name if point.dist else None) or UNKNOWN
             row = Entry(kind=self.kind, name=point.name, title=point.value, origin=origin, module="")
             try:  # whatever is wrong with a plugin is a row of the list
                 row = replace(row, module=point.module, attribute=point.attr)
                 path = _find_source(point)
                 found = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
                 row = replace(found[0], attribute=point.attr) if found else row
-            except (OSError, SyntaxError, ValueError, TypeError, AttributeError) as error:
+            except Exception as error:
                 row = replace(row, error=f"{type(error).__name__}: {error}")
             entries.append(row)
         return entries
@@ -150,6 +164,13 @@ class Registry(Generic[T]):
                     Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=node.name, **facts)
                 )
         return entries
+
+
+def uninstall(entry: Entry) -> str:
+    """What mends a broken plugin, by the name of its real distribution; for a name used twice, of those that claim it."""
+    others = [origin for origin in dict.fromkeys(entry.claimed_by or (entry.origin,)) if origin != BUILTIN]
+    known = [f"pip uninstall {origin}" for origin in others if origin != UNKNOWN]
+    return " or ".join(known) or f"remove the package that names {entry.module or entry.title} in its entry points"
 
 
 def _identity(item: object) -> str:

@@ -92,16 +92,6 @@ def test_interruption_and_a_full_disk(monkeypatch, capsys, raised, code):
     assert ("error[SK0903]" in capsys.readouterr().err) == (code == 3)
 
 
-def test_any_other_system_error_is_a_defect_and_keeps_its_traceback(monkeypatch):
-    def stop():
-        raise FileNotFoundError(errno.ENOENT, "a file of ours")
-
-    monkeypatch.setattr(info, "registries", stop)
-    monkeypatch.setattr(sys, "argv", ["sanakit", "ls"])
-    with pytest.raises(FileNotFoundError):
-        main()
-
-
 def test_doctor_sees_a_missing_and_an_old_package_and_a_cache_that_is_a_file(monkeypatch, tmp_path):
     versions = {"torch": "2.9.1+cu130", "emoji": None, "peft": None}
     monkeypatch.setattr("sanakit.doctor._version", lambda name: versions.get(name, "999"))

@@ -10,7 +10,7 @@ import sanakit
 ROOT = Path(sanakit.__file__).parent
 LAYERS = [
     {"contracts", "errors", "hashing"},
-    {"registry", "flow", "distributed", "kernels", "optimizers", "watch", "tracking"},
+    {"registry", "inventory", "tracebacks", "flow", "distributed", "kernels", "optimizers", "watch", "tracking"},
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},
@@ -26,7 +26,19 @@ FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
 
 
 SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
-LIGHT = {"contracts", "presets", "distributed", "errors", "registry", "config", "reporting", "cli", "doctor"}
+LIGHT = {
+    "contracts",
+    "presets",
+    "distributed",
+    "errors",
+    "registry",
+    "inventory",
+    "tracebacks",
+    "config",
+    "reporting",
+    "cli",
+    "doctor",
+}
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 

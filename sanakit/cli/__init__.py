@@ -1,34 +1,81 @@
 """The command line: thin commands, heavy imports inside them."""
 
-import errno
+import os
+import select
 import sys
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
-# what the system says when a file or folder cannot be used; any other OSError is a defect and keeps its traceback
-UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
-UNUSABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
+from sanakit.errors import SanakitError
+
+BROKEN_PIPE = 141  # 128 + SIGPIPE: nobody reads any more
 
 
 def main() -> None:
-    """Run a command; a SanakitError becomes its message on standard error and its exit code, never a traceback."""
-    from sanakit.cli import data, drift, export, info, swap, train  # noqa: F401  they add their commands
-    from sanakit.cli.app import app
-    from sanakit.errors import SanakitError
+    """Run a command. A SanakitError becomes its message on standard error and its exit code; any other error one line
+    (SK0999), exit code 5 and a file that holds the traceback."""
+    from sanakit.cli.output import document_alone
+
+    with document_alone("--json" in sys.argv[1:]):
+        try:
+            _run()
+        except SanakitError as error:
+            _stop(error)
+        except BrokenPipeError as error:
+            _nobody_reads(error)
+        except KeyboardInterrupt:
+            sys.exit(130)
+        except BaseException as error:  # a panic of a Rust extension is no Exception
+            _unforeseen(error)
+
+
+def _run() -> None:
+    from sanakit.cli import cache, data, drift, export, info, swap, train  # noqa: F401  they add their commands
+    from sanakit.cli.app import Unforeseen, app
 
     try:
         app()
-    except SanakitError as error:
-        _stop(error, error.code, error.exit_code)
-    except OSError as error:
-        if error.errno not in UNUSABLE:
-            raise
-        refused = SanakitError("SK0903", str(error), cause="The system refuses to read or write there.")
-        _stop(refused, refused.code, refused.exit_code)
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except Unforeseen as wrapper:
+        assert wrapper.__cause__ is not None
+        raise wrapper.__cause__ from None
+    finally:
+        sys.stdout.flush()
 
 
-def _stop(error: Exception, code: str, exit_code: int) -> NoReturn:
+def _unforeseen(error: BaseException) -> NoReturn:
+    from sanakit.tracebacks import of_environment, plugin_of, stops, told
+
+    if isinstance(error, SystemExit) and (stops(error) or not getattr(error, "raised_inside", False)):
+        raise error
+    refused = of_environment(error)
+    if refused is not None:
+        _stop(refused)
+    plugin = plugin_of(error)
+    found = told(error)
+    _stop(SanakitError("SK0114", f"{plugin}: {found}") if plugin else SanakitError("SK0999", found))
+
+
+def _stop(error: SanakitError) -> NoReturn:
     print(error, file=sys.stderr)
-    print(f"  more:  sanakit explain {code}", file=sys.stderr)
-    sys.exit(exit_code)
+    print(f"  more:  sanakit explain {error.code}", file=sys.stderr)
+    sys.exit(error.exit_code)
+
+
+def _nobody_reads(error: BrokenPipeError) -> NoReturn:
+    """As when `head` has seen enough: what is still buffered goes nowhere. Another broken pipe is an error like any."""
+    if not _closed(sys.__stdout__):
+        _unforeseen(error)
+    assert sys.__stdout__ is not None
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
+    sys.exit(BROKEN_PIPE)
+
+
+def _closed(stream: TextIO | None) -> bool:
+    """Whether the other end of a pipe is closed; taken for granted where the system cannot tell."""
+    try:
+        if stream is None or not hasattr(select, "poll"):
+            return stream is not None
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False

@@ -1,12 +1,36 @@
 """The typer application that command modules add to."""
 
 import os
+from typing import Any
 
 import typer
+from typer.core import TyperGroup
 
 from sanakit import __version__
+from sanakit.tracebacks import stops
+
+
+class Unforeseen(Exception):
+    """Carries, as its cause, an error that typer would end with exit code 1, which means that a gate failed."""
+
+
+class Commands(TyperGroup):
+    """EOFError, a broken pipe, and the `sys.exit` of a library reach `main` as they are."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (EOFError, BrokenPipeError) as error:
+            raise Unforeseen from error
+        except SystemExit as error:
+            if stops(error):
+                raise
+            error.raised_inside = True  # type: ignore[attr-defined]
+            raise Unforeseen from error
+
 
 app = typer.Typer(
+    cls=Commands,
     help="Swap the text encoder or the VAE of a Sana-family model, and know what happens.",
     no_args_is_help=True,
     add_completion=False,

@@ -1,7 +1,6 @@
-"""encode and cache: fill, list, verify and prune the store of latents and embeddings."""
+"""encode: fill the store of latents and embeddings."""
 
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,15 +9,12 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-Folder = Annotated[Path | None, typer.Argument(help="A folder that `encode` filled; default the user's cache.")]
-
-cache = typer.Typer(help="The store of latents and embeddings.", no_args_is_help=True)
-app.add_typer(cache, name="cache")
 
 
 @app.command()
@@ -105,7 +101,7 @@ def encode(
         "entries": rows,
     }
     if as_json:
-        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+        print_json(result)
         return
     for row in rows:
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
@@ -155,65 +151,3 @@ def _make(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise SanakitError("SK0903", f"{folder}: {error}") from error
-
-
-def _root(folder: Path | None) -> Path:
-    from sanakit.data.base import cache_dir
-
-    if folder is not None and not folder.is_dir():
-        raise SanakitError("SK0404", f"{folder} is not a folder", fix="Name the --out of `sanakit encode`.")
-    return folder or cache_dir()
-
-
-@cache.command("ls")
-def cache_ls(folder: Folder = None, as_json: AsJson = False) -> None:
-    """Every entry with its facts and size."""
-    from sanakit.data.store import entries
-
-    rows = [
-        {
-            "folder": str(e.folder),
-            "kind": e.facts["kind"],
-            "count": e.manifest["count"],
-            "bytes": e.nbytes,
-            "facts": e.facts,
-        }
-        for e in entries(_root(folder))
-    ]
-    if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
-        return
-    for row in rows:
-        facts = ", ".join(f"{k} {str(v)[:12]}" for k, v in row["facts"].items() if k not in ("kind", "libraries"))
-        typer.echo(f"{row['folder']}  {row['count']:,} rows  {row['bytes'] / 1e6:,.1f} MB  {facts}")
-
-
-@cache.command("verify")
-def cache_verify(folder: Folder = None, as_json: AsJson = False) -> None:
-    """Hash every shard; exit code 1 and the shard's name where one is damaged."""
-    from sanakit.data.store import entries
-
-    found = entries(_root(folder))
-    wrong = [line for entry in found for line in entry.damage()]
-    if as_json:
-        sys.stdout.write(json.dumps({"entries": len(found), "damage": wrong}, indent=1) + "\n")
-    else:
-        typer.echo("\n".join(wrong) or f"{len(found)} entries, every shard whole")
-    raise typer.Exit(1 if wrong else 0)
-
-
-@cache.command("prune")
-def cache_prune(
-    folder: Folder = None,
-    days: Annotated[float | None, typer.Option("--older-than", min=0, help="Also whole entries of more days.")] = None,
-    damaged: Annotated[bool, typer.Option("--damaged", help="Also entries with a damaged shard (hashes all).")] = False,
-) -> None:
-    """Remove folders that were never finished, and by option old or damaged entries."""
-    from sanakit.data.store import prune
-
-    def keep(entry: Any) -> bool:
-        age = (time.time() - (entry.folder / "manifest.json").stat().st_mtime) / 86_400
-        return (days is None or age <= days) and not (damaged and entry.damage())
-
-    gone = prune(_root(folder), keep)
-    typer.echo("\n".join(f"removed {path}" for path in gone) or "nothing to remove")

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.info import print_json
+from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 
 SNAPSHOT = "*.snapshot.safetensors"  # what stage component leaves in a run folder
@@ -65,7 +65,8 @@ def drift(
         print_json(found)
     else:
         print_drift(found)
-    raise typer.Exit(EXIT[found["verdict"]])
+    broken = any(reading.get("error") for reading in found["readings"])
+    raise typer.Exit(ExitCode.ERROR if broken else EXIT[found["verdict"]])
 
 
 def _resolve(path: Path) -> Path:

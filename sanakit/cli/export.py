@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.info import print_json
+from sanakit.cli.output import print_json
 
 
 @app.command()

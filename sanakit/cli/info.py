@@ -1,7 +1,6 @@
 """ls, describe, doctor, explain: what there is and whether it works. Only describe and doctor import torch."""
 
 import json
-import sys
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
 from sanakit.registry import Registry
 
@@ -27,10 +27,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on stand
 def registries() -> dict[str, Registry[Any]]:
     """Fresh registries for listing: the source scan needs no import of the components."""
     return {kind: Registry(kind, package) for kind, package in PACKAGES.items()}
-
-
-def print_json(value: Any) -> None:
-    sys.stdout.write(json.dumps(value, indent=1, default=str) + "\n")
 
 
 @app.command("ls")
@@ -71,8 +67,25 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if not found:
         every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
-    entry, item = found[0].entries()[name], found[0].get(name)
-    facts = entry.as_dict() | {"documentation": (item.__doc__ or "").strip()}
+    from sanakit.tracebacks import guarded
+
+    facts = found[0].entries()[name].as_dict()
+    more, error = guarded(lambda: _facts(found[0].get(name), name))
+    if error is not None:
+        facts["error"] = found[0].blame(name, error)[1]
+    facts |= more or {}
+    if as_json:
+        print_json(facts)
+        return
+    for key, value in facts.items():
+        if value not in (None, "", []):
+            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
+            typer.echo(f"{key}: {text}")
+
+
+def _facts(item: Any, name: str) -> dict[str, Any]:
+    """What the record of a registered object states; whatever a plugin's object raises is the caller's to tell."""
+    facts: dict[str, Any] = {"documentation": (item.__doc__ or "").strip()}
     for key in ("hub", "revision", "spec", "stats", "initialise", "scales", "learning_rate"):
         value = getattr(item, key, None)
         if value is not None:
@@ -81,13 +94,7 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if card.is_file():
         facts["card"] = json.loads(card.read_text(encoding="utf-8"))
         facts["card"].pop("curve", None)
-    if as_json:
-        print_json(facts)
-        return
-    for key, value in facts.items():
-        if value not in (None, "", []):
-            text = json.dumps(value, indent=2) if isinstance(value, dict) else value
-            typer.echo(f"{key}: {text}")
+    return facts
 
 
 @app.command()

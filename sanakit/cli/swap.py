@@ -1,13 +1,12 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
-import json
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
@@ -158,6 +157,7 @@ def run(
 ) -> None:
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
     from sanakit.gates.policy import gate_names, load_policy
+    from sanakit.tracebacks import kept_in
 
     judge = load_policy(policy, gate_names())
     for option, path in (("--junit", junit), ("--markdown", markdown)):
@@ -170,31 +170,38 @@ def run(
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
-        with progress_display() as progress:
+        known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
+        with progress_display() as progress, kept_in(known):
             swap = engine.prepare(config, folder, progress, judge)
             if is_main():
                 print_data(swap.pictures, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
-            validation = engine.run_stages(swap, stages, force=force, resume=resume)
+            with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
+                validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
         raise typer.Exit
     run_path = swap.run.path
-    report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
+    with kept_in(run_path):
+        report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
     if junit:
         write_junit(validation, junit)
     if markdown:
         write_markdown(validation, markdown)
     if as_json:
-        sys.stdout.write(json.dumps(validation, indent=1) + "\n")
+        print_json(validation)
     else:
         if plan := swap.run.read_json("plan.json"):
             print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
-    raise typer.Exit(_exit_code(validation["verdict"]))
+    raise typer.Exit(_exit_code(validation))
 
 
-def _exit_code(verdict: str) -> int:
+def _exit_code(validation: dict[str, Any]) -> int:
+    """5 where something could not judge because it raised; it is in the table, with the verdict of everything else."""
+    if any(gate.get("error") for stage in validation["stages"].values() for gate in stage["gates"]):
+        return ExitCode.ERROR
+    verdict = validation["verdict"]
     return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
 
 
@@ -292,6 +299,6 @@ def compare(
     if html:
         write_comparison(rows, html)
     if as_json:
-        sys.stdout.write(json.dumps(rows, indent=1) + "\n")
+        print_json(rows)
     else:
         print_leaderboard(rows, html)

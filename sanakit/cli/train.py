@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.output import print_json
 from sanakit.cli.swap import AsJson, RunDir, Sets, check_names, run
 from sanakit.errors import SanakitError, did_you_mean
 
@@ -66,7 +67,7 @@ def train(
         needs = _needs(config, world_size) if world_size else {}
         if as_json:
             document = {"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {})
-            sys.stdout.write(json.dumps(document, indent=1) + "\n")
+            print_json(document)
             return
         sys.stdout.write(dump_config(config))
         for name, value in needs.items():

@@ -208,7 +208,7 @@ def print_drift(found: dict[str, Any]) -> None:
     table = Table(title_justify="left")
     for column in ("statistic", "value", "p, corrected", "where", "alarm"):
         table.add_column(column, justify="right" if column in ("value", "p, corrected") else "left")
-    rows = [row for row in found["readings"] if row["name"] != CAUSE]
+    rows = [row for row in found["readings"] if row["name"] != CAUSE and not row.get("error")]
     for row in sorted(rows, key=lambda r: (not r["alarm"], 1.0 if r["p_value"] is None else r["p_value"])):
         p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
         value = "" if row["value"] is None else f"{row['value']:.4g}"
@@ -220,6 +220,11 @@ def print_drift(found: dict[str, Any]) -> None:
     console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
     for told in likely_causes(found["readings"]):
         console.print(_plain(told), highlight=False)
+    for row in found["readings"]:
+        if row.get("error"):
+            console.print(
+                f"{row['name']} could not judge: {row['error']}", highlight=False, markup=False, soft_wrap=True
+            )
 
 
 def _number(value: float | None) -> str:

@@ -11,10 +11,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
+import shlex
 import uuid
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +22,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sanakit import inventory
 from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
-from sanakit.hashing import hash_record
+from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
 
 SHARD_BYTES = 256 << 20
 HASHED_BYTES = 1 << 30  # an entry up to this size is hashed whenever it is opened; `sanakit cache verify` hashes any
 SPOT_CHECKS = 4
+DAMAGED = "The cache entry is damaged."
 SPOT_TOLERANCE = 0.01  # relative L2; other kernels of the same model stay below it, another model does not
 PACKAGES = ("sanakit", "torch", "diffusers", "transformers", "numpy", "pillow")
 
@@ -72,72 +73,51 @@ class Rows:
         return self.shape.numel() * self.shards[0].element_size()
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One readable entry. manifest: facts, environment, count, shards ({name, rows, bytes, sha256})."""
-
-    folder: Path
-    manifest: dict[str, Any]
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        return self.manifest["facts"]
-
-    @property
-    def nbytes(self) -> int:
-        return sum(shard["bytes"] for shard in self.manifest["shards"])
-
-    def damage(self, *, hashes: bool = True) -> list[str]:
-        """What is wrong, one line a shard; empty when the entry is whole."""
-        wrong = []
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard["name"]
-            if not path.is_file():
-                wrong.append(f"{path} is missing")
-            elif path.stat().st_size != shard["bytes"]:
-                wrong.append(f"{path} has {path.stat().st_size} bytes, expected {shard['bytes']}")
-            elif hashes and file_hash(path) != shard["sha256"]:
-                wrong.append(f"{path} is damaged: its SHA-256 is not the manifest's")
-        return wrong
+class Entry(inventory.Entry):
+    """An entry whose tensors can be read."""
 
     def read(self) -> dict[str, list[Tensor]]:
         """Memory-mapped tensors by name, one a shard. Raises SK0404 for damage, named by shard."""
         wrong = self.damage(hashes=self.nbytes <= HASHED_BYTES)
         if wrong:
-            raise SanakitError("SK0404", wrong[0])
-        shards = [load_file(self.folder / shard["name"]) for shard in self.manifest["shards"]]
-        return {name: [shard[name] for shard in shards] for name in shards[0]}
+            raise SanakitError("SK0404", wrong[0], cause=DAMAGED, fix=cure(self.folder.parent))
+        try:
+            shards = [load_file(self.folder / shard["name"]) for shard in self.manifest["shards"]]
+            return {name: [shard[name] for shard in shards] for name in shards[0]}
+        except (SafetensorError, KeyError) as error:  # what is too large to be hashed whenever it is opened
+            message = f"{self.folder} cannot be read: {type(error).__name__}: {error}"
+            raise SanakitError("SK0404", message, cause=DAMAGED, fix=cure(self.folder.parent)) from error
 
 
 def entries(root: Path, kind: str = "") -> list[Entry]:
-    """Every whole entry below `root`, of one kind or of all. Raises SK0404 for a manifest that was moved or edited."""
-    found = []
-    for path in sorted(root.glob(f"{kind or '*'}-*/manifest.json")):
-        try:
-            manifest = json.loads(path.read_text(encoding="utf-8"))
-            key = entry_key(manifest["facts"], manifest["rows"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise SanakitError("SK0404", f"{path} cannot be read: {type(error).__name__}: {error}") from error
-        if not path.parent.name.endswith(key):
-            raise SanakitError("SK0404", f"{path} is the manifest of {key}: the folder was renamed or its facts edited")
-        found.append(Entry(path.parent, manifest))
-    return found
+    """Every entry below `root` whose manifest is sound, of one kind or of all; a damaged one hides no other."""
+    return [Entry(found.folder, found.manifest) for found in inventory.entries(root, kind)]
 
 
-def entry_key(facts: dict[str, Any], rows: str) -> str:
-    return hash_record([facts, rows])[:20]
+def cure(root: Path) -> str:
+    return f"`sanakit cache prune {shlex.quote(str(root))} --damaged` removes it after asking; encoding makes it anew."
 
 
 def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[str, list[Tensor]], Tensor] | None:
-    """An entry of these facts that holds every row, its shards, and where each row lies in it."""
+    """An entry of these facts that holds every row, its shards, and where each row lies in it.
+
+    Raises SK0404 where no whole entry does, but one whose shards are damaged could.
+    """
+    damage: SanakitError | None = None
     for entry in entries(root, facts["kind"]):
-        if stated(entry.facts) == stated(facts):
-            shards = entry.read()
+        if stated(entry.facts) == stated(facts) and entry.manifest["count"]:
+            try:
+                shards = entry.read()
+            except SanakitError as error:
+                damage = damage or error
+                continue
             have = torch.cat(shards["rows"])
             ordered, order = have.sort(stable=True)
             place = torch.searchsorted(ordered, rows).clamp(max=len(have) - 1)
             if torch.equal(ordered[place], rows):
                 return entry, shards, order[place]
+    if damage is not None:
+        raise damage
     return None
 
 
@@ -157,17 +137,20 @@ def _options(facts: dict[str, Any]) -> str:
 
 def refuse_other(root: Path, facts: dict[str, Any]) -> None:
     """SK0404: why no entry below `root` serves these facts, by the fields in which the nearest one differs."""
+    damaged = [item.detail for item in inventory.scan(root, facts["kind"]) if item.state == inventory.State.DAMAGED]
     others = entries(root, facts["kind"])
+    if not others and damaged:
+        raise SanakitError("SK0404", damaged[0], cause=DAMAGED, fix=cure(root))
     if not others:
         raise SanakitError("SK0404", f"{root} holds no {facts['kind']}", fix="Fill it: sanakit encode --out DIR.")
     different = lambda e: [k for k in facts if stated(e.facts).get(k) != facts[k]]
     nearest = min(others, key=lambda e: len(different(e)))
     fields = [f"{key} is {stated(nearest.facts).get(key)}, expected {facts[key]}" for key in different(nearest)]
-    raise SanakitError(
-        "SK0404",
-        f"{nearest.folder}: {'; '.join(fields) or 'the pictures or captions: some of this run are not in it'}",
-        fix=f"Run `sanakit encode` again with this run's components and data{_options(facts)}.",
-    )
+    found = f"{nearest.folder}: {'; '.join(fields) or 'the pictures or captions: some of this run are not in it'}"
+    fix = f"Run `sanakit encode` again with this run's components and data{_options(facts)}."
+    if damaged:
+        found, fix = f"{found}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
+    raise SanakitError("SK0404", found, fix=fix)
 
 
 def write(
@@ -189,12 +172,12 @@ def write(
     names = [f"{number:05d}.safetensors" for number in range(len(parts))]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for number in range(rank(), len(parts), world_size()):
-            path, part = folder / names[number], parts[number]
-            if not (path.is_file() and _is_whole(path)):
-                tensors = compute(part) | {"rows": rows[part.start : part.stop]}
-                _place(tensors, path, json.dumps(facts))
-        barrier()
+        with at_work(folder):
+            for number in range(rank(), len(parts), world_size()):
+                path, own = folder / names[number], rows[parts[number].start : parts[number].stop]
+                if not _holds(path, own, facts):
+                    _place(compute(parts[number]) | {"rows": own}, path, facts)
+            barrier()
         manifest = {
             "facts": facts,
             "rows": content,
@@ -206,7 +189,7 @@ def write(
             ],
         }
         if is_main():
-            write_aside(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
+            write_aside(folder / MANIFEST, json.dumps(manifest, indent=1) + "\n")
         barrier()
     except OSError as error:
         raise SanakitError("SK0903", f"cannot write {folder}: {error}") from error
@@ -231,24 +214,9 @@ def spot_check(
         )
 
 
-def prune(root: Path, keep: Callable[[Entry], bool]) -> list[Path]:
-    """Remove entries that `keep` refuses, and folders that never got a manifest. Returns what was removed."""
-    whole = {e.folder: e for e in entries(root)}
-    gone = [f for f in sorted(root.glob("*-*")) if f.is_dir() and (f not in whole or not keep(whole[f]))]
-    for folder in gone:
-        (folder / "manifest.json").unlink(missing_ok=True)  # first: a half-removed entry is never read
-        shutil.rmtree(folder)
-    return gone
-
-
 @functools.cache
 def environment() -> dict[str, str]:
     return {name: importlib.metadata.version(name) for name in PACKAGES}
-
-
-def file_hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
@@ -265,14 +233,14 @@ def write_aside(path: Path, text: str) -> None:
     temporary.replace(path)
 
 
-def _place(tensors: dict[str, Tensor], path: Path, facts: str) -> None:
+def _place(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> None:
     """Write aside, flush, link: the first whole shard stays, whoever writes it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
-        save_tensors(tensors, temporary, metadata={"facts": facts})
+        save_tensors(tensors, temporary, metadata={"facts": json.dumps(facts)})
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        if path.is_file() and not _is_whole(path):
+        if path.is_file() and not _holds(path, tensors["rows"], facts):
             path.unlink()
         try:
             os.link(temporary, path)
@@ -284,9 +252,13 @@ def _place(tensors: dict[str, Tensor], path: Path, facts: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _is_whole(path: Path) -> bool:
+def _holds(path: Path, rows: Tensor, facts: dict[str, Any]) -> bool:
+    """Whether the shard is whole and of these rows and facts: a folder that was renamed holds another entry's."""
+    if not path.is_file():
+        return False
     try:
-        with safe_open(path, "pt"):
-            return True
-    except SafetensorError:
+        with safe_open(path, "pt") as shard:
+            stated = json.loads((shard.metadata() or {}).get("facts", "null"))
+            return stated == json.loads(json.dumps(facts)) and torch.equal(shard.get_tensor("rows"), rows)
+    except (SafetensorError, ValueError):
         return False

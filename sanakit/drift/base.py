@@ -1,11 +1,15 @@
 """The drift registry: a statistic is a pure function of two matrices, one row a picture or prompt.
 
 Signature `(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns
-are, so that a reading can say where. The p-value is the test: `alarm` is `p_value <= alpha`.
+are, so that a reading can say where. A statistic may leave out either keyword. The p-value is the test: `alarm` is
+`p_value <= alpha`.
 """
 
+import inspect
+import math
 from collections.abc import Sequence
-from typing import Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -13,6 +17,7 @@ from torch import Tensor
 
 from sanakit.contracts import Reading
 from sanakit.registry import Registry
+from sanakit.tracebacks import guarded
 
 
 class Statistic(Protocol):
@@ -22,6 +27,46 @@ class Statistic(Protocol):
 
 
 DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift")
+
+
+def ask(
+    name: str, reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
+) -> Reading:
+    """A registered statistic's reading. One that raises, or that cannot be imported, gives a reading that has no value and
+    says in `error` whose it is and what was raised."""
+
+    def work() -> Reading:
+        statistic = DRIFT.get(name)
+        return _checked(name, statistic(reference, current, alpha, **_accepted(statistic, names=names, seed=seed)))
+
+    found, error = guarded(work)
+    if found is not None:
+        return found
+    assert error is not None
+    said = DRIFT.blame(name, error)[1]
+    return Reading(name=name, title="could not judge", value=math.nan, where=said, error=said)
+
+
+def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
+    """The keywords among these that the function takes."""
+    parameters = inspect.signature(statistic).parameters.values()
+    if any(p.kind == p.VAR_KEYWORD for p in parameters):
+        return options
+    taken = {p.name for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    return {key: value for key, value in options.items() if key in taken}
+
+
+def _checked(name: str, found: Any) -> Reading:
+    """The reading with its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
+    if not isinstance(found, Reading):
+        raise TypeError(f"the statistic returned {type(found).__name__}, expected Reading")
+    plain: dict[str, Any] = {
+        key: None if getattr(found, key) is None else float(getattr(found, key))
+        for key in ("value", "ci_low", "ci_high", "p_value", "threshold")
+    }
+    if plain["p_value"] is not None and not 0 <= plain["p_value"] <= 1:
+        raise ValueError(f"the statistic returned p_value {plain['p_value']}, expected 0 to 1")
+    return replace(found, name=found.name or name, alarm=bool(found.alarm), **plain)
 
 
 def latent_features(latents: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT
+from sanakit.drift.base import DRIFT, ask
 from sanakit.drift.causes import likely_cause
 from sanakit.drift.permutation import holm
 from sanakit.drift.rank_max import normal_scores
@@ -70,7 +70,7 @@ class Comparison:
     readings: list[Reading]
 
     def as_dict(self) -> dict[str, Any]:
-        rows = [{key: _plain(getattr(r, key)) for key in KEYS} for r in self.readings]
+        rows = [{k: _plain(getattr(r, k)) for k in (*KEYS, *(["error"] if r.error else []))} for r in self.readings]
         return {"verdict": self.verdict, "readings": rows}
 
 
@@ -108,7 +108,8 @@ def compare(
         causes = ((kind, likely_cause(reference[kind], current[kind])) for kind in compared)
         readings += [replace(found, where=kind) for kind, found in causes if found]
         return Comparison(verdict="drift", readings=readings + few)
-    return Comparison(verdict="inconclusive" if few else "no-drift", readings=readings + few)
+    undecided = few or any(r.error for r in readings)
+    return Comparison(verdict="inconclusive" if undecided else "no-drift", readings=readings + few)
 
 
 def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> list[Reading]:
@@ -125,7 +126,7 @@ def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> l
         if name in OF_ROWS:
             names = [f"row {row}" for row in current.rows]
         if first.shape[1]:
-            found = DRIFT.get(name)(first, second, alpha, names=names, seed=seed)
+            found = ask(name, first, second, alpha, names=names, seed=seed)
             if blocks == PCA and not found.where:
                 found = replace(found, where=f"all features, as {first.shape[1]} components")
             readings.append(found)

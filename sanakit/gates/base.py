@@ -5,6 +5,7 @@ Evidence values are numbers or per-picture arrays; `interval` gives a mean with 
 """
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import numpy as np
 from sanakit.contracts import GateResult, Verdict, judge, samples_to_decide
 from sanakit.gates.policy import Policy, threshold
 from sanakit.registry import Registry
+from sanakit.tracebacks import guarded
 
 Evidence = Mapping[str, Any]
 Gate = Callable[[Evidence], GateResult | None]
@@ -80,11 +82,28 @@ def resampled(count: int) -> np.ndarray:
 
 def run_gates(stage: str, evidence: Evidence, policy: Policy | None = None) -> list[GateResult]:
     """Every registered gate of the stage (its name begins with the stage's) that applies to this evidence, a cause
-    before what follows from it."""
-    results = []
-    for name in GATES.names():
-        if name.split("/")[0] == stage:
-            result = GATES.get(name)(evidence)
-            if result is not None:
-                results.append(result)
-    return (policy or Policy()).apply(results)
+    before what follows from it. One that raises, or that cannot be imported, is a row that could not judge."""
+    asked = [_ask(name, evidence) for name in GATES.names() if name.split("/")[0] == stage]
+    return (policy or Policy()).apply([result for result in asked if result is not None])
+
+
+def _ask(name: str, evidence: Evidence) -> GateResult | None:
+    result, error = guarded(lambda: _checked(GATES.get(name)(evidence)))
+    return result if error is None else GateResult.could_not_judge(name, *GATES.blame(name, error))
+
+
+def _checked(result: Any) -> GateResult | None:
+    """What a gate returned, its numbers as Python's own. Raises TypeError where it is no result."""
+    if result is None:
+        return None
+    if not isinstance(result, GateResult):
+        raise TypeError(f"the gate returned {type(result).__name__}, expected GateResult or None")
+    if result.error:
+        return result
+    numbers = {key: getattr(result, key) for key in ("value", "ci_low", "ci_high", "threshold")}
+    plain = {key: None if number is None else float(number) for key, number in numbers.items()}
+    if plain["value"] is None or plain["threshold"] is None:
+        raise TypeError(
+            f"the gate returned value {result.value!r} and threshold {result.threshold!r}, expected numbers"
+        )
+    return replace(result, verdict=Verdict(result.verdict), **plain)

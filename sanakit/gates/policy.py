@@ -109,7 +109,7 @@ class Policy:
     def apply(self, results: Sequence[GateResult]) -> list[GateResult]:
         """The results judged by this policy, whatever they were judged by before; nothing is measured again."""
         own = dict(self.thresholds)
-        return [rejudged(r, own.get(r.gate, threshold(r.gate, r.threshold))) for r in results]
+        return [r if r.error else rejudged(r, own.get(r.gate, threshold(r.gate, r.threshold))) for r in results]
 
 
 def threshold(gate: str, otherwise: float | None = None) -> float:

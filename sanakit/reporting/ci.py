@@ -12,16 +12,17 @@ FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]"
 
 
 def write_junit(validation: Mapping[str, Any], path: Path) -> None:
-    """One suite a stage, one case a gate; an inconclusive gate is a skipped case."""
+    """One suite a stage, one case a gate; an inconclusive gate is a skipped case, one that raised an error."""
     suites = ElementTree.Element("testsuites")
     for stage, result in validation["stages"].items():
-        verdicts = [g["verdict"] for g in result["gates"]]
+        verdicts = ["error" if g.get("error") else g["verdict"] for g in result["gates"]]
         suite = ElementTree.SubElement(
             suites,
             "testsuite",
             name=FORBIDDEN.sub("\ufffd", stage),
             tests=str(len(verdicts)),
             failures=str(verdicts.count("fail")),
+            errors=str(verdicts.count("error")),
             skipped=str(verdicts.count("inconclusive")),
             time=str(result["seconds"]),
         )
@@ -31,7 +32,8 @@ def write_junit(validation: Mapping[str, Any], path: Path) -> None:
             )
             if gate["verdict"] != "pass":
                 message = FORBIDDEN.sub("\ufffd", f"{gate['code']}: {told(gate)}. {advice(gate)}")
-                ElementTree.SubElement(case, "failure" if gate["verdict"] == "fail" else "skipped", message=message)
+                outcome = "error" if gate.get("error") else "failure" if gate["verdict"] == "fail" else "skipped"
+                ElementTree.SubElement(case, outcome, message=message)
     path.parent.mkdir(parents=True, exist_ok=True)
     ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
 
@@ -64,15 +66,19 @@ def markdown(validation: Mapping[str, Any]) -> str:
 
 
 def told(gate: Mapping[str, Any]) -> str:
-    return f"{gate['metric']} is {reading(gate)}, expected {bound(gate)}"
+    return gate["metric"] if gate["value"] is None else f"{gate['metric']} is {reading(gate)}, expected {bound(gate)}"
 
 
 def bound(gate: Mapping[str, Any]) -> str:
+    if gate["threshold"] is None:
+        return ""
     sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
     return f"{sense}{gate['threshold']:.4g}"
 
 
 def reading(gate: Mapping[str, Any]) -> str:
+    if gate["value"] is None:
+        return ""
     span = "" if gate["ci_low"] is None else f" [{gate['ci_low']:.3g}, {gate['ci_high']:.3g}]"
     return f"{gate['value']:.4g}{span}"
 

@@ -29,6 +29,8 @@ def stage_rows(name: str, result: Row) -> Row:
         gate["advice"] = "" if gate["verdict"] == "pass" else advice(gate)
         gate["bound"] = bound(gate) if is_number(gate["threshold"]) else "–"
         gate["told"] = f"{gate['metric'] or gate['gate']} is {number(gate['value'])}, expected {gate['bound']}."
+        if gate.get("error"):
+            gate["told"] = f"{gate['gate']} could not judge."
         gate["bar"] = margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])
     return {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
 

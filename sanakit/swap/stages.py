@@ -32,6 +32,7 @@ from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.plugins import incomplete, measure_stage, not_measured, sound_strategies
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.swap.tune_vae import tune_vae
@@ -82,7 +83,12 @@ def smoke(swap: Swap) -> list[GateResult]:
     config, base, candidate = swap.config, swap.base_system, swap.candidate
     names = [config.train.strategy]
     if config.train.strategy == "auto":
-        names = applicable(config.smoke.strategies, base, candidate)
+        names = list(config.smoke.strategies)
+    names, broken = sound_strategies(names, base.core)
+    if not names:
+        return broken
+    if config.train.strategy == "auto":
+        names = applicable(names, base, candidate)
     train, test = swap.candidate_data
     base_train, _ = swap.base_data
     core = swap_core(base, candidate, config.train.seed, config.adapter.name)
@@ -171,7 +177,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    return run_gates("smoke", evidence, swap.policy)
+    return [*run_gates("smoke", evidence, swap.policy), *broken]
 
 
 def _distance(swap: Swap, system: LatentDiffusion) -> dict[str, list[float]]:
@@ -256,7 +262,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
         done = validation["stages"].get(stage)
         measured = swap.fingerprint(stage)
         fingerprint = hash_record([measured, swap.policy.fingerprint])
-        if done and done.get("measured") == measured:
+        if done and done.get("measured") == measured and not incomplete(done):
             swap.progress(f"{stage}: done before", 1, 1)
             if done["fingerprint"] != fingerprint:
                 gates = swap.policy.apply([GateResult.from_dict(gate) for gate in done["gates"]])
@@ -266,13 +272,15 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.drop_stage(name, stage)
             start = time.perf_counter()
-            gates = RUNNERS[stage](swap)
+            gates = measure_stage(stage, RUNNERS[stage], swap)
             validation["stages"][stage] = _judged(gates) | {
                 "seconds": round(time.perf_counter() - start, 1),
                 "measured": measured,
                 "fingerprint": fingerprint,
             }
             finish(swap, validation)
+        if not_measured(validation["stages"][stage]):
+            break
         if validation["stages"][stage]["verdict"] == Verdict.FAIL and not force:
             break
     return finish(swap, validation)

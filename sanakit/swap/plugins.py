@@ -1,0 +1,75 @@
+"""Plugins in a stage: what raises becomes a row that could not judge, and the rest of the stage goes on."""
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from typing import Any
+
+from diffusers import SanaTransformer2DModel
+
+from sanakit.contracts import GateResult
+from sanakit.core.dit import GROUPS
+from sanakit.registry import BUILTIN
+from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.tracebacks import guarded, kept_in, plugin_of, told, unexpected
+
+STARTS = ("reuse", "align", "embedding-mse", "naive", "scratch")
+
+
+def measure_stage(stage: str, run: Callable[[Any], list[GateResult]], swap: Any) -> list[GateResult]:
+    """The gates of a stage. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
+    other error goes on, its traceback kept in the run folder."""
+    with kept_in(swap.run.path):
+        gates, error = guarded(lambda: run(swap))
+        if error is None:
+            assert gates is not None
+            return gates
+        plugin = plugin_of(error) if unexpected(error) else None
+        if plugin is None:
+            raise error
+        return [GateResult.could_not_judge(f"{stage}/measured", "SK0114", f"{plugin}: {told(error)}")]
+
+
+def incomplete(stage: dict[str, Any]) -> bool:
+    """A stage in which something could not judge: it is measured again the next time."""
+    return any(gate.get("error") for gate in stage["gates"])
+
+
+def not_measured(stage: dict[str, Any]) -> bool:
+    """A stage that a plugin kept from being measured at all: what builds on it is not run."""
+    return any(gate.get("error") and gate["gate"].endswith("/measured") for gate in stage["gates"])
+
+
+def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tuple[list[str], list[GateResult]]:
+    """The strategies that can race, and a row for each one of a plugin that cannot: it fails to import, states what no
+    strategy may state, or its `parameter_groups` raises. core: the base's; a copy is tried."""
+    sound, rows = [], []
+    for name in names:
+        entry = STRATEGIES.entries().get(name)
+        if entry is not None and (entry.origin != BUILTIN or entry.error):
+            _, error = guarded(lambda name=name: _try(STRATEGIES.get(name), core))
+            if error is not None:
+                rows.append(GateResult.could_not_judge(f"smoke/strategy {name}", *STRATEGIES.blame(name, error)))
+                continue
+        sound.append(name)
+    return sound, rows
+
+
+def _try(strategy: type[Strategy], core: SanaTransformer2DModel) -> None:
+    """Raises where the class breaks the contract of `Strategy`."""
+    if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
+        raise TypeError(f"{strategy!r} is no subclass of Strategy")
+    groups = (*GROUPS, "lora")
+    wrong = {
+        "kinds": not set(strategy.kinds) <= {"vae", "text_encoder"},
+        "initialise": strategy.initialise not in STARTS,
+        "scales": any(g not in groups or not 0 <= float(s) < float("inf") for g, s in strategy.scales.items()),
+        "learning_rate": not 0 < float(strategy.learning_rate) < float("inf"),
+        "lora_rank": not (isinstance(strategy.lora_rank, int) and strategy.lora_rank >= 0),
+        "teacher": strategy.teacher not in ("", "trajectories"),
+    }
+    for name in (name for name, bad in wrong.items() if bad):
+        raise ValueError(f"{name} is {getattr(strategy, name)!r:.80}")
+    tried = deepcopy(core)
+    trained = {id(p) for group in strategy.parameter_groups(tried) for p in group["params"]}
+    if not trained <= {id(p) for p in tried.parameters()}:
+        raise ValueError("parameter_groups returns parameters that are not the core's")

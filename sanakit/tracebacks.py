@@ -1,0 +1,203 @@
+"""Errors that are not of the catalogue: whose code raised them, said in one line, the whole traceback in a file."""
+
+import contextvars
+import datetime
+import errno
+import importlib.metadata
+import os
+import platform
+import re
+import signal
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from sanakit import __version__
+from sanakit.errors import SanakitError
+
+OWN = "sanakit"
+UNKNOWN = "unknown"  # the origin of a plugin whose metadata do not say
+LONGEST = 300  # characters of an error's message in one line
+PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "accelerate", "pydantic", "typer")
+# what the system says when a file or folder cannot be used; any other OSError is a defect
+UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
+UNUSABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
+NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a signal: no error
+T = TypeVar("T")
+_folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder of tracebacks", default=None)
+
+
+@contextmanager
+def kept_in(folder: Path | None) -> Iterator[None]:
+    """Tracebacks of errors within are written to `folder`, a run folder; one that goes on from here is written too."""
+    token = _folder.set(folder)
+    try:
+        yield
+    except BaseException as error:
+        if unexpected(error):
+            write_traceback(error)
+        raise
+    finally:
+        _folder.reset(token)
+
+
+def unexpected(error: BaseException) -> bool:
+    """Neither an error of the catalogue, nor one of the environment, nor a signal, nor the exit of a command."""
+    return not (stops(error) or isinstance(error, SanakitError) or of_environment(error))
+
+
+def stops(error: BaseException) -> bool:
+    """A signal, or the end of a command with its exit code. Panics of Rust extensions (tokenizers, safetensors) are no
+    `Exception` and do not count; nor does a library that calls `sys.exit`."""
+    if isinstance(error, SystemExit):
+        return error.code in (None, 0, *STOPPED)
+    if isinstance(error, SanakitError):
+        return False
+    return isinstance(error, KeyboardInterrupt | GeneratorExit) or hasattr(error, "exit_code")
+
+
+def of_environment(error: BaseException) -> SanakitError | None:
+    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package. None for the rest."""
+    said = " ".join(str(error).split())[:LONGEST]
+    if isinstance(error, OSError) and error.errno in UNUSABLE:
+        return SanakitError("SK0903", said, cause="The system refuses to read or write there.")
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(said):
+        return SanakitError("SK0119", said or type(error).__name__)
+    if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != OWN:
+        module = error.name.partition(".")[0]
+        return SanakitError("SK0901", said, fix=f"Install the package that provides the module {module}.")
+    return None
+
+
+def describe(error: BaseException) -> str:
+    """One line: type, message, and the place in sanakit or a plugin that the error went through last."""
+    said = " ".join(str(error).split())
+    said = said if len(said) <= LONGEST else said[: LONGEST - 3] + "..."
+    told = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    known = plugin_modules()
+    places = [f for f in _frames(error.__traceback__) if _module(f).partition(".")[0] == OWN or _owner(f, known)]
+    if places:
+        name = Path(*_module(places[-1]).split(".")).with_suffix(".py")
+        lines = {id(f): line for f, line in traceback.walk_tb(error.__traceback__)}
+        told += f" ({name.as_posix()}, line {lines[id(places[-1])]})"
+    return told
+
+
+def plugin_of(error: BaseException) -> str | None:
+    """The distribution of the innermost plugin whose code, or whose object's method, the error went through."""
+    known = plugin_modules()
+    frames = _frames(error.__traceback__)
+    owners = [owner for frame in reversed(frames) if (owner := _owner(frame, known))]
+    return owners[0] if owners else None
+
+
+def plugin_modules() -> dict[str, str]:
+    """Modules named by entry points of sanakit's groups, and their packages: the distribution of each."""
+    found: dict[str, str] = {}
+    for distribution in importlib.metadata.distributions():
+        try:
+            points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
+            name = distribution.name or UNKNOWN
+        except Exception:  # whatever is wrong with the metadata of a package, the error at hand is what is told
+            continue
+        for point in points:
+            module = point.value.partition(":")[0].strip()
+            found |= {module: name, module.partition(".")[0]: name}
+    found.pop(OWN, None)
+    return found
+
+
+def write_traceback(error: BaseException) -> Path | None:
+    """The file that holds the traceback: in the run folder, else in the cache, else in the system's temporary folder.
+
+    Written once for an error. None where none of them can be written.
+    """
+    known: Path | None = getattr(error, "traceback_file", None)
+    if known is not None:
+        return known
+    text = _report(error)
+    for folder in (_folder.get(), *_fallbacks()):
+        if folder is None:
+            continue
+        try:
+            if folder != _folder.get():
+                folder.mkdir(parents=True, exist_ok=True)
+            path = _new_file(folder)
+            path.write_text(text, encoding="utf-8", errors="backslashreplace")
+        except OSError:
+            continue
+        error.traceback_file = path  # type: ignore[attr-defined]
+        return path
+    return None
+
+
+def guarded(work: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+    """What `work` returns, or the error that it raised, whatever it is; a signal goes on."""
+    try:
+        return work(), None
+    except BaseException as error:
+        if stops(error):
+            raise
+        return None, error
+
+
+def told(error: BaseException) -> str:
+    """`describe`, and where the traceback lies."""
+    path = write_traceback(error)
+    return f"{describe(error)}; traceback: {path or 'could not be written'}"
+
+
+def _frames(trace: TracebackType | None) -> list[Any]:
+    return [frame for frame, _ in traceback.walk_tb(trace)]
+
+
+def _module(frame: Any) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _owner(frame: Any, known: dict[str, str]) -> str:
+    names = [_module(frame)]
+    if "self" in frame.f_locals:
+        names.append(str(type(frame.f_locals["self"]).__module__))
+    for name in names:
+        for candidate in (name, name.partition(".")[0]):
+            if candidate in known:
+                return known[candidate]
+    return ""
+
+
+def _report(error: BaseException) -> str:
+    versions = []
+    for name in PACKAGES:
+        try:
+            versions.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    head = [
+        f"sanakit {__version__}, Python {platform.python_version()}, {platform.platform()}",
+        f"command: {' '.join(sys.argv)}",
+        f"packages: {', '.join(versions)}",
+    ]
+    trace = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)
+    return "\n".join([*head, "", *trace.format()])
+
+
+def _fallbacks() -> list[Path]:
+    """The cache, and the system's temporary folder; neither is made before it is needed."""
+    named = os.environ.get("SANAKIT_CACHE")
+    cache = (
+        Path(named).expanduser() if named else Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / OWN
+    )
+    return [cache / "tracebacks", Path(tempfile.gettempdir())]
+
+
+def _new_file(folder: Path) -> Path:
+    stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
+    stem = f"traceback-{stamp}-{os.getpid()}"
+    return next(path for n in range(10_000) if not (path := folder / f"{stem}{f'-{n}' if n else ''}.txt").exists())

@@ -1,0 +1,400 @@
+"""Plugins of somebody else: written as the docs say they work, and broken ones never pass for a verdict or end a run."""
+
+import json
+import re
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_gates import vae_evidence
+from test_registry import install
+from typer.testing import CliRunner
+
+from sanakit import cli
+from sanakit.cli.app import app
+from sanakit.config import dump_config, make_config
+from sanakit.contracts import GateResult, Reading, Verdict
+from sanakit.data.base import DATASETS
+from sanakit.drift import DRIFT
+from sanakit.drift.base import ask
+from sanakit.errors import SanakitError
+from sanakit.gates import GATES, load_policy, run_gates
+from sanakit.registry import Registry
+from sanakit.reporting import write_report
+from sanakit.reporting.ci import markdown
+from sanakit.swap import stages as engine
+from sanakit.swap.base import STRATEGIES
+from sanakit.swap.plugins import sound_strategies
+from sanakit.vaes import VAES
+
+PAGE = (Path(__file__).parent.parent / "docs" / "adding-a-component.md").read_text(encoding="utf-8")
+
+
+def example(name):
+    """The block of Python on the page that registers `name`."""
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if f'"{name}"' in b]
+    return block
+
+
+@pytest.fixture
+def plugin(tmp_path, monkeypatch):
+    """`plugin(distribution, source, {"gates": {"component/x": "function"}})` installs one for the time of the test."""
+    site = tmp_path / "site"
+    site.mkdir()
+    monkeypatch.syspath_prepend(str(site))
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    registries = (GATES, DRIFT, STRATEGIES, DATASETS, VAES)
+    objects = [(registry, dict(registry._objects)) for registry in registries]
+    modules = set(sys.modules)
+
+    def add(name, source, points):
+        text = "".join(
+            f"[sanakit.{kind}]\n" + "".join(f"{key} = {name}:{item}\n" for key, item in rows.items())
+            for kind, rows in points.items()
+        )
+        install(site, name, source, text)
+        for registry in registries:
+            monkeypatch.setattr(registry, "_listing", None)
+
+    yield add
+    for registry, before in objects:
+        registry._objects.clear()
+        registry._objects.update(before)
+        registry._listing = None
+    for name in set(sys.modules) - modules:
+        if getattr(sys.modules[name], "__file__", None) and str(site) in str(sys.modules[name].__file__):
+            del sys.modules[name]
+
+
+def exit_code(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["sanakit", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return end.value.code or 0
+
+
+def two_sides(tmp_path, moved=0.0):
+    generator = torch.Generator().manual_seed(0)
+    for name, shift in (("a", 0.0), ("b", moved)):
+        save_file({"latents": torch.randn(64, 4, 4, 4, generator=generator) + shift}, tmp_path / f"{name}.safetensors")
+    return tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+
+
+def test_a_statistic_written_as_the_page_says_works(plugin, tmp_path, monkeypatch, capsys):
+    plugin("ours_drift", example("ours-ks"), {"drift": {"ours-ks": "ks"}})
+    for moved, code in ((0.0, 0), (3.0, 1)):
+        assert exit_code(monkeypatch, "drift", *two_sides(tmp_path, moved), "--json") == code
+        rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["readings"]}
+        assert (rows["ours-ks"]["p_value"] < 0.05) == rows["ours-ks"]["alarm"] == bool(moved)
+        assert "error" not in rows["ours-ks"] and rows["ours-ks"]["title"] == "Kolmogorov-Smirnov, first component"
+
+
+def test_a_gate_written_as_the_page_says_works(plugin):
+    plugin("ours_gates", example("component/ours-sharp"), {"gates": {"component/ours-sharp": "sharp"}})
+    good, bad = (run_gates("component", vae_evidence(psnr=np.full(100, v)))[-1] for v in (21.5, 19.0))
+    assert (good.gate, good.threshold, good.verdict, bad.verdict) == (
+        "component/ours-sharp",
+        20.0,
+        Verdict.PASS,
+        Verdict.FAIL,
+    )
+
+
+def test_a_statistic_may_take_either_keyword():
+    seen = []
+
+    @DRIFT.register("takes-all", title="t")
+    def takes_all(reference, current, alpha, **options):
+        seen.append(options)
+        return Reading(name="", value=np.float32(1), p_value=np.float64(0.5))
+
+    @DRIFT.register("takes-seed", title="t")
+    def takes_seed(reference, current, alpha, *, seed):
+        seen.append(seed)
+        return Reading(name="x", value=1)
+
+    rows = np.zeros((4, 2))
+    try:
+        found = ask("takes-all", rows, rows, 0.05, names=["a", "b"], seed=3)
+        assert ask("takes-seed", rows, rows, 0.05, names=["a", "b"], seed=3).error == ""
+    finally:
+        del DRIFT._objects["takes-all"], DRIFT._objects["takes-seed"]
+    assert seen == [{"names": ["a", "b"], "seed": 3}, 3]
+    assert found.name == "takes-all" and type(found.value) is type(found.p_value) is float
+
+
+BROKEN_STATISTICS = """
+    import numpy as np
+    from sanakit.contracts import Reading
+    from sanakit.drift.base import DRIFT
+
+    @DRIFT.register("raises", title="t")
+    def raises(reference, current, alpha):
+        return {}["missing"]
+
+    @DRIFT.register("exits", title="t")
+    def exits(reference, current, alpha):
+        raise SystemExit(1)
+
+    @DRIFT.register("tells", title="t")
+    def tells(reference, current, alpha):
+        return 0.5
+
+    @DRIFT.register("no-probability", title="t")
+    def no_probability(reference, current, alpha):
+        return Reading(name="no-probability", value=1.0, p_value=float("nan"))
+"""
+NAMES = {"raises": "KeyError", "exits": "SystemExit: 1", "tells": "returned float", "no-probability": "p_value nan"}
+
+
+def test_a_statistic_that_raises_is_a_row_and_the_others_are_measured(plugin, tmp_path, monkeypatch, capsys):
+    clean = json.loads(CliRunner().invoke(app, ["drift", *map(str, two_sides(tmp_path)), "--json"]).stdout)
+    plugin("bad_drift", BROKEN_STATISTICS, {"drift": {name: name.replace("-", "_") for name in NAMES}})
+    page = tmp_path / "page.html"
+    assert exit_code(monkeypatch, "drift", *two_sides(tmp_path), "--json", "--html", page) == 5
+    found = json.loads(capsys.readouterr().out)
+    broken = {row["name"]: row for row in found["readings"] if row.get("error")}
+    assert broken.keys() == NAMES.keys() and found["verdict"] == "inconclusive"
+    for name, said in NAMES.items():
+        row = broken[name]
+        assert row["error"].startswith("bad_drift: ") and said in row["error"] and row["title"] == "could not judge"
+        assert row["value"] is row["p_value"] is None and not row["alarm"]
+        assert Path(row["error"].rpartition("traceback: ")[2]).is_file()
+    assert [row for row in found["readings"] if not row.get("error")] == clean["readings"]
+    assert "could not judge" in page.read_text()
+    assert exit_code(monkeypatch, "drift", *two_sides(tmp_path, 3.0)) == 5
+    out = capsys.readouterr().out
+    assert "\ndrift\n" in out and "raises could not judge: bad_drift: KeyError" in out
+
+
+BROKEN_GATES = """
+    from sanakit.contracts import GateResult
+    from sanakit.gates.base import GATES
+
+    @GATES.register("component/raises", title="t")
+    def raises(evidence):
+        return 1 / 0
+
+    @GATES.register("component/tells", title="t")
+    def tells(evidence):
+        return True
+
+    @GATES.register("component/empty", title="t")
+    def empty(evidence):
+        return GateResult(gate="component/empty", code="SK0201", metric="m", value=None, ci_low=None, ci_high=None,
+                          threshold=1.0, verdict="pass")
+"""
+GATE_NAMES = {
+    "component/raises": "ZeroDivisionError",
+    "component/tells": "returned bool",
+    "component/empty": "value None",
+}
+
+
+def test_a_gate_that_raises_is_a_row_and_the_others_judge(plugin, tmp_path):
+    clean = run_gates("component", vae_evidence())
+    plugin("bad_gates", BROKEN_GATES, {"gates": {name: name.partition("/")[2] for name in GATE_NAMES}})
+    plugin("gone_gates", "import nowhere_at_all", {"gates": {"component/gone": "gate"}})
+    for policy in ("default", "strict"):
+        results = {r.gate: r for r in run_gates("component", vae_evidence(), load_policy(policy))}
+        for name, said in GATE_NAMES.items():
+            row = results.pop(name)
+            assert (row.code, row.verdict, row.metric) == ("SK0114", Verdict.INCONCLUSIVE, "could not judge")
+            assert row.error.startswith("bad_gates: ") and said in row.error and row.value is None
+            assert GateResult.from_dict(json.loads(json.dumps(row.as_dict()))) == row
+            assert name != "component/raises" or "(bad_gates.py, line " in row.error
+        gone = results.pop("component/gone")
+        assert gone.code == "SK0103" and "gone_gates" in gone.error and "nowhere_at_all" in gone.error
+        assert [r.gate for r in results.values()] == [r.gate for r in clean]
+
+
+def test_a_gate_of_our_own_that_raises_is_a_row_too(monkeypatch):
+    evidence = vae_evidence()
+    del evidence["declared_spec"]
+    rows = {r.gate: r for r in run_gates("component", evidence)}
+    assert rows["component/geometry"].code == "SK0999" and "KeyError" in rows["component/geometry"].error
+    assert rows["component/scale-high"].verdict == Verdict.PASS
+
+
+def component_run(world, folder, monkeypatch, *more):
+    folder.mkdir(exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(make_config(world)))
+    return exit_code(monkeypatch, "validate", "--stage", "component", "--run-dir", folder, "--json", *more)
+
+
+def test_in_a_run_a_broken_gate_is_written_shown_and_measured_again(plugin, small_world, tmp_path, monkeypatch, capsys):
+    plugin("bad_gates", BROKEN_GATES, {"gates": {"component/raises": "raises"}})
+    monkeypatch.chdir(tmp_path)
+    run, junit = tmp_path / "run", tmp_path / "junit.xml"
+    assert component_run(small_world, run, monkeypatch, "--junit", junit) == 5
+    document = json.loads(capsys.readouterr().out)
+    stage = document["stages"]["component"]
+    row = next(g for g in stage["gates"] if g["gate"] == "component/raises")
+    assert "bad_gates: ZeroDivisionError" in row["error"] and row["value"] is None and len(stage["gates"]) > 5
+    failed = [g["gate"] for g in stage["gates"] if g["verdict"] == "fail"]
+    assert stage["verdict"] == ("fail" if failed else "inconclusive")
+    (file,) = run.glob("traceback-*.txt")
+    assert str(file) in row["error"] and "1 / 0" in file.read_text()
+    assert json.loads((run / "validation.json").read_text())["stages"]["component"]["gates"][-1] == row
+    suite = ElementTree.parse(junit).getroot()[0]
+    assert suite.get("errors") == "1" and suite.find("testcase/error") is not None
+    assert "bad_gates: ZeroDivisionError" in markdown(document)
+    assert "bad_gates: ZeroDivisionError" in write_report(run, tmp_path / "page.html").read_text()
+    assert component_run(small_world, run, monkeypatch) == 5  # not "done before"
+    assert len(list(run.glob("traceback-*.txt"))) == 2
+
+
+BROKEN_VAE = """
+    from sanakit.vaes.base import VAES
+    from sanakit.vaes.pca import PCAVAE
+
+    @VAES.register("theirs", title="t")
+    class Theirs(PCAVAE):
+        @classmethod
+        def load(cls):
+            return VAES.get("pca-f8c4").tiny().__class__.tiny.__func__(cls)
+
+        def _encode(self, images):
+            raise IndexError("channel 7")
+"""
+
+
+def test_a_component_that_raises_is_the_row_of_its_stage_and_later_stages_wait(
+    plugin, small_world, tmp_path, monkeypatch, capsys
+):
+    plugin("bad_vae", BROKEN_VAE, {"vaes": {"theirs": "Theirs"}})
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--candidate", "theirs", "--base", small_world["base"], "--data", small_world["data"]["source"]]
+    run = tmp_path / "run"
+    code = exit_code(
+        monkeypatch, "swap-vae", *arguments, "--run-dir", run, "--set", "data.image_size=32", "--json", "--force"
+    )
+    document = json.loads(capsys.readouterr().out)
+    assert code == 5 and document["verdict"] == "inconclusive" and list(document["stages"]) == ["component"]
+    (row,) = document["stages"]["component"]["gates"]
+    assert row["gate"] == "component/measured" and row["code"] == "SK0114"
+    assert row["error"].startswith("bad_vae: IndexError: channel 7 (bad_vae.py, line ")
+    assert len(list(run.glob("traceback-*.txt"))) == 1
+
+
+def test_a_data_set_that_raises_names_its_distribution(plugin, small_world, tmp_path, monkeypatch, capsys):
+    source = """
+        from sanakit.data.base import DATASETS
+
+        @DATASETS.register("their-data", title="t")
+        def theirs():
+            raise LookupError("no such bucket")
+    """
+    plugin("bad_data", source, {"datasets": {"their-data": "theirs"}})
+    arguments = ["--vae", "pca-f8c4", "--base", small_world["base"], "--data", "their-data"]
+    assert exit_code(monkeypatch, "validate", "--stage", "component", *arguments, "--json") == 5
+    said = capsys.readouterr()
+    assert said.out == "" and "error[SK0114]: bad_data: LookupError: no such bucket (bad_data.py, line " in said.err
+    assert len(list((tmp_path / "cache" / "tracebacks").iterdir())) == 1
+
+
+BROKEN_STRATEGIES = """
+    from sanakit.swap.base import STRATEGIES, Strategy
+
+    @STRATEGIES.register("fine", title="t")
+    class Fine(Strategy):
+        scales = {"input": 1.0}
+
+    @STRATEGIES.register("raises-groups", title="t")
+    class RaisesGroups(Strategy):
+        scales = {"input": 1.0}
+
+        @classmethod
+        def parameter_groups(cls, core):
+            raise RuntimeError("no such layer")
+
+    @STRATEGIES.register("misspelt", title="t")
+    class Misspelt(Strategy):
+        initialise = "aligned"
+        scales = {}
+
+    @STRATEGIES.register("unstated", title="t")
+    class Unstated(Strategy):
+        pass
+
+    @STRATEGIES.register("no-class", title="t")
+    def no_class():
+        pass
+"""
+
+
+def test_a_strategy_that_cannot_race_is_a_row(plugin, tiny_system):
+    points = {
+        "fine": "Fine",
+        "raises-groups": "RaisesGroups",
+        "misspelt": "Misspelt",
+        "unstated": "Unstated",
+        "no-class": "no_class",
+    }
+    plugin("bad_strategies", BROKEN_STRATEGIES, {"strategies": points})
+    before = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
+    names, rows = sound_strategies(["finetune", *points, "unknown"], tiny_system.core)
+    assert names == ["finetune", "fine", "unknown"]  # an unknown name is refused where it is used, with suggestions
+    said = {row.gate.removeprefix("smoke/strategy "): row.error for row in rows}
+    assert said.keys() == points.keys() - {"fine"}
+    assert "RuntimeError: no such layer (bad_strategies.py, line " in said["raises-groups"]
+    assert "initialise is 'aligned'" in said["misspelt"] and "scales" in said["unstated"]
+    assert "no subclass of Strategy" in said["no-class"]
+    assert all(text.startswith("bad_strategies: ") for text in said.values())
+    assert all(p.requires_grad for p in tiny_system.core.parameters())
+    assert all(torch.equal(before[k], v) for k, v in tiny_system.core.state_dict().items())
+
+
+def test_smoke_races_the_others_where_a_strategy_is_broken(plugin, small_world, tmp_path):
+    plugin("bad_strategies", BROKEN_STRATEGIES, {"strategies": {"raises-groups": "RaisesGroups"}})
+    world = small_world | {"train": small_world["train"] | {"strategy": "auto"}}
+    world["smoke"] = {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["naive", "raises-groups"]}
+    world["vae"] = {"name": json.loads((Path(world["base"][5:]) / "card.json").read_text())["vae"]}
+    swap = engine.prepare(make_config(world), tmp_path / "run", lambda *a: None)
+    validation = engine.run_stages(swap, ["smoke"])
+    assert [arm["name"] for arm in validation["strategy"]["candidates"]] == ["naive"]
+    gates = {gate["gate"]: gate for gate in validation["stages"]["smoke"]["gates"]}
+    assert "bad_strategies: RuntimeError" in gates["smoke/strategy raises-groups"]["error"]
+    assert "smoke/base" in gates and "smoke/progress" in gates
+    assert validation["stages"]["smoke"]["verdict"] != "pass"
+
+
+def test_doctor_ls_and_describe_show_a_broken_plugin_as_a_row_and_end_with_0(plugin, monkeypatch, capsys):
+    vae = "from sanakit.vaes.base import VAES\n@VAES.register('{name}', title='t')\nclass Theirs:\n    pass\n"
+    plugin("bad_import", "import nowhere_at_all\n" + vae.format(name="broken"), {"vaes": {"broken": "Theirs"}})
+    plugin("bad_exit", "raise SystemExit(3)", {"drift": {"leaves": "x"}})
+    plugin("bad_name", vae.format(name="pca-f8c4"), {"vaes": {"pca-f8c4": "Theirs"}})
+    plugin("bad_twin", vae.format(name="pca-f8c4"), {"vaes": {"pca-f8c4": "Theirs"}})
+    plugin("bad_syntax", "def (:", {"gates": {"component/odd": "x"}})
+    assert exit_code(monkeypatch, "doctor", "--json") == 0
+    rows = {r["check"]: r for r in json.loads(capsys.readouterr().out) if r["check"].startswith("plugin")}
+    assert {r["status"] for r in rows.values()} == {"warn"} and len(rows) == 4
+    assert (
+        rows["plugin broken"]["fix"] == "pip uninstall bad_import"
+        and "nowhere_at_all" in rows["plugin broken"]["detail"]
+    )
+    assert (
+        rows["plugin leaves"]["fix"] == "pip uninstall bad_exit" and "SystemExit: 3" in rows["plugin leaves"]["detail"]
+    )
+    twice = rows["plugin pca-f8c4"]
+    assert (
+        set(re.findall(r"pip uninstall (\w+)", twice["fix"])) == {"bad_name", "bad_twin"}
+        and "builtin" not in twice["fix"]
+    )
+    assert all(name in twice["detail"] for name in ("builtin", "bad_name", "bad_twin"))
+    assert rows["plugin component/odd"]["fix"] == "pip uninstall bad_syntax"
+    assert exit_code(monkeypatch, "ls", "--json") == 0
+    listed = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
+    assert listed["broken"]["error"] is None  # listing imports nothing
+    assert "used twice" in listed["pca-f8c4"]["error"] and "SyntaxError" in listed["component/odd"]["error"]
+    for name in ("broken", "leaves", "pca-f8c4", "component/odd"):
+        assert exit_code(monkeypatch, "describe", name, "--json") == 0
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["name"] == name and facts["error"]
+        assert exit_code(monkeypatch, "describe", name) == 0 and "error: " in capsys.readouterr().out
+    with pytest.raises(SanakitError, match=r"SK0102.*(\n.*)*pip uninstall bad_"):
+        Registry("vaes", "sanakit.vaes").get("pca-f8c4")
