@@ -238,6 +238,7 @@ def load_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dic
         raise SanakitError("SK0505", f"{folder}: {type(error).__name__}: {error}") from error
     if state.accelerator is not None and state.accelerator.scaler is not None and record["scaler"]:
         state.accelerator.scaler.load_state_dict(record["scaler"])
+        state.scaler = record["scaler"]
     state.extras, state.history, state.skipped = files["extras"], history, record["skipped"]
     state.step = record["step"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sanakit import checkpoint, cli, train
 from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
@@ -27,6 +28,7 @@ from sanakit.reporting import write_report
 from sanakit.swap import stages as engine
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
+from sanakit.swap.resume import resume_facts
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES, load_vae
@@ -461,3 +463,29 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
     assert len(set(seen)) == 2 and (4, 4) in seen
     with pytest.raises(SanakitError, match="SK0104.*caption_temperature.*has no scores"):
         small_run(tmp_path / "other", sets=["data.caption_temperature=1"])
+
+
+def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
+    """Core, VAE, flow shift and text encoder: stages are judged again and a checkpoint is refused."""
+    folder = Path(small_world["base"].removeprefix("path:"))
+
+    def found():
+        swap = engine.prepare(make_config(small_world), folder.parent / "run", lambda *_: None)
+        facts = {k: v for k, v in resume_facts(swap, "finetune").items() if k.startswith("base ")}
+        return swap.fingerprint("component"), swap.fingerprint("full"), tuple(facts.items())
+
+    before = found()
+    assert found() == before and len(before[2]) == 4
+    seen = [before]
+    for path in (folder / "diffusion_pytorch_model.safetensors", next((folder.parent / "vae").glob("*.safetensors"))):
+        tensors = load_file(path)
+        name = next(n for n, t in tensors.items() if t.is_floating_point() and t.numel() > 1)
+        save_file(tensors | {name: tensors[name] * 1.001}, path, metadata={"format": "pt"})
+        seen.append(found())
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"flow_shift": 2.0}))
+    seen.append(found())
+    monkeypatch.setattr("sanakit.text_encoders.base.tokenizer_facts", lambda tokenizer: "another")
+    seen.append(found())
+    for part in range(3):
+        assert len({state[part] for state in seen}) == len(seen)

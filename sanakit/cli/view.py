@@ -132,7 +132,7 @@ def _gates(name: str, stage: dict[str, Any]) -> Table:
         table.add_row(
             told,
             _plain(reading(gate).replace(" [", "\n[")),
-            bound(gate).replace("at least", ">=").replace("at most", "<="),
+            bound(gate).replace("at least", ">=").replace("at most", "<=").replace("above", ">"),
             "" if room is None else f"{room:+.0%}" if abs(room) < 10 else "far" if room > 0 else "far off",
             f"[{colour}]{gate['verdict']}[/]",
         )

@@ -69,6 +69,8 @@ def told(gate: Mapping[str, Any]) -> str:
 
 def bound(gate: Mapping[str, Any]) -> str:
     sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
+    if gate.get("above"):
+        sense = "above "
     return f"{sense}{gate['threshold']:.4g}"
 
 
