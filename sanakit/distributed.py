@@ -35,7 +35,8 @@ def barrier() -> None:
 
 @contextmanager
 def rank_folder(folder: Path | None) -> Iterator[Path | None]:
-    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints."""
+    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints, of
+    the race too."""
     if world_size() == 1:
         yield folder
         return
@@ -47,7 +48,8 @@ def rank_folder(folder: Path | None) -> Iterator[Path | None]:
             for path in folder.glob("*.*"):
                 if path.is_file():
                     shutil.copy(path, scratch)
-            (Path(scratch) / "checkpoints").symlink_to(folder.resolve() / "checkpoints")
+            for shared in ("checkpoints", "race"):
+                (Path(scratch) / shared).symlink_to(folder.resolve() / shared)
         barrier()
         yield folder if is_main() else Path(scratch)
 
@@ -86,11 +88,11 @@ class StopRequest:
 
     @contextmanager
     def at_step_border(self) -> Iterator[None]:
-        self.deferred = True
+        before, self.deferred = self.deferred, True
         try:
             yield
         finally:
-            self.deferred = False
+            self.deferred = before
 
 
 def exit_code(number: int) -> int:
@@ -166,6 +168,15 @@ def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
     _group().all_gather(gathered, both)
     table = torch.stack(gathered)
     return float(table[:, 0].sum()), int(table[:, 1].max())
+
+
+def agreed_stop() -> int:
+    """The largest signal number that any rank has received, 0 for none; every rank asks."""
+    if world_size() == 1:
+        return STOP.number
+    import torch
+
+    return sum_over_ranks(torch.zeros(()), STOP.number)[1]
 
 
 def local(tensor: Any) -> Any:
