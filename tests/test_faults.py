@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from sanakit import checkpoint, cli, train
 from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
+from sanakit.cli.view import print_validation
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures, store
@@ -26,6 +27,7 @@ from sanakit.errors import SanakitError
 from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
 from sanakit.reporting import write_report
 from sanakit.swap import stages as engine
+from sanakit.swap.base import STRATEGIES
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
 from sanakit.swap.resume import resume_facts
@@ -489,3 +491,66 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
     seen.append(found())
     for part in range(3):
         assert len({state[part] for state in seen}) == len(seen)
+
+
+@pytest.fixture
+def small_race(small_world, monkeypatch):
+    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head` diverges at
+    step 3; returns validation.json."""
+    draw = train.draw_batch
+    small_world |= {
+        "smoke": {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["align+head", "finetune"]}
+    }
+    small_world["train"] |= {"strategy": "auto"}
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        bad = step >= 3 and options.learning_rate == STRATEGIES.get("align+head").learning_rate
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and bad else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+
+    def run(folder, *, stop_at=0, by=signal.SIGTERM):
+        def progress(label, done, total):
+            if label == "racing finetune" and done == stop_at:
+                os.kill(os.getpid(), by)
+
+        with STOP.installed():
+            swap = engine.prepare(make_config(small_world), folder, progress)
+            return engine.run_stages(swap, ["smoke"], force=True)
+
+    return run
+
+
+@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+def test_a_signal_in_stage_smoke_recommends_nothing_and_the_same_command_goes_on(
+    small_race, tmp_path, capsys, by, code
+):
+    straight = small_race(tmp_path / "straight")["strategy"]
+    with pytest.raises(SystemExit) as stop:
+        small_race(tmp_path / "stopped", stop_at=5, by=by)
+    told, folder = capsys.readouterr().err, tmp_path / "stopped"
+    assert (
+        stop.value.code == code and "the race stopped at step 6 of 8 of finetune; what was measured is kept in" in told
+    )
+    assert (
+        not (folder / "strategy.json").exists() and latest(folder / "race" / "finetune-0.001").name == "step-00000006"
+    )
+    validation = small_race(folder)
+    assert "race: goes on with what was kept: align+head at 0.002 from step 2, finetune at 0.001 from step 6" in (
+        told := capsys.readouterr().err
+    )
+    same = ("name", "losses", "relative_errors", "steps", "predicted_steps", "diverged", "finalist")
+    rows = [
+        [{key: row[key] for key in same} for row in found["candidates"]] for found in (straight, validation["strategy"])
+    ]
+    assert rows[0] == rows[1] and not (folder / "race").exists()
+
+    lost, best = validation["strategy"]["candidates"]
+    assert validation["strategy"]["recommended"] == "finetune" and best["diverged"] is None and best["finalist"]
+    assert "at step 3" in lost["diverged"] and lost["steps"] == [0, 1, 2] and lost["predicted_steps"] is None
+    assert "align+head left the race: loss nan" in told
+    print_validation(validation, folder, folder / "page.html")
+    assert "align+head left the race: loss nan" in capsys.readouterr().out
+    page = write_report(folder, tmp_path / "page.html").read_text()
+    assert "left the race" in page and "diverged: loss nan" in page
