@@ -522,7 +522,11 @@ def small_race(small_world, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize(("by", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    ("by", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
 def test_a_signal_in_stage_smoke_recommends_nothing_and_the_same_command_goes_on(
     small_race, tmp_path, capsys, by, code
 ):

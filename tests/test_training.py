@@ -182,6 +182,38 @@ def test_a_forecast_far_beyond_the_race_is_not_made():
     assert result.steps == np.inf and result.low > 100 and result.as_dict()["predicted_steps"] is None
 
 
+def goal_of(count=64, level=1.0):
+    nothing = np.zeros(count)
+    return Target(measure="loss", weights=np.ones(5), floor=nothing, unit=1.0, base=nothing + level, tolerance=1.0)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [[1.2, 1.25, 1.3, 1.35, 1.4], [1.2, 1.2, 1.2, 1.2, 1.3], [1.2, 1.2, 1.2, 1.2, 1.2]],
+    ids=["rising", "jumps at the end", "flat"],
+)
+def test_a_curve_that_does_not_fall_has_an_open_interval_from_the_end_of_the_race(curve):
+    steps = [0, 12, 25, 50, 100]
+    noise = 1 + 0.002 * np.random.default_rng(0).normal(size=64)
+    found = forecast(steps, np.outer(curve, noise), goal_of())
+    assert (found.steps, found.low, found.high) == (np.inf, 100, np.inf) and not found.conclusive
+    assert found.as_dict()["predicted_steps_low"] == 100
+
+
+def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
+    """The last two points fall as 2 (s + 1)^-0.2; those before them would give a law that rises."""
+    steps, law = [0, 12, 25, 50, 100], lambda s: 2 * (s + 1) ** -0.2
+    curve = np.array([0.7, 0.72, 0.75, law(50), law(100)])
+    assert steps_to_reach(steps, curve, law(399)) == pytest.approx(399, rel=1e-6)
+    found = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(399)))
+    assert 100 < found.low < found.steps == pytest.approx(399) < found.high < np.inf and found.conclusive
+
+
+def test_an_arm_that_trains_nothing_never_arrives():
+    found = forecast([0], np.full((1, 64), 1.2), goal_of())
+    assert (found.steps, found.low, found.high) == (np.inf,) * 3
+
+
 def test_noise_of_a_picture_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):
     whole = draw_batch(tiny_system, tiny_data, OPTIONS, 3)
     halves = [draw_batch(tiny_system, tiny_data, OPTIONS, 3, rows) for rows in (slice(0, 2), slice(2, 4))]
