@@ -206,7 +206,8 @@ def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
     curve = np.array([0.7, 0.72, 0.75, law(50), law(100)])
     assert steps_to_reach(steps, curve, law(399)) == pytest.approx(399, rel=1e-6)
     found = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(399)))
-    assert 100 < found.low < found.steps == pytest.approx(399) < found.high < np.inf and found.conclusive
+    assert found.steps == pytest.approx(399) and found.conclusive
+    assert 100 < found.low < found.steps < found.high < np.inf
 
 
 def test_an_arm_that_trains_nothing_never_arrives():
