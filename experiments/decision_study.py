@@ -37,7 +37,7 @@ from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.plan import applicable, build
 from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
-from sanakit.train import fit
+from sanakit.train import TrainOptions, fit
 
 RESULTS = Path("experiments/results")
 WORLD = Path("runs/study")
@@ -104,7 +104,8 @@ def run(args: argparse.Namespace) -> None:
     starts: dict[str, Any] = {}
     arms: dict[str, Arm] = {}
     teacher = Teacher(base=base, data=base_train, seed=args.seed)
-    course = Course(data=train, test=test, target=target, count=PICTURES, seed=args.seed, teacher=teacher)
+    options = TrainOptions(max_steps=BUDGET, batch_size=32, seed=args.seed)
+    course = Course(data=train, test=test, target=target, count=PICTURES, options=options, teacher=teacher)
     for name in applicable(STRATEGY_NAMES, base, candidate):
         strategy = STRATEGIES.get(name)
         if strategy.initialise not in starts:
@@ -161,7 +162,8 @@ def run_scratch(args: argparse.Namespace) -> None:
     swap = Swap(config=config, run=RunFolder(Path(), config))
     strategy, (train, test), (base_train, _) = STRATEGIES.get("scratch"), swap.candidate_data, swap.base_data
     start = build(swap.base_system, swap.candidate, strategy, train, base_train, seed=0)[0]
-    course = Course(data=train, test=test, target=swap.target, count=PICTURES)
+    options = TrainOptions(max_steps=BUDGET, batch_size=32)
+    course = Course(data=train, test=test, target=swap.target, count=PICTURES, options=options)
     arm = at_best_rate(course, strategy, start, budget=BUDGET, rates=args.rates)
     for step in looks(args.steps):
         advance(course, arm, step)
@@ -226,6 +228,7 @@ def replay(record: dict[str, Any], curves: dict[str, np.ndarray], budget: int = 
                 cost=spent,
                 trained_parameters=0,
                 error=at(n, upto[n]),
+                diverged="",
             )
         )
     best = recommend(arms)

@@ -40,13 +40,14 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
+    """Saves into one folder, of which the newest `keep` stay. asynchronous: rank 0 writes on a thread of its own; one
+    checkpoint at a time.
 
     Sharded states are written before `save` returns: every rank has its own part of them to write.
     """
 
-    def __init__(self, folder: Path, *, asynchronous: bool = False) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, asynchronous: bool = False, keep: int = KEEP) -> None:
+        self.folder, self.keep = folder, keep
         self._pool = ThreadPoolExecutor(1) if asynchronous else None
         self._pending: Future[None] | None = None
 
@@ -55,10 +56,10 @@ class Saver:
         self.wait()
         snapshot = take(core, state, facts)
         if self._pool is None or snapshot.shards:
-            write(self.folder, snapshot)
+            write(self.folder, snapshot, self.keep)
             barrier()
         elif is_main():
-            self._pending = self._pool.submit(write, self.folder, snapshot)
+            self._pending = self._pool.submit(write, self.folder, snapshot, self.keep)
 
     def wait(self) -> None:
         """Until everything is on disk; raises what a write raised."""
@@ -121,7 +122,7 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
     )
 
 
-def write(folder: Path, snapshot: Snapshot) -> None:
+def write(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
     """Put a snapshot on disk: rank 0, and with shards every rank. Raises SK0903."""
     final = folder / f"step-{snapshot.step:08d}"
     aside = folder / f".{final.name}"
@@ -135,7 +136,7 @@ def write(folder: Path, snapshot: Snapshot) -> None:
             barrier()
             hashes = write_shards(aside / SHARDED, snapshot.shards)
         if is_main():
-            _write(folder, final, snapshot, hashes)
+            _write(folder, final, snapshot, hashes, keep)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise SanakitError("SK0903", f"cannot write {final}: {error}") from error
@@ -171,7 +172,7 @@ def read_shards(folder: Path, targets: dict[str, Tensor]) -> None:
     dcp.load(targets, storage_reader=reader, no_dist=not group.is_initialized())
 
 
-def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str]) -> None:
+def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str], keep: int) -> None:
     aside, replaced = folder / f".{final.name}", folder / f".{final.name}.replaced"
     for name, tensors in snapshot.files.items():
         save_tensors(tensors, aside / f"{name}.safetensors")
@@ -192,7 +193,8 @@ def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str]
     pointer.replace(folder / "LATEST")
     _flush(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-    for old in [p for p in sorted(folder.glob("step-*")) if p != final][: -KEEP + 1]:
+    others = [p for p in sorted(folder.glob("step-*")) if p != final]
+    for old in others[: max(0, len(others) - keep + 1)]:
         (old / "manifest.json").unlink(missing_ok=True)  # first: half of a checkpoint is none
         shutil.rmtree(old)
 
@@ -238,6 +240,7 @@ def load_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dic
         raise SanakitError("SK0505", f"{folder}: {type(error).__name__}: {error}") from error
     if state.accelerator is not None and state.accelerator.scaler is not None and record["scaler"]:
         state.accelerator.scaler.load_state_dict(record["scaler"])
+        state.scaler = record["scaler"]
     state.extras, state.history, state.skipped = files["extras"], history, record["skipped"]
     state.step = record["step"]
 

@@ -140,6 +140,16 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _no_option_without_effect(self) -> "Config":
+        if self.vae.name and self.text_encoder.name:
+            raise ValueError(
+                f"a swap replaces one component, found vae.name {self.vae.name} and text_encoder.name "
+                f"{self.text_encoder.name}: swap one, then the other with the result as the base"
+            )
+        if self.text_encoder.name and self.vae.scaling_factor:
+            raise ValueError(
+                f"vae.scaling_factor {self.vae.scaling_factor:g} is of a candidate VAE, found text_encoder.name "
+                f"{self.text_encoder.name}: state the base's own factor in its card"
+            )
         if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
         if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):

@@ -111,6 +111,7 @@ class GateResult:
     verdict: Verdict
     hint: str = ""
     at_least: bool | None = None  # the good side of the threshold
+    above: bool = False  # with at_least: the threshold itself is on the bad side, as no gain is no gain
     samples: int | None = None  # pictures or prompts behind the interval
     samples_needed: int | None = None  # where inconclusive: about how many would decide
     error: str = ""  # the gate, or what it judges, raised: whose it is and what was raised
@@ -144,9 +145,16 @@ def _without_empty_error(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def judge(
-    value: float, threshold: float, *, at_least: bool, ci_low: float | None = None, ci_high: float | None = None
+    value: float,
+    threshold: float,
+    *,
+    at_least: bool,
+    above: bool = False,
+    ci_low: float | None = None,
+    ci_high: float | None = None,
 ) -> Verdict:
-    """Compare a value (or its interval) with a threshold; an interval that straddles it decides nothing.
+    """Compare a value (or its interval) with a threshold; an interval that straddles it decides nothing. above: with
+    at_least, the threshold itself fails.
 
     A value that is not a number fails: nothing broken may pass by being incomparable.
     """
@@ -154,7 +162,10 @@ def judge(
     high = value if ci_high is None else ci_high
     if not low <= high:  # NaN on either side
         return Verdict.FAIL
-    good, bad = (low >= threshold, high < threshold) if at_least else (high <= threshold, low > threshold)
+    if at_least and above:
+        good, bad = low > threshold, high <= threshold
+    else:
+        good, bad = (low >= threshold, high < threshold) if at_least else (high <= threshold, low > threshold)
     return Verdict.PASS if good else Verdict.FAIL if bad else Verdict.INCONCLUSIVE
 
 

@@ -35,7 +35,8 @@ def barrier() -> None:
 
 @contextmanager
 def rank_folder(folder: Path | None) -> Iterator[Path | None]:
-    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints."""
+    """Where this rank keeps its run: rank 0 in `folder`; the others in a scratch copy that shares the checkpoints, of
+    the race too."""
     if world_size() == 1:
         yield folder
         return
@@ -47,7 +48,8 @@ def rank_folder(folder: Path | None) -> Iterator[Path | None]:
             for path in folder.glob("*.*"):
                 if path.is_file():
                     shutil.copy(path, scratch)
-            (Path(scratch) / "checkpoints").symlink_to(folder.resolve() / "checkpoints")
+            for shared in ("checkpoints", "race"):
+                (Path(scratch) / shared).symlink_to(folder.resolve() / shared)
         barrier()
         yield folder if is_main() else Path(scratch)
 
@@ -86,11 +88,11 @@ class StopRequest:
 
     @contextmanager
     def at_step_border(self) -> Iterator[None]:
-        self.deferred = True
+        before, self.deferred = self.deferred, True
         try:
             yield
         finally:
-            self.deferred = False
+            self.deferred = before
 
 
 def exit_code(number: int) -> int:
@@ -120,7 +122,8 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
     """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones,
     parameters of other modules as they are.
 
-    By torch itself: accelerate turns FSDP into DDP on a CPU without a word.
+    By torch itself: accelerate turns FSDP into DDP on a CPU without a word. Timesteps stay in fp32: FSDP's own cast of inputs
+    would round them to bf16 (873.2 becomes 872), so the core's inputs are cast here and the time embedding is computed first.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -129,15 +132,29 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
     _group()
     core.to(device)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
-    policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-    options = {"mesh": init_device_mesh(device.type, (world_size(),)), "mp_policy": policy}
+    precisions: dict[str, Any] = {"param_dtype": half, "reduce_dtype": torch.float32 if half else None}
+    mesh = init_device_mesh(device.type, (world_size(),))
     names = {id(p): name for name, p in core.named_parameters()}
     for block in core.transformer_blocks:
-        fully_shard(block, **options)
-    fully_shard(core, **options)
+        fully_shard(block, mesh=mesh, mp_policy=MixedPrecisionPolicy(**precisions))
+    fully_shard(core, mesh=mesh, mp_policy=MixedPrecisionPolicy(**precisions, cast_forward_inputs=False))
+    if half is not None:
+        core.register_forward_pre_hook(functools.partial(_cast_inputs, dtype=half), with_kwargs=True)
     sharded = dict(core.named_parameters())
     now = lambda p: sharded[names[id(p)]] if id(p) in names else p
     return [group | {"params": [now(p) for p in group["params"]]} for group in groups]
+
+
+def _cast_inputs(core: Any, args: Any, inputs: dict[str, Any], *, dtype: Any) -> tuple[Any, dict[str, Any]]:
+    """Floating inputs of the core by name in the parameters' precision, all but the timestep."""
+    import torch
+
+    cast = {
+        name: value.to(dtype)
+        for name, value in inputs.items()
+        if name != "timestep" and isinstance(value, torch.Tensor) and value.is_floating_point()
+    }
+    return args, inputs | cast
 
 
 def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
@@ -151,6 +168,15 @@ def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
     _group().all_gather(gathered, both)
     table = torch.stack(gathered)
     return float(table[:, 0].sum()), int(table[:, 1].max())
+
+
+def agreed_stop() -> int:
+    """The largest signal number that any rank has received, 0 for none; every rank asks."""
+    if world_size() == 1:
+        return STOP.number
+    import torch
+
+    return sum_over_ranks(torch.zeros(()), STOP.number)[1]
 
 
 def local(tensor: Any) -> Any:

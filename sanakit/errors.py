@@ -422,6 +422,12 @@ CODES: dict[str, Code] = {
         "goes on regardless.",
         exit_code=ExitCode.GATE_FAILED,
     ),
+    "SK0512": Code(
+        title="every strategy diverged",
+        why="The loss of every strategy that trains became NaN or Inf before the end of the race, so none can be recommended.",
+        fix="Lower the learning rates (--set smoke.rates=[0.25,0.0625] or train.learning_rate), train in fp32 or bf16, or check "
+        "the latents' scale (SK0203).",
+    ),
     "SK0520": Code(
         title="the base does not denoise its own latents",
         why="The base does no better than a map that knows nothing but the latents' power: another VAE of the same shape, another scale, or untrained weights.",

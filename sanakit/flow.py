@@ -3,6 +3,8 @@
 Noise, velocity and loss live in the VAE's own normalised latent space.
 """
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,6 +17,15 @@ def flow_shift_for(latent_shape: tuple[int, int, int]) -> float:
     """alpha = sqrt(C H W / 4096), RAE (arXiv 2510.11690), never below 1: larger latents need more noise."""
     channels, height, width = latent_shape
     return max(1.0, (channels * height * width / 4096) ** 0.5)
+
+
+def swapped_shift(shift: float, before: tuple[int, int, int], after: tuple[int, int, int]) -> float:
+    """The shift of a base whose latents of shape `before` are replaced by latents of shape `after`, (C, H, W): its own
+    shift times the square root of the ratio of values per image (SD3, arXiv 2403.03206, section 5.3.2).
+
+    The base's shift is what its core was trained with, so latents of equal size keep it whatever it is.
+    """
+    return shift * (math.prod(after) / math.prod(before)) ** 0.5
 
 
 def shift_sigmas(sigmas: Tensor, shift: float) -> Tensor:

@@ -10,7 +10,7 @@ from sanakit.config import Config, TextEncoderSection, TrainSection, VAESection
 
 def swap_vae() -> Config:
     """The base with another VAE: closed form, then every layer, deeper ones slower."""
-    return Config(vae=VAESection(name="dc-f16c32"), train=TrainSection(strategy="finetune"))
+    return Config(vae=VAESection(name="dc-f16c16"), train=TrainSection(strategy="finetune"))
 
 
 def swap_text_encoder() -> Config:

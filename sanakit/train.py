@@ -50,6 +50,7 @@ class TrainState:
     extras: dict[str, Tensor] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
+    scaler: dict[str, Any] | None = None  # fp16: the loss scale as this state left it
     stopped: int = 0
     learning_rate: float = 0.0  # of the step before, and the norm of its gradient
     grad_norm: float = 0.0
@@ -103,7 +104,14 @@ def new_state(
     optimizer = accelerator.prepare(optimizer)
     ema = {k: local(v).clone() for k, v in module.state_dict().items()} if options.ema_decay else None
     return TrainState(
-        step=0, optimizer=optimizer, module=module, ema=ema, model=model, encoder=encoder, accelerator=accelerator
+        step=0,
+        optimizer=optimizer,
+        module=module,
+        ema=ema,
+        model=model,
+        encoder=encoder,
+        accelerator=accelerator,
+        scaler=None if accelerator.scaler is None else torch.amp.GradScaler("cpu").state_dict(),
     )
 
 
@@ -210,6 +218,8 @@ def descend(
     steps = range(state.step, options.max_steps if until is None else until)
     watch = watch or Watch()
     watch.at(state.step, 0)
+    if accelerator.scaler is not None and state.scaler is not None:
+        accelerator.scaler.load_state_dict(state.scaler)
     with STOP.at_step_border():
         for step, drawn in read_ahead(steps, draw, options.workers):
             learning_rate = rate(step, options)
@@ -234,7 +244,8 @@ def descend(
                 if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
                     for parameter in group["params"]:
                         parameter.grad = None
-            norm = clip_gradients(accelerator, trained, options.max_grad_norm)
+            accelerator.unscale_gradients(state.optimizer)  # of this state only: several may share the accelerator
+            norm = clip_gradients(trained, options.max_grad_norm)
             total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
             value = total / world_size()
             scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
@@ -245,6 +256,8 @@ def descend(
                 raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{blame(batch)}")
             else:
                 state.skipped.append(step)
+                if scaled:  # it has unscaled this step's gradients: a lower scale, and ready for the next step
+                    accelerator.scaler.update()
             state.optimizer.zero_grad(set_to_none=True)
 
             watch.at(step, 3)
@@ -257,15 +270,17 @@ def descend(
                 break
             watch.at(step + 1, 0)
         watch.at(state.step, 3)
+    if accelerator.scaler is not None:
+        state.scaler = accelerator.scaler.state_dict()
     return state
 
 
-def clip_gradients(accelerator: "Accelerator", trained: list[nn.Parameter], limit: float) -> float:
+def clip_gradients(trained: list[nn.Parameter], limit: float) -> float:
     """Scale all gradients so that their common norm is at most `limit`; the norm before. Sharded and whole parameters (a text
     encoder beside a sharded core) are measured apart, as torch does not mix them."""
     kinds = [[p for p in trained if hasattr(p, "full_tensor") == sharded] for sharded in (True, False)]
     if not all(kinds):
-        return float(whole(accelerator.clip_grad_norm_(trained, limit)))
+        return float(whole(nn.utils.clip_grad_norm_(trained, limit)))
     norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
     total = torch.stack(norms).norm()
     for kind in kinds:

@@ -97,7 +97,9 @@ def test_a_race_without_a_teacher_refuses_to_distil(student, tiny_data):
     class Flat:
         relative = staticmethod(lambda result: result.losses.mean(0).numpy())
 
-    course = Course(data=tiny_data, test=tiny_data, target=Flat(), count=16)
+    course = Course(
+        data=tiny_data, test=tiny_data, target=Flat(), count=16, options=TrainOptions(max_steps=1, batch_size=32)
+    )
     arm = enter(course, STRATEGIES.get("distill"), replace(student), budget=8)
     with pytest.raises(SanakitError, match="SK0110.*teacher"):
         advance(course, arm, 4)

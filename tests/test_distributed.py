@@ -19,7 +19,7 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import rank
+from sanakit.distributed import rank, shard
 from sanakit.swap.joint import encoder_group, trainable_copy
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
@@ -167,6 +167,24 @@ def test_two_ranks_take_the_course_of_one_with_the_same_global_batch(folders, na
 def test_a_joint_text_encoder_takes_the_course_of_one_rank(folders, name):
     """Replicated beside a replicated or a sharded core; the checkpoint holds both and is read on one rank."""
     assert_same_course(folders / "one-joint", folders / name)
+
+
+def test_a_sharded_core_in_bf16_reads_timesteps_in_fp32(tmp_path):
+    """bf16 has eight bits: 873.2 would be read as 872. Everything else is cast, or its products would not fit."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        system, _ = system_and_data()
+        shard(system.core, groups_of(system.core), "bf16", torch.device("cpu"))
+        seen = []
+        system.core.time_embed.emb.time_proj.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        system.core.patch_embed.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+        prompt = system.text_encoder.encode(["a", "b"])
+        system.velocity(torch.randn(2, 4, 4, 4), torch.tensor([0.8732, 0.5]), prompt).float().sum().backward()
+    finally:
+        torch.distributed.destroy_process_group()
+    latents, timesteps = sorted(seen, key=lambda x: -x.ndim)
+    assert latents.dtype == torch.bfloat16 and timesteps.dtype == torch.float32
+    assert timesteps[0].item() == pytest.approx(873.2, abs=1e-3)
 
 
 @pytest.mark.distributed

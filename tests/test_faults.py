@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from sanakit import checkpoint, cli, train
 from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
+from sanakit.cli.view import print_validation
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures, store
@@ -25,8 +27,10 @@ from sanakit.errors import SanakitError
 from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
 from sanakit.reporting import write_report
 from sanakit.swap import stages as engine
+from sanakit.swap.base import STRATEGIES
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
+from sanakit.swap.resume import resume_facts
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES, load_vae
@@ -461,3 +465,96 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
     assert len(set(seen)) == 2 and (4, 4) in seen
     with pytest.raises(SanakitError, match="SK0104.*caption_temperature.*has no scores"):
         small_run(tmp_path / "other", sets=["data.caption_temperature=1"])
+
+
+def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
+    """Core, VAE, flow shift and text encoder: stages are judged again and a checkpoint is refused."""
+    folder = Path(small_world["base"].removeprefix("path:"))
+
+    def found():
+        swap = engine.prepare(make_config(small_world), folder.parent / "run", lambda *_: None)
+        facts = {k: v for k, v in resume_facts(swap, "finetune").items() if k.startswith("base ")}
+        return swap.fingerprint("component"), swap.fingerprint("full"), tuple(facts.items())
+
+    before = found()
+    assert found() == before and len(before[2]) == 4
+    seen = [before]
+    for path in (folder / "diffusion_pytorch_model.safetensors", next((folder.parent / "vae").glob("*.safetensors"))):
+        tensors = load_file(path)
+        name = next(n for n, t in tensors.items() if t.is_floating_point() and t.numel() > 1)
+        save_file(tensors | {name: tensors[name] * 1.001}, path, metadata={"format": "pt"})
+        seen.append(found())
+    card = json.loads((folder / "card.json").read_text())
+    (folder / "card.json").write_text(json.dumps(card | {"flow_shift": 2.0}))
+    seen.append(found())
+    monkeypatch.setattr("sanakit.text_encoders.base.tokenizer_facts", lambda tokenizer: "another")
+    seen.append(found())
+    for part in range(3):
+        assert len({state[part] for state in seen}) == len(seen)
+
+
+@pytest.fixture
+def small_race(small_world, monkeypatch):
+    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head` diverges at
+    step 3; returns validation.json."""
+    draw = train.draw_batch
+    small_world |= {
+        "smoke": {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["align+head", "finetune"]}
+    }
+    small_world["train"] |= {"strategy": "auto"}
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        bad = step >= 3 and options.learning_rate == STRATEGIES.get("align+head").learning_rate
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and bad else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+
+    def run(folder, *, stop_at=0, by=signal.SIGTERM):
+        def progress(label, done, total):
+            if label == "racing finetune" and done == stop_at:
+                os.kill(os.getpid(), by)
+
+        with STOP.installed():
+            swap = engine.prepare(make_config(small_world), folder, progress)
+            return engine.run_stages(swap, ["smoke"], force=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("by", "code"),
+    [(signal.SIGTERM, 143), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)],
+    ids=["SIGTERM", "Ctrl-C"],
+)
+def test_a_signal_in_stage_smoke_recommends_nothing_and_the_same_command_goes_on(
+    small_race, tmp_path, capsys, by, code
+):
+    straight = small_race(tmp_path / "straight")["strategy"]
+    with pytest.raises(SystemExit) as stop:
+        small_race(tmp_path / "stopped", stop_at=5, by=by)
+    told, folder = capsys.readouterr().err, tmp_path / "stopped"
+    assert (
+        stop.value.code == code and "the race stopped at step 6 of 8 of finetune; what was measured is kept in" in told
+    )
+    assert (
+        not (folder / "strategy.json").exists() and latest(folder / "race" / "finetune-0.001").name == "step-00000006"
+    )
+    validation = small_race(folder)
+    assert "race: goes on with what was kept: align+head at 0.002 from step 2, finetune at 0.001 from step 6" in (
+        told := capsys.readouterr().err
+    )
+    same = ("name", "losses", "relative_errors", "steps", "predicted_steps", "diverged", "finalist")
+    rows = [
+        [{key: row[key] for key in same} for row in found["candidates"]] for found in (straight, validation["strategy"])
+    ]
+    assert rows[0] == rows[1] and not (folder / "race").exists()
+
+    lost, best = validation["strategy"]["candidates"]
+    assert validation["strategy"]["recommended"] == "finetune" and best["diverged"] is None and best["finalist"]
+    assert "at step 3" in lost["diverged"] and lost["steps"] == [0, 1, 2] and lost["predicted_steps"] is None
+    assert "align+head left the race: loss nan" in told
+    print_validation(validation, folder, folder / "page.html")
+    assert "align+head left the race: loss nan" in capsys.readouterr().out
+    page = write_report(folder, tmp_path / "page.html").read_text()
+    assert "left the race" in page and "diverged: loss nan" in page

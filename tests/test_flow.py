@@ -35,3 +35,11 @@ def test_velocity_loss_is_zero_at_the_truth_and_per_sample():
     wrong = noise - latents
     wrong[1] += 1
     torch.testing.assert_close(flow.velocity_loss(wrong, latents, noise), torch.tensor([0.0, 1.0, 0.0]))
+
+
+def test_the_shift_of_a_swapped_vae_is_the_bases_own_by_the_root_of_the_ratio_of_values():
+    sana_512 = (32, 16, 16)
+    assert flow.swapped_shift(3.0, sana_512, sana_512) == 3.0
+    assert flow.swapped_shift(3.0, sana_512, (128, 8, 8)) == 3.0  # f64c128: as many values
+    assert flow.swapped_shift(3.0, sana_512, (16, 64, 64)) == pytest.approx(3.0 * 8**0.5)
+    assert flow.swapped_shift(1.0, (32, 6, 6), (16, 6, 6)) == pytest.approx(0.5**0.5)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,8 @@ import torch
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
+from sanakit.gates.policy import DEFINITIONS, THRESHOLDS, rejudged
+from sanakit.reporting.ci import bound
 from sanakit.swap.probe_facts import hint_facts, seam_crossing
 from sanakit.vaes import VAES
 
@@ -301,3 +303,27 @@ def test_inconclusive_says_how_many_samples_would_decide():
     assert verdicts(again)["component/reconstruction"] != Verdict.INCONCLUSIVE
     assert samples_to_decide(1.0, 1.0, ci_low=0.5, ci_high=1.5, samples=9) is None
     assert samples_to_decide(1.0, 2.0, ci_low=0.0, ci_high=3.0, samples=100) == 401
+
+
+@pytest.mark.parametrize(
+    "gate", ["smoke/progress", "full/progress", "smoke/alignment", "smoke/base", "tune/equivariance"]
+)
+def test_no_gain_at_all_is_no_pass(gate):
+    """A gain of exactly 0, with or without noise about it; the same under another policy."""
+    names = {
+        "smoke/alignment": ("naive_start_losses", "aligned_start_losses"),
+        "smoke/base": ("linear_losses", "base_losses"),
+        "tune/equivariance": ("equivariance_before", "equivariance_after"),
+    }
+    before, after = names.get(gate, ("start_losses", "end_losses"))
+    losses = np.random.default_rng(0).uniform(0.4, 0.6, 64)
+    evidence = {before: losses, after: losses, "psnr_after": losses}
+    result = GATES.get(gate)(evidence)
+    assert result.value == 0 and result.verdict == Verdict.FAIL and bound(result.as_dict()) == "above 0"
+    assert rejudged(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
+    assert GATES.get(gate)(evidence | {after: losses - 1e-6}).verdict == Verdict.PASS
+
+
+@pytest.mark.parametrize("gate", ["smoke/progress", "full/progress"])
+def test_where_nothing_is_trained_no_gate_asks_for_a_lower_loss(gate):
+    assert GATES.get(gate)({"end_losses": np.ones(8)}) is None

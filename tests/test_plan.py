@@ -105,3 +105,23 @@ def test_a_base_that_reads_its_padding_is_named(tiny_system, tiny_data):
     fit(tiny_system, seen, options, new_state(tiny_system.core, groups, options))
     masked = replace(seen, captions=PromptEmbeds(embeds, mask))
     assert "without an attention mask" in mask_remark(tiny_system, masked)
+
+
+@pytest.mark.parametrize("name", ["align", "naive", "scratch", "reuse"])
+def test_an_equal_geometry_keeps_the_shift_that_the_base_was_trained_with(tiny_system, tiny_data, name):
+    from dataclasses import replace
+
+    base = replace(tiny_system, flow_shift=3.0)
+    built, _ = build(base, base.vae, STRATEGIES.get(name), tiny_data, tiny_data, seed=0)
+    assert built.flow_shift == 3.0
+    assert "flow shift 3 -> 3, the base's own" in " ".join(plan_of(base, base.vae)["notes"])
+
+
+def test_a_vae_of_more_values_scales_the_shift_of_the_base(tiny_system, tiny_data, wide_vae):
+    from dataclasses import replace
+
+    base = replace(tiny_system, flow_shift=3.0)  # 4 x 4 x 4 = 64 values; the candidate has 3 x 8 x 8 = 192
+    wide = replace(tiny_data, latents=torch.randn(64, 2, 3, 8, 8, generator=torch.Generator().manual_seed(0)))
+    built, _ = build(base, wide_vae, STRATEGIES.get("naive"), wide, tiny_data, seed=0)
+    assert built.flow_shift == pytest.approx(3.0 * 3**0.5)
+    assert "flow shift 3 -> 5.2" in " ".join(plan_of(base, wide_vae)["notes"])

@@ -1,26 +1,53 @@
 """The race on a tiny system: fairness, halving, adapters that leave no trace."""
 
 import copy
-from dataclasses import replace
+import json
+import os
+import signal
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
 import torch
 
+from sanakit import train
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
+from sanakit.config import TrainSection, make_config
+from sanakit.distributed import STOP
+from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
 from sanakit.reporting.ci import in_doubt
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
-from sanakit.swap.race import Course, enter, race, recommend, rungs, survivors
+from sanakit.swap.race import (
+    OWN_OPTIONS,
+    Course,
+    RaceStopped,
+    advance,
+    at_best_rate,
+    enter,
+    race,
+    recommend,
+    rungs,
+    survivors,
+)
+from sanakit.swap.race_store import RaceStore
+from sanakit.swap.settings import configured, options_of
+from sanakit.train import TrainOptions
 
 
 @pytest.fixture
 def course(tiny_data):
-    return Course(data=tiny_data, test=tiny_data, target=target_of(1e-9), count=16, batch_size=8)
+    return course_of(tiny_data)
+
+
+def course_of(data, **changes):
+    options = TrainOptions(max_steps=1, batch_size=8)
+    own = {"data": data, "test": data, "target": target_of(1e-9), "count": 16, "options": options}
+    return Course(**own | changes)
 
 
 def target_of(tolerance):
@@ -159,3 +186,230 @@ def test_independent_noise_shrinks_and_procrustes_keeps_noise():
     assert gains["procrustes"] == pytest.approx(1, abs=1e-4)
     assert gains["coupled"] == pytest.approx(1, abs=0.02)
     assert gains["independent"] == pytest.approx((1 / (1 + noise_power_ratio())) ** 2, abs=0.02)
+
+
+NAMES = ("align", "lora", "finetune")
+BUDGET = 8
+
+
+def whole_race(system, data, folder=None, *, trained=None, stop_at=None, by=signal.SIGTERM, facts=None):
+    """A race with a sweep of two rates, on a copy of the system. stop_at: (phase, strategy, step) of a signal.
+
+    Returns the arms, the finalists, and the steps that were trained (also in `trained`, where the race is stopped).
+    """
+    store = RaceStore(folder=folder, facts=facts or {"stage": "x"}) if folder else None
+    course = course_of(data, store=store)
+    trained = [] if trained is None else trained
+
+    def on_step(phase, name, step):
+        trained.append((name, step))
+        if (phase, name, step) == stop_at:
+            os.kill(os.getpid(), by)
+
+    with STOP.installed():
+        arms = []
+        for name in NAMES:
+            arms.append(
+                at_best_rate(
+                    course,
+                    STRATEGIES.get(name),
+                    system,
+                    budget=BUDGET,
+                    rates=(1.0, 0.25),
+                    alike=arms[0] if arms else None,
+                    on_step=lambda step, name=name: on_step("rates", name, step),
+                )
+            )
+        finalists = race(
+            course, arms, budget=BUDGET, on_step=lambda arm, step: on_step("race", arm.strategy.name, step)
+        )
+    return arms, finalists, trained
+
+
+def outcome(arms, finalists):
+    """What must not depend on an interruption, to the bit."""
+    facts = [
+        (a.strategy.name, a.options, a.steps, a.train_loss, a.scores, a.forecast, a in finalists, a.diverged)
+        for a in arms
+    ]
+    tensors = [torch.stack([r.losses for r in a.results]) for a in arms] + [torch.from_numpy(a.errors) for a in arms]
+    for arm in arms:
+        tensors += list(arm.system.core.state_dict().values()) + (list(arm.state.ema.values()) if arm.state else [])
+    return facts, tensors
+
+
+@pytest.fixture(scope="module")
+def undisturbed():
+    """Facts, tensors and number of steps of a race that nobody interrupted; made once, by the first test that asks."""
+    return {}
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "by", "step"),
+    [
+        (("rates", "finetune", 1), signal.SIGINT, 1),
+        (("race", "lora", 5), signal.SIGUSR1, 6),
+        (("race", "lora", 7), signal.SIGTERM, 8),
+    ],
+    ids=["at a rung of the sweep", "in the race", "before the last evaluation"],
+)
+def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice(
+    tiny_system, tiny_data, tmp_path, undisturbed, stop_at, by, step
+):
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    if not undisturbed:
+        arms, finalists, trained = whole_race(tiny_system, tiny_data)
+        undisturbed["of"] = *outcome(arms, finalists), trained
+    facts, tensors, trained = undisturbed["of"]
+    first: list[tuple[str, int]] = []
+    with pytest.raises(RaceStopped, match=f"stopped at step {step} of 8 of {stop_at[1]}") as stop:
+        whole_race(tiny_system, tiny_data, tmp_path / "race", trained=first, stop_at=stop_at, by=by)
+    assert stop.value.number == by
+    kept = [path for path in (tmp_path / "race").rglob("*") if path.is_file()]
+    assert kept and {path.suffix for path in kept} <= {".safetensors", ".json", ""}  # LATEST has none; no pickles
+
+    arms, finalists, rest = whole_race(tiny_system, tiny_data, tmp_path / "race")
+    again, others = outcome(arms, finalists)
+    assert again == facts
+    assert len(others) == len(tensors) and all(torch.equal(a, b) for a, b in zip(others, tensors, strict=True))
+    assert first + rest == trained  # no step is lost, none is made twice
+
+    arms, finalists, rest = whole_race(tiny_system, tiny_data, tmp_path / "race")
+    assert rest == [] and outcome(arms, finalists)[0] == facts
+
+
+def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, tiny_data, tmp_path, capsys):
+    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={"stage": "x"}))
+    arm = arm_of(course, tiny_system, "finetune")
+    advance(course, arm, 4)
+    again = lambda facts: arm_of(
+        replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune"
+    )
+    assert again({"stage": "x"}).state.step == 4
+    blob = next(tmp_path.rglob("core.safetensors"))
+    blob.write_bytes(blob.read_bytes()[:-1] + b"x")
+    assert again({"stage": "x"}).state.step == 0
+    assert "finetune starts anew" in (told := capsys.readouterr().err) and "core.safetensors is damaged" in told
+    advance(course, arm, 8)
+    assert again({"stage": "y"}).state.step == 0
+    assert "stage is x, this run has y" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_ends_the_keeping_and_not_the_race(tiny_system, tiny_data, tmp_path, monkeypatch, capsys):
+    course = course_of(tiny_data, store=RaceStore(folder=tmp_path / "race", facts={}))
+    arm = arm_of(course, tiny_system, "align+head")
+    advance(course, arm, 2)
+    monkeypatch.setattr(
+        "sanakit.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
+    )
+    race(course, [arm], budget=16)
+    assert arm.steps == [0, 2, 4, 8, 16] and "No space left" in course.store.lost
+    assert capsys.readouterr().err.count("not kept from here on") == 1 and not (tmp_path / "race").exists()
+
+
+def diverging(monkeypatch, names, at):
+    """Batches that are not finite from step `at` on, for the arms of these learning rates."""
+    draw = train.draw_batch
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        bad = step >= at and f"{options.learning_rate:g}" in names
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and bad else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+
+
+def test_an_arm_that_diverges_leaves_the_race_and_the_others_go_on(tiny_system, tiny_data, tmp_path, monkeypatch):
+    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
+    rates = {"align+head": 0.5, "lora": 0.002, "finetune": 0.001, "naive": 0.0007}
+    arms = [arm_of(course, tiny_system, "align")]
+    for name, rate in rates.items():
+        system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
+        arms.append(enter(course, STRATEGIES.get(name), system, budget=16, learning_rate=rate))
+    diverging(monkeypatch, ("0.5",), 3)
+    finalists = race(course, arms, budget=16)
+    lost = arms[1]
+    assert lost.diverged.startswith("loss nan") and "at step 3" in lost.diverged and lost.steps == [0, 2]
+    assert lost.forecast is None and lost not in finalists and len(finalists) >= 2
+    assert all(a.forecast is not None for a in arms if a is not lost) and recommend(arms) is not lost
+    record = json.loads(json.dumps(lost.as_dict(), allow_nan=False))
+    assert record["diverged"] == lost.diverged and record["predicted_steps"] is None and len(record["losses"]) == 2
+    assert not list(tmp_path.glob("align+head-0.5/step-*")) and (tmp_path / "align+head-0.5" / "curve.json").is_file()
+    system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
+    kept = enter(course, STRATEGIES.get("align+head"), system, budget=16, learning_rate=0.5)
+    assert kept.diverged == lost.diverged and kept.steps == [0, 2]  # and is not trained again
+    advance(course, kept, 16)
+    assert kept.steps == [0, 2]
+
+
+def test_a_rate_that_diverges_leaves_the_sweep(tiny_system, tiny_data, monkeypatch):
+    course = course_of(tiny_data)
+    diverging(monkeypatch, ("0.001",), 3)
+    arm = at_best_rate(course, STRATEGIES.get("finetune"), tiny_system, budget=16, rates=(1.0, 0.25))
+    assert not arm.diverged and arm.options.learning_rate == 0.00025
+    assert arm.scores["rates"]["0.001"] is None and arm.scores["rates"]["0.00025"] > 0
+
+
+def test_a_held_out_error_that_is_not_finite_has_diverged_too(course, tiny_system, monkeypatch):
+    arm = arm_of(course, tiny_system, "finetune")
+    monkeypatch.setattr(
+        "sanakit.swap.race.held_out", lambda *a, **k: replace(arm.results[0], losses=arm.results[0].losses * np.nan)
+    )
+    advance(course, arm, 2)
+    assert arm.diverged == "held-out loss nan after step 2" and arm.steps == [0]
+
+
+def test_where_every_arm_diverged_the_race_says_so(tiny_system, tiny_data, monkeypatch):
+    course = course_of(tiny_data)
+    arms = [arm_of(course, tiny_system, name) for name in ("align", "align+head", "finetune")]
+    diverging(monkeypatch, ("0.001", "0.002"), 3)
+    with pytest.raises(
+        SanakitError, match=r"SK0512.*align\+head at 0.002: loss nan.*; finetune at 0.001: loss nan.*step 3"
+    ):
+        race(course, arms, budget=16)
+    there = replace(course, target=target_of(1e3))  # what trains nothing is at the base's quality already
+    race(there, arms, budget=16)
+    assert recommend(arms).strategy.name == "align"
+
+
+def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny_data):
+    """Every key of the section is the loop's, of the groups, or named here as a key of stage full alone."""
+    changed = {
+        "batch_size": 8, "seed": 3, "weight_decay": 0.2, "max_grad_norm": 0.5, "prompt_dropout": 0.3, "sigmas": "uniform",
+        "accumulate": 2, "precision": "bf16", "gradient_checkpointing": True, "max_skipped": 4, "optimizer": "came",
+        "compile": True, "warmup": 1,
+    }  # fmt: skip
+    config = make_config({"train": changed | {"parallel": "fsdp", "ema_decay": 0.5}, "data": {"workers": 0}})
+    options = options_of(config, STRATEGIES.get("finetune"))
+    assert all(getattr(options, key) == value for key, value in changed.items())
+    assert options.parallel == "fsdp" and options.ema_decay == 0.5 and options.workers == 0 and options.decay
+    groups = {"rates", "lora_rank", "layer_decay"}
+    full = {
+        "checkpoint_every",
+        "gradual",
+        "target",
+        "async_checkpoints",
+        "hang_timeout",
+        "log_every",
+        "sample_every",
+        "report_to",
+    }
+    loop = {f.name for f in fields(TrainOptions)} | {"schedule", "strategy"}
+    assert TrainSection.model_fields.keys() == (loop - {"decay", "workers", "live_captions"}) | groups | full
+
+    usable = replace(options, optimizer="adamw", compile=False)
+    arm = enter(course_of(tiny_data, options=usable), STRATEGIES.get("finetune"), tiny_system, budget=16)
+    own = OWN_OPTIONS | {"max_steps": 16, "learning_rate": 1e-3}
+    assert arm.options == replace(usable, **own) and arm.options.parallel == "ddp"
+    assert tiny_system.core.is_gradient_checkpointing
+
+
+def test_rates_by_group_and_depth_are_of_the_race_too(tiny_system, tiny_data):
+    config = make_config({"train": {"rates": {"input": 0.0, "core": 0.5}, "lora_rank": 3}})
+    strategy = configured(config, STRATEGIES.get("finetune"))
+    arm = enter(course_of(tiny_data, layer_decay=0.5), strategy, tiny_system, budget=16)
+    assert strategy.name == "finetune" and not tiny_system.core.patch_embed.proj.weight.requires_grad
+    scales = {id(p): group["scale"] for group in arm.state.optimizer.param_groups for p in group["params"]}
+    assert scales[id(tiny_system.core.transformer_blocks[0].ff.conv_inverted.weight)] == 0.25
+    assert scales[id(tiny_system.core.transformer_blocks[1].ff.conv_inverted.weight)] == 0.5
+    assert configured(config, STRATEGIES.get("lora")).lora_rank == 3

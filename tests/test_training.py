@@ -1,5 +1,6 @@
 """The loop, checkpoints, monitors and the race on a tiny system."""
 
+import itertools
 import json
 import platform
 import shutil
@@ -26,9 +27,11 @@ from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
+from sanakit.swap.plan import load_base
 from sanakit.swap.quality import Target
 from sanakit.swap.settings import strategy_of
-from sanakit.text_encoders import load_text_encoder
+from sanakit.swap.tune_vae import measured
+from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.train import (
     TrainOptions,
     check_movement,
@@ -177,6 +180,39 @@ def test_a_forecast_far_beyond_the_race_is_not_made():
     goal = Target(measure="loss", weights=np.ones(5), floor=np.zeros(8), unit=1.0, base=np.ones(8), tolerance=1.0)
     result = forecast(steps, np.repeat(flat[:, None], 8, 1), goal)
     assert result.steps == np.inf and result.low > 100 and result.as_dict()["predicted_steps"] is None
+
+
+def goal_of(count=64, level=1.0):
+    nothing = np.zeros(count)
+    return Target(measure="loss", weights=np.ones(5), floor=nothing, unit=1.0, base=nothing + level, tolerance=1.0)
+
+
+@pytest.mark.parametrize(
+    "curve",
+    [[1.2, 1.25, 1.3, 1.35, 1.4], [1.2, 1.2, 1.2, 1.2, 1.3], [1.2, 1.2, 1.2, 1.2, 1.2]],
+    ids=["rising", "jumps at the end", "flat"],
+)
+def test_a_curve_that_does_not_fall_has_an_open_interval_from_the_end_of_the_race(curve):
+    steps = [0, 12, 25, 50, 100]
+    noise = 1 + 0.002 * np.random.default_rng(0).normal(size=64)
+    found = forecast(steps, np.outer(curve, noise), goal_of())
+    assert (found.steps, found.low, found.high) == (np.inf, 100, np.inf) and not found.conclusive
+    assert found.as_dict()["predicted_steps_low"] == 100
+
+
+def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
+    """The last two points fall as 2 (s + 1)^-0.2; those before them would give a law that rises."""
+    steps, law = [0, 12, 25, 50, 100], lambda s: 2 * (s + 1) ** -0.2
+    curve = np.array([0.7, 0.72, 0.75, law(50), law(100)])
+    assert steps_to_reach(steps, curve, law(399)) == pytest.approx(399, rel=1e-6)
+    found = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(399)))
+    assert found.steps == pytest.approx(399) and found.conclusive
+    assert 100 < found.low < found.steps < found.high < np.inf
+
+
+def test_an_arm_that_trains_nothing_never_arrives():
+    found = forecast([0], np.full((1, 64), 1.2), goal_of())
+    assert (found.steps, found.low, found.high) == (np.inf,) * 3
 
 
 def test_noise_of_a_picture_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):
@@ -491,3 +527,92 @@ def test_the_rank_that_is_furthest_behind_is_named(tmp_path, monkeypatch):
     assert watch.verdict().startswith("all 3 ranks stand at step 7")
     (tmp_path / "2.json").unlink()
     assert watch.verdict().startswith("rank 2 on unknown")
+
+
+def test_a_swap_of_two_components_at_once_is_refused():
+    with pytest.raises(
+        SanakitError, match=r"SK0104.*one component, found vae.name kl-f8c4 and text_encoder.name wordllama"
+    ):
+        make_config({"vae": {"name": "kl-f8c4"}, "text_encoder": {"name": "wordllama"}})
+    with pytest.raises(SanakitError, match=r"SK0104.*vae.scaling_factor 0.5 .*text_encoder.name wordllama"):
+        make_config({"text_encoder": {"name": "wordllama"}}, ["vae.scaling_factor=0.5"])
+
+
+@pytest.mark.parametrize("name", ["swap-vae", "swap-text-encoder"])
+def test_a_preset_that_swaps_names_another_component_than_the_bases_own(name):
+    config = PRESETS[name]()
+    card = load_base(config.base).card
+    assert config.candidate not in (None, card["vae"], card["text_encoder"])
+
+
+def test_a_dropped_prompt_is_read_in_its_own_window_beside_prompts_with_an_instruction():
+    encoder = TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
+    encoder.set_spec(replace(encoder.spec, instruction="describe this: ", max_tokens=8))
+    whole = encoder.whole_prompts(["a cat", "two dogs"])
+    both = encoder([whole[0], "", whole[1]])
+    assert (both.embeds[0] - both.embeds[2]).abs().max() > 1e-3  # two prompts are not the same
+    for row, prompt in enumerate([whole[0], "", whole[1]]):
+        alone = encoder([prompt])
+        torch.testing.assert_close(both.embeds[row], alone.embeds[0])
+        assert torch.equal(both.mask[row], alone.mask[0])
+    torch.testing.assert_close(both.embeds[1], encoder.null().embeds[0])
+    assert encoder([whole[0], "", "x" * 20]).truncated == 1
+    encoder.set_spec(replace(encoder.spec, attend_padding=True))
+    torch.testing.assert_close(encoder([whole[0], ""]).embeds[1], encoder([""]).embeds[0])
+
+
+def scaled(state, monkeypatch):
+    """The state as fp16 has it, on a CPU: a loss scaler in the accelerator and in the optimiser."""
+    from accelerate.optimizer import AcceleratedOptimizer
+
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    state.optimizer = AcceleratedOptimizer(state.optimizer.optimizer, scaler=scaler)
+    monkeypatch.setattr(state.accelerator, "scaler", scaler)
+    unscale = lambda optimizer: scaler.unscale_(optimizer.optimizer)
+    monkeypatch.setattr(state.accelerator, "unscale_gradients", unscale)
+    return scaler
+
+
+def test_fp16_goes_on_after_a_step_that_was_left_out_at_half_the_scale(tiny_system, tiny_data, monkeypatch):
+    core, options = tiny_system.core, replace(OPTIONS, max_skipped=1)
+    state = new_state(core, all_groups(core), options)
+    scaler = scaled(state, monkeypatch)
+
+    def spoilt(step, rows):
+        batch = draw_batch(tiny_system, tiny_data, options, step, rows)
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step == 2 else x)
+
+    before = []
+    keep = lambda step, *_: before.append(weights(core)["proj_out.bias"])
+    fit(tiny_system, tiny_data, options, state, draw=spoilt, after_step=keep)
+    assert state.step == 6 and state.skipped == [2] and scaler.get_scale() == 512.0
+    moved = [not torch.equal(a, b) for a, b in itertools.pairwise(before)]
+    assert moved == [True, False, True, True, True]
+    assert state.scaler["scale"] == 512.0  # of this state: the next one of this accelerator starts with its own
+
+
+def test_states_that_share_an_accelerator_keep_their_own_loss_scale(tiny_system, tiny_data, monkeypatch):
+    """As the arms of a race do, which take turns."""
+    core = tiny_system.core
+    first, second = (new_state(core, all_groups(core), OPTIONS) for _ in range(2))
+    scaler = scaled(first, monkeypatch)
+    second.optimizer = type(first.optimizer)(second.optimizer.optimizer, scaler=scaler)
+    first.scaler, second.scaler = ({**scaler.state_dict(), "scale": scale} for scale in (8.0, 64.0))
+    for until in (1, 2):
+        for state, scale in ((first, 8.0), (second, 64.0)):
+            fit(tiny_system, tiny_data, OPTIONS, state, until=until)
+            assert state.scaler["scale"] == scale and state.scaler["_growth_tracker"] == until
+
+
+def test_a_vae_and_a_text_encoder_under_training_are_measured_in_eval_mode(tiny_system, tiny_data):
+    modes = []
+    for part in (tiny_system.vae, tiny_system.text_encoder):
+        part.train()
+        part.register_module("probe", torch.nn.Identity())
+    vae, encode = tiny_system.vae, tiny_system.vae._encode
+    vae._encode = lambda images: modes.append(vae.training) or encode(images)
+    measured(vae, torch.rand(4, 3, 32, 32) * 2 - 1)
+    encoder, read = tiny_system.text_encoder, tiny_system.text_encoder._encode
+    encoder._encode = lambda prompts: modes.append(encoder.training) or read(prompts)
+    as_encoded_now(tiny_system, replace(tiny_data, texts=["a"] * 128), 4)
+    assert len(modes) >= 4 and not any(modes) and vae.training and encoder.training

@@ -94,12 +94,14 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
             name = row["name"] + (" (recommended)" if row["name"] == validation["strategy"]["recommended"] else "")
             race.add_row(
                 name,
-                f"{row['initial_loss']:.3f}",
-                f"{row['held_out_loss']:.3f}",
-                f"{row['relative_error']:.3f}",
-                _steps(row),
+                *(_number(row[key], ".3f") for key in ("initial_loss", "held_out_loss", "relative_error")),
+                "diverged" if row.get("diverged") else _steps(row),
             )
         console.print(race)
+        for row in candidates:
+            if row.get("diverged"):
+                told = f"{row['name']} left the race: {row['diverged']}"
+                console.print(told, highlight=False, markup=False, soft_wrap=True)
         if told := in_doubt(validation["strategy"]):
             console.print(told, highlight=False, markup=False, soft_wrap=True)
     gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
@@ -141,7 +143,7 @@ def _gates(name: str, stage: dict[str, Any]) -> Table:
         table.add_row(
             told,
             _plain(reading(gate).replace(" [", "\n[")),
-            bound(gate).replace("at least", ">=").replace("at most", "<="),
+            bound(gate).replace("at least", ">=").replace("at most", "<=").replace("above", ">"),
             "" if room is None else f"{room:+.0%}" if abs(room) < 10 else "far" if room > 0 else "far off",
             f"[{colour}]{gate['verdict']}[/]",
         )
@@ -227,8 +229,8 @@ def print_drift(found: dict[str, Any]) -> None:
             )
 
 
-def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+def _number(value: float | None, form: str = ".3g") -> str:
+    return "" if value is None else f"{value:{form}}"
 
 
 def _steps(row: dict[str, Any]) -> str:

@@ -24,6 +24,7 @@ def base(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(gain),
         at_least=True,
+        above=True,
         hint="this is not the VAE or the scale that the base was trained with",
     )
 

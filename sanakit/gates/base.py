@@ -28,6 +28,7 @@ def gate_result(
     metric: str,
     value: float,
     at_least: bool,
+    above: bool = False,
     ci: tuple[float, float] | None = None,
     samples: int | None = None,
     hint: str = "",
@@ -35,11 +36,11 @@ def gate_result(
 ) -> GateResult:
     """The value judged by the gate's default threshold, or own_threshold where gates/policy.py lists none (a plugin's).
 
-    samples: pictures or prompts behind the interval.
+    above: with at_least, the threshold itself fails. samples: images or prompts behind the interval.
     """
     low, high = ci if ci else (None, None)
     limit = threshold(gate, own_threshold)
-    verdict = judge(value, limit, at_least=at_least, ci_low=low, ci_high=high)
+    verdict = judge(value, limit, at_least=at_least, above=above, ci_low=low, ci_high=high)
     undecided = verdict == Verdict.INCONCLUSIVE
     return GateResult(
         gate=gate,
@@ -52,6 +53,7 @@ def gate_result(
         verdict=verdict,
         hint=hint,
         at_least=at_least,
+        above=above,
         samples=samples,
         samples_needed=samples_to_decide(value, limit, ci_low=low, ci_high=high, samples=samples)
         if undecided

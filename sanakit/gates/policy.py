@@ -124,7 +124,7 @@ def rejudged(result: GateResult, limit: float) -> GateResult:
     if limit == result.threshold or result.at_least is None:
         return result
     span: dict[str, Any] = {"ci_low": result.ci_low, "ci_high": result.ci_high}
-    verdict = judge(result.value, limit, at_least=result.at_least, **span)
+    verdict = judge(result.value, limit, at_least=result.at_least, above=result.above, **span)
     if result.gate in ADVISORY and verdict == Verdict.FAIL:
         verdict = Verdict.INCONCLUSIVE
     undecided = verdict == Verdict.INCONCLUSIVE

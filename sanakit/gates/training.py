@@ -19,9 +19,10 @@ def full_progress(evidence: Evidence) -> GateResult | None:
 
 
 def _progress(evidence: Evidence, gate: str) -> GateResult | None:
-    """Paired over held-out pictures: the untouched naive start against the end of training. A start that is the base's
-    own quality already has nothing to gain: there the quality gate judges alone."""
-    if "end_losses" not in evidence or evidence.get("start_at_base"):
+    """Paired over held-out images: the untouched naive start against the end of training; no gain at all is a failure. A
+    start that is the base's own quality already has nothing to gain, and where nothing is trained nothing can be lowered:
+    there the quality gate judges alone."""
+    if not {"start_losses", "end_losses"} <= evidence.keys() or evidence.get("start_at_base"):
         return None
     value, ci = interval(np.asarray(evidence["start_losses"]) - np.asarray(evidence["end_losses"]))
     return gate_result(
@@ -32,6 +33,7 @@ def _progress(evidence: Evidence, gate: str) -> GateResult | None:
         ci=ci,
         samples=len(evidence["end_losses"]),
         at_least=True,
+        above=True,
         hint="try another learning rate",
     )
 
@@ -76,6 +78,7 @@ def alignment(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(gain),
         at_least=True,
+        above=True,
         hint="the two components may not see the same pictures",
     )
 

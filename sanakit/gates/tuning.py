@@ -18,6 +18,7 @@ def equivariance(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(evidence["psnr_after"]),
         at_least=True,
+        above=True,
         hint="raise vae.equivariance or train.max_steps",
     )
 

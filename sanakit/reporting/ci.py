@@ -73,6 +73,8 @@ def bound(gate: Mapping[str, Any]) -> str:
     if gate["threshold"] is None:
         return ""
     sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
+    if gate.get("above"):
+        sense = "above "
     return f"{sense}{gate['threshold']:.4g}"
 
 

@@ -20,7 +20,7 @@ from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.gates import Policy
-from sanakit.hashing import hash_record
+from sanakit.hashing import hash_module, hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
 from sanakit.swap.quality import Target, text_target, vae_target
@@ -212,7 +212,22 @@ class Swap:
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that judges it is apart."""
-        return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint])
+        inputs = [self.candidate.fingerprint(), self.pictures.fingerprint, self.base_fingerprint]
+        return hash_record([stage, self.run.key, *inputs])
+
+    @cached_property
+    def base_fingerprint(self) -> dict[str, str]:
+        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that is
+        changed in place is another base."""
+        if self.bare:
+            return {}
+        base = self.base_system
+        return {
+            "core": hash_module(base.core),
+            "vae": base.vae.fingerprint(),
+            "text_encoder": base.text_encoder.fingerprint(),
+            "flow_shift": f"{base.flow_shift:g}",
+        }
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]

@@ -2,7 +2,9 @@
 
 Law: the relative error falls as a power of steps, log e(s) = a - b log(s + 1): the usual shape of a learning curve once
 the swapped joints have settled, fitted to the later half of the evaluated points. Of the laws tried on the decision
-study's curves (logarithmic, power over a floor, more or fewer points) it has the smallest median error.
+study's curves (logarithmic, power over a floor, more or fewer points) it has the smallest median error. A curve that rises
+at first (a warm-up, fresh layers) is fitted from its highest point on. One that does not fall from there says nothing of
+when it will: its interval is open, from the end of the race, where it was not there yet, to no end.
 
 Interval: what a short race cannot know is the curve's slope, so a forecast errs in proportion to how far it reaches: the
 logarithm of steps over the race's steps is off by a factor, STRETCH its 5% and 95% quantiles over the study's curves
@@ -71,6 +73,8 @@ def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 
         rows = generator.integers(count, size=count)
         draws.append(steps_to_reach(steps, errors[:, rows].mean(1), target.tolerance * target.base[rows].mean()))
     low, high = (float(q) for q in np.quantile(draws, [0.05, 0.95], method="nearest"))
+    if last > 0 and not np.isfinite(point):  # it trains: the race does not show that it never arrives, only not by now
+        low = min(low, float(last))
     if point > last > 0:
         reach = np.log((point + 1) / (last + 1))
         low = min(low, (last + 1) * np.exp(STRETCH[0] * reach) - 1)
@@ -81,11 +85,13 @@ def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 
 
 
 def steps_to_reach(steps: list[int], curve: np.ndarray, target: float) -> float:
-    """First step at which the curve is at `target`: measured if it was, else by the fitted law; infinite where that never is."""
+    """First step at which the curve is at `target`: measured if it was, else by the law fitted to the later half of the
+    points, none of them before the highest; infinite where that never is."""
     for step, value in zip(steps, curve, strict=True):
         if value <= target:
             return float(step)
-    later = max(2, (len(steps) + 1) // 2)
+    since_peak = len(steps) - int(np.argmax(curve))
+    later = min(max(2, (len(steps) + 1) // 2), max(2, since_peak))
     x, y = np.log(np.asarray(steps[-later:]) + 1.0), np.log(curve[-later:])
     if len(steps) < 2 or np.ptp(x) == 0:
         return float("inf")

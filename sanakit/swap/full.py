@@ -77,15 +77,19 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     swap.progress("sampling", 0, 2)
     draw_samples(swap, system, strategy.name)
     write_model(swap, system, strategy.name, end, joint=encoder is not None)
-    return {
-        "start_losses": start.losses.mean(0).numpy(),
-        "start_at_base": swap.target.reached(start),
-        "end_losses": end.losses.mean(0).numpy(),
-        "conditional_gain": conditional_gain(system, now, count=count).numpy(),
-        "relative_error": swap.target.relative(end),
-        "base_relative_error": swap.target.base,
-        "drift_alarms": journal.drift_alarms if journal else 0,
-    } | sample_evidence(system, test, swap.sample_prompts(), config.train.seed)
+    start_losses = {"start_losses": start.losses.mean(0).numpy()} if groups else {}  # else nothing is trained
+    return (
+        start_losses
+        | {
+            "start_at_base": swap.target.reached(start),
+            "end_losses": end.losses.mean(0).numpy(),
+            "conditional_gain": conditional_gain(system, now, count=count).numpy(),
+            "relative_error": swap.target.relative(end),
+            "base_relative_error": swap.target.base,
+            "drift_alarms": journal.drift_alarms if journal else 0,
+        }
+        | sample_evidence(system, test, swap.sample_prompts(), config.train.seed)
+    )
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from sanakit.assembly import LatentDiffusion
+from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.interop.export import write_encoder
@@ -60,9 +60,10 @@ def encoder_group(encoder: TextEncoder, learning_rate: float, core_rate: float) 
 
 def as_encoded_now(system: LatentDiffusion, data: LatentDataset, count: int) -> LatentDataset:
     """The first `count` pictures with their captions, and the system's null embedding, as the encoder gives them now."""
-    system.null = system.text_encoder.null()
     stop = int((data.first + data.count)[:count].max())
-    return replace(data, captions=encoded(system.text_encoder, data.texts[:stop]))
+    with evaluating(system.text_encoder):
+        system.null = system.text_encoder.null()
+        return replace(data, captions=encoded(system.text_encoder, data.texts[:stop]))
 
 
 def encoded(encoder: TextEncoder, texts: list[str]) -> PromptEmbeds:

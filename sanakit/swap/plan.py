@@ -17,7 +17,7 @@ from sanakit.data.base import cache_dir
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.evaluate import held_out
-from sanakit.flow import flow_shift_for
+from sanakit.flow import swapped_shift
 from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
 from sanakit.interop.hub import download
 from sanakit.interop.native import converted
@@ -127,6 +127,14 @@ def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
     return "" if width == own else f"the base's caption layers read {width} channels, {candidate.name} gives {own}"
 
 
+def shift_after(base: LatentDiffusion, candidate: VAE | TextEncoder) -> float:
+    """Flow shift of training and sampling after the swap: the base's own, scaled by the size of the candidate's latents."""
+    own = float(base.flow_shift or 1.0)
+    if not isinstance(candidate, VAE):
+        return own
+    return swapped_shift(own, base.latent_shape, candidate.spec.shape(base.image_size, base.image_size))
+
+
 def applicable(names: Sequence[str], base: LatentDiffusion, candidate: VAE | TextEncoder) -> list[str]:
     """The strategies among `names` that serve this kind of swap; `reuse` only where every shape fits."""
     kind = "vae" if isinstance(candidate, VAE) else "text_encoder"
@@ -167,13 +175,12 @@ def build(
         text_encoder=base.text_encoder if is_vae else candidate,
         core=core,
         image_size=base.image_size,
-        flow_shift=None if is_vae else base.flow_shift,
+        flow_shift=shift_after(base, candidate),
     )
     if strategy.initialise not in ("align", "embedding-mse"):
         return system, {}
     if is_vae:
-        shift = float(system.flow_shift or 1.0)
-        options: dict[str, Any] = {"method": input_method, "flow_shift": shift, "count": ALIGNED}
+        options: dict[str, Any] = {"method": input_method, "flow_shift": shift_after(base, candidate), "count": ALIGNED}
         scores = align_input(core, base.core, data.latents, base_data.latents, **options)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
@@ -283,10 +290,13 @@ def _vae_remarks(base: LatentDiffusion, candidate: VAE, core: SanaTransformer2DM
         )
     elif old != new:
         remarks.append(f"token grid {grids[0]} stays: patch {old} -> {new} makes up for the ratio")
-    shift = flow_shift_for(candidate.spec.shape(size, size))
-    remarks.append(
-        f"flow shift {base.flow_shift:.3g} -> {shift:.3g}, from the number of values a picture; training and sampling share it"
+    shift = shift_after(base, candidate)
+    change = (
+        "the base's own, as both have as many values per image"
+        if shift == base.flow_shift
+        else "the base's own times the square root of the ratio of values per image"
     )
+    remarks.append(f"flow shift {base.flow_shift:.3g} -> {shift:.3g}, {change}; training and sampling share it")
     remarks.append(
         f"latents {base.vae.spec.label} -> {candidate.spec.label}; sigma means noise in the candidate's own latents"
     )

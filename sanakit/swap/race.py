@@ -1,38 +1,63 @@
-"""Race strategies by successive halving under one step budget: the same pictures, captions, dropout and sigmas at
+"""Race strategies by successive halving under one step budget: the same images, captions, dropout and sigmas at
 every step, and the same noise where latents have the same shape.
 
-Every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
+Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
+except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
 is judged by the moving average of its weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and whoever
-is not clearly worse than they are.
+is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
+
+A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
 """
 
 import math
+import signal
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
+from sanakit.batches import TrainOptions
 from sanakit.data.dataset import LatentDataset
+from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut, averaged, held_out
 from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import Forecast, forecast
 from sanakit.swap.quality import Target
-from sanakit.train import TrainOptions, TrainState, fit, new_state
+from sanakit.swap.race_store import RaceStore
+from sanakit.train import TrainState, fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
+# what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
+OWN_OPTIONS = {"decay": False, "ema_decay": EMA_DECAY, "parallel": "ddp"}
 KEEP_AT_LEAST = 2
+RECENT = 10  # steps whose mean is a point of the training curve
+
+
+class RaceStopped(Exception):
+    """A signal ended the race at a step border. number: of the signal."""
+
+    def __init__(self, number: int, arm: "Arm") -> None:
+        self.number = number
+        step = arm.state.step if arm.state else 0
+        where = f"at step {step} of {arm.options.max_steps} of {arm.strategy.name}"
+        super().__init__(f"{signal.Signals(number).name}: the race stopped {where}")
 
 
 @dataclass(kw_only=True)
 class Arm:
-    """One strategy's course in the race: evaluated steps, held-out results, forecast."""
+    """One strategy's course in the race: evaluated steps, held-out results, forecast.
+
+    recent: training losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did
+    not; what was evaluated before stays.
+    """
 
     strategy: type[Strategy]
     system: LatentDiffusion
@@ -43,6 +68,8 @@ class Arm:
     results: list[HeldOut] = field(default_factory=list)
     errors_by_look: list[np.ndarray] = field(default_factory=list)
     train_loss: list[tuple[int, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    diverged: str = ""
     forecast: Forecast | None = None
     trained_parameters: int = 0
     seconds: float = 0.0
@@ -50,8 +77,12 @@ class Arm:
 
     @property
     def errors(self) -> np.ndarray:
-        """Relative error (1 = the base's) of every held-out picture at every evaluated step. (K, N)"""
+        """Relative error (1 = the base's) of every held-out image at every evaluated step. (K, N)"""
         return np.stack(self.errors_by_look)
+
+    def errors_at(self, step: int) -> np.ndarray:
+        """Relative errors at the last evaluation up to a step: an arm that was restored may be further. (N,)"""
+        return self.errors_by_look[max(i for i, s in enumerate(self.steps) if s <= step)]
 
     @property
     def error(self) -> float:
@@ -59,7 +90,7 @@ class Arm:
 
     @property
     def seconds_per_step(self) -> float:
-        return self.seconds / self.steps[-1] if self.steps[-1] else 0.0
+        return self.seconds / self.steps[-1] if self.steps and self.steps[-1] else 0.0
 
     def cost(self, steps: float) -> float:
         """Seconds of a run of so many steps on this machine; what starts at the target costs nothing."""
@@ -70,7 +101,8 @@ class Arm:
         return self.state.ema if self.state else None
 
     def as_dict(self) -> dict[str, object]:
-        predicted = self.forecast.as_dict() if self.forecast else {}
+        nothing = dict.fromkeys(("predicted_steps", "predicted_steps_low", "predicted_steps_high"))
+        predicted = self.forecast.as_dict() if self.forecast else nothing
         hours = {
             key.replace("steps", "hours"): None if value is None else self.cost(value) / 3600
             for key, value in predicted.items()
@@ -81,38 +113,49 @@ class Arm:
             **predicted,
             **hours,
             "reached": bool(self.forecast and self.forecast.reached),
-            "initial_loss": self.results[0].loss,
-            "held_out_loss": self.results[-1].loss,
-            "relative_error": self.error,
+            "diverged": self.diverged or None,
+            "initial_loss": self.results[0].loss if self.results else None,
+            "held_out_loss": self.results[-1].loss if self.results else None,
+            "relative_error": self.error if self.results else None,
             "learning_rate": self.options.learning_rate,
             "trained_parameters": self.trained_parameters,
             "seconds_per_step": self.seconds_per_step,
             "seconds_once": self.seconds_once,
             "steps": self.steps,
             "losses": [r.loss for r in self.results],
-            "relative_errors": self.errors.mean(1).tolist(),
+            "relative_errors": [float(errors.mean()) for errors in self.errors_by_look],
             **self.scores,
         }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """What every arm of a race shares. count: held-out pictures that judge, those of the target."""
+    """What every arm of a race shares.
+
+    count: held-out images that judge, those of the target. options: the training section; steps and learning rate are each
+    arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
+    """
 
     data: LatentDataset
     test: LatentDataset
     target: Target
     count: int
-    batch_size: int = 32
-    seed: int = 0
+    options: TrainOptions
+    layer_decay: float = 1.0
     teacher: Teacher | None = None  # of strategies that learn from the base
+    store: RaceStore | None = None
 
     def evaluate(self, arm: Arm) -> None:
+        """Add a point to the arm's curve; an arm whose errors are not finite has diverged."""
         with averaged(arm.system.core, arm.average):
             result = held_out(arm.system, self.test, count=self.count)
-        arm.steps.append(arm.state.step if arm.state else 0)
+        step, errors = arm.state.step if arm.state else 0, self.target.relative(result)
+        if not np.isfinite(errors).all():
+            arm.diverged = f"held-out loss {result.loss} after step {step}"
+            return
+        arm.steps.append(step)
         arm.results.append(result)
-        arm.errors_by_look.append(self.target.relative(result))
+        arm.errors_by_look.append(errors)
 
 
 def enter(
@@ -125,25 +168,24 @@ def enter(
     alike: Arm | None = None,
 ) -> Arm:
     """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0, or with the first result of
-    an arm that starts alike."""
-    options = TrainOptions(
-        max_steps=budget,
-        batch_size=course.batch_size,
-        learning_rate=learning_rate or strategy.learning_rate,
-        decay=False,
-        ema_decay=EMA_DECAY,
-        seed=course.seed,
-        warmup=max(1, min(20, budget // 10)),
-    )
+    an arm that starts alike; where the course has a store, as it was kept."""
+    own = {"max_steps": budget, "learning_rate": learning_rate or strategy.learning_rate}
+    warmup = min(course.options.warmup, max(1, budget // 10))
+    options = replace(course.options, **own | OWN_OPTIONS, warmup=warmup)
     arm = Arm(strategy=strategy, system=system, options=options)
-    groups = strategy.parameter_groups(system.core)
+    with torch.random.fork_rng():  # low-rank adapters are drawn
+        torch.manual_seed(options.seed)
+        groups = strategy.parameter_groups(system.core)
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
-        arm.state = new_state(system.core, groups, options)
+        arm.state = new_state(system.core, layer_groups(system.core, groups, course.layer_decay), options)
+    if arm.state and course.store and course.store.restore(arm):
+        return arm
     if alike is None:
         course.evaluate(arm)
     else:
-        arm.steps, arm.results, arm.errors_by_look = [0], alike.results[:1], alike.errors_by_look[:1]
+        arm.steps, arm.results, arm.errors_by_look = alike.steps[:1], alike.results[:1], alike.errors_by_look[:1]
+        arm.diverged = "" if alike.results else alike.diverged
     return arm
 
 
@@ -159,7 +201,7 @@ def at_best_rate(
 ) -> Arm:
     """The strategy at the learning rate, its own times one of `rates`, that is best after a quarter of the budget.
 
-    start is copied. scores["rates"] holds the error of every rate there.
+    start is copied. scores["rates"] holds the error of every rate there, None where it diverged. Raises RaceStopped.
     """
     tries: list[Arm] = []
     for factor in rates if strategy.scales else (1.0,):
@@ -170,33 +212,66 @@ def at_best_rate(
             for rung in rungs(budget)[:2]:
                 advance(course, arm, rung, on_step)
         tries.append(arm)
-    best = min(tries, key=lambda arm: arm.error)
-    best.scores["rates"] = {f"{arm.options.learning_rate:g}": round(arm.error, 4) for arm in tries if arm.state}
+    judged_at = rungs(budget)[:2][-1] if len(rates) > 1 else 0
+    errors = [
+        np.inf if arm.diverged and judged_at not in arm.steps else arm.errors_at(judged_at).mean() for arm in tries
+    ]
+    best = tries[int(np.argmin(errors))]
+    for arm in tries:
+        if arm is not best and course.store:
+            course.store.settle(arm)
+    best.scores["rates"] = {
+        f"{arm.options.learning_rate:g}": round(float(error), 4) if np.isfinite(error) else None
+        for arm, error in zip(tries, errors, strict=True)
+        if arm.state
+    }
     return best
 
 
 def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
-    """Train an arm to step `until` and evaluate it; an arm that trains nothing stays where it is."""
-    if arm.state is None or arm.state.step >= until:
+    """Train an arm to step `until`, evaluate and keep it; one that trains nothing, has diverged or is further stays.
+
+    Raises RaceStopped at the step border after a signal, when what was measured is kept.
+    """
+    if arm.state is None or arm.diverged or arm.steps[-1] >= until:
         return
-    losses: list[float] = []
-
-    def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
-        losses.append(loss)
-        if step % 10 == 0:
-            arm.train_loss.append((step, float(np.mean(losses[-10:]))))
-        on_step(step)
-
     draw = None
     if arm.strategy.teacher:
         if course.teacher is None:
             raise SanakitError("SK0110", f"strategy {arm.strategy.name} needs the base as a teacher, the race has none")
         draw = course.teacher.draws(arm.system, course.data, arm.options)
         arm.seconds_once = course.teacher.seconds
-    start = time.perf_counter()
-    fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step, draw=draw)
-    arm.seconds += time.perf_counter() - start
-    course.evaluate(arm)
+    if arm.state.step == arm.steps[-1]:
+        arm.recent = []
+    with STOP.at_step_border():
+        start = time.perf_counter()
+        try:
+            after_step = recorder(arm, on_step)
+            fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step, draw=draw)
+        except SanakitError as error:
+            if error.code != "SK0501":
+                raise
+            arm.diverged = error.found
+        arm.seconds += time.perf_counter() - start
+        if not arm.diverged and not arm.state.stopped:
+            course.evaluate(arm)
+        if course.store:
+            (course.store.settle if arm.diverged else course.store.save)(arm)
+        stop = agreed_stop()
+    if stop:
+        raise RaceStopped(stop, arm)
+
+
+def recorder(arm: Arm, on_step: Callable[[int], None]) -> Callable[[int, float, object, Tensor], None]:
+    """What the loop calls after a step of an arm: a point of the training curve every RECENT steps."""
+
+    def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
+        arm.recent = [*arm.recent, loss][-RECENT:]
+        if step % RECENT == 0:
+            arm.train_loss.append((step, float(np.mean(arm.recent))))
+        on_step(step)
+
+    return after_step
 
 
 def rungs(budget: int) -> list[int]:
@@ -206,7 +281,7 @@ def rungs(budget: int) -> list[int]:
 
 def survivors(errors: Sequence[np.ndarray], rung: int, budget: int) -> int:
     """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for noise:
-    who is not clearly worse than the last survivor, picture by picture, goes on too."""
+    who is not clearly worse than the last survivor, image by image, goes on too."""
     running = len(errors)
     if rung == max(1, budget // 4):
         keep = max(KEEP_AT_LEAST, math.ceil(running / 2))
@@ -229,21 +304,38 @@ def race(
     budget: int,
     on_step: Callable[[Arm, int], None] = lambda arm, step: None,
 ) -> list[Arm]:
-    """Run the arms over the rungs and forecast each; returns those that ran to the end."""
-    running = [arm for arm in arms if arm.state]
+    """Run the arms over the rungs and forecast each; returns those that ran to the end.
+
+    An arm that diverges leaves the race and has no forecast. Raises SK0512 where all that train diverged and none that
+    does not is at the base's quality, RaceStopped after a signal.
+    """
+    running = [arm for arm in arms if arm.state and not arm.diverged]
     for rung in rungs(budget):
         for arm in running:
             advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
-        running.sort(key=lambda arm: arm.error)
-        running = running[: survivors([arm.errors[-1] for arm in running], rung, budget)]
-    for arm in arms:
-        arm.forecast = forecast(arm.steps, arm.errors, course.target, seed=course.seed)
+        running = [arm for arm in running if rung in arm.steps]
+        running.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
+        running = running[: survivors([arm.errors_at(rung) for arm in running], rung, budget)]
+    for arm in standing(arms):
+        arm.forecast = forecast(arm.steps, arm.errors, course.target, seed=course.options.seed)
+    trained = [arm for arm in arms if arm.state or arm.diverged]
+    lost = trained and all(arm.diverged for arm in trained)
+    if lost and not any(arm.forecast and arm.forecast.reached for arm in arms):
+        told = "; ".join(f"{arm.strategy.name} at {arm.options.learning_rate:g}: {arm.diverged}" for arm in trained)
+        raise SanakitError("SK0512", told)
     return running
+
+
+def standing(arms: Sequence[Arm]) -> list[Arm]:
+    """The arms that did not diverge."""
+    return [arm for arm in arms if not arm.diverged]
 
 
 def recommend(arms: Sequence[Arm]) -> Arm:
     """The cheapest forecast run (`cost` of its steps) among those that arrived or ran to the race's end; when none of
-    them is forecast to arrive, the lowest measured error. Ties go to the arm that trains fewer parameters."""
+    them is forecast to arrive, the lowest measured error. Ties go to the arm that trains fewer parameters; an arm that
+    diverged is never recommended."""
+    arms = standing(arms)
     end = max(a.steps[-1] for a in arms)
     judged = [a for a in arms if a.forecast and (a.forecast.reached or a.steps[-1] == end)]
     arrived = [a for a in judged if a.forecast and np.isfinite(a.forecast.steps)]

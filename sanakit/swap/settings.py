@@ -1,8 +1,9 @@
 """From a configuration to what the loop takes: the strategy, its options, and its keys written flat."""
 
+from dataclasses import fields
 from typing import Any
 
-from sanakit.config import Config
+from sanakit.config import Config, TrainSection
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.train import TrainOptions
 
@@ -13,34 +14,27 @@ def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
     name = config.train.strategy if config.train.strategy != "auto" else raced.get("recommended") or "finetune"
     strategy = STRATEGIES.get(name)
     rate = next((c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name), strategy.learning_rate)
+    return configured(config, strategy, learning_rate=rate)
+
+
+def configured(config: Config, strategy: type[Strategy], **changes: Any) -> type[Strategy]:
+    """The strategy with `train.rates` and `train.lora_rank` applied, and further attributes changed."""
     rank = config.train.lora_rank if strategy.lora_rank else 0
-    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank, "learning_rate": rate}
-    return type(strategy.__name__, (strategy,), own)
+    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
+    return type(strategy.__name__, (strategy,), own | changes)
 
 
 def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
+    """The training section as the loop takes it; a key of the same name in both is handed on, so that a race and stage
+    full read every key alike."""
     own = config.train
-    return TrainOptions(
-        max_steps=own.max_steps,
-        batch_size=own.batch_size,
-        seed=own.seed,
-        learning_rate=own.learning_rate or strategy.learning_rate,
-        weight_decay=own.weight_decay,
-        warmup=own.warmup,
-        decay=own.schedule == "cosine",
-        max_grad_norm=own.max_grad_norm,
-        prompt_dropout=own.prompt_dropout,
-        sigmas=own.sigmas,
-        ema_decay=own.ema_decay,
-        accumulate=own.accumulate,
-        precision=own.precision,
-        parallel=own.parallel,
-        gradient_checkpointing=own.gradient_checkpointing,
-        max_skipped=own.max_skipped,
-        optimizer=own.optimizer,
-        compile=own.compile,
-        workers=config.data.workers,
-    )
+    same = {f.name: getattr(own, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
+    different = {
+        "learning_rate": own.learning_rate or strategy.learning_rate,
+        "decay": own.schedule == "cosine",
+        "workers": config.data.workers,
+    }
+    return TrainOptions(**same | different)
 
 
 def flat_config(config: Config) -> dict[str, Any]:

@@ -12,8 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from sanakit.alignment import feature_distance
-from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
@@ -23,18 +21,16 @@ from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.diffusability import FEWEST, compare_panels
-from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
-from sanakit.swap.plugins import incomplete, measure_stage, not_measured, sound_strategies
+from sanakit.swap.lineup import race_store, raced_names, run_race, write_plan
+from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
-from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
+from sanakit.swap.race import Arm, recommend
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
 
@@ -42,7 +38,6 @@ __all__ = ["STAGES", "prepare", "run_stages"]
 
 PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
-DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
 
 def component(swap: Swap) -> list[GateResult]:
@@ -80,59 +75,13 @@ def component(swap: Swap) -> list[GateResult]:
 
 def smoke(swap: Swap) -> list[GateResult]:
     """Race the strategies under one budget against the base."""
-    config, base, candidate = swap.config, swap.base_system, swap.candidate
-    names = [config.train.strategy]
-    if config.train.strategy == "auto":
-        names = list(config.smoke.strategies)
-    names, broken = sound_strategies(names, base.core)
+    config, base = swap.config, swap.base_system
+    (train, test), budget = swap.candidate_data, config.smoke.budget_steps
+    names, broken = raced_names(swap)
     if not names:
         return broken
-    if config.train.strategy == "auto":
-        names = applicable(names, base, candidate)
-    train, test = swap.candidate_data
-    base_train, _ = swap.base_data
-    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
-    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
-    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
-    swap.run.write_json("plan.json", plan)
-
-    budget, arms = config.smoke.budget_steps, []
-    starts: dict[str, tuple[LatentDiffusion, dict[str, Any]]] = {}  # strategies that start alike are built once
-    course: Course | None = None
-    for number, name in enumerate(names):
-        swap.progress(f"preparing {name}", number, len(names))
-        strategy = STRATEGIES.get(name)
-        if strategy.initialise not in starts:
-            system, scores = build(
-                base, candidate, strategy, train, base_train, seed=config.train.seed, adapter=config.adapter.name
-            )
-            starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
-        start, scores = starts[strategy.initialise]
-        course = course or Course(
-            data=train,
-            test=test,
-            target=swap.target,
-            count=swap.num_held_out,
-            batch_size=config.train.batch_size,
-            seed=config.train.seed,
-            teacher=Teacher(base=base, data=base_train, seed=config.train.seed),
-        )
-        alike = next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None)
-        own = config.train.learning_rate
-        arm = at_best_rate(
-            course,
-            strategy,
-            start,
-            budget=budget,
-            rates=(own / strategy.learning_rate,) if own else config.smoke.rates,
-            alike=alike,
-            on_step=lambda step, name=name: swap.progress(f"rates of {name}", step, budget // 4),  # type: ignore[misc]
-        )
-        arm.scores |= scores
-        arms.append(arm)
-    assert course is not None
-    on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
-    finalists = race(course, arms, budget=budget, on_step=on_step)
+    write_plan(swap, names)
+    arms, finalists, starts = run_race(swap, names)
 
     best = recommend(arms)
     assert best.forecast is not None
@@ -160,12 +109,11 @@ def smoke(swap: Swap) -> list[GateResult]:
     if best.state:
         wiring |= movement_evidence(starts[best.strategy.initialise][0].core, best.system.core, best.average)
 
-    by_name = {arm.strategy.name: arm for arm in arms}
+    by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
     start = (naive or best).results[0]
     evidence: dict[str, Any] = {
-        "start_losses": start.losses.mean(0).numpy(),
         "start_at_base": swap.target.reached(start),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "conditional_gain": gain.numpy(),
@@ -174,24 +122,12 @@ def smoke(swap: Swap) -> list[GateResult]:
         "steps_that_tell": more,
         "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     } | wiring
+    if naive or best.state:  # else nothing is trained
+        evidence["start_losses"] = start.losses.mean(0).numpy()
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
     return [*run_gates("smoke", evidence, swap.policy), *broken]
-
-
-def _distance(swap: Swap, system: LatentDiffusion) -> dict[str, list[float]]:
-    """Feature distance to the base by sigma and depth on held-out pictures, before any step."""
-    own, theirs = swap.candidate_data[1], swap.base_data[1]
-    rows = torch.arange(min(64, len(own)))
-    first = torch.ones_like(rows)
-    latents = own.latents[rows, 0], theirs.latents[rows, 0]
-    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
-    distances = {
-        f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
-        for sigma in DISTANCE_SIGMAS
-    }
-    return {sigma: [round(value, 5) for value in found] for sigma, found in distances.items()}
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
@@ -279,6 +215,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                 "fingerprint": fingerprint,
             }
             finish(swap, validation)
+            if stage == "smoke" and not not_measured(validation["stages"][stage]):
+                race_store(swap).clear()
         if not_measured(validation["stages"][stage]):
             break
         if validation["stages"][stage]["verdict"] == Verdict.FAIL and not force:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sanakit.assembly import evaluating
 from sanakit.checkpoint import Saver, checkpoint_bytes, preflight
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
@@ -207,10 +208,11 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
 
 
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
-    """PSNR and equivariance error of every picture."""
+    """PSNR and equivariance error of every image, in eval mode: as the VAE will be used."""
     side = vae.latents_mean.device
-    reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part.to(side))).cpu() for part in images.split(CHUNK)])
-    return psnr(images, reconstructed), equivariance_errors(vae, images)
+    with evaluating(vae):
+        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part.to(side))).cpu() for part in images.split(CHUNK)])
+        return psnr(images, reconstructed), equivariance_errors(vae, images)
 
 
 def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list[nn.Parameter]:

@@ -67,13 +67,10 @@ class TransformerEncoder(TextEncoder):
     def tokenize(self, prompts: list[str], **options: Any) -> tuple[Any, list[int]]:
         """A batch of the tokenizer's, padded right to one length, and the positions in it that the record keeps.
 
-        prompts: with their instruction. A prompt without a single token is given one of padding, so that attention
-        over it is defined.
+        prompts: all with their instruction, or all without (`_groups`). A prompt without a single token is given one of
+        padding, so that attention over it is defined.
         """
-        prefix, kept = self.spec.instruction, self.spec.max_tokens
-        total = kept
-        if self.spec.select == "first-last" and prefix and all(prompt.startswith(prefix) for prompt in prompts):
-            total += len(self.tokenizer.encode(prefix)) - 2
+        kept, total = self.spec.max_tokens, self._window(prompts[0])
         batch = self.tokenizer(
             prompts,
             padding="max_length",
@@ -88,25 +85,51 @@ class TransformerEncoder(TextEncoder):
         batch["attention_mask"][:, 0] = 1
         return batch, list(range(kept)) if self.spec.select == "first" else [0, *range(total - kept + 1, total)]
 
+    def _window(self, prompt: str) -> int:
+        """Tokens of a prompt that the model reads: the instruction comes on top of those that are kept."""
+        prefix, kept = self.spec.instruction, self.spec.max_tokens
+        if self.spec.select == "first-last" and prefix and prompt.startswith(prefix):
+            return kept + len(self.tokenizer.encode(prefix)) - 2
+        return kept
+
+    def _groups(self, prompts: list[str]) -> list[list[int]]:
+        """Rows of the prompts that are read in one window each: a prompt is never read in the window of another, as a
+        dropped (empty) one among prompts with an instruction would be."""
+        rows: dict[int, list[int]] = {}
+        for row, prompt in enumerate(prompts):
+            rows.setdefault(self._window(prompt), []).append(row)
+        return list(rows.values())
+
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        (hidden,), mask, length = self._read(prompts, [self.spec.layer])
-        truncated = sum(len(row) > length for row in self.tokenizer(prompts)["input_ids"])
+        (hidden,), mask = self._read(prompts, [self.spec.layer])
+        tokens = self.tokenizer(prompts)["input_ids"]
+        truncated = sum(len(ids) > self._window(prompt) for ids, prompt in zip(tokens, prompts, strict=True))
         return hidden, mask, truncated
 
     @torch.no_grad()
     def encode_layers(self, prompts: list[str], layers: Sequence[int | str]) -> list[PromptEmbeds]:
         """As `encode`, read at each of the layers, in one pass; truncated prompts are not counted."""
-        hidden, mask, _ = self._read(self.whole_prompts(prompts), layers)
+        hidden, mask = self._read(self.whole_prompts(prompts), layers)
         return [PromptEmbeds((h.float() * mask[..., None]).cpu(), mask.cpu()) for h in hidden]
 
-    def _read(self, prompts: list[str], layers: Sequence[int | str]) -> tuple[list[Tensor], Tensor, int]:
-        """Hidden states (B, L, D) of the layers at the kept positions, mask (B, L) bool, tokens that were read."""
+    def _read(self, prompts: list[str], layers: Sequence[int | str]) -> tuple[list[Tensor], Tensor]:
+        """Hidden states (B, L, D) of the layers at the kept positions, and the mask (B, L) bool."""
+        groups = self._groups(prompts)
+        if len(groups) == 1:
+            return self._read_alike(prompts, layers)
+        parts = [self._read_alike([prompts[row] for row in rows], layers) for rows in groups]
+        order = torch.tensor([row for rows in groups for row in rows]).argsort()
+        hidden = [torch.cat([part[0][i] for part in parts])[order.to(parts[0][1].device)] for i in range(len(layers))]
+        return hidden, torch.cat([mask for _, mask in parts])[order.to(parts[0][1].device)]
+
+    def _read_alike(self, prompts: list[str], layers: Sequence[int | str]) -> tuple[list[Tensor], Tensor]:
+        """`_read` of prompts that are read in one window."""
         batch, keep = self.tokenize(prompts)
         ids, mask = (batch[name].to(self.model.device) for name in ("input_ids", "attention_mask"))
         seen = torch.ones_like(mask) if self.spec.attend_padding else mask
         inner = any(layer != "last" for layer in layers)
         output = self.model(input_ids=ids, attention_mask=seen, output_hidden_states=inner)
-        return [self._hidden(output, layer)[:, keep] for layer in layers], mask[:, keep].bool(), ids.shape[1]
+        return [self._hidden(output, layer)[:, keep] for layer in layers], mask[:, keep].bool()
 
     def _hidden(self, output: Any, layer: int | str) -> Tensor:
         """(B, T, D) of a layer. Raises SK0305 for a model that ends in a head, SK0306 for a layer that it lacks."""

@@ -1,0 +1,154 @@
+"""From a configuration to a race: which strategies run, how each starts, where they are kept, and what a signal leaves."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from sanakit import __version__
+from sanakit.alignment import feature_distance
+from sanakit.assembly import LatentDiffusion
+from sanakit.contracts import GateResult
+from sanakit.distributed import exit_code, is_main
+from sanakit.errors import SanakitError
+from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.distill import Teacher
+from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.plugins import sound_strategies
+from sanakit.swap.race import Arm, Course, RaceStopped, at_best_rate, race
+from sanakit.swap.race_store import RaceStore
+from sanakit.swap.settings import configured, options_of
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
+
+Starts = dict[str, tuple[LatentDiffusion, dict[str, Any]]]
+
+
+def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
+    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap; and a row for each one of a
+    plugin that cannot race."""
+    config = swap.config
+    automatic = config.train.strategy == "auto"
+    wanted = list(config.smoke.strategies) if automatic else [config.train.strategy]
+    names, broken = sound_strategies(wanted, swap.base_system.core)
+    return (applicable(names, swap.base_system, swap.candidate) if automatic and names else names), broken
+
+
+def write_plan(swap: "Swap", names: list[str]) -> None:
+    """plan.json."""
+    config, base, candidate = swap.config, swap.base_system, swap.candidate
+    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
+    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
+    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
+    swap.run.write_json("plan.json", plan)
+
+
+def race_store(swap: "Swap") -> RaceStore:
+    """RUN/race, with what must agree: everything that the stage measures, and the version that measures it."""
+    facts = {"stage": swap.fingerprint("smoke"), "sanakit": __version__}
+    return RaceStore(folder=swap.run.path / "race", facts=facts)
+
+
+def course_of(swap: "Swap") -> Course:
+    """What the arms of this swap share."""
+    seed = swap.config.train.seed
+    train, test = swap.candidate_data
+    store = race_store(swap)
+    if swap.resume == "never":
+        store.clear()
+    return Course(
+        data=train,
+        test=test,
+        target=swap.target,
+        count=swap.num_held_out,
+        options=options_of(swap.config, Strategy),
+        layer_decay=swap.config.train.layer_decay,
+        teacher=Teacher(base=swap.base_system, data=swap.base_data[0], seed=seed),
+        store=store,
+    )
+
+
+def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Starts]:
+    """The arms of the strategies, those that ran to the end, and how they started, by `initialise`.
+
+    A signal ends it at the step border and exits with 143, or 130 for Ctrl-C; the same command goes on. Raises SK0512
+    where every arm diverged.
+    """
+    course = course_of(swap)
+    assert course.store is not None
+    arms: list[Arm] = []
+    starts: Starts = {}
+    try:
+        for number, name in enumerate(names):
+            swap.progress(f"preparing {name}", number, len(names))
+            arms.append(_arm(swap, course, name, starts, arms))
+        if course.store.restored and is_main():
+            print(f"race: goes on with what was kept: {', '.join(course.store.restored)}", file=sys.stderr)
+        budget = swap.config.smoke.budget_steps
+        finalists = race(
+            course,
+            arms,
+            budget=budget,
+            on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
+        )
+    except RaceStopped as stop:
+        kept = (
+            f"what was measured could not be kept ({course.store.lost}): the same command starts the race anew"
+            if course.store.lost
+            else f"what was measured is kept in {course.store.folder}; the same command goes on"
+        )
+        if is_main():
+            print(f"{stop}; {kept}", file=sys.stderr)
+        sys.exit(exit_code(stop.number))
+    except SanakitError as error:
+        if error.code == "SK0512":
+            course.store.clear()  # so that the same command tries again
+        raise
+    if is_main():
+        for arm in arms:
+            if arm.diverged:
+                print(f"race: {arm.strategy.name} left the race: {arm.diverged}", file=sys.stderr)
+    return arms, finalists, starts
+
+
+def _arm(swap: "Swap", course: Course, name: str, starts: Starts, arms: list[Arm]) -> Arm:
+    """A strategy at its best rate; strategies that start alike are built and first evaluated once."""
+    config, base = swap.config, swap.base_system
+    strategy = STRATEGIES.get(name)
+    if strategy.scales:
+        strategy = configured(config, strategy)
+    if strategy.initialise not in starts:
+        data = swap.candidate_data[0], swap.base_data[0]
+        options: dict[str, Any] = {"seed": config.train.seed, "adapter": config.adapter.name}
+        system, scores = build(base, swap.candidate, strategy, *data, **options)
+        starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
+    start, scores = starts[strategy.initialise]
+    own, budget = config.train.learning_rate, config.smoke.budget_steps
+    arm = at_best_rate(
+        course,
+        strategy,
+        start,
+        budget=budget,
+        rates=(own / strategy.learning_rate,) if own else config.smoke.rates,
+        alike=next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None),
+        on_step=lambda step: swap.progress(f"rates of {name}", step, budget // 4),
+    )
+    arm.scores |= scores
+    return arm
+
+
+def _distance(swap: "Swap", system: LatentDiffusion) -> dict[str, list[float]]:
+    """Feature distance to the base by sigma and depth on held-out images, before any step."""
+    own, theirs = swap.candidate_data[1], swap.base_data[1]
+    rows = torch.arange(min(64, len(own)))
+    first = torch.ones_like(rows)
+    latents = own.latents[rows, 0], theirs.latents[rows, 0]
+    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    distances = {
+        f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
+        for sigma in DISTANCE_SIGMAS
+    }
+    return {sigma: [round(value, 5) for value in found] for sigma, found in distances.items()}
