@@ -112,6 +112,7 @@ class GateResult:
     at_least: bool | None = None  # the good side of the threshold
     samples: int | None = None  # pictures or prompts behind the interval
     samples_needed: int | None = None  # where inconclusive: about how many would decide
+    decidable: bool = True  # False: the measurement shows nothing, so every policy leaves it inconclusive
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"verdict": str(self.verdict)}

@@ -30,15 +30,19 @@ def gate_result(
     samples: int | None = None,
     hint: str = "",
     own_threshold: float | None = None,
+    decidable: bool = True,
 ) -> GateResult:
     """The value judged by the gate's default threshold, or own_threshold where gates/policy.py lists none (a plugin's).
 
-    samples: pictures or prompts behind the interval.
+    samples: pictures or prompts behind the interval. decidable: False where the value shows nothing, whatever it is: the
+    result is inconclusive under every policy.
     """
     low, high = ci if ci else (None, None)
     limit = threshold(gate, own_threshold)
     verdict = judge(value, limit, at_least=at_least, ci_low=low, ci_high=high)
-    undecided = verdict == Verdict.INCONCLUSIVE
+    if not decidable:
+        verdict = Verdict.INCONCLUSIVE
+    undecided = decidable and verdict == Verdict.INCONCLUSIVE
     return GateResult(
         gate=gate,
         code=code,
@@ -54,6 +58,7 @@ def gate_result(
         samples_needed=samples_to_decide(value, limit, ci_low=low, ci_high=high, samples=samples)
         if undecided
         else None,
+        decidable=decidable,
     )
 
 

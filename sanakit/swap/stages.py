@@ -17,7 +17,7 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, conditional_gain
+from sanakit.evaluate import averaged
 from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -25,15 +25,17 @@ from sanakit.sampling import sample_images
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
-from sanakit.swap.full import train_full
+from sanakit.swap.full import prompt_gains, train_full
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
 from sanakit.swap.tune_vae import tune_vae
+from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
@@ -62,6 +64,8 @@ def component(swap: Swap) -> list[GateResult]:
         )
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
+        if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
+            measured.evidence |= meaning_evidence(swap)
     pictures = held_out.subset(range(min(PANEL, len(held_out))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
@@ -145,7 +149,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     )
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
-        gain = conditional_gain(best.system, test, count=swap.num_held_out)
+        gains = prompt_gains(swap, best.system, test)
         wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
@@ -157,16 +161,21 @@ def smoke(swap: Swap) -> list[GateResult]:
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
     start = (naive or best).results[0]
-    evidence: dict[str, Any] = {
-        "start_losses": start.losses.mean(0).numpy(),
-        "start_at_base": swap.target.reached(start),
-        "end_losses": best.results[-1].losses.mean(0).numpy(),
-        "conditional_gain": gain.numpy(),
-        "relative_error": best.errors[-1],
-        "base_relative_error": swap.target.base,
-        "steps_that_tell": more,
-        "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
-    } | wiring
+    evidence: dict[str, Any] = (
+        {
+            "start_losses": start.losses.mean(0).numpy(),
+            "start_at_base": swap.target.reached(start),
+            "end_losses": best.results[-1].losses.mean(0).numpy(),
+            "relative_error": best.errors[-1],
+            "base_relative_error": swap.target.base,
+            "steps_that_tell": more,
+            "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
+        }
+        | wiring
+        | gains
+    )
+    if isinstance(candidate, TextEncoder):
+        evidence |= control_evidence(swap, budget)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()

@@ -1,0 +1,150 @@
+"""What a text encoder is worth beside its own class with random weights: the control of stages component and smoke.
+
+The control is measured once for each architecture, base and data, and kept in the cache as `control-<key>.safetensors`.
+"""
+
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from sanakit.alignment.similarity import agreement, caption_features, unlike_words
+from sanakit.data.cache import cache_dir, embeddings
+from sanakit.data.dataset import LatentDataset
+from sanakit.data.store import Rows
+from sanakit.hashing import hash_module, hash_record
+from sanakit.swap.base import STRATEGIES
+from sanakit.swap.plan import build
+from sanakit.swap.race import Course, advance, enter, rungs
+from sanakit.text_encoders import TextEncoder
+from sanakit.text_encoders.random_weights import architecture
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+SEED = 0
+CAPTIONS = 384  # of stage component
+IMAGES = 2048  # of the training split that the race against the control reads
+STRATEGY = "finetune"
+
+
+def meaning_evidence(swap: "Swap") -> dict[str, Any]:
+    """Of stage component: agreement of candidate and control with the base's own encoder, one term for each caption."""
+    candidate = swap.candidate
+    assert isinstance(candidate, TextEncoder)
+    texts = [captions[-1] for captions in swap.halves[0].captions[:CAPTIONS]]
+    return agreement_with_base(
+        candidate, swap.base_system.text_encoder, texts, remember=lambda key, work: remembered(swap, key, work)
+    )
+
+
+def agreement_with_base(
+    candidate: TextEncoder,
+    base: TextEncoder,
+    texts: list[str],
+    remember: Callable[[Any, Callable[[], Tensor]], Tensor] = lambda key, work: work(),
+) -> dict[str, Any]:
+    """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
+    apart, base_features = unlike_words(texts), caption_features(base, texts)
+    judged = lambda encoder: agreement(caption_features(encoder, texts), base_features, apart)
+    control = remember(
+        ["agreement", base.fingerprint(), texts],
+        lambda: torch.from_numpy(judged(candidate.with_random_weights(SEED))),
+    )
+    return {"agreement": judged(candidate), "control_agreement": control.numpy()}
+
+
+def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
+    """Of stage smoke: relative errors of candidate and control, each the better of two looks: after the closed form, and
+    after the shortest rung of the race with STRATEGY. Both read the first IMAGES of the training split."""
+    candidate = swap.candidate
+    assert isinstance(candidate, TextEncoder)
+    swap.progress("racing the control with random weights", 0, 2)
+    steps = rungs(budget)[0]
+    key = ["race", STRATEGY, steps, swap.num_held_out, swap.config.train.batch_size, swap.config.adapter.name]
+    key += [hash_module(swap.base_system.core), swap.base_system.vae.fingerprint()]
+    key += [swap.base_system.text_encoder.fingerprint(), swap.base_system.image_size]
+    control = remembered(swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget))
+    swap.progress("racing the control with random weights", 1, 2)
+    own = short_race(swap, candidate, steps, budget)
+    return {"control_error": better_look(swap, control), "error_at_control": better_look(swap, own)}
+
+
+def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int) -> Tensor:
+    """Held-out losses after the closed form and after `steps` of STRATEGY. (2, S, N)"""
+    (train, test), base_train = swap.candidate_data, first_images(swap.base_data[0], IMAGES)
+    own_train, own_test = first_images(train, IMAGES), test
+    if encoder is not swap.candidate:
+        own_train, own_test = (replace(data, captions=embeddings(encoder, data.texts)) for data in (own_train, test))
+    strategy, seed = STRATEGIES.get(STRATEGY), swap.config.train.seed
+    system, _ = build(
+        swap.base_system, encoder, strategy, own_train, base_train, seed=seed, adapter=swap.config.adapter.name
+    )
+    course = Course(
+        data=own_train,
+        test=own_test,
+        target=swap.target,
+        count=swap.num_held_out,
+        batch_size=swap.config.train.batch_size,
+        seed=seed,
+    )
+    arm = enter(course, strategy, system, budget=budget)
+    advance(course, arm, steps)
+    return torch.stack([result.losses for result in arm.results])
+
+
+def better_look(swap: "Swap", losses: Tensor) -> np.ndarray:
+    """Relative errors of the look whose mean is lower. losses (2, S, N) -> (N,)"""
+    weighed = np.einsum("s,ksn->kn", swap.target.weights, losses.double().numpy())
+    errors = (weighed - swap.target.floor) / swap.target.unit
+    return np.asarray(errors[errors.mean(1).argmin()])
+
+
+def first_images(data: LatentDataset, count: int) -> LatentDataset:
+    """The first `count` images of a data set, with their captions."""
+    if len(data) <= count:
+        return data
+    rows = slice(0, count)
+    captions = slice(0, int(data.first[count - 1] + data.count[count - 1]))
+    latents = data.latents
+    return replace(
+        data,
+        names=data.names[rows],
+        latents=Rows(latents.shards, latents.index[rows], latents.finish)
+        if isinstance(latents, Rows)
+        else latents[rows],
+        captions=data.captions[captions],
+        first=data.first[rows],
+        count=data.count[rows],
+        chances=None if data.chances is None else data.chances[rows],
+        texts=data.texts[captions],
+        spread=None,
+    )
+
+
+def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
+    """What `work` gives for the control of the candidate's architecture, kept in the cache."""
+    assert isinstance(swap.candidate, TextEncoder)
+    facts = [
+        key,
+        architecture(swap.candidate),
+        swap.pictures.fingerprint,
+        swap.config.train.seed,
+        SEED,
+        torch.__version__,
+    ]
+    path = cache_dir() / f"control-{hash_record(facts)[:24]}.safetensors"
+    try:
+        return load_file(path)["found"]
+    except (OSError, SafetensorError, KeyError):
+        found = work()
+    aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
+    save_file({"found": found.contiguous()}, aside)
+    aside.replace(path)
+    return found
