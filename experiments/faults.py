@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sanakit import batches, train
+from sanakit.alignment.similarity import frequent_words
 from sanakit.assembly import LatentDiffusion
 from sanakit.blind import conditional_gain
 from sanakit.checkpoint import latest, load_checkpoint, preflight, save_checkpoint
@@ -95,9 +96,9 @@ class World:
         return [captions[0] for captions in self.pictures.captions]
 
     @cached_property
-    def training_captions(self) -> list[str]:
+    def words(self) -> list[str]:
         """What two encoders are compared on."""
-        return [captions[-1] for captions in load_pictures("openclipart").split(False).captions[:384]]
+        return frequent_words([captions[-1] for captions in load_pictures("openclipart").split(False).captions])
 
     @cached_property
     def base(self) -> LatentDiffusion:
@@ -201,7 +202,7 @@ def judged_text(world: World, encoder: TextEncoder, prompts: list[str] | None = 
 
 def judged_swap(world: World, encoder: TextEncoder, base: str = "minilm") -> list[GateResult]:
     """Of a text encoder beside the base's, as stage component judges it."""
-    both = agreement_with_base(encoder, world.encoders[base], world.training_captions)
+    both = agreement_with_base(encoder, world.encoders[base], world.words)
     return run_gates("component", text_evidence(encoder, world.prompts) | both)
 
 

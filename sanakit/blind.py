@@ -18,7 +18,7 @@ from sanakit.evaluate import CHUNK, HeldOut, fixed_noise, held_out
 from sanakit.flow import EVAL_SIGMAS, interpolate
 from sanakit.text_encoders import PromptEmbeds
 
-OTHERS = 4  # other images' prompts that stand for all of them
+OTHERS = 3  # other images' prompts that stand for all of them
 RIDGE = 1e-6  # of the products' mean diagonal: two predictions may be the same
 
 

@@ -246,7 +246,7 @@ CODES: dict[str, Code] = {
     ),
     "SK0329": Code(
         title="the encoder says no more than random weights",
-        why="The encoder finds captions alike no more as the base's encoder does than its own class with random weights "
+        why="Which words the encoder finds alike agrees with the base's encoder no better than its own class with random weights "
         "does: its weights are not trained or not loaded, or its tokenizer's numbers name other words.",
         fix="Load the trained weights (a warning about newly initialised weights names those that are missing) with the "
         "tokenizer that they were trained with.",

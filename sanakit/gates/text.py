@@ -170,10 +170,10 @@ def words_read(evidence: Evidence) -> GateResult | None:
     )
 
 
-@GATES.register("component/meaning", title="the encoder finds alike what the base's does", embedded=True)
+@GATES.register("component/meaning", title="the encoder finds the words alike that the base's does", embedded=True)
 def meaning(evidence: Evidence) -> GateResult | None:
-    """Correlation of the two encoders' cosines over captions without a common word, less that of the candidate's own
-    class with random weights, which knows the words apart but not what they mean."""
+    """Correlation of the two encoders' cosines over pairs of words, less that of the candidate's own class with random
+    weights, which tells words apart but not what they mean."""
     if "agreement" not in evidence:
         return None
     own, control = (np.asarray(evidence[key]) for key in ("agreement", "control_agreement"))

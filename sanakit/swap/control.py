@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sanakit.alignment.similarity import agreement, caption_features, unlike_words
+from sanakit.alignment.similarity import agreement, frequent_words, word_features
 from sanakit.data.cache import cache_dir, embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
@@ -29,32 +29,35 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 SEED = 0
-CAPTIONS = 384  # of stage component
-IMAGES = 2048  # of the training split that the race against the control reads
+FEWEST_WORDS = 64  # by which two encoders are compared
+IMAGES = 2048  # of the training split: captions whose words are compared, and what the race against the control reads
 STRATEGY = "finetune"
 
 
 def meaning_evidence(swap: "Swap") -> dict[str, Any]:
-    """Of stage component: agreement of candidate and control with the base's own encoder, one term for each caption."""
+    """Of stage component: agreement of candidate and control with the base's own encoder on the frequent words of the
+    training split, one term for each word; {} where the captions hold too few words."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    texts = [captions[-1] for captions in swap.halves[0].captions[:CAPTIONS]]
-    return agreement_with_base(
-        candidate, swap.base_system.text_encoder, texts, remember=lambda key, work: remembered(swap, key, work)
-    )
+    captions = [caption for own in swap.halves[0].captions[:IMAGES] for caption in own]
+    words = frequent_words(captions)
+    if len(words) < FEWEST_WORDS:
+        return {}
+    remember = lambda key, work: remembered(swap, key, work)
+    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember)
 
 
 def agreement_with_base(
     candidate: TextEncoder,
     base: TextEncoder,
-    texts: list[str],
+    words: list[str],
     remember: Callable[[Any, Callable[[], Tensor]], Tensor] = lambda key, work: work(),
 ) -> dict[str, Any]:
     """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
-    apart, base_features = unlike_words(texts), caption_features(base, texts)
-    judged = lambda encoder: agreement(caption_features(encoder, texts), base_features, apart)
+    base_features = word_features(base, words)
+    judged = lambda encoder: agreement(word_features(encoder, words), base_features)
     control = remember(
-        ["agreement", base.fingerprint(), texts],
+        ["agreement", base.fingerprint(), words],
         lambda: torch.from_numpy(judged(candidate.with_random_weights(SEED))),
     )
     return {"agreement": judged(candidate), "control_agreement": control.numpy()}

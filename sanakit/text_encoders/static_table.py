@@ -13,7 +13,7 @@ from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 
-WORLD_TOKENS = 16  # captions of the embedded world
+WORLD_TOKENS = 24  # reads 99% of the embedded captions whole
 
 
 class StaticTable(TextEncoder):
