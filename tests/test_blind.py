@@ -1,6 +1,5 @@
 """Losses without the prompt, the unit of a text swap, and controls with random weights."""
 
-
 import numpy as np
 import pytest
 import torch
