@@ -569,27 +569,22 @@ def constant(world: World) -> list[GateResult]:
     return judged_text(world, BrokenText(sound, lambda e, m: (fixed[:, : e.shape[1]] + 1e-3 * e, m[:1].expand_as(m))))
 
 
-def hashed_noise(prompts: list[str], size: torch.Size) -> Tensor:
-    """Noise that depends on a prompt's bytes alone. (N, L, D)"""
-    rows = []
-    for prompt in prompts:
-        seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little")
-        rows.append(torch.randn(size[1:], generator=torch.Generator().manual_seed(seed)))
-    return torch.stack(rows)
-
-
 class Mute(TextEncoder):
-    """One embedding for all prompts, and noise that tells them apart but says nothing."""
+    """One embedding and one mask for all prompts, and noise that tells them apart but says nothing."""
 
     def __init__(self, sound: TextEncoder, noise: float) -> None:
         super().__init__(sound.model, sound.spec)
-        self.sound, self.noise = sound, noise
-        self.fixed = sound._encode(["a fixed prompt of several words and more words than that"])[0]
+        self.noise = noise
+        self.fixed, self.mask, _ = sound._encode(["a fixed prompt of several words and more words than that"])
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
-        embeds, mask, truncated = self.sound._encode(prompts)
-        spread = self.noise * self.fixed.std() * hashed_noise(prompts, embeds.shape)
-        return self.fixed.expand_as(embeds) + spread, mask, truncated
+        rows = []
+        for prompt in prompts:
+            seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little")
+            rows.append(torch.randn(self.fixed.shape[1:], generator=torch.Generator().manual_seed(seed)))
+        mask, length = self.mask.expand(len(prompts), -1), self.spec.max_tokens
+        embeds = (self.fixed + self.noise * self.fixed.std() * torch.stack(rows)) * mask[..., None]
+        return embeds[:, :length], mask[:, :length], 0
 
 
 @fault(
@@ -620,6 +615,7 @@ class FirstToken(TextEncoder):
         self.sound = sound
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        self.sound.spec = self.spec
         embeds, mask, truncated = self.sound._encode([(prompt.split() or [""])[0] for prompt in prompts])
         first = torch.zeros_like(mask)
         first[:, 0] = True
@@ -1076,9 +1072,12 @@ def captions_mixed(world: World) -> list[GateResult]:
     return run_gates("smoke", prompt_gains(world.base, mixed))
 
 
+PROMPT_WEIGHTS = torch.tensor([0.02, 0.04, 0.09, 0.25, 0.6])  # of the noise levels, as on tiny-sana
+
+
 def prompt_gains(system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:
     """Of a system judged against itself."""
-    gain = conditional_gain(system, data, count=len(data)).numpy()
+    gain = conditional_gain(system, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
     return {"prompt_gain": gain, "base_prompt_gain": gain}
 
 
@@ -1089,9 +1088,8 @@ def prompts_lost(world: World) -> list[GateResult]:
     deaf = copy.copy(world.base)
     heard = world.base.velocity
     deaf.velocity = lambda noisy, sigmas, prompt: heard(noisy, sigmas, muted(world.base, prompt))  # type: ignore[method-assign]
-    gain = conditional_gain(deaf, data, count=len(data)).numpy()
-    base = conditional_gain(world.base, data, count=len(data)).numpy()
-    return run_gates("smoke", {"prompt_gain": gain, "base_prompt_gain": base})
+    gain = conditional_gain(deaf, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
+    return run_gates("smoke", prompt_gains(world.base, data) | {"prompt_gain": gain})
 
 
 def muted(system: LatentDiffusion, prompt: PromptEmbeds) -> PromptEmbeds:

@@ -81,10 +81,14 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
 
 def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int) -> Tensor:
     """Held-out losses after the closed form and after `steps` of STRATEGY. (2, S, N)"""
-    (train, test), base_train = swap.candidate_data, first_images(swap.base_data[0], IMAGES)
-    own_train, own_test = first_images(train, IMAGES), test
+    base_train = first_images(swap.base_data[0], IMAGES)
+    own_train, own_test = (
+        first_images(data, count) for data, count in zip(swap.candidate_data, (IMAGES, swap.num_held_out), strict=True)
+    )
     if encoder is not swap.candidate:
-        own_train, own_test = (replace(data, captions=embeddings(encoder, data.texts)) for data in (own_train, test))
+        own_train, own_test = (
+            replace(data, captions=embeddings(encoder, data.texts)) for data in (own_train, own_test)
+        )
     strategy, seed = STRATEGIES.get(STRATEGY), swap.config.train.seed
     system, _ = build(
         swap.base_system, encoder, strategy, own_train, base_train, seed=seed, adapter=swap.config.adapter.name

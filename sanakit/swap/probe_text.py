@@ -78,7 +78,7 @@ def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float:
     """Relative change of the kept tokens of the shorter half of the prompts when there is less padding."""
     own = encoder.encode(prompts, instruction=False)
     order = own.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
-    length = int(own.mask[order].sum(1).max())
+    length = max(2, int(own.mask[order].sum(1).max()))  # the fewest tokens that a record may name
     if length >= encoder.spec.max_tokens or not own.mask[order, :length].sum():
         return 0.0
     with shortened(encoder, length):
