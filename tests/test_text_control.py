@@ -66,7 +66,7 @@ def test_the_better_of_two_looks_counts():
     nothing = np.zeros(2)
     swap = FakeSwap()
     swap.target = Target(
-        measure="", weights=np.array([0.5, 0.5]), base_weights=nothing, floor=nothing, unit=2.0, base=nothing + 1, tolerance=1.1
+        measure="", weights=np.array([0.5, 0.5]), floor=nothing, unit=2.0, base=nothing + 1, tolerance=1.1
     )  # fmt: skip
     losses = torch.tensor([[[4.0, 2.0], [2.0, 2.0]], [[1.0, 3.0], [1.0, 3.0]]])
     np.testing.assert_allclose(better_look(swap, losses), [0.5, 1.5])

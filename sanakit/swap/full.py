@@ -90,10 +90,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
 def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:
     """What prompts are worth to a system and to the base on the same held-out images, each in its own latents. (N,) each"""
-    weights = torch.from_numpy(swap.target.weights)
-    base = swap.target.base_weights @ (swap.base_blind.losses - swap.base_held_out.losses).double().numpy()
-    gain = conditional_gain(system, data, count=swap.num_held_out, weights=weights)
-    return {"prompt_gain": gain.numpy(), "base_prompt_gain": base}
+    target = swap.target
+    base_weights = target.weights if target.base_weights is None else target.base_weights
+    base_gain = base_weights @ (swap.base_blind.losses - swap.base_held_out.losses).double().numpy()
+    gain = conditional_gain(system, data, count=swap.num_held_out, weights=torch.from_numpy(target.weights))
+    return {"prompt_gain": gain.numpy(), "base_prompt_gain": base_gain}
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:

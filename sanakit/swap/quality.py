@@ -34,16 +34,16 @@ COLLAPSED = 1e-9  # variance of a normalised latent
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """relative error = (sum over EVAL_SIGMAS of weights x loss - floor) / unit. weights: (S,); base_weights: (S,) that
-    count the base's own losses alike. floor, base: (N,) of the held-out images; base: the base's own relative errors,
+    count the base's own losses alike, None for the same ones. floor, base: (N,) of the held-out images; base: the base's own relative errors,
     mean 1. tolerance: mean relative error that counts as reached."""
 
     measure: str
     weights: np.ndarray
-    base_weights: np.ndarray
     floor: np.ndarray
     unit: float
     base: np.ndarray
     tolerance: float
+    base_weights: np.ndarray | None = None
 
     def reached(self, result: HeldOut) -> bool:
         """Is the mean relative error within the tolerance?"""
@@ -90,7 +90,6 @@ def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
     return Target(
         measure="velocity loss in units of the base's prompt gain",
         weights=weights,
-        base_weights=weights,
         floor=own - unit,
         unit=unit,
         base=np.ones(len(own)),
