@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from faults import SIZE, World, instructed
+from faults import SIZE, World, instructed, prompt_gains
 from torch import Tensor
 
+from sanakit.alignment.similarity import agreement, word_features
 from sanakit.config import make_config
 from sanakit.contracts import GateResult
 from sanakit.data import load_pictures
 from sanakit.data.cache import to_images
 from sanakit.data.dataset import build_dataset
-from sanakit.evaluate import conditional_gain
 from sanakit.gates import run_gates
 from sanakit.run import RunFolder
+from sanakit.swap.control import SEED
 from sanakit.swap.probe_text import text_evidence
 from sanakit.swap.probe_training import base_evidence, course_evidence, sample_evidence
 from sanakit.swap.probe_vae import evidence_of
@@ -132,10 +133,19 @@ def vae_halves(vae: VAE, images: Tensor, count: int, *, bf16: bool = False) -> R
 
 
 def text_halves(world: CleanWorld, encoder: TextEncoder, count: int) -> Readings:
+    """Prompts and words in random halves; words beside those of the other encoder of the embedded world."""
     generator = np.random.default_rng(0)
+    other = ENCODERS[encoder.spec.embed_dim == world.encoders[ENCODERS[0]].spec.embed_dim]
+    sides = (encoder, encoder.with_random_weights(SEED), world.encoders[other])
+    own, control, base = (word_features(side, world.words) for side in sides)
     for _ in range(count):
         prompts = [world.prompts[i] for i in choose(len(world.prompts), generator)]
-        yield run_gates("component", text_evidence(encoder, prompts))
+        rows = torch.from_numpy(choose(len(world.words), generator))
+        both = {
+            "agreement": agreement(own[rows], base[rows]),
+            "control_agreement": agreement(control[rows], base[rows]),
+        }
+        yield run_gates("component", text_evidence(encoder, prompts) | both)
 
 
 def in_bf16(encoder: TextEncoder) -> TextEncoder:
@@ -153,8 +163,7 @@ def with_null(encoder: TextEncoder, maker: TextEncoder) -> TextEncoder:
 def base_alone(world: CleanWorld) -> Readings:
     for data in world.chunks:
         evidence = base_evidence(world.base, data)
-        evidence["conditional_gain"] = conditional_gain(world.base, data, count=len(data)).numpy()
-        yield run_gates("smoke", evidence)
+        yield run_gates("smoke", evidence | prompt_gains(world.base, data))
 
 
 def course(world: CleanWorld) -> Readings:

@@ -5,6 +5,7 @@ A fault is a function of the `World` that either returns the results of gates or
 """
 
 import copy
+import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -20,7 +21,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sanakit import batches, train
+from sanakit.alignment.similarity import frequent_words
 from sanakit.assembly import LatentDiffusion
+from sanakit.blind import conditional_gain
 from sanakit.checkpoint import latest, load_checkpoint, preflight, save_checkpoint
 from sanakit.config import make_config
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, TextSpec, Verdict
@@ -30,8 +33,9 @@ from sanakit.data.base import screen
 from sanakit.data.cache import embeddings, raw_latents, to_images
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.evaluate import HeldOut, held_out
 from sanakit.gates import run_gates
+from sanakit.swap.control import agreement_with_base
 from sanakit.swap.plan import load_base, swap_core
 from sanakit.swap.probe_text import text_evidence
 from sanakit.swap.probe_training import (
@@ -90,6 +94,11 @@ class World:
     @cached_property
     def prompts(self) -> list[str]:
         return [captions[0] for captions in self.pictures.captions]
+
+    @cached_property
+    def words(self) -> list[str]:
+        """What two encoders are compared on."""
+        return frequent_words([captions[-1] for captions in load_pictures("openclipart").split(False).captions])
 
     @cached_property
     def base(self) -> LatentDiffusion:
@@ -189,6 +198,12 @@ def judged_vae(world: World, vae: VAE, images: Tensor | None = None) -> list[Gat
 
 def judged_text(world: World, encoder: TextEncoder, prompts: list[str] | None = None) -> list[GateResult]:
     return run_gates("component", text_evidence(encoder, prompts or world.prompts))
+
+
+def judged_swap(world: World, encoder: TextEncoder, base: str = "minilm") -> list[GateResult]:
+    """Of a text encoder beside the base's, as stage component judges it."""
+    both = agreement_with_base(encoder, world.encoders[base], world.words)
+    return run_gates("component", text_evidence(encoder, world.prompts) | both)
 
 
 # --- a VAE by itself -------------------------------------------------------------------------------------------------
@@ -552,6 +567,100 @@ def constant(world: World) -> list[GateResult]:
     sound = world.encoder()
     fixed = sound._encode(["a fixed prompt of several words and more words than that"])[0]
     return judged_text(world, BrokenText(sound, lambda e, m: (fixed[:, : e.shape[1]] + 1e-3 * e, m[:1].expand_as(m))))
+
+
+class Mute(TextEncoder):
+    """One embedding and one mask for all prompts, and noise that tells them apart but says nothing."""
+
+    def __init__(self, sound: TextEncoder, noise: float) -> None:
+        super().__init__(sound.model, sound.spec)
+        self.noise = noise
+        self.fixed, self.mask, _ = sound._encode(["a fixed prompt of several words and more words than that"])
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        rows = []
+        for prompt in prompts:
+            seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "little")
+            rows.append(torch.randn(self.fixed.shape[1:], generator=torch.Generator().manual_seed(seed)))
+        mask, length = self.mask.expand(len(prompts), -1), self.spec.max_tokens
+        embeds = (self.fixed + self.noise * self.fixed.std() * torch.stack(rows)) * mask[..., None]
+        return embeds[:, :length], mask[:, :length], 0
+
+
+@fault(
+    "the same embedding for every prompt but for small noise",
+    gate="component/prompts-differ",
+    code="SK0302",
+    stage="component",
+)
+def mute(world: World) -> list[GateResult]:
+    return judged_swap(world, Mute(world.encoder(), 0.1))
+
+
+@fault(
+    "the same embedding for every prompt but for much noise",
+    gate="component/meaning",
+    code="SK0329",
+    stage="component",
+)
+def loud(world: World) -> list[GateResult]:
+    return judged_swap(world, Mute(world.encoder(), 1.0))
+
+
+class FirstToken(TextEncoder):
+    """Reads the first word and hands on its token alone."""
+
+    def __init__(self, sound: Any) -> None:
+        super().__init__(sound.model, sound.spec)
+        self.sound = sound
+
+    def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
+        self.sound.spec = self.spec
+        embeds, mask, truncated = self.sound._encode([(prompt.split() or [""])[0] for prompt in prompts])
+        first = torch.zeros_like(mask)
+        first[:, 0] = True
+        return embeds * first[..., None], first, truncated
+
+
+@fault("only the first token is read", gate="component/words-read", code="SK0328", stage="component")
+def first_token(world: World) -> list[GateResult]:
+    return judged_swap(world, FirstToken(world.encoder("wordllama")))
+
+
+@fault("weights drawn, not trained", gate="component/meaning", code="SK0329", stage="component")
+def random_weights(world: World) -> list[GateResult]:
+    """A character-level BERT, initialised and saved, as one loads a folder whose weights were never trained."""
+    return judged_swap(world, load_text_encoder(f"path:{random_bert(world)}"))
+
+
+def random_bert(world: World) -> Path:
+    """A folder with a randomly initialised character-level BERT and its tokenizer."""
+    from transformers import BertConfig, BertModel
+
+    from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
+
+    folder = world.folder / "random-bert"
+    if not folder.is_dir():
+        sizes = {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 256}
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            BertModel(BertConfig(vocab_size=256 + len(SPECIAL), **sizes)).save_pretrained(folder)
+        byte_tokenizer("<bos>", "<eos>").save_pretrained(folder)
+    return folder
+
+
+@fault(
+    "vocabulary permuted: the tokenizer's numbers name other words",
+    gate="component/meaning",
+    code="SK0329",
+    stage="component",
+)
+def permuted_vocabulary(world: World) -> list[GateResult]:
+    encoder: Any = world.encoder("wordllama")
+    table = encoder.model.weight
+    with torch.no_grad():
+        table.copy_(table[torch.randperm(len(table), generator=torch.Generator().manual_seed(0))])
+    return judged_swap(world, encoder)
 
 
 @fault(
@@ -960,8 +1069,31 @@ def chaotic(world: World) -> list[GateResult]:
 def captions_mixed(world: World) -> list[GateResult]:
     data = world.base_data
     mixed = replace(data, first=data.first.roll(len(data) // 2), count=data.count.roll(len(data) // 2))
-    gain = conditional_gain(world.base, mixed, count=len(mixed)).numpy()
-    return run_gates("smoke", {"conditional_gain": gain})
+    return run_gates("smoke", prompt_gains(world.base, mixed))
+
+
+PROMPT_WEIGHTS = torch.tensor([0.02, 0.04, 0.09, 0.25, 0.6])  # of the noise levels, as on tiny-sana
+
+
+def prompt_gains(system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:
+    """Of a system judged against itself."""
+    gain = conditional_gain(system, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
+    return {"prompt_gain": gain, "base_prompt_gain": gain}
+
+
+@fault("the prompt is lost on its way to the core", gate="smoke/prompt-effect", code="SK0503", stage="smoke")
+def prompts_lost(world: World) -> list[GateResult]:
+    """Every prompt reaches the core as the null prompt."""
+    data = world.base_data
+    deaf = copy.copy(world.base)
+    heard = world.base.velocity
+    deaf.velocity = lambda noisy, sigmas, prompt: heard(noisy, sigmas, muted(world.base, prompt))  # type: ignore[method-assign]
+    gain = conditional_gain(deaf, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
+    return run_gates("smoke", prompt_gains(world.base, data) | {"prompt_gain": gain})
+
+
+def muted(system: LatentDiffusion, prompt: PromptEmbeds) -> PromptEmbeds:
+    return system.drop_prompts(prompt, torch.ones(len(prompt), dtype=torch.bool))
 
 
 @fault(
@@ -1144,6 +1276,8 @@ def clean_systems() -> list[Clean]:
         for n in encoders
     ]
     systems += [
+        ("text encoder wordllama beside minilm", lambda w: judged_swap(w, w.encoder("wordllama"), "minilm")),
+        ("text encoder minilm beside wordllama", lambda w: judged_swap(w, w.encoder("minilm"), "wordllama")),
         ("text encoder minilm from a folder", lambda w: judged_text(w, minilm_folder(w))),
         ("text encoder minilm with an instruction", lambda w: judged_text(w, instructed(w, "minilm"))),
         ("text encoder wordllama with an instruction", lambda w: judged_text(w, instructed(w, "wordllama"))),
@@ -1216,7 +1350,7 @@ def tiny_sana(world: World) -> list[GateResult]:
     base, data = world.base, world.base_data
     evidence = base_evidence(base, data) | course_evidence(base, data, OPTIONS)
     evidence |= sample_evidence(base, data, world.prompts[:8], 0)
-    evidence["conditional_gain"] = conditional_gain(base, data, count=len(data)).numpy()
+    evidence |= prompt_gains(base, data)
     return run_gates("smoke", evidence)
 
 

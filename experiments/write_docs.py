@@ -223,7 +223,8 @@ docstring of `experiments/decision_study.py`. A small world (64 px, 16 tokens, c
 steps): every strategy of a swap is trained on, and the race of the first 100 steps is replayed from those very runs.
 
 **Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
-([strategies.md](strategies.md)). Steps are those at which a strategy got there; "> n": it was run for n steps and did not.
+([strategies.md](strategies.md)). Rows of text encoders are in the old unit (2 = the base with shuffled prompts, mean over noise levels), and all rows
+were measured on the first rows of the data. Steps are those at which a strategy got there; "> n": it was run for n steps and did not.
 Cost is steps times the strategy's step time, and what distillation spends on the base's trajectories first. **Right**: the recommendation reached it at most 10% dearer than the
 cheapest, or it said "not in sight" where nobody got there. **Could it tell**: the recommended strategy is there or its
 forecast's interval has two ends; an open interval makes the recommendation inconclusive, and sanakit says how many steps would tell.

@@ -313,6 +313,19 @@ CODES: dict[str, Code] = {
         why="A pooled vector stands in the place of token embeddings.",
         fix="Take the last hidden state, not the pooled output.",
     ),
+    "SK0328": Code(
+        title="only the first word is read",
+        why="A prompt's embedding does not change with its last word: the encoder reads one token, or the kept tokens are "
+        "those of the first word.",
+        fix="Look for a slice of the hidden states ([:, :1], a pooled vector) and for max_length of the tokenizer.",
+    ),
+    "SK0329": Code(
+        title="the encoder says no more than random weights",
+        why="Which words the encoder finds alike agrees with the base's encoder no better than its own class with random weights "
+        "does: its weights are not trained or not loaded, or its tokenizer's numbers name other words.",
+        fix="Load the trained weights (a warning about newly initialised weights names those that are missing) with the "
+        "tokenizer that they were trained with.",
+    ),
     "SK0306": Code(
         title="a reading policy that the encoder cannot follow",
         why="The layer, the number of tokens or another field of its record does not fit this model.",
@@ -372,9 +385,11 @@ CODES: dict[str, Code] = {
         fix="Try another learning rate or strategy; readings.jsonl shows the curve by sigma.",
     ),
     "SK0503": Code(
-        title="the prompt has no effect",
-        why="Held-out loss with the prompt is not below the loss with the null prompt (conditional gain).",
-        fix="Check the null embedding, the mask and the caption adapter.",
+        title="the prompt has too little effect",
+        why="The prompt lowers the held-out loss by too small a share of what it lowers the base's (prompt gain), or the "
+        "base's own prompts have no effect, so that there is nothing to compare.",
+        fix="Check that captions belong to their images, then the null embedding, the mask and the caption adapter; a longer "
+        "race (--budget-steps) tells more.",
     ),
     "SK0504": Code(
         title="no strategy comes near the base",
@@ -427,6 +442,12 @@ CODES: dict[str, Code] = {
         why="The loss of every strategy that trains became NaN or Inf before the end of the race, so none can be recommended.",
         fix="Lower the learning rates (--set smoke.rates=[0.25,0.0625] or train.learning_rate), train in fp32 or bf16, or check "
         "the latents' scale (SK0203).",
+    ),
+    "SK0517": Code(
+        title="the text encoder is worth no more than random weights",
+        why="After the same steps the candidate's class with random weights has nearly the candidate's held-out loss: its "
+        "embeddings tell prompts apart, but say nothing that the core can use.",
+        fix="Check that the trained weights are loaded and that the tokenizer is theirs; then a longer race (--budget-steps).",
     ),
     "SK0520": Code(
         title="the base does not denoise its own latents",

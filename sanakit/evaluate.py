@@ -1,4 +1,4 @@
-"""Held-out quality of a system: velocity loss by sigma, conditional gain.
+"""Held-out quality of a system: velocity loss by sigma.
 
 All of it on fixed pictures, fixed noise and fixed sigmas, so that two systems are compared pair by pair.
 """
@@ -46,8 +46,7 @@ def held_out(
     """Evaluate on the first `count` pictures. prompt: "own", "null" or "shuffled" captions."""
     count = min(count, len(data))
     indices = torch.arange(count)
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn(data.latents[:count, 0].shape, generator=generator)
+    noise = fixed_noise(data, count, seed)
     own = data.prompts(indices, torch.full((count,), 1))
     if prompt == "null":
         own = system.drop_prompts(own, torch.ones(count, dtype=torch.bool))
@@ -66,11 +65,9 @@ def held_out(
     return HeldOut(sigmas, losses)
 
 
-def conditional_gain(system: LatentDiffusion, data: LatentDataset, *, count: int = 256) -> Tensor:
-    """loss(null prompt) - loss(own prompt) per picture, mean over sigmas. (N,)"""
-    own = held_out(system, data, count=count)
-    null = held_out(system, data, count=count, prompt="null")
-    return (null.losses - own.losses).mean(0)
+def fixed_noise(data: LatentDataset, count: int, seed: int) -> Tensor:
+    """The noise that the first `count` images are evaluated with. (count, C, h, w)"""
+    return torch.randn(data.latents[:count, 0].shape, generator=torch.Generator().manual_seed(seed))
 
 
 @contextmanager

@@ -25,7 +25,15 @@ def load(name):
 
 faults = load("faults")
 CLEAN = faults.clean_systems()
-QUICK = ("VAE pca-f8c4", "VAE pca-f16c16", "VAE pca-f32c64", "VAE pca-f16c16 from a folder", "text encoder wordllama")
+QUICK = (
+    "VAE pca-f8c4",
+    "VAE pca-f16c16",
+    "VAE pca-f32c64",
+    "VAE pca-f16c16 from a folder",
+    "text encoder wordllama",
+    "text encoder wordllama beside minilm",
+    "text encoder minilm beside wordllama",
+)
 
 
 @pytest.fixture(scope="module")

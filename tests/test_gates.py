@@ -205,20 +205,66 @@ def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
 
 def smoke_evidence(ratio, arrives):
     ones = np.ones(64)
-    return {"start_losses": 2 * ones, "end_losses": ones, "conditional_gain": 0.1 * ones, "relative_error": ratio * ones,
+    return {"start_losses": 2 * ones, "end_losses": ones, "prompt_gain": 0.1 * ones,
+            "base_prompt_gain": 0.1 * ones, "relative_error": ratio * ones,
             "base_relative_error": ones, "forecast_arrives": arrives, "steps_that_tell": 340}  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("ratio", "arrives", "verdict"),
-    [(1.2, False, Verdict.PASS), (3.0, True, Verdict.INCONCLUSIVE), (3.0, False, Verdict.INCONCLUSIVE)],
-)
-def test_a_short_race_never_says_that_the_base_is_out_of_reach(ratio, arrives, verdict):
+    [(1.2, True, Verdict.PASS), (1.2, False, Verdict.INCONCLUSIVE), (3.0, True, Verdict.INCONCLUSIVE),
+     (3.0, False, Verdict.INCONCLUSIVE)],
+)  # fmt: skip
+def test_a_short_race_says_neither_out_of_reach_nor_near_what_no_strategy_arrives_at(ratio, arrives, verdict):
     for policy in ("default", "strict"):
         results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives), load_policy(policy))}
-        assert results["smoke/within-reach"].verdict == verdict
-        assert "--budget-steps 340 would tell" in results["smoke/within-reach"].hint
+        found = results["smoke/within-reach"]
+        assert found.verdict == verdict
+        assert "--budget-steps 340 would tell" in found.hint
+        assert ("no strategy is forecast to arrive" in found.hint) is not arrives
+        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, judged by the other policies
+        assert [load_policy(p).apply(kept)[0].verdict for p in ("strict", "default")] == [verdict, verdict]
         assert results["smoke/progress"].verdict == Verdict.PASS
+
+
+def spread_about(mean, count=128):
+    return mean + 0.1 * np.random.default_rng(0).normal(size=count)
+
+
+@pytest.mark.parametrize("stage", ["smoke", "full"])
+@pytest.mark.parametrize(
+    ("own", "base", "verdict", "said"),
+    [
+        (spread_about(0.3), spread_about(0.3), Verdict.PASS, ""),
+        (spread_about(0.003), spread_about(0.3), Verdict.FAIL, "null embedding, mask"),
+        (spread_about(0.03), spread_about(0.3), Verdict.FAIL, "null embedding, mask"),  # above 0 by 3 standard errors
+        (spread_about(0.3), spread_about(0.0), Verdict.INCONCLUSIVE, "it cannot tell"),
+        (spread_about(0.3), spread_about(-0.3), Verdict.FAIL, "captions may belong to other images"),
+    ],
+)
+def test_prompts_must_be_worth_a_share_of_what_they_are_worth_to_the_base(stage, own, base, verdict, said):
+    (found,) = run_gates(stage, {"prompt_gain": own, "base_prompt_gain": base})
+    assert (found.gate, found.code, found.verdict) == (f"{stage}/prompt-effect", "SK0503", verdict)
+    assert said in found.hint
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.5, Verdict.PASS), (0.0, Verdict.FAIL), (0.03, Verdict.FAIL)])
+def test_an_encoder_must_be_worth_more_than_its_class_with_random_weights(lead, verdict):
+    own = spread_about(1.5)
+    (found,) = run_gates("smoke", {"control_error": own + lead, "error_at_control": own})
+    assert (found.gate, found.code, found.verdict) == ("smoke/control", "SK0517", verdict)
+    terms = spread_about(0.07, 256)
+    (found,) = run_gates("component", {"agreement": terms + lead, "control_agreement": terms})
+    assert (found.gate, found.code, found.verdict) == ("component/meaning", "SK0329", verdict)
+
+
+@pytest.mark.parametrize(
+    ("cut", "base", "verdict"), [(20, 0, Verdict.FAIL), (20, 19, Verdict.PASS), (3, 19, Verdict.PASS)]
+)
+def test_truncation_counts_what_the_base_reads_whole(cut, base, verdict):
+    (found,) = run_gates("component", {"truncated": cut, "prompts": 192, "base_truncated": base})
+    assert (found.gate, found.verdict) == ("component/truncation", verdict)
+    assert "beyond the base's 0.099" in found.metric or not base
 
 
 def committed(name):

@@ -14,7 +14,7 @@ LAYERS = [
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},
-    {"alignment", "evaluate", "batches", "train"},
+    {"alignment", "evaluate", "blind", "batches", "train"},
     {"monitors", "checkpoint", "gates", "config", "run"},
     {"presets"},
     {"swap", "doctor"},

@@ -142,7 +142,7 @@ def test_a_native_checkpoint_is_a_model_with_leave(run, tmp_path, monkeypatch, c
 
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
     core = SanaTransformer2DModel.from_pretrained(run / "model")
-    null = torch.randn(16, 256, generator=torch.Generator().manual_seed(0))
+    null = torch.randn(24, 256, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "Sana.pth"
     torch.save({"state_dict": to_native(core.state_dict()) | {"y_embedder.y_embedding": null}}, path)
     heads = {"num_attention_heads": 2, "attention_head_dim": 16} | {

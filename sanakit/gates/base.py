@@ -33,15 +33,19 @@ def gate_result(
     samples: int | None = None,
     hint: str = "",
     own_threshold: float | None = None,
+    decidable: bool = True,
 ) -> GateResult:
     """The value judged by the gate's default threshold, or own_threshold where gates/policy.py lists none (a plugin's).
 
-    above: with at_least, the threshold itself fails. samples: images or prompts behind the interval.
+    above: with at_least, the threshold itself fails. samples: images or prompts behind the interval. decidable: False where
+    the value shows nothing, whatever it is: the result is inconclusive under every policy.
     """
     low, high = ci if ci else (None, None)
     limit = threshold(gate, own_threshold)
     verdict = judge(value, limit, at_least=at_least, above=above, ci_low=low, ci_high=high)
-    undecided = verdict == Verdict.INCONCLUSIVE
+    if not decidable:
+        verdict = Verdict.INCONCLUSIVE
+    undecided = decidable and verdict == Verdict.INCONCLUSIVE
     return GateResult(
         gate=gate,
         code=code,
@@ -58,6 +62,7 @@ def gate_result(
         samples_needed=samples_to_decide(value, limit, ci_low=low, ci_high=high, samples=samples)
         if undecided
         else None,
+        decidable=decidable,
     )
 
 

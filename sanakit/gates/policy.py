@@ -45,6 +45,8 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "component/null": (0.15, 0.07),
     "component/tokens-differ": (0.99, 0.97),
     "component/prompts-differ": (0.98, 0.95),
+    "component/words-read": (0.1, 0.2),
+    "component/meaning": (0.1, 0.15),
     "component/truncation": (0.05, 0.01),
     "smoke/base": (0, 0),
     "smoke/mask": (-0.05, -0.02),
@@ -54,12 +56,13 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "smoke/average": (1e-3, 1e-2),
     "smoke/alignment": (0, 0),
     "smoke/progress": (0, 0),
-    "smoke/prompt-effect": (0, 0),
+    "smoke/prompt-effect": (0.25, 0.4),
+    "smoke/control": (0.1, 0.2),
     "smoke/samples": (1.6, 1.4),
     "smoke/within-reach": (1.5, 1.25),
     "full/latent-drift": (0, 0),
     "full/progress": (0, 0),
-    "full/prompt-effect": (0, 0),
+    "full/prompt-effect": (0.5, 0.7),
     "full/samples": (1.6, 1.4),
     "full/quality": (1.25, 1.1),
     "tune/equivariance": (0, 0),
@@ -74,17 +77,20 @@ DEFINITIONS: dict[str, str] = {
     "component/hidden-states": "the width is the hidden states', not the vocabulary's",
     "component/repeatable-embeddings": "numerical identity, the same batch twice",
     "component/prompts-kept": "none may be lost",
-    "component/truncation": "a tolerance: the share of cut prompts that one bears",
+    "component/words-read": "a tolerance: by a tenth of a token's norm",
+    "component/meaning": "a tolerance: a tenth of correlation above random weights, strict 0.15",
+    "component/truncation": "a tolerance: the share of prompts cut beyond the base's that one bears",
     "smoke/base": "better than knowing nothing but the latents' power",
     "smoke/data-order": "an epoch is every picture once",
     "smoke/moved": "none may stand still or stray",
     "smoke/alignment": "better than a fresh start, paired",
     "smoke/progress": "better than the start, paired",
-    "smoke/prompt-effect": "better than no prompt, paired",
+    "smoke/prompt-effect": "a tolerance: a quarter of the base's prompt gain, strict two fifths, paired",
+    "smoke/control": "a tolerance: a tenth of the base's prompt gain above random weights, strict a fifth, paired",
     "smoke/within-reach": "a tolerance: what a short race calls near",
     "full/latent-drift": "none; the monitors bound false alarms by monitors.alpha a run",
     "full/progress": "better than the start, paired",
-    "full/prompt-effect": "better than no prompt, paired",
+    "full/prompt-effect": "a tolerance: half of the base's prompt gain, strict seven tenths, paired",
     "full/quality": "a tolerance: the base's error and a quarter, strict a tenth",
     "tune/equivariance": "better than before, paired",
     "tune/reconstruction": "a tolerance: 1 dB, in the metric",
@@ -123,6 +129,8 @@ def threshold(gate: str, otherwise: float | None = None) -> float:
 def rejudged(result: GateResult, limit: float) -> GateResult:
     if limit == result.threshold or result.at_least is None:
         return result
+    if not result.decidable:
+        return replace(result, threshold=limit)
     span: dict[str, Any] = {"ci_low": result.ci_low, "ci_high": result.ci_high}
     verdict = judge(result.value, limit, at_least=result.at_least, above=result.above, **span)
     if result.gate in ADVISORY and verdict == Verdict.FAIL:

@@ -156,16 +156,51 @@ def prompts_differ(evidence: Evidence) -> GateResult | None:
     )
 
 
+@GATES.register("component/words-read", title="a prompt's last word changes its embedding", embedded=True)
+def words_read(evidence: Evidence) -> GateResult | None:
+    """Exchange the last word of a short prompt: some kept token must change."""
+    return _limit(
+        evidence,
+        "last_word_change",
+        "component/words-read",
+        "SK0328",
+        "largest change of a token with the last word",
+        "only the first token or word is read: look at slicing and at max_length of the tokenizer",
+        at_least=True,
+    )
+
+
+@GATES.register("component/meaning", title="the encoder finds the words alike that the base's does", embedded=True)
+def meaning(evidence: Evidence) -> GateResult | None:
+    """Correlation of the two encoders' cosines over pairs of words, less that of the candidate's own class with random
+    weights, which tells words apart but not what they mean."""
+    if "agreement" not in evidence:
+        return None
+    own, control = (np.asarray(evidence[key]) for key in ("agreement", "control_agreement"))
+    value, ci = interval(own - control)
+    return gate_result(
+        gate="component/meaning",
+        code="SK0329",
+        metric=f"agreement {own.mean():.2f} with the base's encoder, less {control.mean():.2f} of random weights",
+        value=value,
+        ci=ci,
+        samples=len(own),
+        at_least=True,
+        hint="the weights may not be loaded, or the tokenizer is of another model (its token numbers name other words)",
+    )
+
+
 @GATES.register("component/truncation", title="few prompts are cut short", embedded=True)
 def truncation(evidence: Evidence) -> GateResult | None:
+    """Share of prompts cut short beyond those that the base's own encoder cuts: what the swap loses."""
     if "truncated" not in evidence:
         return None
-    count, total = evidence["truncated"], evidence["prompts"]
-    value, ci = interval(np.arange(total) < count)
+    total, base = evidence["prompts"], evidence.get("base_truncated", 0)
+    value, ci = interval(np.arange(total) < max(0, evidence["truncated"] - base))
     return gate_result(
         gate="component/truncation",
         code="SK0304",
-        metric="share of prompts truncated",
+        metric="share of prompts truncated" + (f", beyond the base's {base / total:.3f}" if base else ""),
         value=value,
         ci=ci,
         samples=total,

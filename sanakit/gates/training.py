@@ -49,18 +49,48 @@ def full_prompt(evidence: Evidence) -> GateResult | None:
 
 
 def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
-    if "conditional_gain" not in evidence:
+    """What the candidate's prompts are worth (loss of its best prompt-blind prediction less its own) as a share of what
+    the base's are worth, paired over images. A base whose own prompts change nothing beyond its noise cannot tell; one
+    whose own prompts raise its loss reads captions of other images."""
+    if "prompt_gain" not in evidence:
         return None
-    value, ci = interval(evidence["conditional_gain"])
+    value, ci = ratio_interval(evidence["prompt_gain"], evidence["base_prompt_gain"])
+    worth, (low, high) = interval(evidence["base_prompt_gain"])
+    hint = "check null embedding, mask and caption adapter, or raise --budget-steps"
+    if low <= 0:
+        hint = f"the base's own prompts lower its loss by {worth:.4f} (90% {low:.4f} to {high:.4f}): it cannot tell"
+    if high <= 0:
+        value, ci = 0.0, (0.0, 0.0)
+        hint = f"the base's own prompts raise its loss by {-worth:.4f}: captions may belong to other images"
     return gate_result(
         gate=gate,
         code="SK0503",
-        metric="conditional gain",
+        metric="prompt gain over the base's",
         value=value,
         ci=ci,
-        samples=len(evidence["conditional_gain"]),
+        samples=len(evidence["prompt_gain"]),
         at_least=True,
-        hint="check null embedding, mask and caption adapter",
+        hint=hint,
+        decidable=low > 0 or high <= 0,
+    )
+
+
+@GATES.register("smoke/control", title="the encoder is worth more than one with random weights", embedded=True)
+def control(evidence: Evidence) -> GateResult | None:
+    """Relative error of the candidate's class with random weights less the candidate's, after the same steps of the same
+    strategy, paired over images: in shares of the base's prompt gain."""
+    if "control_error" not in evidence:
+        return None
+    value, ci = interval(np.asarray(evidence["control_error"]) - np.asarray(evidence["error_at_control"]))
+    return gate_result(
+        gate="smoke/control",
+        code="SK0517",
+        metric="prompt gain above random weights, over the base's",
+        value=value,
+        ci=ci,
+        samples=len(evidence["control_error"]),
+        at_least=True,
+        hint="the candidate's weights may not be loaded, or not belong to its tokenizer; a larger --budget-steps",
     )
 
 
@@ -86,10 +116,13 @@ def alignment(evidence: Evidence) -> GateResult | None:
 @GATES.register("smoke/within-reach", title="quality comes near the base's", embedded=True)
 def within_reach(evidence: Evidence) -> GateResult | None:
     """Error over the base's (swap/quality.py), paired: near after the budget. A short race can show that the base is
-    within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass."""
+    within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass, and an error
+    that is near does not pass where the forecast sees no arrival."""
     if "relative_error" not in evidence:
         return None
     value, ci = ratio_interval(evidence["relative_error"], evidence["base_relative_error"])
+    arrives = bool(evidence["forecast_arrives"])
+    hint = f"about --budget-steps {evidence['steps_that_tell']} would tell; or train: sanakit validate --stage full"
     result = gate_result(
         gate="smoke/within-reach",
         code="SK0504",
@@ -98,12 +131,12 @@ def within_reach(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(evidence["relative_error"]),
         at_least=False,
-        hint=f"about --budget-steps {evidence['steps_that_tell']} would tell; or train: sanakit validate --stage full",
+        hint=hint if arrives else f"no strategy is forecast to arrive; {hint}",
+        decidable=arrives,
     )
     if result.verdict != Verdict.FAIL:
         return result
-    hint = f"forecast to arrive; {result.hint}" if evidence["forecast_arrives"] else result.hint
-    return replace(result, verdict=Verdict.INCONCLUSIVE, hint=hint)
+    return replace(result, verdict=Verdict.INCONCLUSIVE, hint=f"forecast to arrive; {hint}")
 
 
 @GATES.register("full/quality", title="quality is the base's, within a quarter", embedded=True)

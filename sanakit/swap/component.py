@@ -244,11 +244,12 @@ def measure_text_encoder(
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
     prompts = [captions[-1] for captions in pictures.captions]
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
-    facts, norms, cosines, found = {}, {}, {}, None
+    facts, norms, cosines, cut, found = {}, {}, {}, {}, None
     for side, encoder in sides.items():
         start = time.perf_counter()
         found = encoder.encode(prompts)
         facts[side] = _text_facts(encoder, found, time.perf_counter() - start)
+        cut[side] = found.truncated
         ordered = found.embeds[found.mask].norm(dim=-1).sort().values
         places = torch.linspace(0, len(ordered) - 1, 41).long()
         shares = (places / max(1, len(ordered) - 1)).tolist()
@@ -265,7 +266,7 @@ def measure_text_encoder(
     ]
     return Measured(
         rows=rows,
-        evidence=text_evidence(candidate, prompts, found),
+        evidence=text_evidence(candidate, prompts, found, base_truncated=cut.get("base")),
         curves=[{"title": "Token norms", "x": "share of tokens", "y": "norm", "series": norms}],
         similarity=cosines,
         prompts=prompts[:SHOWN_PROMPTS],

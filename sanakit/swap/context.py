@@ -11,6 +11,7 @@ import numpy as np
 from sanakit import optimizers, tracking
 from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
+from sanakit.blind import blind_held_out
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
 from sanakit.data.buckets import bucket_sizes
@@ -23,7 +24,7 @@ from sanakit.gates import Policy
 from sanakit.hashing import hash_module, hash_record
 from sanakit.run import RunFolder
 from sanakit.swap.plan import Base, load_base, swap_core
-from sanakit.swap.quality import Target, text_target, vae_target
+from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder, load_text_encoder, with_layer
 from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAE, load_vae
@@ -32,6 +33,7 @@ NO_BASE = "none"
 DEFAULT = Policy()
 MIN_PICTURES = 64
 LAYER_CAPTIONS = 512
+WEIGHED = 64  # images of the training split that tell how much each noise level counts
 
 
 @dataclass(kw_only=True)
@@ -196,12 +198,19 @@ class Swap:
         return held_out(self.base_system, self.base_data[1], count=self.num_held_out)
 
     @cached_property
+    def base_blind(self) -> HeldOut:
+        """Of the base without its prompts (sanakit/blind.py), on the same held-out images."""
+        return blind_held_out(self.base_system, self.base_data[1], count=self.num_held_out)
+
+    @cached_property
     def target(self) -> Target:
         """What counts as the base's quality for this swap."""
         if isinstance(self.candidate, VAE):
             return vae_target(self.candidate_data, self.base_data, self.base_held_out)
-        shuffled = held_out(self.base_system, self.base_data[1], count=self.num_held_out, prompt="shuffled")
-        return text_target(self.base_held_out, shuffled)
+        weighed = [
+            measure(self.base_system, self.base_data[0], count=WEIGHED) for measure in (held_out, blind_held_out)
+        ]
+        return text_target(self.base_held_out, self.base_blind, prompt_weights(*weighed))
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training pictures, half held out; spread over the data set."""

@@ -10,11 +10,12 @@ from torch import Tensor
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
+from sanakit.blind import conditional_gain
 from sanakit.checkpoint import checkpoint_bytes, preflight
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, conditional_gain, held_out
+from sanakit.evaluate import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
@@ -83,13 +84,22 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         | {
             "start_at_base": swap.target.reached(start),
             "end_losses": end.losses.mean(0).numpy(),
-            "conditional_gain": conditional_gain(system, now, count=count).numpy(),
             "relative_error": swap.target.relative(end),
             "base_relative_error": swap.target.base,
             "drift_alarms": journal.drift_alarms if journal else 0,
         }
+        | prompt_gains(swap, system, now)
         | sample_evidence(system, test, swap.sample_prompts(), config.train.seed)
     )
+
+
+def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:
+    """What prompts are worth to a system and to the base on the same held-out images, each in its own latents. (N,) each"""
+    target = swap.target
+    base_weights = target.weights if target.base_weights is None else target.base_weights
+    base_gain = base_weights @ (swap.base_blind.losses - swap.base_held_out.losses).double().numpy()
+    gain = conditional_gain(system, data, count=swap.num_held_out, weights=torch.from_numpy(target.weights))
+    return {"prompt_gain": gain.numpy(), "base_prompt_gain": base_gain}
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:

@@ -1,6 +1,8 @@
 """From a configuration to a race: which strategies run, how each starts, where they are kept, and what a signal leaves."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,7 +83,7 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
     assert course.store is not None
     arms: list[Arm] = []
     starts: Starts = {}
-    try:
+    with stopping(course.store):
         for number, name in enumerate(names):
             swap.progress(f"preparing {name}", number, len(names))
             arms.append(_arm(swap, course, name, starts, arms))
@@ -94,24 +96,31 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
             budget=budget,
             on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
         )
+    if is_main():
+        for arm in arms:
+            if arm.diverged:
+                print(f"race: {arm.strategy.name} left the race: {arm.diverged}", file=sys.stderr)
+    return arms, finalists, starts
+
+
+@contextmanager
+def stopping(store: RaceStore) -> Iterator[None]:
+    """Ends the process with the signal's exit code where a signal stops what trains inside, and says what was kept."""
+    try:
+        yield
     except RaceStopped as stop:
         kept = (
-            f"what was measured could not be kept ({course.store.lost}): the same command starts the race anew"
-            if course.store.lost
-            else f"what was measured is kept in {course.store.folder}; the same command goes on"
+            f"what was measured could not be kept ({store.lost}): the same command starts the race anew"
+            if store.lost
+            else f"what was measured is kept in {store.folder}; the same command goes on"
         )
         if is_main():
             print(f"{stop}; {kept}", file=sys.stderr)
         sys.exit(exit_code(stop.number))
     except SanakitError as error:
         if error.code == "SK0512":
-            course.store.clear()  # so that the same command tries again
+            store.clear()  # so that the same command tries again
         raise
-    if is_main():
-        for arm in arms:
-            if arm.diverged:
-                print(f"race: {arm.strategy.name} left the race: {arm.diverged}", file=sys.stderr)
-    return arms, finalists, starts
 
 
 def _arm(swap: "Swap", course: Course, name: str, starts: Starts, arms: list[Arm]) -> Arm:

@@ -15,25 +15,32 @@ REPEATED = 16  # prompts that are encoded twice, and with less padding
 LAST_WORDS = ("apple", "river", "b", "seven")
 
 
-def text_evidence(encoder: TextEncoder, prompts: list[str], found: PromptEmbeds | None = None) -> dict[str, Any]:
-    """Everything that the gates read; found: the prompts' embeddings where they are at hand."""
+def text_evidence(
+    encoder: TextEncoder, prompts: list[str], found: PromptEmbeds | None = None, *, base_truncated: int | None = None
+) -> dict[str, Any]:
+    """Everything that the gates read; found: the prompts' embeddings where they are at hand. base_truncated: prompts that
+    the base's own encoder cuts short."""
     found = found or encoder.encode(prompts)
     few = prompts[:REPEATED]
     once, again = encoder.encode(few), encoder.encode(few)  # batches alike: half precision rounds by their shape
     pooled = pool(found)
     pairs = pooled @ pooled.T
     distinct = ~torch.eye(len(prompts), dtype=torch.bool)
+    kept_share, last_word_change = changes_of_the_last_word(encoder, few)
     evidence: dict[str, Any] = {
         "nonfinite_embeddings": int((~found.embeds.isfinite()).sum()),
         "embedding_repeat_difference": difference(again, once),
         "empty_share": empty_share(encoder, found, prompts),
         "mask_of_one_word": float(encoder.encode(["a"], instruction=False).mask.float().mean()),
-        "changes_kept_share": changes_kept_share(encoder, few),
+        "changes_kept_share": kept_share,
+        "last_word_change": last_word_change,
         "token_cosine": token_cosine(found),
         "nearest_cosine": float(pairs[distinct].median()),
         "truncated": found.truncated,
         "prompts": len(prompts),
     }
+    if base_truncated is not None:
+        evidence["base_truncated"] = base_truncated
     if not encoder.spec.attend_padding:
         evidence["padding_difference"] = padding_difference(encoder, few)
     if encoder.spec.instruction:
@@ -71,7 +78,7 @@ def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float:
     """Relative change of the kept tokens of the shorter half of the prompts when there is less padding."""
     own = encoder.encode(prompts, instruction=False)
     order = own.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
-    length = int(own.mask[order].sum(1).max())
+    length = max(2, int(own.mask[order].sum(1).max()))  # the fewest tokens that a record may name
     if length >= encoder.spec.max_tokens or not own.mask[order, :length].sum():
         return 0.0
     with shortened(encoder, length):
@@ -92,16 +99,20 @@ def shortened(encoder: TextEncoder, max_tokens: int) -> Iterator[None]:
 
 
 @torch.no_grad()
-def changes_kept_share(encoder: TextEncoder, prompts: list[str]) -> float:
-    """Share of prompts in which the token that changes most with the last word is one that the mask keeps."""
-    hits = []
+def changes_of_the_last_word(encoder: TextEncoder, prompts: list[str]) -> tuple[float, float]:
+    """Prompts in two versions that differ in their last word. The share of them in which the token that changes most is
+    one that the mask keeps, and the median over them of the largest change of a kept token, relative to its norm."""
+    hits, changes = [], []
     for number, prompt in enumerate(prompts[:8]):
         head = " ".join(prompt.split()[:3])
         pair = [f"{head} {LAST_WORDS[(number + k) % len(LAST_WORDS)]}" for k in (0, 1)]
         embeds, mask, _ = encoder._encode(pair)
         change = (embeds[0] - embeds[1]).float().norm(dim=-1)
-        hits.append(bool((mask[0] | mask[1])[int(change.argmax())]))
-    return sum(hits) / len(hits)
+        kept = mask[0] | mask[1]
+        hits.append(bool(kept[int(change.argmax())]))
+        relative = change / embeds.float().norm(dim=-1).mean(0).clamp_min(1e-9)
+        changes.append(float((relative * kept).max()))
+    return sum(hits) / len(hits), float(torch.tensor(changes).median())
 
 
 def token_cosine(found: PromptEmbeds) -> float:

@@ -16,22 +16,24 @@ from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, conditional_gain
+from sanakit.evaluate import averaged
 from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
+from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
-from sanakit.swap.full import train_full
-from sanakit.swap.lineup import race_store, raced_names, run_race, write_plan
+from sanakit.swap.full import prompt_gains, train_full
+from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, recommend
 from sanakit.swap.tune_vae import tune_vae
+from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
@@ -59,6 +61,8 @@ def component(swap: Swap) -> list[GateResult]:
         )
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
+        if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
+            measured.evidence |= meaning_evidence(swap)
     pictures = held_out.subset(range(min(PANEL, len(held_out))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
@@ -101,7 +105,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     )
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
-        gain = conditional_gain(best.system, test, count=swap.num_held_out)
+        gains = prompt_gains(swap, best.system, test)
         wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
@@ -116,14 +120,17 @@ def smoke(swap: Swap) -> list[GateResult]:
     evidence: dict[str, Any] = {
         "start_at_base": swap.target.reached(start),
         "end_losses": best.results[-1].losses.mean(0).numpy(),
-        "conditional_gain": gain.numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
         "steps_that_tell": more,
         "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
-    } | wiring
+    }
+    evidence |= wiring | gains
     if naive or best.state:  # else nothing is trained
         evidence["start_losses"] = start.losses.mean(0).numpy()
+    if isinstance(swap.candidate, TextEncoder):
+        with stopping(race_store(swap)):
+            evidence |= control_evidence(swap, budget)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()

@@ -4,6 +4,7 @@ Embeddings are (B, L, D) with L = spec.max_tokens, right-padded; the mask is (B,
 are zeroed, so nothing of them can leak. The null prompt is "" without instruction, as in Sana's training.
 """
 
+import copy
 import json
 from abc import abstractmethod
 from dataclasses import asdict, dataclass, replace
@@ -18,6 +19,7 @@ from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.hashing import hash_module
 from sanakit.registry import Registry
+from sanakit.text_encoders.random_weights import redrawn
 
 AUTO = "layer=auto"  # the layer that says most of the base's caption features
 TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders", "sanakit.text_encoders")
@@ -108,6 +110,16 @@ class TextEncoder(nn.Module):
         from sanakit.text_encoders.offsets import token_offsets
 
         return token_offsets(self, prompts)
+
+    def with_random_weights(self, seed: int = 0) -> Self:
+        """The same class, tokenizer and record on a model whose weights are drawn: the control of gates that ask whether
+        an encoder says more than its architecture alone. This encoder stays as it is."""
+        twin = copy.copy(self)
+        twin._modules = dict(self._modules)  # a shallow copy shares the table of parts
+        twin.model = redrawn(self.model, seed)
+        twin.kept_null = None
+        twin.name = f"{self.name or type(self).__name__} with random weights"
+        return twin
 
     def fingerprint(self) -> str:
         """Hash of weights, tokenizer, reading policy and the class that reads: the key of embedding caches."""

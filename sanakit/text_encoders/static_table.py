@@ -14,7 +14,7 @@ from sanakit.errors import SanakitError
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
 from sanakit.text_encoders.tokenizers import require_vocabulary
 
-WORLD_TOKENS = 16  # captions of the embedded world
+WORLD_TOKENS = 24  # reads 99% of the embedded captions whole
 
 
 class StaticTable(TextEncoder):
