@@ -29,7 +29,13 @@ TOLD = 4  # channels
 MOST_CHANNELS = 512  # of which an order is looked for: an assignment grows with the cube
 FLOOR = 1e-6
 LOGS = ("log-sd", "grain")
-BY_CHANNEL = ("mean", "log-sd", *DETAIL, "skewness", "kurtosis")  # no quantiles: a shared background is undone only exactly
+BY_CHANNEL = (
+    "mean",
+    "log-sd",
+    *DETAIL,
+    "skewness",
+    "kurtosis",
+)  # no quantiles: a shared background is undone only exactly
 
 
 def likely_cause(reference: Sample, current: Sample) -> Reading | None:

@@ -34,7 +34,9 @@ def detail_change(before: Blocks, after: Blocks, rings_moved: bool) -> str:
     first, second = (np.exp(np.median(side["rings"], 0)[1:3]) for side in (before, after))  # shares of fine and corner
     added = LOG_CHI_SQUARED * (second - first)
     if added.min() > 0 and added.max() <= ALIKE * added.min():
-        return f"{told}noise was added (about {np.sqrt(added.min()):.1g} of a channel's spread), or images were sharpened"
+        return (
+            f"{told}noise was added (about {np.sqrt(added.min()):.1g} of a channel's spread), or images were sharpened"
+        )
     return f"{told}images were sharpened or resized with another filter, or noise was added"
 
 

@@ -221,9 +221,7 @@ class Stream:
             self.process, self.left_out = EProcess(self.base), ""
             pool = part("pool")
             if pool is not None and len(pool) != self.base.shape[1]:
-                self.left_out = (
-                    f"the checkpoint's evidence is of {len(pool)} features, those of this version are {self.base.shape[1]}"
-                )
+                self.left_out = f"the checkpoint's evidence is of {len(pool)} features, those of this version are {self.base.shape[1]}"
             elif pool is not None:
                 self.process.pool = pool.numpy()
                 self.process.sums = list(tensors[f"{key}.sums"].numpy())

@@ -116,7 +116,9 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
         title = f"{kind}: radial spectrum"
         sides = list(evidence["spectra"].items())
         svg = line_chart(sides, title=title, x_label="frequency, 1 = Nyquist", y_label="log10 power", log_y=False)
-        note = "Mean over channels and images of the log power of a coefficient; beyond 1 lies the corner of the spectrum."
+        note = (
+            "Mean over channels and images of the log power of a coefficient; beyond 1 lies the corner of the spectrum."
+        )
         found.append({"title": title, "svg": svg, "legend": lines, "note": note})
     if evidence.get("points"):
         title = f"{kind}: the two leading components"
