@@ -2,8 +2,9 @@
 
 python experiments/drift_study.py [--peers PYTHON]    writes experiments/results/drift_study.json
 
-PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it they are null.
-Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px) under the PCA autoencoder f16c16.
+PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it their rates stay as the
+file has them, which are of the same draws. Latents are those of the packaged pictures (OpenMoji and openclipart, 96 px)
+under the PCA autoencoder f16c16; those of part `detail` are synthetic (drift_detail.py). Every part is resumable.
 """
 
 import argparse
@@ -231,7 +232,7 @@ def over_processes(work: Callable[[int], Any], count: int) -> list[Any]:
     path = WORK / f"{work.__name__}.jsonl"
     done = {row["number"]: row["found"] for row in read_rows(path)}
     left = [number for number in range(count) if number not in done]
-    with multiprocessing.get_context("fork").Pool() as pool:
+    with multiprocessing.get_context("fork").Pool(SHARED.get("processes")) as pool:
         for number, found in zip(left, pool.imap(work, left), strict=True):
             done[number] = found
             with path.open("a", encoding="utf-8") as file:
@@ -372,39 +373,53 @@ def overhead(steps: int = 110) -> dict[str, float]:
     }
 
 
-PARTS = ("false_alarms", "delay", "overhead", "power")
+PARTS = ("detail", "false_alarms", "delay", "overhead", "power")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--peers", help="Python of an environment with evidently and alibi-detect[torch]")
     parser.add_argument("--repeats", type=int, default=100, help="draws a shift")
+    parser.add_argument("--detail-repeats", type=int, nargs=2, default=(10, 20), help="draws a shift, and clean ones")
+    parser.add_argument("--streams", type=int, default=STREAMS, help="clean streams of part false_alarms")
+    parser.add_argument("--processes", type=int, help="at once, in the parts on streams; default: one a core")
     parser.add_argument("--only", choices=PARTS, action="append", help="parts to measure; the others stay as they are")
     options = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
     WORK.mkdir(exist_ok=True)
-    if not (WORK / "data.npz").is_file():
+    parts = options.only or PARTS
+    if set(parts) - {"detail", "overhead"} and not (WORK / "data.npz").is_file():
         np.savez(WORK / "data.npz", **prepare())
-    data = dict(np.load(WORK / "data.npz"))
-    for part in options.only or PARTS:
+    data = dict(np.load(WORK / "data.npz")) if (WORK / "data.npz").is_file() else {}
+    for part in parts:
         found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
         if part in ("false_alarms", "delay") and not SHARED:
             clean = columns(data["clean"])
             channels = data["clean"].shape[1]
             SHARED.update(data=data, clean=clean, wide=calibrated(clean), narrow=calibrated(clean[:, :channels]))
-        if part == "false_alarms":
-            runs = over_processes(clean_stream, STREAMS)
-            rates = {name: sum(run[name] for run in runs) / STREAMS for name in runs[0]}
-            found |= {"false_alarm_rate": rates["e-process"], "false_alarm_rate_cusum": rates["cusum"], "runs": STREAMS}
+            SHARED["processes"] = options.processes
+        if part == "detail":
+            from drift_detail import run, summary
+
+            run(WORK / "detail.jsonl", *options.detail_repeats)
+            found |= summary(read_rows(WORK / "detail.jsonl"))
+        elif part == "false_alarms":
+            runs = over_processes(clean_stream, options.streams)
+            rates = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
+            found |= {
+                "false_alarm_rate": rates["e-process"],
+                "false_alarm_rate_cusum": rates["cusum"],
+                "runs": len(runs),
+            }
         elif part == "delay":
             found |= {"delay": delays(over_processes(stream_delays, DELAY_RUNS)), "delay_runs": DELAY_RUNS}
         elif part == "overhead":
             measured = overhead()
             found |= {"monitor_overhead_ratio": measured["ratio"], "monitor_overhead": measured}
         else:
-            found |= measure_power(data, options.repeats, options.peers)
+            found |= measure_power(data, options.repeats, options.peers, found)
         found |= {
             "alpha": ALPHA,
             "looks": LOOKS,
@@ -416,15 +431,24 @@ def main() -> None:
         OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
-def measure_power(data: dict[str, np.ndarray], repeats: int, peers: str | None) -> dict[str, Any]:
-    """Resumable: what WORK holds is not measured again."""
+def measure_power(
+    data: dict[str, np.ndarray], repeats: int, peers: str | None, known: dict[str, Any]
+) -> dict[str, Any]:
+    """Resumable: what WORK holds is not measured again. known: the results so far, whose peers stay where none run now."""
     write_draws(data, repeats)
     script = Path(__file__).with_name("drift_peers.py")
     other = subprocess.Popen([peers, script, WORK / "peers.jsonl"]) if peers else None
     run_draws(WORK / "own.jsonl", own_alarms)
     if other and other.wait():
         raise SystemExit(f"{script.name} failed in {peers}")
-    return powers(read_rows(WORK / "own.jsonl") + read_rows(WORK / "peers.jsonl"))
+    found = powers(read_rows(WORK / "own.jsonl") + read_rows(WORK / "peers.jsonl"))
+    for tool in ("evidently", "alibi_detect"):
+        if any(way.startswith(tool + "/") for way in found["ways"]):
+            continue
+        found["ways"] |= {way: rates for way, rates in known.get("ways", {}).items() if way.startswith(tool + "/")}
+        for shift in SHIFTS:
+            found["power"][shift][tool] = known.get("power", {}).get(shift, {}).get(tool)
+    return found
 
 
 if __name__ == "__main__":

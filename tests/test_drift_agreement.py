@@ -5,6 +5,7 @@ import ot
 import pytest
 import torch
 from scipy import linalg, stats
+from scipy.fft import dctn
 from scipy.spatial.distance import cdist, pdist, squareform
 from sklearn.covariance import empirical_covariance, shrunk_covariance
 from sklearn.metrics import roc_auc_score
@@ -22,7 +23,8 @@ from sanakit.drift.permutation import holm, permutation_test
 from sanakit.drift.psi import BINS, HALF_A_COUNT, columns_psi, in_bins
 from sanakit.drift.rank_max import columns_shift, normal_scores
 from sanakit.drift.sliced_wasserstein import directions, labelled_wasserstein
-from sanakit.drift.spectrum_kl import band_terms, shares
+from sanakit.drift.spectra import cosine_transform
+from sanakit.drift.spectrum_kl import ring_terms, shapes
 
 GENERATOR = np.random.default_rng(0)
 X, Y = GENERATOR.normal(size=(60, 3)), GENERATOR.normal(0.4, 1.3, size=(50, 3))
@@ -86,14 +88,21 @@ def test_gaussian_divergences_and_shrinkage():
     np.testing.assert_allclose(columns_kl(POOLED, LABELS)[0], kl_divergence(one(Y), one(X)), rtol=1e-6)
 
 
-def test_entropies_of_bins_and_bands():
+def test_entropies_of_bins_and_divergences_of_spectra():
     edges = np.quantile(POOLED[:, 0], np.linspace(0, 1, BINS + 1))
     p, q = (np.histogram(side[:, 0], edges)[0] + HALF_A_COUNT for side in (X, Y))
     wanted = stats.entropy(p, q) + stats.entropy(q, p)
     assert columns_psi(in_bins(POOLED), LABELS)[0, 0] == pytest.approx(wanted, rel=1e-5)
-    power = shares(np.exp(POOLED))
-    wanted = stats.entropy(power[60:].mean(0), power[:60].mean(0))
-    assert band_terms(power, LABELS).sum() == pytest.approx(wanted, rel=1e-6)
+    log_power = shapes(POOLED)
+    np.testing.assert_allclose(log_power.mean(1), 0, atol=1e-12)
+    spread = lambda rows: Normal(torch.zeros(3, dtype=torch.float64), torch.from_numpy(np.exp(rows.mean(0) / 2)))
+    wanted = kl_divergence(spread(log_power[60:]), spread(log_power[:60]))  # of Gaussian coefficients with those powers
+    np.testing.assert_allclose(ring_terms(log_power, LABELS)[0], wanted, rtol=1e-6)
+
+
+def test_the_cosine_transform_is_that_of_scipy():
+    values = torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(cosine_transform(values), dctn(values.numpy(), axes=(2, 3), norm="ortho"), atol=1e-5)
 
 
 def test_ranks_means_and_the_classifier(monkeypatch):

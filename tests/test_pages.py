@@ -67,7 +67,7 @@ def drift_findings():
     evidence = {
         "latents": {
             "effects": {"mean": [0.1, -0.2], "spread": [0.0, 1.0]},
-            "spectra": {"reference": [3.0, 1.0], "current": [2.0, 1.0]},
+            "spectra": {"reference": [(0.5, 1.0), (1.0, 0.2)], "current": [(0.5, 1.0), (1.0, 0.4)]},
             "points": {"reference": [[0, 1], [1, 0]], "current": [[2, 1], [1, 2]]},
             "farthest": {"reference": [[3, 0.5]], "current": [[4, 0.25]]},
         }

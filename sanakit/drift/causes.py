@@ -12,6 +12,8 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from sanakit.contracts import Reading
+from sanakit.drift.detail import BLOCKS as DETAIL
+from sanakit.drift.detail import RINGS, SPREAD, detail_change, explains_the_spread
 from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample, subset
@@ -26,8 +28,14 @@ HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
 TOLD = 4  # channels
 MOST_CHANNELS = 512  # of which an order is looked for: an assignment grows with the cube
 FLOOR = 1e-6
-LOGS, DETAIL = ("log-sd", "grain"), ("grain", "band")
-BY_CHANNEL = ("mean", *LOGS, "band", "skewness", "kurtosis")  # no quantiles: a shared background is undone only exactly
+LOGS = ("log-sd", "grain")
+BY_CHANNEL = (
+    "mean",
+    "log-sd",
+    *DETAIL,
+    "skewness",
+    "kurtosis",
+)  # no quantiles: a shared background is undone only exactly
 
 
 def likely_cause(reference: Sample, current: Sample) -> Reading | None:
@@ -121,13 +129,17 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
             f"channel {worst} alone: its mean moved by {effect:+.2g} sd and it is {ratio[worst]:.3g} times as wide",
             moved.only(~by_channel | (moved.columns != worst)),
         )
-    if "band" in moved.blocks:
-        change = np.exp(np.mean(after["band"]) - np.mean(before["band"]))
+    if "rings" in before:
+        rings_moved = moved.only(np.isin(moved.blocks, RINGS)).p_value <= MOVED
         yield (
-            f"fine detail: high frequencies hold {change:.3g} times their share: compression, blur, noise or another resize "
-            "filter",
+            f"fine detail: {detail_change(before, after, rings_moved)}",
             moved.only(~np.isin(moved.blocks, DETAIL)),
         )
+        if rings_moved and explains_the_spread(before, after):
+            yield (
+                f"fine detail: {detail_change(before, after, rings_moved)}",
+                moved.only(~np.isin(moved.blocks, (*DETAIL, *SPREAD))),
+            )
     if (ratio > FLOOR).all():
         shift = current.moments.mean.numpy() - ratio * reference.moments.mean.numpy()
         yield (

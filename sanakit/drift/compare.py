@@ -24,7 +24,7 @@ ROWS_PER_DIMENSION = 10
 KEYS = ("name", "title", "value", "ci_low", "ci_high", "p_value", "threshold", "alarm", "where")
 
 MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
-STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "band", "norms")
+STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "middle", "fine", "corner", "rings", "norms")
 # what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
 PCA = "PCA"
 OF_ROWS = ("outlier-pictures",)  # what these name are rows of the current side

@@ -9,6 +9,7 @@ from sanakit.drift.compare import STRUCTURED, project
 from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import SHOWN_ROWS, Sample
+from sanakit.drift.spectra import steps
 
 SHOWN = 8  # rows a side
 LABELS = {
@@ -16,24 +17,27 @@ LABELS = {
     "low": "5% quantile",
     "high": "95% quantile",
     "grain": "small steps",
-    "band": "high freq.",
+    "middle": "mid freq.",
+    "fine": "high freq.",
+    "corner": "corner freq.",
 }
 
 
 def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
-    """At most 512 rows a side make the scatter and the contributions. `effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: mean power a band},
-    `points` {side: (first, second component) a row}, `shares` of variance, `farthest` {side: [(row, contribution)]}.
-    Parts that the samples cannot carry are empty."""
+    """`effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: (frequency, mean log10
+    power) a ring} where 1 is the Nyquist frequency of a side, `points` {side: (first, second component) a row}, `farthest`
+    {side: [(row, contribution)]}. Points and contributions are of at most 512 rows a side. Parts that the samples cannot
+    carry are empty."""
     sides = {"reference": reference, "current": current}
     if min(len(s.rows) for s in sides.values()) < 2 or reference.channels != current.channels:
         return {"effects": {}, "spectra": {}, "points": {}, "farthest": {}}
     effects = {}
     for block in STRUCTURED:
-        if block in reference.blocks and block in current.blocks:
+        if block in reference.blocks and block in current.blocks and block != "rings":  # of all channels, not of one
             scores = normal_scores(np.concatenate([reference.blocks[block], current.blocks[block]]))
             first, second = scores[: len(reference.rows)], scores[len(reference.rows) :]
             effects[LABELS.get(block, block)] = (second.mean(0) - first.mean(0)).tolist()
-    spectra = {side: s.blocks["power"].mean(0).tolist() for side, s in sides.items() if "power" in s.blocks}
+    spectra = {side: _spectrum(s) for side, s in sides.items() if "power" in s.blocks}
     rows = dict(zip(sides, project(reference, current), strict=True))
     if rows["reference"].shape[1] < 2:
         return {"effects": effects, "spectra": spectra, "points": {}, "farthest": {}}
@@ -48,3 +52,9 @@ def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
         farthest[side] = [(int(sides[side].rows[chosen[side][i]]), float(gain[i])) for i in order]
     points = {side: few[side][:, :2].round(3).tolist() for side in sides}
     return {"effects": effects, "spectra": spectra, "points": points, "farthest": farthest}
+
+
+def _spectrum(sample: Sample) -> list[tuple[float, float]]:
+    finest = steps(int(sample.facts["height"]), int(sample.facts["width"]))
+    power = sample.blocks["power"].mean(0) / np.log(10)
+    return [(number / finest, float(value)) for number, value in enumerate(power, 1)]

@@ -9,19 +9,26 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.drift.spectra import OCTAVES, ring_blocks
+
 FLOOR = 1e-6
 FLAT = 1e-4  # steps below this share of the spread are rounding
 CORRELATED = 64  # correlations of at most so many channels, evenly spaced: pairs grow with the square
+RINGS = {
+    "middle": "frequencies of 1/4 to 1/2 of Nyquist",
+    "fine": "frequencies of 1/2 to 1 of Nyquist",
+    "corner": "frequencies in the corner of the spectrum",
+}
 QUANTILES = {"low": 0.05, "median": 0.5, "high": 0.95}
 
 Blocks = dict[str, Tensor]
 
 
 def latent_blocks(latents: Tensor) -> Blocks:
-    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`), band
-    (log power of the upper against the lower half of frequencies); correlation (N, pairs), Fisher z; power (N, bands),
-    radial."""
-    count, channels, height, width = latents.shape
+    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`), middle,
+    fine and corner (log power in rings of frequencies, `spectra.ring_blocks`); rings (N, 6) and power (N, K), the same over
+    all channels; correlation (N, pairs), Fisher z."""
+    channels, height, width = latents.shape[1:]
     values = latents.float().flatten(2)  # (N, C, hw)
     mean = values.mean(-1)
     blocks: Blocks = {"mean": mean}
@@ -35,21 +42,14 @@ def latent_blocks(latents: Tensor) -> Blocks:
     ordered = values.sort(-1).values
     blocks |= {name: ordered[..., round(q * (height * width - 1))] for name, q in QUANTILES.items()}
 
-    blocks["grain"] = smallest_steps(centred.unflatten(2, (height, width)), std)
-
-    power = torch.fft.fft2(centred.unflatten(2, (height, width)), norm="ortho").abs().square()
-    band = radial_bands(height, width).to(latents.device)
-    by_band = torch.zeros(count, channels, int(band.max()) + 1, device=latents.device)
-    by_band.index_add_(2, band.flatten(), power.flatten(2))
-    by_band = by_band[..., 1:]  # the constant was subtracted
-    half = max(1, by_band.shape[-1] // 2)
-    blocks["band"] = (by_band[..., half:].sum(-1) + FLOOR).log() - (by_band[..., :half].sum(-1) + FLOOR).log()
+    grid = centred.unflatten(2, (height, width))
+    blocks["grain"] = smallest_steps(grid, std)
+    blocks |= ring_blocks(grid, std)
     if channels > 1:
         chosen = correlated_channels(channels)
         matrix = scaled[:, chosen] @ scaled[:, chosen].mT / (height * width)
         upper = torch.triu_indices(len(chosen), len(chosen), 1)
         blocks["correlation"] = matrix[:, upper[0], upper[1]].clamp(-0.999, 0.999).atanh()
-    blocks["power"] = by_band.mean(1)
     return blocks
 
 
@@ -78,13 +78,6 @@ def embedding_blocks(embeddings: Tensor, mask: Tensor) -> Blocks:
     return {"mean": mean, "log-sd": variance.sqrt().clamp_min(FLOOR).log(), "norms": norms}
 
 
-def radial_bands(height: int, width: int) -> Tensor:
-    """(h, w) band of every frequency: 0 is the constant, then rings of one cycle a picture up to the shorter side."""
-    vertical, horizontal = torch.fft.fftfreq(height) * height, torch.fft.fftfreq(width) * width
-    radius = (vertical[:, None].square() + horizontal[None].square()).sqrt()
-    return radius.round().long().clamp_max(max(1, min(height, width) // 2))
-
-
 def correlated_channels(channels: int) -> list[int]:
     return np.unique(np.linspace(0, channels - 1, min(channels, CORRELATED)).round().astype(int)).tolist()
 
@@ -94,10 +87,12 @@ def block_names(block: str, columns: int, channels: int) -> list[str]:
     if block == "norms":
         return ["token norm", "largest token norm over the median", "tokens a prompt"]
     if block == "power":
-        return [f"{k + 1} cycles a picture" for k in range(columns)]
+        return [f"frequency ring {k + 1} of {columns}" for k in range(columns)]
+    if block == "rings":
+        return [f"all channels, {RINGS[name]}, {kind}" for kind in ("share", "power") for name in OCTAVES]
     if block == "correlation":
         pairs = combinations(correlated_channels(channels), 2)
         return [f"channels {a} and {b} correlation" for a, b in pairs]
     label = {"low": "5% quantile", "high": "95% quantile", "grain": "smallest steps"}
-    label |= {"band": "high frequencies", "log-sd": "spread"}
+    label |= RINGS | {"log-sd": "spread"}
     return [f"channel {k} {label.get(block, block)}" for k in range(columns)]

@@ -29,7 +29,8 @@ CHUNK = 256
 MOST_ROWS = 8192  # features kept in memory
 SNAPSHOT_ROWS = 1024
 SHOWN_ROWS = 512  # of those, whose pictures are kept: the ones that a page looks at
-FORMAT = "sanakit-drift-1"
+FORMAT = "sanakit-drift-2"
+OLDER = "sanakit-drift-1"
 LATENTS = {"latents": "normalised", "raw_latents": "raw"}
 EMBEDDINGS = {"embeddings": "attention_mask", "embeds": "mask"}
 ENCODER = {"latents": "vae", "embeddings": "text_encoder"}  # what `encode` states in a header
@@ -91,7 +92,7 @@ def read_samples(source: Path, *, seed: int = 0) -> dict[str, Sample]:
     for path in files:
         handle = _open(path)
         metadata = handle.metadata() or {}
-        if metadata.get("format") == FORMAT:
+        if metadata.get("format", "").startswith("sanakit-drift-"):
             if len(files) > 1:
                 raise SanakitError("SK0701", f"{source} mixes the snapshot {path.name} with other files; name one file")
             return read_snapshot(path)
@@ -272,9 +273,11 @@ def write_snapshot(
 
 
 def read_snapshot(path: Path) -> dict[str, Sample]:
-    """Raises SK0701 when the content does not have the hash that the file states."""
+    """Raises SK0701 when the content does not have the hash that the file states, and when another version of sanakit
+    wrote features that do not compare with those of this one."""
     handle = _open(path)
     metadata = handle.metadata()
+    _refuse_other_format(path, metadata)
     tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  a safetensors handle is no mapping
     if _content_hash(metadata["record"], tensors) != metadata["content"]:
         raise SanakitError("SK0701", f"{path} is a damaged snapshot: its content hash differs from the one it states")
@@ -292,6 +295,25 @@ def read_snapshot(path: Path) -> dict[str, Sample]:
             **record | {"nonfinite": tuple(record["nonfinite"])},
         )
     return found
+
+
+def _refuse_other_format(path: Path, metadata: dict[str, str]) -> None:
+    """Features of latents have changed since OLDER; those of embeddings have not."""
+    stated = metadata["format"]
+    if stated == FORMAT or (stated == OLDER and "latents" not in json.loads(metadata["record"])):
+        return
+    older = stated == OLDER
+    raise SanakitError(
+        "SK0701",
+        f"{path} is a snapshot of format {stated}, this version reads {FORMAT}",
+        cause="It was written before the features of latents held the power of high frequencies."
+        if older
+        else "Another version of sanakit wrote it.",
+        fix="Write it anew from its latents: sanakit drift LATENTS LATENTS --snapshot FILE. For a run, do stage component "
+        "again."
+        if older
+        else "Read it with the version that wrote it, or write it anew with this one.",
+    )
 
 
 def subset(sample: Sample, index: np.ndarray) -> Sample:

@@ -59,6 +59,7 @@ class Stream:
     sound: int = 0  # step of the last look inside the band
     outside: int = 0  # step of the first look outside since then
     since: int = 0  # the step before which nothing spoke of what the last report alarms about
+    left_out: str = ""  # what the next report says of evidence that a checkpoint held and this version cannot use
 
     def __post_init__(self) -> None:
         parts = self.reference if isinstance(self.reference, list) else [self.reference]
@@ -97,6 +98,10 @@ class Stream:
             return []
         readings = self._nonfinite(step)
         self.since, self.last = self.last if readings else step, step
+        if self.left_out:
+            title = f"{self.name}: {self.left_out}; the test begins again at this look"
+            readings.append(Reading(name=self.name, title=title, value=0.0, where=self.where, step=step))
+            self.left_out = ""
         rows, _ = features(self.kept, self.blocks)
         self.kept.clear()
         if rows.shape[1] != self.base.shape[1]:
@@ -213,8 +218,11 @@ class Stream:
         names = sorted(name for name in tensors if name.startswith(f"{key}.kept."))
         self.kept = [(tensors[name], tensors.get(name.replace(".kept.", ".mask."))) for name in names]
         if self.process:
-            self.process = EProcess(self.base)
-            if (pool := part("pool")) is not None:
+            self.process, self.left_out = EProcess(self.base), ""
+            pool = part("pool")
+            if pool is not None and len(pool) != self.base.shape[1]:
+                self.left_out = f"the checkpoint's evidence is of {len(pool)} features, those of this version are {self.base.shape[1]}"
+            elif pool is not None:
                 self.process.pool = pool.numpy()
                 self.process.sums = list(tensors[f"{key}.sums"].numpy())
                 self.process.counts = tensors[f"{key}.counts"].tolist()

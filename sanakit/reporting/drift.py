@@ -114,9 +114,12 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
             found.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel."})
     if evidence.get("spectra"):
         title = f"{kind}: radial spectrum"
-        series = [(side, list(enumerate(row, 1))) for side, row in evidence["spectra"].items()]
-        svg = line_chart(series, title=title, x_label="cycles a picture", y_label="power")
-        found.append({"title": title, "svg": svg, "legend": lines, "note": ""})
+        sides = list(evidence["spectra"].items())
+        svg = line_chart(sides, title=title, x_label="frequency, 1 = Nyquist", y_label="log10 power", log_y=False)
+        note = (
+            "Mean over channels and images of the log power of a coefficient; beyond 1 lies the corner of the spectrum."
+        )
+        found.append({"title": title, "svg": svg, "legend": lines, "note": note})
     if evidence.get("points"):
         title = f"{kind}: the two leading components"
         svg = scatter(
