@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import warnings
 from pathlib import Path
@@ -547,6 +548,30 @@ def test_a_latin_1_file_name_is_made_safe_and_a_broken_caption_is_set_aside(tmp_
     assert found.ledger == [
         {"name": "plain.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
     ]
+
+
+@pytest.mark.parametrize("option", ["--out", "SANAKIT_CACHE", "--vae", "--run-dir"])
+def test_a_path_that_is_not_utf8_is_refused_where_safetensors_files_would_lie(tmp_path, monkeypatch, capsys, option):
+    """Found after all images were encoded otherwise: safetensors cannot open a file there."""
+    from sanakit.cli import main
+
+    latin = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    Path(latin).mkdir()
+    out, vae = str(tmp_path / "out"), "pca-f8c4"
+    command = ["sanakit", "encode", "--vae", vae, "--out", out]
+    code = {"--out": "SK0104", "--run-dir": "SK0104", "SANAKIT_CACHE": "SK0128", "--vae": "SK0106"}[option]
+    if option == "SANAKIT_CACHE":
+        monkeypatch.setenv("SANAKIT_CACHE", latin)
+    elif option == "--run-dir":
+        command = ["sanakit", "swap-vae", "--candidate", vae, "--run-dir", latin]
+    else:
+        command = ["sanakit", "encode", "--vae", f"path:{latin}" if option == "--vae" else vae]
+        command += ["--out", latin if option == "--out" else out, "--data", "openclipart"]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == CODES[code].exit_code
+    assert re.search(rf"error\[{code}\].*caf.*is not UTF-8", capsys.readouterr().err)
 
 
 # --- normalisation ---------------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
+from sanakit.interop.files import require_utf8
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
 
@@ -52,6 +53,7 @@ def encode(
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
+    require_utf8(out, "--out")
     from sanakit.cli.view import print_data, progress_display
     from sanakit.data import Pictures, load_pictures
     from sanakit.data.buckets import bucket_sizes

@@ -8,6 +8,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
+from sanakit.interop.files import cache_dir, require_utf8
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
@@ -126,7 +127,6 @@ def _stages(text: str) -> list[str]:
 def check_names(config: Any) -> None:
     """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder is
     made."""
-    from sanakit.interop.files import cache_dir
     from sanakit.registry import Registry
 
     cache_dir()
@@ -159,6 +159,8 @@ def run(
     from sanakit.gates.policy import gate_names, load_policy
     from sanakit.tracebacks import kept_in
 
+    if run_dir is not None:
+        require_utf8(run_dir, "--run-dir")
     judge = load_policy(policy, gate_names())
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and path.is_dir():

@@ -99,6 +99,22 @@ def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
     )
 
 
+def require_utf8(path: Path, source: str, code: str = "SK0104") -> Path:
+    """Raises `code` for a path that is not UTF-8: safetensors files cannot be opened there, nor written. source: what
+    named it."""
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError as error:
+        shown = str(path).encode("utf-8", "backslashreplace").decode("utf-8")
+        raise SanakitError(
+            code,
+            f"{source}: the path {shown} is not UTF-8",
+            cause="A name in it was written in another encoding, such as Latin-1, and safetensors files cannot be opened there.",
+            fix="Rename the folder, or name another one.",
+        ) from error
+    return path
+
+
 def cache_path() -> Path:
     """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not: SANAKIT_CACHE
     (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""
@@ -111,7 +127,7 @@ def cache_path() -> Path:
 
 def cache_dir() -> Path:
     """`cache_path`, made where it does not exist. Raises SK0128 when it cannot be made or written."""
-    path = cache_path()
+    path = require_utf8(cache_path(), "the cache folder", "SK0128")
     try:
         path.mkdir(parents=True, exist_ok=True)
         if not os.access(path, os.W_OK | os.X_OK):

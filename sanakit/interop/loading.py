@@ -42,9 +42,13 @@ def load_model(
     missing = [key for key in report.get("missing_keys", ()) if not key.startswith(unused)]
     names = {rename(name) if rename else name for name in files.shapes}
     if prefix := _prefix(folder, missing, names):
-        stripped = lambda name: (rename(name) if rename else name).removeprefix(prefix)
+
+        def stripped(name: str) -> str:
+            return (rename(name) if rename else name).removeprefix(prefix)
+
         model, report = _read(files, stem, stripped, read)
         missing = [key for key in report.get("missing_keys", ()) if not key.startswith(unused)]
+        # what lies outside the prefix belongs to another model of the file
         report["unexpected_keys"] = [key for key in report.get("unexpected_keys", ()) if key not in names]
     if problem := _misfits(missing, report, strict):
         raise SanakitError("SK0107", f"{folder}: {problem}")
@@ -69,9 +73,9 @@ def _read(
             AttributeError,
             ImportError,
             SafetensorError,
-        ) as e:
-            text = said(e).replace(str(folder), str(files.folder))
-            raise SanakitError("SK0107", f"{files.folder}: {text}") from e
+        ) as error:
+            text = said(error).replace(str(folder), str(files.folder))
+            raise SanakitError("SK0107", f"{files.folder}: {text}") from error
     config = getattr(model, "config", None)
     if folder != files.folder and str(getattr(config, "_name_or_path", "")) == str(folder):
         if hasattr(model, "register_to_config"):

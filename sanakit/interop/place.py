@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.interop.files import read_config
+from sanakit.interop.files import read_config, require_utf8
 
 HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repo/{blobs,refs,snapshots}
 PIPELINE_INDEX = "model_index.json"
@@ -49,7 +49,8 @@ def snapshot(folder: Path) -> Path:
 
 
 def require_folder(folder: Path, name: str, known: list[str]) -> Path:
-    """Raises SK0106 for a path that is no folder. known: registered names, to suggest one."""
+    """Raises SK0106 for a path that is no folder, or that is not UTF-8. known: registered names, to suggest one."""
+    require_utf8(folder, "the component", "SK0106")
     if folder.is_dir():
         return folder
     if folder.is_file():

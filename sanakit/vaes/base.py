@@ -323,8 +323,9 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
         from sanakit.interop.hub import download
 
         def check(place: Path) -> None:
-            is_vae = lambda part: class_named(part, "_class_name") in ALLOWED_CLASSES
-            refuse_whole_pipeline(place, name, "a VAE", is_vae)
+            refuse_whole_pipeline(
+                place, name, "a VAE", lambda part: class_named(part, "_class_name") in ALLOWED_CLASSES
+            )
 
         folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, VAES.names())
         check(folder)
