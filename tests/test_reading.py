@@ -454,6 +454,16 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     assert line.startswith("  ignored: 2 .tar, 2 hidden files, 2 hidden folders") and "README.md" in line
 
 
+def test_names_in_another_encoding_are_escaped_wherever_they_are_told(tmp_path):
+    folder = folder_of(tmp_path / "a", {"0.png": png(), "0.txt": "a"})
+    for name, content in ((b"caf\xe9.png", png()), (b"caf\xe9.txt", b"b"), (b"th\xe9.md", b""), (b"th\xe9.heic", b"x")):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:  # noqa: PTH118, PTH123
+            file.write(content)
+    found = read(folder)
+    assert found.names == ["0.png", "caf\\udce9.png"] and found.fingerprint
+    assert "th\\udce9.md" in describe_lines(found)[1] and "\n".join(describe_lines(found)).encode()
+
+
 def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     folder = folder_of(tmp_path / "a", {"x/0.png": png(), "x/0.txt": "a"})
     elsewhere = folder_of(

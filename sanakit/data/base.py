@@ -61,6 +61,10 @@ class Pictures:
 
     def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
         """One picture more; captions without words go, with their scores. Scores that do not count as many set it aside."""
+        name = safe_name(name)
+        if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
+            self.ledger.append({"name": name, "reason": f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"})
+            return
         kept = [number for number, caption in enumerate(captions) if caption.strip()]
         own = [float(score) for score in scores or []]
         if own and len(own) != len(captions):
@@ -76,7 +80,7 @@ class Pictures:
             self.scores.append([own[number] for number in kept])
 
     def set_aside(self, name: str, reason: str) -> None:
-        self.ledger.append({"name": name, "reason": reason})
+        self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
 
     def subset(self, indices: list[int] | np.ndarray) -> "Pictures":
         return Pictures(
@@ -102,6 +106,11 @@ class Pictures:
         for i, data in enumerate(self.images):
             out[i] = decode(data, size, self.fit)
         return out
+
+
+def safe_name(name: str) -> str:
+    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are escaped."""
+    return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def is_held_out(name: str) -> bool:
