@@ -167,6 +167,9 @@ def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     assert found.captions == [["fine"], ["red, round"]]
     told = [row["reason"] for row in found.ledger]
     assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not UTF-8" in told[2]
+    folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
+    with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
+        read(tmp_path / "m.csv")
 
 
 def test_a_json_line_that_is_wrong_is_set_aside_and_separators_inside_a_caption_cut_nothing(tmp_path):
@@ -305,6 +308,14 @@ def test_a_profile_that_cannot_be_used_is_read_as_srgb_and_said(tmp_path):
     }
     assert np.array_equal(found.subset([found.names.index("garbage.png")]).pixels(16)[0], np.asarray(image))
     assert "2 colour profile that cannot be used, read as sRGB (first cmyk.jpg)" in describe_lines(found)[1]
+
+
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", "AVIF"])
+def test_of_several_frames_the_first_is_read(file_format):
+    first, more = Image.new("RGB", (16, 16), "red"), [Image.new("RGB", (16, 16), c) for c in ("blue", "lime")]
+    data = encoded(first, file_format, save_all=True, append_images=more)
+    assert np.abs(decode(data, 16).astype(int) - [255, 0, 0]).max() <= 3
+    assert images.open_image(data, 16).remarks == ("several frames, the first is read",)
 
 
 def test_latents_of_images_that_were_decoded_otherwise_before_are_not_taken_from_an_old_cache():
@@ -580,6 +591,21 @@ def test_a_refused_data_set_writes_its_ledger_and_says_where(tmp_path):
     with pytest.raises(SanakitError, match="SK0403.*7 pictures.*1 were set aside, reasons: .*few.jsonl"):
         assert swap.pictures
     assert "broken" not in (tmp_path / "few.jsonl").read_text() and "0.png" in (tmp_path / "few.jsonl").read_text()
+
+
+def test_a_run_reads_its_images_and_captions_by_its_configuration(tmp_path):
+    from sanakit.config import make_config
+    from sanakit.run import RunFolder
+    from sanakit.swap.context import Swap
+
+    files = {f"{i}.png": png((i, 0, 0)) for i in range(64)} | {f"{i}.txt": "a\nb" for i in range(64)}
+    source = str(folder_of(tmp_path / "a", files))
+    for options, fit, captions in (({}, "crop", ["a", "b"]), ({"fit": "pad", "captions": "whole"}, "pad", ["a b"])):
+        config = make_config({"data": {"source": source} | options})
+        found = Swap(config=config, run=RunFolder(tmp_path, config)).halves
+        assert {half.fit for half in found} == {fit} and found[0].captions[0] == captions
+    with pytest.raises(SanakitError, match="SK0104.*data.fit"):
+        make_config({"data": {"fit": "stretch"}})
 
 
 def test_encode_writes_the_ledger_of_refused_data_and_describes_what_it_reads(tmp_path, capsys, monkeypatch):

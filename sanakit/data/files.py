@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> Pictures:
     try:
         data = read_bytes(path)
         records = list(_csv_rows(data) if path.suffix.lower() == ".csv" else _json_rows(data))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise SanakitError("SK0401", f"manifest {path} cannot be read: {reason_of(error)}") from error
     if not records:
         raise SanakitError("SK0401", f"manifest {path} has no rows")
@@ -150,12 +150,15 @@ def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
     characters, which as_captions refuses."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
-    for row in rows:
-        if None in row:
-            count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
-            yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
-        else:
-            yield row
+    try:
+        for row in rows:
+            if None in row:
+                count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
+                yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
+            else:
+                yield row
+    except csv.Error as error:  # a quote that never ends would swallow the rest
+        raise ValueError(f"after line {rows.line_num}: {error}") from error
 
 
 def _json_rows(data: bytes) -> Iterator[Any]:
