@@ -20,7 +20,6 @@ from sanakit.data.survey import reason_of
 from sanakit.errors import SanakitError
 from sanakit.vaes import VAES
 
-
 AVIF = "AVIF" in images.DECODERS and features.check("avif")  # Pillow from 11.3 on has it
 
 
