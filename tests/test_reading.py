@@ -120,7 +120,7 @@ NO_TEXT = {
     '["a cat", null]': "caption 2 of 2 is null",
     '["a cat", NaN]': "caption 2 of 2 is not a number",
     '["a cat", ["b"]]': "caption 2 of 2 is a list",
-    '"half of \\ud83d"': "half a character",
+    '"half of \\ud83d"': "not valid Unicode",
 }
 
 
@@ -168,7 +168,7 @@ def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     found = read(tmp_path / "m.csv")
     assert found.captions == [["fine"], ["red, round"]]
     told = [row["reason"] for row in found.ledger]
-    assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not UTF-8" in told[2]
+    assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not valid Unicode" in told[2]
     folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
     with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
         read(tmp_path / "m.csv")

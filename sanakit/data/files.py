@@ -148,7 +148,7 @@ def read_manifest(path: Path) -> Pictures:
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
-    characters, which as_captions refuses."""
+    characters, which Pictures.add refuses."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
     try:
         for row in rows:
