@@ -9,7 +9,7 @@ import tarfile
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms, PngImagePlugin
+from PIL import Image, ImageCms, PngImagePlugin, features
 
 from sanakit.data import Pictures, images, load_pictures
 from sanakit.data.base import decode
@@ -19,6 +19,8 @@ from sanakit.data.describe import describe, describe_lines
 from sanakit.data.survey import reason_of
 from sanakit.errors import SanakitError
 from sanakit.vaes import VAES
+
+AVIF = "AVIF" in images.DECODERS and features.check("avif")  # Pillow from 11.3 on has it
 
 
 @pytest.fixture(autouse=True)
@@ -118,7 +120,7 @@ NO_TEXT = {
     '["a cat", null]': "caption 2 of 2 is null",
     '["a cat", NaN]': "caption 2 of 2 is not a number",
     '["a cat", ["b"]]': "caption 2 of 2 is a list",
-    '"half of \\ud83d"': "half a character",
+    '"half of \\ud83d"': "not valid Unicode",
 }
 
 
@@ -166,7 +168,10 @@ def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     found = read(tmp_path / "m.csv")
     assert found.captions == [["fine"], ["red, round"]]
     told = [row["reason"] for row in found.ledger]
-    assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not UTF-8" in told[2]
+    assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not valid Unicode" in told[2]
+    folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
+    with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
+        read(tmp_path / "m.csv")
 
 
 def test_a_json_line_that_is_wrong_is_set_aside_and_separators_inside_a_caption_cut_nothing(tmp_path):
@@ -307,6 +312,14 @@ def test_a_profile_that_cannot_be_used_is_read_as_srgb_and_said(tmp_path):
     assert "2 colour profile that cannot be used, read as sRGB (first cmyk.jpg)" in describe_lines(found)[1]
 
 
+@pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", *(["AVIF"] if AVIF else [])])
+def test_of_several_frames_the_first_is_read(file_format):
+    first, more = Image.new("RGB", (16, 16), "red"), [Image.new("RGB", (16, 16), c) for c in ("blue", "lime")]
+    data = encoded(first, file_format, save_all=True, append_images=more)
+    assert np.abs(decode(data, 16).astype(int) - [255, 0, 0]).max() <= 3
+    assert images.open_image(data, 16).remarks == ("several frames, the first is read",)
+
+
 def test_latents_of_images_that_were_decoded_otherwise_before_are_not_taken_from_an_old_cache():
     plain, deep = png(), encoded(Image.fromarray(np.zeros((8, 8), np.uint16)))
     assert images.row_content(plain) is plain
@@ -391,7 +404,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     image = Image.new("RGB", (8, 8), "red")
     data = {
         "a.TIFF": encoded(image, "TIFF"),
-        "b.avif": encoded(image, "AVIF"),
+        "b.avif": encoded(image, "AVIF" if AVIF else "PNG"),
         "c.jfif": encoded(image, "JPEG"),
         "d.JPG": encoded(image, "JPEG"),
         "e.jp2": encoded(image, "JPEG2000"),
@@ -452,6 +465,16 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.caption, t.png, u.png, v.pipe, p.txt
     line = describe_lines(found)[1]
     assert line.startswith("  ignored: 2 .tar, 2 hidden files, 2 hidden folders") and "README.md" in line
+
+
+def test_names_in_another_encoding_are_escaped_wherever_they_are_told(tmp_path):
+    folder = folder_of(tmp_path / "a", {"0.png": png(), "0.txt": "a"})
+    for name, content in ((b"caf\xe9.png", png()), (b"caf\xe9.txt", b"b"), (b"th\xe9.md", b""), (b"th\xe9.heic", b"x")):
+        with open(os.path.join(os.fsencode(folder), name), "wb") as file:  # noqa: PTH118, PTH123
+            file.write(content)
+    found = read(folder)
+    assert found.names == ["0.png", "caf\\udce9.png"] and found.fingerprint
+    assert "th\\udce9.md" in describe_lines(found)[1] and "\n".join(describe_lines(found)).encode()
 
 
 def test_linked_folders_are_read_once_and_loops_end(tmp_path):
@@ -570,6 +593,21 @@ def test_a_refused_data_set_writes_its_ledger_and_says_where(tmp_path):
     with pytest.raises(SanakitError, match="SK0403.*7 pictures.*1 were set aside, reasons: .*few.jsonl"):
         assert swap.pictures
     assert "broken" not in (tmp_path / "few.jsonl").read_text() and "0.png" in (tmp_path / "few.jsonl").read_text()
+
+
+def test_a_run_reads_its_images_and_captions_by_its_configuration(tmp_path):
+    from sanakit.config import make_config
+    from sanakit.run import RunFolder
+    from sanakit.swap.context import Swap
+
+    files = {f"{i}.png": png((i, 0, 0)) for i in range(64)} | {f"{i}.txt": "a\nb" for i in range(64)}
+    source = str(folder_of(tmp_path / "a", files))
+    for options, fit, captions in (({}, "crop", ["a", "b"]), ({"fit": "pad", "captions": "whole"}, "pad", ["a b"])):
+        config = make_config({"data": {"source": source} | options})
+        found = Swap(config=config, run=RunFolder(tmp_path, config)).halves
+        assert {half.fit for half in found} == {fit} and found[0].captions[0] == captions
+    with pytest.raises(SanakitError, match="SK0104.*data.fit"):
+        make_config({"data": {"fit": "stretch"}})
 
 
 def test_encode_writes_the_ledger_of_refused_data_and_describes_what_it_reads(tmp_path, capsys, monkeypatch):

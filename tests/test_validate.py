@@ -22,6 +22,9 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     first = run(app, [*options])
     validation = json.loads(first.stdout)
     assert first.exit_code == 0 and validation["base"] == "none" and validation["verdict"] == "pass", first.output
+    assert "data: openclipart: 4,815 images, " in first.stderr  # beside the document, never in it
+    kept = json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]["description"]
+    assert (kept["images"], kept["fit"], kept["set_aside"]) == (4815, "pad", 0)
     assert validation["policy"]["name"] == "default" and "all" in (tmp_path / "m.md").read_text().lower()
     rows = json.loads((tmp_path / "run" / "component.json").read_text())["rows"]
     assert rows and all(row["base"] is None for row in rows)

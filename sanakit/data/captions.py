@@ -42,14 +42,12 @@ def file_captions(data: bytes, mode: str) -> list[str]:
 
 
 def as_captions(value: Any) -> list[str]:
-    """A string, or a list of strings; nothing else is a caption."""
+    """A string, or a list of strings; nothing else is a caption. Pictures.add refuses halves of characters."""
     values = value if isinstance(value, list) else [value]
     for number, item in enumerate(values, 1):
         name = f"caption {number} of {len(values)}" if isinstance(value, list) else "caption"
         if not isinstance(item, str):
             raise ValueError(f"no text: {name} is {kind_of(item)}")
-        if any("\ud800" <= letter <= "\udfff" for letter in item):
-            raise ValueError(f"no text: {name} holds half a character, or bytes that are not UTF-8")
     return list(values)
 
 

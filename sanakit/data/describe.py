@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.data.base import Pictures
+from sanakit.data.base import Pictures, safe_name
 from sanakit.data.images import image_size, lost_share
 from sanakit.errors import warning_text
 
@@ -64,7 +64,7 @@ def describe_lines(pictures: Pictures, *, ledger: str = "ledger.jsonl", buckets:
         lines.append(f"  ignored: {survey.ignored.text()}")
     if facts["area_share"] > MUCH and not buckets:
         lines.append("warning: " + warning_text("SK0405", _cost(facts)))
-    return lines
+    return [safe_name(line) for line in lines]
 
 
 def _cost(facts: dict[str, Any]) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sanakit.data.base import Pictures
+from sanakit.data.base import Pictures, safe_name
 from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions, kind_of
 from sanakit.data.images import DECODERS, FOREIGN, HEAD, MAX_PIXELS, SUFFIXES, found_format
 from sanakit.data.survey import HIDDEN_FILES, HIDDEN_FOLDERS, Survey, is_hidden, reason_of
@@ -59,7 +59,7 @@ def read_folder(folder: Path, captions: str = "lines") -> Pictures:
 
 
 def walk(folder: Path, pictures: Pictures) -> list[tuple[str, Path]]:
-    """Every file below `folder` that is not hidden, by its name relative to it, sorted. A linked folder is read where it
+    """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is read where it
     was not read before."""
     files, seen, survey = [], set(), pictures.survey
     pending = [("", folder)]
@@ -72,22 +72,22 @@ def walk(folder: Path, pictures: Pictures) -> list[tuple[str, Path]]:
         for root, names, own in os.walk(start, onerror=refused):
             place = os.path.realpath(root)
             inner = prefix + Path(root).relative_to(start).as_posix().removeprefix(".")
-            inner = f"{inner.strip('/')}/" if inner.strip("/") else ""
+            inner = safe_name(f"{inner.strip('/')}/" if inner.strip("/") else "")
             if place in seen:
                 survey.ignored.add("folders linked twice", inner)
                 names.clear()
                 continue
             seen.add(place)
             for name in [n for n in names if is_hidden(n)]:
-                survey.ignored.add(HIDDEN_FOLDERS, inner + name)
+                survey.ignored.add(HIDDEN_FOLDERS, inner + safe_name(name))
             names[:] = sorted(n for n in names if not is_hidden(n))
             links = [n for n in names if (Path(root) / n).is_symlink()]
             pending += [(f"{inner}{name}/", Path(root) / name) for name in links]  # after every folder that is no link
             for name in own:
                 if is_hidden(name):
-                    survey.ignored.add(HIDDEN_FILES, inner + name)
+                    survey.ignored.add(HIDDEN_FILES, inner + safe_name(name))
                 else:
-                    files.append((inner + name, Path(root) / name))
+                    files.append((inner + safe_name(name), Path(root) / name))
     return sorted(files)
 
 
@@ -125,7 +125,7 @@ def read_manifest(path: Path) -> Pictures:
     try:
         data = read_bytes(path)
         records = list(_csv_rows(data) if path.suffix.lower() == ".csv" else _json_rows(data))
-    except (OSError, ValueError, csv.Error) as error:
+    except (OSError, ValueError) as error:
         raise SanakitError("SK0401", f"manifest {path} cannot be read: {reason_of(error)}") from error
     if not records:
         raise SanakitError("SK0401", f"manifest {path} has no rows")
@@ -148,14 +148,17 @@ def read_manifest(path: Path) -> Pictures:
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
-    characters, which as_captions refuses."""
+    characters, which Pictures.add refuses."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
-    for row in rows:
-        if None in row:
-            count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
-            yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
-        else:
-            yield row
+    try:
+        for row in rows:
+            if None in row:
+                count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
+                yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
+            else:
+                yield row
+    except csv.Error as error:  # a quote that never ends would swallow the rest
+        raise ValueError(f"after line {rows.line_num}: {error}") from error
 
 
 def _json_rows(data: bytes) -> Iterator[Any]:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sanakit.data.base import Pictures
+from sanakit.data.base import Pictures, safe_name
 from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions
 from sanakit.data.files import MAX_BYTES, is_image_content
 from sanakit.data.images import HEAD, SUFFIXES
@@ -49,6 +49,7 @@ def _read_members(tar: tarfile.TarFile, shard: str, pictures: Pictures) -> dict[
     samples: dict[str, dict[str, bytes]] = {}
     again: dict[str, Counter[str]] = defaultdict(Counter)  # how often each part of a stem came again
     for member in tar:
+        member.name = safe_name(member.name)
         stem, dot, suffix = member.name.rpartition(".")
         if member.isdir():
             continue

@@ -31,9 +31,10 @@ class Tally:
     def text(self) -> str:
         """`3 hidden files, metadata.jsonl, 4 .tar`: the commonest kinds, single files by name."""
         ranked = sorted(self.kinds.items(), key=lambda item: (-item[1][0], item[0]))
-        told = [
-            first if count == 1 and kind.startswith(".") else f"{count:,} {kind}" for kind, (count, first) in ranked
-        ]
+        told = []
+        for kind, (count, first) in ranked:
+            is_suffix = kind.startswith(".") and " " not in kind
+            told.append(first if count == 1 and is_suffix else f"{count:,} {kind}")
         more = len(told) - TOLD
         return ", ".join([*told[:TOLD], *([f"{more} more kinds"] if more > 0 else [])])
 
