@@ -81,6 +81,12 @@ def test_changed_detail_is_drift_and_its_cause_is_named(change, cause):
     assert any(r.name == "likely-cause" and cause in r.title for r in found.readings), found.readings
 
 
+def test_weak_noise_on_channels_that_are_alike_is_no_other_order():
+    found = compared(averaged(10, 128, 8), noisy(averaged(11, 128, 8), 0.06))
+    assert found.verdict == "drift"
+    assert not any("another order" in r.title for r in found.readings)
+
+
 @pytest.mark.parametrize("rows", [(32, 32), (32, 96)], ids=str)
 def test_clean_sides_alarm_no_more_often_than_the_level(rows):
     alarms = 0
