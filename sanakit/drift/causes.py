@@ -115,7 +115,7 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
     if 2 <= reference.channels <= MOST_CHANNELS:
         order = _order(before, after)
         others = np.flatnonzero(order != np.arange(len(order)))
-        if len(others):
+        if len(others) and _repeats(order, others, before, after):
             told = ", ".join(f"{order[c]} stands for {c}" for c in others[:TOLD])
             told += " ..." if len(others) > TOLD else ""
             sorted_back = {k: v[:, order] if k in BY_CHANNEL else v for k, v in after.items()}
@@ -178,6 +178,12 @@ def _order(before: Blocks, after: Blocks) -> np.ndarray:
             spread = first.var(0)[:, None] / len(first) + second.var(0)[None] / len(second)
             cost = cost + (first.mean(0)[:, None] - second.mean(0)[None]) ** 2 / np.maximum(spread, FLOOR**2)
     return linear_sum_assignment(cost)[1]
+
+
+def _repeats(order: np.ndarray, others: np.ndarray, before: Blocks, after: Blocks) -> bool:
+    """Does either half of the rows give the same order? Channels that are alike fit in many orders, by chance."""
+    halves = ([{name: rows[first::2] for name, rows in side.items()} for side in (before, after)] for first in (0, 1))
+    return all((_order(*half)[others] == order[others]).all() for half in halves)
 
 
 def _channels(which: np.ndarray) -> str:

@@ -25,7 +25,8 @@ AT_ONCE = 16  # of a step
 COUNTERS = ("seen", "last", "sound", "outside")  # kept in a checkpoint
 FEWEST = 16  # rows of a look that a band is judged on
 CAUSES = {
-    "latents": "data or preprocessing changed (crop, resize, colour order, another cache), as the VAE is frozen",
+    "latents": "data or preprocessing changed (crop, resize, noise, compression, colour order, another cache), as the VAE is "
+    "frozen",
     "embeddings": "captions, their instruction or the tokenizer changed, as the text encoder is frozen",
     "adapters": "the learning rate of the input or caption group is too high for aligned weights",
     "activations": "the core leaves what it had learnt: lower its learning rate, or train fewer groups",
