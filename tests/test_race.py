@@ -264,7 +264,7 @@ def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice
     first: list[tuple[str, int]] = []
     with pytest.raises(RaceStopped, match=f"stopped at step {step} of 8 of {stop_at[1]}") as stop:
         whole_race(tiny_system, tiny_data, tmp_path / "race", trained=first, stop_at=stop_at, by=by)
-    assert stop.value.number == by
+    assert stop.value.number == by and STOP.number == 0
     kept = [path for path in (tmp_path / "race").rglob("*") if path.is_file()]
     assert kept and {path.suffix for path in kept} <= {".safetensors", ".json", ""}  # LATEST has none; no pickles
 
