@@ -413,3 +413,18 @@ def test_rates_by_group_and_depth_are_of_the_race_too(tiny_system, tiny_data):
     assert scales[id(tiny_system.core.transformer_blocks[0].ff.conv_inverted.weight)] == 0.25
     assert scales[id(tiny_system.core.transformer_blocks[1].ff.conv_inverted.weight)] == 0.5
     assert configured(config, STRATEGIES.get("lora")).lora_rank == 3
+
+
+def test_a_step_that_may_be_left_out_is_named_and_spoils_no_curve(tiny_system, tiny_data, monkeypatch):
+    draw = train.draw_batch
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step == 4 else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+    course = course_of(tiny_data, options=TrainOptions(max_steps=1, batch_size=8, max_skipped=1))
+    arm = arm_of(course, tiny_system, "align+head")
+    race(course, [arm], budget=16)
+    assert arm.steps == [0, 2, 4, 8, 16] and not arm.diverged and arm.as_dict()["skipped_steps"] == [4]
+    assert [step for step, _ in arm.train_loss] == [10] and np.isfinite(arm.train_loss[0][1])
