@@ -31,12 +31,13 @@ from scipy.stats import spearmanr
 
 from sanakit.config import make_config
 from sanakit.run import RunFolder
+from sanakit.swap.arm import Arm
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast, steps_to_reach
 from sanakit.swap.plan import applicable, build
-from sanakit.swap.race import Arm, Course, advance, at_best_rate, recommend, rungs, survivors
+from sanakit.swap.race import Course, advance, at_best_rate, recommend, rungs, survivors
 from sanakit.train import TrainOptions, fit
 
 RESULTS = Path("experiments/results")

@@ -85,6 +85,7 @@ class StopRequest:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            self.number = 0  # or a caller that goes on would stop at its next step border
 
     @contextmanager
     def at_step_border(self) -> Iterator[None]:

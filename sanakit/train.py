@@ -212,6 +212,7 @@ def descend(
     """
     accelerator = state.accelerator
     assert accelerator is not None and state.model is not None
+    state.stopped = 0
     state.module.train()
     replicas = [m for m in (state.model, state.encoder) if m is not None]
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]

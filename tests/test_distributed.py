@@ -5,12 +5,14 @@ torchrun --standalone --nproc_per_node=2 tests/test_distributed.py OUT
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -19,8 +21,13 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import rank, shard
+from sanakit.distributed import STOP, rank, shard
+from sanakit.flow import EVAL_SIGMAS
+from sanakit.swap.base import STRATEGIES
 from sanakit.swap.joint import encoder_group, trainable_copy
+from sanakit.swap.quality import Target
+from sanakit.swap.race import Course, RaceStopped, enter, race
+from sanakit.swap.race_store import RaceStore
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES
@@ -188,6 +195,14 @@ def test_a_sharded_core_in_bf16_reads_timesteps_in_fp32(tmp_path):
 
 
 @pytest.mark.distributed
+def test_a_signal_to_one_rank_ends_the_race_on_all_and_it_goes_on_on_all(folders):
+    for number in (0, 1):
+        straight, stopped, again = json.loads((folders / f"race-{number}.json").read_text())
+        assert stopped == [signal.SIGTERM, [1, 2, 3, 4, 5, 6]] and again == [straight[0], [7, 8]]
+        assert straight[1] == [1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.distributed
 def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path):
     result = torchrun(str(tmp_path), "hang")
     assert result.returncode != 0
@@ -213,6 +228,37 @@ def test_a_sharded_checkpoint_is_written_by_its_ranks_and_goes_on_with_one(folde
     assert_same_course(folders / "one-more", folders / "fsdp-more")
 
 
+def race_on_ranks(folder):
+    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives; both curves and the steps."""
+    losses, count = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS)), 8
+    target = Target(
+        measure="loss", weights=losses, floor=np.zeros(count), unit=1.0, base=np.ones(count), tolerance=1e-9
+    )
+
+    def run_race(store, stop_at=0):
+        system, data = system_and_data()
+        shared = Course(data=data, test=data, target=target, count=count, options=options(), store=store)
+        steps = []
+
+        def on_step(arm, step):
+            steps.append(step)
+            if step == stop_at and rank() == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+        arm = enter(shared, STRATEGIES.get("align+head"), system, budget=8)
+        try:
+            race(shared, [arm], budget=8, on_step=on_step)
+        except RaceStopped as stop:
+            return [stop.number, steps]
+        return [arm.errors.tolist(), steps]
+
+    store = RaceStore(folder=folder / "race", facts={})
+    with STOP.installed():
+        found = [run_race(None), run_race(store, stop_at=5)]
+    found.append(run_race(store))
+    (folder / f"race-{rank()}.json").write_text(json.dumps(found))
+
+
 def hang(folder):
     """Rank 1 never gets its second batch."""
     system, data, state = prepared(options(), joint=False)
@@ -232,6 +278,7 @@ if __name__ == "__main__":
     base = Path(sys.argv[1])
     if sys.argv[2:] == ["hang"]:
         hang(base)
+    race_on_ranks(base)
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
     run(base / "joint", STEPS, options(live_captions=True), joint=True)

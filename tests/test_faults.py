@@ -492,6 +492,10 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
     for part in range(3):
         assert len({state[part] for state in seen}) == len(seen)
 
+    alone = {"train": small_world["train"] | {"target": "vae"}, "data": small_world["data"] | {"image_size": 64}}
+    swap = engine.prepare(make_config(small_world | alone), folder.parent / "vae-run", lambda *_: None)
+    assert swap.fingerprint("full") and not [k for k in resume_facts(swap, "vae") if k.startswith("base ")]
+
 
 @pytest.fixture
 def small_race(small_world, monkeypatch):

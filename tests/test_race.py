@@ -264,7 +264,7 @@ def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice
     first: list[tuple[str, int]] = []
     with pytest.raises(RaceStopped, match=f"stopped at step {step} of 8 of {stop_at[1]}") as stop:
         whole_race(tiny_system, tiny_data, tmp_path / "race", trained=first, stop_at=stop_at, by=by)
-    assert stop.value.number == by
+    assert stop.value.number == by and STOP.number == 0
     kept = [path for path in (tmp_path / "race").rglob("*") if path.is_file()]
     assert kept and {path.suffix for path in kept} <= {".safetensors", ".json", ""}  # LATEST has none; no pickles
 
@@ -413,3 +413,18 @@ def test_rates_by_group_and_depth_are_of_the_race_too(tiny_system, tiny_data):
     assert scales[id(tiny_system.core.transformer_blocks[0].ff.conv_inverted.weight)] == 0.25
     assert scales[id(tiny_system.core.transformer_blocks[1].ff.conv_inverted.weight)] == 0.5
     assert configured(config, STRATEGIES.get("lora")).lora_rank == 3
+
+
+def test_a_step_that_may_be_left_out_is_named_and_spoils_no_curve(tiny_system, tiny_data, monkeypatch):
+    draw = train.draw_batch
+
+    def spoilt(system, data, options, step, rows=slice(None)):
+        batch = draw(system, data, options, step, rows)
+        return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step == 4 else x)
+
+    monkeypatch.setattr(train, "draw_batch", spoilt)
+    course = course_of(tiny_data, options=TrainOptions(max_steps=1, batch_size=8, max_skipped=1))
+    arm = arm_of(course, tiny_system, "align+head")
+    race(course, [arm], budget=16)
+    assert arm.steps == [0, 2, 4, 8, 16] and not arm.diverged and arm.as_dict()["skipped_steps"] == [4]
+    assert [step for step, _ in arm.train_loss] == [10] and np.isfinite(arm.train_loss[0][1])

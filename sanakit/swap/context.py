@@ -221,8 +221,14 @@ class Swap:
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that judges it is apart."""
-        inputs = [self.candidate.fingerprint(), self.pictures.fingerprint, self.base_fingerprint]
-        return hash_record([stage, self.run.key, *inputs])
+        alone = stage == "full" and self.trains_vae_alone
+        base = {} if alone else self.base_fingerprint
+        return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint, base])
+
+    @property
+    def trains_vae_alone(self) -> bool:
+        """Stage full trains the VAE itself; no weight of the base plays a part in it."""
+        return self.config.train.target == "vae"
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:

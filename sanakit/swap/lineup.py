@@ -13,11 +13,12 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult
 from sanakit.distributed import exit_code, is_main
 from sanakit.errors import SanakitError
+from sanakit.swap.arm import Arm
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
 from sanakit.swap.plugins import sound_strategies
-from sanakit.swap.race import Arm, Course, RaceStopped, at_best_rate, race
+from sanakit.swap.race import Course, RaceStopped, at_best_rate, race
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.settings import configured, options_of
 
@@ -96,10 +97,13 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
             budget=budget,
             on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
         )
-    if is_main():
-        for arm in arms:
-            if arm.diverged:
-                print(f"race: {arm.strategy.name} left the race: {arm.diverged}", file=sys.stderr)
+    for arm in arms:
+        if arm.diverged and is_main():
+            print(f"race: {arm.strategy.name} left the race: {arm.diverged}", file=sys.stderr)
+        skipped = arm.state.skipped if arm.state else []
+        reason = "loss or gradient not finite: step left out"
+        rows = [{"name": f"race of {arm.strategy.name}, step {step}", "reason": reason} for step in skipped]
+        swap.run.append("ledger.jsonl", rows)
     return arms, finalists, starts
 
 

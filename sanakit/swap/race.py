@@ -2,8 +2,10 @@
 every step, and the same noise where latents have the same shape.
 
 Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
-except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a small sweep (a quarter of the budget), and
-is judged by the moving average of its weights, so that every evaluated point stands for a run that could end there, and the points of one curve can be fitted.
+except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a
+small sweep (a quarter of the budget), and is judged by the moving average of its weights, so that every evaluated point
+stands for a run that could end there, and the points of one curve can be fitted.
+
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and whoever
 is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
@@ -15,7 +17,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -26,13 +28,14 @@ from sanakit.batches import TrainOptions
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, averaged, held_out
+from sanakit.evaluate import averaged, held_out
+from sanakit.swap.arm import Arm
 from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.forecast import Forecast, forecast
+from sanakit.swap.forecast import forecast
 from sanakit.swap.quality import Target
 from sanakit.swap.race_store import RaceStore
-from sanakit.train import TrainState, fit, layer_groups, new_state
+from sanakit.train import fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
@@ -44,88 +47,11 @@ RECENT = 10  # steps whose mean is a point of the training curve
 class RaceStopped(Exception):
     """A signal ended the race at a step border. number: of the signal."""
 
-    def __init__(self, number: int, arm: "Arm") -> None:
+    def __init__(self, number: int, arm: Arm) -> None:
         self.number = number
         step = arm.state.step if arm.state else 0
         where = f"at step {step} of {arm.options.max_steps} of {arm.strategy.name}"
         super().__init__(f"{signal.Signals(number).name}: the race stopped {where}")
-
-
-@dataclass(kw_only=True)
-class Arm:
-    """One strategy's course in the race: evaluated steps, held-out results, forecast.
-
-    recent: training losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did
-    not; what was evaluated before stays.
-    """
-
-    strategy: type[Strategy]
-    system: LatentDiffusion
-    options: TrainOptions
-    scores: dict[str, object] = field(default_factory=dict)
-    state: TrainState | None = None  # None: nothing is trained
-    steps: list[int] = field(default_factory=list)
-    results: list[HeldOut] = field(default_factory=list)
-    errors_by_look: list[np.ndarray] = field(default_factory=list)
-    train_loss: list[tuple[int, float]] = field(default_factory=list)
-    recent: list[float] = field(default_factory=list)
-    diverged: str = ""
-    forecast: Forecast | None = None
-    trained_parameters: int = 0
-    seconds: float = 0.0
-    seconds_once: float = 0.0  # before the first step: the teacher's trajectories
-
-    @property
-    def errors(self) -> np.ndarray:
-        """Relative error (1 = the base's) of every held-out image at every evaluated step. (K, N)"""
-        return np.stack(self.errors_by_look)
-
-    def errors_at(self, step: int) -> np.ndarray:
-        """Relative errors at the last evaluation up to a step: an arm that was restored may be further. (N,)"""
-        return self.errors_by_look[max(i for i, s in enumerate(self.steps) if s <= step)]
-
-    @property
-    def error(self) -> float:
-        return float(self.errors[-1].mean())
-
-    @property
-    def seconds_per_step(self) -> float:
-        return self.seconds / self.steps[-1] if self.steps and self.steps[-1] else 0.0
-
-    def cost(self, steps: float) -> float:
-        """Seconds of a run of so many steps on this machine; what starts at the target costs nothing."""
-        return self.seconds_once + steps * self.seconds_per_step if steps else 0.0
-
-    @property
-    def average(self) -> dict[str, Tensor] | None:
-        return self.state.ema if self.state else None
-
-    def as_dict(self) -> dict[str, object]:
-        nothing = dict.fromkeys(("predicted_steps", "predicted_steps_low", "predicted_steps_high"))
-        predicted = self.forecast.as_dict() if self.forecast else nothing
-        hours = {
-            key.replace("steps", "hours"): None if value is None else self.cost(value) / 3600
-            for key, value in predicted.items()
-        }
-        return {
-            "name": self.strategy.name,
-            "title": self.strategy.title,
-            **predicted,
-            **hours,
-            "reached": bool(self.forecast and self.forecast.reached),
-            "diverged": self.diverged or None,
-            "initial_loss": self.results[0].loss if self.results else None,
-            "held_out_loss": self.results[-1].loss if self.results else None,
-            "relative_error": self.error if self.results else None,
-            "learning_rate": self.options.learning_rate,
-            "trained_parameters": self.trained_parameters,
-            "seconds_per_step": self.seconds_per_step,
-            "seconds_once": self.seconds_once,
-            "steps": self.steps,
-            "losses": [r.loss for r in self.results],
-            "relative_errors": [float(errors.mean()) for errors in self.errors_by_look],
-            **self.scores,
-        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,8 +192,9 @@ def recorder(arm: Arm, on_step: Callable[[int], None]) -> Callable[[int, float, 
     """What the loop calls after a step of an arm: a point of the training curve every RECENT steps."""
 
     def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
-        arm.recent = [*arm.recent, loss][-RECENT:]
-        if step % RECENT == 0:
+        if math.isfinite(loss):  # not of a step that train.max_skipped lets be left out
+            arm.recent = [*arm.recent, loss][-RECENT:]
+        if step % RECENT == 0 and arm.recent:
             arm.train_loss.append((step, float(np.mean(arm.recent))))
         on_step(step)
 

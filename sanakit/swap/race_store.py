@@ -10,7 +10,7 @@ import shutil
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,9 +19,7 @@ from sanakit.checkpoint import Saver, latest, load_checkpoint
 from sanakit.distributed import barrier, is_main, sum_over_ranks
 from sanakit.errors import SanakitError
 from sanakit.evaluate import HeldOut
-
-if TYPE_CHECKING:
-    from sanakit.swap.race import Arm
+from sanakit.swap.arm import Arm
 
 CURVE = "curve.json"
 
@@ -38,7 +36,7 @@ class RaceStore:
     restored: list[str] = field(default_factory=list)
     lost: str = ""
 
-    def save(self, arm: "Arm") -> None:
+    def save(self, arm: Arm) -> None:
         """Keep an arm as it is now. A full disk ends the keeping with one line on standard error, not the race."""
         if self.lost or arm.state is None:
             return
@@ -50,7 +48,7 @@ class RaceStore:
             barrier()  # behind the write, where the other ranks wait
         self._agree()
 
-    def settle(self, arm: "Arm") -> None:
+    def settle(self, arm: Arm) -> None:
         """Keep the curve of an arm that trains no further, and not its weights."""
         if self.lost or arm.state is None:
             return
@@ -68,7 +66,7 @@ class RaceStore:
                 self._lose(SanakitError("SK0903", f"{folder}: {error}"))
         self._agree()
 
-    def restore(self, arm: "Arm") -> bool:
+    def restore(self, arm: Arm) -> bool:
         """Put an arm where it was kept, in place; False where nothing was kept, or nothing that fits."""
         folder = self._folder_of(arm)
         barrier()
@@ -93,7 +91,7 @@ class RaceStore:
         if is_main():
             shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _read(self, folder: Path, arm: "Arm") -> dict[str, Any] | None:
+    def _read(self, folder: Path, arm: Arm) -> dict[str, Any] | None:
         assert arm.state is not None
         settled, found = folder / CURVE, latest(folder)
         if settled.is_file():  # written before the weights are removed
@@ -106,10 +104,10 @@ class RaceStore:
         load_checkpoint(found, arm.state.module, arm.state, self._facts_of(arm))
         return dict(arm.state.history[0]["curve"])
 
-    def _folder_of(self, arm: "Arm") -> Path:
+    def _folder_of(self, arm: Arm) -> Path:
         return self.folder / f"{arm.strategy.name}-{arm.options.learning_rate:g}"
 
-    def _facts_of(self, arm: "Arm") -> dict[str, Any]:
+    def _facts_of(self, arm: Arm) -> dict[str, Any]:
         own = {"strategy": arm.strategy.name, "scales": arm.strategy.scales, "lora_rank": arm.strategy.lora_rank}
         return self.facts | own | {"options": asdict(arm.options)}
 
@@ -126,7 +124,7 @@ class RaceStore:
             self.lost = self.lost or "rank 0 could not write"
 
 
-def curve_of(arm: "Arm") -> dict[str, Any]:
+def curve_of(arm: Arm) -> dict[str, Any]:
     """What was measured of an arm, JSON-able; floats keep every bit."""
     return {
         "steps": arm.steps,
@@ -141,7 +139,7 @@ def curve_of(arm: "Arm") -> dict[str, Any]:
     }
 
 
-def put_curve(arm: "Arm", curve: dict[str, Any]) -> None:
+def put_curve(arm: Arm, curve: dict[str, Any]) -> None:
     """The inverse of `curve_of`."""
     arm.steps = list(curve["steps"])
     arm.results = [
@@ -155,7 +153,7 @@ def put_curve(arm: "Arm", curve: dict[str, Any]) -> None:
     arm.diverged = str(curve["diverged"])
 
 
-def _step_of(arm: "Arm") -> int:
+def _step_of(arm: Arm) -> int:
     assert arm.state is not None
     return max([arm.state.step, *arm.steps])
 

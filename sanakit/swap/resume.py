@@ -34,7 +34,8 @@ FREE = (
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
     """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
     flat = {"strategy": strategy, "candidate": swap.candidate.fingerprint(), "pictures": swap.pictures.fingerprint}
-    flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
+    if not swap.trains_vae_alone:
+        flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
     flat |= flat_config(swap.config)
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith("smoke.")}
 

@@ -21,6 +21,7 @@ from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
+from sanakit.swap.arm import Arm
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
@@ -31,7 +32,7 @@ from sanakit.swap.full import prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
-from sanakit.swap.race import Arm, recommend
+from sanakit.swap.race import recommend
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE

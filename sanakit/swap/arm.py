@@ -1,0 +1,91 @@
+"""One strategy in a race: its system, its optimiser, and what was measured of it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from torch import Tensor
+
+from sanakit.assembly import LatentDiffusion
+from sanakit.batches import TrainOptions
+from sanakit.evaluate import HeldOut
+from sanakit.swap.base import Strategy
+from sanakit.swap.forecast import Forecast
+from sanakit.train import TrainState
+
+
+@dataclass(kw_only=True)
+class Arm:
+    """One strategy's course in the race: evaluated steps, held-out results, forecast.
+
+    recent: training losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did
+    not; what was evaluated before stays.
+    """
+
+    strategy: type[Strategy]
+    system: LatentDiffusion
+    options: TrainOptions
+    scores: dict[str, object] = field(default_factory=dict)
+    state: TrainState | None = None  # None: nothing is trained
+    steps: list[int] = field(default_factory=list)
+    results: list[HeldOut] = field(default_factory=list)
+    errors_by_look: list[np.ndarray] = field(default_factory=list)
+    train_loss: list[tuple[int, float]] = field(default_factory=list)
+    recent: list[float] = field(default_factory=list)
+    diverged: str = ""
+    forecast: Forecast | None = None
+    trained_parameters: int = 0
+    seconds: float = 0.0
+    seconds_once: float = 0.0  # before the first step: the teacher's trajectories
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Relative error (1 = the base's) of every held-out image at every evaluated step. (K, N)"""
+        return np.stack(self.errors_by_look)
+
+    def errors_at(self, step: int) -> np.ndarray:
+        """Relative errors at the last evaluation up to a step: an arm that was restored may be further. (N,)"""
+        return self.errors_by_look[max(i for i, s in enumerate(self.steps) if s <= step)]
+
+    @property
+    def error(self) -> float:
+        return float(self.errors[-1].mean())
+
+    @property
+    def seconds_per_step(self) -> float:
+        return self.seconds / self.steps[-1] if self.steps and self.steps[-1] else 0.0
+
+    def cost(self, steps: float) -> float:
+        """Seconds of a run of so many steps on this machine; what starts at the target costs nothing."""
+        return self.seconds_once + steps * self.seconds_per_step if steps else 0.0
+
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        return self.state.ema if self.state else None
+
+    def as_dict(self) -> dict[str, object]:
+        nothing = dict.fromkeys(("predicted_steps", "predicted_steps_low", "predicted_steps_high"))
+        predicted = self.forecast.as_dict() if self.forecast else nothing
+        hours = {
+            key.replace("steps", "hours"): None if value is None else self.cost(value) / 3600
+            for key, value in predicted.items()
+        }
+        return {
+            "name": self.strategy.name,
+            "title": self.strategy.title,
+            **predicted,
+            **hours,
+            "reached": bool(self.forecast and self.forecast.reached),
+            "diverged": self.diverged or None,
+            "skipped_steps": self.state.skipped if self.state else [],
+            "initial_loss": self.results[0].loss if self.results else None,
+            "held_out_loss": self.results[-1].loss if self.results else None,
+            "relative_error": self.error if self.results else None,
+            "learning_rate": self.options.learning_rate,
+            "trained_parameters": self.trained_parameters,
+            "seconds_per_step": self.seconds_per_step,
+            "seconds_once": self.seconds_once,
+            "steps": self.steps,
+            "losses": [r.loss for r in self.results],
+            "relative_errors": [float(errors.mean()) for errors in self.errors_by_look],
+            **self.scores,
+        }
