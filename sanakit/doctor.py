@@ -63,7 +63,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             )
         )
     cache = cache_path()
-    existing = next(p for p in (cache, *cache.parents) if p.exists())
+    existing = next(p for p in (cache, *cache.parents) if _exists(p))
     free = shutil.disk_usage(existing).free / 1e9
     rows.append(
         _row(
@@ -117,6 +117,13 @@ def _plugins(registries: dict[str, Registry[Any]]) -> list[Row]:
 
 def _row(check: str, good: bool, detail: str, fix: str, otherwise: str = "fail") -> Row:
     return {"check": check, "status": "ok" if good else otherwise, "detail": detail, "fix": "" if good else fix}
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.exists()
+    except OSError:  # a folder above it cannot be searched
+        return False
 
 
 def _version(name: str) -> str | None:

@@ -1,15 +1,17 @@
-"""Content hashes of modules and records: what caches and run folders are keyed by."""
+"""Content hashes of modules and records: what caches and run folders are keyed by. Only modules need torch."""
 
 import hashlib
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import nn
+if TYPE_CHECKING:
+    from torch import nn
 
 
-def hash_module(module: nn.Module, *facts: str) -> str:
+def hash_module(module: "nn.Module", *facts: str) -> str:
     """SHA-256 over every parameter and buffer (name, dtype, shape, bytes) and further facts."""
+    import torch
+
     digest = hashlib.sha256("\0".join(facts).encode())
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

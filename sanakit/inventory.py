@@ -49,7 +49,7 @@ class Entry:
 
     @property
     def facts(self) -> dict[str, Any]:
-        return self.manifest["facts"]
+        return dict(self.manifest["facts"])
 
     @property
     def nbytes(self) -> int:
@@ -135,7 +135,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """A manifest of the right fields whose key is the folder's. Raises ValueError that says what is wrong."""
     path = folder / MANIFEST
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not _has(manifest, FIELDS) or not all(_has(shard, SHARD_FIELDS) for shard in manifest["shards"]):

@@ -73,6 +73,8 @@ def test_prune_touches_only_what_is_certainly_ours(tmp_path, call):
     whole, gone = fill(tmp_path), unfinished(tmp_path)
     half = tmp_path / f".{'latents-' + '3' * 20}.safetensors.tmp"
     half.write_text("x")
+    assert "stays: a process may be writing it" in call("cache", "prune", tmp_path)[1]
+    os.utime(half, (0, 0))
     code, out, _ = call("cache", "prune", tmp_path, "--yes")
     assert code == 0 and out.count("removed ") == 2
     assert not gone.exists() and not half.exists() and whole.is_dir()

@@ -231,7 +231,9 @@ def test_in_a_run_a_broken_gate_is_written_shown_and_measured_again(plugin, smal
     monkeypatch.chdir(tmp_path)
     run, junit = tmp_path / "run", tmp_path / "junit.xml"
     assert component_run(small_world, run, monkeypatch, "--junit", junit) == 5
-    document = json.loads(capsys.readouterr().out)
+    said = capsys.readouterr()
+    document = json.loads(said.out)
+    assert "error[SK0114]: component/raises could not judge: bad_gates: ZeroDivisionError" in said.err
     stage = document["stages"]["component"]
     row = next(g for g in stage["gates"] if g["gate"] == "component/raises")
     assert "bad_gates: ZeroDivisionError" in row["error"] and row["value"] is None and len(stage["gates"]) > 5

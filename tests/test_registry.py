@@ -83,9 +83,9 @@ def test_plugins_show_on_the_command_line(site):
     assert rows["theirs"]["origin"] == "plugin_d" and rows["theirs"]["error"] is None
     assert "nowhere" in rows["lost"]["error"] and "nowhere" in run(app, ["ls", "drift"]).stdout
     result = run(app, ["doctor", "--json"])
-    failed = [row for row in json.loads(result.stdout) if row["status"] == "fail"]
-    assert result.exit_code == 3 and [row["check"] for row in failed] == ["plugin lost"]
-    assert failed[0]["fix"] == "pip uninstall plugin_e"
+    broken = [row for row in json.loads(result.stdout) if row["check"].startswith("plugin")]
+    assert result.exit_code == 0 and [(row["check"], row["status"]) for row in broken] == [("plugin lost", "warn")]
+    assert broken[0]["fix"] == "pip uninstall plugin_e"
 
 
 def test_the_vae_of_the_contributors_first_page_works(site):

@@ -12,6 +12,7 @@ from sanakit.errors import ExitCode, SanakitError
 from sanakit.inventory import Item, State, in_work, remove, scan
 
 DAY = 86_400
+FRESH = 600  # seconds within which a half-written file may still be written to
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Folder = Annotated[Path | None, typer.Argument(help="A folder that `encode` filled; default the user's cache.")]
@@ -107,6 +108,8 @@ def _row(item: Item, reason: str) -> dict[str, Any]:
         kept = f"it holds {item.foreign[0]}, which is not ours"
     elif item.path.is_dir() and in_work(item.path):
         kept = "a process is filling it"
+    elif item.path.is_file() and item.age < FRESH:
+        kept = "a process may be writing it"
     return item.as_dict() | {"reason": reason, "age_seconds": round(item.age), "kept": kept, "removed": False}
 
 

@@ -1,5 +1,6 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -191,6 +192,8 @@ def run(
         write_markdown(validation, markdown)
     if as_json:
         print_json(validation)
+        for gate in _broken(validation):
+            print(f"error[{gate['code']}]: {gate['gate']} could not judge: {gate['error']}", file=sys.stderr)
     else:
         if plan := swap.run.read_json("plan.json"):
             print_plan(plan)
@@ -199,9 +202,13 @@ def run(
     raise typer.Exit(_exit_code(validation))
 
 
+def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
+    return [gate for stage in validation["stages"].values() for gate in stage["gates"] if gate.get("error")]
+
+
 def _exit_code(validation: dict[str, Any]) -> int:
     """5 where something could not judge because it raised; it is in the table, with the verdict of everything else."""
-    if any(gate.get("error") for stage in validation["stages"].values() for gate in stage["gates"]):
+    if _broken(validation):
         return ExitCode.ERROR
     verdict = validation["verdict"]
     return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)

@@ -18,6 +18,7 @@ from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged
 from sanakit.gates import run_gates
+from sanakit.gates.causes import decisive
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -251,9 +252,10 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
 
 
 def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> str:
-    failed = [g for s in validation["stages"].values() for g in s["gates"] if g["verdict"] == Verdict.FAIL]
-    if failed:
-        return f"sanakit explain {failed[0]['code']}"
+    gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
+    first = decisive(gates) or next((gate for gate in gates if gate.get("error")), None)
+    if first:
+        return f"sanakit explain {first['code']}"
     if swap.bare:
         kind = "vae" if swap.config.kind == "vae" else "text-encoder"
         return f"sanakit swap-{kind} --candidate {swap.config.candidate}"
