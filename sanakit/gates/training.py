@@ -83,18 +83,18 @@ def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
 
 @GATES.register("smoke/control", title="the encoder is worth more than one with random weights", embedded=True)
 def control(evidence: Evidence) -> GateResult | None:
-    """Relative error of the candidate's class with random weights less the candidate's, after the same steps of the same
-    strategy, paired over images: in shares of the base's prompt gain."""
-    if "control_error" not in evidence:
+    """Loss of the candidate's class with random weights less the candidate's, after the same few steps, paired over images,
+    in units of the base's prompt gain."""
+    if "control_lead" not in evidence:
         return None
-    value, ci = interval(np.asarray(evidence["control_error"]) - np.asarray(evidence["error_at_control"]))
+    value, ci = interval(evidence["control_lead"])
     return gate_result(
         gate="smoke/control",
         code="SK0517",
-        metric="prompt gain above random weights, over the base's",
+        metric="lead over random weights, in the base's prompt gain",
         value=value,
         ci=ci,
-        samples=len(evidence["control_error"]),
+        samples=len(evidence["control_lead"]),
         at_least=True,
         hint="the candidate's weights may not be loaded, or not belong to its tokenizer; a larger --budget-steps",
     )
