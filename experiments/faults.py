@@ -608,7 +608,7 @@ def loud(world: World) -> list[GateResult]:
 
 
 class FirstToken(TextEncoder):
-    """Reads the first word and hands on its token alone."""
+    """Hands on the begin mark and the first token behind it."""
 
     def __init__(self, sound: Any) -> None:
         super().__init__(sound.model, sound.spec)
@@ -616,9 +616,8 @@ class FirstToken(TextEncoder):
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
         self.sound.spec = self.spec
-        embeds, mask, truncated = self.sound._encode([(prompt.split() or [""])[0] for prompt in prompts])
-        first = torch.zeros_like(mask)
-        first[:, 0] = True
+        embeds, mask, truncated = self.sound._encode(prompts)
+        first = mask & (torch.arange(mask.shape[1]) < 2)
         return embeds * first[..., None], first, truncated
 
 
@@ -1079,21 +1078,6 @@ def prompt_gains(system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]
     """Of a system judged against itself."""
     gain = conditional_gain(system, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
     return {"prompt_gain": gain, "base_prompt_gain": gain}
-
-
-@fault("the prompt is lost on its way to the core", gate="smoke/prompt-effect", code="SK0503", stage="smoke")
-def prompts_lost(world: World) -> list[GateResult]:
-    """Every prompt reaches the core as the null prompt."""
-    data = world.base_data
-    deaf = copy.copy(world.base)
-    heard = world.base.velocity
-    deaf.velocity = lambda noisy, sigmas, prompt: heard(noisy, sigmas, muted(world.base, prompt))  # type: ignore[method-assign]
-    gain = conditional_gain(deaf, data, count=len(data), weights=PROMPT_WEIGHTS).numpy()
-    return run_gates("smoke", prompt_gains(world.base, data) | {"prompt_gain": gain})
-
-
-def muted(system: LatentDiffusion, prompt: PromptEmbeds) -> PromptEmbeds:
-    return system.drop_prompts(prompt, torch.ones(len(prompt), dtype=torch.bool))
 
 
 @fault(

@@ -248,11 +248,22 @@ def test_prompts_must_be_worth_a_share_of_what_they_are_worth_to_the_base(stage,
     assert said in found.hint
 
 
-@pytest.mark.parametrize(("lead", "verdict"), [(0.5, Verdict.PASS), (0.0, Verdict.FAIL), (0.03, Verdict.FAIL)])
+def test_prompts_that_work_a_little_after_a_short_race_in_other_latents_are_inconclusive():
+    little = {"prompt_gain": spread_about(0.04, 512), "base_prompt_gain": spread_about(0.3, 512), "same_latents": False}
+    assert [r.verdict for r in run_gates("smoke", little)] == [Verdict.INCONCLUSIVE]
+    assert [r.verdict for r in run_gates("full", little)] == [Verdict.FAIL]
+    nothing = little | {"prompt_gain": spread_about(-0.02, 512)}
+    assert [r.verdict for r in run_gates("smoke", nothing)] == [Verdict.FAIL]
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.1, Verdict.PASS), (0.0, Verdict.INCONCLUSIVE), (-0.1, Verdict.FAIL)])
 def test_an_encoder_must_be_worth_more_than_its_class_with_random_weights(lead, verdict):
-    own = spread_about(1.5)
-    (found,) = run_gates("smoke", {"control_error": own + lead, "error_at_control": own})
+    (found,) = run_gates("smoke", {"control_lead": spread_about(lead)})
     assert (found.gate, found.code, found.verdict) == ("smoke/control", "SK0517", verdict)
+
+
+@pytest.mark.parametrize(("lead", "verdict"), [(0.5, Verdict.PASS), (0.0, Verdict.FAIL), (0.03, Verdict.FAIL)])
+def test_an_encoder_must_mean_more_by_words_than_its_class_with_random_weights(lead, verdict):
     terms = spread_about(0.07, 256)
     (found,) = run_gates("component", {"agreement": terms + lead, "control_agreement": terms})
     assert (found.gate, found.code, found.verdict) == ("component/meaning", "SK0329", verdict)

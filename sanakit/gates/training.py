@@ -6,6 +6,7 @@ import numpy as np
 
 from sanakit.contracts import GateResult, Verdict
 from sanakit.gates.base import GATES, Evidence, gate_result, interval, ratio_interval
+from sanakit.gates.policy import threshold
 
 
 @GATES.register("smoke/progress", title="training lowers the held-out loss", embedded=True)
@@ -51,7 +52,8 @@ def full_prompt(evidence: Evidence) -> GateResult | None:
 def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
     """What the candidate's prompts are worth (loss of its best prompt-blind prediction less its own) as a share of what
     the base's are worth, paired over images. A base whose own prompts change nothing beyond its noise cannot tell; one
-    whose own prompts raise its loss reads captions of other images."""
+    whose own prompts raise its loss reads captions of other images. After a short race in other latents, prompts that
+    work too little are inconclusive: the patch embedding and the output projection are what is learnt first."""
     if "prompt_gain" not in evidence:
         return None
     value, ci = ratio_interval(evidence["prompt_gain"], evidence["base_prompt_gain"])
@@ -62,6 +64,12 @@ def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
     if high <= 0:
         value, ci = 0.0, (0.0, 0.0)
         hint = f"the base's own prompts raise its loss by {-worth:.4f}: captions may belong to other images"
+    weak = (
+        gate == "smoke/prompt-effect"
+        and not evidence.get("same_latents", True)
+        and ci[0] > 0
+        and ci[1] < threshold(gate)
+    )
     return gate_result(
         gate=gate,
         code="SK0503",
@@ -71,24 +79,24 @@ def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
         samples=len(evidence["prompt_gain"]),
         at_least=True,
         hint=hint,
-        decidable=low > 0 or high <= 0,
+        decidable=(low > 0 or high <= 0) and not weak,
     )
 
 
 @GATES.register("smoke/control", title="the encoder is worth more than one with random weights", embedded=True)
 def control(evidence: Evidence) -> GateResult | None:
-    """Relative error of the candidate's class with random weights less the candidate's, after the same steps of the same
-    strategy, paired over images: in shares of the base's prompt gain."""
-    if "control_error" not in evidence:
+    """Loss of the candidate's class with random weights less the candidate's, after the same few steps, paired over images,
+    in units of the base's prompt gain."""
+    if "control_lead" not in evidence:
         return None
-    value, ci = interval(np.asarray(evidence["control_error"]) - np.asarray(evidence["error_at_control"]))
+    value, ci = interval(evidence["control_lead"])
     return gate_result(
         gate="smoke/control",
         code="SK0517",
-        metric="prompt gain above random weights, over the base's",
+        metric="lead over random weights, in the base's prompt gain",
         value=value,
         ci=ci,
-        samples=len(evidence["control_error"]),
+        samples=len(evidence["control_lead"]),
         at_least=True,
         hint="the candidate's weights may not be loaded, or not belong to its tokenizer; a larger --budget-steps",
     )

@@ -18,13 +18,18 @@ from sanakit.alignment.similarity import agreement, frequent_words, word_feature
 from sanakit.data.cache import cache_dir, embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
+from sanakit.distributed import STOP, agreed_stop
+from sanakit.errors import SanakitError
+from sanakit.evaluate import averaged, held_out
+from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_module, hash_record
-from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build
-from sanakit.swap.race import Course, advance, enter, rungs
+from sanakit.swap.race import RaceStopped, raced_options, rungs
 from sanakit.swap.settings import configured, options_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.random_weights import architecture
+from sanakit.train import fit, layer_groups, new_state
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -33,6 +38,8 @@ SEED = 0
 FEWEST_WORDS = 64  # by which two encoders are compared
 IMAGES = 2048  # of the training split: captions whose words are compared, and what the race against the control reads
 STRATEGY = "finetune"
+HELD_OUT = 384  # images: more than judge the race, as two encoders differ by less than an encoder and none
+LEAST_WEIGHT = 0.05  # of a noise level that is evaluated
 
 
 def meaning_evidence(swap: "Swap") -> dict[str, Any]:
@@ -65,61 +72,62 @@ def agreement_with_base(
 
 
 def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
-    """Of stage smoke: relative errors of candidate and control, each the better of two looks: after the closed form, and
-    after the shortest rung of the race with STRATEGY. Both read the first IMAGES of the training split. Raises
-    RaceStopped after a signal."""
-    candidate = swap.candidate
+    """Of stage smoke: {"control_lead": (N,)}, the control's loss less the candidate's on held-out images, in units of the
+    base's prompt gain. Both start from the closed form and train STRATEGY for the shortest rung of the race; the better of
+    start and rung counts. Both read the first IMAGES of the training split. Raises RaceStopped after a signal."""
+    candidate, base, config = swap.candidate, swap.base_system, swap.config
     assert isinstance(candidate, TextEncoder)
-    swap.progress("racing the control with random weights", 0, 2)
+    weights = swap.target.weights
+    chosen = [i for i, weight in enumerate(weights) if weight >= LEAST_WEIGHT]
+    sigmas = tuple(EVAL_SIGMAS[i] for i in chosen)
     steps = rungs(budget)[0]
-    key = [
-        "race",
-        STRATEGY,
-        steps,
-        swap.num_held_out,
-        swap.config.train.model_dump(mode="json"),
-        swap.config.adapter.name,
-    ]
-    key += [hash_module(swap.base_system.core), swap.base_system.vae.fingerprint()]
-    key += [swap.base_system.text_encoder.fingerprint(), swap.base_system.image_size]
-    control = remembered(swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget))
+    swap.progress("racing the control with random weights", 0, 2)
+    key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
+    key += [hash_module(base.core), base.vae.fingerprint(), base.text_encoder.fingerprint(), base.image_size]
+    control = remembered(
+        swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
+    )
     swap.progress("racing the control with random weights", 1, 2)
-    own = short_race(swap, candidate, steps, budget)
-    return {"control_error": better_look(swap, control), "error_at_control": better_look(swap, own)}
+    own = short_race(swap, candidate, steps, budget, sigmas)
+    ends = [better_look(losses, weights[chosen]) for losses in (control, own)]
+    return {"control_lead": (ends[0] - ends[1]) / swap.target.unit}
 
 
-def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int) -> Tensor:
-    """Held-out losses after the closed form and after `steps` of STRATEGY. (2, S, N)"""
+def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int, sigmas: tuple[float, ...]) -> Tensor:
+    """Held-out losses after the closed form and after `steps` of STRATEGY, its average of weights; of one that diverges
+    the start alone. (K, S, N)"""
     base_train = first_images(swap.base_data[0], IMAGES)
-    own_train, own_test = (
-        first_images(data, count) for data, count in zip(swap.candidate_data, (IMAGES, swap.num_held_out), strict=True)
+    train, test = (
+        first_images(data, count) for data, count in zip(swap.candidate_data, (IMAGES, HELD_OUT), strict=True)
     )
     if encoder is not swap.candidate:
-        own_train, own_test = (
-            replace(data, captions=embeddings(encoder, data.texts)) for data in (own_train, own_test)
-        )
-    strategy, seed = configured(swap.config, STRATEGIES.get(STRATEGY)), swap.config.train.seed
-    system, _ = build(
-        swap.base_system, encoder, strategy, own_train, base_train, seed=seed, adapter=swap.config.adapter.name
-    )
-    course = Course(
-        data=own_train,
-        test=own_test,
-        target=swap.target,
-        count=swap.num_held_out,
-        options=options_of(swap.config, Strategy),
-        layer_decay=swap.config.train.layer_decay,
-    )
-    arm = enter(course, strategy, system, budget=budget)
-    advance(course, arm, steps)
-    return torch.stack([result.losses for result in arm.results])
+        train, test = (replace(data, captions=embeddings(encoder, data.texts)) for data in (train, test))
+    config, seed = swap.config, swap.config.train.seed
+    strategy = configured(config, STRATEGIES.get(STRATEGY))
+    system, _ = build(swap.base_system, encoder, strategy, train, base_train, seed=seed, adapter=config.adapter.name)
+    options = raced_options(options_of(config, strategy), budget, strategy.learning_rate)
+    look = lambda: held_out(system, test, count=len(test), sigmas=sigmas).losses
+    start = look()
+    groups = layer_groups(system.core, strategy.parameter_groups(system.core), config.train.layer_decay)
+    state = new_state(system.core, groups, options)
+    with STOP.at_step_border():
+        try:
+            fit(system, train, options, state, until=steps)
+        except SanakitError as error:
+            if error.code != "SK0501":
+                raise
+            return start[None]  # it diverged: what it was worth at the start counts
+        stop = agreed_stop()
+    if stop:
+        raise RaceStopped(stop, state.step, steps, "the control with random weights")
+    with averaged(system.core, state.ema):
+        return torch.stack([start, look()])
 
 
-def better_look(swap: "Swap", losses: Tensor) -> np.ndarray:
-    """Relative errors of the look whose mean is lower. losses (2, S, N) -> (N,)"""
-    weighed = np.einsum("s,ksn->kn", swap.target.weights, losses.double().numpy())
-    errors = (weighed - swap.target.floor) / swap.target.unit
-    return np.asarray(errors[errors.mean(1).argmin()])
+def better_look(losses: Tensor, weights: np.ndarray) -> np.ndarray:
+    """Weighted losses of the look whose mean is lower. losses (K, S, N), weights (S,) -> (N,)"""
+    weighed = np.einsum("s,ksn->kn", weights, losses.double().numpy())
+    return np.asarray(weighed[weighed.mean(1).argmin()])
 
 
 def first_images(data: LatentDataset, count: int) -> LatentDataset:

@@ -99,7 +99,11 @@ def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> 
     base_weights = target.weights if target.base_weights is None else target.base_weights
     base_gain = base_weights @ (swap.base_blind.losses - swap.base_held_out.losses).double().numpy()
     gain = conditional_gain(system, data, count=swap.num_held_out, weights=torch.from_numpy(target.weights))
-    return {"prompt_gain": gain.numpy(), "base_prompt_gain": base_gain}
+    return {
+        "prompt_gain": gain.numpy(),
+        "base_prompt_gain": base_gain,
+        "same_latents": target.base_weights is None,
+    }
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:

@@ -33,9 +33,9 @@ COLLAPSED = 1e-9  # variance of a normalised latent
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """relative error = (sum over EVAL_SIGMAS of weights x loss - floor) / unit. weights: (S,); base_weights: (S,) that
-    count the base's own losses alike, None for the same ones. floor, base: (N,) of the held-out images; base: the base's own relative errors,
-    mean 1. tolerance: mean relative error that counts as reached."""
+    """relative error = (sum over EVAL_SIGMAS of weights x loss - floor) / unit. weights: (S,). floor, base: (N,) of the
+    held-out images; base: the base's own relative errors, mean 1. tolerance: mean relative error that counts as
+    reached. base_weights: (S,) of the base's own losses where its latents are others."""
 
     measure: str
     weights: np.ndarray

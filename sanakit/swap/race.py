@@ -45,13 +45,11 @@ RECENT = 10  # steps whose mean is a point of the training curve
 
 
 class RaceStopped(Exception):
-    """A signal ended the race at a step border. number: of the signal."""
+    """A signal ended the race at a step border. number: of the signal. name: of what trained."""
 
-    def __init__(self, number: int, arm: Arm) -> None:
+    def __init__(self, number: int, step: int, max_steps: int, name: str) -> None:
         self.number = number
-        step = arm.state.step if arm.state else 0
-        where = f"at step {step} of {arm.options.max_steps} of {arm.strategy.name}"
-        super().__init__(f"{signal.Signals(number).name}: the race stopped {where}")
+        super().__init__(f"{signal.Signals(number).name}: the race stopped at step {step} of {max_steps} of {name}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +82,12 @@ class Course:
         arm.errors_by_look.append(errors)
 
 
+def raced_options(options: TrainOptions, budget: int, learning_rate: float) -> TrainOptions:
+    """The training section as a race of `budget` steps reads it."""
+    own = {"max_steps": budget, "learning_rate": learning_rate, "warmup": min(options.warmup, max(1, budget // 10))}
+    return replace(options, **own | OWN_OPTIONS)
+
+
 def enter(
     course: Course,
     strategy: type[Strategy],
@@ -95,9 +99,7 @@ def enter(
 ) -> Arm:
     """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0, or with the first result of
     an arm that starts alike; where the course has a store, as it was kept."""
-    own = {"max_steps": budget, "learning_rate": learning_rate or strategy.learning_rate}
-    warmup = min(course.options.warmup, max(1, budget // 10))
-    options = replace(course.options, **own | OWN_OPTIONS, warmup=warmup)
+    options = raced_options(course.options, budget, learning_rate or strategy.learning_rate)
     arm = Arm(strategy=strategy, system=system, options=options)
     with torch.random.fork_rng():  # low-rank adapters are drawn
         torch.manual_seed(options.seed)
@@ -185,7 +187,7 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
             (course.store.settle if arm.diverged else course.store.save)(arm)
         stop = agreed_stop()
     if stop:
-        raise RaceStopped(stop, arm)
+        raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 
 
 def recorder(arm: Arm, on_step: Callable[[int], None]) -> Callable[[int, float, object, Tensor], None]:
