@@ -239,13 +239,14 @@ def spread_about(mean, count=128):
         (spread_about(0.003), spread_about(0.3), Verdict.FAIL, "null embedding, mask"),
         (spread_about(0.03), spread_about(0.3), Verdict.FAIL, "null embedding, mask"),  # above 0 by 3 standard errors
         (spread_about(0.3), spread_about(0.0), Verdict.INCONCLUSIVE, "it cannot tell"),
+        (np.zeros(64), np.zeros(64), Verdict.INCONCLUSIVE, "it cannot tell"),
         (spread_about(0.3), spread_about(-0.3), Verdict.FAIL, "captions may belong to other images"),
     ],
 )
 def test_prompts_must_be_worth_a_share_of_what_they_are_worth_to_the_base(stage, own, base, verdict, said):
     (found,) = run_gates(stage, {"prompt_gain": own, "base_prompt_gain": base})
     assert (found.gate, found.code, found.verdict) == (f"{stage}/prompt-effect", "SK0503", verdict)
-    assert said in found.hint
+    assert said in found.hint and np.isfinite(found.value)
 
 
 def test_prompts_that_work_a_little_after_a_short_race_in_other_latents_are_inconclusive():

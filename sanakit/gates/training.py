@@ -52,7 +52,7 @@ def full_prompt(evidence: Evidence) -> GateResult | None:
 def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
     """What the candidate's prompts are worth (loss of its best prompt-blind prediction less its own) as a share of what
     the base's are worth, paired over images. A base whose own prompts change nothing beyond its noise cannot tell; one
-    whose own prompts raise its loss reads captions of other images. After a short race in other latents, prompts that
+    whose own prompts raise its loss reads captions of other images, or none. After a short race in other latents, prompts that
     work too little are inconclusive: the patch embedding and the output projection are what is learnt first."""
     if "prompt_gain" not in evidence:
         return None
@@ -61,9 +61,10 @@ def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
     hint = "check null embedding, mask and caption adapter, or raise --budget-steps"
     if low <= 0:
         hint = f"the base's own prompts lower its loss by {worth:.4f} (90% {low:.4f} to {high:.4f}): it cannot tell"
-    if high <= 0:
+        value, ci = (value, ci) if np.isfinite([value, *ci]).all() else (0.0, (0.0, 0.0))
+    if high < 0:
         value, ci = 0.0, (0.0, 0.0)
-        hint = f"the base's own prompts raise its loss by {-worth:.4f}: captions may belong to other images"
+        hint = f"the base's own prompts raise its loss by {-worth:.4f}: captions may belong to other images, or it ignores them"
     weak = (
         gate == "smoke/prompt-effect"
         and not evidence.get("same_latents", True)
@@ -79,7 +80,7 @@ def _prompt(evidence: Evidence, gate: str) -> GateResult | None:
         samples=len(evidence["prompt_gain"]),
         at_least=True,
         hint=hint,
-        decidable=(low > 0 or high <= 0) and not weak,
+        decidable=(low > 0 or high < 0) and not weak,
     )
 
 

@@ -25,7 +25,7 @@ def redrawn(model: nn.Module, seed: int) -> nn.Module:
 def _from_config(model: nn.Module) -> nn.Module:
     first = next(model.parameters())
     config = deepcopy(model.config)
-    twin: nn.Module = type(model)._from_config(config, dtype=first.dtype)  # type: ignore[operator]
+    twin: nn.Module = type(model)._from_config(config, dtype=first.dtype)  # type: ignore[attr-defined]
     return twin.to(first.device)
 
 
@@ -47,7 +47,7 @@ def architecture(encoder: Any) -> str:
     """What tells two text encoders' twins with random weights apart: class, record, tokenizer and the model's shapes."""
     from sanakit.text_encoders.base import tokenizer_facts
 
-    config = getattr(encoder.model, "config", None)
+    config: Any = getattr(encoder.model, "config", None)
     shapes = {name: [str(p.dtype), *p.shape] for name, p in encoder.model.state_dict().items()}
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     return hash_record(
