@@ -16,7 +16,7 @@ from sanakit.doctor import _cache_health
 from sanakit.errors import SanakitError
 from sanakit.inventory import State, scan
 
-FACTS = {"kind": "latents", "encoder": "x"}
+FACTS = {"kind": "latents", "encoder": "x", "size": 32, "fit": "crop"}
 
 
 def fill(root, facts=FACTS, count=6, first=0):

@@ -195,7 +195,7 @@ def test_advice_names_commands_options_and_keys_that_exist(name):
         section, _, field = key.partition(".")
         known = type(getattr(Config(), section)).model_fields
         assert field in known, f"{key} is no key of the configuration: {text}"
-    for key, value in re.findall(r"--set ([A-Za-z_.]+)=([^`\s;,)]+)", text):
+    for key, value in re.findall(r"--set ([A-Za-z_.]+)=(\[[^\]]*\]|[^`\s;,)]+)", text):
         if PLACEHOLDER.match(key):
             continue
         assert key.partition(".")[0] in SECTIONS, text
