@@ -101,6 +101,12 @@ def test_clean_sides_alarm_no_more_often_than_the_level(rows):
     assert alarms <= 3  # 18 draws at .05: more than 3 in 1.1%
 
 
+def test_the_largest_t_keeps_its_level_on_heavy_tails_and_sides_of_different_size():
+    generator = np.random.default_rng(0)
+    draws = [[np.exp(generator.normal(size=(rows, 8))) for rows in (32, 320)] for _ in range(100)]
+    assert sum(DRIFT.get("welch-max")(*sides, 0.05).alarm for sides in draws) <= 10  # 18 by the t distribution
+
+
 def test_a_wave_is_in_its_ring_alone_and_a_ramp_has_no_fine_detail():
     place = torch.arange(16) + 0.5
     wave = lambda across, down: (
