@@ -30,7 +30,7 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "component/seams": (1.65, 1.55),
     "component/reconstruction": (3.0, 4.0),
     "component/scale-high": (1.6, 1.4),
-    "component/scale-low": (0.5, 0.6),
+    "component/scale-low": (0.55, 0.6),
     "component/shift": (1.5, 1.25),
     "component/collapse": (0.35, 0.45),
     "component/dead-channels": (0.02, 0.1),

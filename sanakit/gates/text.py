@@ -80,6 +80,18 @@ def mask(evidence: Evidence) -> GateResult | None:
     )
 
 
+@GATES.register("component/tokens-differ", title="tokens of a prompt differ", embedded=True)
+def tokens_differ(evidence: Evidence) -> GateResult | None:
+    return _limit(
+        evidence,
+        "token_cosine",
+        "component/tokens-differ",
+        "SK0327",
+        "median cosine of two tokens of a prompt",
+        "take token embeddings; a pooled vector was repeated",
+    )
+
+
 @GATES.register("component/padding-side", title="the mask points at the words", embedded=True)
 def padding_side(evidence: Evidence) -> GateResult | None:
     """Change the last word: the position that changes most must be one that the mask keeps."""
@@ -129,18 +141,6 @@ def null(evidence: Evidence) -> GateResult | None:
         "SK0326",
         "relative distance of the null embedding to the empty prompt",
         "recompute it with this encoder: empty prompt, no instruction",
-    )
-
-
-@GATES.register("component/tokens-differ", title="tokens of a prompt differ", embedded=True)
-def tokens_differ(evidence: Evidence) -> GateResult | None:
-    return _limit(
-        evidence,
-        "token_cosine",
-        "component/tokens-differ",
-        "SK0327",
-        "median cosine of two tokens of a prompt",
-        "take token embeddings; a pooled vector was repeated",
     )
 
 
