@@ -7,11 +7,14 @@ import sys
 import pytest
 import torch
 
+from sanakit.alignment.similarity import frequent_words
 from sanakit.config import Config
 from sanakit.contracts import Verdict
 from sanakit.data import load_pictures
 from sanakit.data.cache import to_images
 from sanakit.gates import run_gates
+from sanakit.swap.control import IMAGES, agreement_with_base
+from sanakit.swap.plan import load_base
 from sanakit.swap.probe_text import text_evidence
 from sanakit.swap.probe_vae import seam_ratio, vae_evidence
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
@@ -63,9 +66,15 @@ def test_a_seam_is_told_from_edges_of_the_images():
 
 @pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)
 def test_an_embedded_text_encoder_passes_stage_component(judges, name):
+    """Against the base's own encoder, as the stage judges it."""
     prompts = [captions[-1] for captions in judges.captions]
-    results = run_gates("component", text_evidence(load_text_encoder(name), prompts))
+    train = load_pictures(Config().data.source).split(False)
+    words = frequent_words([caption for captions in train.captions[:IMAGES] for caption in captions])
+    base, candidate = load_base(Config().base).system().text_encoder, load_text_encoder(name)
+    evidence = text_evidence(candidate, prompts, base_truncated=base.encode(prompts).truncated)
+    results = run_gates("component", evidence | agreement_with_base(candidate, base, words))
     assert {r.gate: (r.value, r.threshold) for r in results if r.verdict != Verdict.PASS} == {}
+    assert "component/meaning" in {r.gate for r in results}
 
 
 @pytest.mark.slow
