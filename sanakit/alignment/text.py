@@ -12,6 +12,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
+from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
@@ -79,10 +80,7 @@ def align_caption(
         moments.add(*paired_rows(captions.own[rows], captions.base[rows], base_layer, spans))
     if nulls is not None:
         own, base = nulls
-        edges = (
-            (torch.zeros(1, own.mask.shape[1], 2), torch.zeros(1, base.mask.shape[1], 2)) if captions.spans else None
-        )
-        x, y = paired_rows(own, base, base_layer, edges)
+        x, y = paired_rows(own, base, base_layer, null_spans(nulls) if captions.spans else None)
         moments.add(x.repeat(max(1, total // NULL_EVERY), 1), y.repeat(max(1, total // NULL_EVERY), 1))
     weight, bias = moments.ridge(penalty=PENALTY)
     with torch.no_grad():
@@ -91,6 +89,39 @@ def align_caption(
     note = "; ".join(part for part in (captions.note, moments.note) if part)
     pairing = "tokens" if captions.spans else "mean tokens"
     return {"caption_r2": moments.r2(weight), "caption_pairing": pairing} | ({"caption_note": note} if note else {})
+
+
+@torch.no_grad()
+def align_caption_features(
+    core: SanaTransformer2DModel,
+    base_core: SanaTransformer2DModel,
+    captions: Captions,
+    nulls: tuple[PromptEmbeds, PromptEmbeds] | None = None,
+) -> None:
+    """Bring what `core.caption_projection` writes to the base's, by a ridge step of `linear_2`: the step that follows
+    `align_caption`, over the same pairs."""
+    own, base = core.caption_projection, base_core.caption_projection
+    total = min(CAPTIONS, len(captions.own), *(len(s) for s in captions.spans or ()))
+    step = LayerStep(own.linear_2, None, draws=total, tokens=1)
+
+    def see(mine: PromptEmbeds, theirs: PromptEmbeds, spans: tuple[Tensor, ...] | None, times: int = 1) -> None:
+        x, goal = paired_rows(mine, theirs, base, spans)
+        hidden = own.act_1(own.linear_1(x))
+        missing = goal - own.linear_2(hidden)
+        step.add(hidden[:, None].repeat(times, 1, 1), missing[:, None].repeat(times, 1, 1), slice(0, 0))
+
+    for start in range(0, total, CHUNK):
+        rows = slice(start, min(start + CHUNK, total))
+        spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
+        see(captions.own[rows], captions.base[rows], spans)
+    if nulls is not None:
+        see(*nulls, null_spans(nulls) if captions.spans else None, times=max(1, total // NULL_EVERY))
+    step.apply(step.solve(PENALTY))
+
+
+def null_spans(nulls: tuple[PromptEmbeds, PromptEmbeds]) -> tuple[Tensor, ...]:
+    """Offsets of prompts without a character: only the marks are paired."""
+    return tuple(torch.zeros(1, prompt.mask.shape[1], 2) for prompt in nulls)
 
 
 @torch.no_grad()

@@ -14,7 +14,18 @@ from sanakit.errors import SanakitError, did_you_mean
 if TYPE_CHECKING:
     from sanakit.config import Config
 
-BYTES = ("weights", "gradients", "optimizer", "average", "activations", "communication", "peak", "checkpoint")
+BYTES = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "average",
+    "activations",
+    "communication",
+    "peak",
+    "checkpoint",
+    "start_streams",
+    "start_moments",
+)
 
 
 @app.command()
@@ -70,13 +81,13 @@ def train(
             return
         sys.stdout.write(dump_config(config))
         for name, value in needs.items():
-            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
+            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else value if isinstance(value, str) else f"{value:,}"
             sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
         return
     run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
 
 
-def _needs(config: "Config", world_size: int) -> dict[str, int]:
+def _needs(config: "Config", world_size: int) -> dict[str, int | str]:
     """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
     from sanakit.core.dit import saved_adapters
     from sanakit.estimate import estimate, fake_core
@@ -85,6 +96,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
     from sanakit.swap.plan import load_base
     from sanakit.swap.settings import options_of, strategy_of
+    from sanakit.swap.start import start_needs
     from sanakit.text_encoders import load_text_encoder, with_layer
     from sanakit.vaes import load_vae
 
@@ -106,12 +118,16 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         image_size=config.data.image_size,
     )
     strategy = strategy_of(config, {})
-    return estimate(
+    shape = vae.spec.shape(config.data.image_size, config.data.image_size)
+    num_tokens = shape[1] * shape[2] // core.config.patch_size**2  # type: ignore[union-attr]
+    needs = start_needs(config, core, num_tokens, [strategy]) if config.candidate else {}
+    found = estimate(
         core,
         mode,
         strategy,
         options_of(config, strategy),
-        latent_shape=vae.spec.shape(config.data.image_size, config.data.image_size),
+        latent_shape=shape,
         caption_length=encoder.spec.max_tokens,
         world_size=world_size,
-    ).as_dict()
+    )
+    return found.as_dict() | needs

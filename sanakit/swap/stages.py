@@ -22,7 +22,7 @@ from sanakit.gates import run_gates
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
-from sanakit.swap.base import STRATEGIES
+from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.diffusability import FEWEST, compare_panels
@@ -30,9 +30,10 @@ from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import train_full
-from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.plan import applicable, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
+from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
 
@@ -87,20 +88,26 @@ def smoke(swap: Swap) -> list[GateResult]:
     core = swap_core(base, candidate, config.train.seed, config.adapter.name)
     plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
     plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
+    needs = start_needs(config, core, base.num_tokens, [STRATEGIES.get(name) for name in names])
+    plan |= needs
+    plan["notes"] += [remark for remark in [start_remark(needs)] if remark]
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []
     starts: dict[str, tuple[LatentDiffusion, dict[str, Any]]] = {}  # strategies that start alike are built once
+
+    def started(strategy: type[Strategy]) -> tuple[LatentDiffusion, dict[str, Any]]:
+        if strategy.initialise not in starts:
+            system, scores = build_start(swap, strategy)
+            starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
+        return starts[strategy.initialise]
+
+    begin = choose_start(swap, [STRATEGIES.get(name) for name in names], started)
     course: Course | None = None
     for number, name in enumerate(names):
         swap.progress(f"preparing {name}", number, len(names))
-        strategy = STRATEGIES.get(name)
-        if strategy.initialise not in starts:
-            system, scores = build(
-                base, candidate, strategy, train, base_train, seed=config.train.seed, adapter=config.adapter.name
-            )
-            starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
-        start, scores = starts[strategy.initialise]
+        strategy = starting_at(STRATEGIES.get(name), begin)
+        start, scores = started(strategy)
         course = course or Course(
             data=train,
             test=test,
