@@ -8,6 +8,7 @@ Two streams are kept on the host, the base's and the swapped core's. Features ar
 equations and once more, solved, to move the stream on.
 """
 
+import torch
 from diffusers import SanaTransformer2DModel
 
 from sanakit.alignment.draws import PairedDraws, Side, draw_pairs, same_captions
@@ -82,15 +83,21 @@ def enter(pairs: PairedDraws) -> tuple[Walk, Walk]:
 def correct_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name: str, *, solved: bool = True) -> None:
     """Move both streams over one branch; the swapped core's with its output layer solved first."""
     layer = last_layer(own.core.transformer_blocks[number], name)
-    gates = own.gates(number, name, pairs.sigmas)
-    step = LayerStep(layer, gates, draws=len(pairs), tokens=own.grid[0] * own.grid[1]) if solved else None
+    gates = [own.gates(number, name, pairs.sigmas[rows]) for rows in pairs.chunks] if name != "attn2" else None
+    step = (
+        LayerStep(
+            layer, None if gates is None else torch.cat(gates), draws=len(pairs), tokens=own.grid[0] * own.grid[1]
+        )
+        if solved
+        else None
+    )
     for chunk, rows in enumerate(pairs.chunks):
         sigmas, prompt = pairs.sigmas[rows], pairs.prompt(pairs.base, rows)
         theirs.add(chunk, theirs.branch(chunk, number, name, sigmas, prompt).addition)
         if step is not None:
             seen = own.branch(chunk, number, name, sigmas, pairs.prompt(pairs.own, rows))
             goal, stream = (walk.streams[chunk].to(seen.output) for walk in (theirs, own))
-            step.add(seen.features, goal - stream - seen.addition, rows)
+            step.add(seen.features, goal - (stream + seen.addition), rows)  # zero to the bit between equal cores
     if step is not None:
         step.apply(step.solve(PENALTY))
     for chunk, rows in enumerate(pairs.chunks):

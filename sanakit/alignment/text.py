@@ -12,7 +12,6 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
@@ -89,34 +88,6 @@ def align_caption(
     note = "; ".join(part for part in (captions.note, moments.note) if part)
     pairing = "tokens" if captions.spans else "mean tokens"
     return {"caption_r2": moments.r2(weight), "caption_pairing": pairing} | ({"caption_note": note} if note else {})
-
-
-@torch.no_grad()
-def align_caption_features(
-    core: SanaTransformer2DModel,
-    base_core: SanaTransformer2DModel,
-    captions: Captions,
-    nulls: tuple[PromptEmbeds, PromptEmbeds] | None = None,
-) -> None:
-    """Bring what `core.caption_projection` writes to the base's, by a ridge step of `linear_2`: the step that follows
-    `align_caption`, over the same pairs."""
-    own, base = core.caption_projection, base_core.caption_projection
-    total = min(CAPTIONS, len(captions.own), *(len(s) for s in captions.spans or ()))
-    step = LayerStep(own.linear_2, None, draws=total, tokens=1)
-
-    def see(mine: PromptEmbeds, theirs: PromptEmbeds, spans: tuple[Tensor, ...] | None, times: int = 1) -> None:
-        x, goal = paired_rows(mine, theirs, base, spans)
-        hidden = own.act_1(own.linear_1(x))
-        missing = goal - own.linear_2(hidden)
-        step.add(hidden[:, None].repeat(times, 1, 1), missing[:, None].repeat(times, 1, 1), slice(0, 0))
-
-    for start in range(0, total, CHUNK):
-        rows = slice(start, min(start + CHUNK, total))
-        spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
-        see(captions.own[rows], captions.base[rows], spans)
-    if nulls is not None:
-        see(*nulls, null_spans(nulls) if captions.spans else None, times=max(1, total // NULL_EVERY))
-    step.apply(step.solve(PENALTY))
 
 
 def null_spans(nulls: tuple[PromptEmbeds, PromptEmbeds]) -> tuple[Tensor, ...]:

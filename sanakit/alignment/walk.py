@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sanakit.text_encoders import PromptEmbeds
 
 BRANCHES = ("attn1", "attn2", "ff")  # of a block, in the order in which it adds them
+GATE = {"attn1": 2, "ff": 5}  # where a branch's gate lies among the six of a block's modulation
 MASKED = -10_000.0  # what diffusers adds to the attention scores of padding
 
 
@@ -46,9 +47,9 @@ class Walk:
         self.streams.append(self.core.patch_embed(noisy.to(self._device)).cpu())
 
     def gates(self, number: int, name: str, sigmas: Tensor) -> Tensor | None:
-        """Of a block's branch at every sigma (B,): (B, 1, H); None for cross-attention, which has none."""
+        """Of a block's branch at every sigma (N,): (N, H); None for cross-attention, which has none."""
         modulation = self._modulation(self.core.transformer_blocks[number], sigmas)
-        return {"attn1": modulation[2], "attn2": None, "ff": modulation[5]}[name]
+        return None if name == "attn2" else modulation[GATE[name]][:, 0].clone()
 
     def branch(self, chunk: int, number: int, name: str, sigmas: Tensor, prompt: PromptEmbeds) -> Branch:
         """A branch of block `number` on a chunk's stream, which stays as it is."""
