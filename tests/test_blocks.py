@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sanakit.alignment import align_blocks
+from sanakit.alignment.blocks import enter, move_on
 from sanakit.alignment.coupling import couple_noise
 from sanakit.alignment.draws import Side, draw_pairs
 from sanakit.alignment.layer_step import LayerStep
@@ -103,16 +104,16 @@ def test_it_starts_nearer_to_the_base_than_align(trained, fine_vae, tiny_data, w
 
 
 def stream_distance(system, base, data, base_data):
+    """Squared, relative, behind the last block."""
     pairs = draw_pairs(Side(system=system, data=data), Side(system=base, data=base_data), count=64, seed=5)
-    from sanakit.alignment.blocks import correct_branch, enter
-
-    own, theirs = enter(pairs)
     with torch.no_grad():
-        for number in range(len(system.core.transformer_blocks)):
-            for name in BRANCHES:
-                correct_branch(pairs, own, theirs, number, name, solved=False)
-    streams = torch.cat(own.streams), torch.cat(theirs.streams)
-    return ((streams[0] - streams[1]).square().sum() / streams[1].square().sum()).item()
+        walks = enter(pairs)
+        for walk, side in zip(walks, (pairs.own, pairs.base), strict=True):
+            for number in range(len(side.system.core.transformer_blocks)):
+                for name in BRANCHES:
+                    move_on(pairs, walk, side, number, name)
+    own, theirs = (torch.cat(walk.streams) for walk in walks)
+    return ((own - theirs).square().sum() / theirs.square().sum()).item()
 
 
 def test_chunks_change_nothing(trained, tiny_data):

@@ -21,6 +21,7 @@ from sanakit.data.dataset import LatentDataset
 
 DRAWS = 512
 PENALTY = 1e-2  # of a branch's output layer
+TEXT_PENALTY = 0.3  # the same where the text encoder is swapped: captions are far fewer than tokens
 CHUNK = 64  # draws that are in memory at once
 
 
@@ -52,11 +53,15 @@ def align_blocks(
         take_over(system, base, "caption_projection")
     same_joints = not is_text and pairs.rotation is None and take_over(system, base, "patch_embed", "proj_out")
     notes: dict[str, object] = {}
+    solved, penalty = (("attn2",), TEXT_PENALTY) if is_text else (BRANCHES, PENALTY)
     with evaluating(system.core), evaluating(base.core):
         own, theirs = enter(pairs)
         for number in range(len(system.core.transformer_blocks)):
             for name in BRANCHES:
-                correct_branch(pairs, own, theirs, number, name, solved=not is_text or name == "attn2")
+                move_on(pairs, theirs, pairs.base, number, name)
+                if name in solved:
+                    solve_branch(pairs, own, theirs, number, name, penalty)
+                move_on(pairs, own, pairs.own, number, name)
         if not is_text and not same_joints:
             notes = solve_head(pairs, own)
     return {"start_draws": draws} | notes
@@ -80,29 +85,28 @@ def enter(pairs: PairedDraws) -> tuple[Walk, Walk]:
     return walks  # type: ignore[return-value]
 
 
-def correct_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name: str, *, solved: bool = True) -> None:
-    """Move both streams over one branch; the swapped core's with its output layer solved first."""
-    layer = last_layer(own.core.transformer_blocks[number], name)
-    gates = [own.gates(number, name, pairs.sigmas[rows]) for rows in pairs.chunks] if name != "attn2" else None
-    step = (
-        LayerStep(
-            layer, None if gates is None else torch.cat(gates), draws=len(pairs), tokens=own.grid[0] * own.grid[1]
-        )
-        if solved
-        else None
+def move_on(pairs: PairedDraws, walk: Walk, side: Side, number: int, name: str) -> None:
+    """A core's stream over one branch, as its layers are."""
+    for chunk, rows in enumerate(pairs.chunks):
+        seen = walk.branch(chunk, number, name, pairs.sigmas[rows], pairs.prompt(side, rows))
+        walk.add(chunk, seen.addition)
+
+
+def solve_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name: str, penalty: float) -> None:
+    """Solve the output layer of a branch of the swapped core, whose stream is before it; the base's is behind it already."""
+    gates = [own.gates(number, name, pairs.sigmas[rows]) for rows in pairs.chunks]
+    height, width = own.grid
+    step = LayerStep(
+        last_layer(own.core.transformer_blocks[number], name),
+        None if gates[0] is None else torch.cat(gates),
+        draws=len(pairs),
+        tokens=height * width,
     )
     for chunk, rows in enumerate(pairs.chunks):
-        sigmas, prompt = pairs.sigmas[rows], pairs.prompt(pairs.base, rows)
-        theirs.add(chunk, theirs.branch(chunk, number, name, sigmas, prompt).addition)
-        if step is not None:
-            seen = own.branch(chunk, number, name, sigmas, pairs.prompt(pairs.own, rows))
-            goal, stream = (walk.streams[chunk].to(seen.output) for walk in (theirs, own))
-            step.add(seen.features, goal - (stream + seen.addition), rows)  # zero to the bit between equal cores
-    if step is not None:
-        step.apply(step.solve(PENALTY))
-    for chunk, rows in enumerate(pairs.chunks):
         seen = own.branch(chunk, number, name, pairs.sigmas[rows], pairs.prompt(pairs.own, rows))
-        own.add(chunk, seen.addition)
+        goal, stream = (walk.streams[chunk].to(seen.output) for walk in (theirs, own))
+        step.add(seen.features, goal - (stream + seen.addition), rows)  # zero to the bit between equal cores
+    step.apply(step.solve(penalty))
 
 
 def solve_head(pairs: PairedDraws, own: Walk) -> dict[str, object]:
