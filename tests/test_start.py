@@ -103,13 +103,15 @@ def test_plan_and_dry_run_say_how_many_draws_and_what_they_take(tiny_system):
     config = make_config({"train": {"start_draws": 1024}})
     strategies = [STRATEGIES.get("finetune")]
     core = swap_core(tiny_system, tiny_system.vae, 0)
-    needs = start_needs(config, core, 16, strategies)
-    assert needs["start"] == "auto" and needs["start_draws"] == 1024
+    needs = start_needs(config, core, (4, 4, 4), strategies)
+    assert needs["start_draws"] == 1024
     assert needs["start_streams"] == 2 * 1024 * 16 * 32 * 4  # two, draws x tokens x hidden in fp32
-    assert "1024 draws (train.start_draws)" in start_remark(needs) and "4.0 MiB" in start_remark(needs)
+    remark = start_remark(16, 16, needs)
+    assert "1024 draws (train.start_draws)" in remark and "4.0 MiB" in remark
+    assert "as align does: 16 tokens an image -> 4" in start_remark(16, 4, needs)
     plain = make_config({"train": {"start": "align"}})
-    assert start_needs(plain, core, 16, strategies) == {} and start_remark({}) == ""
-    assert start_needs(plain, core, 16, [STRATEGIES.get("align-blocks")])["start_draws"] == 512
+    assert start_needs(plain, core, (4, 4, 4), strategies) == {} and start_remark(16, 16, {}) == ""
+    assert start_needs(plain, core, (4, 4, 4), [STRATEGIES.get("align-blocks")])["start_draws"] == 512
     plan = strategy_plan(STRATEGIES.get("align-blocks"), ["input", "output"])
     assert plan["input"] == "align" and plan["core"] == plan["cross_attention"] == "solve output layers"
     assert strategy_plan(starting_at(STRATEGIES.get("lora"), "align-blocks"), ["input"])["core"] == (

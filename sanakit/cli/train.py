@@ -81,13 +81,13 @@ def train(
             return
         sys.stdout.write(dump_config(config))
         for name, value in needs.items():
-            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else value if isinstance(value, str) else f"{value:,}"
+            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
             sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
         return
     run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
 
 
-def _needs(config: "Config", world_size: int) -> dict[str, int | str]:
+def _needs(config: "Config", world_size: int) -> dict[str, int]:
     """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
     from sanakit.core.dit import saved_adapters
     from sanakit.estimate import estimate, fake_core
@@ -119,8 +119,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int | str]:
     )
     strategy = strategy_of(config, {})
     shape = vae.spec.shape(config.data.image_size, config.data.image_size)
-    num_tokens = shape[1] * shape[2] // core.config.patch_size**2  # type: ignore[union-attr]
-    needs = start_needs(config, core, num_tokens, [strategy]) if config.candidate else {}
+    needs = start_needs(config, core, shape, [strategy]) if config.candidate else {}
     found = estimate(
         core,
         mode,

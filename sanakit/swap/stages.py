@@ -33,7 +33,7 @@ from sanakit.swap.full import train_full
 from sanakit.swap.plan import applicable, describe_plan, mask_remark, swap_core
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import Arm, Course, at_best_rate, race, recommend
-from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at
+from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at, tokens_of
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.vaes import VAE
 
@@ -88,9 +88,10 @@ def smoke(swap: Swap) -> list[GateResult]:
     core = swap_core(base, candidate, config.train.seed, config.adapter.name)
     plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
     plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
-    needs = start_needs(config, core, base.num_tokens, [STRATEGIES.get(name) for name in names])
+    shape = candidate.spec.shape(base.image_size, base.image_size) if isinstance(candidate, VAE) else base.latent_shape
+    needs = start_needs(config, core, shape, [STRATEGIES.get(name) for name in names])
     plan |= needs
-    plan["notes"] += [remark for remark in [start_remark(needs)] if remark]
+    plan["notes"] += [remark for remark in [start_remark(base.num_tokens, tokens_of(core, shape), needs)] if remark]
     swap.run.write_json("plan.json", plan)
 
     budget, arms = config.smoke.budget_steps, []

@@ -71,28 +71,31 @@ def choose_start(
 
 
 def start_needs(
-    config: Config, core: SanaTransformer2DModel, num_tokens: int, strategies: Sequence[type[Strategy]]
-) -> dict[str, Any]:
-    """What the plan and the dry run say of the closed form of the blocks: {"start", "start_draws", "start_streams",
-    "start_moments"}, the last two in bytes; empty where no strategy asks for it."""
-    asked = any(
-        s.initialise == "align-blocks" or (s.follows_start and config.train.start != "align") for s in strategies
-    )
-    if not asked:
+    config: Config,
+    core: SanaTransformer2DModel,
+    latent_shape: tuple[int, int, int],
+    strategies: Sequence[type[Strategy]],
+) -> dict[str, int]:
+    """What the plan and the dry run say of the closed form of the blocks: {"start_draws", "start_streams", "start_moments"},
+    the last two in bytes of host memory; empty where no strategy asks for it. latent_shape: of the candidate."""
+    follows = config.train.start != "align"
+    if not any(s.initialise == "align-blocks" or (s.follows_start and follows) for s in strategies):
         return {}
-    streams, moments = bytes_needed(core, num_tokens, config.train.start_draws)
-    return {
-        "start": config.train.start,
-        "start_draws": config.train.start_draws,
-        "start_streams": streams,
-        "start_moments": moments,
-    }
+    streams, moments = bytes_needed(core, tokens_of(core, latent_shape), config.train.start_draws)
+    return {"start_draws": config.train.start_draws, "start_streams": streams, "start_moments": moments}
 
 
-def start_remark(needs: dict[str, Any]) -> str:
-    """One sentence for the plan; empty where nothing is needed."""
+def tokens_of(core: SanaTransformer2DModel, latent_shape: tuple[int, int, int]) -> int:
+    """Of an image."""
+    return int(latent_shape[1] * latent_shape[2] // core.config.patch_size**2)
+
+
+def start_remark(base_tokens: int, own_tokens: int, needs: dict[str, int]) -> str:
+    """One sentence for the plan, from the tokens of an image on both sides; empty where nothing is needed."""
     if not needs:
         return ""
+    if own_tokens != base_tokens:
+        return f"align-blocks starts as align does: {base_tokens} tokens an image -> {own_tokens}, it needs as many"
     streams, moments = (f"{needs[key] / 2**20:,.1f} MiB" for key in ("start_streams", "start_moments"))
     return (
         f"align-blocks reads {needs['start_draws']} draws (train.start_draws): {streams} on the host for both streams, "
