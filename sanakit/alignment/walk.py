@@ -75,10 +75,11 @@ class Walk:
         self, block: nn.Module, name: str, stream: Tensor, sigmas: Tensor, prompt: PromptEmbeds
     ) -> tuple[Tensor, Tensor | None]:
         """diffusers' SanaTransformerBlock.forward, one branch of it."""
+        modulation = self._modulation(block, sigmas)  # first: an adapter of the captions is handed the time embedding
         if name == "attn2":
-            captions, bias = self._captions(prompt, sigmas)
+            captions, bias = self._captions(prompt)
             return block.attn2(stream, encoder_hidden_states=captions, attention_mask=bias), None
-        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = self._modulation(block, sigmas)
+        shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation
         if name == "attn1":
             return block.attn1(block.norm1(stream) * (1 + scale_msa) + shift_msa), gate_msa
         tokens = block.norm2(stream) * (1 + scale_mlp) + shift_mlp
@@ -94,18 +95,12 @@ class Walk:
         time, _ = self._time(sigmas)
         return (block.scale_shift_table[None] + time.reshape(len(sigmas), 6, -1)).chunk(6, dim=1)
 
-    def _captions(self, prompt: PromptEmbeds, sigmas: Tensor) -> tuple[Tensor, Tensor]:
+    def _captions(self, prompt: PromptEmbeds) -> tuple[Tensor, Tensor]:
         """Caption features (B, L, H) and the bias of the attention scores (B, 1, L)."""
         dtype = self.core.scale_shift_table.dtype
-        if self._reads_time:  # an adapter of the captions is handed the time embedding, for one pass
-            self._time(sigmas)
         features = self.core.caption_projection(prompt.embeds.to(self._device, dtype))
         bias = (1 - prompt.mask.to(self._device, dtype))[:, None] * MASKED
         return self.core.caption_norm(features.view(len(prompt), -1, features.shape[-1])), bias
-
-    @property
-    def _reads_time(self) -> bool:
-        return bool(self.core.time_embed._forward_hooks)
 
     @property
     def _device(self) -> torch.device:
