@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sanakit.alignment import align_blocks
@@ -18,6 +19,7 @@ from sanakit.contracts import LatentSpec
 from sanakit.evaluate import held_out
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build
+from sanakit.text_encoders import PromptEmbeds
 
 ALIGN, BLOCKS = "align", "align-blocks"
 
@@ -116,6 +118,47 @@ def stream_distance(system, base, data, base_data):
     return ((own - theirs).square().sum() / theirs.square().sum()).item()
 
 
+def other_captions(data, width=12):
+    """The same captions by another encoder: a random linear map of every token, with noise of its own."""
+    generator = torch.Generator().manual_seed(3)
+    embeds, mask = data.captions.embeds, data.captions.mask
+    mixing = torch.randn(embeds.shape[-1], width, generator=generator) / embeds.shape[-1] ** 0.5
+    mixed = embeds @ mixing + 0.1 * torch.randn(*mask.shape, width, generator=generator)
+    return replace(data, captions=PromptEmbeds(mixed * mask[..., None], mask))
+
+
+@pytest.fixture
+def other_encoder(trained):
+    """The base's encoder by another record, of 12 channels; it gives no offsets, so mean tokens are mapped."""
+    encoder = deepcopy(trained.text_encoder)
+    encoder.spec, encoder.name = replace(encoder.spec, embed_dim=12), "other"
+    null = PromptEmbeds(torch.zeros(1, encoder.spec.max_tokens, 12), torch.eye(1, encoder.spec.max_tokens).bool())
+    encoder.kept_null = null
+    return encoder
+
+
+@pytest.mark.parametrize("adapter", [None, "timestep-caption"])
+def test_another_text_encoder_moves_the_outputs_of_cross_attention_alone(trained, other_encoder, tiny_data, adapter):
+    data = other_captions(tiny_data)
+    built = {
+        n: started(trained, other_encoder, n, data, tiny_data, draws=256, adapter=adapter)[0] for n in (ALIGN, BLOCKS)
+    }
+    own, aligned = (parameters(built[name].core) for name in (BLOCKS, ALIGN))
+    moved = {name for name in own if not torch.equal(own[name], aligned[name])}
+    layers = {f"transformer_blocks.{number}.attn2.to_out.0" for number in range(2)}
+    assert moved == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
+    found = {name: stream_distance(system, trained, data, tiny_data) for name, system in built.items()}
+    assert found[BLOCKS] < found[ALIGN]
+
+
+def test_a_head_that_reads_its_neighbours_is_solved_too(trained, tiny_data):
+    data, losses = turned(tiny_data), {}
+    for name in ("naive", BLOCKS):
+        system, _ = started(trained, deepcopy(trained.vae), name, data, tiny_data, draws=256, adapter="conv-latents")
+        losses[name] = held_out(system, data).loss
+    assert system.core.proj_out.around.weight.any() and losses[BLOCKS] < losses["naive"]
+
+
 def test_chunks_change_nothing(trained, tiny_data):
     data = turned(tiny_data)
     found = []
@@ -170,17 +213,13 @@ class LiveBytes(TorchDispatchMode):
         self.live, self.most = {}, 0
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        import weakref
-
         out = func(*args, **(kwargs or {}))
+        self.live = {key: entry for key, entry in self.live.items() if not entry[0].expired()}
         for tensor in out if isinstance(out, tuple | list) else (out,):
             if isinstance(tensor, torch.Tensor):
                 storage = tensor.untyped_storage()
-                key = storage._cdata
-                if key not in self.live:
-                    self.live[key] = storage.nbytes()
-                    weakref.finalize(storage, self.live.pop, key, None)
-        self.most = max(self.most, sum(self.live.values()))
+                self.live.setdefault(storage._cdata, (StorageWeakRef(storage), storage.nbytes()))
+        self.most = max(self.most, sum(size for _, size in self.live.values()))
         return out
 
 

@@ -10,6 +10,7 @@ equations and once more, solved, to move the stream on.
 
 import torch
 from diffusers import SanaTransformer2DModel
+from torch import Tensor
 
 from sanakit.alignment.draws import PairedDraws, Side, draw_pairs, same_captions
 from sanakit.alignment.layer_step import LayerStep
@@ -94,11 +95,10 @@ def move_on(pairs: PairedDraws, walk: Walk, side: Side, number: int, name: str) 
 
 def solve_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name: str, penalty: float) -> None:
     """Solve the output layer of a branch of the swapped core, whose stream is before it; the base's is behind it already."""
-    gates = [own.gates(number, name, pairs.sigmas[rows]) for rows in pairs.chunks]
     height, width = own.grid
     step = LayerStep(
         last_layer(own.core.transformer_blocks[number], name),
-        None if gates[0] is None else torch.cat(gates),
+        all_gates(pairs, own, number, name),
         draws=len(pairs),
         tokens=height * width,
     )
@@ -107,6 +107,12 @@ def solve_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name:
         goal, stream = (walk.streams[chunk].to(seen.output) for walk in (theirs, own))
         step.add(seen.features, goal - (stream + seen.addition), rows)  # zero to the bit between equal cores
     step.apply(step.solve(penalty))
+
+
+def all_gates(pairs: PairedDraws, walk: Walk, number: int, name: str) -> Tensor | None:
+    """A branch's gates at every draw (N, H); None where it has none."""
+    gates = [walk.gates(number, name, pairs.sigmas[rows]) for rows in pairs.chunks]
+    return None if gates[0] is None else torch.cat(gates)
 
 
 def solve_head(pairs: PairedDraws, own: Walk) -> dict[str, object]:
