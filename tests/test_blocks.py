@@ -234,8 +234,5 @@ def test_memory_grows_by_the_two_streams_alone(trained, tiny_data):
         most[draws] = watch.most
     streams = 2 * 256 * 16 * 32 * 4  # two of them, draws x tokens x hidden in fp32
     extra = most[512] - most[256] - streams
-    assert extra < 0.1 * streams, (
-        most,
-        streams,
-        extra,
-    )  # gates and indices of a draw; features are 2.5 to 5 times as wide
+    # gates, indices and chunks that do not end alike; the features of one mix-FFN would be 1.25 times the streams
+    assert extra < 0.25 * streams, (most, streams, extra)
