@@ -117,3 +117,12 @@ def test_plan_and_dry_run_say_how_many_draws_and_what_they_take(tiny_system):
     assert strategy_plan(starting_at(STRATEGIES.get("lora"), "align-blocks"), ["input"])["core"] == (
         "solve output layers, LoRA rank 16"
     )
+
+
+def test_the_dry_run_counts_what_the_start_of_a_swap_takes(small_world):
+    """Streams of 512 draws x 16 tokens x 16 channels in fp32, two of them; nothing where the base itself goes on."""
+    from sanakit.cli.train import _needs
+
+    swap = make_config(small_world | {"vae": {"name": "pca-f8c4"}})
+    assert _needs(swap, 1)["start_streams"] == 2 * 512 * 16 * 16 * 4
+    assert "start_draws" not in _needs(make_config(small_world), 1)
