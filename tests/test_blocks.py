@@ -16,6 +16,7 @@ from sanakit.alignment.draws import Side, draw_pairs
 from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.walk import BRANCHES, Walk
 from sanakit.contracts import LatentSpec
+from sanakit.errors import SanakitError
 from sanakit.evaluate import held_out
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build
@@ -203,6 +204,13 @@ def test_a_step_without_gates_is_ridge_and_with_gates_never_leaves_more_than_bef
     left = missing - gates[:, None] * (nn.functional.pad(features, (0, 1), value=1.0) @ gated.solve(1e-2).float().T)
     before, after = (t.square().sum((0, 1)) for t in (missing, left))
     assert (after[:3] < before[:3]).all() and torch.equal(after[3], before[3])
+
+
+def test_sums_that_are_not_finite_are_refused_with_the_layers_name():
+    step = LayerStep(nn.Linear(3, 2), None, draws=4, tokens=1, where="attn2 of block 3")
+    step.add(torch.full((4, 1, 3), float("inf")), torch.zeros(4, 1, 2), slice(0, 4))
+    with pytest.raises(SanakitError, match="SK0204.*attn2 of block 3"):
+        step.solve(1e-2)
 
 
 class LiveBytes(TorchDispatchMode):

@@ -121,6 +121,7 @@ def test_alignment_starts_below_naive(world, finished):
     assert list(near) == ["0.1", "0.5", "0.9"] and len(near["0.5"]) == 1 + 3  # patch embedding and blocks
     assert all(near[sigma][0] < far[sigma][0] for sigma in near)
     chosen = json.loads((world / "run" / "start.json").read_text())  # by train.start, auto
+    assert rows["finetune"]["start"] == chosen["start"] and rows["naive"]["start"] == "naive"
     assert rows["finetune"]["losses"][0] == pytest.approx(rows[chosen["start"]]["losses"][0], rel=1e-5)
     assert chosen["relative_errors"][chosen["start"]] == min(chosen["relative_errors"].values())
     plan = json.loads((world / "run" / "plan.json").read_text())

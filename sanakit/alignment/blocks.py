@@ -16,7 +16,7 @@ from sanakit.alignment.draws import PairedDraws, Side, draw_pairs, same_captions
 from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.vae import align_output, head_rows, write_head
-from sanakit.alignment.walk import BRANCHES, Walk, last_layer
+from sanakit.alignment.walk import BRANCHES, Branch, Walk, last_layer
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.dataset import LatentDataset
 
@@ -88,9 +88,8 @@ def enter(pairs: PairedDraws) -> tuple[Walk, Walk]:
 
 def move_on(pairs: PairedDraws, walk: Walk, side: Side, number: int, name: str) -> None:
     """A core's stream over one branch, as its layers are."""
-    for chunk, rows in enumerate(pairs.chunks):
-        seen = walk.branch(chunk, number, name, pairs.sigmas[rows], pairs.prompt(side, rows))
-        walk.add(chunk, seen.addition)
+    for chunk in range(len(pairs.chunks)):
+        walk.add(chunk, run_branch(pairs, walk, side, chunk, number, name).addition)
 
 
 def solve_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name: str, penalty: float) -> None:
@@ -101,12 +100,20 @@ def solve_branch(pairs: PairedDraws, own: Walk, theirs: Walk, number: int, name:
         all_gates(pairs, own, number, name),
         draws=len(pairs),
         tokens=height * width,
+        where=f"{name} of block {number}",
     )
     for chunk, rows in enumerate(pairs.chunks):
-        seen = own.branch(chunk, number, name, pairs.sigmas[rows], pairs.prompt(pairs.own, rows))
+        seen = run_branch(pairs, own, pairs.own, chunk, number, name)
         goal, stream = (walk.streams[chunk].to(seen.output) for walk in (theirs, own))
         step.add(seen.features, goal - (stream + seen.addition), rows)  # zero to the bit between equal cores
     step.apply(step.solve(penalty))
+
+
+def run_branch(pairs: PairedDraws, walk: Walk, side: Side, chunk: int, number: int, name: str) -> Branch:
+    """A branch on one chunk; captions are read where it is cross-attention."""
+    rows = pairs.chunks[chunk]
+    prompt = pairs.prompt(side, rows) if name == "attn2" else None
+    return walk.branch(chunk, number, name, pairs.sigmas[rows], prompt)
 
 
 def all_gates(pairs: PairedDraws, walk: Walk, number: int, name: str) -> Tensor | None:

@@ -1,7 +1,7 @@
 """The ridge step of one output layer, from streaming normal equations: what it adds brings a stream to where it should be.
 
 A branch writes `gate * (W x + b)` to the stream; the gate depends on sigma and channel. The direction of the step weighs every
-draw by its gates' mean square, so that one matrix serves all channels; its length is then exact for each channel along that
+draw by its gates' mean square, so that one matrix serves all channels (products of a chunk in float32, sums in float64); its length is then exact for each channel along that
 direction, measured on a sample of rows. Memory depends on the layer alone, never on the number of draws.
 """
 
@@ -19,11 +19,13 @@ LONGEST = 50.0  # times the step of the direction: a channel whose gate is nearl
 class LayerStep:
     """Sums over draws for `layer`: a linear layer or a 1 x 1 convolution of D features (one more with a bias) and H outputs.
 
-    gates: (N, H) of all draws, None where the branch has no gate. tokens: of a draw.
+    gates: (N, H) of all draws, None where the branch has no gate. tokens: of a draw. where: what an error calls the layer.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, gates: Tensor | None, *, draws: int, tokens: int) -> None:
-        self.layer, self.gates = layer, gates
+    def __init__(
+        self, layer: nn.Linear | nn.Conv2d, gates: Tensor | None, *, draws: int, tokens: int, where: str = "a layer"
+    ) -> None:
+        self.layer, self.gates, self.where = layer, gates, where
         width = layer.weight[0].numel() + (layer.bias is not None)
         self.weights = None if gates is None else gates.square().mean(1)  # (N,)
         self.xx = torch.zeros(width, width, dtype=torch.float64)
@@ -53,9 +55,10 @@ class LayerStep:
     def solve(self, penalty: float) -> Tensor:
         """The addition to the layer (H, D), the bias in the last column. penalty: ridge, times the mean of the features'
         power; it grows where rows are too few, as CrossMoments.ridge's does. Raises SK0204 for values that are not finite."""
-        if not (self.xx.isfinite().all() and self.yx.isfinite().all()):
+        bad = int((~self.xx.isfinite()).sum() + (~self.yx.isfinite()).sum())
+        if bad:
             raise SanakitError(
-                "SK0204", "a block's features or streams hold values that are not finite: it cannot be solved"
+                "SK0204", f"alignment of {self.where}: {bad} sums of its features and its stream are not finite"
             )
         width = len(self.xx)
         penalty = max(penalty, 0.1 * (ENOUGH * width / self.rows - 1))

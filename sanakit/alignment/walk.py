@@ -51,8 +51,8 @@ class Walk:
         modulation = self._modulation(self.core.transformer_blocks[number], sigmas)
         return None if name == "attn2" else modulation[GATE[name]][:, 0].clone()
 
-    def branch(self, chunk: int, number: int, name: str, sigmas: Tensor, prompt: PromptEmbeds) -> Branch:
-        """A branch of block `number` on a chunk's stream, which stays as it is."""
+    def branch(self, chunk: int, number: int, name: str, sigmas: Tensor, prompt: PromptEmbeds | None) -> Branch:
+        """A branch of block `number` on a chunk's stream, which stays as it is. prompt: read by cross-attention alone."""
         block, stream = self.core.transformer_blocks[number], self.streams[chunk].to(self._device)
         seen: list[Tensor] = []
         handle = last_layer(block, name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
@@ -72,11 +72,12 @@ class Walk:
         return self.core.norm_out(self.streams[chunk].to(self._device), embedded, self.core.scale_shift_table)
 
     def _run(
-        self, block: nn.Module, name: str, stream: Tensor, sigmas: Tensor, prompt: PromptEmbeds
+        self, block: nn.Module, name: str, stream: Tensor, sigmas: Tensor, prompt: PromptEmbeds | None
     ) -> tuple[Tensor, Tensor | None]:
         """diffusers' SanaTransformerBlock.forward, one branch of it."""
         modulation = self._modulation(block, sigmas)  # first: an adapter of the captions is handed the time embedding
         if name == "attn2":
+            assert prompt is not None
             captions, bias = self._captions(prompt)
             return block.attn2(stream, encoder_hidden_states=captions, attention_mask=bias), None
         shift_msa, scale_msa, gate_msa, shift_mlp, scale_mlp, gate_mlp = modulation

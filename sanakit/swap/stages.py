@@ -129,7 +129,7 @@ def smoke(swap: Swap) -> list[GateResult]:
             alike=alike,
             on_step=lambda step, name=name: swap.progress(f"rates of {name}", step, budget // 4),  # type: ignore[misc]
         )
-        arm.scores |= scores
+        arm.scores |= scores | {"start": strategy.initialise}
         arms.append(arm)
     assert course is not None
     on_step = lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget)
