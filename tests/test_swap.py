@@ -53,6 +53,8 @@ SMALL = (
     "train.batch_size=8",
     "--set",
     "train.max_steps=16",
+    "--set",
+    "train.start_draws=64",
 )
 
 
@@ -125,7 +127,7 @@ def test_alignment_starts_below_naive(world, finished):
     assert rows["finetune"]["losses"][0] == pytest.approx(rows[chosen["start"]]["losses"][0], rel=1e-5)
     assert chosen["relative_errors"][chosen["start"]] == min(chosen["relative_errors"].values())
     plan = json.loads((world / "run" / "plan.json").read_text())
-    assert plan["start_draws"] == 512 and any("train.start_draws" in note for note in plan["notes"])
+    assert plan["start_draws"] == 64 and any("train.start_draws" in note for note in plan["notes"])
 
 
 def test_a_finished_stage_is_not_done_again(world, finished):
