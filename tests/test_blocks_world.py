@@ -15,12 +15,12 @@ from sanakit.swap.context import Swap
 from sanakit.swap.plan import build
 
 
-def open_swap(candidate, images, judges, kind="vae"):
+def open_swap(candidate, images, held_out_images, kind="vae"):
     """tiny-sana with another component, on the first images of the training split and of the held-out ones."""
-    config = make_config({kind: {"name": candidate}, "smoke": {"held_out": judges}})
+    config = make_config({kind: {"name": candidate}, "smoke": {"held_out": held_out_images}})
     swap = Swap(config=config, run=RunFolder(Path(), config))
     train, test = swap.halves
-    swap.halves = train.subset(range(images)), test.subset(range(judges))
+    swap.halves = train.subset(range(images)), test.subset(range(held_out_images))
     return swap
 
 
