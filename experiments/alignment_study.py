@@ -3,6 +3,7 @@
     python experiments/alignment_study.py vae dc-f16c16       # one candidate; adds its rows
     python experiments/alignment_study.py text wordllama
     python experiments/alignment_study.py distill wordllama   # from the base instead of from pictures
+    python experiments/alignment_study.py blocks dc-f16c16    # the closed form of every block, by draws; --seed, --images
     python experiments/alignment_study.py table               # the tables of docs/alignment.md
 
 Rows go to experiments/results/alignment_study.json. Held-out pictures throughout; one seed. Distance: squared, relative,
@@ -18,6 +19,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,17 +35,21 @@ from sanakit.swap.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.distill import Teacher
 from sanakit.swap.plan import build, swap_core
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.train import TrainOptions, fit, new_state
 
 RESULTS = Path("experiments/results/alignment_study.json")
 PICTURES = 256
+BLOCKS_HELD_OUT = 128
+TIMED_STEPS = 5
 INPUTS = ("naive", "random input", "procrustes", "ridge", "independent", "coupled", "blend")
 ADAPTERS = {"conv-latents": "blend", "mlp-latents": "blend"}
 
 
-def open_swap(kind: str, candidate: str, seed: int) -> Swap:
+def open_swap(kind: str, candidate: str, seed: int, held_out_images: int = PICTURES) -> Swap:
     key = "vae" if kind == "vae" else "text_encoder"
-    values = {"base": "tiny-sana", key: {"name": candidate}, "train": {"seed": seed}, "smoke": {"held_out": PICTURES}}
+    judged = {"held_out": held_out_images}
+    values = {"base": "tiny-sana", key: {"name": candidate}, "train": {"seed": seed}, "smoke": judged}
     config = make_config(values)
     return Swap(config=config, run=RunFolder(Path(), config))
 
@@ -260,6 +266,42 @@ def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     return {"base_loss": losses(base, base_test), "rows": rows}
 
 
+def blocks_study(candidate: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Relative error before any step on BLOCKS_HELD_OUT images: align, and align-blocks by the number of draws."""
+    kind = "text" if candidate in TEXT_ENCODERS.names() else "vae"
+    swap = open_swap(kind, candidate, args.seed, BLOCKS_HELD_OUT)
+    train, test = swap.halves
+    swap.halves = train.subset(range(min(args.images, len(train)))), test.subset(range(BLOCKS_HELD_OUT))
+    base, data, base_data = swap.base_system, swap.candidate_data[0], swap.base_data[0]
+    rows, aligned = [], np.empty(0)
+    for name, draws in [("align", None), *(("align-blocks", count) for count in args.draws)]:
+        start = time.process_time()
+        options = {"draws": draws} if draws else {}
+        system, scores = build(base, swap.candidate, STRATEGIES.get(name), data, base_data, seed=args.seed, **options)
+        row: dict[str, Any] = {"method": name, "draws": draws, "seconds": round(time.process_time() - start, 2)}
+        result = held_out(system, swap.candidate_data[1], count=BLOCKS_HELD_OUT)
+        errors = swap.target.relative(result)
+        aligned = errors if draws is None else aligned
+        fewer = errors - aligned
+        row |= {"relative_error": float(errors.mean()), "less_than_align": -float(fewer.mean())}
+        row["standard_error"] = float(fewer.std() / len(fewer) ** 0.5)  # of the difference, image by image
+        row |= {"loss": result.loss, "by_sigma": result.by_sigma, "note": scores.get("start_note", "")}
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    strategy = STRATEGIES.get("finetune")
+    options = {"max_steps": TIMED_STEPS, "batch_size": 32, "learning_rate": strategy.learning_rate, "seed": args.seed}
+    state = new_state(system.core, strategy.parameter_groups(system.core), TrainOptions(**options))
+    start = time.process_time()
+    fit(system, data, TrainOptions(**options), state)
+    return {
+        "training_images": len(data),
+        "held_out_images": BLOCKS_HELD_OUT,
+        "unit": swap.target.measure,
+        "seconds_per_step": round((time.process_time() - start) / TIMED_STEPS, 3),
+        "rows": rows,
+    }
+
+
 @torch.no_grad()
 def match_scale(core: Any, base_core: Any, own: Any, base: Any) -> None:
     """Spread of the first layer's outputs set to the base's: what ridge takes away is given back."""
@@ -272,7 +314,11 @@ def match_scale(core: Any, base_core: Any, own: Any, base: Any) -> None:
 
 
 def table(results: dict[str, Any]) -> None:
+    if blocks := {name: found for name, found in results.items() if found["kind"] == "blocks"}:
+        blocks_table(blocks)
     for name, found in results.items():
+        if found["kind"] == "blocks":
+            continue
         if found["kind"] == "vae":
             context = ", ".join(f"{k} {v:.3f}" for k, v in found["context_r2"].items())
             print(f"\n**{name}** (clean R2 from {context}; base loss {found['base_loss']:.3f})\n")
@@ -297,26 +343,45 @@ def table(results: dict[str, Any]) -> None:
                 print(f"| {row['method']} | {row['loss']['own']:.4f} | {row['loss']['shuffled']:.4f} | {after} |")
 
 
+def blocks_table(results: dict[str, Any]) -> None:
+    print(
+        "| candidate, seed | start | draws | relative error before any step | less than `align` | CPU seconds | in steps |"
+    )
+    print("|---|---|---|---|---|---|---|")
+    for name, found in results.items():
+        for row in found["rows"]:
+            less = f"{row['less_than_align']:.3f} +- {row['standard_error']:.3f}" if row["draws"] else ""
+            start = f"| {name.removeprefix('blocks ')} | `{row['method']}` | {row['draws'] or ''}"
+            cost = f"{row['seconds']:.1f} | {row['seconds'] / found['seconds_per_step']:.0f}"
+            print(f"{start} | {row['relative_error']:.3f} | {less} | {cost} |")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=["vae", "text", "distill", "table"])
+    parser.add_argument("kind", choices=["vae", "text", "distill", "blocks", "table"])
     parser.add_argument("candidate", nargs="?")
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--train", nargs="*", default=["naive", "procrustes", "ridge", "blend", "conv-latents"])
     parser.add_argument("--heads", action="store_true", help="other heads too, on the features of blend")
     parser.add_argument("--adapters", nargs="*", default=["mlp-caption", "resampler-caption", "timestep-caption"])
+    parser.add_argument("--draws", nargs="*", type=int, default=[512, 1024], help="of blocks")
+    parser.add_argument("--images", type=int, default=1 << 30, help="training images of blocks, by default all")
     args = parser.parse_args()
     torch.set_num_threads(1)
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if args.kind != "table":
-        swap = open_swap(args.kind, args.candidate, args.seed)
-        found = {"vae": vae_study, "text": text_study, "distill": distill_study}[args.kind](swap, args)
+        if args.kind == "blocks":
+            found = blocks_study(args.candidate, args)
+        else:
+            swap = open_swap(args.kind, args.candidate, args.seed)
+            found = {"vae": vae_study, "text": text_study, "distill": distill_study}[args.kind](swap, args)
         facts = {"kind": args.kind, "base": "tiny-sana", "seed": args.seed, "steps": args.steps}
         facts["machine"] = f"{platform.machine()}, one thread, shared"
         facts["command"] = "python experiments/alignment_study.py " + " ".join(sys.argv[1:])
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another candidate may have finished
-        results[f"{args.kind} {args.candidate}"] = facts | found
+        name = f"{args.kind} {args.candidate}" + (f", seed {args.seed}" if args.kind == "blocks" else "")
+        results[name] = facts | found
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     table(results)
 

@@ -28,6 +28,9 @@ class TrainSection(Section):
     checkpoint_every: int = Field(default=100, ge=1)
     seed: int = Field(default=0, ge=0)
     strategy: str = "auto"
+    # where align+head, lora and finetune begin; auto: the closed form with the lower held-out error before any step
+    start: Literal["align", "align-blocks", "auto"] = "auto"
+    start_draws: int = Field(default=512, ge=16)  # images with noise that align-blocks is solved from
     rates: dict[Group, NonNegativeFloat] = {}  # learning-rate multipliers over the strategy's own; 0 freezes a group
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # block i of L runs at layer_decay ** (L - 1 - i)
     lora_rank: int = Field(default=16, ge=1)
@@ -95,6 +98,7 @@ class SmokeSection(Section):
     strategies: tuple[str, ...] = (
         "reuse",
         "align",
+        "align-blocks",
         "align+head",
         "lora",
         "cross-attention",

@@ -53,6 +53,8 @@ SMALL = (
     "train.batch_size=8",
     "--set",
     "train.max_steps=16",
+    "--set",
+    "train.start_draws=64",
 )
 
 
@@ -109,18 +111,23 @@ def test_three_stages_write_every_file_and_one_json_document(world, finished):
         for gate in stage["gates"]:
             assert gate["ci_low"] is None or gate["ci_low"] <= gate["value"] <= gate["ci_high"]
     names = {row["name"] for row in validation["strategy"]["candidates"]}
-    assert {"naive", "finetune", "scratch", "align"} <= names
+    assert {"naive", "finetune", "scratch", "align", "align-blocks"} <= names
     report = (world / "reports" / "run.html").read_text()
     assert "pca-f16c32" in report and "<script" not in report
 
 
-def test_alignment_starts_below_naive(finished):
+def test_alignment_starts_below_naive(world, finished):
     rows = {row["name"]: row for row in json.loads(finished.stdout)["strategy"]["candidates"]}
     assert rows["finetune"]["initial_loss"] < rows["naive"]["initial_loss"]
     near, far = (rows[name]["feature_distance"] for name in ("finetune", "naive"))
     assert list(near) == ["0.1", "0.5", "0.9"] and len(near["0.5"]) == 1 + 3  # patch embedding and blocks
     assert all(near[sigma][0] < far[sigma][0] for sigma in near)
-    assert rows["finetune"]["losses"][0] == pytest.approx(rows["align"]["losses"][0], rel=1e-5)
+    chosen = json.loads((world / "run" / "start.json").read_text())  # by train.start, auto
+    assert rows["finetune"]["start"] == chosen["start"] and rows["naive"]["start"] == "naive"
+    assert rows["finetune"]["losses"][0] == pytest.approx(rows[chosen["start"]]["losses"][0], rel=1e-5)
+    assert chosen["relative_errors"][chosen["start"]] == min(chosen["relative_errors"].values())
+    plan = json.loads((world / "run" / "plan.json").read_text())
+    assert plan["start_draws"] == 64 and any("train.start_draws" in note for note in plan["notes"])
 
 
 def test_a_finished_stage_is_not_done_again(world, finished):

@@ -1,5 +1,6 @@
 """Closed-form initialisation of the swapped layers, from streaming second moments."""
 
+from sanakit.alignment.blocks import align_blocks
 from sanakit.alignment.distance import feature_distance
 from sanakit.alignment.layers import rank_layers
 from sanakit.alignment.moments import CrossMoments
@@ -9,6 +10,7 @@ from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
 __all__ = [
     "INPUT_METHODS",
     "CrossMoments",
+    "align_blocks",
     "align_caption",
     "align_input",
     "align_output",

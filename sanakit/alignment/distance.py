@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanakit.alignment.moments import CrossMoments
-from sanakit.alignment.vae import paired_patches, patch_rows
+from sanakit.alignment.coupling import couple_noise, patch_rotation
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.flow import interpolate
 from sanakit.text_encoders import PromptEmbeds
@@ -46,16 +45,9 @@ def matched_noise(
         return noise, noise
     if system.num_tokens != base.num_tokens:
         return noise, base_noise
-    rows, goals = paired_patches(system.core, base.core, latents, base_latents)
-    moments = CrossMoments.empty(rows.shape[1], goals.shape[1])
-    moments.add(rows, goals)
-    rotation, _ = moments.procrustes()
-    own = patch_rows(noise, system.core.config.patch_size)
-    patch = base.core.config.patch_size
-    free = patch_rows(base_noise, patch)
-    matched = torch.einsum("ed,ndhw->nehw", rotation, own)
-    matched = matched + free - torch.einsum("ef,nfhw->nehw", rotation @ rotation.T, free)
-    return noise, F.pixel_shuffle(matched, patch) if patch > 1 else matched
+    rotation = patch_rotation(system.core, base.core, latents, base_latents)
+    patches = {"patch_size": system.core.config.patch_size, "base_patch_size": base.core.config.patch_size}
+    return noise, couple_noise(rotation, noise, base_noise, **patches)
 
 
 def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> list[Tensor]:

@@ -79,10 +79,7 @@ def align_caption(
         moments.add(*paired_rows(captions.own[rows], captions.base[rows], base_layer, spans))
     if nulls is not None:
         own, base = nulls
-        edges = (
-            (torch.zeros(1, own.mask.shape[1], 2), torch.zeros(1, base.mask.shape[1], 2)) if captions.spans else None
-        )
-        x, y = paired_rows(own, base, base_layer, edges)
+        x, y = paired_rows(own, base, base_layer, null_spans(nulls) if captions.spans else None)
         moments.add(x.repeat(max(1, total // NULL_EVERY), 1), y.repeat(max(1, total // NULL_EVERY), 1))
     weight, bias = moments.ridge(penalty=PENALTY)
     with torch.no_grad():
@@ -91,6 +88,11 @@ def align_caption(
     note = "; ".join(part for part in (captions.note, moments.note) if part)
     pairing = "tokens" if captions.spans else "mean tokens"
     return {"caption_r2": moments.r2(weight), "caption_pairing": pairing} | ({"caption_note": note} if note else {})
+
+
+def null_spans(nulls: tuple[PromptEmbeds, PromptEmbeds]) -> tuple[Tensor, ...]:
+    """Offsets of prompts without a character: only the marks are paired."""
+    return tuple(torch.zeros(1, prompt.mask.shape[1], 2) for prompt in nulls)
 
 
 @torch.no_grad()

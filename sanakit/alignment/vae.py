@@ -50,7 +50,7 @@ def align_input(
     A coarser candidate grid is matched by average-pooling the base's patches; a finer one by repeating them.
     """
     own, theirs = core.patch_embed.proj, base_core.patch_embed.proj
-    moments = input_moments(own, theirs, _chunks(latents, count), _chunks(base_latents, count))
+    moments = input_moments(own, theirs, latent_chunks(latents, count), latent_chunks(base_latents, count))
     mapping, offset = solve_input(moments, method, flow_shift, centre=_centre(own))
     base_weight = _plain_weight(theirs)  # (hidden, base patch)
     with torch.no_grad():
@@ -127,10 +127,16 @@ def align_output(
     finally:
         handle.remove()
     assert moments is not None
+    return write_head(head, moments)
+
+
+@torch.no_grad()
+def write_head(head: nn.Linear, moments: CrossMoments) -> dict[str, object]:
+    """The ridge solution of what the head reads (`head.read`, where it has one) to the velocity; returns output_note where
+    there is something to say."""
     weight, bias = moments.ridge(penalty=1e-3)
-    with torch.no_grad():
-        getattr(head, "write", head.weight.copy_)(weight)
-        head.bias.copy_(bias)
+    getattr(head, "write", head.weight.copy_)(weight)
+    head.bias.copy_(bias)
     return {"output_note": moments.note} if moments.note else {}
 
 
@@ -142,7 +148,8 @@ def head_rows(velocity: Tensor, patch_size: int) -> Tensor:
     return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, (height // p) * (width // p), p * p * channels)
 
 
-def _chunks(latents: Tensor | Rows, count: int | None) -> Iterator[Tensor]:
+def latent_chunks(latents: Tensor | Rows, count: int | None) -> Iterator[Tensor]:
+    """First views of the first `count` images, chunk by chunk: (B, C, h, w)."""
     total = len(latents) if count is None else min(count, len(latents))
     for start in range(0, total, CHUNK):
         rows = torch.arange(start, min(start + CHUNK, total))

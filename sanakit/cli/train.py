@@ -15,7 +15,18 @@ from sanakit.errors import SanakitError, did_you_mean
 if TYPE_CHECKING:
     from sanakit.config import Config
 
-BYTES = ("weights", "gradients", "optimizer", "average", "activations", "communication", "peak", "checkpoint")
+BYTES = (
+    "weights",
+    "gradients",
+    "optimizer",
+    "average",
+    "activations",
+    "communication",
+    "peak",
+    "checkpoint",
+    "start_streams",
+    "start_moments",
+)
 
 
 @app.command()
@@ -86,6 +97,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
     from sanakit.swap.plan import load_base
     from sanakit.swap.settings import options_of, strategy_of
+    from sanakit.swap.start import start_needs
     from sanakit.text_encoders import load_text_encoder, with_layer
     from sanakit.vaes import load_vae
 
@@ -107,12 +119,15 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         image_size=config.data.image_size,
     )
     strategy = strategy_of(config, {})
-    return estimate(
+    shape = vae.spec.shape(config.data.image_size, config.data.image_size)
+    needs = start_needs(config, core, shape, [strategy]) if config.candidate else {}
+    found = estimate(
         core,
         mode,
         strategy,
         options_of(config, strategy),
-        latent_shape=vae.spec.shape(config.data.image_size, config.data.image_size),
+        latent_shape=shape,
         caption_length=encoder.spec.max_tokens,
         world_size=world_size,
-    ).as_dict()
+    )
+    return found.as_dict() | needs

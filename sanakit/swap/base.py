@@ -12,8 +12,9 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class Strategy:
-    """kinds: the swaps it serves. initialise: "reuse" (the base's joints as they are), "align" (closed form), "naive"
-    (fresh joints) or "scratch" (everything fresh).
+    """kinds: the swaps it serves. initialise: "reuse" (the base's joints as they are), "align" (closed form),
+    "align-blocks" (closed form of every block), "naive" (fresh joints) or "scratch" (everything fresh). follows_start:
+    begins where `train.start` says, instead.
 
     scales: learning-rate multiplier by parameter group, absent = frozen; the group `lora` holds low-rank adapters of
     every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep.
@@ -23,6 +24,7 @@ class Strategy:
     title: ClassVar[str] = ""
     kinds: ClassVar[tuple[str, ...]] = ("vae", "text_encoder")
     initialise: ClassVar[str] = "align"
+    follows_start: ClassVar[bool] = False
     scales: ClassVar[dict[str, float]]
     learning_rate: ClassVar[float] = 1e-3
     lora_rank: ClassVar[int] = 0

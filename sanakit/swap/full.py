@@ -26,10 +26,10 @@ from sanakit.swap.gradual import join_gradually
 from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.plan import build
 from sanakit.swap.probe_training import sample_evidence
 from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
+from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
 from sanakit.train import check_movement, fit, layer_groups, learning_rate_at, new_state, parameter_digests
 from sanakit.watch import Watch
@@ -114,9 +114,15 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
-    train, base_train = swap.candidate_data[0], swap.base_data[0]
-    options = {"seed": swap.config.train.seed, "adapter": swap.config.adapter.name}
-    return build(swap.base_system, swap.candidate, strategy, train, base_train, **options)[0]
+    built: dict[str, LatentDiffusion] = {}
+
+    def started(one: type[Strategy]) -> Built:
+        system, scores = build_start(swap, one)
+        built[one.initialise] = system
+        return system, scores
+
+    own = starting_at(strategy, choose_start(swap, [strategy], started, again=False))
+    return built.get(own.initialise) or started(own)[0]
 
 
 def train(

@@ -16,11 +16,13 @@ from sanakit.errors import SanakitError
 from sanakit.swap.arm import Arm
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.plan import applicable, describe_plan, mask_remark, swap_core
 from sanakit.swap.plugins import sound_strategies
 from sanakit.swap.race import Course, RaceStopped, at_best_rate, race
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.settings import configured, options_of
+from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at, tokens_of
+from sanakit.vaes import VAE
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -45,7 +47,11 @@ def write_plan(swap: "Swap", names: list[str]) -> None:
     config, base, candidate = swap.config, swap.base_system, swap.candidate
     core = swap_core(base, candidate, config.train.seed, config.adapter.name)
     plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
-    plan["notes"] += [remark for remark in [mask_remark(base, swap.base_data[1])] if remark]
+    shape = candidate.spec.shape(base.image_size, base.image_size) if isinstance(candidate, VAE) else base.latent_shape
+    needs = start_needs(config, core, shape, [STRATEGIES.get(name) for name in names])
+    remarks = mask_remark(base, swap.base_data[1]), start_remark(base.num_tokens, tokens_of(core, shape), needs)
+    plan["notes"] += [remark for remark in remarks if remark]
+    plan |= needs
     swap.run.write_json("plan.json", plan)
 
 
@@ -85,9 +91,11 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
     arms: list[Arm] = []
     starts: Starts = {}
     with stopping(course.store):
+        begin = choose_start(swap, [STRATEGIES.get(name) for name in names], lambda one: _started(swap, one, starts))
         for number, name in enumerate(names):
             swap.progress(f"preparing {name}", number, len(names))
-            arms.append(_arm(swap, course, name, starts, arms))
+            strategy = starting_at(STRATEGIES.get(name), begin)
+            arms.append(_arm(swap, course, strategy, starts, arms))
         if course.store.restored and is_main():
             print(f"race: goes on with what was kept: {', '.join(course.store.restored)}", file=sys.stderr)
         budget = swap.config.smoke.budget_steps
@@ -127,18 +135,20 @@ def stopping(store: RaceStore) -> Iterator[None]:
         raise
 
 
-def _arm(swap: "Swap", course: Course, name: str, starts: Starts, arms: list[Arm]) -> Arm:
-    """A strategy at its best rate; strategies that start alike are built and first evaluated once."""
-    config, base = swap.config, swap.base_system
-    strategy = STRATEGIES.get(name)
+def _started(swap: "Swap", strategy: type[Strategy], starts: Starts) -> tuple[LatentDiffusion, dict[str, Any]]:
+    """How a strategy starts; strategies that start alike are built once."""
+    if strategy.initialise not in starts:
+        system, scores = build_start(swap, strategy)
+        starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
+    return starts[strategy.initialise]
+
+
+def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts, arms: list[Arm]) -> Arm:
+    """A strategy at its best rate; strategies that start alike are first evaluated once."""
+    config, name = swap.config, strategy.name
     if strategy.scales:
         strategy = configured(config, strategy)
-    if strategy.initialise not in starts:
-        data = swap.candidate_data[0], swap.base_data[0]
-        options: dict[str, Any] = {"seed": config.train.seed, "adapter": config.adapter.name}
-        system, scores = build(base, swap.candidate, strategy, *data, **options)
-        starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
-    start, scores = starts[strategy.initialise]
+    start, scores = _started(swap, strategy, starts)
     own, budget = config.train.learning_rate, config.smoke.budget_steps
     arm = at_best_rate(
         course,
@@ -149,7 +159,7 @@ def _arm(swap: "Swap", course: Course, name: str, starts: Starts, arms: list[Arm
         alike=next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None),
         on_step=lambda step: swap.progress(f"rates of {name}", step, budget // 4),
     )
-    arm.scores |= scores
+    arm.scores |= scores | {"start": strategy.initialise}
     return arm
 
 

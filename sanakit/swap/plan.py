@@ -10,7 +10,8 @@ import torch
 from diffusers import SanaTransformer2DModel
 
 from sanakit.adapters import ADAPTERS, Adapter, adapters_of, fresh_core, rebuild_core
-from sanakit.alignment import align_caption, align_input, align_output, pair_captions
+from sanakit.alignment import align_blocks, align_caption, align_input, align_output, pair_captions
+from sanakit.alignment.blocks import DRAWS
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
 from sanakit.data.base import cache_dir
@@ -152,10 +153,12 @@ def build(
     seed: int,
     input_method: str = "blend",
     adapter: str | None = None,
+    draws: int = DRAWS,
 ) -> tuple[LatentDiffusion, dict[str, object]]:
     """The swapped system as a strategy starts it, and what its alignment says: R^2, pairing, notes.
 
-    data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings. Raises
+    data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings. draws: that
+    align-blocks is solved from. Raises
     SK0110 for a strategy that cannot serve this swap.
     """
     is_vae = isinstance(candidate, VAE)
@@ -177,16 +180,21 @@ def build(
         image_size=base.image_size,
         flow_shift=shift_after(base, candidate),
     )
-    if strategy.initialise not in ("align", "embedding-mse"):
+    if strategy.initialise not in ("align", "align-blocks", "embedding-mse"):
         return system, {}
+    blocks = strategy.initialise == "align-blocks"
     if is_vae:
         options: dict[str, Any] = {"method": input_method, "flow_shift": shift_after(base, candidate), "count": ALIGNED}
         scores = align_input(core, base.core, data.latents, base_data.latents, **options)
+        if blocks:
+            return system, scores | align_blocks(system, base, data, base_data, swapped="vae", draws=draws, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
     scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
     if strategy.initialise == "embedding-mse":
         scores |= embedding_mse(core, base.core, captions, seed=seed)
+    if blocks:
+        scores |= align_blocks(system, base, data, base_data, swapped="text_encoder", draws=draws, seed=seed)
     return system, scores
 
 
@@ -237,12 +245,20 @@ def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DMod
 def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, str]:
     """Of every group: how it starts, then at which multiple of the learning rate it is trained. joints: the groups that
     the swap touches."""
-    starts = {"reuse": "keep", "align": "align", "naive": "re-initialise", "scratch": "re-initialise"}
+    starts = {
+        "reuse": "keep",
+        "align": "align",
+        "align-blocks": "align",
+        "naive": "re-initialise",
+        "scratch": "re-initialise",
+    }
     plan = {}
     for group in GROUPS:
         touched = group in joints or strategy.initialise == "scratch"
         rate = strategy.scales.get(group, 0.0)
         parts = [starts.get(strategy.initialise, strategy.initialise) if touched else "keep"]
+        if strategy.initialise == "align-blocks" and group in ("core", "cross_attention"):
+            parts = ["solve output layers"]
         parts += [f"train x{rate:g}"] if rate else []
         if strategy.lora_rank and group in ("core", "cross_attention"):
             parts.append(f"LoRA rank {strategy.lora_rank}")

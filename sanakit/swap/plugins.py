@@ -13,7 +13,7 @@ from sanakit.registry import BUILTIN
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.tracebacks import guarded, kept_in, plugin_of, told, unexpected
 
-STARTS = ("reuse", "align", "embedding-mse", "naive", "scratch")
+STARTS = ("reuse", "align", "align-blocks", "embedding-mse", "naive", "scratch")
 
 
 def measure_stage(stage: str, run: Callable[[Any], list[GateResult]], swap: Any) -> list[GateResult]:

@@ -18,8 +18,15 @@ class Align(Strategy):
     scales = {}
 
 
+@STRATEGIES.register("align-blocks", title="closed form of every block, no gradient step", embedded=True)
+class AlignBlocks(Strategy):
+    initialise = "align-blocks"
+    scales = {}
+
+
 @STRATEGIES.register("align+head", title="closed form, then the swapped joints", embedded=True)
 class AlignHead(Strategy):
+    follows_start = True
     scales = JOINTS
     learning_rate = 2e-3
 
@@ -28,6 +35,7 @@ class AlignHead(Strategy):
     "lora", title="closed form, then the joints and low-rank adapters of every attention", embedded=True
 )
 class LoRA(Strategy):
+    follows_start = True
     scales = JOINTS | {"lora": 1.0}
     learning_rate = 2e-3
     lora_rank = 16
@@ -41,6 +49,7 @@ class CrossAttention(Strategy):
 
 @STRATEGIES.register("finetune", title="closed form, then every layer, deeper ones slower", embedded=True)
 class Finetune(Strategy):
+    follows_start = True
     scales = JOINTS | {"cross_attention": 0.7, "core": 0.7}
 
 
