@@ -172,6 +172,9 @@ def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
     with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
         read(tmp_path / "m.csv")
+    folder_of(tmp_path, {"m.csv": "image,caption,caption\n0.png,lost,read\n"})
+    with pytest.raises(SanakitError, match="SK0401.*2 columns are named caption, expected one"):
+        read(tmp_path / "m.csv")
 
 
 def test_a_json_line_that_is_wrong_is_set_aside_and_separators_inside_a_caption_cut_nothing(tmp_path):
@@ -398,6 +401,17 @@ def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_caption_file_of_one_stem_is_counted(tmp_path):
+    folder = folder_of(tmp_path / "a", {"0.png": png(), "0.TXT": "read", "0.txt": "counted"})
+    if len(list(folder.iterdir())) < 3:
+        pytest.skip("this file system does not tell capitals apart")
+    found = read(folder)
+    assert found.captions == [["read"]]
+    assert describe(found)["ignored"] == {
+        ".txt that differ from another in capitals alone": {"count": 1, "first": "0.txt"}
+    }
 
 
 def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):

@@ -23,7 +23,15 @@ DIFFUSERS, TRANSFORMERS, OPEN_CLIP = "diffusion_pytorch_model", "model", "open_c
 PREFERRED = ("", "fp32", "bf16", "fp16")  # variants, the plain file first; then any other by name
 NOT_WEIGHTS = ("adapter_model", "pytorch_lora_weights", "null_embedding", "joints")  # stems beside a model's own
 ADAPTED = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".base_layer.")  # parts of tensor names
-QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax", ".weight_packed", ".weight_scale", ".weight_scale_inv")  # endings
+QUANTISED = (
+    ".qweight",
+    ".qzeros",
+    ".SCB",
+    ".absmax",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+)  # endings
 SMALL_FLOATS = ("F8_", "F6_", "F4")  # beginnings of types: their values mean nothing without a scale
 BYTES = ("I8", "U8")  # types of quantised matrices; masks and other buffers may have them
 LONGEST = 300  # characters of a library's own message
