@@ -160,6 +160,9 @@ def test_tables_set_aside_what_is_no_text_and_read_the_rest(tmp_path):
     pq.write_table(pa.table({"image": paths, "caption": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(SanakitError, match="SK0401.*only the path far/away.png"):
         read(tmp_path / "c.parquet")
+    pq.write_table(pa.table({"image": [png()], "text": ["short"], "caption": ["long"]}), tmp_path / "d.parquet")
+    found = read(tmp_path / "d.parquet")
+    assert found.captions == [["long"]] and [*describe(found)["ignored"]] == ["columns text beside caption"]
 
 
 def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
@@ -567,6 +570,8 @@ def test_what_is_not_read_names_what_was_found(tmp_path):
     folder_of(folder, {"0.png": png(), "1.png": png()})
     with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .tar, metadata.jsonl"):
         load_pictures(str(folder))
+    with pytest.raises(SanakitError, match=r"(?s)SK0401.*\{3\.\.0\} runs backwards.*Write \{0\.\.3\}"):
+        load_pictures(str(folder / "{3..0}.tar"))
     folder_of(tmp_path, {"x.zip": "x"})
     with pytest.raises(SanakitError, match="SK0401.*is a .zip; read are"):
         load_pictures(str(tmp_path / "x.zip"))
