@@ -145,8 +145,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0126": Code(
         title="tokenizer and text encoder do not fit",
-        why="There is no tokenizer that loads, or it has tokens for which the model's embedding has no row: a prompt with one of "
-        "them cannot be read.",
+        why="There is no tokenizer that loads, it has no vocabulary, or it has tokens for which the model's embedding has no row: "
+        "a prompt with one of them cannot be read.",
         fix="Use the tokenizer that was saved with the model; after adding tokens call `resize_token_embeddings(len(tokenizer))` "
         "and save both.",
     ),

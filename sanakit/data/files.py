@@ -150,8 +150,8 @@ def read_manifest(path: Path) -> Pictures:
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
-    """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
-    characters, which Pictures.add refuses. Raises ValueError for two columns of one name, of which one would be lost."""
+    """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as lone
+    surrogates, which Pictures.add refuses. Raises ValueError for two columns of one name, of which one would be lost."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
     try:
         columns = list(rows.fieldnames or ())
