@@ -360,7 +360,8 @@ CODES: dict[str, Code] = {
         title="much of the images is cut off or padded",
         why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
         "and white borders are.",
-        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images.",
+        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images; of "
+        "`sanakit encode` the options are `--fit` and `--aspect-buckets`.",
     ),
     "SK0410": Code(
         title="nothing is removed without a yes",
