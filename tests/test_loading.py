@@ -693,6 +693,12 @@ def test_a_normalisation_that_cannot_be_applied_is_refused(folders, stated, said
         load(folders, "vae")
 
 
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan")])
+def test_an_override_that_cannot_be_applied_is_refused(factor):
+    with pytest.raises(SanakitError, match=f"SK0127.*scaling_factor is {factor:g}"):
+        load_vae("kl-f8c4", scaling_factor=factor)
+
+
 def test_a_plugin_with_a_std_of_zero_is_refused():
     vae = VAES.get("pca-f8c4").tiny()
     with pytest.raises(SanakitError, match="SK0127"):
