@@ -63,13 +63,14 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             )
         )
     cache = cache_path()
+    shown = str(cache).encode("utf-8", "backslashreplace").decode("utf-8")
     existing = next(p for p in (cache, *cache.parents) if _exists(p))
     free = shutil.disk_usage(existing).free / 1e9
     rows.append(
         _row(
             "disk",
             free > DISK_NEEDED,
-            f"{free:.0f} GB free for {cache}",
+            f"{free:.0f} GB free for {shown}",
             f"free {DISK_NEEDED} GB, or set SANAKIT_CACHE",
             "warn",
         )
@@ -77,9 +78,10 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     rows.append(
         _row(
             "cache folder",
-            existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
-            str(cache),
-            "set SANAKIT_CACHE to a folder you can write",
+            shown == str(cache) and existing.is_dir() and os.access(existing, os.W_OK | os.X_OK),
+            shown,
+            "set SANAKIT_CACHE to a folder you can write"
+            + ("" if shown == str(cache) else ", of a name in UTF-8: safetensors files cannot be opened in this one"),
         )
     )
     rows.append(_cache_health(cache))

@@ -145,8 +145,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0126": Code(
         title="tokenizer and text encoder do not fit",
-        why="There is no tokenizer that loads, or it has tokens for which the model's embedding has no row: a prompt with one of "
-        "them cannot be read.",
+        why="There is no tokenizer that loads, it has no vocabulary, or it has tokens for which the model's embedding has no row: "
+        "a prompt with one of them cannot be read.",
         fix="Use the tokenizer that was saved with the model; after adding tokens call `resize_token_embeddings(len(tokenizer))` "
         "and save both.",
     ),
@@ -360,7 +360,8 @@ CODES: dict[str, Code] = {
         title="much of the images is cut off or padded",
         why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
         "and white borders are.",
-        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images.",
+        fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images; of "
+        "`sanakit encode` the options are `--fit` and `--aspect-buckets`.",
     ),
     "SK0410": Code(
         title="nothing is removed without a yes",

@@ -103,6 +103,13 @@ def test_doctor_sees_a_missing_and_an_old_package_and_a_cache_that_is_a_file(mon
     assert status == {"torch": "fail", "peft": "fail", "emoji": "warn", "cache folder": "fail"}
 
 
+def test_doctor_sees_a_cache_folder_whose_name_is_not_utf8(monkeypatch, tmp_path):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "caf\udce9"))
+    rows = {row["check"]: row for row in json.loads(run(app, ["doctor", "--json"]).stdout)}
+    assert rows["cache folder"]["status"] == "fail" and rows["cache folder"]["detail"].endswith("caf\\udce9")
+    assert "UTF-8" in rows["cache folder"]["fix"] and "caf\\udce9" in rows["disk"]["detail"]
+
+
 def test_doctors_floors_are_those_of_the_package():
     project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
     floors = {r.name: str(r.specifier) for r in map(Requirement, project["dependencies"])}

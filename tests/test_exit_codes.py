@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 
 from sanakit import cli
 from sanakit.cli import info
@@ -56,6 +57,7 @@ def call(monkeypatch, capsys):
         ValueError("two\nlines"),
         FileNotFoundError(errno.ENOENT, "a file of ours"),
         EOFError("cut short"),
+        typer.Abort(),
         AssertionError(),
         RecursionError("deep"),
         Panic("index out of bounds"),

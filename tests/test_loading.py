@@ -20,6 +20,7 @@ from sanakit.interop.weights import find_weights, read_header
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.text_encoders.static_table import StaticTable
 from sanakit.text_encoders.tiny import byte_tokenizer
+from sanakit.text_encoders.tokenizers import load_tokenizer
 from sanakit.vaes import VAES, load_vae
 
 WEIGHTS = {"vae": "diffusion_pytorch_model.safetensors", "text": "model.safetensors"}
@@ -220,6 +221,14 @@ def test_shards_without_their_index_are_loaded(saved, folders, kind):
     assert same(load(folders, kind), load(saved, kind))
 
 
+def test_a_file_that_goes_on_behind_its_last_tensor_is_named_with_its_bytes(folders):
+    path = weights_of(folders, "vae")
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:100])
+    with pytest.raises(SanakitError, match=f"SK0122.*{len(whole) + 100:,} bytes, its header describes {len(whole):,}"):
+        load(folders, "vae")
+
+
 @pytest.mark.parametrize("kind", ["vae", "text"])
 @pytest.mark.parametrize("left", [-100, 50, 3])
 def test_a_file_that_is_cut_is_named_with_its_bytes(folders, kind, left):
@@ -337,6 +346,26 @@ def test_quantised_weights_without_a_word_in_the_config_are_refused(folders):
         load(folders, "text")
 
 
+@pytest.mark.parametrize(("dtype", "said"), [(torch.float8_e4m3fn, "F8_E4M3"), (torch.int8, "I8")])
+def test_a_matrix_in_8_bits_is_refused_as_its_scale_would_not_be_applied(folders, dtype, said):
+    path = weights_of(folders, "text")
+    state, name = load_file(path), "model.layers.0.self_attn.q_proj.weight"
+    save_file(state | {name: (100 * state[name]).to(dtype)}, path, metadata={"format": "pt"})
+    with pytest.raises(SanakitError, match=rf"SK0120.*q_proj\.weight is of type {said}"):
+        load(folders, "text")
+
+
+@pytest.mark.parametrize("left", [(), ("tokenizer_config.json",)])
+@pytest.mark.parametrize("family", ["bert", "t5", "qwen2", "gemma2"])
+def test_a_folder_without_a_vocabulary_has_no_tokenizer(tmp_path, family, left):
+    """transformers makes one of special tokens alone, and every prompt would be read alike."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": family}))
+    for name in left:
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(SanakitError, match="(?s)SK0126.*no vocabulary.*no word.*save_pretrained"):
+        load_tokenizer(tmp_path)
+
+
 @pytest.mark.parametrize("kind", ["vae", "text"])
 @pytest.mark.parametrize("alone", [True, False])
 def test_an_adapter_is_named_before_anything_is_trained_on_it(folders, kind, alone):
@@ -452,6 +481,11 @@ def test_a_folder_of_the_hubs_cache_is_read_at_its_snapshot(saved, tmp_path, mai
     assert load_vae(f"path:{cached}/snapshots/abc/vae").spec.label == "f8c4"
     shutil.copytree(saved / "vae", cached / "snapshots" / "abc", dirs_exist_ok=True)
     assert load_vae(f"path:{cached}").spec.label == load_vae(f"path:{cached}/snapshots").spec.label == "f8c4"
+    for name in (*WEIGHTS.values(), "config.json"):
+        (cached / "snapshots" / "abc" / name).unlink(missing_ok=True)
+    with pytest.raises(SanakitError, match=f"(?s)SK0124.*Use path:{cached}/snapshots/abc/vae") as refused:
+        load_vae(f"path:{cached}/snapshots")
+    assert load_vae(refused.value.fix.removeprefix("Use ").removesuffix(".")).spec.label == "f8c4"
 
 
 def test_a_cache_folder_with_several_snapshots_and_no_main_names_them(tmp_path):
@@ -657,6 +691,12 @@ def test_a_normalisation_that_cannot_be_applied_is_refused(folders, stated, said
     edit(folders / "vae" / "config.json", **stated)
     with pytest.raises(SanakitError, match=f"(?s)(SK0127|SK0202).*{said}"):
         load(folders, "vae")
+
+
+@pytest.mark.parametrize("factor", [0.0, -1.0, float("nan")])
+def test_an_override_that_cannot_be_applied_is_refused(factor):
+    with pytest.raises(SanakitError, match=f"SK0127.*scaling_factor is {factor:g}"):
+        load_vae("kl-f8c4", scaling_factor=factor)
 
 
 def test_a_plugin_with_a_std_of_zero_is_refused():

@@ -160,6 +160,9 @@ def test_tables_set_aside_what_is_no_text_and_read_the_rest(tmp_path):
     pq.write_table(pa.table({"image": paths, "caption": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(SanakitError, match="SK0401.*only the path far/away.png"):
         read(tmp_path / "c.parquet")
+    pq.write_table(pa.table({"image": [png()], "text": ["short"], "caption": ["long"]}), tmp_path / "d.parquet")
+    found = read(tmp_path / "d.parquet")
+    assert found.captions == [["long"]] and [*describe(found)["ignored"]] == ["columns text beside caption"]
 
 
 def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
@@ -171,6 +174,9 @@ def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not valid Unicode" in told[2]
     folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
     with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
+        read(tmp_path / "m.csv")
+    folder_of(tmp_path, {"m.csv": "image,caption,caption\n0.png,lost,read\n"})
+    with pytest.raises(SanakitError, match="SK0401.*2 columns are named caption, expected one"):
         read(tmp_path / "m.csv")
 
 
@@ -400,6 +406,17 @@ def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
+def test_a_second_caption_file_of_one_stem_is_counted(tmp_path):
+    folder = folder_of(tmp_path / "a", {"0.png": png(), "0.TXT": "read", "0.txt": "counted"})
+    if len(list(folder.iterdir())) < 3:
+        pytest.skip("this file system does not tell capitals apart")
+    found = read(folder)
+    assert found.captions == [["read"]]
+    assert describe(found)["ignored"] == {
+        ".txt that differ from another in capitals alone": {"count": 1, "first": "0.txt"}
+    }
+
+
 def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     image = Image.new("RGB", (8, 8), "red")
     data = {
@@ -553,6 +570,8 @@ def test_what_is_not_read_names_what_was_found(tmp_path):
     folder_of(folder, {"0.png": png(), "1.png": png()})
     with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .tar, metadata.jsonl"):
         load_pictures(str(folder))
+    with pytest.raises(SanakitError, match=r"(?s)SK0401.*\{3\.\.0\} runs backwards.*Write \{0\.\.3\}"):
+        load_pictures(str(folder / "{3..0}.tar"))
     folder_of(tmp_path, {"x.zip": "x"})
     with pytest.raises(SanakitError, match="SK0401.*is a .zip; read are"):
         load_pictures(str(tmp_path / "x.zip"))

@@ -15,12 +15,12 @@ class Unforeseen(Exception):
 
 
 class Commands(TyperGroup):
-    """EOFError, a broken pipe, and the `sys.exit` of a library reach `main` as they are."""
+    """EOFError, a broken pipe, the `sys.exit` of a library and a question without an answer reach `main` as they are."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (EOFError, BrokenPipeError) as error:
+        except (EOFError, BrokenPipeError, typer.Abort) as error:
             raise Unforeseen from error
         except SystemExit as error:
             if stops(error):

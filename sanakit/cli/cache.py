@@ -82,7 +82,12 @@ def _root(folder: Path | None) -> Path:
     from sanakit.interop.files import cache_dir
 
     if folder is not None and not folder.is_dir():
-        raise SanakitError("SK0404", f"{folder} is not a folder", fix="Name the --out of `sanakit encode`.")
+        raise SanakitError(
+            "SK0404",
+            f"{folder} is not a folder",
+            cause="A cache is a folder that `sanakit encode` filled.",
+            fix="Name the --out of `sanakit encode`.",
+        )
     return folder or cache_dir()
 
 

@@ -29,7 +29,10 @@ def read_folder(folder: Path, captions: str = "lines") -> Pictures:
     """
     pictures = Pictures(source=str(folder), names=[], captions=[], images=[])
     files = walk(folder, pictures)
-    texts = {stem_of(name): path for name, path in files if path.suffix.lower() == ".txt"}
+    texts: dict[str, Path] = {}
+    for name, path in files:
+        if path.suffix.lower() == ".txt" and texts.setdefault(stem_of(name), path) is not path:
+            pictures.survey.ignored.add(".txt that differ from another in capitals alone", name)
     beside = {stem_of(name): path.name for name, path in files if path.suffix.lower() in CAPTION_LIKE}
     used = set()
     for name, path in files:
@@ -135,7 +138,7 @@ def read_manifest(path: Path) -> Pictures:
             if isinstance(record, ValueError):
                 raise record
             if not isinstance(record, dict) or not {"image", "caption"} <= record.keys():
-                raise ValueError(f"expected keys image and caption, found {record!r:.80}")
+                raise ValueError(f"not with the keys image and caption: found {record!r:.80}")
             if not isinstance(record["image"], str) or not record["image"].strip():
                 raise ValueError(f"no image: its path is {kind_of(record['image'] or None)}")
             name = record["image"]
@@ -147,14 +150,17 @@ def read_manifest(path: Path) -> Pictures:
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
-    """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as halves of
-    characters, which Pictures.add refuses."""
+    """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as lone
+    surrogates, which Pictures.add refuses. Raises ValueError for two columns of one name, of which one would be lost."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
     try:
+        columns = list(rows.fieldnames or ())
+        if twice := next((name for name in ("image", "caption") if columns.count(name) > 1), None):
+            raise ValueError(f"{columns.count(twice)} columns are named {twice}, expected one")
         for row in rows:
             if None in row:
-                count, columns = len(row) - 1 + len(row[None]), len(rows.fieldnames or ())
-                yield ValueError(f"{count} fields under {columns} columns: a comma in a caption needs quotes")
+                count = len(row) - 1 + len(row[None])
+                yield ValueError(f"{count} fields under {len(columns)} columns: a comma in a caption needs quotes")
             else:
                 yield row
     except csv.Error as error:  # a quote that never ends would swallow the rest

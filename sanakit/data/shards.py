@@ -117,11 +117,15 @@ def _captions(parts: dict[str, bytes], mode: str, name: str, survey: Survey) -> 
 
 
 def expand(pattern: str) -> list[str]:
-    """The sources that `{00000..00009}` stands for, both ends included."""
+    """The sources that `{00000..00009}` stands for, both ends included. Raises SK0401 for a range that runs backwards."""
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not braces:
         return [pattern]
     first, last = braces[1], braces[2]
+    if int(last) < int(first):
+        raise SanakitError(
+            "SK0401", f"{pattern}: the range {braces[0]} runs backwards", fix=f"Write {{{last}..{first}}}."
+        )
     numbers = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
     return [pattern[: braces.start()] + n + pattern[braces.end() :] for n in numbers]
 

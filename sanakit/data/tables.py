@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from sanakit.data.base import Pictures
 from sanakit.data.captions import as_captions, as_scores, kind_of
 from sanakit.data.shards import expand, open_source
-from sanakit.data.survey import reason_of
+from sanakit.data.survey import Survey, reason_of
 from sanakit.errors import SanakitError
 
 CAPTIONS = ("captions", "caption", "text", "prompt")
@@ -34,7 +34,7 @@ def read_parquet_files(pattern: str) -> Pictures:
         try:
             with open_source(source) as file:
                 table = pq.ParquetFile(file)
-                columns = _columns(table.schema_arrow.names, source)
+                columns = _columns(table.schema_arrow.names, source, pictures.survey)
                 _add(pictures, source.rsplit("/", 1)[-1], table.iter_batches(BATCH, columns=columns))
         except (pa.ArrowException, OSError) as error:
             raise SanakitError("SK0401", f"{source} cannot be read: {error}") from error
@@ -59,7 +59,7 @@ def read_saved_dataset(folder: Path) -> Pictures:
             if Path(name).name != name:
                 raise SanakitError("SK0401", f"{folder / 'state.json'} names {name}, outside its folder")
             with pa.memory_map(str(folder / name)) as source, pa.ipc.open_stream(source) as stream:
-                columns = _columns(stream.schema.names, str(folder / name))
+                columns = _columns(stream.schema.names, str(folder / name), pictures.survey)
                 _add(pictures, name, (batch.select(columns) for batch in stream))
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise SanakitError("SK0401", f"{folder} cannot be read: {type(error).__name__}: {error}") from error
@@ -75,23 +75,26 @@ def read_hub_dataset(reference: str) -> Pictures:
             "SK0901", f"hf:{reference} needs the package datasets", fix="pip install 'sanakit[datasets]'."
         ) from error
     name, _, split = reference.partition(":")
+    pictures = Pictures(source=f"hf:{reference}", names=[], captions=[], images=[])
     try:
         found = datasets.load_dataset(name, split=split or "train")
-        columns = _columns(found.column_names, f"hf:{name}")
+        columns = _columns(found.column_names, f"hf:{name}", pictures.survey)
         found = found.select_columns(columns).cast_column("image", datasets.Image(decode=False))
     except (OSError, ValueError) as error:
         raise SanakitError("SK0902", f"hf:{reference}: {str(error).splitlines()[0]}") from error
-    pictures = Pictures(source=f"hf:{reference}", names=[], captions=[], images=[])
     _add(pictures, name, found.with_format("arrow").iter(BATCH))
     return pictures
 
 
-def _columns(names: list[str], source: str) -> list[str]:
+def _columns(names: list[str], source: str, survey: Survey) -> list[str]:
+    """The columns that are read; another one of captions is counted as ignored. Raises SK0401 where one is missing."""
     caption = next((c for c in CAPTIONS if c in names), None)
     if "image" not in names or caption is None:
         raise SanakitError(
             "SK0401", f"{source} has columns {', '.join(names)}; expected image and one of {', '.join(CAPTIONS)}"
         )
+    for other in (c for c in CAPTIONS if c in names and c != caption):
+        survey.ignored.add(f"columns {other} beside {caption}", source)
     return ["image", caption, *(["scores"] if "scores" in names else []), *(["name"] if "name" in names else [])]
 
 

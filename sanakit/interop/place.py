@@ -10,6 +10,7 @@ from sanakit.interop.files import read_config, require_utf8
 
 HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repo/{blobs,refs,snapshots}
 PIPELINE_INDEX = "model_index.json"
+NAMED = 8  # parts of a folder that a message names
 
 
 def local_path(text: str) -> Path:
@@ -78,8 +79,11 @@ def refuse_whole_pipeline(folder: Path, name: str, kind: str, fits: Callable[[Pa
         return
     separator = ":" if name.startswith("hub:") and name.count(":") == 1 else "/"
     base = name.rstrip("/")
-    offers = " or ".join(f"{base}{separator}{part}" for part in suited)
-    names = ", ".join(p.name for p in parts) or "no component"
+    if suited and name.startswith("path:") and not local_path(f"{base[5:]}/{suited[0]}").is_dir():
+        base = f"path:{folder}"  # `snapshots` in the hub's cache stands for the folder of a revision
+    offers = " or ".join(f"{base}{separator}{part}" for part in suited[:NAMED])
+    names = ", ".join(p.name for p in parts[:NAMED]) or "no component"
+    names += f" and {len(parts) - NAMED} more" if len(parts) > NAMED else ""
     raise SanakitError(
         "SK0124",
         f"{folder} is {'a pipeline' if is_pipeline else 'a folder of components'} ({names}), expected {kind}",

@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -22,7 +23,17 @@ DIFFUSERS, TRANSFORMERS, OPEN_CLIP = "diffusion_pytorch_model", "model", "open_c
 PREFERRED = ("", "fp32", "bf16", "fp16")  # variants, the plain file first; then any other by name
 NOT_WEIGHTS = ("adapter_model", "pytorch_lora_weights", "null_embedding", "joints")  # stems beside a model's own
 ADAPTED = (".lora_A.", ".lora_B.", ".lora_down.", ".lora_up.", ".base_layer.")  # parts of tensor names
-QUANTISED = (".qweight", ".qzeros", ".SCB", ".absmax")  # endings of tensor names
+QUANTISED = (
+    ".qweight",
+    ".qzeros",
+    ".SCB",
+    ".absmax",
+    ".weight_packed",
+    ".weight_scale",
+    ".weight_scale_inv",
+)  # endings
+SMALL_FLOATS = ("F8_", "F6_", "F4")  # beginnings of types: their values mean nothing without a scale
+BYTES = ("I8", "U8")  # types of quantised matrices; masks and other buffers may have them
 LONGEST = 300  # characters of a library's own message
 NAME = re.compile(
     r"(?P<stem>[^.]+?)(\.(?P<variant>\w+))??(-(?P<number>\d+)-of-(?P<count>\d+))?(\.(?P<legacy>\w+))?\.safetensors"
@@ -73,11 +84,14 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
         raise SanakitError(
             "SK0122", f"{folder}: {there} of {len(own[key])} weight files are there, no {missing[0].name}"
         )
-    shapes = {name: shape for file in own[key] for name, shape in read_header(file).items()}
+    entries = {name: entry for file in own[key] for name, entry in read_entries(file).items()}
+    shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     config = folder / "config.json"
     refuse_quantised(folder, read_config(folder) if config.is_file() else {})
     if packed := next((name for name in shapes if name.endswith(QUANTISED)), None):
         raise SanakitError("SK0120", f"{folder} holds quantised weights: a tensor is named {packed}")
+    if small := next((name for name, entry in entries.items() if _is_quantised(name, entry)), None):
+        raise SanakitError("SK0120", f"{folder} holds quantised weights: {small} is of type {entries[small]['dtype']}")
     if adapted := next((name for name in shapes if any(part in name for part in ADAPTED)), None):
         raise SanakitError("SK0125", f"{folder}: an adapter is among the weights, a tensor is named {adapted}")
     index = folder / f"{key[0]}.safetensors.index.json"
@@ -147,9 +161,21 @@ def _absent(files: Sequence[Path]) -> list[Path]:
     return [path for path in files if not path.is_file()]
 
 
+def _is_quantised(name: str, entry: dict[str, Any]) -> bool:
+    """Whether a tensor is a matrix in 8 bits or fewer, which a library would read as if it had no scale."""
+    dtype = str(entry.get("dtype"))
+    is_matrix = name.endswith("weight") and len(entry["shape"]) > 1
+    return dtype.startswith(SMALL_FLOATS) or (dtype in BYTES and is_matrix)
+
+
 def read_header(path: Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122 for a file that is cut or
-    damaged, with the bytes that it has and those that its header asks for."""
+    """Shape of every tensor of a safetensors file, by name. Raises as `read_entries`."""
+    return {name: tuple(entry["shape"]) for name, entry in read_entries(path).items()}
+
+
+def read_entries(path: Path) -> dict[str, dict[str, Any]]:
+    """dtype, shape and data_offsets of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122 for
+    a file that is cut or damaged, with the bytes that it has and those that its header asks for."""
     refuse_pointer(path)
     try:
         with path.open("rb") as file:
@@ -161,16 +187,15 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
     except ValueError:
         header = None
     try:
-        if header is None:
+        if header is None or not all(isinstance(e["shape"], list) for n, e in header.items() if n != "__metadata__"):
             raise ValueError
         tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        shapes = {name: tuple(entry["shape"]) for name, entry in tensors.items()}
         needed = 8 + length + max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise SanakitError("SK0122", f"{path} ({size:,} bytes) has no safetensors header that can be read") from error
-    if size < needed:
+    if size != needed:
         raise SanakitError("SK0122", f"{path} has {size:,} bytes, its header describes {needed:,}")
-    return shapes
+    return tensors
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

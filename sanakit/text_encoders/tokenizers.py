@@ -26,6 +26,11 @@ TOKENIZER_FILES = (
     "vocab.txt",
 )
 
+SAVE_TOKENIZER = (
+    "Save it there: `tokenizer.save_pretrained(DIR)`, in a pipeline into the folder `tokenizer` beside the encoder."
+)
+WORD_START = "\u2581"  # SentencePiece's space
+
 
 def tokenizer_folder(folder: Path) -> Path:
     """The folder itself, or in a pipeline `tokenizer` beside `text_encoder` (`tokenizer_2` beside `text_encoder_2`), by
@@ -40,8 +45,8 @@ def tokenizer_folder(folder: Path) -> Path:
 def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
     """A transformers tokenizer. One without a padding token pads with its end, which the mask leaves out.
 
-    rows: of the embedding that its tokens index. Raises SK0121 (a Git LFS pointer) or SK0126 (none that loads, none to
-    pad with, more tokens than rows).
+    rows: of the embedding that its tokens index. Raises SK0121 (a Git LFS pointer) or SK0126 (none that loads, no
+    vocabulary, none to pad with, more tokens than rows).
     """
     from transformers import AutoTokenizer
 
@@ -50,11 +55,8 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
         with quiet():
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises no narrower type than Exception
-        raise SanakitError(
-            "SK0126",
-            f"{folder}: no tokenizer that loads: {said(error)}",
-            fix="Save it there: `tokenizer.save_pretrained(DIR)`, in a pipeline into the folder `tokenizer` beside the encoder.",
-        ) from error
+        raise SanakitError("SK0126", f"{folder}: no tokenizer that loads: {said(error)}", fix=SAVE_TOKENIZER) from error
+    require_words(folder, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
@@ -67,6 +69,19 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
         allowed = {str(getattr(tokenizer, name, None)) for name in PLACEHOLDERS}
         require_vocabulary(str(folder), tokenizer.get_vocab().items(), rows, allowed)
     return tokenizer
+
+
+def require_words(folder: Path, tokenizer: Any) -> None:
+    """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one where
+    the folder has no vocabulary."""
+    special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values())}
+    vocabulary = set(tokenizer.get_vocab())
+    if vocabulary <= special | {WORD_START}:
+        raise SanakitError(
+            "SK0126",
+            f"{folder} holds no vocabulary of a tokenizer: it would have {len(vocabulary)} special tokens and no word",
+            fix=SAVE_TOKENIZER,
+        )
 
 
 def require_vocabulary(

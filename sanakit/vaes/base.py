@@ -23,7 +23,7 @@ from sanakit.interop.loading import load_model
 from sanakit.interop.place import class_named, local_path, refuse_whole_pipeline, require_folder
 from sanakit.interop.weights import DIFFUSERS
 from sanakit.registry import Registry
-from sanakit.vaes.normalisation import affine, both_stated, require_usable
+from sanakit.vaes.normalisation import affine, both_stated, from_scaling, require_usable
 
 VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
 
@@ -334,5 +334,5 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
     else:
         vae = VAES.get(name).load()
     if scaling_factor is not None:
-        vae.set_stats(replace(LatentStats.from_scaling(scaling_factor), mean=vae.stats.mean))
+        vae.set_stats(replace(from_scaling(scaling_factor), mean=vae.stats.mean))
     return vae.eval()

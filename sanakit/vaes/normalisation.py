@@ -16,6 +16,11 @@ def affine(config: dict[str, Any]) -> LatentStats | None:
     if scale is None:
         return None
     (scale,), (shift,) = numbers("scaling_factor", scale), numbers("shift_factor", config.get("shift_factor") or 0.0)
+    return from_scaling(scale, shift)
+
+
+def from_scaling(scale: float, shift: float = 0.0) -> LatentStats:
+    """The mean and std that a scaling factor and a shift state. Raises SK0127 for a factor that is not above 0."""
     if not (math.isfinite(scale) and scale > 0):
         raise SanakitError("SK0127", f"scaling_factor is {scale:g}, expected a finite number above 0")
     return LatentStats.from_scaling(scale, shift)
