@@ -81,6 +81,24 @@ def test_changed_detail_is_drift_and_its_cause_is_named(change, cause):
     assert any(r.name == "likely-cause" and cause in r.title for r in found.readings), found.readings
 
 
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda x: noisy(x, 0.15), "fine detail: high frequencies hold"),
+        (blurred, "blur, resampling"),
+        (lambda x: np.round(x / 0.2) * 0.2, "fine detail: values lie on a grid"),
+        (lambda x: x + 0.6, "its mean moved by +0.61 sd"),
+    ],
+    ids=["noise", "blur", "quantisation", "shift"],
+)
+def test_what_happened_to_one_channel_is_said_of_it(change, cause):
+    current = smooth(1, 320, 8)
+    current[:, 3] = change(current[:, 3:4])[:, 0]
+    found = compared(smooth(0, 320, 8), current)
+    told = [r.title for r in found.readings if r.name == "likely-cause"]
+    assert told and told[0].startswith("channel 3 alone") and cause in told[0], told
+
+
 def test_weak_noise_on_channels_that_are_alike_is_no_other_order():
     found = compared(averaged(10, 128, 8), noisy(averaged(11, 128, 8), 0.06))
     assert found.verdict == "drift"

@@ -1,10 +1,15 @@
 """Controls with random weights: what they are compared by, and that they are measured once."""
 
+import json
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from sanakit.alignment.similarity import agreement, frequent_words
+from sanakit.config import make_config
+from sanakit.data.cache import silent
 from sanakit.swap import control
 from sanakit.swap.control import agreement_with_base, better_look, first_images, remembered
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -59,6 +64,23 @@ def test_a_control_is_measured_once_for_an_architecture_a_base_and_data(tmp_path
         path.write_bytes(b"cut short")
     remembered(FakeSwap(), ["key"], work)
     assert len(asked) == 5 and not list(tmp_path.glob("*.tmp"))
+
+
+def test_a_control_of_another_flow_shift_or_caption_temperature_is_measured_anew(tiny_system, monkeypatch):
+    keys = []
+    monkeypatch.setattr(control, "remembered", lambda swap, key, work: keys.append(json.dumps(key)) or work())
+    monkeypatch.setattr(control, "short_race", lambda *arguments: torch.zeros(1, 3, 4))
+    for shift, temperature in (("1", None), ("1", None), ("3", None), ("1", 0.5)):
+        swap = SimpleNamespace(
+            candidate=tiny_system.text_encoder,
+            base_system=tiny_system,
+            base_fingerprint={"flow_shift": shift},
+            config=make_config({"data": {"caption_temperature": temperature}}),
+            target=SimpleNamespace(weights=np.array([0, 0, 0.2, 0.3, 0.5]), unit=1.0),
+            progress=silent,
+        )
+        control.control_evidence(swap, 16)
+    assert keys[0] == keys[1] and len(set(keys)) == 3
 
 
 def test_the_better_of_two_looks_counts():

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 
 from sanakit.contracts import Reading
 from sanakit.drift.detail import BLOCKS as DETAIL
-from sanakit.drift.detail import RINGS, SPREAD, detail_change, explains_the_spread
+from sanakit.drift.detail import RINGS, SPREAD, detail_change, detail_of_channel, explains_the_spread
 from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample, subset
@@ -39,8 +39,8 @@ BY_CHANNEL = (
 
 
 def likely_cause(reference: Sample, current: Sample) -> Reading | None:
-    """The simplest mistake that explains what moved: one scale, signs, order of channels, one channel, fine detail, scale and
-    shift of every channel. value: the share that it explains. None where none does."""
+    """The simplest mistake that explains what moved: one scale, signs, order of channels, fine detail of one channel,
+    one channel, fine detail, scale and shift of every channel. value: the share that it explains. None where none does."""
     if not (reference.moments and current.moments) or min(len(reference.rows), len(current.rows)) < 2:
         return None
     reference, current = (subset(s, thin(np.arange(len(s.rows)), MOST_ROWS, 0)) for s in (reference, current))
@@ -123,6 +123,8 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
     by_channel = np.isin(moved.blocks, BY_CHANNEL)
     worst = int(np.argmax(np.bincount(moved.columns[by_channel], moved.z[by_channel])))
     if reference.channels > 2:
+        if "rings" in before:
+            yield _detail_of_channel(worst, before, after, moved)
         shift = current.moments.mean.numpy() - reference.moments.mean.numpy()
         effect = shift[worst] / max(float(reference.moments.std[worst]), FLOOR)
         yield (
@@ -147,6 +149,14 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
             "normalisation is left out",
             undone(ratio, shift),
         )
+
+
+def _detail_of_channel(channel: int, before: Blocks, after: Blocks, moved: Misfit) -> tuple[str, Misfit]:
+    """Fine detail of one channel: what is said, and the misfit without its features of detail."""
+    own = np.isin(moved.blocks, BY_CHANNEL) & (moved.columns == channel)
+    rings_moved = moved.only(own & np.isin(moved.blocks, RINGS)).p_value <= MOVED
+    told = detail_change(detail_of_channel(before, channel), detail_of_channel(after, channel), rings_moved)
+    return f"channel {channel} alone, fine detail: {told}", moved.only(~(own & np.isin(moved.blocks, DETAIL)))
 
 
 def undo(blocks: Blocks, scale: float | np.ndarray, shift: float | np.ndarray = 0.0) -> dict[str, np.ndarray]:

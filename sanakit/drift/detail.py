@@ -55,6 +55,13 @@ def high_frequencies(before: Blocks, after: Blocks) -> tuple[float, float]:
     return float(moved[ring]), float(moved[len(RINGS) + ring])
 
 
+def detail_of_channel(blocks: Blocks, channel: int) -> dict[str, np.ndarray]:
+    """The blocks that `detail_change` reads, of one channel: grain (N, 1), rings (N, 6)."""
+    shares = np.stack([blocks[ring][:, channel] for ring in RINGS], 1)
+    power = shares + 2 * blocks["log-sd"][:, channel : channel + 1]
+    return {"grain": blocks["grain"][:, channel : channel + 1], "rings": np.concatenate([shares, power], 1)}
+
+
 def share_on_a_grid(log_steps: np.ndarray) -> float:
     """(N, C) -> share of images whose smallest step is the most frequent one, the median over channels."""
     cells = np.round(log_steps / CELL)

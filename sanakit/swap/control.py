@@ -22,7 +22,7 @@ from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS
-from sanakit.hashing import hash_module, hash_record
+from sanakit.hashing import hash_record
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.race import RaceStopped, raced_options, rungs
@@ -83,7 +83,7 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
     steps = rungs(budget)[0]
     swap.progress("racing the control with random weights", 0, 2)
     key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
-    key += [hash_module(base.core), base.vae.fingerprint(), base.text_encoder.fingerprint(), base.image_size]
+    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature]
     control = remembered(
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )
