@@ -468,7 +468,7 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
 
 
 def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
-    """Core, VAE, flow shift and text encoder: stages are judged again and a checkpoint is refused."""
+    """Core, VAE, flow shift, normalisation and text encoder: stages are judged again and a checkpoint is refused."""
     folder = Path(small_world["base"].removeprefix("path:"))
 
     def found():
@@ -484,9 +484,12 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
         name = next(n for n, t in tensors.items() if t.is_floating_point() and t.numel() > 1)
         save_file(tensors | {name: tensors[name] * 1.001}, path, metadata={"format": "pt"})
         seen.append(found())
-    card = json.loads((folder / "card.json").read_text())
-    (folder / "card.json").write_text(json.dumps(card | {"flow_shift": 2.0}))
-    seen.append(found())
+    for path, change in (
+        (folder / "card.json", {"flow_shift": 2.0}),
+        (folder.parent / "vae" / "config.json", {"latents_std": [4.0]}),
+    ):
+        path.write_text(json.dumps(json.loads(path.read_text()) | change))
+        seen.append(found())
     monkeypatch.setattr("sanakit.text_encoders.base.tokenizer_facts", lambda tokenizer: "another")
     seen.append(found())
     for part in range(3):

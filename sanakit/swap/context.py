@@ -223,7 +223,12 @@ class Swap:
         """Of what a stage measures; the policy that judges it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        return hash_record([stage, self.run.key, self.candidate.fingerprint(), self.pictures.fingerprint, base])
+        return hash_record([stage, self.run.key, self.candidate_identity, self.pictures.fingerprint, base])
+
+    @property
+    def candidate_identity(self) -> str:
+        """A candidate that is changed in place, its normalisation too, is another candidate."""
+        return identity_of(self.candidate)
 
     @property
     def trains_vae_alone(self) -> bool:
@@ -239,7 +244,7 @@ class Swap:
         base = self.base_system
         return {
             "core": hash_module(base.core),
-            "vae": base.vae.fingerprint(),
+            "vae": identity_of(base.vae),
             "text_encoder": base.text_encoder.fingerprint(),
             "flow_shift": f"{base.flow_shift:g}",
         }
@@ -247,6 +252,12 @@ class Swap:
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
+
+
+def identity_of(component: VAE | TextEncoder) -> str:
+    """The component's fingerprint, of a VAE with its normalisation, which the key of cached raw latents leaves out."""
+    own = component.fingerprint()
+    return hash_record([own, component.stats.mean, component.stats.std]) if isinstance(component, VAE) else own
 
 
 def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:

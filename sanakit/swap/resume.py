@@ -33,7 +33,7 @@ FREE = (
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
     """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
-    flat = {"strategy": strategy, "candidate": swap.candidate.fingerprint(), "pictures": swap.pictures.fingerprint}
+    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "pictures": swap.pictures.fingerprint}
     if not swap.trains_vae_alone:
         flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
     flat |= flat_config(swap.config)
