@@ -468,7 +468,7 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
 
 
 def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
-    """Core, VAE, flow shift, normalisation and text encoder: stages are judged again and a checkpoint is refused."""
+    """Core, its configuration, VAE, flow shift, normalisation and text encoder: stages are judged again and a checkpoint is refused."""
     folder = Path(small_world["base"].removeprefix("path:"))
 
     def found():
@@ -486,6 +486,7 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
         seen.append(found())
     for path, change in (
         (folder / "card.json", {"flow_shift": 2.0}),
+        (folder / "config.json", {"norm_eps": 1e-5}),
         (folder.parent / "vae" / "config.json", {"latents_std": [4.0]}),
     ):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))

@@ -263,6 +263,11 @@ def test_an_encoder_must_be_worth_more_than_its_class_with_random_weights(lead, 
     assert (found.gate, found.code, found.verdict) == ("smoke/control", "SK0517", verdict)
 
 
+def test_an_encoder_that_is_the_control_itself_is_worth_no_more():
+    (found,) = run_gates("smoke", {"control_lead": np.zeros(64)})
+    assert found.verdict == Verdict.FAIL
+
+
 @pytest.mark.parametrize(("lead", "verdict"), [(0.5, Verdict.PASS), (0.0, Verdict.FAIL), (0.03, Verdict.FAIL)])
 def test_an_encoder_must_mean_more_by_words_than_its_class_with_random_weights(lead, verdict):
     terms = spread_about(0.07, 256)

@@ -25,7 +25,7 @@ from sanakit.evaluate import held_out
 from sanakit.monitors import LatentMonitor
 from sanakit.presets import PRESETS
 from sanakit.swap.base import STRATEGIES
-from sanakit.swap.forecast import forecast, steps_to_reach
+from sanakit.swap.forecast import HORIZON, forecast, steps_to_reach
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
 from sanakit.swap.plan import load_base
 from sanakit.swap.quality import Target
@@ -198,6 +198,13 @@ def test_a_curve_that_does_not_fall_has_an_open_interval_from_the_end_of_the_rac
     found = forecast(steps, np.outer(curve, noise), goal_of())
     assert (found.steps, found.low, found.high) == (np.inf, 100, np.inf) and not found.conclusive
     assert found.as_dict()["predicted_steps_low"] == 100
+
+
+def test_no_end_of_an_interval_lies_beyond_the_horizon_but_an_open_one():
+    steps = [0, 12, 25, 50, 100]
+    curve = np.array([1.9, 1.8999, 1.8998, 1.8997, 1.8996])
+    found = forecast(steps, np.outer(curve, np.ones(64)), goal_of())
+    assert (found.steps, found.low, found.high) == (np.inf, HORIZON * 100, np.inf)
 
 
 def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():

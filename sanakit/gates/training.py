@@ -99,6 +99,7 @@ def control(evidence: Evidence) -> GateResult | None:
         ci=ci,
         samples=len(evidence["control_lead"]),
         at_least=True,
+        above=True,
         hint="the candidate's weights may not be loaded, or not belong to its tokenizer; a larger --budget-steps",
     )
 

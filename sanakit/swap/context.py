@@ -243,9 +243,9 @@ class Swap:
             return {}
         base = self.base_system
         return {
-            "core": hash_module(base.core),
+            "core": hash_module(base.core, hash_record({k: v for k, v in base.core.config.items() if k[0] != "_"})),
             "vae": identity_of(base.vae),
-            "text_encoder": base.text_encoder.fingerprint(),
+            "text_encoder": identity_of(base.text_encoder),
             "flow_shift": f"{base.flow_shift:g}",
         }
 
@@ -255,9 +255,13 @@ class Swap:
 
 
 def identity_of(component: VAE | TextEncoder) -> str:
-    """The component's fingerprint, of a VAE with its normalisation, which the key of cached raw latents leaves out."""
+    """The component's fingerprint with what the key of its cached encodings leaves out: a VAE's normalisation, the null
+    embedding that a base brought for its text encoder."""
     own = component.fingerprint()
-    return hash_record([own, component.stats.mean, component.stats.std]) if isinstance(component, VAE) else own
+    if isinstance(component, VAE):
+        return hash_record([own, component.stats.mean, component.stats.std])
+    null = component.kept_null
+    return own if null is None else hash_record([own, null.embeds.tolist(), null.mask.tolist()])
 
 
 def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:

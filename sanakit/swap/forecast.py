@@ -80,8 +80,9 @@ def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 
         low = min(low, (last + 1) * np.exp(STRETCH[0] * reach) - 1)
         high = max(high, (last + 1) * np.exp(STRETCH[1] * max(reach, SHORTEST)) - 1)
     reached = bool(errors[-1].mean() <= target.tolerance * target.base.mean())
-    sight = lambda value: float(value) if value <= HORIZON * max(last, 1) else float("inf")
-    return Forecast(sight(point), float(low), sight(high), reached)
+    horizon = float(HORIZON * max(last, 1))
+    sight = lambda value: float(value) if value <= horizon else float("inf")
+    return Forecast(sight(point), min(float(low), horizon), sight(high), reached)
 
 
 def steps_to_reach(steps: list[int], curve: np.ndarray, target: float) -> float:
