@@ -393,6 +393,8 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
         "log_every",
         "sample_every",
         "report_to",
+        "start",  # read where a swap begins, by race and stage full alike
+        "start_draws",
     }
     loop = {f.name for f in fields(TrainOptions)} | {"schedule", "strategy"}
     assert TrainSection.model_fields.keys() == (loop - {"decay", "workers", "live_captions"}) | groups | full
