@@ -27,7 +27,7 @@ THRESHOLDS: dict[str, tuple[float, float]] = {
     "component/input-range": (1.25, 1.1),
     "component/channel-order": (0.5, 0.25),
     "component/orientation": (0.5, 0.25),
-    "component/seams": (1.6, 1.5),
+    "component/seams": (1.65, 1.55),
     "component/reconstruction": (3.0, 4.0),
     "component/scale-high": (1.6, 1.4),
     "component/scale-low": (0.55, 0.6),

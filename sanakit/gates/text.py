@@ -5,6 +5,8 @@ import numpy as np
 from sanakit.contracts import GateResult
 from sanakit.gates.base import GATES, Evidence, gate_result, interval
 
+ONE_VECTOR = 0.9999  # median cosine of two tokens of a prompt: the same vector in every place
+
 
 def _limit(
     evidence: Evidence, key: str, gate: str, code: str, metric: str, hint: str, *, at_least: bool = False
@@ -80,21 +82,12 @@ def mask(evidence: Evidence) -> GateResult | None:
     )
 
 
-@GATES.register("component/tokens-differ", title="tokens of a prompt differ", embedded=True)
-def tokens_differ(evidence: Evidence) -> GateResult | None:
-    return _limit(
-        evidence,
-        "token_cosine",
-        "component/tokens-differ",
-        "SK0327",
-        "median cosine of two tokens of a prompt",
-        "take token embeddings; a pooled vector was repeated",
-    )
-
-
 @GATES.register("component/padding-side", title="the mask points at the words", embedded=True)
 def padding_side(evidence: Evidence) -> GateResult | None:
-    """Change the last word: the position that changes most must be one that the mask keeps."""
+    """Change the last word: the position that changes most must be one that the mask keeps. Where all tokens of a prompt
+    are one vector, all positions change alike and none of them tells: component/tokens-differ judges that."""
+    if evidence.get("token_cosine", 0.0) > ONE_VECTOR:
+        return None
     return _limit(
         evidence,
         "changes_kept_share",
@@ -141,6 +134,18 @@ def null(evidence: Evidence) -> GateResult | None:
         "SK0326",
         "relative distance of the null embedding to the empty prompt",
         "recompute it with this encoder: empty prompt, no instruction",
+    )
+
+
+@GATES.register("component/tokens-differ", title="tokens of a prompt differ", embedded=True)
+def tokens_differ(evidence: Evidence) -> GateResult | None:
+    return _limit(
+        evidence,
+        "token_cosine",
+        "component/tokens-differ",
+        "SK0327",
+        "median cosine of two tokens of a prompt",
+        "take token embeddings; a pooled vector was repeated",
     )
 
 
