@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from sanakit.contracts import Verdict
+from sanakit.data.base import cache_dir
 
 OUT = Path(__file__).parent / "results" / "fault_catalogue.json"
 
@@ -53,7 +54,10 @@ def main() -> None:
         "machine": {"cpus": os.cpu_count(), "machine": platform.machine(), "threads": 1, "torch": torch.__version__},
         "command": f"python experiments/fault_catalogue.py --count {count}",
     }
-    OUT.write_text(json.dumps(result, indent=1).replace(f"{folder}/", "") + "\n")  # no path of this machine
+    text = json.dumps(result, indent=1)
+    for path in (folder, cache_dir()):  # no path of this machine
+        text = text.replace(f"{path}/", "")
+    OUT.write_text(text + "\n")
     print(OUT, json.dumps(result["summary"]))
 
 
