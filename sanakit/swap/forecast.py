@@ -80,7 +80,7 @@ def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 
         low = min(low, (last + 1) * np.exp(STRETCH[0] * reach) - 1)
         high = max(high, (last + 1) * np.exp(STRETCH[1] * max(reach, SHORTEST)) - 1)
     reached = bool(errors[-1].mean() <= target.tolerance * target.base.mean())
-    horizon = float(HORIZON * max(last, 1))
+    horizon = float(HORIZON * last) if last > 0 else float("inf")  # without a step there is nothing to extrapolate
     sight = lambda value: float(value) if value <= horizon else float("inf")
     return Forecast(sight(point), min(float(low), horizon), sight(high), reached)
 
