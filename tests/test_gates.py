@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
+from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.drift.stream import ALPHA
 from sanakit.gates.policy import DEFINITIONS, THRESHOLDS, rejudged
 from sanakit.reporting.ci import bound
 from sanakit.swap.probe_facts import hint_facts, seam_crossing
