@@ -114,6 +114,12 @@ def test_a_wrong_scale_beside_a_wrong_mean_advises_both():
     measured = ([9.0, -12.0, 10.0, 3.0], [1.5, 2.0, 2.5, 3.0])
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=measured)
     assert "latents_mean [9, -12, 10, 3] and latents_std [1.5, 2, 2.5, 3]" in said and "--set" not in said
+    off_by_one = (
+        [4.0, -4.0, 4.0, -4.0],
+        [4.0] * 4,
+    )  # one standard deviation: the shift passes, the factor alone is wrong
+    said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=off_by_one)
+    assert "state latents_mean [4, -4, 4, -4] and latents_std" in said
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=(ZERO, [5.5] * 4))
     assert said == "--set vae.scaling_factor=0.1818 (1/std of these images)"
 
