@@ -45,7 +45,10 @@ def run_gates(stage: str, evidence: Evidence, policy: Policy | None = None) -> l
 
 def _ask(name: str, evidence: Evidence, policy: Policy) -> GateResult | NotApplied:
     result, error = guarded(lambda: _judged(name, evidence, policy))
-    return result if error is None else GateResult.could_not_judge(name, *GATES.blame(name, error))
+    if error is not None or result is None:
+        assert error is not None
+        return GateResult.could_not_judge(name, *GATES.blame(name, error))
+    return result
 
 
 def _judged(name: str, evidence: Evidence, policy: Policy) -> GateResult | NotApplied:

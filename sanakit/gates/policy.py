@@ -55,7 +55,7 @@ def default_of(result: GateResult) -> float:
 
 
 def rejudged(result: GateResult, limit: float) -> GateResult:
-    if limit == result.threshold or result.at_least is None:
+    if limit == result.threshold or result.at_least is None or result.value is None:
         return result
     if not result.decidable:
         return replace(result, threshold=limit)

@@ -160,7 +160,7 @@ def _spread(evidence: VaeEvidence) -> Measurement:
 
 
 def _root_mean(power: np.ndarray, axis: int | None = None) -> np.ndarray:
-    return np.sqrt(np.mean(power, axis=axis))
+    return np.asarray(np.sqrt(np.mean(power, axis=axis)))
 
 
 @GATES.register("component/shift", title="latents are centred", embedded=True)
@@ -177,7 +177,7 @@ def shift(evidence: VaeEvidence) -> Measurement:
 
 
 def _offset(means: np.ndarray, axis: int = 0) -> np.ndarray:
-    return np.sqrt(np.square(means.mean(axis)).mean(-1))
+    return np.asarray(np.sqrt(np.square(means.mean(axis)).mean(-1)))
 
 
 @GATES.register("component/collapse", title="channels carry different things", embedded=True)
