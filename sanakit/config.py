@@ -36,7 +36,8 @@ class TrainSection(Section):
     lora_rank: int = Field(default=16, ge=1)
     gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
     warmup: int = Field(default=20, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # constant-then-decay: constant after the warm-up, then linear to zero over the last third
+    schedule: Literal["constant-then-decay", "cosine", "constant"] = "constant-then-decay"
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)

@@ -39,7 +39,7 @@ from sanakit.train import fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
-OWN_OPTIONS = {"decay": False, "ema_decay": EMA_DECAY, "parallel": "ddp"}
+OWN_OPTIONS = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
 KEEP_AT_LEAST = 2
 RECENT = 10  # steps whose mean is a point of the training curve
 

@@ -31,7 +31,6 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     same = {f.name: getattr(own, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
         "learning_rate": own.learning_rate or strategy.learning_rate,
-        "decay": own.schedule == "cosine",
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)
