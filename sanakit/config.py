@@ -108,8 +108,11 @@ class SmokeSection(Section):
         "naive",
         "scratch",
     )
-    # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
-    rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
+    # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
+    controls: bool = False
+    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for (docs/strategies.md);
+    # train.learning_rate overrides
+    rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     held_out: int = Field(default=128, ge=16)  # held-out pictures that judge smoke and full; at most all
     samples: int = Field(default=8, ge=8)  # pictures drawn by base and candidate that judge smoke and full
 

@@ -285,6 +285,7 @@ def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what
     assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
 
 
+@pytest.mark.slow
 def test_the_checkpoint_where_the_decay_begins_stays_and_a_longer_run_goes_on_from_it(small_run, tmp_path):
     short, again = tmp_path / "short", tmp_path / "again"
     small_run(short, sets=["train.checkpoint_every=4"])

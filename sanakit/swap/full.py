@@ -111,7 +111,7 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
     added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        system, name = swap.base.system(), swap.config.adapter.name
+        system, name = swap.base.system(), strategy.adapter
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
