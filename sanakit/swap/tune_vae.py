@@ -25,6 +25,7 @@ from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.monitors import Monitors, component_stream
+from sanakit.schedules import decay_start, learning_rate_at, saves_at
 from sanakit.swap.component import psnr
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
@@ -33,7 +34,6 @@ from sanakit.train import (
     TrainOptions,
     check_movement,
     descend,
-    learning_rate_at,
     new_state,
     own_rows,
     parameter_digests,
@@ -132,14 +132,15 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     pick_up(checkpoints, swap.resume, state, facts)
     for row in state.history:
         run.append(row["file"], [row["row"]])
-    preflight(checkpoints, checkpoint_bytes(model, state))
+    branch = decay_start(options.schedule, options.max_steps)
+    preflight(checkpoints, checkpoint_bytes(model, state), always=branch)
     reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
     look_every = max(1, options.max_steps // config.monitors.looks)
     component = component_stream(config.monitors, "VAE", look_every, reference)
     monitors = Monitors(config.monitors, component=component, device=vae.latents_mean.device)
     monitors.restore(state.extras)
     trackers = Trackers(config.train.report_to, run.path, flat_config(config))
-    saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
+    saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
 
     def objective(part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
@@ -172,7 +173,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
             trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
             if request:
                 raise request
-        if step % config.train.checkpoint_every == 0 or step == options.max_steps:
+        if saves_at(step, options, config.train.checkpoint_every):
             save()
 
     draw = lambda step: draw_pictures(swap, options, step, cells)
@@ -180,7 +181,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     go_on = lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch)
     try:
         watched(go_on, state, monitors, saver, facts)
-        if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
+        if state.stopped and not saves_at(state.step, options, config.train.checkpoint_every):
             save()
     finally:
         watch.close()
