@@ -57,6 +57,7 @@ class Length:
     rates: Sequence[float] = RATES
     looks: Sequence[int] = LOOKS
     names: Sequence[str] = NAMES
+    tries: int = 4  # that measure what a step costs
 
     def upto(self, last: int) -> list[int]:
         return [*(step for step in self.looks if step < last), last]
@@ -246,7 +247,7 @@ class Runner:
         """Time of a step of every trained arm over that of the slowest, the best of interleaved tries; and what an arm
         spends once before its first step, in the same unit."""
         times: dict[str, list[float]] = {name: [] for name, arm in self.arms.items() if arm.state}
-        for _ in range(4):
+        for _ in range(self.length.tries):
             for name in times:
                 times[name].append(self.time_of_steps(name))
         slowest = max((min(values) for values in times.values()), default=1.0)

@@ -193,7 +193,17 @@ def study(tiny_system, tiny_data):
     return swap, plan.StudyRun(swap=listed, seed=0, evaluation=False)
 
 
-SHORT = {"budget": 8, "near": 10, "far": 12, "farthest": 14, "scratch": 9, "looks": (1, 2, 4, 6, 8, 10, 12), "rates": (1.0, 2.0)}
+SHORT = {
+    "budget": 4,
+    "near": 5,
+    "far": 6,
+    "farthest": 7,
+    "scratch": 5,
+    "looks": (1, 2, 4),
+    "rates": (1.0, 2.0),
+    "tries": 1,
+}
+LAST = {"align": 0, "align-blocks": 0, "finetune": 7, "finetune@align-blocks": 7, "scratch": 5}
 TIMED = ("minutes", "step_cost", "cost_once")
 
 
@@ -202,8 +212,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
 
     swap, run = study
     monkeypatch.setattr(study_run, "CHECKPOINT_SECONDS", 0.0)
-    names = ("align", "align-blocks", "lora", "finetune")
-    length = study_run.Length(names=names, **SHORT)
+    length = study_run.Length(names=("align", "align-blocks", "finetune"), **SHORT)
 
     def finish(folder, dies_after=None):
         runner = study_run.Runner(swap=swap, run=run, folder=folder, length=length)
@@ -225,17 +234,15 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
 
     straight, steps = finish(tmp_path / "straight")
     arms = straight["arms"]
-    assert {"finetune", "finetune@align-blocks", "lora@align-blocks", "scratch"} <= arms.keys()
-    assert sorted(arm["steps"][-1] for arm in arms.values()) == [0, 0, 9, 12, 12, 14, 14], "nobody arrives, none is in sight"
-    assert arms["finetune"]["train_loss"][0][0] == 10 and set(arms["finetune"]["rates"]) == {"0.001", "0.002"}
-    for dies_after in (3, len(steps) // 2, len(steps) - 3):
+    assert {name: arm["steps"][-1] for name, arm in arms.items()} == LAST, "nobody arrives and none is in sight"
+    assert set(arms["finetune"]["rates"]) == {"0.001", "0.002"}
+    for dies_after in (2, len(steps) - 2):  # in the sweep, and after a decision that looked at the arm that goes on
         folder = tmp_path / str(dies_after)
         with pytest.raises(Killed):
             finish(folder, dies_after)
         resumed, rest = finish(folder)
-        assert len(rest) <= len(steps) - dies_after + 2, "it goes on from the checkpoint"
-        for part in (straight, resumed):
-            assert all(key in part for key in TIMED)
+        assert len(rest) <= len(steps) - dies_after + 1, "it goes on from the checkpoint"
+        assert all(key in resumed for key in TIMED)
         same = lambda row: json.dumps({key: value for key, value in row.items() if key not in TIMED})
         assert same(resumed) == same(straight)
 
@@ -246,10 +253,14 @@ def test_the_earlier_study_replays_to_the_rows_that_are_committed():
 
     rows = json.loads((EXPERIMENTS / "results" / "decision_study.json").read_text())["swaps"]
     for row in rows[::10]:
-        stem = f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
+        stem = (
+            f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
+        )
         path = EXPERIMENTS / "results" / "decision_study" / f"{stem}.json"
         found = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
-        assert json.loads(json.dumps(found)) == {key: value for key, value in row.items() if key != "scratch_ratio"}
+        same = found.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
+        assert {key: row[key] for key in same} == json.loads(json.dumps({key: found[key] for key in same}))
+        assert {"truth", "right", "recommended", "steps", "covered"} <= same
 
 
 def test_a_race_has_no_controls_and_one_start():
