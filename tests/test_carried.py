@@ -55,7 +55,8 @@ def test_what_the_base_knows_is_read_as_before(trained, tiny_data):
     added = core.patch_embed.proj.weight.detach().flatten(1) - before
     length = trained.core.patch_embed.proj.weight.detach().flatten(1).norm(dim=0).mean()
     torch.testing.assert_close(torch.linalg.svdvals(added)[:2], length.expand(2), rtol=1e-4, atol=0)
-    torch.testing.assert_close(added[:, :4], torch.zeros(32, 4), atol=0.02 * float(length), rtol=0)
+    columns = added.norm(dim=0) / length  # the images are few: the rotation is turned a little towards the new channels
+    assert (columns[:4] < 0.2).all() and (columns[4:] > 0.95).all(), columns
     torch.testing.assert_close(added.sum(0), torch.zeros(6), atol=1e-3, rtol=0)  # the norms take a mean away
 
 

@@ -208,6 +208,7 @@ LAST = {"align": 0, "align-blocks": 0, "finetune": 7, "finetune@align-blocks": 7
 TIMED = ("minutes", "step_cost", "cost_once")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
     import study_run
 
