@@ -57,7 +57,7 @@ def test_what_the_base_knows_is_read_as_before(trained, tiny_data):
     torch.testing.assert_close(torch.linalg.svdvals(added)[:2], length.expand(2), rtol=1e-4, atol=0)
     columns = added.norm(dim=0) / length  # the images are few: the rotation is turned a little towards the new channels
     assert (columns[:4] < 0.2).all() and (columns[4:] > 0.95).all(), columns
-    torch.testing.assert_close(added.sum(0), torch.zeros(6), atol=1e-3, rtol=0)  # the norms take a mean away
+    torch.testing.assert_close(added.sum(0), torch.zeros(6), atol=0.05 * float(length), rtol=0)  # the norms take a mean away
 
 
 def test_quiet_directions_cost_less_than_any_others(trained, tiny_data):
