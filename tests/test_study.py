@@ -67,13 +67,14 @@ def test_every_candidate_of_the_plan_can_be_named():
     import study_plan as plan
 
     from sanakit.text_encoders import TEXT_ENCODERS
+    from sanakit.text_encoders.encoder_only import WORLD_TOKENS
     from sanakit.vaes import VAES
 
     for swap in plan.SWAPS:
         name = study_candidates.name_of(swap.candidate)
         if not name.startswith("path:"):
             (VAES if swap.kind == "vae" else TEXT_ENCODERS).get(name.partition("?")[0])
-    assert study_candidates.name_of("minilm-5") == "path:runs/study/minilm-5?max_tokens=16"
+    assert study_candidates.name_of("minilm-5") == f"path:runs/study/minilm-5?max_tokens={WORLD_TOKENS}"
 
 
 def test_only_one_function_reads_the_evaluation_third_and_only_one_command_calls_it():
