@@ -1,34 +1,38 @@
-"""The small world of the decision study: bases, reference runs, and candidates that no package ships.
+"""The small world of the decision study: its bases, and reference runs in other latents.
 
-    python experiments/study_world.py base dc-minilm      # a base: VAE dc-f16c32, text encoder MiniLM
-    python experiments/study_world.py reference dc-f16c16 # the same recipe in another VAE's latents
-    python experiments/study_world.py candidates          # two tuned, an untrained and four PCA VAEs; two cut MiniLMs
+    python experiments/study_world.py base dc-minilm      # VAE dc-f16c32, text encoder MiniLM
+    python experiments/study_world.py base pca-wordllama  # VAE pca-f16c32, text encoder WordLlama
+    python experiments/study_world.py base tiny-sana      # the embedded base: nothing is trained
+    python experiments/study_world.py reference dc-f16c16 # the recipe of dc-minilm in another VAE's latents
 
-Pictures at 64 px, 16 tokens, a core of 1.3 M parameters: small enough that a swap is run to its end under every
+Images at 64 px, 16 tokens, a core of 1.3 M parameters: small enough that a swap is run to its end under every
 strategy in minutes, trained by the recipe of tiny-sana until its held-out loss is flat. Everything lies under
-runs/study and is made again by the same command.
+runs/study and is made again by the same command. `base` also writes the base's fingerprint and the data's into
+experiments/results/study_bases.json: a run of the study on another base is refused. Candidates: study_candidates.py.
 """
 
 import argparse
-import copy
 import json
 import time
 from pathlib import Path
 from typing import Any
 
-import diffusers
 import torch
+from study_rows import write_base
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.contracts import LatentStats
+from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_pictures
 from sanakit.data.dataset import build_dataset
 from sanakit.evaluate import averaged, held_out
+from sanakit.hashing import hash_record
+from sanakit.run import RunFolder
+from sanakit.swap.context import Swap
+from sanakit.swap.plan import CORES, load_base
 from sanakit.text_encoders import load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import load_vae
-from sanakit.vaes.pca import ASSETS, PCAVAE, PCAPatchAutoencoder
 
 WORLD = Path("runs/study")
 SIZE = 64
@@ -43,6 +47,7 @@ CONFIG = {
     "cross_attention_dim": 128,
     "mlp_ratio": 2.5,
 }
+EMBEDDED = ("tiny-sana",)
 STEPS = 8000
 
 
@@ -101,81 +106,40 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
     return card
 
 
-def tuned_dc(images: torch.Tensor, *, steps: int, rate: float) -> diffusers.AutoencoderDC:
-    """dc-f16c32 trained on, by squared error on (N, 3, H, W) uint8 pictures."""
-    model = diffusers.AutoencoderDC.from_pretrained(
-        ASSETS / "dc-f16c32", torch_dtype=torch.float32, low_cpu_mem_usage=False
-    )
-    optimizer = torch.optim.AdamW(model.parameters(), lr=rate)
-    for step in range(steps):
-        batch = images[torch.randint(len(images), (16,))].float().div(127.5).sub(1)
-        loss = (model(batch).sample - batch).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        if step % 25 == 0:
-            print(f"tuned {step}: {loss.item():.4f}", flush=True)
-    return model
-
-
-def rotated(vae: PCAVAE) -> PCAVAE:
-    """The same subspace in a random orthonormal basis, every channel at its own unit variance: nothing is lost, and no
-    channel means what it meant."""
-    channels = vae.spec.latent_channels
-    basis = torch.linalg.qr(torch.randn(channels, channels, dtype=torch.float64)).Q
-    variance = torch.tensor(vae.stats.std, dtype=torch.float64).square()
-    std = (basis.square() @ variance).sqrt()
-    model = PCAPatchAutoencoder(basis.float() @ vae.model.components, vae.model.mean, vae.model.ratio)
-    return PCAVAE(model, vae.spec, LatentStats(std=tuple(std.tolist())))
-
-
-def make_candidates() -> None:
-    """near-dc, moved-dc: dc-f16c32 tuned at 64 px, for 150 steps, and for 400 at over three times the rate.
-    untrained-dc: its architecture with random weights. pca-f16c24, pca-f16c48, pca-f8c8: closed form. pca-rotated:
-    pca-f16c32 in a random orthonormal basis. minilm-5: MiniLM without its last layer. untrained-minilm: its
-    architecture, random weights."""
-    torch.manual_seed(0)
-    images = torch.from_numpy(load_pictures("embedded").split(False).pixels(SIZE)).permute(0, 3, 1, 2).contiguous()
-    for channels, ratio in ((24, 16), (48, 16), (8, 8)):
-        PCAVAE.fit(images, ratio, channels).save(WORLD / f"pca-f{ratio}c{channels}")
-
-    near = tuned_dc(images, steps=150, rate=3e-4)
-    untrained = diffusers.AutoencoderDC(**{k: v for k, v in near.config.items() if not k.startswith("_")})
-    moved = tuned_dc(images, steps=400, rate=1e-3)
-    rotated(PCAVAE.from_folder(ASSETS / "pca-f16c32")).save(WORLD / "pca-rotated")
-    for name, model in (("near-dc", near), ("moved-dc", moved), ("untrained-dc", untrained)):
-        with torch.no_grad():
-            raw = model.encode(images[:1024].float().div(127.5).sub(1)).latent
-        model.register_to_config(scaling_factor=round(1 / raw.std().item(), 5))
-        model.save_pretrained(WORLD / name)
-
-    encoder = load_text_encoder("minilm")
-    for name, model in (("minilm-5", encoder.model), ("untrained-minilm", type(encoder.model)(encoder.model.config))):
-        state, config = model.state_dict(), copy.deepcopy(model.config)
-        if name == "minilm-5":
-            config.num_hidden_layers = 5
-            state = {k: v for k, v in state.items() if not k.startswith("encoder.layer.5.")}
-        cut = type(encoder.model)(config)
-        cut.load_state_dict(state)
-        cut.save_pretrained(WORLD / name)
-        encoder.tokenizer.save_pretrained(WORLD / name)
+def note_base(name: str) -> dict[str, Any]:
+    """Fingerprint and quality of a base as it is now, into study_bases.json: the study refuses runs on any other."""
+    folder = CORES / name if name in EMBEDDED else WORLD / f"base-{name}"
+    base = load_base(name if name in EMBEDDED else f"path:{folder}")
+    size = base.card["image_size"]
+    values = {"base": base.name, "vae": {"name": base.card["vae"]}, "data": {"image_size": size}}
+    config = make_config(values)
+    swap = Swap(config=config, run=RunFolder(Path(), config))
+    facts = {
+        "fingerprint": hash_record(swap.base_fingerprint),
+        "data": swap.pictures.fingerprint,
+        "recipe": base.card["recipe"],
+        "quality": base.card["quality"],
+    }
+    write_base(name, facts)
+    print(f"{name}: {facts['fingerprint'][:12]}, {json.dumps(facts['quality'])}", flush=True)
+    return facts
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("kind", choices=("base", "reference", "candidates"))
-    parser.add_argument("name", nargs="?", default="")
+    parser.add_argument("kind", choices=("base", "reference"))
+    parser.add_argument("name", help="of a base, or of the VAE of a reference")
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rate", type=float, default=1.5e-3)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    if args.kind == "candidates":
-        make_candidates()
-        return
-    vae, encoder = BASES[args.name] if args.kind == "base" else (args.name, "minilm")
-    folder = WORLD / f"{args.kind}-{args.name.replace(':', '-').replace('/', '-')}"
-    train_core(vae, encoder, folder, steps=args.steps, rate=args.rate, seed=args.seed)
+    if args.kind == "reference" or args.name not in EMBEDDED:
+        vae, encoder = BASES[args.name] if args.kind == "base" else (args.name, "minilm")
+        folder = WORLD / f"{args.kind}-{args.name.replace(':', '-').replace('/', '-')}"
+        train_core(vae, encoder, folder, steps=args.steps, rate=args.rate, seed=args.seed)
+    if args.kind == "base":
+        note_base(args.name)
 
 
 if __name__ == "__main__":

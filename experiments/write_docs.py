@@ -1,11 +1,13 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components, the table of docs/performance.md from its results.
+measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results and the plan of the one
+under way, the table of docs/performance.md from its results.
 
 python experiments/write_docs.py
 """
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +249,84 @@ and is not there by the last step counts as wrong.
 """
 
 
+STUDY_UNDER_WAY = """## The study under way
+
+What stands above is the earlier study. A larger one follows it, on bases that are trained on the captions of today. This section
+is its plan. It says nothing about results: none of its figures stands on this page yet.
+
+**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in `experiments/study_plan.py`
+before any of them was run. {earlier} of them are swaps that the earlier study ran too (on other bases); the other {new} are new. Text
+encoders were chosen among those whose closed form starts near the base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and
+1.28 on the tiny-sana of then (1 is the base, 2 does not see the prompt). Where others start was not measured before they were named.
+
+**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are drawn from the new ones by
+a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed {seed} and the swap's name. Their runs lie
+in a file of their own. One function reads that file, one command calls it, and that command refuses to run twice or too early.
+
+**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every block, at three
+learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has reached the base's quality by
+then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and the race says "not in sight", the two nearest run to
+4,000. From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than 200 steps
+is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors of every image at
+17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
+
+**How to run it.**
+
+```
+python experiments/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes the base and notes its fingerprint
+python experiments/study_candidates.py                # candidates that no package ships
+python experiments/decision_study.py work             # takes the next unfinished run, and goes on until stopped
+python experiments/decision_study.py status           # how many runs of how many are done
+python experiments/decision_study.py evaluate         # once, at the end
+```
+
+`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five minutes and goes on
+from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base other than the noted one is refused; when a
+base is made anew, runs on the old one no longer count. Order: the evaluation third, the other swaps, second seeds.
+
+**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had begun.
+"""
+
+
+def study_numbers() -> dict[str, int]:
+    """How many swaps the plan has, of which kinds."""
+    plan = study_plan()
+    held = plan["evaluation_third"]()
+    count_text = lambda swaps: sum(swap.kind == "text" for swap in swaps)
+    return {
+        "swaps": len(plan["SWAPS"]),
+        "text": count_text(plan["SWAPS"]),
+        "earlier": len(plan["EARLIER"]),
+        "new": len(plan["NEW"]),
+        "held": len(held),
+        "held_text": count_text(held),
+        "seed": plan["SEED"],
+    }
+
+
+def study_plan() -> dict[str, Any]:
+    """The names of experiments/study_plan.py."""
+    return runpy.run_path(str(ROOT / "experiments" / "study_plan.py"))
+
+
+def _plan_table() -> list[str]:
+    """The candidates of every base; bold: of the evaluation third, with an asterisk: run before by the earlier study."""
+    plan = study_plan()
+    held = plan["evaluation_third"]()
+    cells: dict[tuple[str, str], list[str]] = {}
+    for swap in plan["SWAPS"]:
+        name = f"**{swap.candidate}**" if swap in held else swap.candidate
+        name += "\\*" if swap in plan["EARLIER"] else ""
+        cells.setdefault((swap.base, swap.kind), []).append(name)
+    return [
+        "Bold: the evaluation third. Asterisk: the earlier study ran this swap, on another base.",
+        "",
+        "| base | kind | candidates |",
+        "|---|---|---|",
+        *(f"| {base} | {kind} | {', '.join(names)} |" for (base, kind), names in cells.items()),
+    ]
+
+
 def decisions() -> str:
     """docs/decision-study.md, whole."""
     found = read("decision_study.json")
@@ -289,6 +369,9 @@ def decisions() -> str:
         f"quantiles of the other swaps cover a left-out swap's curves {found['stretch_coverage_left_out']:g} of the time.",
         "",
         *_savings(found["swaps"]),
+        "",
+        STUDY_UNDER_WAY.format(**study_numbers()),
+        *_plan_table(),
     ]
     return "\n".join(lines) + "\n"
 

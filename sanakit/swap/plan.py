@@ -9,7 +9,7 @@ from typing import Any
 from diffusers import SanaTransformer2DModel
 
 from sanakit.adapters import ADAPTERS, Adapter, adapters_of, fresh_core, rebuild_core
-from sanakit.alignment import align_blocks, align_caption, align_input, align_output, pair_captions
+from sanakit.alignment import align_blocks, align_caption, align_input, align_output, carry_rest, pair_captions
 from sanakit.alignment.blocks import DRAWS
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
@@ -192,6 +192,7 @@ def build(
         scores = align_input(core, base.core, data.latents, base_data.latents, **options)
         if blocks:
             return system, scores | align_blocks(system, base, data, base_data, swapped="vae", draws=draws, seed=seed)
+        scores |= carry_rest(core, base, data, base_data, count=ALIGNED, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
     scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
