@@ -19,12 +19,14 @@ from faults import SIZE, World, instructed, prompt_gains
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, word_features
-from sanakit.config import make_config
+from sanakit.batches import draw_batch
+from sanakit.config import MonitorsSection, make_config
 from sanakit.contracts import GateResult
 from sanakit.data import load_pictures
 from sanakit.data.cache import to_images
-from sanakit.data.dataset import build_dataset
+from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.gates import run_gates
+from sanakit.monitors import STILL, make_monitors
 from sanakit.run import RunFolder
 from sanakit.swap.control import SEED
 from sanakit.swap.probe_text import text_evidence
@@ -40,6 +42,7 @@ SOURCES = ("openmoji", "openclipart")
 ENCODERS = ("wordllama", "minilm")
 CHUNK = 64  # held-out pictures of one reading of the base
 COURSES, SAMPLED = 24, 6  # seeds of what is cheap, and of grids of samples
+STREAMS = 200  # seeds of the frozen streams of a training, which alarm with a stated probability
 BUDGET, STEPS, BATCH = 16, 24, 16  # of the swaps: steps of the race, of training, pictures of a step
 Readings = Iterator[list[GateResult]]
 
@@ -63,6 +66,13 @@ class CleanWorld(World):
         parts = [held_out.subset(range(i, i + CHUNK)) for i in range(0, len(held_out) - CHUNK + 1, CHUNK)]
         base = self.base
         return [build_dataset(base.vae, base.text_encoder, p, SIZE, mirror=False, cache=None) for p in parts]
+
+    @cached_property
+    def training_data(self) -> LatentDataset:
+        """The base's latents and prompts of the training split, kept in the user's cache."""
+        return build_dataset(
+            self.base.vae, self.base.text_encoder, load_pictures("embedded").split(False), SIZE, mirror=True
+        )
 
     def images_of(self, source: str) -> Tensor:
         held_out = load_pictures(source).split(True)
@@ -103,6 +113,7 @@ def pieces(halves: int, seeds: int) -> list[Piece]:
         Piece(system="order and sigmas of the base", stage="smoke", size=COURSES, measure=course),
         Piece(system="samples of the base", stage="smoke", size=SAMPLED, measure=samples),
         Piece(system="samples of the base, other seeds", stage="full", size=SAMPLED, measure=other_samples),
+        Piece(system="frozen streams of a training", stage="full", size=STREAMS, measure=frozen_streams),
     ]
     swaps = {
         "own VAE swapped in": {"vae": {"name": "OWN"}},
@@ -187,6 +198,22 @@ def other_samples(world: CleanWorld) -> Readings:
     for seed in range(SAMPLED):
         prompts = world.prompts[8 * seed : 8 * seed + 8]
         yield run_gates("full", sample_evidence(world.base, world.base_data, prompts, 1000 + seed))
+
+
+def frozen_streams(world: CleanWorld) -> Readings:
+    """The training images' latents and prompts as STEPS steps draw them, watched as stage full watches them: a test that
+    alarms with probability alpha over a run must be tried with many seeds. Nothing is trained, as both parts are frozen."""
+    section, data = MonitorsSection(adapters="off", activations="off"), world.training_data
+    for seed in range(STREAMS):
+        options = TrainOptions(max_steps=STEPS, batch_size=BATCH, seed=seed)
+        monitors = make_monitors(section, world.base, data, (world.base, data), options)
+        alarms, every = 0, max(1, STEPS // section.looks)
+        for step in range(STEPS):
+            batch = draw_batch(world.base, data, options, step)
+            monitors.observe(batch, batch.noise - batch.latents)  # the velocity of a perfect model
+            if (step + 1) % every == 0:
+                alarms += sum(reading.alarm and reading.name in STILL for reading in monitors.report(step + 1))
+        yield run_gates("full", {"drift_alarms": alarms})
 
 
 def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Readings:

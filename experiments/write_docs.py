@@ -94,7 +94,7 @@ def thresholds() -> list[str]:
             f"| `{entry.name}` | {cell(entry.title)} | {default:g} | {strict:g} | {cell(source)} | {runs} | {clean} "
             f"| {'' if near is None else f'{near:.3g}'} |"
         )
-    failed = [f"`{row['gate']}` {row['failed']}" for row in measured.values() if row["failed"]]
+    failed = [f"`{row['gate']}` {row['failed']} of {row['runs']}" for row in measured.values() if row["failed"]]
     undecided = [
         f"`{row['gate']}` {row['undecided']} of {row['runs']}" for row in measured.values() if row["undecided"]
     ]

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
+from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
 from sanakit.gates import GATES, gate_names, load_policy, run_gates
 from sanakit.gates.policy import DEFINITIONS, THRESHOLDS, rejudged
@@ -113,6 +114,12 @@ def test_a_wrong_scale_beside_a_wrong_mean_advises_both():
     measured = ([9.0, -12.0, 10.0, 3.0], [1.5, 2.0, 2.5, 3.0])
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=measured)
     assert "latents_mean [9, -12, 10, 3] and latents_std [1.5, 2, 2.5, 3]" in said and "--set" not in said
+    off_by_one = (
+        [4.0, -4.0, 4.0, -4.0],
+        [4.0] * 4,
+    )  # one standard deviation: the shift passes, the factor alone is wrong
+    said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=off_by_one)
+    assert "state latents_mean [4, -4, 4, -4] and latents_std" in said
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=(ZERO, [5.5] * 4))
     assert said == "--set vae.scaling_factor=0.1818 (1/std of these images)"
 
@@ -298,9 +305,10 @@ def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the
         sign = 1 if row["at_least"] else -1
         faults = [f["value"] for f in committed("fault_catalogue.json")["faults"] if f["gate"] == gate and "value" in f]
         assert all(sign * value < sign * default for value in faults), (gate, faults)
-    # Open: one stream of captions (seed 1), shared by three clean systems, alarms in the monitor of embeddings, p .017 at
-    # .025. Whether it is chance or a fault is not settled; docs/gates.md lists it. It must go back to {}.
-    assert {gate: row["failed"] for gate, row in rows.items() if row["failed"]} == {"full/latent-drift": 3}
+    failed = {gate: row["failed"] / row["runs"] for gate, row in rows.items() if row["failed"]}
+    assert set(failed) <= {"full/latent-drift"}  # a test of a stated level: it alarms on some clean streams
+    assert rows["full/latent-drift"]["runs"] >= 200
+    assert failed.get("full/latent-drift", 0) <= ALPHA
 
 
 @pytest.mark.parametrize("stage", ["smoke", "full"])

@@ -5,6 +5,7 @@ import json
 import os
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -671,3 +672,11 @@ def test_a_run_describes_its_data_on_the_terminal(capsys, tmp_path, as_json):
     captured = capsys.readouterr()
     told, silent = (captured.err, captured.out) if as_json else (captured.out, captured.err)
     assert told.startswith("data: openclipart: 4,815 images") and not silent
+
+
+@pytest.mark.parametrize("source", ["./nothing-here", "photos/2024", "~/pictures"])
+def test_a_path_that_is_not_there_is_said_to_be_a_path(source):
+    with pytest.raises(SanakitError) as caught:
+        load_pictures(source)
+    assert caught.value.code == "SK0101"
+    assert "no file or folder" in str(caught.value) and str(Path.cwd()) in str(caught.value)

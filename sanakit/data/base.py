@@ -207,6 +207,13 @@ def load_pictures(
             )
     found = _read(source, captions)
     trusted = found is None and source in DATASETS.entries() and DATASETS.entries()[source].embedded
+    if found is None and source not in DATASETS.entries() and any(sign in source for sign in "/\\.~"):
+        raise SanakitError(
+            "SK0101",
+            f"{source!r} is no file or folder (looked for in {Path.cwd()}), and no data set has this name",
+            cause="The path is misspelt, or relative to another folder.",
+            fix="Give the path as it is from here, or a data set of `sanakit ls`.",
+        )
     found = DATASETS.get(source)() if found is None else found
     found = found if trusted else screen(found, max_set_aside=max_set_aside, ledger=ledger)
     return replace(found, fit=fit) if fit else found

@@ -39,7 +39,7 @@ def normalisation_hint(evidence: Evidence) -> str:
     stated, measured = _pair(evidence["stated_stats"]), _pair(evidence["measured_stats"])
     if mistake := named_mistake(stated, measured):
         return mistake
-    if _offset(stated, measured) <= threshold("component/shift"):
+    if _offset(stated, measured) <= NEAR:
         return factor
     mean, std = measured
     if len(mean) > LISTED:
