@@ -46,7 +46,7 @@ CONFIG = {
     "num_cross_attention_heads": 5, "cross_attention_head_dim": 32, "cross_attention_dim": 160,
     "caption_channels": 256, "sample_size": 6, "patch_size": 1,
 }  # fmt: skip
-OPTIONS = TrainOptions(max_steps=10**6, batch_size=32, decay=False)
+OPTIONS = TrainOptions(max_steps=10**6, batch_size=32, schedule="constant")
 
 
 @cache

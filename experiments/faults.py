@@ -926,7 +926,7 @@ def wrong_vae(world: World) -> list[GateResult]:
     return run_gates("smoke", base_evidence(system, world.dataset(system)))
 
 
-OPTIONS = TrainOptions(max_steps=400, batch_size=16, warmup=1, learning_rate=2e-3, decay=False)
+OPTIONS = TrainOptions(max_steps=400, batch_size=16, warmup=1, learning_rate=2e-3, schedule="constant")
 
 
 @fault(

@@ -22,7 +22,7 @@ POSTERIOR = 0x5DEECE66  # sets a posterior's seed apart from the noise's; of 32 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """learning_rate: peak. warmup: steps. decay: cosine to zero at max_steps, else constant.
+    """learning_rate: peak. warmup: steps. schedule: a name of sanakit.schedules.
 
     batch_size: pictures of a step over all ranks and micro-batches; accumulate: micro-batches of a rank.
     max_skipped: steps with a loss or gradient that is not finite that may be left out before the run stops.
@@ -33,7 +33,7 @@ class TrainOptions:
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     warmup: int = 20
-    decay: bool = True
+    schedule: str = "cosine"  # or "constant-then-decay", "constant"
     max_grad_norm: float = 1.0
     prompt_dropout: float = 0.1
     sigmas: str = "logit-normal"  # or "uniform"

@@ -40,14 +40,16 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder, of which the newest `keep` stay. asynchronous: rank 0 writes on a thread of its own; one
-    checkpoint at a time.
+    """Saves into one folder, of which the newest `keep` stay, and that of step `always`, where it is given, as long as the
+    run lasts. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
 
     Sharded states are written before `save` returns: every rank has its own part of them to write.
     """
 
-    def __init__(self, folder: Path, *, asynchronous: bool = False, keep: int = KEEP) -> None:
-        self.folder, self.keep = folder, keep
+    def __init__(
+        self, folder: Path, *, asynchronous: bool = False, keep: int = KEEP, always: int | None = None
+    ) -> None:
+        self.folder, self.keep, self.always = folder, keep, always
         self._pool = ThreadPoolExecutor(1) if asynchronous else None
         self._pending: Future[None] | None = None
 
@@ -56,10 +58,10 @@ class Saver:
         self.wait()
         snapshot = take(core, state, facts)
         if self._pool is None or snapshot.shards:
-            write(self.folder, snapshot, self.keep)
+            write(self.folder, snapshot, self.keep, self.always)
             barrier()
         elif is_main():
-            self._pending = self._pool.submit(write, self.folder, snapshot, self.keep)
+            self._pending = self._pool.submit(write, self.folder, snapshot, self.keep, self.always)
 
     def wait(self) -> None:
         """Until everything is on disk; raises what a write raised."""
@@ -122,7 +124,7 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
     )
 
 
-def write(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
+def write(folder: Path, snapshot: Snapshot, keep: int = KEEP, always: int | None = None) -> None:
     """Put a snapshot on disk: rank 0, and with shards every rank. Raises SK0903."""
     final = folder / f"step-{snapshot.step:08d}"
     aside = folder / f".{final.name}"
@@ -136,7 +138,8 @@ def write(folder: Path, snapshot: Snapshot, keep: int = KEEP) -> None:
             barrier()
             hashes = write_shards(aside / SHARDED, snapshot.shards)
         if is_main():
-            _write(folder, final, snapshot, hashes, keep)
+            _write(folder, final, snapshot, hashes)
+            prune(folder, final, keep, always)
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise SanakitError("SK0903", f"cannot write {final}: {error}") from error
@@ -172,7 +175,7 @@ def read_shards(folder: Path, targets: dict[str, Tensor]) -> None:
     dcp.load(targets, storage_reader=reader, no_dist=not group.is_initialized())
 
 
-def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str], keep: int) -> None:
+def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str]) -> None:
     aside, replaced = folder / f".{final.name}", folder / f".{final.name}.replaced"
     for name, tensors in snapshot.files.items():
         save_tensors(tensors, aside / f"{name}.safetensors")
@@ -193,7 +196,12 @@ def _write(folder: Path, final: Path, snapshot: Snapshot, hashes: dict[str, str]
     pointer.replace(folder / "LATEST")
     _flush(folder)
     shutil.rmtree(replaced, ignore_errors=True)
-    others = [p for p in sorted(folder.glob("step-*")) if p != final]
+
+
+def prune(folder: Path, final: Path, keep: int = KEEP, always: int | None = None) -> None:
+    """Remove old checkpoints: `final`, the newest `keep` - 1 others and that of step `always` stay."""
+    kept = {final.name} if always is None else {final.name, f"step-{always:08d}"}
+    others = [p for p in sorted(folder.glob("step-*")) if p.name not in kept]
     for old in others[: max(0, len(others) - keep + 1)]:
         (old / "manifest.json").unlink(missing_ok=True)  # first: half of a checkpoint is none
         shutil.rmtree(old)
@@ -286,13 +294,14 @@ def checkpoint_bytes(core: nn.Module, state: TrainState) -> int:
     return weights * (1 if state.ema is None else 2) + 8 * trained + extras
 
 
-def preflight(folder: Path, size: int) -> None:
-    """Reserve the room of KEEP + 1 checkpoints less those that are there, and give it back. Raises SK0903 in time."""
+def preflight(folder: Path, size: int, *, always: int | None = None) -> None:
+    """Reserve the room of KEEP + 1 checkpoints, and of the one that stays where a run keeps it (`always`, as of `Saver`),
+    less those that are there, and give it back. Raises SK0903 in time."""
     if not is_main():
         return
     present = sum(p.stat().st_size for p in folder.glob("step-*/**/*") if p.is_file())
-    dummy = folder / ".preflight"
-    needed = max(size, (KEEP + 1) * size - present)
+    dummy, count = folder / ".preflight", KEEP + 1 + (always is not None)
+    needed = max(size, count * size - present)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with dummy.open("wb") as file:
@@ -300,7 +309,7 @@ def preflight(folder: Path, size: int) -> None:
     except OSError as error:
         raise SanakitError(
             "SK0903",
-            f"{folder}: {KEEP + 1} checkpoints of {size / 1e6:,.1f} MB do not fit ({error.strerror}); "
+            f"{folder}: {count} checkpoints of {size / 1e6:,.1f} MB do not fit ({error.strerror}); "
             f"{shutil.disk_usage(folder.parent).free / 1e6:,.1f} MB are free",
         ) from error
     finally:

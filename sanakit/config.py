@@ -36,7 +36,8 @@ class TrainSection(Section):
     lora_rank: int = Field(default=16, ge=1)
     gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
     warmup: int = Field(default=20, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # constant-then-decay: constant after the warm-up, then linear to zero over the last third
+    schedule: Literal["constant-then-decay", "cosine", "constant"] = "constant-then-decay"
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -107,8 +108,11 @@ class SmokeSection(Section):
         "naive",
         "scratch",
     )
-    # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
-    rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
+    # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
+    controls: bool = False
+    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for (docs/strategies.md);
+    # train.learning_rate overrides
+    rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     held_out: int = Field(default=128, ge=16)  # held-out pictures that judge smoke and full; at most all
     samples: int = Field(default=8, ge=8)  # pictures drawn by base and candidate that judge smoke and full
 

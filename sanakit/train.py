@@ -24,6 +24,7 @@ from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_r
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.optimizers import OPTIMIZERS, Record
+from sanakit.schedules import learning_rate_at
 from sanakit.text_encoders import TextEncoder
 from sanakit.watch import Watch
 
@@ -54,13 +55,6 @@ class TrainState:
     stopped: int = 0
     learning_rate: float = 0.0  # of the step before, and the norm of its gradient
     grad_norm: float = 0.0
-
-
-def learning_rate_at(step: int, options: TrainOptions) -> float:
-    """Linear warm-up, then cosine to zero (or constant)."""
-    warm = min(1.0, (step + 1) / max(1, options.warmup))
-    cosine = 0.5 + 0.5 * math.cos(math.pi * min(1.0, step / options.max_steps)) if options.decay else 1.0
-    return options.learning_rate * warm * cosine
 
 
 class Joint(nn.Module):

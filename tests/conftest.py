@@ -118,7 +118,7 @@ def small_world(tmp_path, monkeypatch):
         seed=0,
     )
     core.save_pretrained(base)
-    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0}
+    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0, "embedded": True}
     (base / "card.json").write_text(json.dumps(card))
     return {
         "base": f"path:{base}",

@@ -18,7 +18,7 @@ from sanakit.swap.plan import applicable
 from sanakit.swap.race import Course, advance, enter
 from sanakit.train import TrainOptions, fit, new_state
 
-OPTIONS = TrainOptions(max_steps=60, batch_size=16, learning_rate=5e-3, warmup=5, decay=False)
+OPTIONS = TrainOptions(max_steps=60, batch_size=16, learning_rate=5e-3, warmup=5, schedule="constant")
 
 
 @pytest.fixture

@@ -30,7 +30,7 @@ from sanakit.swap import stages as engine
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.joint import trainable_copy
 from sanakit.swap.plan import load_base
-from sanakit.swap.resume import resume_facts
+from sanakit.swap.resume import facts_for, resume_facts
 from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
 from sanakit.train import TrainOptions, fit, new_state
 from sanakit.vaes import VAES, load_vae
@@ -283,6 +283,23 @@ def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what
     small_run(tmp_path / "run", resume="never")
     assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000013"
     assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
+
+
+@pytest.mark.slow
+def test_the_checkpoint_where_the_decay_begins_stays_and_a_longer_run_goes_on_from_it(small_run, tmp_path):
+    short, again = tmp_path / "short", tmp_path / "again"
+    small_run(short, sets=["train.checkpoint_every=4"])
+    kept = sorted(path.name for path in (short / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000016", "step-00000020", "step-00000024"]  # 24 steps: the last 8 decay
+    longer = ["train.checkpoint_every=4", "train.max_steps=27"]
+    small_run(again, resume=str(short / "checkpoints" / kept[0]), sets=longer)
+    logged = (again / "steps.jsonl").read_text().splitlines()
+    assert json.loads(logged[0])["step"] == 20 and latest(again / "checkpoints").name == "step-00000027"
+    facts = read_manifest(short / "checkpoints" / kept[0])["facts"]
+    before, after = (facts_for(short / "checkpoints" / name, facts | {"train.max_steps": 27}) for name in kept[:2])
+    assert before["train.max_steps"] == 24 and after["train.max_steps"] == 27  # the second is refused
+    other = facts | {"train.max_steps": 27, "train.schedule": "cosine"}
+    assert facts_for(short / "checkpoints" / kept[0], other) == other
 
 
 def test_resuming_a_named_checkpoint_of_another_configuration_names_the_fields(small_run, tmp_path):

@@ -14,7 +14,7 @@ LAYERS = [
     {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
     {"assembly"},
     {"data", "sampling"},
-    {"alignment", "evaluate", "blind", "batches", "train"},
+    {"alignment", "evaluate", "blind", "batches", "schedules", "train"},
     {"monitors", "checkpoint", "gates", "config", "run"},
     {"presets"},
     {"swap", "doctor"},

@@ -9,7 +9,8 @@ from sanakit.contracts import LatentSpec
 from sanakit.core.dit import GROUPS
 from sanakit.errors import SanakitError
 from sanakit.swap.base import STRATEGIES
-from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.plan_remarks import mask_remark
 
 
 @pytest.fixture

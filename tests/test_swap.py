@@ -34,7 +34,7 @@ def world(tmp_path_factory):
         seed=0,
     )
     core.save_pretrained(root / "base")
-    card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0}
+    card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0, "embedded": True}
     (root / "base" / "card.json").write_text(json.dumps(card))
     source = load_pictures("openclipart")
     (root / "pictures").mkdir()

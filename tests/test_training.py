@@ -15,8 +15,8 @@ import yaml
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 
-from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
-from sanakit.config import dump_config, make_config
+from sanakit.checkpoint import KEEP, Saver, latest, load_checkpoint, save_checkpoint
+from sanakit.config import Config, dump_config, make_config
 from sanakit.core.dit import GROUPS, group_of, parameters_by_group
 from sanakit.data.order import batch_indices
 from sanakit.data.store import save_tensors
@@ -24,6 +24,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluate import held_out
 from sanakit.monitors import LatentMonitor
 from sanakit.presets import PRESETS
+from sanakit.schedules import decay_start, learning_rate_at
 from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import HORIZON, forecast, steps_to_reach
 from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
@@ -309,6 +310,30 @@ def test_parameters_that_stand_still_or_should_have_are_named(tiny_system):
     assert torch.equal(small + torch.tensor(1e-6, dtype=torch.bfloat16) * small.sign(), small)
     with pytest.raises(SanakitError, match="SK0508.*trained parameters stand still"):
         check_movement(core, parameter_digests(core))
+
+
+def test_the_schedules_by_step():
+    options = TrainOptions(max_steps=30, learning_rate=1.0, warmup=2, schedule="constant-then-decay")
+    rates = [learning_rate_at(step, options) for step in range(30)]
+    assert rates[:2] == [0.5, 1.0] and rates[1:21] == [1.0] * 20  # the last third decays, from step 20
+    np.testing.assert_allclose(rates[20:], np.arange(10, 0, -1) / 10)
+    longer = replace(options, max_steps=45)
+    assert rates[:21] == [
+        learning_rate_at(step, longer) for step in range(21)
+    ]  # so a longer run can go on from step 20
+    cosine = replace(options, schedule="cosine")
+    assert learning_rate_at(15, cosine) == pytest.approx(0.5) and learning_rate_at(30, cosine) == 0.0
+    assert learning_rate_at(29, replace(options, schedule="constant")) == 1.0
+    assert Config().train.schedule == "constant-then-decay" and decay_start("constant-then-decay", 400) == 267
+    assert decay_start("cosine", 400) is None is decay_start("constant", 400)
+
+
+def test_one_step_is_never_pruned(tiny_system, tmp_path):
+    core, saver = tiny_system.core, Saver(tmp_path, always=2)
+    state = new_state(core, all_groups(core), OPTIONS)
+    for state.step in range(1, 6):
+        saver.save(core, state, {})
+    assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["2", "4", "5"] and KEEP == 2
 
 
 def test_early_blocks_learn_slower(tiny_system):

@@ -16,11 +16,13 @@ ADAPTERS: Registry[type["Adapter"]] = Registry("adapters", "sanakit.adapters")
 
 
 class Adapter:
-    """kind: "latents" or "tokens", the joint that it serves."""
+    """kind: "latents" or "tokens", the joint that it serves. saves: what was measured of it, for the plan; empty where
+    nothing was."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     kind: ClassVar[str]
+    saves: ClassVar[str] = ""
 
     @classmethod
     def fit(cls, core: SanaTransformer2DModel, spec: Any, *, seed: int = 0, **geometry: Any) -> SanaTransformer2DModel:
@@ -39,8 +41,13 @@ def attach(core: SanaTransformer2DModel, name: str, *, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter.install(core)
-    if adapter.install.__func__ is not Adapter.install.__func__:  # type: ignore[attr-defined]
+    if has_modules(name):
         core.sanakit_adapters = (*adapters_of(core), name)
+
+
+def has_modules(name: str) -> bool:
+    """Whether a registered adapter puts modules of its own into a core, so that the result is not a plain one."""
+    return ADAPTERS.get(name).install.__func__ is not Adapter.install.__func__  # type: ignore[attr-defined]
 
 
 def adapters_of(core: Any) -> tuple[str, ...]:

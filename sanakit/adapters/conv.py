@@ -19,6 +19,11 @@ SOLVABLE = 4608  # features that the head's closed form may read; a wider core's
 
 @ADAPTERS.register("conv-latents", title="patch embedding and head that read 3 x 3 patches", embedded=True)
 class ConvLatents(LinearLatents):
+    saves = (
+        "on tiny-sana 100 steps of finetune reach with it what 150 reach without (error 1.110; without it 1.139 after 100; "
+        "one seed, 128 images)"
+    )
+
     @classmethod
     def install(cls, core: SanaTransformer2DModel) -> None:
         plain, head = core.patch_embed.proj, core.proj_out

@@ -30,6 +30,9 @@ AllowPickle = Annotated[
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
+Controls = Annotated[
+    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
+]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -41,6 +44,7 @@ def swap_vae(
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
     budget_steps: Budget = 100,
+    controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -52,7 +56,7 @@ def swap_vae(
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         _convert(base)
-    values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
+    values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
@@ -64,6 +68,7 @@ def swap_text_encoder(
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
     budget_steps: Budget = 100,
+    controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -75,7 +80,7 @@ def swap_text_encoder(
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         _convert(base)
-    values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
+    values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
@@ -86,12 +91,12 @@ def _convert(base: str) -> None:
     convert_base(base, cache_dir())
 
 
-def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict[str, Any]:
+def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
     return {
         "base": base,
         "data": {"source": data},
         "train": {"strategy": strategy, "seed": seed},
-        "smoke": {"budget_steps": budget},
+        "smoke": {"budget_steps": budget, "controls": controls},
     }
 
 
@@ -230,6 +235,7 @@ def validate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write a summary for CI.")] = None,
     policy: PolicyName = "default",
     force: Force = False,
+    controls: Controls = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
@@ -237,12 +243,13 @@ def validate(
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
+    sets = [*(["smoke.controls=true"] if controls else []), *(set_ or [])]
     if allow_pickle:
         _convert(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
     if run_dir is not None and (run_dir / "config.yaml").is_file():
-        config = load_config(run_dir / "config.yaml", set_)
+        config = load_config(run_dir / "config.yaml", sets)
     else:
         values = {
             "base": base,
@@ -251,7 +258,7 @@ def validate(
             "vae": {"name": vae},
             "text_encoder": {"name": text_encoder},
         }
-        config = make_config(values, set_)
+        config = make_config(values, sets)
     check_names(config)
     run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
 

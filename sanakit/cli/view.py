@@ -95,7 +95,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
             race.add_row(
                 name,
                 *(_number(row[key], ".3f") for key in ("initial_loss", "held_out_loss", "relative_error")),
-                "diverged" if row.get("diverged") else _steps(row),
+                _outcome(row),
             )
         console.print(race)
         for row in candidates:
@@ -231,6 +231,13 @@ def print_drift(found: dict[str, Any]) -> None:
 
 def _number(value: float | None, form: str = ".3g") -> str:
     return "" if value is None else f"{value:{form}}"
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    """What a race says of a strategy; runs of earlier versions raced every one that they list."""
+    if not row.get("raced", True):
+        return "not trained (--controls)"
+    return "diverged" if row.get("diverged") else _steps(row)
 
 
 def _steps(row: dict[str, Any]) -> str:

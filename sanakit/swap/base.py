@@ -17,7 +17,10 @@ class Strategy:
     begins where `train.start` says, instead.
 
     scales: learning-rate multiplier by parameter group, absent = frozen; the group `lora` holds low-rank adapters of
-    every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep.
+    every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep on embedded cores.
+
+    control: shows what a swap without knowledge would do; it races with `smoke.controls`, and is evaluated before any
+    step otherwise. adapter: joins the candidate instead of the linear layers, empty for those.
     """
 
     name: ClassVar[str] = ""
@@ -28,7 +31,14 @@ class Strategy:
     scales: ClassVar[dict[str, float]]
     learning_rate: ClassVar[float] = 1e-3
     lora_rank: ClassVar[int] = 0
+    control: ClassVar[bool] = False
+    adapter: ClassVar[str] = ""
     teacher: ClassVar[str] = ""  # "trajectories": the loss is the distance to the base on its own trajectories
+
+    @classmethod
+    def start(cls) -> tuple[str, str]:
+        """What the core before any step depends on: strategies of an equal pair start alike."""
+        return cls.initialise, cls.adapter
 
     @classmethod
     def parameter_groups(cls, core: SanaTransformer2DModel) -> list[dict]:
@@ -50,6 +60,24 @@ class Strategy:
         if cls.lora_rank:
             core.fuse_lora()
             core.unload_lora()
+
+
+def joined_by(strategy: type[Strategy], adapter: str) -> type[Strategy]:
+    """The strategy with another adapter than the linear layers, named STRATEGY@ADAPTER; as it is for an empty name."""
+    if not adapter:
+        return strategy
+    changes = {
+        "name": f"{strategy.name}@{adapter}",
+        "title": f"{strategy.title}; joined by {adapter}",
+        "adapter": adapter,
+    }
+    return type(strategy.__name__, (strategy,), changes)
+
+
+def strategy_named(name: str) -> type[Strategy]:
+    """A registered strategy, or STRATEGY@ADAPTER. Raises SK0101."""
+    plain, _, adapter = name.partition("@")
+    return joined_by(STRATEGIES.get(plain), adapter)
 
 
 def add_lora(core: SanaTransformer2DModel, rank: int) -> None:

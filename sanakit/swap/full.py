@@ -19,6 +19,7 @@ from sanakit.evaluate import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
+from sanakit.schedules import decay_start, learning_rate_at
 from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
@@ -31,7 +32,7 @@ from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.train import check_movement, fit, layer_groups, learning_rate_at, new_state, parameter_digests
+from sanakit.train import check_movement, fit, layer_groups, new_state, parameter_digests
 from sanakit.watch import Watch
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
     added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        system, name = swap.base.system(), swap.config.adapter.name
+        system, name = swap.base.system(), strategy.adapter
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
@@ -147,7 +148,8 @@ def train(
     for row in state.history:
         swap.run.append(row["file"], [row["row"]])
     drop_later(swap.run, state.step)
-    preflight(checkpoints, checkpoint_bytes(state.module, state))
+    branch = decay_start(options.schedule, options.max_steps)
+    preflight(checkpoints, checkpoint_bytes(state.module, state), always=branch)
 
     stream = swap.stream(system)
     base = (swap.base_system, swap.base_data[0])

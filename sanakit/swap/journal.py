@@ -15,6 +15,7 @@ from sanakit.checkpoint import Saver
 from sanakit.evaluate import HeldOut
 from sanakit.monitors import STILL, Monitors
 from sanakit.sampling import sample_images
+from sanakit.schedules import decay_start, saves_at
 from sanakit.swap.base import Strategy
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.gradual import SETTLED
@@ -57,12 +58,13 @@ class Journal:
         self.drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in rows)
         self.look_every = max(1, self.options.max_steps // config.monitors.looks)
         self.trackers = Trackers(config.train.report_to, self.swap.run.path, flat_config(config))
-        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints)
+        branch = decay_start(self.options.schedule, self.options.max_steps)
+        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
         self.clock = time.perf_counter()
 
     def after_step(self, step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
         """Raises MonitorRequest where an alarm asks to stop or to go back."""
-        own, last = self.swap.config.train, step == self.options.max_steps
+        own = self.swap.config.train
         self.swap.progress(f"training {self.strategy.name}", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
@@ -76,7 +78,7 @@ class Journal:
             self._look(step)
         if own.sample_every and step % own.sample_every == 0:
             self._draw(step)
-        if step % own.checkpoint_every == 0 or last:
+        if saves_at(step, self.options, own.checkpoint_every):
             self.save()
 
     def record(self, file: str, rows: list[dict[str, Any]]) -> None:
@@ -91,8 +93,8 @@ class Journal:
 
     def save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
-        step = self.state.step
-        if self.state.stopped and step % self.swap.config.train.checkpoint_every and step != self.options.max_steps:
+        every = self.swap.config.train.checkpoint_every
+        if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
 
     def close(self) -> None:

@@ -35,6 +35,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, jo
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",
         "seed": swap.config.train.seed,
         "base": swap.base.name,
+        "embedded": swap.base.embedded,
         "vae": swap.config.vae.name or swap.base.card["vae"],
         "scaling_factor": swap.config.vae.scaling_factor if is_vae else swap.base.card.get("scaling_factor"),
         "text_encoder": encoder,

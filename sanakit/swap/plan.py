@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import SanaTransformer2DModel
 
 from sanakit.adapters import ADAPTERS, Adapter, adapters_of, fresh_core, rebuild_core
@@ -17,28 +16,33 @@ from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, s
 from sanakit.data.base import cache_dir
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.evaluate import held_out
 from sanakit.flow import swapped_shift
 from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
 from sanakit.interop.hub import download
 from sanakit.interop.native import converted
 from sanakit.interop.place import local_path
-from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.swap.base import STRATEGIES, Strategy, strategy_named
 from sanakit.swap.distill import embedding_mse
-from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE, load_vae
 
 CORES = Path(__file__).parent.parent / "assets" / "cores"
+NOT_TRAINED = "not trained (--controls)"
 ALIGNED = 4096  # pictures that the closed form of the input reads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A working model on disk: folder of the core, card with VAE, text encoder, picture size and flow shift."""
+    """A working model on disk: folder of the core, card with VAE, text encoder, picture size and flow shift.
+
+    embedded: whether the core has the size that the strategies' own learning rates were measured on: it is packaged, or its
+    card says so (`"embedded": true`), as that of a model that was trained on from a packaged one does.
+    """
 
     name: str
     folder: Path
     card: dict[str, Any]
+    embedded: bool = False
 
     def system(self, vae: VAE | None = None, text_encoder: TextEncoder | None = None) -> LatentDiffusion:
         return LatentDiffusion(
@@ -83,7 +87,7 @@ def load_base(name: str) -> Base:
         raise SanakitError("SK0106", f"{folder / 'card.json'} lacks {', '.join(sorted(missing))}")
     # a component that was trained with the core lies beside it
     own = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
-    return Base(name=name, folder=folder, card=own)
+    return Base(name=name, folder=folder, card=own, embedded=scheme != "path" or own.get("embedded") is True)
 
 
 def swap_core(
@@ -199,10 +203,14 @@ def build(
 
 
 def describe_plan(
-    base: LatentDiffusion, candidate: VAE | TextEncoder, core: SanaTransformer2DModel, strategies: Sequence[str] = ()
+    base: LatentDiffusion,
+    candidate: VAE | TextEncoder,
+    core: SanaTransformer2DModel,
+    strategies: Sequence[str] = (),
+    resting: Sequence[str] = (),
 ) -> dict[str, Any]:
     """plan.json: what happens to each parameter group, with shapes and counts, under each strategy, and what else a
-    swap touches."""
+    swap touches. resting: names of controls that are not trained."""
     is_vae = isinstance(candidate, VAE)
     before, after = parameters_by_group(base.core), parameters_by_group(core)
     actions = {"input": "align", "output": "align"} if is_vae else {"caption": "align linear_1, keep the rest"}
@@ -228,7 +236,9 @@ def describe_plan(
         "kind": "vae" if is_vae else "text_encoder",
         "adapters": list(adapters_of(core)),
         "groups": groups,
-        "strategies": {name: strategy_plan(STRATEGIES.get(name), joints) for name in strategies},
+        "strategies": {
+            name: strategy_plan(strategy_named(name), joints, raced=name not in resting) for name in strategies
+        },
         "notes": _vae_remarks(base, candidate, core) if isinstance(candidate, VAE) else _text_remarks(base, candidate),
     }
 
@@ -242,9 +252,9 @@ def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DMod
     return [row for row in rows if row["before"] != row["after"]]
 
 
-def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, str]:
+def strategy_plan(strategy: type[Strategy], joints: Sequence[str], *, raced: bool = True) -> dict[str, str]:
     """Of every group: how it starts, then at which multiple of the learning rate it is trained. joints: the groups that
-    the swap touches."""
+    the swap touches. raced: False for a control that is not trained."""
     starts = {
         "reuse": "keep",
         "align": "align",
@@ -259,35 +269,12 @@ def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, 
         parts = [starts.get(strategy.initialise, strategy.initialise) if touched else "keep"]
         if strategy.initialise == "align-blocks" and group in ("core", "cross_attention"):
             parts = ["solve output layers"]
-        parts += [f"train x{rate:g}"] if rate else []
+        if rate:
+            parts.append(f"train x{rate:g}" if raced else NOT_TRAINED)
         if strategy.lora_rank and group in ("core", "cross_attention"):
             parts.append(f"LoRA rank {strategy.lora_rank}")
         plan[group] = ", ".join(parts)
     return plan
-
-
-def mask_remark(base: LatentDiffusion, data: LatentDataset, *, count: int = 128) -> str:
-    """What is said of a base that was trained without an attention mask: its held-out loss is lower, beyond twice the
-    standard error, when it reads the padding too. Empty for one that was trained with it."""
-    rows = torch.arange(min(count, len(data)))
-    prompt = data.prompts(rows, torch.ones_like(rows))
-    losses = []
-    for mask in (prompt.mask, torch.ones_like(prompt.mask)):
-        part = LatentDataset(
-            names=data.names[: len(rows)],
-            latents=data.latents[rows],
-            captions=PromptEmbeds(prompt.embeds, mask),
-            first=rows,
-            count=torch.ones_like(rows),
-        )
-        losses.append(held_out(base, part, count=len(rows)).losses.mean(0))
-    gain = losses[0] - losses[1]
-    if gain.mean() <= 2 * gain.std() / len(rows) ** 0.5:
-        return ""
-    return (
-        f"the base was trained without an attention mask: its held-out loss is {losses[0].mean():.4f} with the mask and "
-        f"{losses[1].mean():.4f} without; sanakit masks padding, so the swap also has to learn that"
-    )
 
 
 def _vae_remarks(base: LatentDiffusion, candidate: VAE, core: SanaTransformer2DModel) -> list[str]:

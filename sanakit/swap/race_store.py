@@ -131,6 +131,9 @@ def curve_of(arm: Arm) -> dict[str, Any]:
         "sigmas": [list(result.sigmas) for result in arm.results],
         "losses": [result.losses.tolist() for result in arm.results],
         "errors": [errors.tolist() for errors in arm.errors_by_look],
+        "look_steps": arm.look_steps,
+        "look_losses": arm.look_losses,
+        "look_errors": [errors.tolist() for errors in arm.look_errors],
         "train_loss": arm.train_loss,
         "recent": arm.recent,
         "seconds": arm.seconds,
@@ -147,6 +150,8 @@ def put_curve(arm: Arm, curve: dict[str, Any]) -> None:
         for sigmas, losses in zip(curve["sigmas"], curve["losses"], strict=True)
     ]
     arm.errors_by_look = [np.asarray(errors) for errors in curve["errors"]]
+    arm.look_steps, arm.look_losses = list(curve["look_steps"]), list(curve["look_losses"])
+    arm.look_errors = [np.asarray(errors) for errors in curve["look_errors"]]
     arm.train_loss = [(int(step), float(loss)) for step, loss in curve["train_loss"]]
     arm.recent = list(curve["recent"])
     arm.seconds, arm.seconds_once = float(curve["seconds"]), float(curve["seconds_once"])

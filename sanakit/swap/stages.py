@@ -89,7 +89,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     write_plan(swap, names)
     arms, finalists, starts = run_race(swap, names)
 
-    best = recommend(arms)
+    best = recommend([arm for arm in arms if arm.raced])
     assert best.forecast is not None
     more = steps_that_tell(best.forecast, budget)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
@@ -113,7 +113,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
     wiring |= course_evidence(best.system, train, best.options)
     if best.state:
-        wiring |= movement_evidence(starts[best.strategy.initialise][0].core, best.system.core, best.average)
+        wiring |= movement_evidence(starts[best.strategy.start()][0].core, best.system.core, best.average)
 
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")

@@ -56,11 +56,13 @@ class Finetune(Strategy):
 @STRATEGIES.register("naive", title="fresh joints, then every layer: the usual way, as a control", embedded=True)
 class Naive(Strategy):
     initialise = "naive"
+    control = True
     scales = ALL
 
 
-@STRATEGIES.register("scratch", title="everything fresh", embedded=True)
+@STRATEGIES.register("scratch", title="everything fresh, as a control", embedded=True)
 class Scratch(Strategy):
     initialise = "scratch"
+    control = True
     scales = ALL
     learning_rate = 2e-3

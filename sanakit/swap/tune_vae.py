@@ -25,6 +25,7 @@ from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.monitors import Monitors, component_stream
+from sanakit.schedules import decay_start, learning_rate_at, saves_at
 from sanakit.swap.component import psnr
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
@@ -33,7 +34,6 @@ from sanakit.train import (
     TrainOptions,
     check_movement,
     descend,
-    learning_rate_at,
     new_state,
     own_rows,
     parameter_digests,
@@ -169,7 +169,8 @@ class Tuning:
         pick_up(self.checkpoints, swap.resume, state, self.facts)
         for row in state.history:
             swap.run.append(row["file"], [row["row"]])
-        preflight(self.checkpoints, checkpoint_bytes(self.model, state))
+        branch = decay_start(options.schedule, options.max_steps)
+        preflight(self.checkpoints, checkpoint_bytes(self.model, state), always=branch)
         reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
         self.look_every = max(1, options.max_steps // config.monitors.looks)
         component = component_stream(config.monitors, "VAE", self.look_every, reference)
@@ -177,11 +178,11 @@ class Tuning:
         self.monitors = Monitors(config.monitors, component=component, device=device)
         self.monitors.restore(state.extras)
         self.trackers = Trackers(config.train.report_to, swap.run.path, flat_config(config))
-        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints)
+        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
         self.watch = Watch(self.checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
         try:
             watched(self.descend, state, self.monitors, self.saver, self.facts)
-            if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
+            if state.stopped and not saves_at(state.step, options, config.train.checkpoint_every):
                 self.save()
         finally:
             self.watch.close()
@@ -219,15 +220,15 @@ class Tuning:
         self.saver.save(self.model, self.state, self.facts)
 
     def after_step(self, step: int, loss: float, parts: list[Pictured], raw: Tensor) -> None:
-        component, max_steps = self.monitors.component, self.options.max_steps
-        self.swap.progress("training the VAE", step, max_steps)
+        component = self.monitors.component
+        self.swap.progress("training the VAE", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
         elif component is not None:
             component.observe(self.candidate.normalize(raw[: component.wanted].cpu()))
         if step % self.look_every == 0:
             self.evaluate(step, loss)
-        if step % self.swap.config.train.checkpoint_every == 0 or step == max_steps:
+        if saves_at(step, self.options, self.swap.config.train.checkpoint_every):
             self.save()
 
     def evaluate(self, step: int, loss: float) -> None:
