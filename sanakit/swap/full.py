@@ -136,7 +136,7 @@ def train(
 ) -> Journal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
-    config, data = swap.config, swap.candidate_data[0]
+    config = swap.config
     options = replace(options_of(config, strategy), live_captions=encoder is not None)
     if encoder:
         assert config.text_encoder.learning_rate
