@@ -10,6 +10,7 @@ median to q. A strict threshold leaves s beyond q, a default one 2 s, and both s
 """
 
 import argparse
+import ast
 import json
 import sys
 import tempfile
@@ -23,11 +24,13 @@ import torch
 import sanakit.gates
 import sanakit.swap
 from sanakit.contracts import GateResult, Verdict
-from sanakit.gates.policy import THRESHOLDS, Policy
+from sanakit.gates.policy import Policy, rules
 from sanakit.hashing import hash_module, hash_record
 
 OUT = Path(__file__).parent / "results" / "gate_calibration.json"
 KEPT = Path("runs") / "calibration"
+APART = ("judging.py", "policy.py", "causes.py", "evidence.py")  # they judge, and measure nothing
+JUDGING = ("default", "strict", "at_least", "at_most", "above", "definition")  # arguments of a rule
 MARGIN = {"strict": 1.0, "default": 2.0}  # ways from the median to the quantile that a threshold leaves beyond it
 
 
@@ -71,10 +74,20 @@ def main() -> None:
 
 
 def sources() -> str:
-    """Of what measures: another gate or probe reads other numbers. Thresholds are apart."""
+    """Hash of the code that measures, without docstrings and thresholds: another gate or probe reads other numbers."""
     folders = (Path(sanakit.gates.__file__).parent.glob("*.py"), Path(sanakit.swap.__file__).parent.glob("probe_*.py"))
-    files = [path for found in folders for path in sorted(found) if path.name != "policy.py"]
-    return hash_record([path.read_text() for path in files])
+    files = [path for paths in folders for path in sorted(paths) if path.name not in APART]
+    return hash_record([code_of(path.read_text()) for path in files])
+
+
+def code_of(source: str) -> str:
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call):
+            node.keywords = [keyword for keyword in node.keywords if keyword.arg not in JUDGING]
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:]
+    return ast.dump(tree)
 
 
 def kept_or_measured(path: Path, piece: Any, world: Any) -> list[tuple[str, GateResult]]:
@@ -101,7 +114,7 @@ def calibrated(gate: str, rows: list[tuple[str, GateResult]]) -> dict[str, Any]:
     low = {system: float(np.quantile(values, 0.05)) for system, values in goodness.items()}
     worst = min(low, key=lambda system: low[system])
     way = float(np.median(goodness[worst])) - low[worst]
-    limits = dict(zip(("default", "strict"), THRESHOLDS[gate], strict=True))
+    limits = {name: getattr(rules()[gate], name) for name in ("default", "strict")}
     asked = {name: low[worst] - share * way for name, share in MARGIN.items()}
     return {
         "gate": gate,

@@ -233,5 +233,5 @@ def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Reading
         swap = copy.copy(first)
         swap.config = make_config(values, [f"train.seed={seed}"])
         swap.run = RunFolder.open(swap.config, world.fresh(f"swap-{seed}"))
-        yield smoke(swap)
-        yield full(swap)
+        yield smoke(swap).results
+        yield full(swap).results

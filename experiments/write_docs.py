@@ -12,7 +12,7 @@ from typing import Any
 from sanakit.contracts import LatentStats, TextSpec
 from sanakit.errors import CODES
 from sanakit.gates import GATES
-from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
+from sanakit.gates.policy import rules
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -84,9 +84,10 @@ def thresholds() -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in GATES.entries().values():
-        default, strict = THRESHOLDS[entry.name]
+        record = rules()[entry.name]
+        default, strict = record.default, record.strict
         row = measured.get(entry.name)
-        source = f"definition: {DEFINITIONS[entry.name]}" if entry.name in DEFINITIONS else "A/A"
+        source = f"definition: {record.definition}" if record.definition else "A/A"
         runs = f"{row['runs']} of {row['systems']}" if row else ""
         clean = f"{row['quantile']:.3g}, {cell(row['worst_system'])}" if row else ""
         near = nearest_fault(entry.name, default, faults)

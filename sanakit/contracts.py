@@ -116,6 +116,7 @@ class GateResult:
     samples_needed: int | None = None  # where inconclusive: about how many would decide
     error: str = ""  # the gate, or what it judges, raised: whose it is and what was raised
     decidable: bool = True  # False: the measurement shows nothing, so every policy leaves it inconclusive
+    advisory: bool = False  # True: a value on the bad side shows nothing, so every policy leaves it inconclusive
 
     def as_dict(self) -> dict[str, Any]:
         return _without_empty_error(asdict(self) | {"verdict": str(self.verdict)})

@@ -12,8 +12,9 @@ import torch
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
 from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
-from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.gates.policy import DEFINITIONS, THRESHOLDS, rejudged
+from sanakit.gates import GATES, NotApplied, gate_names, judge_stage, load_policy, rule, run_gates
+from sanakit.gates.evidence import evidence_keys
+from sanakit.gates.policy import rejudged, rules
 from sanakit.reporting.ci import bound
 from sanakit.swap.probe_facts import hint_facts, seam_crossing
 from sanakit.vaes import VAES
@@ -207,7 +208,28 @@ def test_a_vae_with_mean_and_std_exchanged_is_named_from_its_images(openclipart_
 
 def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
     assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full", "tune"}
-    assert set(GATES.names()) == set(THRESHOLDS) and set(gate_names()) >= set(THRESHOLDS)
+    assert set(GATES.names()) == set(rules()) and set(gate_names()) >= set(rules())
+
+
+def test_a_gate_without_its_evidence_is_listed_with_the_reason_and_a_misspelt_key_is_refused():
+    judgement = judge_stage("smoke", {"distinct_share": 1.0})
+    assert [result.gate for result in judgement.results] == ["smoke/data-order"]
+    assert judgement.not_applied["smoke/flow-shift"] == "not measured: train_shift, sample_shift"
+    assert set(judgement.not_applied) == {n for n in GATES.names() if n.startswith("smoke/")} - {"smoke/data-order"}
+    with pytest.raises(KeyError, match=r"distinct_shares is no evidence of stage smoke \(did you mean distinct_share"):
+        judge_stage("smoke", {"distinct_shares": 1.0})
+    done = judge_stage("full", {"start_losses": np.ones(8), "end_losses": np.ones(8), "start_at_base": True})
+    assert done.not_applied["full/progress"] == "the start is the base's own quality already"
+
+
+def test_a_rule_has_one_good_side():
+    with pytest.raises(ValueError, match="found 2"):
+        rule(code="SK0201", metric="dB", at_least=(1, 2), at_most=(3, 4))
+
+
+def test_every_key_that_a_gate_needs_is_evidence_of_its_stage():
+    for name, record in rules().items():
+        assert record.needs and set(record.needs) <= evidence_keys(name.split("/")[0]), name
 
 
 def smoke_evidence(ratio, arrives):
@@ -297,9 +319,8 @@ def committed(name):
 
 def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the_nearest_fault():
     rows = {row["gate"]: row for row in committed("gate_calibration.json")["gates"]}
-    assert set(DEFINITIONS) <= set(THRESHOLDS)
-    for gate in set(THRESHOLDS) - set(DEFINITIONS):
-        row, (default, strict) = rows[gate], THRESHOLDS[gate]
+    for gate in (name for name, record in rules().items() if not record.definition):
+        row, default, strict = rows[gate], rules()[gate].default, rules()[gate].strict
         assert (row["default"], row["strict"]) == (default, strict), f"{gate}: calibrate again"
         assert row["clears_default"] and row["clears_strict"], row
         sign = 1 if row["at_least"] else -1
@@ -321,10 +342,8 @@ def test_nothing_is_gained_from_a_start_that_is_the_bases_own_quality(stage):
 
 
 def test_strict_is_nowhere_looser_than_default():
-    at_least = {r.gate: r.at_least for r in run_gates("component", vae_evidence())}
-    for gate, (default, strict) in THRESHOLDS.items():
-        if gate in at_least:
-            assert strict >= default if at_least[gate] else strict <= default, gate
+    for gate, record in rules().items():
+        assert record.strict >= record.default if record.at_least else record.strict <= record.default, gate
 
 
 def test_a_policy_judges_again_what_was_measured(tmp_path):
@@ -390,7 +409,7 @@ def test_no_gain_at_all_is_no_pass(gate):
     }
     before, after = names.get(gate, ("start_losses", "end_losses"))
     losses = np.random.default_rng(0).uniform(0.4, 0.6, 64)
-    evidence = {before: losses, after: losses, "psnr_after": losses}
+    evidence = {before: losses, after: losses}
     result = GATES.get(gate)(evidence)
     assert result.value == 0 and result.verdict == Verdict.FAIL and bound(result.as_dict()) == "above 0"
     assert rejudged(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
@@ -399,4 +418,4 @@ def test_no_gain_at_all_is_no_pass(gate):
 
 @pytest.mark.parametrize("gate", ["smoke/progress", "full/progress"])
 def test_where_nothing_is_trained_no_gate_asks_for_a_lower_loss(gate):
-    assert GATES.get(gate)({"end_losses": np.ones(8)}) is None
+    assert GATES.get(gate)({"end_losses": np.ones(8)}) == NotApplied("not measured: start_losses")

@@ -95,13 +95,15 @@ def test_a_statistic_written_as_the_page_says_works(plugin, tmp_path, monkeypatc
 
 def test_a_gate_written_as_the_page_says_works(plugin):
     plugin("ours_gates", example("component/ours-sharp"), {"gates": {"component/ours-sharp": "sharp"}})
-    good, bad = (run_gates("component", vae_evidence(psnr=np.full(100, v)))[-1] for v in (21.5, 19.0))
+    evidence = [vae_evidence(psnr=np.full(100, value)) for value in (21.5, 19.0)]
+    good, bad = (run_gates("component", one)[-1] for one in evidence)
     assert (good.gate, good.threshold, good.verdict, bad.verdict) == (
         "component/ours-sharp",
         20.0,
         Verdict.PASS,
         Verdict.FAIL,
     )
+    assert run_gates("component", evidence[0], load_policy("strict"))[-1].threshold == 22.0
 
 
 def test_a_statistic_may_take_either_keyword():
@@ -213,10 +215,9 @@ def test_a_gate_that_raises_is_a_row_and_the_others_judge(plugin, tmp_path):
 
 
 def test_a_gate_of_our_own_that_raises_is_a_row_too(monkeypatch):
-    evidence = vae_evidence()
-    del evidence["declared_spec"]
+    evidence = vae_evidence() | {"declared_spec": None}
     rows = {r.gate: r for r in run_gates("component", evidence)}
-    assert rows["component/geometry"].code == "SK0999" and "KeyError" in rows["component/geometry"].error
+    assert rows["component/geometry"].code == "SK0999" and "AttributeError" in rows["component/geometry"].error
     assert rows["component/scale-high"].verdict == Verdict.PASS
 
 

@@ -1,38 +1,32 @@
-"""Gates of a VAE that was fine-tuned: its latents obey more, and its pictures are about as good as before."""
+"""Gates of a VAE that was fine-tuned: its latents obey more, and its images are about as good as before."""
 
 import numpy as np
 
-from sanakit.contracts import GateResult
-from sanakit.gates.base import GATES, Evidence, gate_result, interval
+from sanakit.gates.base import GATES, Measurement, mean_of, rule
+from sanakit.gates.evidence import TuneEvidence
 
 
 @GATES.register("tune/equivariance", title="latents turn and scale with the picture more than before", embedded=True)
-def equivariance(evidence: Evidence) -> GateResult | None:
-    gain = np.asarray(evidence["equivariance_before"]) - np.asarray(evidence["equivariance_after"])
-    value, ci = interval(gain)
-    return gate_result(
-        gate="tune/equivariance",
-        code="SK0510",
-        metric="equivariance error gained",
-        value=value,
-        ci=ci,
-        samples=len(evidence["psnr_after"]),
-        at_least=True,
-        above=True,
-        hint="raise vae.equivariance or train.max_steps",
-    )
+@rule(
+    code="SK0510",
+    metric="equivariance error gained",
+    above=(0, 0),
+    definition="better than before, paired",
+    needs=("equivariance_before", "equivariance_after"),
+    hint="raise vae.equivariance or train.max_steps",
+)
+def equivariance(evidence: TuneEvidence) -> Measurement:
+    return mean_of(np.asarray(evidence["equivariance_before"]) - np.asarray(evidence["equivariance_after"]))
 
 
 @GATES.register("tune/reconstruction", title="reconstruction has lost at most 1 dB", embedded=True)
-def reconstruction(evidence: Evidence) -> GateResult | None:
-    value, ci = interval(np.asarray(evidence["psnr_after"]) - np.asarray(evidence["psnr_before"]))
-    return gate_result(
-        gate="tune/reconstruction",
-        code="SK0201",
-        metric="PSNR over the one before less 1 dB",
-        value=value,
-        ci=ci,
-        samples=len(evidence["psnr_after"]),
-        at_least=True,
-        hint="lower vae.equivariance or train.learning_rate",
-    )
+@rule(
+    code="SK0201",
+    metric="PSNR over the one before less 1 dB",
+    at_least=(0, 0),
+    definition="a tolerance: 1 dB, in the metric",
+    needs=("psnr_before", "psnr_after"),
+    hint="lower vae.equivariance or train.learning_rate",
+)
+def reconstruction(evidence: TuneEvidence) -> Measurement:
+    return mean_of(np.asarray(evidence["psnr_after"]) - np.asarray(evidence["psnr_before"]))

@@ -2,89 +2,89 @@
 
 import numpy as np
 
-from sanakit.contracts import GateResult
-from sanakit.gates.base import GATES, Evidence, gate_result, interval, ratio_interval
-from sanakit.gates.vae_hints import collapse_hint, finite_hint, normalisation_hint, seam_hint, shift_hint
+from sanakit.gates.base import GATES, Measurement, NotApplied, mean_of, ratio_interval, rule
+from sanakit.gates.evidence import VaeEvidence
+from sanakit.gates.vae_hints import (
+    RECONSTRUCTION_FLOOR,
+    collapse_hint,
+    finite_hint,
+    normalisation_hint,
+    seam_hint,
+    shift_hint,
+)
 
 EXPLAINED = 0.3  # share of the pictures' variance that an affine map of the reconstruction must explain to be judged
+UNLIKE = NotApplied("the reconstruction does not resemble the image: component/reconstruction judges that")
 
 
 @GATES.register("component/finite-latents", title="latents are finite at the training size", embedded=True)
-def finite_latents(evidence: Evidence) -> GateResult | None:
-    if "nonfinite_latents" not in evidence:
-        return None
-    return gate_result(
-        gate="component/finite-latents",
-        code="SK0204",
-        metric="values not finite, latents and reconstructions",
-        value=evidence["nonfinite_latents"],
-        at_least=False,
-        hint=finite_hint(evidence),
-    )
+@rule(
+    code="SK0204",
+    metric="values not finite, latents and reconstructions",
+    at_most=(0, 0),
+    definition="none may be NaN or Inf",
+    needs=("nonfinite_latents",),
+)
+def finite_latents(evidence: VaeEvidence) -> Measurement:
+    return Measurement(value=evidence["nonfinite_latents"], hint=finite_hint(evidence))
 
 
 @GATES.register("component/geometry", title="measured ratio and channels are the declared ones", embedded=True)
-def geometry(evidence: Evidence) -> GateResult | None:
-    if "measured_spec" not in evidence:
-        return None
+@rule(
+    code="SK0202",
+    at_most=(0, 0),
+    definition="what is measured is what is declared",
+    needs=("measured_spec", "declared_spec"),
+)
+def geometry(evidence: VaeEvidence) -> Measurement:
     measured, declared = evidence["measured_spec"], evidence["declared_spec"]
-    return gate_result(
-        gate="component/geometry",
-        code="SK0202",
-        metric=f"{measured.label} measured, {declared.label} declared",
-        value=float(measured != declared),
-        at_least=False,
-        hint=f"declare {measured.label}",
-    )
+    metric = f"{measured.label} measured, {declared.label} declared"
+    return Measurement(value=float(measured != declared), metric=metric, hint=f"declare {measured.label}")
 
 
 @GATES.register("component/repeatable-latents", title="the same picture has the same latents twice", embedded=True)
-def repeatable_latents(evidence: Evidence) -> GateResult | None:
-    if "latent_repeat_difference" not in evidence:
-        return None
-    return gate_result(
-        gate="component/repeatable-latents",
-        code="SK0216",
-        metric="relative change when encoded again",
-        value=evidence["latent_repeat_difference"],
-        at_least=False,
-        hint="take the posterior's mode and call eval(): no sampling, no dropout",
-    )
+@rule(
+    code="SK0216",
+    metric="relative change when encoded again",
+    at_most=(1e-3, 1e-4),
+    definition="numerical identity, the same batch twice",
+    needs=("latent_repeat_difference",),
+    hint="take the posterior's mode and call eval(): no sampling, no dropout",
+)
+def repeatable_latents(evidence: VaeEvidence) -> float:
+    return evidence["latent_repeat_difference"]
 
 
 @GATES.register("component/normalisation", title="denormalising undoes normalising", embedded=True)
-def normalisation(evidence: Evidence) -> GateResult | None:
+@rule(
+    code="SK0215",
+    metric="relative error of normalise, then denormalise",
+    at_most=(1e-3, 1e-4),
+    definition="numerical identity",
+    needs=("normalisation_error",),
+    hint="use the same mean and std on both sides; some pipelines drop the shift",
+)
+def normalisation(evidence: VaeEvidence) -> float:
     """Training reads normalised latents, sampling decodes denormalised ones: one must undo the other."""
-    if "normalisation_error" not in evidence:
-        return None
-    return gate_result(
-        gate="component/normalisation",
-        code="SK0215",
-        metric="relative error of normalise, then denormalise",
-        value=evidence["normalisation_error"],
-        at_least=False,
-        hint="use the same mean and std on both sides; some pipelines drop the shift",
-    )
+    return evidence["normalisation_error"]
 
 
 @GATES.register("component/input-range", title="pictures come back in the range they went in", embedded=True)
-def input_range(evidence: Evidence) -> GateResult | None:
+@rule(
+    code="SK0210",
+    at_most=(1.25, 1.1),
+    needs=("picture_covariance", "reconstruction_variance", "affine_r2"),
+    hint="the VAE expects another input range: feed [-1, 1]",
+)
+def input_range(evidence: VaeEvidence) -> Measurement | NotApplied:
     """Slope of the picture on its reconstruction: 1 for any least-squares autoencoder, however blurred; 2 where [0, 1]
     goes into a VAE of [-1, 1]. Judged only where the reconstruction resembles the picture at all."""
-    if "picture_covariance" not in evidence or not evidence["affine_r2"] > EXPLAINED:
-        return None
+    if not evidence["affine_r2"] > EXPLAINED:
+        return UNLIKE
     slope, ci = ratio_interval(evidence["picture_covariance"], evidence["reconstruction_variance"])
     folded, bounds = fold(slope, ci)
-    return gate_result(
-        gate="component/input-range",
-        code="SK0210",
-        metric=f"range ratio (slope of pictures on reconstructions {slope:.2f})",
-        value=folded,
-        ci=bounds,
-        samples=len(evidence["picture_covariance"]),
-        at_least=False,
-        hint="the VAE expects another input range: feed [-1, 1]",
-    )
+    metric = f"range ratio (slope of pictures on reconstructions {slope:.2f})"
+    return Measurement(value=folded, ci=bounds, samples=len(evidence["picture_covariance"]), metric=metric)
 
 
 def fold(ratio: float, ci: tuple[float, float]) -> tuple[float, tuple[float, float]]:
@@ -95,150 +95,100 @@ def fold(ratio: float, ci: tuple[float, float]) -> tuple[float, tuple[float, flo
 
 
 @GATES.register("component/channel-order", title="red stays red, green green, blue blue", embedded=True)
-def channel_order(evidence: Evidence) -> GateResult | None:
-    return _order(evidence, "channel_order_psnr", "component/channel-order", "SK0211", "feed RGB: OpenCV reads BGR")
+@rule(code="SK0211", at_most=(0.5, 0.25), needs=("channel_order_psnr", "psnr"), hint="feed RGB: OpenCV reads BGR")
+def channel_order(evidence: VaeEvidence) -> Measurement:
+    return _best_other_order(evidence["channel_order_psnr"], evidence["psnr"])
 
 
 @GATES.register("component/orientation", title="up stays up and left stays left", embedded=True)
-def orientation(evidence: Evidence) -> GateResult | None:
-    hint = "apply EXIF rotation when reading; check the order of height and width"
-    return _order(evidence, "orientation_psnr", "component/orientation", "SK0212", hint)
+@rule(
+    code="SK0212",
+    at_most=(0.5, 0.25),
+    needs=("orientation_psnr", "psnr"),
+    hint="apply EXIF rotation when reading; check the order of height and width",
+)
+def orientation(evidence: VaeEvidence) -> Measurement:
+    return _best_other_order(evidence["orientation_psnr"], evidence["psnr"])
 
 
-def _order(evidence: Evidence, key: str, gate: str, code: str, hint: str) -> GateResult | None:
+def _best_other_order(others: dict[str, np.ndarray], psnr: np.ndarray) -> Measurement:
     """PSNR that another order of the reconstruction would gain over its own, per picture; the best other order."""
-    if key not in evidence:
-        return None
-    others = {name: np.asarray(values) - evidence["psnr"] for name, values in evidence[key].items()}
-    best = max(others, key=lambda name: others[name].mean())
-    value, ci = interval(others[best])
-    return gate_result(
-        gate=gate,
-        code=code,
-        metric=f"dB gained by {best} reconstructions",
-        value=value,
-        ci=ci,
-        samples=len(others[best]),
-        at_least=False,
-        hint=hint,
-    )
+    gains = {name: np.asarray(values) - psnr for name, values in others.items()}
+    best = max(gains, key=lambda name: gains[name].mean())
+    return mean_of(gains[best], metric=f"dB gained by {best} reconstructions")
 
 
 @GATES.register("component/seams", title="no seam between tiles", embedded=True)
-def seams(evidence: Evidence) -> GateResult | None:
+@rule(code="SK0213", at_most=(1.65, 1.55), needs=("seam_ratio", "seam_place", "affine_r2"))
+def seams(evidence: VaeEvidence) -> Measurement | NotApplied:
     """Jump of the error across each border of the latent grid over its jumps around: the worst border over the median
     one. Patches step at every border alike; a tile steps at its own."""
-    if "seam_ratio" not in evidence or not evidence["affine_r2"] > EXPLAINED:
-        return None
-    return gate_result(
-        gate="component/seams",
-        code="SK0213",
-        metric=f"worst grid border over the median one ({evidence['seam_place']})",
-        value=evidence["seam_ratio"],
-        at_least=False,
-        hint=seam_hint(evidence),
-    )
+    if not evidence["affine_r2"] > EXPLAINED:
+        return UNLIKE
+    metric = f"worst grid border over the median one ({evidence['seam_place']})"
+    return Measurement(value=evidence["seam_ratio"], metric=metric, hint=seam_hint(evidence))
 
 
 @GATES.register("component/reconstruction", title="reconstruction is above the floor", embedded=True)
-def reconstruction(evidence: Evidence) -> GateResult | None:
+@rule(
+    code="SK0201",
+    metric="PSNR over each picture's mean colour (dB)",
+    at_least=(RECONSTRUCTION_FLOOR, 4.0),
+    needs=("psnr", "psnr_of_mean_colour"),
+    hint="check the weights, and that encoder and decoder belong together",
+)
+def reconstruction(evidence: VaeEvidence) -> Measurement:
     """The floor is a picture's own mean colour plus 3 dB: what a VAE of no use reaches. Reconstruction is a floor
     only; generation does not rank by it."""
-    if "psnr" not in evidence:
-        return None
-    gain = np.asarray(evidence["psnr"]) - np.asarray(evidence["psnr_of_mean_colour"])
-    value, ci = interval(gain)
-    return gate_result(
-        gate="component/reconstruction",
-        code="SK0201",
-        metric="PSNR over each picture's mean colour (dB)",
-        value=value,
-        ci=ci,
-        samples=len(gain),
-        at_least=True,
-        hint="check the weights, and that encoder and decoder belong together",
-    )
+    return mean_of(np.asarray(evidence["psnr"]) - np.asarray(evidence["psnr_of_mean_colour"]))
 
 
 @GATES.register("component/scale-high", title="latents are not too wide", embedded=True)
-def scale_high(evidence: Evidence) -> GateResult | None:
-    return _scale(evidence, "component/scale-high", at_least=False)
+@rule(code="SK0203", metric="latent standard deviation", at_most=(1.6, 1.4), needs=("latent_power",))
+def scale_high(evidence: VaeEvidence) -> Measurement:
+    return _spread(evidence)
 
 
 @GATES.register("component/scale-low", title="latents are not too narrow", embedded=True)
-def scale_low(evidence: Evidence) -> GateResult | None:
-    return _scale(evidence, "component/scale-low", at_least=True)
+@rule(code="SK0203", metric="latent standard deviation", at_least=(0.55, 0.6), needs=("latent_power",))
+def scale_low(evidence: VaeEvidence) -> Measurement:
+    return _spread(evidence)
 
 
-def _scale(evidence: Evidence, gate: str, *, at_least: bool) -> GateResult | None:
-    if "latent_power" not in evidence:
-        return None
-    value, ci = interval(np.asarray(evidence["latent_power"]), statistic=_root_mean)
-    return gate_result(
-        gate=gate,
-        code="SK0203",
-        metric="latent standard deviation",
-        value=value,
-        ci=ci,
-        samples=len(evidence["latent_power"]),
-        at_least=at_least,
-        hint=normalisation_hint(evidence),
-    )
+def _spread(evidence: VaeEvidence) -> Measurement:
+    return mean_of(evidence["latent_power"], statistic=_root_mean, hint=normalisation_hint(evidence))
 
 
 def _root_mean(power: np.ndarray, axis: int | None = None) -> np.ndarray:
-    return np.sqrt(np.mean(power, axis=axis))
+    return np.asarray(np.sqrt(np.mean(power, axis=axis)))
 
 
 @GATES.register("component/shift", title="latents are centred", embedded=True)
-def shift(evidence: Evidence) -> GateResult | None:
+@rule(
+    code="SK0209",
+    metric="offset of the latents (standard deviations)",
+    at_most=(1.5, 1.25),
+    needs=("channel_means",),
+)
+def shift(evidence: VaeEvidence) -> Measurement:
     """Root mean square over channels of each channel's mean in its own standard deviations: per picture the mean of
     each channel, so that the interval is over pictures."""
-    if "channel_means" not in evidence:
-        return None
-    means = np.asarray(evidence["channel_means"], np.float64)  # (N, C), in standard deviations
-    value, ci = interval(means, statistic=_offset)
-    return gate_result(
-        gate="component/shift",
-        code="SK0209",
-        metric="offset of the latents (standard deviations)",
-        value=value,
-        ci=ci,
-        samples=len(means),
-        at_least=False,
-        hint=shift_hint(evidence),
-    )
+    return mean_of(evidence["channel_means"], statistic=_offset, hint=shift_hint(evidence))
 
 
 def _offset(means: np.ndarray, axis: int = 0) -> np.ndarray:
-    return np.sqrt(np.square(means.mean(axis)).mean(-1))
+    return np.asarray(np.sqrt(np.square(means.mean(axis)).mean(-1)))
 
 
 @GATES.register("component/collapse", title="channels carry different things", embedded=True)
-def collapse(evidence: Evidence) -> GateResult | None:
-    if "effective_channels" not in evidence:
-        return None
-    count = len(evidence["channel_std"])
-    return gate_result(
-        gate="component/collapse",
-        code="SK0214",
-        metric=f"effective share of {count} channels (entropy of their correlation)",
-        value=evidence["effective_channels"],
-        at_least=True,
-        hint=collapse_hint(evidence),
-    )
+@rule(code="SK0214", at_least=(0.35, 0.45), needs=("effective_channels", "channel_std"))
+def collapse(evidence: VaeEvidence) -> Measurement:
+    metric = f"effective share of {len(evidence['channel_std'])} channels (entropy of their correlation)"
+    return Measurement(value=evidence["effective_channels"], metric=metric, hint=collapse_hint(evidence))
 
 
 @GATES.register("component/dead-channels", title="every latent channel varies", embedded=True)
-def dead_channels(evidence: Evidence) -> GateResult | None:
-    if "channel_std" not in evidence:
-        return None
+@rule(code="SK0205", at_least=(0.02, 0.1), needs=("channel_std",), hint="a dead channel carries nothing")
+def dead_channels(evidence: VaeEvidence) -> Measurement:
     std = np.asarray(evidence["channel_std"])
-    return gate_result(
-        gate="component/dead-channels",
-        code="SK0205",
-        metric=f"smallest channel std (channel {int(std.argmin())})",
-        value=float(std.min()),
-        at_least=True,
-        hint="a dead channel carries nothing",
-    )
+    return Measurement(value=float(std.min()), metric=f"smallest channel std (channel {int(std.argmin())})")

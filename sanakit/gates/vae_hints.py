@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.gates.base import Evidence
-from sanakit.gates.policy import threshold
+from sanakit.gates.evidence import VaeEvidence
 
+RECONSTRUCTION_FLOOR = 3.0  # dB over each image's mean colour: what a VAE of no use reaches
 LISTED = 32  # channels whose mean and std a hint writes out
 NEAR = (
     0.5  # root mean square over channels, in standard deviations (means) or as a logarithm (stds): the same statistics
@@ -23,14 +23,14 @@ MISTAKES: tuple[tuple[str, Callable[[np.ndarray, np.ndarray], Statistics]], ...]
 )
 
 
-def gain_of(evidence: Evidence) -> float:
+def gain_of(evidence: VaeEvidence) -> float:
     """Mean PSNR over each image's mean colour in dB; NaN where it was not measured."""
     if "psnr" not in evidence:
         return math.nan
     return float(np.mean(np.asarray(evidence["psnr"]) - np.asarray(evidence["psnr_of_mean_colour"])))
 
 
-def normalisation_hint(evidence: Evidence) -> str:
+def normalisation_hint(evidence: VaeEvidence) -> str:
     """What to change in the normalisation: the mistake in the config where one explains the latents, else the measured
     factor where the mean is right, else measured mean and std."""
     factor = f"--set vae.scaling_factor={1 / max(evidence.get('raw_std', 1.0), 1e-12):.4g} (1/std of these images)"
@@ -49,7 +49,7 @@ def normalisation_hint(evidence: Evidence) -> str:
     return f"state latents_mean {lists}; vae.scaling_factor alone keeps the wrong mean"
 
 
-def shift_hint(evidence: Evidence) -> str:
+def shift_hint(evidence: VaeEvidence) -> str:
     """What to change in the mean, with the channel that is farthest off."""
     if "stated_stats" not in evidence:
         return "the shift, or the mean, of the config was not subtracted"
@@ -78,7 +78,7 @@ def named_mistake(stated: Statistics, measured: Statistics) -> str:
     return text
 
 
-def seam_hint(evidence: Evidence) -> str:
+def seam_hint(evidence: VaeEvidence) -> str:
     """Tiling where nothing crosses the worst border; otherwise the decoder, with what it reconstructs."""
     crossing = evidence.get("seam_crossing")
     if crossing == "none":
@@ -96,7 +96,7 @@ def seam_hint(evidence: Evidence) -> str:
     )
 
 
-def collapse_hint(evidence: Evidence) -> str:
+def collapse_hint(evidence: VaeEvidence) -> str:
     """What a collapse means by whether the images survive it."""
     gain, share = gain_of(evidence), evidence["effective_channels"] * len(evidence["channel_std"])
     directions = (
@@ -104,7 +104,7 @@ def collapse_hint(evidence: Evidence) -> str:
     )
     if math.isnan(gain):
         return f"{directions}: the VAE is not trained enough, or an adapter was trained before the noising"
-    if gain >= threshold("component/reconstruction"):
+    if gain >= RECONSTRUCTION_FLOOR:
         return (
             f"{directions}, while images come back {gain:.1f} dB over their mean colour: the channels repeat one another; take a "
             "VAE with fewer channels or train it longer, and train no adapter before the noising"
@@ -115,7 +115,7 @@ def collapse_hint(evidence: Evidence) -> str:
     )
 
 
-def finite_hint(evidence: Evidence) -> str:
+def finite_hint(evidence: VaeEvidence) -> str:
     """Where values stop being finite: in the weights, in half precision, or in fp32."""
     broken, precision = evidence.get("nonfinite_weights"), evidence.get("vae_precision")
     if broken:

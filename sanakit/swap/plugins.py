@@ -9,6 +9,7 @@ from diffusers import SanaTransformer2DModel
 from sanakit.contracts import GateResult
 from sanakit.core.dit import GROUPS
 from sanakit.distributed import is_main, world_size
+from sanakit.gates import Judgement
 from sanakit.registry import BUILTIN
 from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.tracebacks import guarded, kept_in, plugin_of, told, unexpected
@@ -16,18 +17,19 @@ from sanakit.tracebacks import guarded, kept_in, plugin_of, told, unexpected
 STARTS = ("reuse", "align", "align-blocks", "embedding-mse", "naive", "scratch")
 
 
-def measure_stage(stage: str, run: Callable[[Any], list[GateResult]], swap: Any) -> list[GateResult]:
-    """The gates of a stage. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
+def measure_stage(stage: str, run: Callable[[Any], Judgement], swap: Any) -> Judgement:
+    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
     other error goes on, its traceback kept in the run folder."""
     with kept_in(swap.run.path if is_main() else None):  # other ranks' folders are scratch
-        gates, error = guarded(lambda: run(swap))
+        judgement, error = guarded(lambda: run(swap))
         if error is None:
-            assert gates is not None
-            return gates
+            assert judgement is not None
+            return judgement
         plugin = plugin_of(error) if unexpected(error) else None
         if plugin is None or world_size() > 1:  # a rank that went on alone would leave the others waiting
             raise error
-        return [GateResult.could_not_judge(f"{stage}/measured", "SK0114", f"{plugin}: {told(error)}")]
+        row = GateResult.could_not_judge(f"{stage}/measured", "SK0114", f"{plugin}: {told(error)}")
+        return Judgement(results=[row])
 
 
 def incomplete(stage: dict[str, Any]) -> bool:

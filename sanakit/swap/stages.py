@@ -17,7 +17,7 @@ from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluate import averaged
-from sanakit.gates import run_gates
+from sanakit.gates import Judgement, judge_stage
 from sanakit.gates.causes import decisive
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -44,7 +44,7 @@ PANEL = 128  # pictures of the diffusability panel
 STAGES = ("component", "smoke", "full")
 
 
-def component(swap: Swap) -> list[GateResult]:
+def component(swap: Swap) -> Judgement:
     """The candidate by itself, next to the base's own component."""
     held_out = swap.halves[1]
     judges = held_out.subset(range(min(swap.config.component.pictures, len(held_out))))
@@ -76,16 +76,16 @@ def component(swap: Swap) -> list[GateResult]:
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
-    return run_gates("component", measured.evidence, swap.policy)
+    return judge_stage("component", measured.evidence, swap.policy)
 
 
-def smoke(swap: Swap) -> list[GateResult]:
+def smoke(swap: Swap) -> Judgement:
     """Race the strategies under one budget against the base."""
     config, base = swap.config, swap.base_system
     (train, test), budget = swap.candidate_data, config.smoke.budget_steps
     names, broken = raced_names(swap)
     if not names:
-        return broken
+        return Judgement(results=broken)
     write_plan(swap, names)
     arms, finalists, starts = run_race(swap, names)
 
@@ -136,7 +136,9 @@ def smoke(swap: Swap) -> list[GateResult]:
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    return [*run_gates("smoke", evidence, swap.policy), *broken]
+    judgement = judge_stage("smoke", evidence, swap.policy)
+    judgement.results += broken
+    return judgement
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
@@ -161,14 +163,14 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
     return figures
 
 
-def full(swap: Swap) -> list[GateResult]:
+def full(swap: Swap) -> Judgement:
     """Train with the recommended strategy, monitors on, and write the model; with train.target vae, the VAE."""
     if swap.config.train.target == "vae":
-        return run_gates("tune", tune_vae(swap), swap.policy)
-    return run_gates("full", train_full(swap), swap.policy)
+        return judge_stage("tune", tune_vae(swap), swap.policy)
+    return judge_stage("full", train_full(swap), swap.policy)
 
 
-RUNNERS: dict[str, Callable[[Swap], list[GateResult]]] = {"component": component, "smoke": smoke, "full": full}
+RUNNERS: dict[str, Callable[[Swap], Judgement]] = {"component": component, "smoke": smoke, "full": full}
 
 
 def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: str = "auto") -> dict[str, Any]:
@@ -217,8 +219,9 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.drop_stage(name, stage)
             start = time.perf_counter()
-            gates = measure_stage(stage, RUNNERS[stage], swap)
-            validation["stages"][stage] = _judged(gates) | {
+            judgement = measure_stage(stage, RUNNERS[stage], swap)
+            validation["stages"][stage] = _judged(judgement.results) | {
+                "not_applied": judgement.not_applied,
                 "seconds": round(time.perf_counter() - start, 1),
                 "measured": measured,
                 "fingerprint": fingerprint,
