@@ -62,7 +62,12 @@ def estimates(system, train, test, arguments) -> Iterator[tuple[str, HeldOut]]: 
     dropped = copy.copy(system)
     dropped.core = copy.deepcopy(system.core)
     options = TrainOptions(
-        max_steps=arguments.steps, batch_size=32, learning_rate=3e-4, decay=False, ema_decay=0.98, prompt_dropout=1.0
+        max_steps=arguments.steps,
+        batch_size=32,
+        learning_rate=3e-4,
+        schedule="constant",
+        ema_decay=0.98,
+        prompt_dropout=1.0,
     )
     state = new_state(dropped.core, [{"params": list(dropped.core.parameters()), "scale": 1.0}], options)
     fit(dropped, train, options, state)

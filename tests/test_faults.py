@@ -283,6 +283,8 @@ def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what
     small_run(tmp_path / "run", resume="never")
     assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000013"
     assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
+    card = json.loads((tmp_path / "run" / "model" / "card.json").read_text())
+    assert card["embedded"] is True  # as the base's card says
 
 
 @pytest.mark.slow

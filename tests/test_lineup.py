@@ -14,10 +14,12 @@ from sanakit.cli.view import print_plan, print_validation
 from sanakit.config import make_config
 from sanakit.errors import SanakitError
 from sanakit.reporting import write_report
+from sanakit.swap import lineup
 from sanakit.swap import stages as engine
 from sanakit.swap.base import STRATEGIES, strategy_named
 from sanakit.swap.full import starting_system
 from sanakit.swap.lineup import raced_names, resting_controls, write_plan
+from sanakit.swap.rates import GRID
 from sanakit.swap.settings import strategy_of, with_adapter
 
 NAMES = ["finetune", "naive", "scratch"]
@@ -65,10 +67,26 @@ def test_an_adapter_brings_one_arm_and_the_others_stay_plain(tiny_system, monkey
     swap.config = config_of(strategy="lora", adapter="conv-latents")
     assert raced_names(swap)[0] == ["lora@conv-latents"]
     joined = strategy_named("finetune@conv-latents")
-    assert joined.adapter == "conv-latents" and joined.start() == ("align", "conv-latents")
+    assert joined.adapter == "conv-latents" and joined.start_key() == ("align", "conv-latents")
     assert joined.scales == STRATEGIES.get("finetune").scales and STRATEGIES.get("finetune").adapter == ""
     with pytest.raises(SanakitError, match=r"SK0101.*finetun"):
         strategy_named("finetun@conv-latents")
+
+
+def test_an_arm_searches_its_rate_as_the_record_of_the_base_says(tiny_system, monkeypatch):
+    searches, course = [], SimpleNamespace()
+
+    def at_best_rate(course, strategy, start, *, search, **rest):
+        searches.append(search)
+        return SimpleNamespace(scores={})
+
+    monkeypatch.setattr(lineup, "at_best_rate", at_best_rate)
+    starts = {("align", ""): (tiny_system, {})}
+    for embedded in (True, False):
+        swap = SimpleNamespace(config=config_of(), base=SimpleNamespace(embedded=embedded), progress=lambda *_: None)
+        lineup._arm(swap, course, STRATEGIES.get("lora"), starts, [])
+    assert list(searches[0].rates) == [0.004, 0.002, 0.0005] and not searches[0].goes_on
+    assert searches[1].rates == GRID and searches[1].goes_on
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Strategy:
     teacher: ClassVar[str] = ""  # "trajectories": the loss is the distance to the base on its own trajectories
 
     @classmethod
-    def start(cls) -> tuple[str, str]:
+    def start_key(cls) -> tuple[str, str]:
         """What the core before any step depends on: strategies of an equal pair start alike."""
         return cls.initialise, cls.adapter
 

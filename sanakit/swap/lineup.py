@@ -35,7 +35,7 @@ DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
 JOINED = "finetune"  # what races with the adapter of `adapter.name`, beside the plain cores
 
-Starts = dict[tuple[str, str], tuple[LatentDiffusion, dict[str, Any]]]  # by `Strategy.start`
+Starts = dict[tuple[str, str], tuple[LatentDiffusion, dict[str, Any]]]  # by `Strategy.start_key`
 
 
 def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
@@ -122,7 +122,7 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
             swap.progress(f"preparing {name}", number, len(names))
             strategy = starting_at(strategies[number], begin)
             arms.append(
-                _resting(swap, course, strategy, starts)
+                _evaluate_control(swap, course, strategy, starts)
                 if name in resting
                 else _arm(swap, course, strategy, starts, arms)
             )
@@ -167,13 +167,13 @@ def stopping(store: RaceStore) -> Iterator[None]:
 
 def _started(swap: "Swap", strategy: type[Strategy], starts: Starts) -> tuple[LatentDiffusion, dict[str, Any]]:
     """How a strategy starts; strategies that start alike are built once."""
-    if strategy.start() not in starts:
+    if strategy.start_key() not in starts:
         system, scores = build_start(swap, strategy)
-        starts[strategy.start()] = system, scores | {"feature_distance": _distance(swap, system)}
-    return starts[strategy.start()]
+        starts[strategy.start_key()] = system, scores | {"feature_distance": _distance(swap, system)}
+    return starts[strategy.start_key()]
 
 
-def _resting(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts) -> Arm:
+def _evaluate_control(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts) -> Arm:
     """A control that does not race, evaluated before any step."""
     start, scores = _started(swap, strategy, starts)
     options = raced_options(course.options, swap.config.smoke.budget_steps, strategy.learning_rate)
@@ -196,7 +196,7 @@ def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts,
         start,
         budget=budget,
         search=search_of(config, strategy, embedded=swap.base.embedded),
-        alike=next((arm for arm in arms if arm.strategy.start() == strategy.start()), None),
+        alike=next((arm for arm in arms if arm.strategy.start_key() == strategy.start_key()), None),
         on_step=lambda step: swap.progress(f"rates of {name}", step, decides_at(budget)),
     )
     arm.scores |= scores | {"start": strategy.initialise}

@@ -113,7 +113,7 @@ def smoke(swap: Swap) -> Judgement:
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
     wiring |= course_evidence(best.system, train, best.options)
     if best.state:
-        wiring |= movement_evidence(starts[best.strategy.start()][0].core, best.system.core, best.average)
+        wiring |= movement_evidence(starts[best.strategy.start_key()][0].core, best.system.core, best.average)
 
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
