@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from sanakit.evaluate import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
-from sanakit.schedules import decay_start, learning_rate_at
+from sanakit.schedules import decay_start
 from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
@@ -170,10 +171,8 @@ def train(
     )
     draw = teacher_draws(swap, strategy, system, options)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    rate = lambda step, options: journal.monitors.factor * learning_rate_at(step, options)
-    go_on = lambda: fit(
-        system, stream, options, state, after_step=journal.after_step, rate=rate, draw=draw, watch=watch
-    )
+    after_step, rate = journal.after_step, journal.rate
+    go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
     try:
         watched(go_on, state, journal.monitors, journal.saver, facts)
         journal.save_if_stopped()
