@@ -21,6 +21,10 @@ from sanakit.errors import SanakitError
 PROJECT = "sanakit"
 
 
+def _finish(tracker: Any) -> None:
+    tracker.finish()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Record:
     """options: of accelerate's class, for a run folder. images: shows pictures (B, H, W, 3) uint8 under a name at a step."""
@@ -28,7 +32,7 @@ class Record:
     package: str
     options: Callable[[Path], dict[str, Any]]
     images: Callable[[Any, str, np.ndarray, int], None]
-    finish: Callable[[Any], None] = lambda tracker: tracker.finish()
+    finish: Callable[[Any], None] = _finish
 
 
 def _mlflow_options(folder: Path) -> dict[str, Any]:

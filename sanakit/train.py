@@ -208,8 +208,6 @@ def descend(
     assert accelerator is not None and state.model is not None
     state.stopped = 0
     state.module.train()
-    replicas = [m for m in (state.model, state.encoder) if m is not None]
-    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
     steps = range(state.step, options.max_steps if until is None else until)
     watch = watch or Watch()
     watch.at(state.step, 0)
@@ -223,36 +221,8 @@ def descend(
 
             watch.at(step, 1)
             batch = drawn.map(lambda x: x.to(accelerator.device))
-            losses, predictions, used = [], [], []
-            for number, part in enumerate(batch.split(options.accumulate), 1):
-                with ExitStack() as unsynchronised:
-                    for replica in replicas if number < options.accumulate else []:
-                        unsynchronised.enter_context(accelerator.no_sync(replica))
-                    loss, predicted, part = objective(part)
-                    loss = loss / options.accumulate
-                    watch.at(step, 2)
-                    accelerator.backward(loss)
-                losses.append(loss.detach())
-                predictions.append(predicted.detach())
-                used.append(part)
-            for group in state.optimizer.param_groups:
-                if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
-                    for parameter in group["params"]:
-                        parameter.grad = None
-            accelerator.unscale_gradients(state.optimizer)  # of this state only: several may share the accelerator
-            norm = clip_gradients(trained, options.max_grad_norm)
-            total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
-            value = total / world_size()
-            scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
-            finite = math.isfinite(value) and (scaled or math.isfinite(norm))
-            if finite:
-                state.optimizer.step()
-            elif len(state.skipped) >= options.max_skipped:
-                raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{blame(batch)}")
-            else:
-                state.skipped.append(step)
-                if scaled:  # it has unscaled this step's gradients: a lower scale, and ready for the next step
-                    accelerator.scaler.update()
+            losses, predictions, used = _backward(batch, objective, options, state, watch)
+            value, norm, finite, stop = _update(state, options, step, losses, lambda: blame(batch))
             state.optimizer.zero_grad(set_to_none=True)
 
             watch.at(step, 3)
@@ -268,6 +238,62 @@ def descend(
     if accelerator.scaler is not None:
         state.scaler = accelerator.scaler.state_dict()
     return state
+
+
+def _backward(
+    batch: Any,
+    objective: Callable[[Any], tuple[Tensor, Tensor, Any]],
+    options: TrainOptions,
+    state: TrainState,
+    watch: Watch,
+) -> tuple[list[Tensor], list[Tensor], list[Any]]:
+    """Gradients of a batch, a micro-batch at a time: losses and predictions, detached, and the micro-batches as they were
+    used. Ranks exchange gradients with the last one."""
+    accelerator = state.accelerator
+    assert accelerator is not None
+    replicas = [m for m in (state.model, state.encoder) if m is not None]
+    losses, predictions, used = [], [], []
+    for number, part in enumerate(batch.split(options.accumulate), 1):
+        with ExitStack() as unsynchronised:
+            for replica in replicas if number < options.accumulate else []:
+                unsynchronised.enter_context(accelerator.no_sync(replica))
+            loss, predicted, seen = objective(part)
+            loss = loss / options.accumulate
+            watch.at(state.step, 2)
+            accelerator.backward(loss)
+        losses.append(loss.detach())
+        predictions.append(predicted.detach())
+        used.append(seen)
+    return losses, predictions, used
+
+
+def _update(
+    state: TrainState, options: TrainOptions, step: int, losses: list[Tensor], blame: Callable[[], str]
+) -> tuple[float, float, bool, int]:
+    """An optimiser step with the gradients that are there: loss over all ranks, gradient norm, whether the step was taken,
+    and the signal that asks to stop (0: none). Raises SK0501 where loss or gradient is not finite once too often."""
+    accelerator = state.accelerator
+    assert accelerator is not None
+    for group in state.optimizer.param_groups:
+        if not presence(group, step, options.warmup):  # neither moments, nor decay, nor share of the norm
+            for parameter in group["params"]:
+                parameter.grad = None
+    accelerator.unscale_gradients(state.optimizer)  # of this state only: several may share the accelerator
+    trained = [p for group in state.optimizer.param_groups for p in group["params"]]
+    norm = clip_gradients(trained, options.max_grad_norm)
+    total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
+    value = total / world_size()
+    scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
+    finite = math.isfinite(value) and (scaled or math.isfinite(norm))
+    if finite:
+        state.optimizer.step()
+    elif len(state.skipped) >= options.max_skipped:
+        raise SanakitError("SK0501", f"loss {value}, gradient norm {norm} at step {step}{blame()}")
+    else:
+        state.skipped.append(step)
+        if scaled:  # it has unscaled this step's gradients: a lower scale, and ready for the next step
+            accelerator.scaler.update()
+    return value, norm, finite, int(stop)
 
 
 def clip_gradients(trained: list[nn.Parameter], limit: float) -> float:

@@ -160,7 +160,23 @@ def _parts(handle: Any, path: Path) -> Iterator[tuple[str, _Part, str]]:
 
 
 def _collect(kind: str, parts: list[_Part], facts: dict[str, Any], seed: int, source: Path | str = "memory") -> Sample:
-    shapes = {part.shape[1:] for part in parts}
+    """One sample of all parts, read in chunks. Raises SK0701, SK0702 or SK0704."""
+    shape, total = _common_shape(kind, parts, source)
+    if kind == "latents":
+        facts = facts | {"channels": shape[-3], "height": shape[-2], "width": shape[-1]}
+    else:
+        facts = facts | {"channels": shape[-1]}
+    chosen = np.zeros(total, bool)
+    chosen[np.random.default_rng(seed).choice(total, min(total, MOST_ROWS), replace=False)] = True
+    collector = _Collector(kind, facts, chosen)
+    for part in parts:
+        for values, mask in part.chunks():
+            collector.add(values, mask, source)
+    return collector.sample()
+
+
+def _common_shape(kind: str, parts: list[_Part], source: Path | str) -> tuple[tuple[int, ...], int]:
+    """The shape of a row, which all parts share, and the number of rows. Raises SK0701, SK0702 or SK0704."""
     for part in parts:
         wanted = (4, 5) if part.name in LATENTS else (3,)
         if len(part.shape) not in wanted or 0 in part.shape[1:]:
@@ -171,59 +187,68 @@ def _collect(kind: str, parts: list[_Part], facts: dict[str, Any], seed: int, so
         raise SanakitError(
             "SK0704", f"{source} holds 0 {'pictures' if kind == 'latents' else 'prompts'}, expected 32 or more"
         )
+    shapes = {part.shape[1:] for part in parts}
     if len(shapes) > 1:
         raise SanakitError("SK0702", f"shards of {source} differ in shape: {sorted(shapes)}")
-    shape = shapes.pop()
-    if kind == "latents":
-        facts = facts | {"channels": shape[-3], "height": shape[-2], "width": shape[-1]}
-    else:
-        facts = facts | {"channels": shape[-1]}
-    chosen = np.zeros(total, bool)
-    chosen[np.random.default_rng(seed).choice(total, min(total, MOST_ROWS), replace=False)] = True
+    return shapes.pop(), total
 
-    digest = hashlib.sha256(json.dumps([kind, facts], sort_keys=True).encode())
-    kept: list[dict[str, Tensor]] = []
-    indices: list[Tensor] = []
-    moments: Moments | None = None
-    nonfinite = torch.zeros(shape[-3] if kind == "latents" else shape[-1], dtype=torch.long)
-    set_aside, start = 0, 0
-    for part in parts:
-        for values, mask in part.chunks():
-            digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
-            values = values.float()
-            if mask is not None:
-                digest.update(mask.contiguous().view(torch.uint8).numpy().tobytes())
-                if mask.shape != values.shape[:2]:
-                    raise SanakitError(
-                        "SK0701", f"{source}: mask is {tuple(mask.shape)}, expected {tuple(values.shape[:2])}"
-                    )
-                values = values.masked_fill(~mask.bool()[..., None], 0)
-            bad = ~values.isfinite()
-            nonfinite += bad.movedim(1, -1).flatten(0, -2).sum(0) if kind == "latents" else bad.flatten(0, 1).sum(0)
-            finite = ~bad.flatten(1).any(1)
-            set_aside += int((~finite).sum())
-            sound = values[finite]
-            if len(sound):
-                tokens = sound if mask is None else sound[mask[finite].bool()]
-                if len(tokens):
-                    own = Moments.of(tokens)
-                    moments = own if moments is None else moments.merge(own)
-            keep = finite & torch.from_numpy(chosen[start : start + len(values)])
-            if keep.any():
-                kept.append(latent_blocks(values[keep]) if mask is None else embedding_blocks(values[keep], mask[keep]))
-                indices.append(start + keep.nonzero()[:, 0])
-            start += len(values)
-    return Sample(
-        kind=kind,
-        facts=facts,
-        count=total,
-        set_aside=set_aside,
-        nonfinite=tuple(nonfinite.tolist()),
-        rows=torch.cat(indices).numpy() if indices else np.empty(0, int),
-        blocks={k: torch.cat([b[k] for b in kept]).numpy() for k in kept[0]} if kept else {},
-        moments=moments,
-        digest=digest.hexdigest(),
-    )
+
+class _Collector:
+    """What a sample keeps of chunks that are read once: counts and moments of all rows, features of the chosen ones."""
+
+    def __init__(self, kind: str, facts: dict[str, Any], chosen: np.ndarray) -> None:
+        self.kind, self.facts, self.chosen = kind, facts, chosen
+        self.digest = hashlib.sha256(json.dumps([kind, facts], sort_keys=True).encode())
+        self.blocks: list[dict[str, Tensor]] = []
+        self.indices: list[Tensor] = []
+        self.moments: Moments | None = None
+        self.nonfinite = torch.zeros(facts["channels"], dtype=torch.long)
+        self.set_aside, self.start = 0, 0
+
+    def add(self, values: Tensor, mask: Tensor | None, source: Path | str) -> None:
+        """The next chunk: latents (n, C, h, w), or embeddings (n, L, D) with their mask (n, L). Raises SK0701."""
+        self.digest.update(values.contiguous().view(torch.uint8).numpy().tobytes())
+        values = values.float()
+        if mask is not None:
+            self.digest.update(mask.contiguous().view(torch.uint8).numpy().tobytes())
+            if mask.shape != values.shape[:2]:
+                raise SanakitError(
+                    "SK0701", f"{source}: mask is {tuple(mask.shape)}, expected {tuple(values.shape[:2])}"
+                )
+            values = values.masked_fill(~mask.bool()[..., None], 0)
+        bad = ~values.isfinite()
+        self.nonfinite += bad.movedim(1, -1).flatten(0, -2).sum(0) if mask is None else bad.flatten(0, 1).sum(0)
+        finite = ~bad.flatten(1).any(1)
+        self.set_aside += int((~finite).sum())
+        self._add_moments(values[finite], None if mask is None else mask[finite])
+        keep = finite & torch.from_numpy(self.chosen[self.start : self.start + len(values)])
+        if keep.any():
+            kept = latent_blocks(values[keep]) if mask is None else embedding_blocks(values[keep], mask[keep])
+            self.blocks.append(kept)
+            self.indices.append(self.start + keep.nonzero()[:, 0])
+        self.start += len(values)
+
+    def _add_moments(self, sound: Tensor, mask: Tensor | None) -> None:
+        if not len(sound):
+            return
+        tokens = sound if mask is None else sound[mask.bool()]
+        if len(tokens):
+            part = Moments.of(tokens)
+            self.moments = part if self.moments is None else self.moments.merge(part)
+
+    def sample(self) -> Sample:
+        blocks = {name: torch.cat([b[name] for b in self.blocks]).numpy() for name in (self.blocks or [{}])[0]}
+        return Sample(
+            kind=self.kind,
+            facts=self.facts,
+            count=self.start,
+            set_aside=self.set_aside,
+            nonfinite=tuple(self.nonfinite.tolist()),
+            rows=torch.cat(self.indices).numpy() if self.indices else np.empty(0, int),
+            blocks=blocks,
+            moments=self.moments,
+            digest=self.digest.hexdigest(),
+        )
 
 
 def write_snapshot(

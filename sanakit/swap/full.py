@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from sanakit.evaluate import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
-from sanakit.schedules import decay_start, learning_rate_at
+from sanakit.schedules import decay_start
 from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.figures import save_grid
@@ -32,7 +33,7 @@ from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.train import check_movement, fit, layer_groups, new_state, parameter_digests
+from sanakit.train import TrainOptions, check_movement, fit, layer_groups, new_state, parameter_digests
 from sanakit.watch import Watch
 
 if TYPE_CHECKING:
@@ -136,7 +137,7 @@ def train(
 ) -> Journal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
-    config, data = swap.config, swap.candidate_data[0]
+    config = swap.config
     options = replace(options_of(config, strategy), live_captions=encoder is not None)
     if encoder:
         assert config.text_encoder.learning_rate
@@ -168,15 +169,10 @@ def train(
         ),
         evaluate=evaluate,
     )
-    draw = None
-    if strategy.teacher:
-        teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
-        draw = teacher.draws(system, data, options)
+    draw = teacher_draws(swap, strategy, system, options)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    rate = lambda step, options: journal.monitors.factor * learning_rate_at(step, options)
-    go_on = lambda: fit(
-        system, stream, options, state, after_step=journal.after_step, rate=rate, draw=draw, watch=watch
-    )
+    after_step, rate = journal.after_step, journal.rate
+    go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
     try:
         watched(go_on, state, journal.monitors, journal.saver, facts)
         journal.save_if_stopped()
@@ -184,26 +180,46 @@ def train(
         watch.close()
         journal.close()
     barrier()
+    exit_if_stopped(journal)
+    if options.max_steps >= 3:
+        check_movement(state.module, untouched)
+    keep_result(journal, encoder)
+    return journal
+
+
+def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusion, options: TrainOptions) -> Any:
+    """Batches of the base's own trajectories for a strategy that learns from them; None for any other."""
+    if not strategy.teacher:
+        return None
+    teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=swap.config.train.seed)
+    return teacher.draws(system, swap.candidate_data[0], options)
+
+
+def exit_if_stopped(journal: Journal) -> None:
+    """Leave with the signal's exit code where one asked the run to stop."""
+    state = journal.state
     if state.stopped:
         print(
-            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {options.max_steps}, saved in "
-            f"{checkpoints}; the same command with --resume auto goes on",
+            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved in "
+            f"{journal.checkpoints}; the same command with --resume auto goes on",
             file=sys.stderr,
         )
         sys.exit(exit_code(state.stopped))
 
-    if options.max_steps >= 3:
-        check_movement(state.module, untouched)
+
+def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
+    """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one that was
+    trained too, frozen from now on."""
+    state, system, strategy = journal.state, journal.system, journal.strategy
     if state.ema is not None:
         for key, value in state.module.state_dict().items():
             local(value).copy_(state.ema[key])
     system.core = gathered(system.core, strategy)
     if strategy.lora_rank and is_main():
-        save_lora(system.core, swap.run.path / "lora")
+        save_lora(system.core, journal.swap.run.path / "lora")
     strategy.finish(system.core)
     if encoder:
         encoder.eval().requires_grad_(False)
-    return journal
 
 
 def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:

@@ -15,7 +15,7 @@ from sanakit.checkpoint import Saver
 from sanakit.evaluate import HeldOut
 from sanakit.monitors import STILL, Monitors
 from sanakit.sampling import sample_images
-from sanakit.schedules import decay_start, saves_at
+from sanakit.schedules import decay_start, learning_rate_at, saves_at
 from sanakit.swap.base import Strategy
 from sanakit.swap.figures import save_grid, to_uint8
 from sanakit.swap.gradual import SETTLED
@@ -61,6 +61,10 @@ class Journal:
         branch = decay_start(self.options.schedule, self.options.max_steps)
         self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
         self.clock = time.perf_counter()
+
+    def rate(self, step: int, options: TrainOptions) -> float:
+        """The schedule's learning rate, as far as alarms have not lowered it."""
+        return self.monitors.factor * learning_rate_at(step, options)
 
     def after_step(self, step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
         """Raises MonitorRequest where an alarm asks to stop or to go back."""

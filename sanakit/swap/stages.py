@@ -93,18 +93,7 @@ def smoke(swap: Swap) -> Judgement:
     assert best.forecast is not None
     more = steps_that_tell(best.forecast, budget)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json(
-        "strategy.json",
-        {
-            "recommended": best.strategy.name,
-            "conclusive": best.forecast.conclusive,
-            "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
-            "budget_steps": budget,
-            "steps_that_tell": more,
-            "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
-            "base_held_out_loss": swap.base_held_out.loss,
-        },
-    )
+    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best, more))
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
         gains = prompt_gains(swap, best.system, test)
@@ -139,6 +128,22 @@ def smoke(swap: Swap) -> Judgement:
     judgement = judge_stage("smoke", evidence, swap.policy)
     judgement.results += broken
     return judgement
+
+
+def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, more: int) -> dict[str, Any]:
+    """strategy.json: every arm of the race, and which one is recommended. more: steps after which an inconclusive race
+    would tell."""
+    assert best.forecast is not None
+    target = swap.target
+    return {
+        "recommended": best.strategy.name,
+        "conclusive": best.forecast.conclusive,
+        "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
+        "budget_steps": swap.config.smoke.budget_steps,
+        "steps_that_tell": more,
+        "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
+        "base_held_out_loss": swap.base_held_out.loss,
+    }
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
@@ -181,27 +186,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
         raise SanakitError("SK0104", f"stages {', '.join(stages)} need a base, found --base none; component does not")
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
-    run.write_json(
-        "provenance.json",
-        provenance(
-            {
-                "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
-                "candidate": {
-                    "name": validation["candidate"],
-                    "fingerprint": swap.candidate.fingerprint(),
-                    "overrides": {"scaling_factor": config.vae.scaling_factor},
-                },
-                "data": {
-                    "source": config.data.source,
-                    "fingerprint": swap.pictures.fingerprint,
-                    "pictures": len(swap.pictures),
-                    "description": describe(swap.pictures),
-                },
-                "seed": config.train.seed,
-                "threads": torch.get_num_threads(),
-            }
-        ),
-    )
+    run.write_json("provenance.json", provenance(_facts(swap, validation["candidate"])))
     run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.pictures.ledger))
     finish(swap, validation)  # a run that ends early, stopped by a monitor say, can be reported too
 
@@ -234,6 +219,27 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
         if validation["stages"][stage]["verdict"] == Verdict.FAIL and not force:
             break
     return finish(swap, validation)
+
+
+def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
+    """What provenance.json says of a run beside packages, hardware and code."""
+    config = swap.config
+    return {
+        "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
+        "candidate": {
+            "name": candidate,
+            "fingerprint": swap.candidate.fingerprint(),
+            "overrides": {"scaling_factor": config.vae.scaling_factor},
+        },
+        "data": {
+            "source": config.data.source,
+            "fingerprint": swap.pictures.fingerprint,
+            "pictures": len(swap.pictures),
+            "description": describe(swap.pictures),
+        },
+        "seed": config.train.seed,
+        "threads": torch.get_num_threads(),
+    }
 
 
 def _judged(gates: list[GateResult]) -> dict[str, Any]:
