@@ -46,6 +46,7 @@ class TrainOptions:
     max_skipped: int = 0
     optimizer: str = "adamw"  # a name of sanakit.optimizers
     compile: bool = False  # the core, by torch.compile
+    kernels: str = "off"  # or "triton": linear attention and mix-FFN by sanakit's kernels
     workers: int = 1  # threads that draw batches ahead; 0 draws in the loop
     live_captions: bool = False  # a batch brings its captions too, for a text encoder that is trained
 

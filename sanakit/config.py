@@ -51,6 +51,7 @@ class TrainSection(Section):
     target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the picture
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
+    kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
     async_checkpoints: bool = True  # written by another thread, from copies
     hang_timeout: float = Field(default=1800.0, ge=0)  # seconds in one step before the rank behind is named; 0: never
     log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.batches import Batch, TrainOptions, blame_of, draw_batch, joined, own_rows
+from sanakit.core.kernels import serve_by_kernels
 from sanakit.data.cache import read_ahead
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_ranks, whole, world_size
@@ -90,6 +91,8 @@ def new_state(
     if sharded:
         groups = shard(core, groups, options.precision, accelerator.device)
     model = core if sharded else accelerator.prepare(core)
+    if options.kernels == "triton":
+        serve_by_kernels(core, accelerator.device)  # type: ignore[arg-type]
     if options.compile:
         model = torch.compile(model)
     module = core if text_encoder is None else Joint(core, text_encoder)
@@ -114,6 +117,7 @@ def _refuse_sharded(options: TrainOptions, record: Record) -> None:
         "train.precision fp16": options.precision == "fp16",
         f"train.optimizer {options.optimizer}": not record.sharded,
         "train.compile": options.compile,
+        "train.kernels triton": options.kernels == "triton",
     }
     for name in (name for name, present in wrong.items() if present):
         raise SanakitError("SK0104", f"{name} does not go with train.parallel fsdp", fix="Use train.parallel=ddp.")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sanakit.errors import SanakitError
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv import naive as glumbconv_naive
 from sanakit.kernels.linear_attention import linear_attention
@@ -259,6 +260,23 @@ else:
         expected = core(**core_inputs())[0]
         assert set_kernel_attention(core) == 2 and set_kernel_feed_forward(core) == 2
         torch.testing.assert_close(core(**core_inputs())[0], expected)
+
+    def test_train_kernels_serves_the_core_that_is_trained_where_a_kernel_can_run(monkeypatch):
+        from sanakit.core.attention import KernelLinearAttention
+        from sanakit.core.feed_forward import KernelGLUMBConv
+        from sanakit.train import TrainOptions, new_state
+
+        core, options = new_core(CORE, seed=0), TrainOptions(max_steps=1, kernels="triton")
+        groups = [{"params": list(core.parameters())}]
+        monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+        if not torch.cuda.is_available():
+            with pytest.raises(SanakitError, match="SK0104: train.kernels is triton, and the core is on cpu"):
+                new_state(core, groups, options)
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+        for _ in range(2):  # a second state of the same core, as stage full makes after the race
+            new_state(core, groups, options)
+        assert all(type(b.attn1.processor) is KernelLinearAttention for b in core.transformer_blocks)
+        assert all(type(b.ff) is KernelGLUMBConv for b in core.transformer_blocks)
 
     def test_moments_merge_and_serve_alignment_and_monitors():
         from sanakit.alignment import CrossMoments

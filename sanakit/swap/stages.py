@@ -239,6 +239,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
         },
         "seed": config.train.seed,
         "threads": torch.get_num_threads(),
+        "kernels": swap.config.train.kernels,
     }
 
 
