@@ -1,4 +1,4 @@
-"""What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
+"""What `sanakit doctor` reads. Versions come from package metadata; only the GPU line imports torch."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sanakit.interop.files import cache_path
+from sanakit.files import cache_path
 from sanakit.inventory import State, scan
 from sanakit.registry import BUILTIN, Registry, uninstall
 from sanakit.tracebacks import UNKNOWN, guarded

@@ -11,9 +11,9 @@ from sanakit.adapters import ADAPTERS
 from sanakit.alignment import carry_rest
 from sanakit.alignment.carried import quiet_directions, read_strength
 from sanakit.contracts import LatentSpec
-from sanakit.evaluate import held_out
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import plan
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build, swap_core
 
 ALIGN = STRATEGIES.get("align")
@@ -57,7 +57,9 @@ def test_what_the_base_knows_is_read_as_before(trained, tiny_data):
     torch.testing.assert_close(torch.linalg.svdvals(added)[:2], length.expand(2), rtol=1e-4, atol=0)
     columns = added.norm(dim=0) / length  # the images are few: the rotation is turned a little towards the new channels
     assert (columns[:4] < 0.2).all() and (columns[4:] > 0.95).all(), columns
-    torch.testing.assert_close(added.sum(0), torch.zeros(6), atol=0.05 * float(length), rtol=0)  # the norms take a mean away
+    torch.testing.assert_close(
+        added.sum(0), torch.zeros(6), atol=0.05 * float(length), rtol=0
+    )  # the norms take a mean away
 
 
 def test_quiet_directions_cost_less_than_any_others(trained, tiny_data):

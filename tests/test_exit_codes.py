@@ -1,4 +1,4 @@
-"""Exit codes: what is no verdict never looks like one, and standard output stays one document."""
+"""Exit codes: what is no verdict never resembles one, and standard output stays one document."""
 
 import builtins
 import errno
@@ -112,7 +112,10 @@ def test_json_has_neither_nan_nor_infinity(capsys):
     from sanakit.cli.output import print_json
 
     print_json({"value": float("nan"), "span": (1.0, float("inf")), "rows": [{"p": float("-inf")}], "path": Path("a")})
-    refuse = lambda name: pytest.fail(name)
+
+    def refuse(name):
+        return pytest.fail(name)
+
     found = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert found == {"value": None, "span": [1.0, None], "rows": [{"p": None}], "path": "a"}
 

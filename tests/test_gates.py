@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from sanakit.checks import GATES, NotApplied, evaluate_stage, gate_names, load_policy, rule, run_gates
+from sanakit.checks.evidence import evidence_keys
+from sanakit.checks.policy import decided_again, rules
+from sanakit.checks.vae_facts import hint_facts, seam_crossing
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
 from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
-from sanakit.gates import GATES, NotApplied, gate_names, judge_stage, load_policy, rule, run_gates
-from sanakit.gates.evidence import evidence_keys
-from sanakit.gates.policy import rejudged, rules
 from sanakit.reporting.ci import bound
-from sanakit.swap.probe_facts import hint_facts, seam_crossing
 from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def vae_evidence(**changes):
         "declared_spec": SPEC,
         "latent_repeat_difference": 0.0,
         "normalisation_error": 1e-8,
-        "picture_covariance": np.ones(100),
+        "image_covariance": np.ones(100),
         "reconstruction_variance": np.ones(100),
         "affine_r2": 0.9,
         "psnr": psnr,
@@ -63,8 +63,8 @@ def test_a_sound_vae_passes_every_component_gate():
     [
         ("component/finite-latents", {"nonfinite_latents": 3}),
         ("component/geometry", {"measured_spec": LatentSpec(latent_channels=8, spatial_compression_ratio=8)}),
-        ("component/input-range", {"picture_covariance": np.full(100, 2.0)}),
-        ("component/input-range", {"picture_covariance": np.full(100, 0.5)}),
+        ("component/input-range", {"image_covariance": np.full(100, 2.0)}),
+        ("component/input-range", {"image_covariance": np.full(100, 0.5)}),
         ("component/channel-order", {"channel_order_psnr": {"BGR": np.full(100, 30.0)}}),
         ("component/orientation", {"orientation_psnr": {"mirrored": np.full(100, 30.0)}}),
         ("component/seams", {"seam_ratio": 2.0}),
@@ -179,7 +179,7 @@ def test_the_hint_of_a_collapse_fits_an_untrained_vae_too(gain, said):
 
 
 def test_what_crosses_a_border_is_measured(openclipart_images):
-    """A VAE that decodes or encodes halves alone; the same VAE whole; and one whose every patch is its own."""
+    """A VAE that decodes or encodes splits alone; the same VAE whole; and one whose every patch is its own."""
     images = openclipart_images[:2, :, :64, :64]
     kl, pca = (VAES.get(name).tiny() for name in ("kl-f8c4", "pca-f8c4"))
     raw = kl.encode_raw(images)
@@ -212,13 +212,13 @@ def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
 
 
 def test_a_gate_without_its_evidence_is_listed_with_the_reason_and_a_misspelt_key_is_refused():
-    judgement = judge_stage("smoke", {"distinct_share": 1.0})
-    assert [result.gate for result in judgement.results] == ["smoke/data-order"]
-    assert judgement.not_applied["smoke/flow-shift"] == "not measured: train_shift, sample_shift"
-    assert set(judgement.not_applied) == {n for n in GATES.names() if n.startswith("smoke/")} - {"smoke/data-order"}
+    stage_result = evaluate_stage("smoke", {"distinct_share": 1.0})
+    assert [result.gate for result in stage_result.results] == ["smoke/data-order"]
+    assert stage_result.not_applied["smoke/flow-shift"] == "not measured: train_shift, sample_shift"
+    assert set(stage_result.not_applied) == {n for n in GATES.names() if n.startswith("smoke/")} - {"smoke/data-order"}
     with pytest.raises(KeyError, match=r"distinct_shares is no evidence of stage smoke \(did you mean distinct_share"):
-        judge_stage("smoke", {"distinct_shares": 1.0})
-    done = judge_stage("full", {"start_losses": np.ones(8), "end_losses": np.ones(8), "start_at_base": True})
+        evaluate_stage("smoke", {"distinct_shares": 1.0})
+    done = evaluate_stage("full", {"start_losses": np.ones(8), "end_losses": np.ones(8), "start_at_base": True})
     assert done.not_applied["full/progress"] == "the start is the base's own quality already"
 
 
@@ -251,7 +251,7 @@ def test_a_short_race_says_neither_out_of_reach_nor_near_what_no_strategy_arrive
         assert found.verdict == verdict
         assert "--budget-steps 340 would tell" in found.hint
         assert ("no strategy is forecast to arrive" in found.hint) is not arrives
-        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, judged by the other policies
+        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, evaluated by the other policies
         assert [load_policy(p).apply(kept)[0].verdict for p in ("strict", "default")] == [verdict, verdict]
         assert results["smoke/progress"].verdict == Verdict.PASS
 
@@ -336,7 +336,10 @@ def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the
 def test_nothing_is_gained_from_a_start_that_is_the_bases_own_quality(stage):
     ones = np.ones(64)
     worse = {"start_losses": ones, "end_losses": 1.01 * ones}
-    judged = lambda at: {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+
+    def judged(at):
+        return {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+
     assert judged(False)[f"{stage}/progress"] == Verdict.FAIL
     assert f"{stage}/progress" not in judged(True)
 
@@ -412,7 +415,7 @@ def test_no_gain_at_all_is_no_pass(gate):
     evidence = {before: losses, after: losses}
     result = GATES.get(gate)(evidence)
     assert result.value == 0 and result.verdict == Verdict.FAIL and bound(result.as_dict()) == "above 0"
-    assert rejudged(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
+    assert decided_again(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
     assert GATES.get(gate)(evidence | {after: losses - 1e-6}).verdict == Verdict.PASS
 
 

@@ -53,9 +53,14 @@ def agrees(function, specification, inputs, grad, dtype):
 def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False):
     torch.manual_seed(queries + dim)
     if transposed:  # (B, H, N, D) in memory
-        make = lambda n: torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
+
+        def make(n):
+            return torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
     else:
-        make = lambda n: torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+
+        def make(n):
+            return torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+
     inputs = [make(n).requires_grad_() for n in (queries, keys, keys)]
     grad = torch.randn(2, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
     agrees(linear_attention, attention_naive.linear_attention, inputs, grad, dtype)
@@ -264,7 +269,7 @@ else:
     def test_train_kernels_serves_the_core_that_is_trained_where_a_kernel_can_run(monkeypatch):
         from sanakit.core.attention import KernelLinearAttention
         from sanakit.core.feed_forward import KernelGLUMBConv
-        from sanakit.train import TrainOptions, new_state
+        from sanakit.training.loop import TrainOptions, new_state
 
         core, options = new_core(CORE, seed=0), TrainOptions(max_steps=1, kernels="triton")
         groups = [{"params": list(core.parameters())}]
@@ -322,7 +327,7 @@ else:
     def test_a_training_step_synchronises_twice(tiny_system, tiny_data):
         """Loss and gradient norm are read (SK0501); nothing else may wait for the device."""
         from sanakit.core.dit import parameters_by_group
-        from sanakit.train import TrainOptions, fit, new_state
+        from sanakit.training.loop import TrainOptions, fit, new_state
 
         options = TrainOptions(max_steps=4, batch_size=4)
         groups = [{"params": p} for p in parameters_by_group(tiny_system.core).values()]
@@ -334,10 +339,10 @@ else:
 
     def test_observing_synchronises_with_nothing(tiny_system, tiny_data):
         """Monitors read the device when they report, not at every step; selecting by sigma is the one exception."""
-        from sanakit.monitors import LatentMonitor
-        from sanakit.train import TrainOptions, draw_batch
+        from sanakit.training.loop import TrainOptions, draw_batch
+        from sanakit.training.monitors import LatentMonitor
 
-        watch = LatentMonitor(reference=tiny_data.latents[:, 0], looks=2)
+        watch = LatentMonitor(reference=tiny_data.latents[:, 0], num_evaluations=2)
         batch = draw_batch(tiny_system, tiny_data, TrainOptions(max_steps=4, batch_size=4), 0)
         with Counted() as counted:
             watch.observe(batch, torch.zeros_like(batch.latents))

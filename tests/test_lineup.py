@@ -14,9 +14,9 @@ from sanakit.cli.view import print_plan, print_validation
 from sanakit.config import make_config
 from sanakit.errors import SanakitError
 from sanakit.reporting import write_report
+from sanakit.strategies.base import STRATEGIES, strategy_named
 from sanakit.swap import lineup
 from sanakit.swap import stages as engine
-from sanakit.swap.base import STRATEGIES, strategy_named
 from sanakit.swap.full import starting_system
 from sanakit.swap.lineup import raced_names, resting_controls, write_plan
 from sanakit.swap.rates import GRID

@@ -10,19 +10,18 @@ import numpy as np
 import pytest
 import torch
 
-from sanakit import train
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
 from sanakit.config import TrainSection, make_config
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, held_out
+from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
+from sanakit.loading import load_base
 from sanakit.reporting.ci import in_doubt
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import rungs as rungs_module
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.forecast import Forecast, steps_that_tell
-from sanakit.swap.plan import load_base
 from sanakit.swap.quality import Target
 from sanakit.swap.race import (
     OWN_OPTIONS,
@@ -38,9 +37,10 @@ from sanakit.swap.race import (
 )
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import GRID, RateSearch, search_of
-from sanakit.swap.rungs import looks_between
+from sanakit.swap.rungs import evaluated_steps_between
 from sanakit.swap.settings import configured, options_of
-from sanakit.train import TrainOptions
+from sanakit.training import loop as train
+from sanakit.training.loop import TrainOptions
 
 
 @pytest.fixture
@@ -236,9 +236,9 @@ def outcome(arms, finalists):
         (a.strategy.name, a.options, a.steps, a.train_loss, a.scores, a.forecast, a in finalists, a.diverged)
         for a in arms
     ]
-    facts += [(a.look_steps, a.look_losses) for a in arms]
+    facts += [(a.extra_steps, a.extra_losses) for a in arms]
     tensors = [torch.stack([r.losses for r in a.results]) for a in arms] + [torch.from_numpy(a.errors) for a in arms]
-    tensors += [torch.from_numpy(errors) for a in arms for errors in a.look_errors]
+    tensors += [torch.from_numpy(errors) for a in arms for errors in a.extra_errors]
     for arm in arms:
         tensors += list(arm.system.core.state_dict().values()) + (list(arm.state.ema.values()) if arm.state else [])
     return facts, tensors
@@ -262,7 +262,9 @@ def undisturbed():
 def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice(
     tiny_system, tiny_data, tmp_path, undisturbed, monkeypatch, stop_at, by, step
 ):
-    monkeypatch.setattr(rungs_module, "LOOKS", (3, 6, 7))  # the second signal comes where a look is due
+    monkeypatch.setattr(
+        rungs_module, "EVALUATED_STEPS", (3, 6, 7)
+    )  # the second signal comes where an evaluation is due
     torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     if not undisturbed:
         arms, finalists, trained = whole_race(tiny_system, tiny_data)
@@ -289,9 +291,10 @@ def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, ti
     course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={"stage": "x"}))
     arm = arm_of(course, tiny_system, "finetune")
     advance(course, arm, 4)
-    again = lambda facts: arm_of(
-        replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune"
-    )
+
+    def again(facts):
+        return arm_of(replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune")
+
     assert again({"stage": "x"}).state.step == 4
     blob = next(tmp_path.rglob("core.safetensors"))
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
@@ -307,7 +310,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_race(tiny_system, tiny_data, t
     arm = arm_of(course, tiny_system, "align+head")
     advance(course, arm, 2)
     monkeypatch.setattr(
-        "sanakit.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "sanakit.training.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     race(course, [arm], budget=16)
     assert arm.steps == [0, 2, 4, 8, 16] and "No space left" in course.store.lost
@@ -367,7 +370,7 @@ def test_the_learning_rate_is_chosen_at_half_the_budget(course, tiny_system, mon
         rate = arm.options.learning_rate
         trained.append((rate, until))
         arm.steps.append(until)
-        arm.errors_by_look.append(curves[rate][until] + noise * (0.1 if rate == 0.001 else 0))
+        arm.errors_by_evaluation.append(curves[rate][until] + noise * (0.1 if rate == 0.001 else 0))
 
     monkeypatch.setattr("sanakit.swap.race.advance", advance)
     arm = at_best_rate(course, STRATEGIES.get("finetune"), tiny_system, budget=8, rates=(1.0, 0.25, 2.0))
@@ -419,7 +422,10 @@ def test_a_rate_that_diverges_is_no_end_of_the_grid_to_go_on_from():
 
 def test_which_rates_are_tried_is_a_fact_of_the_base_and_the_configuration(tmp_path):
     finetune = STRATEGIES.get("finetune")
-    rates = lambda embedded, **smoke: search_of(make_config({"smoke": smoke}), finetune, embedded=embedded)
+
+    def rates(embedded, **smoke):
+        return search_of(make_config({"smoke": smoke}), finetune, embedded=embedded)
+
     assert list(rates(True).rates) == [0.002, 0.001, 0.00025] and not rates(True).goes_on
     assert rates(False).rates == GRID and rates(False).goes_on
     assert list(rates(False, rates=[4.0, 0.5]).rates) == [0.004, 0.0005]
@@ -436,21 +442,29 @@ def test_which_rates_are_tried_is_a_fact_of_the_base_and_the_configuration(tmp_p
 
 
 def test_looks_between_the_rungs_are_kept_and_change_nothing(tiny_system, tiny_data, tmp_path, monkeypatch):
-    assert rungs_module.LOOKS == (75, 150, 300) and looks_between(0, 100) == [75] and looks_between(75, 150) == []
+    assert (
+        rungs_module.EVALUATED_STEPS == (75, 150, 300)
+        and evaluated_steps_between(0, 100) == [75]
+        and evaluated_steps_between(75, 150) == []
+    )
     straight = arm_of(course_of(tiny_data), tiny_system, "finetune")
     race(course_of(tiny_data), [straight], budget=16)
-    monkeypatch.setattr(rungs_module, "LOOKS", (3, 4, 11, 40))  # the second is a rung, the last lies beyond the budget
+    monkeypatch.setattr(
+        rungs_module, "EVALUATED_STEPS", (3, 4, 11, 40)
+    )  # the second is a rung, the last lies beyond the budget
     course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
     arm = arm_of(course, tiny_system, "finetune")
     race(course, [arm], budget=16)
-    assert arm.look_steps == [3, 11] and arm.steps == straight.steps == [0, 2, 4, 8, 16]
+    assert arm.extra_steps == [3, 11] and arm.steps == straight.steps == [0, 2, 4, 8, 16]
     assert np.array_equal(arm.errors, straight.errors) and arm.forecast == straight.forecast
     assert arm.train_loss == straight.train_loss
     kept = arm_of(course, tiny_system, "finetune")
-    assert kept.look_losses == arm.look_losses and np.array_equal(kept.look_errors, arm.look_errors)
+    assert kept.extra_losses == arm.extra_losses and np.array_equal(kept.extra_errors, arm.extra_errors)
     record = json.loads(json.dumps(arm.as_dict()))
-    assert record["looks"]["steps"] == [3, 11] and record["looks"]["losses"] == arm.look_losses
-    assert record["looks"]["relative_errors"] == pytest.approx([errors.mean() for errors in arm.look_errors])
+    assert record["extra_evaluations"]["steps"] == [3, 11] and record["extra_evaluations"]["losses"] == arm.extra_losses
+    assert record["extra_evaluations"]["relative_errors"] == pytest.approx(
+        [errors.mean() for errors in arm.extra_errors]
+    )
     assert record["steps"] == [0, 2, 4, 8, 16] and record["train_losses"] == [list(p) for p in arm.train_loss] != []
 
 

@@ -1,4 +1,4 @@
-"""experiments/rate_study.py: a cell is measured rate by rate, and goes on where it was stopped."""
+"""experiments/studies/rate_study.py: a cell is measured rate by rate, and goes on where it was stopped."""
 
 import importlib.util
 import json
@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("rate_study", ROOT / "experiments" / "rate_study.py")
+    spec = importlib.util.spec_from_file_location("rate_study", ROOT / "experiments" / "studies" / "rate_study.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["rate_study"] = module
     spec.loader.exec_module(module)

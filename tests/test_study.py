@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-EXPERIMENTS = Path(__file__).parent.parent / "experiments"
+EXPERIMENTS = Path(__file__).parent.parent / "experiments" / "studies"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,7 +47,7 @@ def test_the_evaluation_third_holds_new_swaps_alone_by_a_rule_of_their_names():
 
 
 def earlier_swaps():
-    for path in (EXPERIMENTS / "results" / "decision_study").glob("*.json"):
+    for path in (EXPERIMENTS.parent / "results" / "decision_study").glob("*.json"):
         record = json.loads(path.read_text())
         yield {"swap": f"{record['base']} {record['kind']} {record['candidate'].split('/')[-1]}"}
 
@@ -189,7 +189,7 @@ def study(tiny_system, tiny_data):
         num_held_out=16,
         fingerprint=lambda stage: stage,
         base_fingerprint={"core": "f0"},
-        pictures=SimpleNamespace(fingerprint="d"),
+        dataset=SimpleNamespace(fingerprint="d"),
     )
     listed = plan.StudySwap(base="dc-minilm", kind="vae", candidate="turned", scratch="near")
     return swap, plan.StudyRun(swap=listed, seed=0, evaluation=False)
@@ -201,7 +201,7 @@ SHORT = {
     "far": 6,
     "farthest": 7,
     "scratch": 5,
-    "looks": (1, 2, 4),
+    "evaluated_steps": (1, 2, 4),
     "rates": (1.0, 2.0),
     "tries": 1,
 }
@@ -250,14 +250,17 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
     arms = straight["arms"]
     assert {name: arm["steps"][-1] for name, arm in arms.items()} == LAST, "nobody arrives and none is in sight"
     assert set(arms["finetune"]["rates"]) == {"0.001", "0.002"}
-    for dies_after in (2, len(steps) - 2):  # in the sweep, and after a decision that looked at the arm that goes on
+    for dies_after in (2, len(steps) - 2):  # in the sweep, and after a decision that read the arm that goes on
         folder = tmp_path / str(dies_after)
         with pytest.raises(Killed):
             finish(folder, dies_after)
         resumed, rest = finish(folder)
         assert len(rest) <= len(steps) - dies_after + 1, "it goes on from the checkpoint"
         assert all(key in resumed for key in TIMED)
-        same = lambda row: json.dumps({key: value for key, value in row.items() if key not in TIMED})
+
+        def same(row):
+            return json.dumps({key: value for key, value in row.items() if key not in TIMED})
+
         assert same(resumed) == same(straight)
 
 
@@ -265,12 +268,12 @@ def test_the_earlier_study_replays_to_the_rows_that_are_committed():
     from safetensors.numpy import load_file
     from study_replay import replay
 
-    rows = json.loads((EXPERIMENTS / "results" / "decision_study.json").read_text())["swaps"]
+    rows = json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())["swaps"]
     for row in rows[::10]:
         stem = (
             f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
         )
-        path = EXPERIMENTS / "results" / "decision_study" / f"{stem}.json"
+        path = EXPERIMENTS.parent / "results" / "decision_study" / f"{stem}.json"
         found = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
         same = found.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
         assert {key: row[key] for key in same} == json.loads(json.dumps({key: found[key] for key in same}))
@@ -280,7 +283,9 @@ def test_the_earlier_study_replays_to_the_rows_that_are_committed():
 def test_a_race_has_no_controls_and_one_start():
     from study_replay import raced
 
-    arm = lambda error: {"mean": [error]}
+    def arm(error):
+        return {"mean": [error]}
+
     names = ("align", "align-blocks", "lora", "lora@align-blocks", "cross-attention", "scratch")
     arms = dict(zip(names, map(arm, (1.5, 1.3, 1.5, 1.3, 1.5, 2.0)), strict=True))
     assert raced(arms) == ["align", "align-blocks", "lora@align-blocks", "cross-attention"]

@@ -1,7 +1,7 @@
-"""Convolutional joints: patch embedding and head read the eight neighbouring patches too.
+"""Convolutional interface: patch embedding and head read the eight neighbouring patches too.
 
 A VAE's latents spread over neighbours differently from another's, so a map from single patches misses part of them
-(docs/alignment.md has the share). Both start as the linear joints, neighbours at zero, and are solved in closed form.
+(docs/alignment.md has the share). Both start as the linear interface layers, neighbours at zero, and are solved in closed form.
 """
 
 from typing import Any

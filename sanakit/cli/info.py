@@ -16,10 +16,10 @@ PACKAGES = {
     "vaes": "sanakit.vaes",
     "text-encoders": "sanakit.text_encoders",
     "adapters": "sanakit.adapters",
-    "drift": "sanakit.drift",
-    "gates": "sanakit.gates",
+    "drift": "sanakit.drift.statistics",
+    "gates": "sanakit.checks",
     "datasets": "sanakit.data",
-    "strategies": "sanakit.swap",
+    "strategies": "sanakit.strategies",
 }
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 

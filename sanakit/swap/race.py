@@ -3,10 +3,10 @@ every step, and the same noise where latents have the same shape.
 
 Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
 except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a
-search (rates.py) at half the budget, and is judged by the moving average of its weights, so that every evaluated point
+search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every evaluated point
 stands for a run that could end there, and the points of one curve can be fitted.
 
-After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and whoever
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every arm that
 is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
@@ -24,20 +24,20 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.batches import Batch, TrainOptions
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, averaged, held_out
+from sanakit.evaluation.held_out import HeldOut, averaged, held_out
+from sanakit.strategies.base import Strategy
 from sanakit.swap.arm import Arm
-from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast
 from sanakit.swap.quality import Target
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import RateSearch
-from sanakit.swap.rungs import decides_at, looks_between, rungs, survivors
-from sanakit.train import fit, layer_groups, new_state
+from sanakit.swap.rungs import decides_at, evaluated_steps_between, rungs, survivors
+from sanakit.training.batches import Batch, TrainOptions
+from sanakit.training.loop import fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
@@ -60,7 +60,7 @@ class RaceStopped(Exception):
 class Course:
     """What every arm of a race shares.
 
-    count: held-out images that judge, those of the target. options: the training section; steps and learning rate are each
+    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning rate are each
     arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
     """
 
@@ -81,14 +81,14 @@ class Course:
             return
         arm.steps.append(step)
         arm.results.append(result)
-        arm.errors_by_look.append(errors)
+        arm.errors_by_evaluation.append(errors)
 
-    def look(self, arm: Arm) -> None:
+    def evaluate_beside(self, arm: Arm) -> None:
         """Add a point that no decision of the race reads."""
         step, result, errors = self._measured(arm)
-        arm.look_steps.append(step)
-        arm.look_losses.append(result.loss)
-        arm.look_errors.append(errors)
+        arm.extra_steps.append(step)
+        arm.extra_losses.append(result.loss)
+        arm.extra_errors.append(errors)
 
     def _measured(self, arm: Arm) -> tuple[int, HeldOut, np.ndarray]:
         with averaged(arm.system.core, arm.average):
@@ -126,7 +126,11 @@ def enter(
     if alike is None:
         course.evaluate(arm)
     else:
-        arm.steps, arm.results, arm.errors_by_look = alike.steps[:1], alike.results[:1], alike.errors_by_look[:1]
+        arm.steps, arm.results, arm.errors_by_evaluation = (
+            alike.steps[:1],
+            alike.results[:1],
+            alike.errors_by_evaluation[:1],
+        )
         arm.diverged = "" if alike.results else alike.diverged
     return arm
 
@@ -166,17 +170,17 @@ def at_best_rate(
 
 
 def _try_rate(course: Course, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
-    """Error of an arm where rates are judged, infinite where it does not get there; 0 where there is nothing to choose."""
+    """Error of an arm where rates are evaluated, infinite where it does not get there; 0 where there is nothing to choose."""
     if not search.is_choice:
         return 0.0
-    judged_at = decides_at(budget)
-    for rung in [rung for rung in rungs(budget) if rung <= judged_at]:
+    evaluated_at = decides_at(budget)
+    for rung in [rung for rung in rungs(budget) if rung <= evaluated_at]:
         advance(course, arm, rung, on_step)
         if rung not in arm.steps:
             return float("inf")
         if rung == max(1, budget // 4) and search.leaves_early(arm.options.learning_rate, arm.errors_at(rung), rung):
             return float("inf")
-    return float(arm.errors_at(judged_at).mean())
+    return float(arm.errors_at(evaluated_at).mean())
 
 
 def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
@@ -208,9 +212,9 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
 def _train(
     course: Course, arm: Arm, until: int, after_step: AfterStep, draw: Callable[[int, slice], Batch] | None
 ) -> None:
-    """Train to a step or a signal; evaluate at the LOOKS on the way. A loss that is not finite is taken down in the arm."""
+    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way. A loss that is not finite is taken down in the arm."""
     assert arm.state is not None
-    for stop in [*looks_between(arm.steps[-1], until), until]:
+    for stop in [*evaluated_steps_between(arm.steps[-1], until), until]:
         start = time.perf_counter()
         try:
             fit(arm.system, course.data, arm.options, arm.state, until=stop, after_step=after_step, draw=draw)
@@ -221,8 +225,8 @@ def _train(
         arm.seconds += time.perf_counter() - start
         if arm.diverged or arm.state.stopped:
             return
-        if stop < until and stop not in arm.look_steps:
-            course.look(arm)
+        if stop < until and stop not in arm.extra_steps:
+            course.evaluate_beside(arm)
 
 
 def recorder(arm: Arm, on_step: Callable[[int], None]) -> AfterStep:

@@ -1,7 +1,7 @@
 """Which learning rates an arm of a race tries, and which of them it keeps.
 
-Rates are tried from the highest to the lowest, so that the highest is the first to show whether it diverges, and are judged at half
-the budget: at a quarter, low rates look better than they are. For the same reason a rate that is clearly worse than a
+Rates are tried from the highest to the lowest, so that the highest is the first to show whether it diverges, and are evaluated at half
+the budget: at a quarter, low rates be better than they are. For the same reason a rate that is clearly worse than a
 higher one at a quarter already leaves there. On a grid the search goes on while the best rate is at an end.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from sanakit.config import Config
-from sanakit.swap.base import Strategy
+from sanakit.strategies.base import Strategy
 from sanakit.swap.rungs import is_clearly_worse
 
 MULTIPLES = (2.0, 1.0, 0.25)  # of the strategy's own rate, which was measured on embedded cores
@@ -24,7 +24,7 @@ class RateSearch:
     """Hands out the learning rates of one arm, and remembers how they did.
 
     rates: absolute. goes_on: beyond the ends, at the ratio of two neighbours, while the best rate is at an end.
-    errors: relative error by rate where rates are judged, infinite for one that diverged or left. left: why a rate left.
+    errors: relative error by rate where rates are evaluated, infinite for one that diverged or left. left: why a rate left.
     early: (N,) errors at a quarter of the budget.
     """
 

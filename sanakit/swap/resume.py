@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sanakit.checkpoint import Saver, latest, load_checkpoint, set_aside
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, Monitors
-from sanakit.schedules import decay_start
 from sanakit.swap.settings import flat_config
-from sanakit.train import TrainState
+from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside
+from sanakit.training.loop import TrainState
+from sanakit.training.monitors import MonitorRequest, Monitors
+from sanakit.training.schedules import decay_start
 
 if TYPE_CHECKING:
     from sanakit.run import RunFolder
@@ -34,7 +34,7 @@ FREE = (
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
     """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
-    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "pictures": swap.pictures.fingerprint}
+    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "images": swap.images.fingerprint}
     if not swap.trains_vae_alone:
         flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
     flat |= flat_config(swap.config)

@@ -6,7 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 KEEP_AT_LEAST = 2
-LOOKS = (75, 150, 300)  # steps that are evaluated for the study of forecasts; no decision of a race reads them
+EVALUATED_STEPS = (
+    75,
+    150,
+    300,
+)  # steps that are evaluated for the study of forecasts; no decision of a race reads them
 
 
 def decides_at(budget: int) -> int:
@@ -14,9 +18,9 @@ def decides_at(budget: int) -> int:
     return max(1, budget // 2)
 
 
-def looks_between(last: int, until: int) -> list[int]:
-    """The LOOKS after step `last` and before step `until`."""
-    return [step for step in LOOKS if last < step < until]
+def evaluated_steps_between(last: int, until: int) -> list[int]:
+    """The EVALUATED_STEPS after step `last` and before step `until`."""
+    return [step for step in EVALUATED_STEPS if last < step < until]
 
 
 def rungs(budget: int) -> list[int]:

@@ -5,8 +5,8 @@ from typing import Any
 
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
-from sanakit.swap.base import Strategy, strategy_named
-from sanakit.train import TrainOptions
+from sanakit.strategies.base import Strategy, strategy_named
+from sanakit.training.loop import TrainOptions
 
 
 def with_adapter(config: Config, name: str) -> str:

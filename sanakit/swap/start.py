@@ -9,8 +9,8 @@ from diffusers import SanaTransformer2DModel
 from sanakit.alignment.blocks import bytes_needed
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
-from sanakit.evaluate import held_out
-from sanakit.swap.base import STRATEGIES, Strategy, joined_by
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import STRATEGIES, Strategy, joined_by
 from sanakit.swap.plan import build
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def choose_start(
     if not again and (known := swap.run.read_json(FILE)):
         return str(known["start"])
     adapters = {strategy.adapter for strategy in strategies if strategy.follows_start}
-    adapter = adapters.pop() if len(adapters) == 1 else ""  # of several joints the linear one chooses for all
+    adapter = adapters.pop() if len(adapters) == 1 else ""  # of several interface layers the linear one chooses for all
     errors, note = {}, ""
     for name in STARTS:
         system, scores = started(joined_by(STRATEGIES.get(name), adapter))

@@ -1,4 +1,4 @@
-"""Fine-tune a VAE so that its latents turn and scale with the picture (EQ-VAE, arXiv 2502.09509).
+"""Fine-tune a VAE so that its latents turn and scale with the image (EQ-VAE, arXiv 2502.09509).
 
 loss = |x - D(E(x))| + w |T x - D(T E(x))|, T a quarter turn and a smaller size, one of each a step. A latent space that
 obeys is easier to model; what it costs in reconstruction is measured and gated. Normalisation is measured anew at the
@@ -17,29 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
-from sanakit.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.checks.component import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
-from sanakit.monitors import Monitors, component_stream
-from sanakit.schedules import decay_start, learning_rate_at, saves_at
-from sanakit.swap.component import psnr
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
-from sanakit.tracking import Trackers
-from sanakit.train import (
-    TrainOptions,
-    check_movement,
-    descend,
-    new_state,
-    own_rows,
-    parameter_digests,
-)
+from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
+from sanakit.training.monitors import Monitors, component_stream
+from sanakit.training.parameters import check_movement, parameter_digests
+from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
+from sanakit.training.tracking import Trackers
+from sanakit.training.watch import Watch
 from sanakit.vaes import VAE
-from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -49,18 +43,18 @@ FLOOR_DB = 1.0  # of PSNR that equivariance may cost
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A step's pictures (B, 3, H, W) in [-1, 1], quarter turns, and the smaller side in latents."""
+class TurnedImages:
+    """A step's images (B, 3, H, W) in [-1, 1], quarter turns, and the smaller side in latents."""
 
     images: Tensor
     turns: int
     side: int
 
-    def map(self, change: Any) -> "Pictured":
-        return Pictured(change(self.images), self.turns, self.side)
+    def map(self, change: Any) -> "TurnedImages":
+        return TurnedImages(change(self.images), self.turns, self.side)
 
-    def split(self, parts: int) -> "list[Pictured]":
-        return [Pictured(x, self.turns, self.side) for x in self.images.chunk(parts)]
+    def split(self, parts: int) -> "list[TurnedImages]":
+        return [TurnedImages(x, self.turns, self.side) for x in self.images.chunk(parts)]
 
 
 class Reconstruction(nn.Module):
@@ -85,21 +79,21 @@ def transformed(x: Tensor, turns: int, side: int) -> Tensor:
     return x if side == x.shape[-1] else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
 
 
-def draw_pictures(swap: "Swap", options: TrainOptions, step: int, cells: int) -> Pictured:
-    """The step's pictures (of this rank) and its transformation, from (seed, step) alone; never the identity."""
-    train = swap.halves[0]
+def draw_images(swap: "Swap", options: TrainOptions, step: int, cells: int) -> TurnedImages:
+    """The step's images (of this rank) and its transformation, from (seed, step) alone; never the identity."""
+    train = swap.splits[0]
     indices = batch_indices(len(train), options.batch_size, step, options.seed)[own_rows(options)]
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
     turns = int(torch.randint(4, (), generator=generator))
     smallest = max(1, cells // 2)
     sizes = range(smallest, cells + 1 if turns else max(smallest + 1, cells))
     side = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-    return Pictured(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
+    return TurnedImages(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
 
 
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
-    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per picture. (N,)"""
+    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
     images = images.to(vae.latents_mean.device)
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
     unit, errors = raw.var(), torch.zeros(len(images), device=images.device)
@@ -113,13 +107,13 @@ def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
-    config, held = swap.config, swap.halves[1]
+    config, held = swap.config, swap.splits[1]
     if not isinstance(swap.candidate, VAE):
         raise SanakitError("SK0104", "train.target vae needs a VAE")
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    images = to_images(held.subset(range(min(config.component.pictures, len(held)))).pixels(config.data.image_size))
+    images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
     tuning = Tuning(swap, swap.candidate, vae, images)
     untouched = parameter_digests(tuning.model)
@@ -172,8 +166,8 @@ class Tuning:
         branch = decay_start(options.schedule, options.max_steps)
         preflight(self.checkpoints, checkpoint_bytes(self.model, state), always=branch)
         reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
-        self.look_every = max(1, options.max_steps // config.monitors.looks)
-        component = component_stream(config.monitors, "VAE", self.look_every, reference)
+        self.evaluate_every = max(1, options.max_steps // config.monitors.num_evaluations)
+        component = component_stream(config.monitors, "VAE", self.evaluate_every, reference)
         device = self.vae.latents_mean.device
         self.monitors = Monitors(config.monitors, component=component, device=device)
         self.monitors.restore(state.extras)
@@ -200,13 +194,13 @@ class Tuning:
             watch=self.watch,
         )
 
-    def draw(self, step: int) -> Pictured:
-        return draw_pictures(self.swap, self.options, step, self.cells)
+    def draw(self, step: int) -> TurnedImages:
+        return draw_images(self.swap, self.options, step, self.cells)
 
     def rate(self, step: int, options: TrainOptions) -> float:
         return self.monitors.factor * learning_rate_at(step, options)
 
-    def objective(self, part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
+    def objective(self, part: TurnedImages) -> tuple[Tensor, Tensor, TurnedImages]:
         assert self.state.model is not None
         plain, moved, raw = self.state.model(part.images, part.turns, part.side)
         return plain + self.swap.config.vae.equivariance * moved, raw, part
@@ -219,14 +213,14 @@ class Tuning:
         self.state.extras = self.monitors.tensors()
         self.saver.save(self.model, self.state, self.facts)
 
-    def after_step(self, step: int, loss: float, parts: list[Pictured], raw: Tensor) -> None:
+    def after_step(self, step: int, loss: float, parts: list[TurnedImages], raw: Tensor) -> None:
         component = self.monitors.component
         self.swap.progress("training the VAE", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
         elif component is not None:
             component.observe(self.candidate.normalize(raw[: component.wanted].cpu()))
-        if step % self.look_every == 0:
+        if step % self.evaluate_every == 0:
             self.evaluate(step, loss)
         if saves_at(step, self.options, self.swap.config.train.checkpoint_every):
             self.save()
@@ -254,7 +248,7 @@ def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list[nn.Parameter]:
-    """The parameters that a picture reaches; the others stay frozen. Raises SK0104 where there are none."""
+    """The parameters that an image reaches; the others stay frozen. Raises SK0104 where there are none."""
     vae.requires_grad_(True)
     plain, moved, _ = model(images, 1, max(1, cells // 2))
     if not plain.requires_grad:
@@ -268,7 +262,7 @@ def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list
 
 @torch.no_grad()
 def restate(vae: VAE, images: Tensor) -> None:
-    """Normalisation measured on pictures, in the convention that the VAE had: one factor, or mean and std a channel."""
+    """Normalisation measured on images, in the convention that the VAE had: one factor, or mean and std a channel."""
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
     old = vae.stats
     if len(set(old.mean)) == len(set(old.std)) == 1:
