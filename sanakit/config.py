@@ -5,7 +5,7 @@ A run is a Python function that returns a `Config` (see presets.py); `--set key=
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
@@ -19,6 +19,15 @@ Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_off(cls, values: Any) -> Any:
+        """YAML 1.1 reads a bare `off` as false: where a field has the choice `off`, that is what was meant."""
+        if not isinstance(values, dict):
+            return values
+        choices = {key: get_args(field.annotation) for key, field in cls.model_fields.items()}
+        return {k: "off" if v is False and "off" in choices.get(k, ()) else v for k, v in values.items()}
 
 
 class TrainSection(Section):

@@ -126,3 +126,11 @@ def test_a_renamed_key_is_refused_with_its_new_name(tmp_path, old, new):
             load()
         assert refused.value.code == "SK0104"
     assert make_config({}, [f"{new}=32"])
+
+
+def test_a_bare_off_is_the_choice_off_and_no_false():
+    """YAML 1.1 reads `off` as false, in a file and on the command line."""
+    config = make_config({}, ["monitors.latents=off", "train.kernels=off", "train.compile=off"])
+    assert (config.monitors.latents, config.train.kernels, config.train.compile) == ("off", "off", False)
+    with pytest.raises(SanakitError, match="SK0104"):
+        make_config({}, ["monitors.latents=no-action"])

@@ -402,7 +402,7 @@ def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
             raise AttributeError("'str' object has no attribute 'decode'")
         return own(data, least)
 
-    monkeypatch.setattr("sanakit.data.table.open_image", fails)
+    monkeypatch.setattr("sanakit.data.load.open_image", fails)
     found = read(tmp_path / "a")
     assert found.names == ["1.png"] and reasons(found)["0.png"].startswith("AttributeError: 'str' object")
 
