@@ -85,7 +85,7 @@ def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
         raise SanakitError(
             "SK0503",
             f"the base's loss is {own.mean():.4f} with its prompts and {own.mean() + unit:.4f} without, within its noise on "
-            f"{len(gain)} images: it cannot evaluate an encoder",
+            f"{len(gain)} images: it cannot tell how good an encoder is",
         )
     return Target(
         measure="velocity loss in units of the base's prompt gain",
@@ -102,7 +102,7 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
     gain = (blind.losses - base.losses).double().mean(1).clamp_min(0).numpy()
     if not gain.sum() > 0:
         raise SanakitError(
-            "SK0503", "the base's loss is no lower with its prompts at any noise level: it cannot evaluate an encoder"
+            "SK0503", "the base's loss is no lower with its prompts at any noise level: it cannot tell how good an encoder is"
         )
     return np.asarray(gain / gain.sum())
 
