@@ -131,7 +131,7 @@ def test_in_a_run_the_traceback_lies_in_the_run_folder(tmp_path, monkeypatch, ca
     run_dir.mkdir()
     config = make_config(small_world)
     (run_dir / "config.yaml").write_text(dump_config(config))
-    monkeypatch.setattr("sanakit.swap.plan.load_core", broken)
+    monkeypatch.setattr("sanakit.loading.load_core", broken)
     monkeypatch.setitem(stages.RUNNERS, "smoke", lambda swap: swap.base_system)
     arguments = ["validate", "--stage", "smoke", "--run-dir", str(run_dir), "--json"]
     monkeypatch.setattr(sys, "argv", ["sanakit", *arguments])

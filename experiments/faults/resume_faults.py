@@ -8,9 +8,8 @@ from system_faults import trained
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import GateResult
-from sanakit.training import loop as train
 from sanakit.training.checkpoint import latest, load_checkpoint, save_checkpoint
-from sanakit.training.parameters import check_movement
+from sanakit.training.parameters import check_movement, parameter_digests
 
 
 def saved(world: World, name: str, facts: dict[str, Any]) -> tuple[Path, LatentDiffusion, Any]:
@@ -77,6 +76,6 @@ def cut(world: World) -> list[GateResult]:
 )
 def copy_trained(world: World) -> list[GateResult]:
     start, _, _ = trained(world, steps=1)
-    digests = train.parameter_digests(start.core)
+    digests = parameter_digests(start.core)
     check_movement(start.core, digests)
     return []

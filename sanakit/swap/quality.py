@@ -102,7 +102,8 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
     gain = (blind.losses - base.losses).double().mean(1).clamp_min(0).numpy()
     if not gain.sum() > 0:
         raise SanakitError(
-            "SK0503", "the base's loss is no lower with its prompts at any noise level: it cannot tell how good an encoder is"
+            "SK0503",
+            "the base's loss is no lower with its prompts at any noise level: it cannot tell how good an encoder is",
         )
     return np.asarray(gain / gain.sum())
 
