@@ -1,5 +1,7 @@
 """The panel against constructions whose order is known."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from sanakit.checks.diffusability import (
     compare_panels,
     equivariance,
     high_frequency_share,
+    kid,
     neighbour_consistency,
     panel,
     radial_power,
@@ -107,3 +110,10 @@ def test_two_panels_stand_side_by_side_and_viv_ranks_equal_sizes_only(openclipar
     same = compare_panels(base, base, openclipart_images)
     assert [row["base"] for row in same] == pytest.approx([row["candidate"] for row in same], abs=1e-5)
     assert same[0]["better"] == "lower"
+
+
+def test_the_distance_of_images_to_themselves_is_measured_without_a_warning_of_the_library(openclipart_images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = kid(openclipart_images, openclipart_images)
+    assert same is None or abs(same) < 0.5

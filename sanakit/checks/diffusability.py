@@ -7,6 +7,7 @@ takes the nearest images of the packaged EffLite0 features; interpolated FID is 
 them depend on how many images they see: compare two VAEs on the same ones.
 """
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -127,7 +128,9 @@ def kid(generated: Tensor, real: Tensor) -> float | None:
     if features(real[:1]) is None:
         return None
     subset = min(len(real), len(generated))
-    metric = KernelInceptionDistance(feature=EffLite0(), subsets=1, subset_size=subset, normalize=True)
+    with warnings.catch_warnings():  # it holds the features of all images in memory: a panel has 128
+        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
+        metric = KernelInceptionDistance(feature=EffLite0(), subsets=1, subset_size=subset, normalize=True)
     metric.update(real / 2 + 0.5, real=True)
     metric.update(generated / 2 + 0.5, real=False)
     return float(metric.compute()[0])
