@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from sanakit import cli
 from sanakit.checks import GATES, load_policy, run_gates
+from sanakit.cli import drift as _drift_command  # noqa: F401  adds the command
 from sanakit.cli.app import app
 from sanakit.config import dump_config, make_config
 from sanakit.contracts import GateResult, Reading, Verdict
@@ -172,7 +173,7 @@ def test_a_statistic_that_raises_is_a_row_and_the_others_are_measured(plugin, tm
     assert "could not be evaluated" in page.read_text()
     assert exit_code(monkeypatch, "drift", *two_sides(tmp_path, 3.0)) == 5
     out = capsys.readouterr().out
-    assert "\ndrift\n" in out and "raises could not decide: bad_drift: KeyError" in out
+    assert "\ndrift\n" in out and "raises could not be evaluated: bad_drift: KeyError" in out
 
 
 BROKEN_GATES = """
@@ -236,7 +237,7 @@ def test_in_a_run_a_broken_gate_is_written_shown_and_measured_again(plugin, smal
     assert component_run(small_world, run, monkeypatch, "--junit", junit) == 5
     said = capsys.readouterr()
     document = json.loads(said.out)
-    assert "error[SK0114]: component/raises could not decide: bad_gates: ZeroDivisionError" in said.err
+    assert "error[SK0114]: component/raises could not be evaluated: bad_gates: ZeroDivisionError" in said.err
     stage = document["stages"]["component"]
     row = next(g for g in stage["gates"] if g["gate"] == "component/raises")
     assert "bad_gates: ZeroDivisionError" in row["error"] and row["value"] is None and len(stage["gates"]) > 5

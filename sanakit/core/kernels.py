@@ -17,7 +17,7 @@ def serve_by_kernels(core: SanaTransformer2DModel, device: torch.device) -> int:
     Raises SK0901 without the package triton, SK0104 for a device that no kernel runs on, and for a core of which no
     module can be served.
     """
-    if importlib.util.find_spec("triton") is None:
+    if not has_triton():
         raise SanakitError("SK0901", "train.kernels triton needs the package triton", fix="pip install triton")
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
         raise SanakitError(
@@ -33,6 +33,10 @@ def serve_by_kernels(core: SanaTransformer2DModel, device: torch.device) -> int:
             fix="--set train.kernels=off",
         )
     return served
+
+
+def has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def _is_served(block: torch.nn.Module) -> bool:

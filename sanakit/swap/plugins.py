@@ -33,7 +33,7 @@ def measure_stage(stage: str, run: Callable[[Any], StageResult], swap: Any) -> S
 
 
 def incomplete(stage: dict[str, Any]) -> bool:
-    """A stage in which something could not decide: it is measured again the next time."""
+    """A stage in which something could not be evaluated: it is measured again the next time."""
     return any(gate.get("error") for gate in stage["gates"])
 
 
