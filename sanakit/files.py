@@ -3,6 +3,7 @@
 import json
 import os
 import shlex
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,17 @@ def cache_dir() -> Path:
         source = "SANAKIT_CACHE" if os.environ.get("SANAKIT_CACHE") else "the user's cache"
         raise SanakitError("SK0128", f"{path} ({source}): {error.strerror or error}") from error
     return path
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place, flushed to disk, then renamed. Nothing stays behind where the
+    system refuses (OSError)."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -113,12 +113,19 @@ def latent_job(
             "dtype": "float32",
             "libraries": _versions(),
         },
-        rows=like.rows if like else store.row_hashes(row_content(image) for image in dataset.images),
+        rows=like.rows if like else _row_keys(dataset),
         compute=compute,
         checked="raw_latents",
         again=lambda chosen: encode(to_images(dataset.subset(chosen).pixels(size)))["raw_latents"],
         row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
+
+
+def _row_keys(dataset: ImageDataset) -> Tensor:
+    """(N,) int64 of every image's bytes; an index has them."""
+    if dataset.indexed is not None:
+        return torch.from_numpy(dataset.indexed.numbers("key"))
+    return store.row_hashes(row_content(image) for image in dataset.images)
 
 
 def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent) -> Tensor:

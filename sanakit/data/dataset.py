@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sanakit.data.buckets import Bucketed, Size, aspect, assign
+from sanakit.data.buckets import Bucketed, Size, aspects, assign
 from sanakit.data.cache import Progress, embeddings, posteriors, silent
 from sanakit.data.store import Rows
 from sanakit.data.table import ImageDataset
@@ -129,7 +129,7 @@ def build_dataset(
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:
         mean, spread = latents(dataset, size)
-    count = torch.tensor([len(c) for c in dataset.captions])
+    count = torch.from_numpy(dataset.caption_counts().astype("int64"))
     texts = [caption for captions in dataset.captions for caption in captions]
     return LatentDataset(
         names=dataset.names,
@@ -145,7 +145,7 @@ def build_dataset(
 
 def bucketed(dataset: ImageDataset, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:
     """The sizes that training reads, and the images of each."""
-    chosen = torch.tensor(assign([aspect(image) for image in dataset.images], buckets, at_least))
+    chosen = torch.tensor(assign(aspects(dataset), buckets, at_least))
     used = chosen.unique().tolist()
     return [buckets[number] for number in used], [(chosen == number).nonzero()[:, 0] for number in used]
 

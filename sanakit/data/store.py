@@ -25,6 +25,7 @@ from torch import Tensor
 from sanakit import inventory
 from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
+from sanakit.files import write_aside
 from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
 
 SHARD_BYTES = 256 << 20
@@ -228,12 +229,6 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, f"{path.name}: {error}") from error
-
-
-def write_aside(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _place(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> None:

@@ -119,7 +119,12 @@ class Swap:
     def images(self) -> ImageDataset:
         data = self.config.data
         found = load_images(
-            data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
+            data.source,
+            max_set_aside=data.max_set_aside,
+            fit=data.fit,
+            captions=data.captions,
+            ledger=self.ledger,
+            progress=self.progress,
         )
         if len(found) < MIN_IMAGES:
             told = f"{found.source} holds {len(found)} images, at least {MIN_IMAGES} are needed"

@@ -5,6 +5,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sanakit.data.images import DECODERS, FOREIGN, MAX_PIXELS, found_format
+from sanakit.data.part import Plan, plan_files, stamp_of
+from sanakit.data.places import is_address
 from sanakit.data.survey import Survey
 from sanakit.errors import SanakitError
 
@@ -25,6 +27,43 @@ def expand(pattern: str) -> list[str]:
     return [pattern[: braces.start()] + n + pattern[braces.end() :] for n in numbers]
 
 
+def plan_sources(reader: str, pattern: str, **options: Any) -> Plan:
+    """A part for every file or address that the pattern stands for. Raises SK0401 for one that is not there."""
+    plan, sources = Plan(source=pattern), [absolute(source) for source in expand(pattern)]
+    for source, label in zip(sources, labels_of(sources), strict=True):
+        payload = {"source": source, "label": label, **options}
+        plan.parts.append(plan_files(reader, payload, [stamp_of_source(source)]))
+    return plan
+
+
+def absolute(source: str) -> str:
+    """A path from the root; an address as it is."""
+    return source if is_address(source) or source.startswith("pipe:") else str(Path(source).expanduser().absolute())
+
+
+def labels_of(sources: list[str]) -> list[str]:
+    """What images of each source are named by: its last part, or its path below what all have in common where two sources
+    would have the same."""
+    last = [source.rpartition("/")[2] for source in sources]
+    if len(set(last)) == len(last) or len(set(sources)) == 1:
+        return last
+    parts = [source.split("/") for source in sources]
+    while len({own[0] for own in parts}) == 1:
+        parts = [own[1:] for own in parts]
+    return ["/".join(own) for own in parts]
+
+
+def stamp_of_source(source: str) -> list[Any]:
+    """[path, bytes, time] of a file; of an address its bytes and whatever the server says of its version."""
+    if not is_address(source):
+        with open_source(source):
+            return stamp_of(Path(source))
+    with open_source(source) as file:
+        info = file.fs.info(file.path) if hasattr(file, "fs") else {}
+    version = [str(info[key]) for key in ("ETag", "etag", "mtime", "LastModified", "created") if info.get(key)]
+    return [source, int(info.get("size") or 0), version]
+
+
 def open_source(source: str) -> Any:
     """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is missing."""
     if source.startswith("pipe:"):
@@ -40,8 +79,8 @@ def open_source(source: str) -> Any:
         return fsspec.open(source, "rb").open()
     except ImportError as error:
         raise SanakitError("SK0901", f"{source}: {error}", fix="Install the package that the message names.") from error
-    except ValueError as error:  # a protocol that nobody knows
-        raise SanakitError("SK0401", f"{source}: {error}") from error
+    except (ValueError, OSError) as error:  # a protocol that nobody knows, an address where nothing lies
+        raise SanakitError("SK0401", f"{source} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 def is_image_content(name: str, head: bytes, survey: Survey) -> bool:
