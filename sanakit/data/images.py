@@ -35,6 +35,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG_EXIF = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # where a PNG may state its orientation
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
 HEAD = 512  # bytes that `found_format` reads
 SIGNATURES = (
@@ -111,6 +112,8 @@ def open_image(data: bytes, least: int) -> Opened:
 def header_size(data: bytes) -> tuple[int, int]:
     """Width and height as the image is shown. Raises as `open_image` for what its header already refuses."""
     with _open(data) as file:
+        if file.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
+            return file.width, file.height  # Pillow decodes a PNG to look for EXIF behind the pixels
         return shown_size(file)
 
 

@@ -52,7 +52,7 @@ def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     for some in cut_by_name(images):
         stamps = [stamp_of(path) for _, image, text in some for path in (image, text) if path]
         rows = [
-            [name, os.path.abspath(image), os.path.abspath(text) if text else "", beside.get(stem_of(name))]
+            [name, str(image.absolute()), str(text.absolute()) if text else "", beside.get(stem_of(name))]
             for name, image, text in some
         ]
         plan.parts.append(plan_files("folder", {"captions": captions, "rows": rows}, stamps))
