@@ -7,8 +7,11 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sanakit import __version__
 from sanakit.config import Config, dump_config
@@ -16,6 +19,8 @@ from sanakit.errors import SanakitError
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
+CHOSEN = (("data", "latents"), ("data", "embeddings"))  # keys whose `auto` the first run of a folder decides for all
+MOST_TOLD = 12  # fields that a message names
 
 
 class RunFolder:
@@ -27,8 +32,10 @@ class RunFolder:
         self.key = config_key(config)
 
     @classmethod
-    def open(cls, config: Config, folder: Path | None) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one. Raises SK0105 or SK0903."""
+    def open(cls, config: Config, folder: Path | None, choose: Callable[[], Config] | None = None) -> "RunFolder":
+        """The named folder, the newest of this configuration under runs/, or a new one; its `config` has a choice in the
+        place of every `auto` of CHOSEN. choose: the configuration with those made, asked for a new folder alone. Raises
+        SK0105 or SK0903."""
         key = config_key(config)
         if folder is None:
             earlier = sorted(Path("runs").glob(f"*-{key}"))
@@ -42,18 +49,38 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             stated = run.path / "config.yaml"
             if stated.is_file():
-                run._refuse_other(stated.read_text(encoding="utf-8"))
+                run.config = run._agreed(stated)
             else:
-                run.write_text("config.yaml", dump_config(config))
+                run.config = choose() if choose else config
+                run.write_text("config.yaml", dump_config(run.config))
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
 
-    def _refuse_other(self, text: str) -> None:
-        own, other = dump_config(self.config).splitlines(), text.splitlines()
-        if own != other:
-            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(own, other, strict=False) if a != b]
-            raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:3]) or 'other keys'}")
+    def _agreed(self, path: Path) -> Config:
+        """The configuration with the choices that the folder's config.yaml has made. Raises SK0105, which names every field
+        that differs."""
+        asked = self.config.model_dump(mode="json")
+        try:
+            stated = yaml.safe_load(path.read_text(encoding="utf-8"))
+            there = Config(**stated).model_dump(mode="json")
+        except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+            told = str(error).splitlines()[0]
+            raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
+        choices: dict[str, Any] = {}
+        for section, key in CHOSEN:
+            if asked[section][key] == "auto":
+                choices[key] = there[section][key]
+        changed = []
+        for section, values in asked.items():
+            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
+                other = there[section][key] if key else there[section]
+                if other != value and (section, key) not in [c for c in CHOSEN if c[1] in choices]:
+                    changed.append(f"{section}.{key}".rstrip(".") + f" is {other!r} there, {value!r} asked")
+        if changed:
+            more = f" and {len(changed) - MOST_TOLD} more" if len(changed) > MOST_TOLD else ""
+            raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:MOST_TOLD])}{more}")
+        return self.config.model_copy(update={"data": self.config.data.model_copy(update=choices)})
 
     def write_text(self, name: str, text: str) -> None:
         path = self.path / name

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -26,8 +25,16 @@ def base_evidence(base: LatentDiffusion, data: LatentDataset, own: HeldOut | Non
     """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
     count = min(len(data), own.losses.shape[1] if own else PROBED)
     own = own or held_out(base, data, count=count)
-    visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
-    unmasked = held_out(base, replace(data, captions=visible), count=count)
+    rows = torch.arange(count)
+    prompt = data.prompts(rows, torch.ones_like(rows))
+    visible = LatentDataset(
+        names=data.names[:count],
+        latents=data.latents[rows],
+        captions=PromptEmbeds(prompt.embeds, torch.ones_like(prompt.mask)),
+        first=rows,
+        count=torch.ones_like(rows),
+    )
+    unmasked = held_out(base, visible, count=count)
     return {
         "base_losses": own.losses.mean(0).numpy()[:count],
         "linear_losses": linear_losses(data.latents[:count, 0], own.sigmas),

@@ -13,7 +13,10 @@ from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8
 
-DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
+DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
+DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
+DRIFT_LEAST = 128
+DRIFT_SEED = 0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
@@ -132,7 +135,7 @@ def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress:
     from sanakit.data.cache import embedding_job
     from sanakit.drift.shown import as_labels
 
-    prompts = [caption for captions in dataset.captions for caption in captions]
+    prompts = dataset.texts()
 
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
@@ -154,21 +157,26 @@ def _fill(
     seconds = time.perf_counter() - start
     count = len(job.rows)
     file = entry.folder.with_suffix(".safetensors")
-    chosen = torch.linspace(0, count - 1, min(count, DRIFT_ROWS)).long()
+    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
+    kept = min(count, DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
+    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(DRIFT_SEED))[:kept].sort().values
     if normalize is not None:
         content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
-    temporary.replace(file)
+    try:
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return {
         "kind": entry.facts["kind"],
         "name": name,
         "folder": str(entry.folder),
         "file": str(file),
         "count": count,
-        "shape": list(next(iter(tensors.values())).shape),
+        "shape": list(tensors["raw_latents" if normalize is not None else "embeds"].shape),
         "bytes": entry.nbytes,
         "facts": entry.facts,
         "reused": reused,

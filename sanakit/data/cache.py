@@ -12,17 +12,20 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sanakit.data import store
 from sanakit.data.buckets import Size
 from sanakit.data.images import PREPROCESSING, SIDE, row_content
+from sanakit.data.packed import PackedRows, join, pack
 from sanakit.data.store import Rows
+from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
@@ -46,7 +49,8 @@ def to_images(pixels: Any) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one."""
+    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one. open: an
+    entry's shards and the rows wanted of it to tensors that are read by row."""
 
     facts: dict[str, Any]
     rows: Tensor
@@ -54,6 +58,7 @@ class Job:
     checked: str  # the tensor whose spot check tells
     again: Callable[[list[int]], Tensor]
     row_bytes: int
+    open: Callable[[dict[str, list[Tensor]], Tensor], dict[str, Any]] = field(default=lambda s, w: open_rows(s, w))
 
     def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
         """The entry, its tensors, and whether it was found. A found one is spot-checked; SK0404 where it must exist
@@ -67,10 +72,21 @@ class Job:
             shards, where = entry.read(), torch.arange(len(self.rows))
         else:
             entry, shards, where = found
-            every = Rows(shards[self.checked], torch.arange(entry.manifest["count"]))
+            every = self.open(shards, torch.arange(entry.manifest["count"]))[self.checked]
             store.spot_check(entry, where, every.__getitem__, self.again)
-        tensors = {name: Rows(parts, where) for name, parts in shards.items() if name != "rows"}
-        return entry, tensors, found is not None
+        return entry, self.open(shards, where), found is not None
+
+
+def open_rows(shards: dict[str, list[Tensor]], where: Tensor) -> dict[str, Any]:
+    return {name: Rows(parts, where) for name, parts in shards.items() if name != "rows"}
+
+
+def open_packed(shards: dict[str, list[Tensor]], where: Tensor) -> dict[str, Any]:
+    """Embeddings; those of entries that earlier versions wrote lie with their padding."""
+    if "tokens" not in shards:
+        return open_rows(shards, where)
+    plain = {name: parts for name, parts in shards.items() if name not in ("tokens", "starts")}
+    return open_rows(plain, where) | {"embeds": PackedRows(shards, where)}
 
 
 def latent_job(
@@ -83,23 +99,34 @@ def latent_job(
     like: Job | None = None,
 ) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
-    posterior. like: a job of the same VAE, images and size, whose hashes are taken over."""
+    posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same VAE,
+    images and size, whose hashes are taken over."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size
 
-    def encode(images: Tensor) -> dict[str, Tensor]:
+    def encode(images: Tensor, failed: Sequence[int] = ()) -> dict[str, Tensor]:
         seen = (images, images.flip(-1)) if mirror else (images,)
         means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
         found = {"raw_latents": torch.stack(means, 1)}
-        return found if stds[0] is None else found | {"raw_std": torch.stack(stds, 1).bfloat16()}
+        if stds[0] is not None:
+            found["raw_std"] = torch.stack(stds, 1).bfloat16()
+        for tensor in found.values():
+            tensor[list(failed)] = 0
+        failed_rows = torch.zeros(len(images), dtype=torch.bool)
+        failed_rows[list(failed)] = True
+        return found | {"failed": failed_rows}
 
     def compute(part: range) -> dict[str, Tensor]:
         rows = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(size), _decoders()):
-            rows.append(encode(to_images(pixels)))
+        for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
+            rows.append(encode(to_images(pixels), [*failed]))
             progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def again(chosen: list[int]) -> Tensor:
+        pixels, failed = decode_rows(dataset.subset(chosen), size)
+        return encode(to_images(pixels), [*failed])["raw_latents"]
 
     return Job(
         facts={
@@ -116,9 +143,23 @@ def latent_job(
         rows=like.rows if like else _row_keys(dataset),
         compute=compute,
         checked="raw_latents",
-        again=lambda chosen: encode(to_images(dataset.subset(chosen).pixels(size)))["raw_latents"],
+        again=again,
         row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
+
+
+def decode_rows(dataset: ImageDataset, size: int | Size) -> tuple[np.ndarray, dict[int, str]]:
+    """Pixels (N, h, w, 3) of every image, zeros and the reason for one that cannot be read or decoded."""
+    height, width = (size, size) if isinstance(size, int) else size
+    out, failed = np.zeros((len(dataset), height, width, 3), np.uint8), {}
+    for row in range(len(dataset)):
+        try:
+            out[row] = dataset.subset([row]).pixels(size)[0]
+        except MemoryError:
+            raise
+        except Exception as error:  # Pillow raises anything on a damaged file, and the others are to be encoded
+            failed[row] = reason_of(error)
+    return out, failed
 
 
 def _row_keys(dataset: ImageDataset) -> Tensor:
@@ -138,25 +179,27 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
     return torch.cat(parts)
 
 
-def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent) -> Job:
-    """embeds (N, L, D) float16, mask (N, L) bool, truncated (N,): a batch's count of prompts cut short, in its first row."""
+def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent) -> Job:
+    """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's count of
+    prompts cut short, in its first row."""
 
-    def encode(some: list[str]) -> dict[str, Tensor]:
+    def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)
         embeds = part.embeds.half()
         if not embeds.isfinite().all():
             raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
-        truncated = torch.zeros(len(some), dtype=torch.int64)
-        truncated[0] = part.truncated
-        return {"embeds": embeds, "mask": part.mask, "truncated": truncated}
+        return PromptEmbeds(embeds, part.mask, part.truncated)
 
     def compute(part: range) -> dict[str, Tensor]:
         batches = []
         for start in range(part.start, part.stop, PROMPT_BATCH):
             stop = min(start + PROMPT_BATCH, part.stop)
-            batches.append(encode(prompts[start:stop]))
+            found = encode(list(prompts[start:stop]))
+            truncated = torch.zeros(stop - start, dtype=torch.int64)
+            truncated[0] = found.truncated
+            batches.append(pack(found) | {"truncated": truncated})
             progress(f"encoding prompts with {encoder.name or 'the text encoder'}", stop, len(prompts))
-        return {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        return join(batches)
 
     return Job(
         facts={
@@ -168,8 +211,9 @@ def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progres
         rows=store.row_hashes(p.encode() for p in prompts),
         compute=compute,
         checked="embeds",
-        again=lambda chosen: encode([prompts[i] for i in chosen])["embeds"],
+        again=lambda chosen: encode([prompts[i] for i in chosen]).embeds,
         row_bytes=encoder.spec.max_tokens * (2 * encoder.spec.embed_dim + 1),
+        open=open_packed,
     )
 
 
@@ -201,21 +245,40 @@ def posteriors(
     must_exist: bool = False,
 ) -> tuple[Tensor | Rows, Tensor | Rows | None]:
     """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
+    raw, std, _ = encoded(vae, dataset, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)
+    return raw, std
+
+
+def encoded(
+    vae: VAE,
+    dataset: ImageDataset,
+    size: int | Size,
+    *,
+    mirror: bool = False,
+    progress: Progress = silent,
+    cache: Path | None = None,
+    must_exist: bool = False,
+) -> tuple[Tensor | Rows, Tensor | Rows | None, list[int]]:
+    """As `posteriors`, and the rows whose image could not be read or decoded."""
     job = latent_job(vae, dataset, size, mirror=mirror, progress=progress)
-    found: dict[str, Rows] | None = None
+    found: dict[str, Any] | None = None
     if not mirror:
         double = latent_job(vae, dataset, size, mirror=True, like=job)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
-            found = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}
+            found = {
+                name: Rows([shard[:, :1] for shard in rows.shards], rows.index) if name != "failed" else rows
+                for name, rows in both.items()
+            }
     if found is None:
         found = job.run(cache, must_exist=must_exist)[1]
-    return _resident(found["raw_latents"]), _resident(found["raw_std"]) if "raw_std" in found else None
+    failed = found["failed"][:].nonzero()[:, 0].tolist() if "failed" in found else []
+    return _resident(found["raw_latents"]), _resident(found["raw_std"]) if "raw_std" in found else None, failed
 
 
 def embeddings(
     encoder: TextEncoder,
-    prompts: list[str],
+    prompts: Sequence[str],
     *,
     progress: Progress = silent,
     cache: Path | None = None,
@@ -226,8 +289,10 @@ def embeddings(
     return PromptEmbeds(_resident(found["embeds"]), _resident(found["mask"]), int(found["truncated"][:].sum()))  # type: ignore[arg-type]
 
 
-def _resident(rows: Rows) -> Tensor | Rows:
-    return rows[:] if rows.nbytes <= RESIDENT_BYTES else rows
+def _resident(rows: Any) -> Any:
+    """In memory where the whole tensor is small, padding included."""
+    nbytes = 2 * rows.shape.numel() if isinstance(rows, PackedRows) else rows.nbytes
+    return rows[:] if nbytes <= RESIDENT_BYTES else rows
 
 
 def _decoders() -> int:

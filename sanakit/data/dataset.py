@@ -1,7 +1,7 @@
 """What training reads: latents and the embeddings of their captions, as the cache (data/cache.py) holds them."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from sanakit.data.buckets import Bucketed, Size, aspects, assign
-from sanakit.data.cache import Progress, embeddings, posteriors, silent
+from sanakit.data.cache import Progress, decode_rows, embeddings, encoded, silent
+from sanakit.data.failures import Failures, no_failures
+from sanakit.data.live import ImageEncoder, LiveCaptions, LiveLatents
+from sanakit.data.packed import PackedRows
 from sanakit.data.store import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
@@ -26,17 +29,19 @@ class LatentDataset:
     latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every caption
     of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
     probability of an image's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it.
+    posterior's standard deviation in the shape of `latents`, where they are drawn from it. failures: images that cannot be
+    read, and what stands in for each.
     """
 
-    names: list[str]
-    latents: Tensor | Rows | Bucketed
-    captions: PromptEmbeds
+    names: Sequence[str]
+    latents: Tensor | Rows | LiveLatents | Bucketed
+    captions: PromptEmbeds | LiveCaptions
     first: Tensor
     count: Tensor
     chances: Tensor | None = None
-    texts: list[str] = field(default_factory=list)
-    spread: Tensor | Rows | Bucketed | None = None
+    texts: Sequence[str] = ()
+    spread: Tensor | Rows | LiveLatents | Bucketed | None = None
+    failures: Failures = field(default_factory=no_failures)
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -45,17 +50,19 @@ class LatentDataset:
         """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the seed
         of each row."""
         latents = self.latents[indices, view]
+        self.failures.count_drawn(len(indices))
         if self.spread is not None:
             latents = latents + self.spread[indices, view].float() * row_noise(latents, generator, seeds)
         return latents
 
     def prompts(self, indices: Tensor, choice: Tensor) -> PromptEmbeds:
-        """The embeddings of one caption of every index."""
-        rows = self.caption_rows(indices, choice)
-        return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+        """The embeddings of one caption of every index, of what stands in for an image that cannot be read."""
+        found = self.captions[self.caption_rows(indices, choice)]
+        return PromptEmbeds(found.embeds.float(), found.mask)
 
     def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
-        """Caption number `choice` modulo the image's count; with scores by their chances, `choice` over CHOICES."""
+        """Of every image, or what stands in for it: caption number `choice` modulo the image's count; with scores by their chances, `choice` over CHOICES."""
+        indices = self.failures.resolve(indices)
         if self.chances is None:
             number = choice % self.count[indices]
         else:
@@ -70,6 +77,38 @@ class LatentDataset:
         return self.latents.members if isinstance(self.latents, Bucketed) else []
 
 
+def first_images(data: LatentDataset, count: int) -> LatentDataset:
+    """The first `count` images of a data set that is not in buckets, with their captions; what lies on disk stays there."""
+    if len(data) <= count:
+        return data
+    rows, latents = slice(0, count), data.latents
+    stop = int(data.first[count - 1] + data.count[count - 1])
+    assert not isinstance(latents, Bucketed)
+    if isinstance(data.captions, LiveCaptions):
+        captions: Any = LiveCaptions(data.captions.encoder, data.texts[:stop])
+    else:
+        own = data.captions
+        captions = PromptEmbeds(_head(own.embeds, stop), _head(own.mask, stop))
+    return replace(
+        data,
+        names=data.names[rows],
+        latents=_head(latents, count),
+        captions=captions,
+        first=data.first[rows],
+        count=data.count[rows],
+        chances=None if data.chances is None else data.chances[rows],
+        texts=data.texts[:stop],
+        spread=None,
+        failures=no_failures(),
+    )
+
+
+def _head(rows: Any, count: int) -> Any:
+    if isinstance(rows, Rows):
+        return Rows(rows.shards, rows.index[:count], rows.finish)
+    return rows.head(count) if isinstance(rows, PackedRows | LiveLatents) else rows[:count]
+
+
 def row_noise(like: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
     """Normal numbers in the shape of `like`; a row's depend on its own seed alone."""
     noise = torch.empty_like(like)
@@ -78,7 +117,7 @@ def row_noise(like: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor
     return noise
 
 
-def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
+def caption_chances(scores: Sequence[list[float]], temperature: float) -> Tensor:
     """(N, K) cumulative softmax(score / temperature) over each image's captions, one from its last on (Sana, arXiv
     2410.10629)."""
     widest = max(len(s) for s in scores)
@@ -103,44 +142,83 @@ def build_dataset(
     buckets: Sequence[Size] = (),
     at_least: int = 1,
     sample_posterior: bool = False,
+    live_latents: bool = False,
+    live_embeddings: bool = False,
+    max_set_aside: float = 0.05,
 ) -> LatentDataset:
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
     of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
-    VAE has none).
+    VAE has none). live_latents, live_embeddings: computed where a batch asks for them instead of once for all.
+    max_set_aside: share of the images that may turn out to be unreadable, SK0402 past it.
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
+    failures = Failures(dataset.names, max_set_aside)
+    views = 2 if mirror else 1
 
-    def latents(some: ImageDataset, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
-        raw, std = posteriors(vae, some, side, mirror=mirror, **options)
+    def latents(some: ImageDataset, side: int | Size, members: Tensor | None) -> tuple[Any, Any]:
+        if live_latents:
+            images = ImageEncoder(vae, some, side, failures, members)
+            deviations = LiveLatents(images, views, lambda x: x / vae.latents_std, deviations=True)
+            return LiveLatents(images, views, vae.normalize), deviations if sample_posterior else None
+        raw, std, failed = encoded(vae, some, side, mirror=mirror, **options)
+        raw, std = _replaced(some, failed, failures, members, raw, std)
         if not sample_posterior:
             return _finished(raw, vae.normalize), None
         if std is None:
             raise SanakitError("SK0104", f"data.sample_posterior: {vae.name or 'this VAE'} has no posterior")
         return _finished(raw, vae.normalize), _finished(std, lambda x: x / vae.latents_std)
 
-    mean: Tensor | Rows | Bucketed
-    spread: Tensor | Rows | Bucketed | None
     if buckets:
         sizes, members = bucketed(dataset, buckets, at_least)
-        parts = [latents(dataset.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
+        parts = [latents(dataset.subset(m.tolist()), own, m) for own, m in zip(sizes, members, strict=True)]
         means, stds = zip(*parts, strict=True)
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:
-        mean, spread = latents(dataset, size)
+        mean, spread = latents(dataset, size, None)
+    if failures.reasons and len(failures.reasons) > max_set_aside * len(dataset):
+        failures.drawn = len(dataset)
+        raise failures.refusal()
     count = torch.from_numpy(dataset.caption_counts().astype("int64"))
-    texts = [caption for captions in dataset.captions for caption in captions]
+    first = count.cumsum(0) - count
+    texts = dataset.texts()
     return LatentDataset(
         names=dataset.names,
         latents=mean,
-        captions=embeddings(encoder, texts, **options),
-        first=count.cumsum(0) - count,
+        captions=LiveCaptions(encoder, texts) if live_embeddings else embeddings(encoder, texts, **options),
+        first=first,
         count=count,
         chances=caption_chances(dataset.scores, temperature) if temperature and dataset.scores else None,
         texts=texts,
         spread=spread,
+        failures=failures,
     )
+
+
+def _replaced(
+    images: ImageDataset, failed: list[int], failures: Failures, members: Tensor | None, *tensors: Any
+) -> list[Any]:
+    """Encoded tensors in which the next image that could be read stands in for each that could not."""
+    if not failed or len(failed) == len(images):
+        return list(tensors)
+    reasons = decode_rows(images.subset(failed), 8)[1]  # why, as the cache does not keep it
+    index, bad = torch.arange(len(images)), set(failed)
+    for place, row in enumerate(failed):
+        own = row
+        while own in bad:
+            own = (own + 1) % len(images)
+        index[row] = own
+        names = (row, own) if members is None else (int(members[row]), int(members[own]))
+        failures.note(names[0], reasons.get(place, "could not be decoded when it was encoded"))
+        failures.stand_in(*names)
+
+    def chosen(rows: Any) -> Any:
+        if rows is None:
+            return None
+        return rows[index] if isinstance(rows, Tensor) else Rows(rows.shards, rows.index[index], rows.finish)
+
+    return [chosen(rows) for rows in tensors]
 
 
 def bucketed(dataset: ImageDataset, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:

@@ -156,3 +156,37 @@ class Images(Column):
         if isinstance(key, slice):
             return [self[index] for index in range(*key.indices(len(self)))]
         return read_checked(self.indexed.place(range(len(self))[key]))
+
+
+class Texts(Sequence[str]):
+    """Every caption of an index, one after the other."""
+
+    def __init__(self, indexed: Indexed) -> None:
+        self.indexed = indexed
+        self.ends = indexed.caption_counts().cumsum()
+
+    def __len__(self) -> int:
+        return int(self.ends[-1]) if len(self.ends) else 0
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+    def __getitem__(self, key: int | slice) -> str | list[str]:
+        if isinstance(key, int):
+            row = range(len(self))[key]
+            owner = int(np.searchsorted(self.ends, row, side="right"))
+            captions = self.indexed.value("captions", owner)
+            return str(captions[row - int(self.ends[owner]) + len(captions)])
+        rows = np.arange(*key.indices(len(self)))
+        owners = np.searchsorted(self.ends, rows, side="right")
+        unique, place = np.unique(owners, return_inverse=True)
+        captions = self.indexed.values("captions", unique)
+        return [
+            captions[p][row - int(self.ends[owner]) + len(captions[p])]
+            for p, row, owner in zip(place.tolist(), rows.tolist(), owners.tolist(), strict=True)
+        ]
+
+    def __iter__(self) -> Iterator[str]:
+        for start in range(0, len(self), BATCH):
+            yield from self[start : start + BATCH]

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from sanakit.data.images import decode
-from sanakit.data.indexed import Column, Images, Indexed
+from sanakit.data.indexed import Column, Images, Indexed, Texts
 from sanakit.data.names import evaluation_order, is_held_out
 from sanakit.data.survey import Survey
 from sanakit.registry import Registry
@@ -80,6 +80,12 @@ class ImageDataset:
         if self.indexed is not None:
             return self.indexed.caption_counts()
         return np.array([len(captions) for captions in self.captions], dtype=np.int64)
+
+    def texts(self) -> Sequence[str]:
+        """Every caption of every image, one after the other."""
+        if self.indexed is not None:
+            return Texts(self.indexed)
+        return [caption for captions in self.captions for caption in captions]
 
     def sizes(self) -> np.ndarray | None:
         """(n, 2) width and height of every image as it is shown; None where they were not read."""

@@ -13,7 +13,7 @@ from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.measure_training import sample_evidence
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import barrier, exit_code, is_main, local
+from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import conditional_gain
 from sanakit.evaluation.figures import save_grid
@@ -65,6 +65,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         now = as_now()
         return held_out(system, now, count=count)
 
+    assert swap.target is not None  # what the verdict needs is there before anything is trained
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
@@ -171,6 +172,7 @@ def train(
             config.monitors, system, stream, base, options, latents=reference, trained_text=encoder is not None
         ),
         evaluate=evaluate,
+        failures=stream.failures,
     )
     draw = teacher_draws(swap, strategy, system, options)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
@@ -179,6 +181,10 @@ def train(
     try:
         watched(go_on, state, journal.monitors, journal.saver, facts)
         journal.save_if_stopped()
+    except SanakitError as error:
+        if error.code == "SK0402":  # so many images in a row that no batch can be drawn: the step did not begin
+            journal.save()
+        raise
     finally:
         watch.close()
         journal.close()
@@ -201,6 +207,9 @@ def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusio
 def exit_if_stopped(journal: Journal) -> None:
     """Leave with the signal's exit code where one asked the run to stop."""
     state = journal.state
+    if state.stopped == DATA_STOP:
+        STOP.number = 0
+        raise journal.failures.refusal(f"stopped at step {state.step}, saved in {journal.checkpoints}")
     if state.stopped:
         print(
             f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved in "

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
+from sanakit.data.failures import Failures, no_failures
+from sanakit.distributed import gathered_rows
 from sanakit.evaluation.figures import save_grid, to_uint8
 from sanakit.evaluation.held_out import HeldOut
 from sanakit.sampling import sample_images
@@ -36,7 +38,7 @@ class Journal:
     """Bookkeeping of one run; `after_step` is what the loop calls.
 
     untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors of
-    the system as it is now.
+    the system as it is now. failures: images of the stream that cannot be read.
     """
 
     swap: "Swap"
@@ -49,6 +51,7 @@ class Journal:
     untouched: dict[str, str]
     monitors: Monitors
     evaluate: Callable[[], HeldOut]
+    failures: Failures = field(default_factory=no_failures)
     losses: list[float] = field(init=False)  # since the last evaluation
     drift_alarms: int = field(init=False)
 
@@ -77,6 +80,8 @@ class Journal:
             self._observe(loss, batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
+        if step % own.log_every == 0 or step == self.options.max_steps:
+            self._tell_failures()
         if step % own.log_every == 0:
             self._log(step, loss)
         if step % self.evaluate_every == 0:
@@ -91,6 +96,11 @@ class Journal:
         self.swap.run.append(file, rows)
         self.state.history += [{"file": file, "row": row} for row in rows]
 
+    def _tell_failures(self) -> None:
+        """Images that could not be read since the last time, of all ranks, into the ledger."""
+        if self.failures.names and (rows := gathered_rows(self.failures.take_new())):
+            self.record("ledger.jsonl", rows)
+
     def save(self) -> None:
         losses = torch.tensor(self.losses, dtype=torch.float64)
         self.state.extras = self.monitors.tensors() | {"losses": losses}
@@ -99,6 +109,8 @@ class Journal:
     def save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
         every = self.swap.config.train.checkpoint_every
+        if self.state.stopped:
+            self._tell_failures()
         if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import STOP, agreed_stop
+from sanakit.distributed import DATA_STOP, STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import HeldOut, averaged, held_out
 from sanakit.strategies.base import Strategy
@@ -205,6 +205,9 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
         if course.store:
             (course.store.settle if arm.diverged else course.store.save)(arm)
         stop = agreed_stop()
+    if stop == DATA_STOP:
+        STOP.number = 0
+        raise course.data.failures.refusal(f"the race stopped at step {arm.state.step} of {arm.strategy.name}")
     if stop:
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 

@@ -29,6 +29,8 @@ FREE = (
     "train.report_to",
     "data.cache",
     "data.workers",
+    "data.latents",  # live or ahead gives the same numbers
+    "data.embeddings",
 )
 
 

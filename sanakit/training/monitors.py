@@ -1,5 +1,6 @@
 """What is watched while a model trains, when it speaks, and what happens then. The streams are those of drift/stream.py."""
 
+import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,8 @@ from sanakit.training.loop import Batch, TrainOptions
 from sanakit.training.taps import Taps, tapped
 
 REFERENCE = 1024  # images or prompts that a stream is compared with
+REFERENCE_BYTES = 512 << 20  # of prompts (300 tokens of 2,304 values take 2.6 MiB each), but at least LEAST of them
+LEAST = 128
 LOW_SIGMA = 0.25  # below it a clean estimate should resemble data
 ACTIONS = ("off", "log", "warn", "lower-rate", "roll-back", "stop")
 STILL = ("latents", "embeddings")
@@ -233,7 +236,9 @@ def make_monitors(
     own = latents or data.draw(rows, view, generator, seeds)
     latent = LatentMonitor(own, band=section.band_of("generated"), **shared)
     prompts, component = None, None
-    reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
+    choice = torch.randint(1 << 30, rows.shape, generator=generator)
+    few = max(LEAST, REFERENCE_BYTES // (4 * math.prod(system.null.embeds.shape[1:])))
+    reference = data.prompts(rows[:few], choice[:few])
     if trained_text:
         component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
     elif section.embeddings != "off":
