@@ -85,6 +85,8 @@ def encode(
 def _print_entries(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
+        if 0 < row["encoded"] < row["count"]:
+            speed = f"{row['encoded']:,} encoded, the others found; {speed}"
         typer.echo(f"{row['count']:,} {row['kind']} of {row['name']}, {row['bytes'] / 1e6:,.1f} MB: {speed}")
         typer.echo(f"  {row['folder']}  for drift: {row['file']}")
 
@@ -156,6 +158,7 @@ def _fill(
     entry, tensors, reused = job.run(out)
     seconds = time.perf_counter() - start
     count = len(job.rows)
+    encoded = 0 if reused else int(entry.manifest["count"])
     file = entry.folder.with_suffix(".safetensors")
     row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
     kept = min(count, DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
@@ -180,8 +183,9 @@ def _fill(
         "bytes": entry.nbytes,
         "facts": entry.facts,
         "reused": reused,
+        "encoded": encoded,
         "seconds": round(seconds, 3),
-        "per_second": round(count / seconds, 2),
+        "per_second": round((encoded or count) / seconds, 2),
     }
 
 

@@ -54,27 +54,60 @@ class Job:
 
     facts: dict[str, Any]
     rows: Tensor
-    compute: Callable[[range], dict[str, Tensor]]
+    compute: Callable[[Sequence[int]], dict[str, Tensor]]  # of these rows
     checked: str  # the tensor whose spot check tells
     again: Callable[[list[int]], Tensor]
     row_bytes: int
     open: Callable[[dict[str, list[Tensor]], Tensor], dict[str, Any]] = field(default=lambda s, w: open_rows(s, w))
 
     def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
-        """The entry, its tensors, and whether it was found. A found one is spot-checked; SK0404 where it must exist
-        but does not, with the fields that differ."""
+        """The entry, the tensors of all rows, and whether everything was found. What was found is spot-checked; rows that no
+        entry holds are encoded into one of their own, which is the one returned. SK0404 where all must exist but do not, with
+        the fields that differ."""
         root = cache or cache_dir()
         found = store.find(root, self.facts, self.rows)
-        if found is None:
-            if must_exist:
-                store.refuse_other(root, self.facts)
-            entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
-            shards, where = entry.read(), torch.arange(len(self.rows))
-        else:
+        if found is not None:
             entry, shards, where = found
-            every = self.open(shards, torch.arange(entry.manifest["count"]))[self.checked]
-            store.spot_check(entry, where, every.__getitem__, self.again)
-        return entry, self.open(shards, where), found is not None
+            self._check(entry, shards, where, range(len(where)))
+            return entry, self.open(shards, where), True
+        union = store.find_some(root, self.facts, self.rows)
+        missing = torch.arange(len(self.rows)) if union is None else (union.where < 0).nonzero()[:, 0]
+        if must_exist and len(missing):
+            store.refuse_other(root, self.facts)
+        if union is None:
+            entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
+            return entry, self.open(entry.read(), torch.arange(len(self.rows))), False
+        present = (union.where >= 0).nonzero()[:, 0]
+        self._check(union.entries[0], union.shards, union.where[present], present.tolist())
+        if not len(missing):
+            return union.entries[0], self.open(union.shards, union.where), True
+        entry = self._add(root, union, missing)
+        return entry, self.open(union.shards, union.where), False
+
+    def _add(self, root: Path, union: store.Union, missing: Tensor) -> store.Entry:
+        """Encode the rows that no entry has into one of their own, and put them into the union."""
+        chosen, start = missing.tolist(), sum(len(shard) for shard in union.shards["rows"])
+
+        def compute(part: range) -> dict[str, Tensor]:
+            return self.compute(chosen[part.start : part.stop])
+
+        entry = store.write(root, self.facts, self.rows[missing], compute, row_bytes=self.row_bytes)
+        added = entry.read()
+        if added.keys() != union.shards.keys():  # embeddings that an earlier version kept with their padding
+            entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
+            union.shards.update(entry.read())
+            union.where.copy_(torch.arange(len(self.rows)))
+            return entry
+        for name, parts in added.items():
+            union.shards[name] += parts
+        union.where[missing] = start + torch.arange(len(missing))
+        return entry
+
+    def _check(self, entry: store.Entry, shards: dict[str, Any], where: Tensor, rows: Sequence[int]) -> None:
+        """Compute some of the stored rows again. rows: their numbers in this job."""
+        total = sum(len(shard) for shard in shards["rows"])
+        every = self.open(shards, torch.arange(total))[self.checked]
+        store.spot_check(entry, where, every.__getitem__, lambda chosen: self.again([rows[i] for i in chosen]))
 
 
 def open_rows(shards: dict[str, list[Tensor]], where: Tensor) -> dict[str, Any]:
@@ -116,12 +149,12 @@ def latent_job(
         failed_rows[list(failed)] = True
         return found | {"failed": failed_rows}
 
-    def compute(part: range) -> dict[str, Tensor]:
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
         rows = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
         for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
             rows.append(encode(to_images(pixels), [*failed]))
-            progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(dataset))
+            progress(f"encoding with {vae.name or 'the VAE'}", chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def again(chosen: list[int]) -> Tensor:
@@ -190,15 +223,15 @@ def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Pro
             raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
         return PromptEmbeds(embeds, part.mask, part.truncated)
 
-    def compute(part: range) -> dict[str, Tensor]:
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
         batches = []
-        for start in range(part.start, part.stop, PROMPT_BATCH):
-            stop = min(start + PROMPT_BATCH, part.stop)
-            found = encode(list(prompts[start:stop]))
-            truncated = torch.zeros(stop - start, dtype=torch.int64)
+        for start in range(0, len(part), PROMPT_BATCH):
+            rows = part[start : start + PROMPT_BATCH]
+            found = encode([prompts[row] for row in rows])
+            truncated = torch.zeros(len(rows), dtype=torch.int64)
             truncated[0] = found.truncated
             batches.append(pack(found) | {"truncated": truncated})
-            progress(f"encoding prompts with {encoder.name or 'the text encoder'}", stop, len(prompts))
+            progress(f"encoding prompts with {encoder.name or 'the text encoder'}", rows[-1] + 1, len(prompts))
         return join(batches)
 
     return Job(

@@ -14,6 +14,8 @@ import os
 import shlex
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ from sanakit.files import write_aside
 from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
 
 SHARD_BYTES = 256 << 20
-HASHED_BYTES = 1 << 30  # an entry up to this size is hashed whenever it is opened; `sanakit cache verify` hashes any
+HASHED_BYTES = 1 << 30  # an entry up to this size is hashed when it was changed; `sanakit cache verify` hashes any
 SPOT_CHECKS = 4
 DAMAGED = "The cache entry is damaged."
 SPOT_TOLERANCE = 0.01  # relative L2; other kernels of the same model stay below it, another model does not
@@ -79,11 +81,13 @@ class Entry(inventory.Entry):
 
     def read(self) -> dict[str, list[Tensor]]:
         """Memory-mapped tensors by name, one a shard. Raises SK0404 for damage, named by shard."""
-        wrong = self.damage(hashes=self.nbytes <= HASHED_BYTES)
+        wrong = self.damage(hashes=self.nbytes <= HASHED_BYTES, anew=False)
         if wrong:
             raise SanakitError("SK0404", wrong[0], cause=DAMAGED, fix=cure(self.folder.parent))
         try:
             shards = [load_file(self.folder / shard["name"]) for shard in self.manifest["shards"]]
+            if "raw_latents" in shards[0]:  # entries of earlier versions: every image could be decoded
+                shards = [{"failed": torch.zeros(len(s["rows"]), dtype=torch.bool)} | s for s in shards]
             return {name: [shard[name] for shard in shards] for name in shards[0]}
         except (SafetensorError, KeyError) as error:  # what is too large to be hashed whenever it is opened
             message = f"{self.folder} cannot be read: {type(error).__name__}: {error}"
@@ -120,6 +124,46 @@ def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[s
     if damage is not None:
         raise damage
     return None
+
+
+@dataclass(frozen=True)
+class Union:
+    """Rows that several entries hold together. where: (N,) the place of each in the joined shards, -1 where none has it."""
+
+    entries: list[Entry]
+    shards: dict[str, list[Tensor]]
+    where: Tensor
+
+
+def find_some(root: Path, facts: dict[str, Any], rows: Tensor) -> Union | None:
+    """Entries of these facts that hold some of the rows, the fullest first; None where none does. Damaged ones, and those
+    of other tensors than the first, are passed over."""
+    holdings = []
+    for entry in entries(root, facts["kind"]):
+        if stated(entry.facts) != stated(facts) or not entry.manifest["count"]:
+            continue
+        with suppress(SanakitError):
+            shards = entry.read()
+            ordered, order = torch.cat(shards["rows"]).sort(stable=True)
+            place = torch.searchsorted(ordered, rows).clamp(max=len(ordered) - 1)
+            place = torch.where(ordered[place] == rows, order[place], -1)
+            if (place >= 0).any():
+                holdings.append((entry, shards, place))
+    holdings.sort(key=lambda held: -int((held[2] >= 0).sum()))
+    union: Union | None = None
+    start = 0
+    for entry, shards, place in holdings:
+        if union is None:
+            union = Union([], {name: [] for name in shards}, torch.full_like(rows, -1))
+        new = (place >= 0) & (union.where < 0)
+        if shards.keys() != union.shards.keys() or not new.any():
+            continue
+        union.entries.append(entry)
+        union.where[new] = place[new] + start
+        for name, parts in shards.items():
+            union.shards[name] += parts
+        start += int(entry.manifest["count"])
+    return union
 
 
 def stated(facts: dict[str, Any]) -> dict[str, Any]:
