@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import uuid
 from pathlib import Path
@@ -137,6 +138,32 @@ def cache_dir() -> Path:
         source = "SANAKIT_CACHE" if os.environ.get("SANAKIT_CACHE") else "the user's cache"
         raise SanakitError("SK0128", f"{path} ({source}): {error.strerror or error}") from error
     return path
+
+
+def try_writing(folder: Path) -> None:
+    """Write and remove a small file where a folder is or will be made. Raises SK0903 before hours of work would be lost."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    probe = there / f".sanakit-{uuid.uuid4().hex}"
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise SanakitError("SK0903", f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def without_secrets(address: str) -> str:
+    """An address without user, password, query and fragment, as it may be stored and shown; a path as it is."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{re.split('[?#]', path, maxsplit=1)[0]}"
 
 
 def write_aside(path: Path, text: str) -> None:

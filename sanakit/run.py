@@ -7,19 +7,27 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+try:
+    import fcntl
+except ImportError:  # Windows: nobody is seen at work
+    fcntl = None  # type: ignore[assignment]
+
 from sanakit import __version__
 from sanakit.config import Config, dump_config
 from sanakit.errors import SanakitError
+from sanakit.files import without_secrets, write_aside
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
 CHOSEN = (("data", "latents"), ("data", "embeddings"))  # keys whose `auto` the first run of a folder decides for all
+LOCK = ".lock"
 MOST_TOLD = 12  # fields that a message names
 
 
@@ -52,7 +60,7 @@ class RunFolder:
                 run.config = run._agreed(stated)
             else:
                 run.config = choose() if choose else config
-                run.write_text("config.yaml", dump_config(run.config))
+                run.write_text("config.yaml", dump_config(stored(run.config)))
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
@@ -60,10 +68,10 @@ class RunFolder:
     def _agreed(self, path: Path) -> Config:
         """The configuration with the choices that the folder's config.yaml has made. Raises SK0105, which names every field
         that differs."""
-        asked = self.config.model_dump(mode="json")
+        asked = stored(self.config).model_dump(mode="json")
         try:
             stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-            there = Config(**stated).model_dump(mode="json")
+            there = stored(Config(**stated)).model_dump(mode="json")
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
@@ -85,9 +93,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_aside(path, text)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
@@ -112,9 +118,67 @@ class RunFolder:
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             self.write_text(name, "".join(line for line in lines if json.loads(line).get("stage") != stage))
 
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """This process alone works in the folder. Raises SK0130 that says who does, and since when. The lock ends with the
+        process that holds it; a file system without locks has none."""
+        path = self.path / LOCK
+        handle = _take_lock(path)
+        try:
+            if handle is not None:
+                os.truncate(handle, 0)
+                os.pwrite(handle, (json.dumps(_own_name()) + "\n").encode(), 0)
+            yield
+        finally:
+            if handle is not None:
+                path.unlink(missing_ok=True)
+                os.close(handle)
+
+
+def _take_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of the file at `path`. Raises SK0130 where another process does."""
+    if fcntl is None:
+        return None
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                return handle  # else it was removed by the process that held it before
+        except BlockingIOError as error:
+            holder = os.pread(handle, 4096, 0).decode(errors="replace")
+            os.close(handle)
+            raise SanakitError("SK0130", f"{path.parent} is in use{_told(holder)}") from error
+        except OSError:
+            os.close(handle)
+            return None
+        os.close(handle)
+
+
+def _own_name() -> dict[str, Any]:
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or (str(os.getuid()) if hasattr(os, "getuid") else "")
+    return {"process": os.getpid(), "host": platform.node(), "user": user, "since": now}
+
+
+def _told(holder: str) -> str:
+    try:
+        who = json.loads(holder)
+        return f" by process {who['process']} of {who['user']} on {who['host']} since {who['since']}"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
 
 def config_key(config: Config) -> str:
-    return hash_record(config.model_dump(mode="json") | {"schema": SCHEMA_VERSION})[:10]
+    return hash_record(stored(config).model_dump(mode="json") | {"schema": SCHEMA_VERSION})[:10]
+
+
+def stored(config: Config) -> Config:
+    """The configuration as it is written down: an address of data without credentials and query."""
+    source = without_secrets(config.data.source)
+    if source == config.data.source:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
 
 
 def provenance(facts: dict[str, Any]) -> dict[str, Any]:

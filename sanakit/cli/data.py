@@ -11,7 +11,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8
+from sanakit.files import require_utf8, try_writing
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
 DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
@@ -57,6 +57,7 @@ def encode(
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
     require_utf8(out, "--out")
+    try_writing(out)
     from sanakit.cli.view import print_data, progress_display
     from sanakit.data import load_images
     from sanakit.data.describe import describe

@@ -1,6 +1,8 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
 import sys
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,7 +12,7 @@ from sanakit.cli.app import app
 from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
-from sanakit.files import cache_dir, require_utf8
+from sanakit.files import cache_dir, require_utf8, try_writing
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
@@ -150,10 +152,13 @@ def run(
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
-    from sanakit.tracebacks import kept_in
+    from sanakit.tracebacks import kept_in, memory_advice
 
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
+    for folder in (run_dir or Path("runs"), *(path.parent for path in (junit, markdown) if path)):
+        try_writing(folder)
+    try_writing(cache_dir())
     gate_policy = load_policy(policy, gate_names())
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and path.is_dir():
@@ -164,6 +169,7 @@ def run(
         from sanakit.reporting import write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
+        from sanakit.swap.memory_advice import advise
 
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_display() as progress, kept_in(known):
@@ -171,7 +177,9 @@ def run(
             if is_main():
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
-                validation = engine.run_stages(swap, stages, force=force, resume=resume)
+                lock = swap.run.locked() if is_main() else nullcontext()
+                with lock, memory_advice(partial(advise, config)):
+                    validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
         raise typer.Exit

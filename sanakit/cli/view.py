@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sanakit.reporting.ci import CAUSE, advice, bound, in_doubt, likely_causes, margin, reading
+from sanakit.tracebacks import note_work
 
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -53,6 +54,7 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def advance(label: str, done: int, total: int) -> None:
+            note_work(label, done, total)
             if label not in tasks:
                 tasks[label], begun[label] = bars.add_task(label, total=total), time.perf_counter()
                 if not console.is_terminal:

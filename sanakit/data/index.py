@@ -24,6 +24,7 @@ import pyarrow as pa
 from sanakit import distributed
 from sanakit.data.indexed import SCHEMA, Indexed
 from sanakit.data.part import Part, PartPlan, Plan, told_of
+from sanakit.data.places import SECRETS
 from sanakit.data.readers import folder, manifest, shards, tables
 from sanakit.data.survey import slug_of
 from sanakit.data.table import ImageDataset
@@ -87,9 +88,10 @@ def read_parts(parts: Sequence[PartPlan], home: Path, processes: int | None, pro
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         own_share = max(1, cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
         processes = 1 if sum(part.nbytes for part in parts) <= ALONE_BYTES else own_share
-    local = [part for part in parts if "memory://" not in str(part.stamp[0])]  # other processes have another memory
-    processes = min(processes, len(local))
-    if processes <= 1 or len(local) != len(parts):
+    # other processes have another memory, and are handed no credentials
+    shared = all(not part.stamp[0][0].startswith("memory://") and part.stamp[0][0] not in SECRETS for part in parts)
+    processes = min(processes, len(parts))
+    if processes <= 1 or not shared:
         for number, part in enumerate(parts, 1):
             read_part(part, home)
             progress("indexing", number, len(parts))

@@ -11,6 +11,7 @@ from sanakit.data.readers import folder, manifest, shards, tables
 from sanakit.data.screen import screen
 from sanakit.data.table import DATASETS, ImageDataset
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.files import without_secrets
 
 
 def load_images(
@@ -52,7 +53,8 @@ def load_images(
 def _plan(source: str, captions: str) -> Plan | None:
     """The parts of files, a folder or an address; None for a name."""
     path = Path(source).expanduser()
-    suffix, is_folder = path.suffix.lower(), path.is_dir() and not source.startswith("hf:")
+    suffix = Path(without_secrets(source)).suffix.lower()
+    is_folder = path.is_dir() and not source.startswith("hf:")
     if captions != MODES[0] and suffix != ".tar" and not (is_folder and not tables.is_saved_dataset(path)):
         raise SanakitError("SK0104", f"data.captions {captions}: {source} has no caption files", fix="Leave it out.")
     if source.startswith("hf:"):

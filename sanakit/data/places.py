@@ -12,6 +12,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sanakit.files import without_secrets
+
+SECRETS: dict[str, str] = {}  # addresses without credentials and query to whole ones; never written anywhere
 OPEN_TABLES = 32  # memory-mapped Arrow files that stay open
 OPEN_GROUPS = 4  # row groups of Parquet files that stay decoded
 
@@ -39,6 +42,18 @@ def is_address(path: str) -> bool:
     return "://" in path
 
 
+def remember_address(address: str) -> str:
+    """The address without credentials and query, by which an index knows it; this process opens it with them."""
+    public = without_secrets(address)
+    if public != address:
+        SECRETS[public] = address
+    return public
+
+
+def whole_address(public: str) -> str:
+    return SECRETS.get(public, public)
+
+
 def read_checked(place: Place) -> bytes:
     """The bytes. Raises ValueError where they are not those of the index, OSError where they cannot be read."""
     data = read_place(place)
@@ -56,7 +71,7 @@ def read_place(place: Place) -> bytes:
     if is_address(place.path):
         import fsspec
 
-        system, path = fsspec.core.url_to_fs(place.path)
+        system, path = fsspec.core.url_to_fs(whole_address(place.path))
         return bytes(system.cat_file(path, start=place.offset, end=place.offset + place.nbytes))
     handle = os.open(place.path, os.O_RDONLY)
     try:
@@ -89,7 +104,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
         return pq.ParquetFile(path)
     import fsspec
 
-    return pq.ParquetFile(fsspec.open(path, "rb").open())
+    return pq.ParquetFile(fsspec.open(whole_address(path), "rb").open())
 
 
 @functools.lru_cache(maxsize=256)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
 from sanakit.swap.settings import flat_config
-from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside
+from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside, set_torn_aside
 from sanakit.training.loop import TrainState
 from sanakit.training.monitors import MonitorRequest, Monitors
 from sanakit.training.schedules import decay_start
@@ -49,6 +49,8 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
             set_aside(checkpoints)
         barrier()
         return
+    if resume == "auto":
+        set_torn_aside(checkpoints)
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
         folder = found if resume == "auto" else latest(found) or found

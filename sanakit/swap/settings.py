@@ -5,6 +5,7 @@ from typing import Any
 
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
+from sanakit.run import stored
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.training.loop import TrainOptions
 
@@ -47,6 +48,8 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
 
 
 def flat_config(config: Config) -> dict[str, Any]:
+    """Every key as section.key, as it may be written down and sent to a tracker."""
+    config = stored(config)
     return {
         f"{section}.{key}".rstrip("."): value
         for section, values in config.model_dump(mode="json").items()

@@ -6,9 +6,10 @@ from typing import Any
 
 from sanakit.data.images import DECODERS, FOREIGN, MAX_PIXELS, found_format
 from sanakit.data.part import Plan, plan_files, stamp_of
-from sanakit.data.places import is_address
+from sanakit.data.places import is_address, remember_address, whole_address
 from sanakit.data.survey import Survey
 from sanakit.errors import SanakitError
+from sanakit.files import without_secrets
 
 MAX_BYTES = 4 * MAX_PIXELS
 
@@ -29,7 +30,8 @@ def expand(pattern: str) -> list[str]:
 
 def plan_sources(reader: str, pattern: str, **options: Any) -> Plan:
     """A part for every file or address that the pattern stands for. Raises SK0401 for one that is not there."""
-    plan, sources = Plan(source=pattern), [absolute(source) for source in expand(pattern)]
+    sources = [remember_address(absolute(source)) for source in expand(pattern)]
+    plan = Plan(source=without_secrets(pattern))
     for source, label in zip(sources, labels_of(sources), strict=True):
         payload = {"source": source, "label": label, **options}
         plan.parts.append(plan_files(reader, payload, [stamp_of_source(source)]))
@@ -76,11 +78,12 @@ def open_source(source: str) -> Any:
     import fsspec
 
     try:
-        return fsspec.open(source, "rb").open()
+        return fsspec.open(whole_address(source), "rb").open()
     except ImportError as error:
         raise SanakitError("SK0901", f"{source}: {error}", fix="Install the package that the message names.") from error
     except (ValueError, OSError) as error:  # a protocol that nobody knows, an address where nothing lies
-        raise SanakitError("SK0401", f"{source} cannot be opened: {type(error).__name__}: {error}") from error
+        said = str(error).replace(whole_address(source), source)
+        raise SanakitError("SK0401", f"{source} cannot be opened: {type(error).__name__}: {said}") from error
 
 
 def is_image_content(name: str, head: bytes, survey: Survey) -> bool:

@@ -1,0 +1,30 @@
+"""What would make a run fit into memory, by what it was doing when memory was full."""
+
+from sanakit.config import Config
+from sanakit.distributed import world_size
+
+TRAINING = ("training", "rates of", "racing")
+
+
+def advise(config: Config, label: str) -> str | None:
+    """The settings that need less memory for this work, the gentlest first; None where the catalogue's text serves."""
+    train, data = config.train, config.data
+    if label.startswith(TRAINING):
+        micro = train.batch_size // (train.accumulate * world_size())
+        steps = []
+        if micro > 1:
+            steps.append(f"train.accumulate={2 * train.accumulate} ({micro} images a pass now, the same course of training)")
+        if not train.gradient_checkpointing:
+            steps.append("train.gradient_checkpointing=true")
+        if train.optimizer == "adamw":
+            steps.append("train.optimizer=adamw-8bit")
+        if train.parallel == "ddp":
+            steps.append("train.parallel=fsdp on more ranks")
+        return f"In this order: {'; '.join(f'--set {step}' for step in steps)}." if steps else None
+    if label.startswith("encoding"):
+        kept = [f"data.{name}=live" for name in ("latents", "embeddings") if getattr(data, name) != "live"]
+        less = f"--set {' --set '.join(kept)} keeps nothing of the data set in memory; " if kept else ""
+        return f"{less}--set data.image_size below {data.image_size} needs less of the encoder."
+    if label.startswith("sampling"):
+        return f"--set smoke.samples below {config.smoke.samples}." if config.smoke.samples > 8 else None
+    return None
