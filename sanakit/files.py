@@ -166,6 +166,15 @@ def without_secrets(address: str) -> str:
     return f"{scheme}://{place.rpartition('@')[2]}{slash}{re.split('[?#]', path, maxsplit=1)[0]}"
 
 
+def hide_secrets(text: str, address: str) -> str:
+    """A text without the user, password, query and fragment of an address, however it quotes them."""
+    place, _, path = address.partition("://")[2].partition("/")
+    secrets = [place.rpartition("@")[0], *re.split("[?#]", path)[1:]]
+    for secret in sorted((secret for secret in secrets if secret), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
+
+
 def write_aside(path: Path, text: str) -> None:
     """Write a file whole or not at all: beside its place, flushed to disk, then renamed. Nothing stays behind where the
     system refuses (OSError)."""

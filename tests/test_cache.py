@@ -277,3 +277,24 @@ def test_a_shard_is_hashed_when_it_changes_and_whenever_it_is_verified(tmp_path,
     shard.write_bytes(blob)
     with pytest.raises(SanakitError, match="SK0404.*damaged"):
         store.find(tmp_path, FACTS, torch.arange(6))
+
+
+def test_the_jobs_of_an_array_fill_one_entry_and_the_last_finishes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "hashes"))
+    encoder, texts = TEXT_ENCODERS.get("minilm").tiny(), [f"{a} {b}" for a in "abcdef" for b in "ghij"]
+    monkeypatch.setattr(store, "SHARD_BYTES", 5 * embedding_job(encoder, texts).row_bytes)  # 24 rows: 5 shards
+    jobs = [embedding_job(encoder, texts) for _ in range(3)]
+    assert [job.run_share(tmp_path, (number, 3)) for number, job in enumerate(jobs)] == [3, 1, 0]
+    entry, tensors, reused = jobs[0].run(tmp_path)
+    assert (
+        reused
+        and len(entry.manifest["shards"]) == 5
+        and torch.equal(tensors["embeds"][:], encoder.encode(texts).embeds.half())
+    )
+    assert jobs[1].run_share(tmp_path, (1, 3)) == 0
+    from sanakit.cli.data import _share_of
+
+    assert _share_of("3/8") == (2, 8) and _share_of(None) is None
+    for wrong in ("0/8", "9/8", "3", "a/b", "-1/3"):
+        with pytest.raises(SanakitError, match="SK0104.*expected I/N"):
+            _share_of(wrong)

@@ -195,3 +195,22 @@ def load_plan(folder) -> Plan:
     from sanakit.data.readers.folder import plan_folder
 
     return plan_folder(folder)
+
+
+def test_above_a_million_images_an_epoch_is_shuffled_by_blocks_and_visits_each_once(monkeypatch):
+    import torch
+
+    from sanakit.data import order
+
+    below = order.batch_indices(1000, 32, 40, seed=3)
+    monkeypatch.setattr(order, "WHOLE", 500)
+    monkeypatch.setattr(order, "BLOCK", 64)
+    batches = torch.cat([order.batch_indices(1000, 32, step, seed=3) for step in range(64)])
+    assert not torch.equal(batches[40 * 32 : 41 * 32], below)
+    first, second = batches[:1000], batches[1000:2000]
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(1000))
+    assert not torch.equal(first, second) and (first[:64] // 64).unique().numel() <= 2
+    monkeypatch.setattr(order, "BLOCK", 65_536)
+    monkeypatch.setattr(order, "epoch_order", lambda total, seed: torch.arange(min(total, 65_536)).flip(0))
+    far = order.batch_indices(10_000_000, 4, 2_000_000, seed=0)  # nothing of the size of the data set is made
+    assert len(far) == 4 and 0 <= int(far.min()) and int(far.max()) < 10_000_000

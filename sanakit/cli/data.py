@@ -48,6 +48,12 @@ def encode(
     captions: Annotated[
         str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
     ] = "lines",
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            "--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."
+        ),
+    ] = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
 ) -> None:
@@ -56,6 +62,7 @@ def encode(
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
+    share = _share_of(shard)
     require_utf8(out, "--out")
     try_writing(out)
     from sanakit.cli.view import print_data, progress_display
@@ -72,9 +79,9 @@ def encode(
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
         latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
-        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress)
+        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress, share)
         if encoder is not None:
-            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress))
+            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, share))
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
     result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
     if as_json:
@@ -85,6 +92,9 @@ def encode(
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
     for row in rows:
+        if row.get("shards_left"):
+            typer.echo(f"{row['kind']} of {row['name']}: {row['shards_left']:,} shards are left to other jobs")
+            continue
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
         if 0 < row["encoded"] < row["count"]:
             speed = f"{row['encoded']:,} encoded, the others found; {speed}"
@@ -101,6 +111,7 @@ def _fill_latents(
     mirror: bool,
     bucketing: tuple[float, int, int] | None,
     progress: Any,
+    share: tuple[int, int] | None,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
     from sanakit.data.cache import latent_job, thumbnails
@@ -119,7 +130,7 @@ def _fill_latents(
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
         job = latent_job(vae, some, size, mirror=mirror, progress=progress)
-        entries.append(_fill(job, out, "vae", name, keep, vae.normalize))
+        entries.append(_fill(job, out, "vae", name, keep, vae.normalize, share=share))
     return entries
 
 
@@ -133,7 +144,9 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
     return [(train.subset(rows.tolist()), size) for size, rows in zip(sizes, members, strict=True)]
 
 
-def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress: Any) -> dict[str, Any]:
+def _fill_embeddings(
+    out: Path, name: str, encoder: Any, dataset: Any, progress: Any, share: tuple[int, int] | None
+) -> dict[str, Any]:
     """The entry of every caption; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job
     from sanakit.drift.shown import as_labels
@@ -143,19 +156,29 @@ def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress:
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
-    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep)
+    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep, share=share)
 
 
 def _fill(
-    job: Any, out: Path, role: str, name: str, keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+    job: Any,
+    out: Path,
+    role: str,
+    name: str,
+    keep: Callable[[list[int]], dict[str, Any]],
+    normalize: Any = None,
+    *,
+    share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by."""
+    with what `keep` gives of some rows to show them by. share: of this job of an array; as long as others have shards to
+    write the row says only how many."""
     import torch
 
     from sanakit.data.store import save_tensors
 
     start = time.perf_counter()
+    if share is not None and (left := job.run_share(out, share)):
+        return {"kind": job.facts["kind"], "name": name, "count": len(job.rows), "shards_left": left}
     entry, tensors, reused = job.run(out)
     seconds = time.perf_counter() - start
     count = len(job.rows)
@@ -188,6 +211,16 @@ def _fill(
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }
+
+
+def _share_of(text: str | None) -> tuple[int, int] | None:
+    """I/N, I from 1 to N, counted from 0. Raises SK0104."""
+    if text is None:
+        return None
+    first, slash, count = text.partition("/")
+    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
+        raise SanakitError("SK0104", f"--shard is {text!r}, expected I/N with I from 1 to N, for example 3/8")
+    return int(first) - 1, int(count)
 
 
 def _make(folder: Path) -> None:

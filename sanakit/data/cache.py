@@ -60,6 +60,23 @@ class Job:
     row_bytes: int
     open: Callable[[dict[str, list[Tensor]], Tensor], dict[str, Any]] = field(default=lambda s, w: open_rows(s, w))
 
+    def run_share(self, cache: Path, share: tuple[int, int]) -> int:
+        """Encode this job's share (i, n) of what no entry holds yet; how many shards other jobs still have to write. The last
+        one leaves a whole entry, which `run` then finds."""
+        if store.find(cache, self.facts, self.rows) is not None:
+            return 0
+        union = store.find_some(cache, self.facts, self.rows)
+        missing = torch.arange(len(self.rows)) if union is None else (union.where < 0).nonzero()[:, 0]
+        if not len(missing):
+            return 0
+        chosen = missing.tolist()
+
+        def compute(part: range) -> dict[str, Tensor]:
+            return self.compute(chosen[part.start : part.stop])
+
+        rows = self.rows[missing]
+        return store.write_share(cache, self.facts, rows, compute, row_bytes=self.row_bytes, share=share)[1]
+
     def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
         """The entry, the tensors of all rows, and whether everything was found. What was found is spot-checked; rows that no
         entry holds are encoded into one of their own, which is the one returned. SK0404 where all must exist but do not, with

@@ -77,6 +77,8 @@ def part_file(home: Path, part: PartPlan) -> Path:
 def _is_current(home: Path, part: PartPlan) -> bool:
     """Whether the part was read before, and not in the same moment as its files were written."""
     try:
+        if part.reader == "shard":
+            shards.unpacked(part.payload["source"])  # the copy of a compressed one, where it was removed
         return part_file(home, part).stat().st_mtime_ns - part.newest > RACY_NS
     except OSError:
         return False

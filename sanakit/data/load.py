@@ -7,7 +7,8 @@ from sanakit.data.captions import MODES
 from sanakit.data.images import FITS
 from sanakit.data.index import Progress, build_index, silent
 from sanakit.data.part import Plan
-from sanakit.data.readers import folder, manifest, shards, tables
+from sanakit.data.readers import folder, imagefolder, manifest, shards, tables
+from sanakit.data.readers.sources import matches, shard_suffix, shards_below
 from sanakit.data.screen import screen
 from sanakit.data.table import DATASETS, ImageDataset
 from sanakit.errors import SanakitError, did_you_mean
@@ -23,8 +24,9 @@ def load_images(
     ledger: Path | None = None,
     progress: Progress = silent,
 ) -> ImageDataset:
-    """A registered data set, a folder of images with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
-    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too.
+    """A registered data set; a folder of images with .txt or .caption files, with metadata.csv or .jsonl, or of shards; a
+    .csv/.tsv/.jsonl manifest; WebDataset .tar or .tar.gz shards and .parquet files, by ranges, globs and addresses too; a
+    folder of `datasets.save_to_disk`; or `hf:owner/name[:split]`.
 
     fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a line)
     or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. The images stay where they
@@ -53,23 +55,39 @@ def load_images(
 def _plan(source: str, captions: str) -> Plan | None:
     """The parts of files, a folder or an address; None for a name."""
     path = Path(source).expanduser()
-    suffix = Path(without_secrets(source)).suffix.lower()
     is_folder = path.is_dir() and not source.startswith("hf:")
-    if captions != MODES[0] and suffix != ".tar" and not (is_folder and not tables.is_saved_dataset(path)):
+    files = [] if is_folder or source.startswith("hf:") else matches(source)
+    suffix = shard_suffix(files[0] if files else without_secrets(source)) or path.suffix.lower()
+    if is_folder and not tables.is_saved_dataset(path) and imagefolder.find_metadata(path) is None:
+        suffix, files = shards_below(path)
+    has_caption_files = suffix in shards.SUFFIXES_READ or (
+        is_folder and not suffix and not tables.is_saved_dataset(path)
+    )
+    if captions != MODES[0] and not has_caption_files:
         raise SanakitError("SK0104", f"data.captions {captions}: {source} has no caption files", fix="Leave it out.")
+    if mixed := next((file for file in files if shard_suffix(file) != suffix), None):
+        raise SanakitError("SK0401", f"{source} stands for {suffix} files and for {mixed}: name files of one kind")
     if source.startswith("hf:"):
         return tables.plan_hub_dataset(source.removeprefix("hf:"))
-    if is_folder:
-        return tables.plan_saved_dataset(path) if tables.is_saved_dataset(path) else folder.plan_folder(path, captions)
     if suffix == ".parquet":
-        return tables.plan_parquet(source)
-    if suffix == ".tar":
-        return shards.plan_shards(source, captions)
-    if suffix in (".csv", ".jsonl"):
+        return tables.plan_parquet(source, files or None)
+    if suffix in shards.SUFFIXES_READ:
+        return shards.plan_shards(source, captions, files or None)
+    if is_folder:
+        return _plan_folder(path, captions)
+    if suffix in (".csv", ".tsv", ".jsonl"):
         return manifest.plan_manifest(path)
     if path.is_file():
-        raise SanakitError(
-            "SK0401",
-            f"{source} is a {suffix or 'file without a suffix'}; read are a folder, .csv, .jsonl, .tar, .parquet",
-        )
+        known = ".csv, .tsv, .jsonl, .tar, .tar.gz, .parquet"
+        raise SanakitError("SK0401", f"{source} is a {suffix or 'file without a suffix'}; read are a folder, {known}")
     return None
+
+
+def _plan_folder(path: Path, captions: str) -> Plan:
+    """A folder of `save_to_disk`, an imagefolder with its metadata, or images with caption files."""
+    if tables.is_saved_dataset(path):
+        return tables.plan_saved_dataset(path)
+    metadata = imagefolder.find_metadata(path)
+    if metadata is not None and captions == MODES[0] and next(path.rglob("*.txt"), None) is None:
+        return imagefolder.plan_imagefolder(path, metadata)
+    return folder.plan_folder(path, captions)

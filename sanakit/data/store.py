@@ -213,6 +213,22 @@ def write(
 
     compute: tensors of a range of rows, first dimension the rows. Raises SK0903 when the disk is full.
     """
+    entry, _ = write_share(root, facts, rows, compute, row_bytes=row_bytes)
+    assert entry is not None
+    return entry
+
+
+def write_share(
+    root: Path,
+    facts: dict[str, Any],
+    rows: Tensor,
+    compute: Callable[[range], dict[str, Tensor]],
+    *,
+    row_bytes: int,
+    share: tuple[int, int] | None = None,
+) -> tuple[Entry | None, int]:
+    """As `write`, or with share (i, n) every n-th shard from the i-th on (0 is the first): one job of an array. The entry,
+    None as long as other jobs have shards to write, and how many those are."""
     content = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     folder = root / f"{facts['kind']}-{entry_key(facts, content)}"
     per_shard = max(1, SHARD_BYTES // max(1, row_bytes))
@@ -221,11 +237,19 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with at_work(folder):
-            for number in range(rank(), len(parts), world_size()):
+            first, step = share or (rank(), world_size())
+            for number in range(first, len(parts), step):
                 path, own = folder / names[number], rows[parts[number].start : parts[number].stop]
                 if not _holds(path, own, facts):
                     _place(compute(parts[number]) | {"rows": own}, path, facts)
             barrier()
+        if share is not None:
+            left = sum(
+                not _holds(folder / name, rows[part.start : part.stop], facts)
+                for name, part in zip(names, parts, strict=True)
+            )
+            if left:
+                return None, left
         manifest = {
             "facts": facts,
             "rows": content,
@@ -241,7 +265,7 @@ def write(
         barrier()
     except OSError as error:
         raise SanakitError("SK0903", f"cannot write {folder}: {error}") from error
-    return Entry(folder, manifest)
+    return Entry(folder, manifest), 0
 
 
 def spot_check(

@@ -1,4 +1,4 @@
-"""A folder of images with `.txt` captions beside them.
+"""A folder of images with `.txt` or `.caption` files beside them.
 
 Every file seen is read, set aside with the reason in the ledger, or counted as ignored.
 """
@@ -18,12 +18,13 @@ from sanakit.data.readers.sources import is_image_content, read_bytes
 from sanakit.data.survey import HIDDEN_FILES, HIDDEN_FOLDERS, Survey, is_hidden, reason_of
 from sanakit.errors import SanakitError
 
-CAPTION_LIKE = (".caption", ".captions", ".tags", ".json")  # named where an image has no .txt
+CAPTION_FILES = (".txt", ".caption")  # the first that an image has is read
+CAPTION_LIKE = (".captions", ".tags", ".json")  # named where an image has none of them
 PART_FILES = 4096  # images of a part of the index, on average
 
 
 def plan_folder(folder: Path, captions: str = "lines") -> Plan:
-    """Every image below `folder`, linked folders included; the caption is the .txt of the same stem.
+    """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same stem.
 
     captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped. Raises
     SK0401 where there is no image, naming what was found.
@@ -31,22 +32,26 @@ def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     plan = Plan(source=str(folder))
     files = walk(folder, plan)
     texts: dict[str, Path] = {}
-    for name, path in files:
-        if path.suffix.lower() == ".txt" and texts.setdefault(stem_of(name), path) is not path:
-            plan.survey.ignored.add(".txt that differ from another in capitals alone", name)
+    for suffix in CAPTION_FILES:
+        for name, path in files:
+            if path.suffix.lower() == suffix and texts.setdefault(stem_of(name), path) is not path:
+                same = texts[stem_of(name)].suffix.lower() == suffix
+                told = "that differ from another in capitals alone" if same else f"beside {CAPTION_FILES[0]}"
+                plan.survey.ignored.add(f"{suffix} {told}", name)
     beside = {stem_of(name): path.name for name, path in files if path.suffix.lower() in CAPTION_LIKE}
     used, images = set(), []
     for name, path in files:
         try:
-            if path.suffix.lower() == ".txt" or not is_image(name, path, plan.survey):
+            if path.suffix.lower() in CAPTION_FILES or not is_image(name, path, plan.survey):
                 continue
             images.append((name, path, texts.get(stem_of(name))))
         except (OSError, ValueError) as error:
             plan.set_aside(name, reason_of(error))
         used.add(stem_of(name))
     for name, _ in files:
-        if PurePosixPath(name).suffix.lower() == ".txt" and stem_of(name) not in used:
-            plan.survey.ignored.add(".txt without an image", name)
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in CAPTION_FILES and stem_of(name) not in used:
+            plan.survey.ignored.add(f"{suffix} without an image", name)
     if not images and not plan.ledger:
         raise SanakitError("SK0401", f"{folder} holds no image, found {plan.survey.ignored.text() or 'nothing'}")
     for some in cut_by_name(images):

@@ -1,7 +1,12 @@
 """WebDataset tar shards, on disk or behind an address (`s3://`, `gs://`, `https://` ...) by fsspec and its packages."""
 
+import gzip
+import hashlib
 import json
+import shutil
 import tarfile
+import uuid
+import zlib
 from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 from typing import Any
@@ -11,16 +16,44 @@ from sanakit.data.images import HEAD, SUFFIXES
 from sanakit.data.names import safe_name
 from sanakit.data.part import ImageFacts, Part, Plan, examine
 from sanakit.data.places import Kind, Place
-from sanakit.data.readers.sources import MAX_BYTES, is_image_content, open_source, plan_sources
+from sanakit.data.readers.sources import MAX_BYTES, is_image_content, open_source, plan_sources, stamp_of_source
 from sanakit.data.survey import HIDDEN_FILES, Survey, is_hidden, reason_of
 from sanakit.errors import SanakitError
+from sanakit.files import cache_dir
 
+COMPRESSED = (".tar.gz", ".tgz")
+SUFFIXES_READ = (".tar", *COMPRESSED)
 IMAGE, TEXT, RECORD = "image", ".txt", ".json"  # the parts of a sample
 
 
-def plan_shards(pattern: str, captions: str = "lines") -> Plan:
-    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive) or one `.tar`; members of one stem are one sample."""
-    return plan_sources("shard", pattern, captions=captions)
+def plan_shards(pattern: str, captions: str = "lines", files: list[str] | None = None) -> Plan:
+    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive), one `.tar`, or `files`; members of one stem are one sample. A
+    `.tar.gz` or `.tgz` is unpacked into the cache once, as no image in it could be read without all before it."""
+    return plan_sources("shard", pattern, files, captions=captions)
+
+
+def unpacked(source: str) -> str:
+    """Where a shard's members can be read by their place: the shard itself, or its unpacked copy in the cache. Raises
+    SK0903 for a full disk."""
+    if not source.lower().endswith(COMPRESSED):
+        return source
+    stamp = json.dumps(stamp_of_source(source))
+    path = cache_dir() / "shards" / f"{hashlib.sha256(stamp.encode()).hexdigest()[:32]}.tar"
+    if path.is_file():
+        return str(path)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open_source(source) as packed, gzip.open(packed) as stream, temporary.open("wb") as file:
+            shutil.copyfileobj(stream, file, 1 << 20)
+        temporary.replace(path)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
+    except OSError as error:
+        raise SanakitError("SK0903", f"{source} cannot be unpacked into {path.parent}: {error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return str(path)
 
 
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
@@ -28,7 +61,7 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
     `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A second
     sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
     """
-    source, shard = payload["source"], payload["label"]
+    source, shard = unpacked(payload["source"]), payload["label"]
     try:
         with open_source(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             samples = _read_members(tar, source, shard, part)

@@ -28,9 +28,9 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
-def plan_parquet(pattern: str) -> Plan:
-    """One file, or several by `{00000..00009}`, local or by an address."""
-    return plan_sources("parquet", pattern)
+def plan_parquet(pattern: str, files: list[str] | None = None) -> Plan:
+    """One file, or several by `{00000..00009}`, local or by an address; or `files`."""
+    return plan_sources("parquet", pattern, files)
 
 
 def plan_saved_dataset(folder: Path) -> Plan:
