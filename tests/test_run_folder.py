@@ -154,7 +154,8 @@ def test_an_index_of_a_signed_address_holds_no_secret_and_is_found_under_a_new_o
 
 def test_a_checkpoint_with_a_torn_manifest_is_set_aside_and_said(tmp_path, capsys):
     from sanakit.hashing import hash_record
-    from sanakit.training.checkpoint import latest, set_torn_aside
+    from sanakit.swap.resume import set_torn_aside
+    from sanakit.training.checkpoint import latest
 
     for step in (1, 2, 3):
         folder = tmp_path / f"step-{step:08d}"

@@ -58,13 +58,9 @@ def encode(
     as_json: AsJson = False,
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
-    if vae is None and text_encoder is None:
-        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
-    if aspect_buckets and vae is None:
-        raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
+    _require_encoder(vae, text_encoder, aspect_buckets)
     share = _share_of(shard)
-    require_utf8(out, "--out")
-    try_writing(out)
+    try_writing(require_utf8(out, "--out"))
     from sanakit.cli.view import print_data, progress_display
     from sanakit.data import load_images
     from sanakit.data.describe import describe
@@ -211,6 +207,14 @@ def _fill(
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }
+
+
+def _require_encoder(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
+    """Raises SK0104 where there is nothing to encode with."""
+    if vae is None and text_encoder is None:
+        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    if aspect_buckets and vae is None:
+        raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
 
 
 def _share_of(text: str | None) -> tuple[int, int] | None:

@@ -156,9 +156,7 @@ def run(
 
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
-    for folder in (run_dir or Path("runs"), *(path.parent for path in (junit, markdown) if path)):
-        try_writing(folder)
-    try_writing(cache_dir())
+    _try_writing_all(run_dir, junit, markdown)
     gate_policy = load_policy(policy, gate_names())
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and path.is_dir():
@@ -200,6 +198,12 @@ def run(
         print_validation(validation, run_path, report)
     barrier()
     raise typer.Exit(_exit_code(validation))
+
+
+def _try_writing_all(run_dir: Path | None, *documents: Path | None) -> None:
+    """Every folder that the command will write to, before anything long begins. Raises SK0903 or SK0128."""
+    for folder in (run_dir or Path("runs"), *(path.parent for path in documents if path), cache_dir()):
+        try_writing(folder)
 
 
 def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:

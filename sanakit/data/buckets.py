@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sanakit.data.images import image_size
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
 
 Size = tuple[int, int]  # height, width

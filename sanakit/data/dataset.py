@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from sanakit.data.cache import Progress, decode_rows, embeddings, encoded, silen
 from sanakit.data.failures import Failures, no_failures
 from sanakit.data.live import ImageEncoder, LiveCaptions, LiveLatents
 from sanakit.data.packed import PackedRows
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
@@ -155,21 +156,9 @@ def build_dataset(
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
     failures = Failures(dataset.names, max_set_aside)
-    views = 2 if mirror else 1
-
-    def latents(some: ImageDataset, side: int | Size, members: Tensor | None) -> tuple[Any, Any]:
-        if live_latents:
-            images = ImageEncoder(vae, some, side, failures, members)
-            deviations = LiveLatents(images, views, lambda x: x / vae.latents_std, deviations=True)
-            return LiveLatents(images, views, vae.normalize), deviations if sample_posterior else None
-        raw, std, failed = encoded(vae, some, side, mirror=mirror, **options)
-        raw, std = _replaced(some, failed, failures, members, raw, std)
-        if not sample_posterior:
-            return _finished(raw, vae.normalize), None
-        if std is None:
-            raise SanakitError("SK0104", f"data.sample_posterior: {vae.name or 'this VAE'} has no posterior")
-        return _finished(raw, vae.normalize), _finished(std, lambda x: x / vae.latents_std)
-
+    latents = partial(
+        _latents, vae, mirror=mirror, live=live_latents, sample=sample_posterior, failures=failures, options=options
+    )
     if buckets:
         sizes, members = bucketed(dataset, buckets, at_least)
         parts = [latents(dataset.subset(m.tolist()), own, m) for own, m in zip(sizes, members, strict=True)]
@@ -194,6 +183,37 @@ def build_dataset(
         spread=spread,
         failures=failures,
     )
+
+
+def _latents(
+    vae: VAE,
+    images: ImageDataset,
+    size: int | Size,
+    members: Tensor | None,
+    *,
+    mirror: bool,
+    live: bool,
+    sample: bool,
+    failures: Failures,
+    options: dict[str, Any],
+) -> tuple[Any, Any]:
+    """Normalised latents of images, and their deviations where they are drawn from the posterior. members: the rows of
+    `failures` that the images are, None for all."""
+
+    def deviate(x: Tensor) -> Tensor:
+        return x / vae.latents_std
+
+    if live:
+        encoder, views = ImageEncoder(vae, images, size, failures, members), 2 if mirror else 1
+        deviations = LiveLatents(encoder, views, deviate, deviations=True) if sample else None
+        return LiveLatents(encoder, views, vae.normalize), deviations
+    raw, std, failed = encoded(vae, images, size, mirror=mirror, **options)
+    raw, std = _replaced(images, failed, failures, members, raw, std)
+    if not sample:
+        return _finished(raw, vae.normalize), None
+    if std is None:
+        raise SanakitError("SK0104", f"data.sample_posterior: {vae.name or 'this VAE'} has no posterior")
+    return _finished(raw, vae.normalize), _finished(std, deviate)
 
 
 def _replaced(

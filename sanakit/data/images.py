@@ -113,7 +113,7 @@ def header_size(data: bytes) -> tuple[int, int]:
     """Width and height as the image is shown. Raises as `open_image` for what its header already refuses."""
     with _open(data) as file:
         if file.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
-            return file.width, file.height  # Pillow decodes a PNG to look for EXIF behind the pixels
+            return file.width, file.height  # Pillow decodes a PNG to find EXIF behind the pixels
         return shown_size(file)
 
 

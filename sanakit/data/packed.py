@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
 from sanakit.text_encoders import PromptEmbeds
 
 

@@ -60,7 +60,7 @@ def _sample(dataset: ImageDataset) -> np.ndarray:
 def _decode_sample(dataset: ImageDataset, chosen: Sequence[int] | np.ndarray) -> dict[str, Any]:
     """{failed: [index, name, reason], changed: a tally}, in the order of the data set."""
 
-    def look(index: int) -> tuple[int, str, tuple[str, ...]]:
+    def decode(index: int) -> tuple[int, str, tuple[str, ...]]:
         try:
             return index, "", open_image(dataset.images[index], SCREENED).remarks
         except MemoryError:
@@ -70,7 +70,7 @@ def _decode_sample(dataset: ImageDataset, chosen: Sequence[int] | np.ndarray) ->
 
     failed, changed = [], Tally()
     with ThreadPoolExecutor(THREADS) as pool:
-        for index, reason, remarks in pool.map(look, [int(index) for index in chosen]):
+        for index, reason, remarks in pool.map(decode, [int(index) for index in chosen]):
             if reason:
                 failed.append([index, dataset.names[index], reason])
             for remark in remarks:

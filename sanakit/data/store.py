@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit import inventory
+from sanakit.data.rows import Rows as Rows
 from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
 from sanakit.files import write_aside
@@ -42,38 +43,6 @@ def row_hashes(items: Iterable[bytes]) -> Tensor:
     """The first 8 bytes of every item's SHA-256 as int64. (N,)"""
     digests = [int.from_bytes(hashlib.sha256(item).digest()[:8], "big", signed=True) for item in items]
     return torch.tensor(digests, dtype=torch.int64)
-
-
-class Rows:
-    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and finish
-    just those rows."""
-
-    def __init__(self, shards: list[Tensor], index: Tensor, finish: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        self.shards, self.index, self.finish = shards, index, finish
-        self.ends = torch.tensor([len(s) for s in shards]).cumsum(0)
-        self.shape = torch.Size((len(index), *shards[0].shape[1:]))
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        where = self.index[first]
-        flat = where.reshape(-1)
-        shard = torch.bucketize(flat, self.ends, right=True)
-        out = torch.empty((len(flat), *self.shape[1:]), dtype=self.shards[0].dtype)
-        for number in shard.unique().tolist():
-            mine = (shard == number).nonzero()[:, 0]
-            start = int(self.ends[number]) - len(self.shards[number])
-            out[mine] = self.shards[number][flat[mine] - start]
-        if rest:
-            own = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
-            out = out[(own, *rest)]
-        return self.finish(out).reshape(where.shape + out.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape.numel() * self.shards[0].element_size()
 
 
 class Entry(inventory.Entry):

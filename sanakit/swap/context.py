@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.checks import Policy
 from sanakit.config import Config
 from sanakit.data import ImageDataset, load_images
-from sanakit.data.ahead import choose_ahead, free_bytes
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
@@ -21,10 +20,10 @@ from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
-from sanakit.files import cache_dir
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.run import RunFolder
+from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.plan import swap_core
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -292,28 +291,6 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
     )
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir, choose=lambda: choose_encoding(swap))
+    swap.run = RunFolder.open(config, run_dir, choose=partial(choose_encoding, swap))
     swap.config = swap.run.config
     return swap
-
-
-def choose_encoding(swap: Swap) -> Config:
-    """The configuration with `data.latents` and `data.embeddings` decided: ahead where the free disk holds what the cache
-    would take, else live."""
-    data, config = swap.config.data, swap.config
-    if "auto" not in (data.latents, data.embeddings):
-        return config
-    vaes, encoders = [], []
-    if not swap.bare:
-        vaes, encoders = [swap.base_system.vae], [swap.base_system.text_encoder]
-    (vaes if isinstance(swap.candidate, VAE) else encoders).append(swap.candidate)  # type: ignore[arg-type]
-    chosen = choose_ahead(
-        num_images=len(swap.images),
-        num_captions=int(swap.images.caption_counts().sum()),
-        latents=[vae.spec.shape(data.image_size, data.image_size) for vae in vaes],
-        embeddings=[(encoder.spec.max_tokens, encoder.spec.embed_dim) for encoder in encoders],
-        free=free_bytes(Path(data.cache) if data.cache else cache_dir()),
-        filled=data.cache is not None,
-    )
-    changed = {name: value for name, value in chosen.items() if getattr(data, name) == "auto"}
-    return config.model_copy(update={"data": data.model_copy(update=changed)})

@@ -2,6 +2,8 @@
 
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -179,12 +181,9 @@ def train(
     after_step, rate = journal.after_step, journal.rate
     go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
     try:
-        watched(go_on, state, journal.monitors, journal.saver, facts)
+        with saved_without_data(journal):
+            watched(go_on, state, journal.monitors, journal.saver, facts)
         journal.save_if_stopped()
-    except SanakitError as error:
-        if error.code == "SK0402":  # so many images in a row that no batch can be drawn: the step did not begin
-            journal.save()
-        raise
     finally:
         watch.close()
         journal.close()
@@ -194,6 +193,17 @@ def train(
         check_movement(state.module, untouched)
     keep_result(journal, encoder)
     return journal
+
+
+@contextmanager
+def saved_without_data(journal: Journal) -> Iterator[None]:
+    """Save where so many images in a row cannot be read that no batch can be drawn (SK0402): the step did not begin."""
+    try:
+        yield
+    except SanakitError as error:
+        if error.code == "SK0402":
+            journal.save()
+        raise
 
 
 def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusion, options: TrainOptions) -> Any:

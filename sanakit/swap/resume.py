@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
+from sanakit.hashing import hash_record
 from sanakit.swap.settings import flat_config
-from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside, set_torn_aside
+from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside
 from sanakit.training.loop import TrainState
 from sanakit.training.monitors import MonitorRequest, Monitors
 from sanakit.training.schedules import decay_start
@@ -55,6 +56,23 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
     if found is not None:
         folder = found if resume == "auto" else latest(found) or found
         load_checkpoint(folder, state.module, state, facts_for(folder, facts))
+
+
+def set_torn_aside(folder: Path) -> None:
+    """Rename the newest checkpoints whose manifest is no manifest, as a crash of the machine leaves it, and say so: the run
+    goes on from the one before. A sound manifest whose files are damaged is refused when it is loaded."""
+    while is_main() and (newest := latest(folder)) is not None:
+        try:
+            manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
+            if hash_record(manifest["record"]) == manifest["sha256"]:
+                break
+            why = "its hash is not its own"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+        number = next(n for n in range(1, 10_000) if not folder.joinpath(f"torn-{newest.name}.{n}").exists())
+        aside = newest.rename(folder / f"torn-{newest.name}.{number}")
+        print(f"checkpoint {newest.name} has a torn manifest ({why}): set aside as {aside}", file=sys.stderr)
+    barrier()
 
 
 def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.dataset import LatentDataset, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
-from sanakit.distributed import rank, world_size
+from sanakit.distributed import DATA_STOP, STOP, rank, world_size
 from sanakit.flow import sample_sigmas, shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
 
@@ -98,6 +98,24 @@ def draw_batch(
         whole_prompts = zip(system.text_encoder.whole_prompts(own), drop[rows].tolist(), strict=True)
         texts = tuple("" if gone else text for text, gone in whole_prompts)
     return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
+
+
+def draw_by(
+    system: LatentDiffusion,
+    data: LatentDataset,
+    options: TrainOptions,
+    draw: Callable[[int, slice], Batch] | None = None,
+) -> Callable[[int, slice], Batch]:
+    """The batch of a step and of this rank's rows, by default `draw_batch`; where too many images of the data cannot be read
+    the loop stops, with all ranks, at the next step border."""
+
+    def batch_of(step: int, rows: slice) -> Batch:
+        batch = draw(step, rows) if draw else draw_batch(system, data, options, step, rows)
+        if data.failures.too_many:
+            STOP.ask(DATA_STOP)
+        return batch
+
+    return batch_of
 
 
 def own_rows(options: TrainOptions) -> slice:

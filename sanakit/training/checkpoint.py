@@ -8,7 +8,6 @@ own ranks through torch.distributed.checkpoint and read back on any number of ra
 import json
 import os
 import shutil
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -254,23 +253,6 @@ def set_aside(folder: Path) -> None:
     if folder.is_dir():
         number = next(n for n in range(1, 10_000) if not folder.with_name(f"{folder.name}.{n}").exists())
         folder.rename(folder.with_name(f"{folder.name}.{number}"))
-
-
-def set_torn_aside(folder: Path) -> None:
-    """Rename the newest checkpoints whose manifest is no manifest, as a crash of the machine leaves it, and say so: the run
-    goes on from the one before. A sound manifest whose files are damaged is refused when it is loaded."""
-    while is_main() and (newest := latest(folder)) is not None:
-        try:
-            manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
-            if hash_record(manifest["record"]) == manifest["sha256"]:
-                break
-            why = "its hash is not its own"
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            why = f"{type(error).__name__}: {error}"
-        number = next(n for n in range(1, 10_000) if not folder.joinpath(f"torn-{newest.name}.{n}").exists())
-        aside = newest.rename(folder / f"torn-{newest.name}.{number}")
-        print(f"checkpoint {newest.name} has a torn manifest ({why}): set aside as {aside}", file=sys.stderr)
-    barrier()
 
 
 def checkpoint_bytes(core: nn.Module, state: TrainState) -> int:

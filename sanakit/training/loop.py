@@ -19,11 +19,11 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.core.kernels import serve_by_kernels
 from sanakit.data.cache import read_ahead
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import DATA_STOP, STOP, local, make_accelerator, shard, sum_over_ranks, world_size
+from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_ranks, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.text_encoders import TextEncoder
-from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_batch, joined, own_rows
+from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_by, joined, own_rows
 from sanakit.training.optimizers import OPTIMIZERS, Record
 from sanakit.training.parameters import clip_gradients, update_ema
 from sanakit.training.schedules import learning_rate_at
@@ -169,13 +169,7 @@ def fit(
     def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
         after_step(step, loss, joined(parts), predicted)
 
-    draw_rows = draw or (lambda step, rows: draw_batch(system, data, options, step, rows))
-
-    def batch_of(step: int, rows: slice) -> Batch:
-        batch = draw_rows(step, rows)
-        if data.failures.too_many:  # the loop stops, with all ranks, at the next step border
-            STOP.ask(DATA_STOP)
-        return batch
+    batch_of = draw_by(system, data, options, draw)
 
     return descend(
         lambda step: batch_of(step, rows),
