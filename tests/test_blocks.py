@@ -111,7 +111,7 @@ def stream_distance(system, base, data, base_data):
     pairs = draw_pairs(Side(system=system, data=data), Side(system=base, data=base_data), count=64, seed=5)
     with torch.no_grad():
         walks = enter(pairs)
-        for walk, side in zip(walks, (pairs.own, pairs.base), strict=True):
+        for walk, side in zip(walks, (pairs.candidate, pairs.base), strict=True):
             for number in range(len(side.system.core.transformer_blocks)):
                 for name in BRANCHES:
                     move_on(pairs, walk, side, number, name)
