@@ -169,7 +169,7 @@ def test_a_head_that_reads_neighbours_is_solved_better(tiny_system, tiny_data):
 @pytest.mark.parametrize("name", [n for n in OWN if n.endswith("caption")])
 def test_caption_adapters_are_aligned_like_the_linear_joint(tiny_system, tiny_data, name):
     core = ADAPTERS.get(name).fit(tiny_system.core, TextSpec(embed_dim=16, max_tokens=16), seed=5)
-    same = Captions(own=tiny_data.captions, base=tiny_data.captions)
+    same = Captions(candidate=tiny_data.captions, base=tiny_data.captions)
     align_caption(core, tiny_system.core, same)
     plain = ADAPTERS.get("linear-caption").fit(tiny_system.core, TextSpec(embed_dim=16, max_tokens=16), seed=5)
     align_caption(plain, tiny_system.core, same)

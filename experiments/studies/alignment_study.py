@@ -200,7 +200,7 @@ def draw(
 def text_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     base, (train, test), (base_train, base_test) = swap.base_system, swap.candidate_data, swap.base_data
     paired = pair_captions(train.captions, base_train.captions, train.texts, swap.candidate, base.text_encoder)
-    pooled = Captions(own=train.captions, base=base_train.captions)
+    pooled = Captions(candidate=train.captions, base=base_train.captions)
 
     def losses(system, data):
         return {p: held_out(system, data, count=IMAGES, prompt=p).loss for p in ("own", "shuffled")}

@@ -39,7 +39,7 @@ class Trial:
     finite: bool = True
 
     def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
-        self.finite = self.finite and bool(pairs.own.embeds.isfinite().all())
+        self.finite = self.finite and bool(pairs.candidate.embeds.isfinite().all())
         if not self.finite:
             return
         if not judging:
@@ -48,7 +48,7 @@ class Trial:
         self.map = self.map or self.moments.ridge(PENALTY)
         weight, offset = self.map
         centre = (self.moments.y / self.moments.count).float()
-        for row in range(len(pairs.own)):
+        for row in range(len(pairs.candidate)):
             x, y = _rows(pairs, slice(row, row + 1), base_layer)
             self.errors.append(float((y - x @ weight.T - offset).square().sum()))
             self.power.append(float((y - centre).square().sum()))
@@ -106,7 +106,7 @@ def rank_layers(
         encoded = encoder.encode_layers(part, names)
         pairs = pair_captions(encoded[0], base_encoder.encode(part), part, encoder, base_encoder)
         for trial, embeds in zip(trials, encoded, strict=True):
-            trial.see(replace(pairs, own=embeds), base_layer, judging=held_out)
+            trial.see(replace(pairs, candidate=embeds), base_layer, judging=held_out)
         progress("measuring layers", number, len(parts))
     declared = trials[0]
     if not declared.finite:
@@ -120,4 +120,4 @@ def rank_layers(
 
 def _rows(pairs: Captions, rows: slice, base_layer: nn.Module) -> tuple[Tensor, Tensor]:
     spans = tuple(s[rows] for s in pairs.spans) if pairs.spans else None
-    return paired_rows(pairs.own[rows], pairs.base[rows], base_layer, spans)
+    return paired_rows(pairs.candidate[rows], pairs.base[rows], base_layer, spans)

@@ -27,7 +27,7 @@ class Captions:
     """The same captions in both encoders' embeddings. spans: (N, L, 2) offsets of both sides' tokens, where both give
     them; note: why not."""
 
-    own: PromptEmbeds
+    candidate: PromptEmbeds
     base: PromptEmbeds
     spans: tuple[Tensor, Tensor] | None = None
     note: str = ""
@@ -42,15 +42,17 @@ def pair_captions(
 ) -> Captions:
     """Captions with the offsets of their tokens. texts: as they were written."""
     if not texts:
-        return Captions(own=candidate, base=base, note="the data holds no texts: mean tokens are mapped")
+        return Captions(candidate=candidate, base=base, note="the data holds no texts: mean tokens are mapped")
     texts = texts[:CAPTIONS]
     offsets = [e.offsets(texts) for e in (encoder, base_encoder)]
     silent = [
         e.name or type(e).__name__ for e, spans in zip((encoder, base_encoder), offsets, strict=True) if spans is None
     ]
     if silent:
-        return Captions(own=candidate, base=base, note=f"no offsets of {' and '.join(silent)}: mean tokens are mapped")
-    return Captions(own=candidate, base=base, spans=(offsets[0], offsets[1]))  # type: ignore[arg-type]
+        return Captions(
+            candidate=candidate, base=base, note=f"no offsets of {' and '.join(silent)}: mean tokens are mapped"
+        )
+    return Captions(candidate=candidate, base=base, spans=(offsets[0], offsets[1]))  # type: ignore[arg-type]
 
 
 def pool(prompt: PromptEmbeds) -> Tensor:
@@ -76,11 +78,11 @@ def align_caption(
     """
     layer, base_layer = core.caption_projection.linear_1, base_core.caption_projection.linear_1
     moments = CrossMoments.empty(layer.in_features, layer.out_features)
-    total = min(CAPTIONS, len(captions.own), *(len(s) for s in captions.spans or ()))
+    total = min(CAPTIONS, len(captions.candidate), *(len(s) for s in captions.spans or ()))
     for start in range(0, total, CHUNK):
         rows = slice(start, min(start + CHUNK, total))
         spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
-        moments.add(*paired_rows(captions.own[rows], captions.base[rows], base_layer, spans))
+        moments.add(*paired_rows(captions.candidate[rows], captions.base[rows], base_layer, spans))
     if nulls is not None:
         null, base_null = nulls
         x, y = paired_rows(null, base_null, base_layer, null_spans(nulls) if captions.spans else None)

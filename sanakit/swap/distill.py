@@ -121,7 +121,7 @@ def embedding_mse(
     layers = [*core.caption_projection.parameters(), *core.caption_norm.parameters()]
     optimizer = torch.optim.AdamW(layers, lr=EMBEDDING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    total = min(len(captions.own), *(len(s) for s in captions.spans or ()), len(captions.base))
+    total = min(len(captions.candidate), *(len(s) for s in captions.spans or ()), len(captions.base))
     losses = []
     for step in range(steps):
         rows = torch.randint(total, (EMBEDDING_BATCH,), generator=generator)
@@ -142,7 +142,7 @@ def embedding_mse(
 def _feature_loss(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
 ) -> Tensor:
-    own, base = captions.own[rows], captions.base[rows]
+    own, base = captions.candidate[rows], captions.base[rows]
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
     found = core.caption_norm(core.caption_projection(own.embeds.float()))
