@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 ROWS = 16  # of a strip; two more are read
 BLOCK_W, BLOCK_C = 16, 32
@@ -173,7 +173,7 @@ class GatedDepthwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden, weight, bias = ctx.saved_tensors
         _, channels, height, width = hidden.shape
         gradient = _like(hidden, channels)  # of the convolution

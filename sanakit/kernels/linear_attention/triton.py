@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from sanakit.kernels.linear_attention.naive import EPS as _EPS
 
@@ -149,7 +149,7 @@ class LinearAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, state = ctx.saved_tensors
         grad = _rows(grad)
         (batch, tokens, heads, dim), keys = query.shape, key.shape[1]
