@@ -1,4 +1,5 @@
-"""What the swap engine does with input that determines little or nothing: a clear error, or a finite answer that says so."""
+"""What the swap engine does with input that determines little or nothing: a clear error,
+or a finite answer that says so."""
 
 from copy import deepcopy
 from dataclasses import replace

@@ -95,7 +95,8 @@ def test_nothing_changes_where_the_candidate_is_the_base(trained, tiny_data, kin
 
 @pytest.mark.parametrize(("width", "patch"), [(4, 1), (3, 2), (6, 1)])
 def test_it_starts_nearer_to_the_base_than_align(trained, fine_vae, tiny_data, width, patch):
-    """Streams behind the last block, base against swapped, on draws that were not solved from; patch size 2 among them."""
+    """Streams behind the last block, base against swapped, on draws that were not solved from;
+    patch size 2 among them."""
     vae = fine_vae if patch == 2 else deepcopy(trained.vae)
     if patch == 1:
         vae.spec = LatentSpec(latent_channels=width, spatial_compression_ratio=8)

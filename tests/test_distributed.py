@@ -230,7 +230,8 @@ def test_a_sharded_checkpoint_is_written_by_its_ranks_and_goes_on_with_one(folde
 
 
 def race_on_ranks(folder):
-    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives; both curves and the steps."""
+    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives;
+    both curves and the steps."""
     losses, count = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS)), 8
     target = Target(
         measure="loss", weights=losses, floor=np.zeros(count), unit=1.0, base=np.ones(count), tolerance=1e-9

@@ -1,4 +1,5 @@
-"""Every statistic's plain value, before its permutation null is taken away, against a library that computes the same."""
+"""Every statistic's plain value, before its permutation null is taken away,
+against a library that computes the same."""
 
 import numpy as np
 import ot

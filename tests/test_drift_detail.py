@@ -1,4 +1,5 @@
-"""Drift of fine detail: rings of frequencies, what a comparison and a stream see of noise, blur, rounding and resampling."""
+"""Drift of fine detail: rings of frequencies, what a comparison and a stream see of noise, blur,
+rounding and resampling."""
 
 import numpy as np
 import pytest

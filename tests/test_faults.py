@@ -1,4 +1,5 @@
-"""Signals, kills at every write point and at random, a full disk, flipped bits: nothing is lost, everything is named."""
+"""Signals, kills at every write point and at random, a full disk, flipped bits: nothing is lost,
+everything is named."""
 
 import json
 import os
@@ -500,7 +501,8 @@ def test_training_in_aspect_buckets_keeps_the_images_shapes(small_run, tmp_path,
 
 
 def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
-    """Core, its configuration, VAE, flow shift, normalisation and text encoder: stages are evaluated again and a checkpoint is refused."""
+    """Core, its configuration, VAE, flow shift, normalisation and text encoder:
+    stages are evaluated again and a checkpoint is refused."""
     folder = Path(small_world["base"].removeprefix("path:"))
 
     def found():
@@ -535,8 +537,8 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
 
 @pytest.fixture
 def small_race(small_world, monkeypatch):
-    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head` diverges at
-    step 3; returns validation.json."""
+    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head`
+    diverges at step 3; returns validation.json."""
     draw = train.draw_batch
     small_world |= {
         "smoke": {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["align+head", "finetune"]}

@@ -1,4 +1,5 @@
-"""Whatever is in a file that somebody else wrote: an error with a code, or a result; never a traceback, never a hang."""
+"""Whatever is in a file that somebody else wrote: an error with a code, or a result; never a traceback,
+never a hang."""
 
 import io
 import json

@@ -169,8 +169,11 @@ def test_the_hint_of_seams_tells_tiles_from_an_undertrained_decoder(crossing, sa
 
 @pytest.mark.parametrize(
     ("gain", "said"),
-    [(1.0, "1.0 directions, and the images are lost with them .1.0 dB.*untrained"), (12.0, "1.0 directions, while images come back 12.0 dB.*fewer channels")],
-)  # fmt: skip
+    [
+        (1.0, "1.0 directions, and the images are lost with them .1.0 dB.*untrained"),
+        (12.0, "1.0 directions, while images come back 12.0 dB.*fewer channels"),
+    ],
+)
 def test_the_hint_of_a_collapse_fits_an_untrained_vae_too(gain, said):
     found = hint_of(
         "component/collapse", effective_channels=0.26, psnr=np.full(100, gain), psnr_of_mean_colour=np.zeros(100)

@@ -411,7 +411,8 @@ def test_a_package_adds_a_vae_and_a_text_encoder_by_entry_points_alone(tmp_path,
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sanakit.vaes]\ntheirs-f4c48 = their_parts:Stacked\n\n[sanakit.text_encoders]\ntheirs-bytes = their_parts:Bytes\n"
+        "[sanakit.vaes]\ntheirs-f4c48 = their_parts:Stacked\n\n"
+        "[sanakit.text_encoders]\ntheirs-bytes = their_parts:Bytes\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry in (VAES, TEXT_ENCODERS):

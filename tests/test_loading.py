@@ -25,7 +25,10 @@ from sanakit.vaes import VAES
 from sanakit.weights.find import find_weights, read_header
 
 WEIGHTS = {"vae": "diffusion_pytorch_model.safetensors", "text": "model.safetensors"}
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 LLAMA = {
     "vocab_size": 260,
     "hidden_size": 16,
@@ -140,7 +143,8 @@ def test_the_plain_weights_go_before_a_variant_and_bf16_before_fp16(folders):
 
 
 def test_a_whole_pipeline_of_variants_is_a_base(folders):
-    """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant, its tokenizer beside the encoder."""
+    """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant,
+    its tokenizer beside the encoder."""
     from sanakit.loading import load_base
 
     pipe = whole_pipeline(folders)

@@ -1,5 +1,5 @@
-"""The report, the leaderboard and the drift page as a reader meets them: in a real browser, on a phone, on paper, in the
-dark, and by a screen reader."""
+"""The report, the leaderboard and the drift page as a reader meets them: in a real browser, on a phone, on paper, in
+the dark, and by a screen reader."""
 
 import html.parser
 import json
@@ -35,12 +35,15 @@ QUIET = [
 ]
 # scripts are forbidden inside a page, so the page around it measures: sideways scroll on a phone, what leaves the paper
 PROBE = """<body style="margin:0">
-<iframe src="{0}.html" style="width:390px;height:800px"></iframe><iframe src="{0}-paper.html" style="width:{1}px;height:800px"></iframe>
+<iframe src="{0}.html" style="width:390px;height:800px"></iframe>
+<iframe src="{0}-paper.html" style="width:{1}px;height:800px"></iframe>
 <script>onload = () => {{
   const [phone, paper] = [...document.querySelectorAll("iframe")].map(f => f.contentDocument);
   const wide = [...paper.querySelectorAll("td, th, h1, h2, h3, p, pre, li, img, svg, dd")].filter(
-    e => e.getBoundingClientRect().right > paper.documentElement.clientWidth + 1 || e.matches("pre") && e.scrollWidth > e.clientWidth + 1);
-  document.title = JSON.stringify({{scroll: phone.documentElement.scrollWidth, client: phone.documentElement.clientWidth,
+    e => e.getBoundingClientRect().right > paper.documentElement.clientWidth + 1
+      || e.matches("pre") && e.scrollWidth > e.clientWidth + 1);
+  document.title = JSON.stringify({{scroll: phone.documentElement.scrollWidth,
+    client: phone.documentElement.clientWidth,
     cut: wide.map(e => e.tagName + " " + e.textContent.slice(0, 40))}});
 }}</script>"""
 

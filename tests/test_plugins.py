@@ -1,4 +1,5 @@
-"""Plugins of somebody else: written as the docs say they work, and broken ones never pass for a verdict or end a run."""
+"""Plugins of somebody else: written as the docs say they work,
+and broken ones never pass for a verdict or end a run."""
 
 import json
 import re

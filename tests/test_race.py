@@ -493,9 +493,9 @@ def test_where_every_arm_diverged_the_race_says_so(tiny_system, tiny_data, monke
 def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny_data):
     """Every key of the section is the loop's, of the groups, or named here as a key of stage full alone."""
     changed = {
-        "batch_size": 8, "seed": 3, "weight_decay": 0.2, "max_grad_norm": 0.5, "prompt_dropout": 0.3, "sigmas": "uniform",
-        "accumulate": 2, "precision": "bf16", "gradient_checkpointing": True, "max_skipped": 4, "optimizer": "came",
-        "compile": True, "warmup": 1,
+        "batch_size": 8, "seed": 3, "weight_decay": 0.2, "max_grad_norm": 0.5, "prompt_dropout": 0.3,
+        "sigmas": "uniform", "accumulate": 2, "precision": "bf16", "gradient_checkpointing": True, "max_skipped": 4,
+        "optimizer": "came", "compile": True, "warmup": 1,
     }  # fmt: skip
     config = make_config({"train": changed | {"parallel": "fsdp", "ema_decay": 0.5}, "data": {"workers": 0}})
     options = options_of(config, STRATEGIES.get("finetune"))

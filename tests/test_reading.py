@@ -1,4 +1,5 @@
-"""Every file seen is read as it is meant, set aside with the reason, or counted as ignored; nothing is altered unsaid."""
+"""Every file seen is read as it is meant, set aside with the reason, or counted as ignored;
+nothing is altered unsaid."""
 
 import io
 import json

@@ -1,4 +1,5 @@
-"""The decision study: its plan, what its runs leave on disk, that they resume, and that the evaluation third is used once."""
+"""The decision study: its plan, what its runs leave on disk, that they resume,
+and that the evaluation third is used once."""
 
 import ast
 import copy

@@ -3,8 +3,8 @@
     python experiments/assets/pretrain_tiny_sana.py --minutes 85 --threads 2
 
 Recipe: latents of dc-f16c32 in ten views of every image (itself, mirrored, eight shifted, scaled and mirrored at
-random), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a cosine to zero over the given
-time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
+random), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a cosine to zero
+over the given time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
 """
 
 import argparse

@@ -21,7 +21,8 @@ RESULTS = Path("experiments/results/performance.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """ratio: `meaning` says of what; [low, high] its 95% interval; seconds: medians of one call, ours and the peer's."""
+    """ratio: `meaning` says of what; [low, high] its 95% interval; seconds: medians of one call,
+    ours and the peer's."""
 
     name: str
     ratio: float

@@ -51,7 +51,8 @@ Readings = Iterator[list[GateResult]]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One system, measured apart and kept. size: runs. measure: yields the gates' results of one run after the other."""
+    """One system, measured apart and kept. size: runs. measure:
+    yields the gates' results of one run after the other."""
 
     system: str
     stage: str
@@ -203,8 +204,9 @@ def other_samples(world: CleanWorld) -> Readings:
 
 
 def frozen_streams(world: CleanWorld) -> Readings:
-    """The training images' latents and prompts as STEPS steps draw them, watched as stage full watches them: a test that
-    alarms with probability alpha over a run must be tried with many seeds. Nothing is trained, as both parts are frozen."""
+    """The training images' latents and prompts as STEPS steps draw them, watched as stage full watches them: a test
+    that alarms with probability alpha over a run must be tried with many seeds. Nothing is trained,
+    as both parts are frozen."""
     section, data = MonitorsSection(adapters="off", activations="off"), world.training_data
     for seed in range(STREAMS):
         options = TrainOptions(max_steps=STEPS, batch_size=BATCH, seed=seed)

@@ -135,8 +135,8 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """threads: public threads where it cost somebody days. gate: what must catch it, or what refuses. stage: load, data,
-    component, smoke or full."""
+    """threads: public threads where it cost somebody days. gate: what must catch it, or what refuses. stage: load,
+    data, component, smoke or full."""
 
     name: str
     threads: str

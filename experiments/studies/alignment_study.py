@@ -1,9 +1,10 @@
-"""Which closed form starts a swap best: input maps, heads and adapters on tiny-sana, distance and loss, before and after training.
+"""Which closed form starts a swap best: input maps, heads and adapters on tiny-sana, distance and loss,
+before and after training.
 
     python experiments/studies/alignment_study.py vae dc-f16c16       # one candidate; adds its rows
     python experiments/studies/alignment_study.py text wordllama
     python experiments/studies/alignment_study.py distill wordllama   # from the base instead of from images
-    python experiments/studies/alignment_study.py blocks dc-f16c16    # the closed form of every block, by draws; --seed, --images
+    python experiments/studies/alignment_study.py blocks dc-f16c16    # every block's closed form, by draws
     python experiments/studies/alignment_study.py table               # the tables of docs/alignment.md
 
 Rows go to experiments/results/alignment_study.json. Held-out images throughout; one seed. Distance: squared, relative,
@@ -336,7 +337,8 @@ def table(results: dict[str, Any]) -> None:
             print("|---|---|---|---|---|")
         else:
             print(
-                f"\n**{name}** (base: own {found['base_loss']['own']:.4f}, shuffled {found['base_loss']['shuffled']:.4f})\n"
+                f"\n**{name}** (base: own {found['base_loss']['own']:.4f}, shuffled "
+                f"{found['base_loss']['shuffled']:.4f})\n"
             )
             print("| captions | own captions | shuffled | after steps |\n|---|---|---|---|")
         for row in found["rows"]:
@@ -355,7 +357,8 @@ def table(results: dict[str, Any]) -> None:
 
 def blocks_table(results: dict[str, Any]) -> None:
     print(
-        "| candidate, seed | start | draws | relative error before any step | less than `align` | CPU seconds | in steps |"
+        "| candidate, seed | start | draws | relative error before any step | less than `align` | CPU seconds | in "
+        "steps |"
     )
     print("|---|---|---|---|---|---|---|")
     for name, found in results.items():

@@ -1,8 +1,8 @@
 """Power and false alarms of `compare` where fine detail changes, on synthetic latents, beside an oracle.
 
-Called by drift_study.py (part `detail`). The oracle knows where the change is: Welch's t at .05 on one statistic, the mean log
-power of the highest frequencies over all channels; as power or as share of an image's variance, whichever has the higher
-power in the cell. `compare` evaluations everywhere and holds .05 over all that it reads.
+Called by drift_study.py (part `detail`). The oracle knows where the change is: Welch's t at .05 on one statistic, the
+mean log power of the highest frequencies over all channels; as power or as share of an image's variance, whichever has
+the higher power in the cell. `compare` evaluations everywhere and holds .05 over all that it reads.
 """
 
 import json
@@ -32,8 +32,8 @@ def averaged(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 
 def filtered(generator: np.random.Generator, shape: tuple[int, ...], correlation: float, tails: bool) -> np.ndarray:
-    """Gaussian values whose neighbours have this correlation; tails: their hyperbolic sine, times a scale of every image
-    that makes its values Student t with 4 degrees of freedom."""
+    """Gaussian values whose neighbours have this correlation; tails: their hyperbolic sine, times a scale of every
+    image that makes its values Student t with 4 degrees of freedom."""
     margin = 32
     values = generator.standard_normal((*shape[:2], shape[2] + margin, shape[3] + margin))
     for axis in (2, 3):
@@ -152,8 +152,8 @@ def alarms(cell: Cell, current: np.ndarray) -> dict[str, Any]:
 
 
 def run(path: Path, repeats: int, clean_repeats: int) -> None:
-    """Append one row a comparison to `path`; what is there is not done again. Repeats are the outer loop, so a run that is
-    stopped has seen every cell."""
+    """Append one row a comparison to `path`; what is there is not done again. Repeats are the outer loop, so a run that
+    is stopped has seen every cell."""
     done = {tuple(row["key"]) for row in read_rows(path)}
     for repeat in range(max(repeats, clean_repeats)):
         for key, cell, change in cells(repeat, repeat < repeats, repeat < clean_repeats):
@@ -189,8 +189,8 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """power: {shift: {texture: {"4 x 8 x 8": {sanakit, oracle, draws}}}}; false_alarms: the same by rows a side, with the
-    readings that alarmed."""
+    """power: {shift: {texture: {"4 x 8 x 8": {sanakit, oracle, draws}}}}; false_alarms: the same by rows a side, with
+    the readings that alarmed."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault(tuple(row["key"][:-1]), []).append(row)

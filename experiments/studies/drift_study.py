@@ -2,9 +2,9 @@
 
 python experiments/studies/drift_study.py [--peers PYTHON]    writes experiments/results/drift_study.json
 
-PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it their rates stay as the
-file has them, which are of the same draws. Latents are those of the packaged images (OpenMoji and openclipart, 96 px)
-under the PCA autoencoder f16c16; those of part `detail` are synthetic (drift_detail.py). Every part is resumable.
+PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it their rates stay as
+the file has them, which are of the same draws. Latents are those of the packaged images (OpenMoji and openclipart, 96
+px) under the PCA autoencoder f16c16; those of part `detail` are synthetic (drift_detail.py). Every part is resumable.
 """
 
 import argparse
@@ -263,8 +263,8 @@ def clean_stream(number: int) -> dict[str, bool]:
 
 
 def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
-    """Evaluations from the change (after evaluation 30 of 100) to the alarm, by shift and test; 0 for an alarm before it, null for
-    none. `cusum on the mean` watches channel means alone, calibrated alike."""
+    """Evaluations from the change (after evaluation 30 of 100) to the alarm, by shift and test; 0 for an alarm before
+    it, null for none. `cusum on the mean` watches channel means alone, calibrated alike."""
     from sanakit.drift.cusum import Cusum
     from sanakit.drift.sequential import EProcess
 
@@ -306,7 +306,8 @@ def delays(runs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str
 
 def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Alarm rates of every way on the draws that all tools have seen; a tool's power at a shift is that of its best way
-    among those that hold their level: false alarms on clean draws not above alpha, by a one-sided binomial test at .05."""
+    among those that hold their level: false alarms on clean draws not above alpha,
+    by a one-sided binomial test at .05."""
     from scipy.stats import binom
 
     seen: dict[tuple[str, int], dict[str, bool]] = {}
@@ -337,8 +338,9 @@ def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def overhead(steps: int = 110) -> dict[str, float]:
-    """Seconds of all monitors over those of the training steps between, at the default number of evaluations, in the embedded
-    world: observing is timed in every step, an evaluation once in every `steps` / evaluations; both in one process."""
+    """Seconds of all monitors over those of the training steps between, at the default number of evaluations, in the
+    embedded world: observing is timed in every step, an evaluation once in every `steps` / evaluations; both in one
+    process."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from bench_all import OPTIONS, trainer
 
@@ -436,7 +438,8 @@ def main() -> None:
 def measure_power(
     data: dict[str, np.ndarray], repeats: int, peers: str | None, known: dict[str, Any]
 ) -> dict[str, Any]:
-    """Resumable: what WORK holds is not measured again. known: the results so far, whose peers stay where none run now."""
+    """Resumable: what WORK holds is not measured again. known: the results so far,
+    whose peers stay where none run now."""
     write_draws(data, repeats)
     script = Path(__file__).with_name("drift_peers.py")
     other = subprocess.Popen([peers, script, WORK / "peers.jsonl"]) if peers else None

@@ -1,7 +1,7 @@
-"""Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of plain
-reconstruction, with what became of the decision study's VAE swaps.
+"""Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of
+plain reconstruction, with what became of the decision study's VAE swaps.
 
-    python experiments/studies/panel_study.py      # after `decision_study.py summary`; writes experiments/results/panel_study.json
+    python experiments/studies/panel_study.py      # after `decision_study.py summary`; writes results/panel_study.json
 
 Outcome: relative error of `finetune` (closed form, every layer) after 100 steps, the last step that every swap has. The
 panel is read at the study's image size on 512 training images.

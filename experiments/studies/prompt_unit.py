@@ -1,10 +1,12 @@
-"""How good the unit of a text swap is: losses of tiny-sana on held-out images without the prompt, estimated in several ways.
+"""How good the unit of a text swap is: losses of tiny-sana on held-out images without the prompt,
+estimated in several ways.
 
 python experiments/studies/prompt_unit.py [--count 256] [--steps 50]    a few minutes on one core
 
-Rows: the null prompt alone; the mean over other images' prompts; their combination (sanakit/evaluation/blind.py), which is used; the
-same two of a base whose null prompt is garbage, as of one trained without prompt dropout; and the base after `steps` more
-steps with every prompt dropped, which an estimate should not be far above. Prints the table of docs/strategies.md.
+Rows: the null prompt alone; the mean over other images' prompts; their combination (sanakit/evaluation/blind.py), which
+is used; the same two of a base whose null prompt is garbage, as of one trained without prompt dropout; and the base
+after `steps` more steps with every prompt dropped, which an estimate should not be far above. Prints the table of
+docs/strategies.md.
 """
 
 import argparse

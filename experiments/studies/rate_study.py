@@ -1,14 +1,14 @@
 """How does the best learning rate move with the width of a core?
 
     python experiments/studies/study_world.py base dc-minilm     # once: the core of 1.3 M parameters
-    python experiments/studies/rate_study.py                     # every cell that is not finished; the same command goes on
+    python experiments/studies/rate_study.py                     # every unfinished cell; run again to go on
     python experiments/studies/rate_study.py --cell tiny-sana/vae --seed 1
     python experiments/studies/rate_study.py --base path:DIR --cell wide/vae --image-size 96  # a core of another width
 
-A cell is one swap into one core: `finetune` from the closed form of the swapped layers (`train.start: align`), at every rate of RATES, constant
-after the warm-up, for the steps of a race (100). Errors are relative (1 = the base's), at the rungs of the race. Every
-rate is written to experiments/results/rate_study.json as soon as it is measured, so an interrupted cell repeats one rate at most. A
-cell takes about eight times a race of one strategy: minutes.
+A cell is one swap into one core: `finetune` from the closed form of the swapped layers (`train.start: align`), at every
+rate of RATES, constant after the warm-up, for the steps of a race (100). Errors are relative (1 = the base's), at the
+rungs of the race. Every rate is written to experiments/results/rate_study.json as soon as it is measured, so an
+interrupted cell repeats one rate at most. A cell takes about eight times a race of one strategy: minutes.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """Figures over the swaps of the earlier decision study: decisions, rank agreement, share of scratch's steps, stretch.
 
-`decision_study.py summary` writes them to decision_study.json from the curves in experiments/results/decision_study. That study
-ran every strategy of 25 swaps to 500 steps and further by hand, evaluated on the first rows of the data; the runs of the study that
-follows are in study_run.py.
+`decision_study.py summary` writes them to decision_study.json from the curves in experiments/results/decision_study.
+That study ran every strategy of 25 swaps to 500 steps and further by hand, evaluated on the first rows of the data; the
+runs of the study that follows are in study_run.py.
 """
 
 import json
@@ -39,8 +39,8 @@ def same_step_errors(row: dict[str, Any]) -> tuple[list[float], list[float]] | N
 
 
 def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and of
-    the swaps by their best strategy, which is how candidates are compared."""
+    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and
+    of the swaps by their best strategy, which is how candidates are compared."""
     pairs = [pair for row in rows if (pair := same_step_errors(row))]
     if len(pairs) < 3:
         return dict.fromkeys(("spearman_smoke_full", "spearman_pooled", "spearman_candidates"))
@@ -57,8 +57,8 @@ def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
 
 
 def scratch_ratio(row: dict[str, Any]) -> float | None:
-    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain: then
-    an upper bound."""
+    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain:
+    then an upper bound."""
     if row["truth"] == "not reached":
         return None
     return row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
@@ -144,6 +144,7 @@ def summary() -> None:
     (RESULTS / "decision_study.json").write_text(json.dumps(found, indent=1) + "\n")
     for row in rows:
         print(
-            f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said {row['recommended']:32} {row['right']} {row['regret']}"
+            f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said "
+            f"{row['recommended']:32} {row['right']} {row['regret']}"
         )
     print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))

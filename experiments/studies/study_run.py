@@ -1,12 +1,14 @@
-"""One run of the decision study: every strategy of a swap trained on until the base's quality, from checkpoints that resume.
+"""One run of the decision study: every strategy of a swap trained on until the base's quality,
+from checkpoints that resume.
 
-Strategies begin at the closed form of the swapped layers; align+head, lora and finetune also at that of every block, under the
-name `STRATEGY@align-blocks` (align+head at the better of the two alone). Every trained one tries the learning rates RATES times
-its own and goes on with the best after half of the race's budget. Rates are constant after the warm-up and every point is the
-moving average of the weights, so a race is the beginning of the very same run.
+Strategies begin at the closed form of the swapped layers; align+head, lora and finetune also at that of every block,
+under the name `STRATEGY@align-blocks` (align+head at the better of the two alone). Every trained one tries the learning
+rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after the
+warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
 
-Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in sight", the best
-TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly there.
+Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in
+sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly
+there.
 """
 
 import time

@@ -84,7 +84,9 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
     loss = {p: held_out(system, test, count=len(test), prompt=p).loss for p in ("own", "null", "shuffled")}
     core.save_pretrained(folder)
     card = {
-        "recipe": f"experiments/studies/study_world.py, {steps} steps of 32, learning rate {rate:g}, cosine, average .998",
+        "recipe": (
+            f"experiments/studies/study_world.py, {steps} steps of 32, learning rate {rate:g}, cosine, average .998"
+        ),
         "seed": seed,
         "vae": vae_name,
         "text_encoder": encoder_name,
