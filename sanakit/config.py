@@ -122,8 +122,8 @@ class SmokeSection(Section):
     )
     # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
     controls: bool = False
-    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for (docs/strategies.md);
-    # train.learning_rate overrides
+    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for
+    # (docs/strategies.md); train.learning_rate overrides
     rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     held_out: int = Field(default=128, ge=16)  # held-out images used to evaluate smoke and full; at most all
     samples: int = Field(default=8, ge=8)  # images drawn by base and candidate used to evaluate smoke and full
@@ -192,7 +192,8 @@ class Config(Section):
 
 
 def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> Config:
-    """Nested values and `key=value` overrides to a Config. Raises SK0104 naming the key, what was found and expected."""
+    """Nested values and `key=value` overrides to a Config. Raises SK0104 naming the key,
+    what was found and expected."""
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for item in overrides or []:
         key, equals, text = item.partition("=")

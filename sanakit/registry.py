@@ -101,7 +101,8 @@ class Registry(Generic[T]):
         return self._objects[name]
 
     def blame(self, name: str, error: BaseException) -> tuple[str, str]:
-        """Code and text of what a registered object raised: whose it is, the error in one line, the traceback's file."""
+        """Code and text of what a registered object raised: whose it is, the error in one line,
+        the traceback's file."""
         if isinstance(error, SanakitError):
             return error.code, error.found
         entry = self.entries().get(name)
@@ -167,7 +168,8 @@ class Registry(Generic[T]):
 
 
 def uninstall(entry: Entry) -> str:
-    """What mends a broken plugin, by the name of its real distribution; for a name used twice, of those that claim it."""
+    """What mends a broken plugin, by the name of its real distribution; for a name used twice,
+    of those that claim it."""
     others = [origin for origin in dict.fromkeys(entry.claimed_by or (entry.origin,)) if origin != BUILTIN]
     known = [f"pip uninstall {origin}" for origin in others if origin != UNKNOWN]
     return " or ".join(known) or f"remove the package that names {entry.module or entry.title} in its entry points"

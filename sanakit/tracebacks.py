@@ -63,7 +63,8 @@ def stops(error: BaseException) -> bool:
 
 
 def of_environment(error: BaseException) -> SanakitError | None:
-    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package. None for the rest."""
+    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package.
+    None for the rest."""
     said = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return SanakitError("SK0903", said, cause="The system refuses to read or write there.")

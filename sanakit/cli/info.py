@@ -70,7 +70,8 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
                 "SK0101",
                 f"{name!r} is no name of `sanakit ls`",
                 cause="`describe` states what the registry knows; files are measured, not described.",
-                fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, --text-encoder a text encoder.",
+                fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, "
+                "--text-encoder a text encoder.",
             )
         every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")

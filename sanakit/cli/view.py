@@ -130,7 +130,8 @@ def _layers(found: dict[str, Any]) -> Table:
 
 
 def _gates(name: str, stage: dict[str, Any]) -> Table:
-    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value, the hint under both."""
+    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value,
+    the hint under both."""
     table = Table(title=f"stage {name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
     table.add_column("gate and metric", overflow="fold", ratio=1)
     for column in ("value", "threshold", "margin", "verdict"):

@@ -68,7 +68,8 @@ INTERPOLATION = {2048: 1.0, 4096: 2.0}  # position embeddings exist at these ima
 
 
 def from_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Native tensors under diffusers' names; the null embedding is left out. Raises SK0602 for names it does not know."""
+    """Native tensors under diffusers' names; the null embedding is left out.
+    Raises SK0602 for names it does not know."""
     names = PARTS | _time(any(name.startswith("cfg_embedder") for name in state))
     found: dict[str, Tensor] = {}
     for name, tensor in state.items():
@@ -151,8 +152,8 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> dict[str, Any]:
 
 
 def read_native(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Names are without what
-    torch.compile, FSDP and DataParallel add. Raises SK0602, SK0121 (a Git LFS pointer) or SK0122 (cut short)."""
+    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Names are without
+    what torch.compile, FSDP and DataParallel add. Raises SK0602, SK0121 (a Git LFS pointer) or SK0122 (cut short)."""
     refuse_pointer(path)
     if path.suffix == ".safetensors":
         return plain_names(path, read_tensors(path))
@@ -186,14 +187,16 @@ def is_cut_archive(path: Path) -> bool:
 
 
 def build_native(state: dict[str, Tensor], card: dict[str, Any]) -> SanaTransformer2DModel:
-    """A core in fp32 from native tensors; card: `image_size`, and `config` to override what shapes say. Raises SK0602."""
+    """A core in fp32 from native tensors; card: `image_size`, and `config` to override what shapes say.
+    Raises SK0602."""
     config = infer_config(state, card["image_size"]) | card.get("config", {})
     if config["num_cross_attention_heads"] is None:
         width = config["cross_attention_dim"]
         raise SanakitError(
             "SK0602",
             f"width {width} is none of {', '.join(map(str, CROSS_HEADS))}, so its cross-attention heads are not known",
-            fix='State {"config": {"num_cross_attention_heads": H, "cross_attention_head_dim": D}} in the .json beside it.',
+            fix='State {"config": {"num_cross_attention_heads": H, "cross_attention_head_dim": D}} in the .json '
+            "beside it.",
         )
     try:
         core = SanaTransformer2DModel(**config)
@@ -243,7 +246,8 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
 
 
 def convert_base(name: str, cache: Path) -> None:
-    """The permission to unpickle: convert a base that is named as a native file, `path:FILE`; any other name is left alone."""
+    """The permission to unpickle: convert a base that is named as a native file, `path:FILE`;
+    any other name is left alone."""
     scheme, _, rest = name.partition(":")
     path = local_path(rest)
     if scheme == "path" and path.is_file():

@@ -58,7 +58,8 @@ def read_index(folder: Path) -> dict[str, Any]:
 
 
 def is_sana_pipeline(folder: Path) -> bool:
-    """Whether a folder is one of the pipelines that sanakit reads; any other pipeline's encoder is read by its class."""
+    """Whether a folder is one of the pipelines that sanakit reads;
+    any other pipeline's encoder is read by its class."""
     return (folder / INDEX).is_file() and _read(folder / INDEX).get("_class_name") in PIPELINES
 
 
@@ -79,7 +80,8 @@ def _stock_image_size(folder: Path, index: dict[str, Any]) -> int:
     if vae.get("_class_name") != "AutoencoderDC":
         raise SanakitError(
             "SK0603",
-            f"{index['_class_name']} with a {vae.get('_class_name')}: it decodes AutoencoderDC only, others silently wrong",
+            f"{index['_class_name']} with a {vae.get('_class_name')}: it decodes AutoencoderDC only, others silently "
+            "wrong",
         )
     try:
         return int(core["sample_size"]) * 2 ** (len(vae["encoder_block_out_channels"]) - 1)

@@ -1,8 +1,8 @@
 """The pipeline class of what SanaPipeline would render wrong: any VAE, any text encoder, Sana's own denoising loop.
 
 A subclass of diffusers' SanaPipeline: prompts are encoded and latents are decoded by sanakit's components, the loop
-in between is the parent's. Its folders name this class, so that DiffusionPipeline.from_pretrained fails on them instead of
-decoding with the wrong ratio, scale or shift.
+in between is the parent's. Its folders name this class, so that DiffusionPipeline.from_pretrained fails on them instead
+of decoding with the wrong ratio, scale or shift.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,8 @@ class SanakitPipeline(SanaPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
-        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603, SK0107."""
+        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603,
+        SK0107."""
         root = local_path(str(folder))
         card, core = pipeline_card(f"path:{root}", root), load_core(root / "transformer")
         return cls(
@@ -147,7 +148,8 @@ class SanakitPipeline(SanaPipeline):
         return SanaPipelineOutput(images=found) if return_dict else (found,)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` and `--base path:DIR` read; stock where SanaPipeline renders the same."""
+        """Write a folder that `from_pretrained` and `--base path:DIR` read;
+        stock where SanaPipeline renders the same."""
         from sanakit.interop.export import export_pipeline
 
         export_pipeline(

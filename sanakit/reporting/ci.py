@@ -102,7 +102,10 @@ def in_doubt(strategy: Mapping[str, Any]) -> str:
     if strategy.get("conclusive", True):
         return ""
     steps = strategy["steps_that_tell"]
-    return f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
+    return (
+        f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} "
+        "would tell"
+    )
 
 
 def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -123,7 +126,8 @@ def samples_option(gate: str) -> str:
 
 
 def margin(gate: Mapping[str, Any]) -> float | None:
-    """How far the value is on the good side of the threshold, in shares of the threshold; None where that means nothing."""
+    """How far the value is on the good side of the threshold, in shares of the threshold;
+    None where that means nothing."""
     if gate.get("at_least") is None or not gate["threshold"]:
         return None
     way = gate["value"] - gate["threshold"] if gate["at_least"] else gate["threshold"] - gate["value"]

@@ -41,8 +41,8 @@ def write_drift_report(
     current: str,
     out: Path,
 ) -> Path:
-    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of the
-    rows that differ most, where a side has them."""
+    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of
+    the rows that differ most, where a side has them."""
 
     def order(r: Any) -> tuple[bool, float]:
         return (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
@@ -101,7 +101,10 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
     if evidence.get("effects"):
         rows = evidence["effects"]
         effects = {name: row for name, row in rows.items() if name != "norms"}
-        note = "Shift of every feature of an image or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
+        note = (
+            "Shift of every feature of an image or prompt, in sd: orange is up, blue down. In a browser, hover a "
+            "cell for its value."
+        )
         title = f"{kind}: what moved"
         found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():

@@ -56,7 +56,8 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
-    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    """Feature distance to the base by depth before any step;
+    a start that several strategies share under the first's name."""
     starts: dict[str, Mapping[str, list[float]]] = {}
     for c in candidates:
         found = c.get("feature_distance")

@@ -40,8 +40,8 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 
 @dataclass(kw_only=True)
 class Swap:
-    """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused data
-    is written; None is a file in the cache."""
+    """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
+    data is written; None is a file in the cache."""
 
     config: Config
     run: RunFolder
@@ -84,8 +84,8 @@ class Swap:
 
     @cached_property
     def text_encoder_name(self) -> str | None:
-        """The candidate's, `layer=auto` replaced by the measured best: the name under which it is encoded, fingerprinted
-        and written into the model's card."""
+        """The candidate's, `layer=auto` replaced by the measured best: the name under which it is encoded,
+        fingerprinted and written into the model's card."""
         name = self.config.text_encoder.name
         if name is None or not self.automatic_layer:
             return name
@@ -100,8 +100,8 @@ class Swap:
 
     @cached_property
     def layers(self) -> dict[str, Any] | None:
-        """`rank_layers` of a text encoder against the base, on captions of the training split (the held-out ones evaluate
-        later); None for one without a choice of layers, or without a base."""
+        """`rank_layers` of a text encoder against the base, on captions of the training split (the held-out ones
+        evaluate later); None for one without a choice of layers, or without a base."""
         name = self.config.text_encoder.name
         if name is None or self.bare:
             return None
@@ -242,8 +242,8 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that is
-        changed in place is another base."""
+        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that
+        is changed in place is another base."""
         if self.bare:
             return {}
         base = self.base_system

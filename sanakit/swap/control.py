@@ -79,9 +79,10 @@ def agreement_with_base(
 
 
 def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
-    """Of stage smoke: {"control_lead": (N,)}, the control's loss less the candidate's on held-out images, in units of the
-    base's prompt gain. Both start from the closed form and train STRATEGY for the shortest rung of the race; the better of
-    start and rung counts. Both read the first IMAGES of the training split. Raises RaceStopped after a signal."""
+    """Of stage smoke: {"control_lead": (N,)}, the control's loss less the candidate's on held-out images, in units of
+    the base's prompt gain. Both start from the closed form and train STRATEGY for the shortest rung of the race; the
+    better of start and rung counts. Both read the first IMAGES of the training split. Raises RaceStopped after a
+    signal."""
     candidate, base, config = swap.candidate, swap.base_system, swap.config
     assert isinstance(candidate, TextEncoder)
     weights = swap.target.weights

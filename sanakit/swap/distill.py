@@ -1,9 +1,10 @@
 """Text encoders learnt from the base instead of from dataset: prompts only.
 
-`distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along the
-base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma v,
-noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose velocity is v: the ordinary loop trains it.
-`embedding-mse`: the caption layers' output against the base's, token by token; no core in the loop, the cheap baseline.
+`distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along
+the base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma
+v, noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose velocity is v: the ordinary loop trains
+it. `embedding-mse`: the caption layers' output against the base's, token by token; no core in the loop, the cheap
+baseline.
 """
 
 import itertools

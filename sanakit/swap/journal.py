@@ -35,8 +35,8 @@ MOVED_BY = 10  # steps after which a trained parameter that stands still is an e
 class Journal:
     """Bookkeeping of one run; `after_step` is what the loop calls.
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors of
-    the system as it is now.
+    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors
+    of the system as it is now.
     """
 
     swap: "Swap"

@@ -1,4 +1,5 @@
-"""From a configuration to a race: which strategies run, how each starts, where they are kept, and what a signal leaves."""
+"""From a configuration to a race: which strategies run, how each starts, where they are kept,
+and what a signal leaves."""
 
 import sys
 from collections.abc import Iterator
@@ -40,8 +41,8 @@ Starts = dict[tuple[str, str], tuple[LatentDiffusion, dict[str, Any]]]  # by `St
 
 
 def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
-    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap, plain cores, and with an adapter
-    finetune joined by it; and a row for each one of a plugin that cannot race."""
+    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap, plain cores, and with an
+    adapter finetune joined by it; and a row for each one of a plugin that cannot race."""
     config = swap.config
     automatic = config.train.strategy == "auto"
     wanted = list(config.smoke.strategies) if automatic else [config.train.strategy]
@@ -54,8 +55,8 @@ def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
 
 
 def resting_controls(config: Config, names: list[str]) -> list[str]:
-    """The controls among the names that are evaluated before any step and do not race: all without `smoke.controls`, none
-    where nothing else would race."""
+    """The controls among the names that are evaluated before any step and do not race: all without `smoke.controls`,
+    none where nothing else would race."""
     controls = [name for name in names if strategy_named(name).control]
     return [] if config.smoke.controls or len(controls) == len(names) else controls
 

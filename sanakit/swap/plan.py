@@ -26,8 +26,8 @@ ALIGNED = 4096  # images that the closed form of the input reads
 def swap_core(
     base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int, adapter: str | None = None
 ) -> SanaTransformer2DModel:
-    """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered name, by
-    default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
+    """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered
+    name, by default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
     is_vae = isinstance(candidate, VAE)
     adapter_class = adapter_class_of(adapter, is_vae, candidate.name)
     geometry: dict[str, int] = {}
@@ -60,7 +60,8 @@ def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
 
 
 def shift_after(base: LatentDiffusion, candidate: VAE | TextEncoder) -> float:
-    """Flow shift of training and sampling after the swap: the base's own, scaled by the size of the candidate's latents."""
+    """Flow shift of training and sampling after the swap: the base's own,
+    scaled by the size of the candidate's latents."""
     own = float(base.flow_shift or 1.0)
     if not isinstance(candidate, VAE):
         return own
@@ -181,8 +182,8 @@ def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DMod
 
 
 def strategy_plan(strategy: type[Strategy], interface: Sequence[str], *, raced: bool = True) -> dict[str, str]:
-    """Of every group: how it starts, then at which multiple of the learning rate it is trained. interface: the groups that
-    the swap touches. raced: False for a control that is not trained."""
+    """Of every group: how it starts, then at which multiple of the learning rate it is trained. interface: the groups
+    that the swap touches. raced: False for a control that is not trained."""
     starts = {
         "reuse": "keep",
         "align": "align",

@@ -18,8 +18,8 @@ STARTS = ("reuse", "align", "align-blocks", "embedding-mse", "naive", "scratch")
 
 
 def measure_stage(stage: str, run: Callable[[Any], StageResult], swap: Any) -> StageResult:
-    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
-    other error goes on, its traceback kept in the run folder."""
+    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only
+    row; any other error goes on, its traceback kept in the run folder."""
     with kept_in(swap.run.path if is_main() else None):  # other ranks' folders are scratch
         stage_result, error = guarded(lambda: run(swap))
         if error is None:

@@ -2,12 +2,12 @@
 every step, and the same noise where latents have the same shape.
 
 Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
-except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a
-search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every evaluated point
-stands for a run that could end there, and the points of one curve can be fitted.
+except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best
+of a search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every
+evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 
-After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every arm that
-is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every
+arm that is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
 """
@@ -60,8 +60,9 @@ class RaceStopped(Exception):
 class Course:
     """What every arm of a race shares.
 
-    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning rate are each
-    arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
+    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning
+    rate are each arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None
+    for nowhere.
     """
 
     data: LatentDataset
@@ -146,8 +147,8 @@ def at_best_rate(
     alike: Arm | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Arm:
-    """The strategy at the learning rate that is best after half the budget, of those that `search` hands out, by default its
-    own times each of `rates`.
+    """The strategy at the learning rate that is best after half the budget, of those that `search` hands out, by
+    default its own times each of `rates`.
 
     start is copied. scores["rates"] holds the error of every rate there, None where it left before, and
     scores["rates_left"] why. Raises RaceStopped.
@@ -170,7 +171,8 @@ def at_best_rate(
 
 
 def _try_rate(course: Course, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
-    """Error of an arm where rates are evaluated, infinite where it does not get there; 0 where there is nothing to choose."""
+    """Error of an arm where rates are evaluated, infinite where it does not get there;
+    0 where there is nothing to choose."""
     if not search.is_choice:
         return 0.0
     evaluated_at = decides_at(budget)
@@ -212,7 +214,8 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
 def _train(
     course: Course, arm: Arm, until: int, after_step: AfterStep, draw: Callable[[int, slice], Batch] | None
 ) -> None:
-    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way. A loss that is not finite is taken down in the arm."""
+    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way.
+    A loss that is not finite is taken down in the arm."""
     assert arm.state is not None
     for stop in [*evaluated_steps_between(arm.steps[-1], until), until]:
         start = time.perf_counter()

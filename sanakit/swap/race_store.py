@@ -1,8 +1,8 @@
 """A race on disk while it runs: the same command goes on with the arm and the rung where a signal ended it.
 
-`RUN/race/STRATEGY-RATE/` holds a checkpoint of an arm (weights, optimiser, average, curve) from its last rung or signal;
-of an arm that does not go on (a learning rate that lost, a run that diverged) only `curve.json`. The stage removes the
-folder when it is evaluated.
+`RUN/race/STRATEGY-RATE/` holds a checkpoint of an arm (weights, optimiser, average, curve) from its last rung or
+signal; of an arm that does not go on (a learning rate that lost, a run that diverged) only `curve.json`. The stage
+removes the folder when it is evaluated.
 """
 
 import json

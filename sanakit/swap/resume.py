@@ -54,8 +54,8 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
 
 
 def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint lies
-    before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
+    """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint
+    lies before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
     try:
         record = json.loads((folder / "manifest.json").read_text())["record"]
         other, step = record["facts"], int(record["step"])

@@ -10,7 +10,8 @@ from sanakit.training.loop import TrainOptions
 
 
 def with_adapter(config: Config, name: str) -> str:
-    """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER, its own where that leaves a plain core."""
+    """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER,
+    its own where that leaves a plain core."""
     adapter = config.adapter.name
     return f"{name}@{adapter}" if adapter and has_modules(adapter) else name
 

@@ -144,7 +144,8 @@ class Tuning:
     """A run that trains a VAE: its model, state and checkpoints, and what every step records.
 
     candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1].
-    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run, SK0903 where the disk is too small.
+    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run,
+    SK0903 where the disk is too small.
     """
 
     def __init__(self, swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:

@@ -110,8 +110,8 @@ class TextEncoder(nn.Module):
         return token_offsets(self, prompts)
 
     def with_random_weights(self, seed: int = 0) -> Self:
-        """The same class, tokenizer and record on a model whose weights are drawn: the control of gates that ask whether
-        an encoder says more than its architecture alone. This encoder stays as it is."""
+        """The same class, tokenizer and record on a model whose weights are drawn: the control of gates that ask
+        whether an encoder says more than its architecture alone. This encoder stays as it is."""
         twin = copy.copy(self)
         twin._modules = dict(self._modules)  # a shallow copy shares the table of parts
         twin.model = redrawn(self.model, seed)

@@ -1,8 +1,8 @@
 """Gemma: Sana's own text encoder (Gemma-2-2b-it) and its successors, decoder-only.
 
 Sana (arXiv 2410.10629, 3.1; diffusers, pipelines/sana/pipeline_sana.py) lower-cases prompts, puts an instruction before
-them, takes the decoder's last hidden state, pads right, and keeps token 0 and the last 299: the instruction is read, then
-dropped. Its null prompt has no instruction.
+them, takes the decoder's last hidden state, pads right, and keeps token 0 and the last 299: the instruction is read,
+then dropped. Its null prompt has no instruction.
 """
 
 import inspect

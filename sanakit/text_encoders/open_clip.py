@@ -1,4 +1,5 @@
-"""Text towers of open_clip (arXiv 2212.07143) for weights that transformers has no class for: every token's normed state.
+"""Text towers of open_clip (arXiv 2212.07143) for weights that transformers has no class for:
+every token's normed state.
 
 A folder with open_clip_config.json is one, `path:DIR` or `hub:owner/repo`. The vision tower is dropped.
 """
@@ -50,8 +51,8 @@ class OpenCLIP(TextEncoder):
 
     @classmethod
     def from_folder(cls, folder: Path, spec: TextSpec | None = None) -> Self:
-        """Raises SK0106 for a tower that is a transformers model, SK0107 for weights that do not fit, SK0126 for a tokenizer
-        that does not, or what `find_weights` raises."""
+        """Raises SK0106 for a tower that is a transformers model, SK0107 for weights that do not fit, SK0126 for a
+        tokenizer that does not, or what `find_weights` raises."""
         import open_clip
 
         text = read_config(folder, "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})

@@ -73,8 +73,8 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
 
 
 def require_words(folder: Path, tokenizer: Any) -> None:
-    """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one where
-    the folder has no vocabulary."""
+    """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one
+    where the folder has no vocabulary."""
     special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values())}
     vocabulary = set(tokenizer.get_vocab())
     if vocabulary <= special | {WORD_START}:
@@ -96,8 +96,8 @@ def require_vocabulary(
         number, token = beyond[0]
         raise SanakitError(
             "SK0126",
-            f"{label}: the tokenizer has {len(entries):,} tokens, the embedding {rows:,} rows; {len(beyond)} tokens have none, "
-            f"first {token!r} (number {number})",
+            f"{label}: the tokenizer has {len(entries):,} tokens, the embedding {rows:,} rows; {len(beyond)} tokens "
+            f"have none, first {token!r} (number {number})",
         )
 
 

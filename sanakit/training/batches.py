@@ -1,7 +1,7 @@
 """What a step of training is given: its options, and its batch from (seed, step) alone.
 
-Order, views, captions, dropout, sigmas and noise depend on nothing else, so that any number of ranks, threads and resumes
-see the same, and strategies that race see the same images, sigmas and (at equal latent shape) noise.
+Order, views, captions, dropout, sigmas and noise depend on nothing else, so that any number of ranks, threads and
+resumes see the same, and strategies that race see the same images, sigmas and (at equal latent shape) noise.
 """
 
 from collections.abc import Callable

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: write aside, hash, fsync, rename, then move LATEST, then prune.
 
 safetensors and JSON only; the manifest with every file's SHA-256 comes last and carries its own. Rank 0 writes, on
-another thread where `Saver` is asynchronous, from copies that training cannot touch. Sharded tensors are written by their
-own ranks through torch.distributed.checkpoint and read back on any number of ranks.
+another thread where `Saver` is asynchronous, from copies that training cannot touch. Sharded tensors are written by
+their own ranks through torch.distributed.checkpoint and read back on any number of ranks.
 """
 
 import json
@@ -29,7 +29,8 @@ KEEP = 2
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """Copies of everything that one checkpoint holds. files: whole tensors. shards: sharded ones, live, written at once."""
+    """Copies of everything that one checkpoint holds. files: whole tensors. shards: sharded ones, live,
+    written at once."""
 
     step: int
     record: dict[str, Any]
@@ -39,8 +40,8 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder, of which the newest `keep` stay, and that of step `always`, where it is given, as long as the
-    run lasts. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
+    """Saves into one folder, of which the newest `keep` stay, and that of step `always`, where it is given, as long as
+    the run lasts. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
 
     Sharded states are written before `save` returns: every rank has its own part of them to write.
     """
@@ -264,8 +265,8 @@ def checkpoint_bytes(core: nn.Module, state: TrainState) -> int:
 
 
 def preflight(folder: Path, size: int, *, always: int | None = None) -> None:
-    """Reserve the room of KEEP + 1 checkpoints, and of the one that stays where a run keeps it (`always`, as of `Saver`),
-    less those that are there, and give it back. Raises SK0903 in time."""
+    """Reserve the room of KEEP + 1 checkpoints, and of the one that stays where a run keeps it (`always`, as of
+    `Saver`), less those that are there, and give it back. Raises SK0903 in time."""
     if not is_main():
         return
     present = sum(p.stat().st_size for p in folder.glob("step-*/**/*") if p.is_file())

@@ -1,4 +1,5 @@
-"""What is watched while a model trains, when it speaks, and what happens then. The streams are those of drift/stream.py."""
+"""What is watched while a model trains, when it speaks, and what happens then.
+The streams are those of drift/stream.py."""
 
 import sys
 from collections.abc import Iterator
@@ -24,7 +25,8 @@ STILL = ("latents", "embeddings")
 
 
 class MonitorRequest(Exception):
-    """An alarm whose action changes the run: `roll-back` or `stop`. since: the step from which on the stream drifted."""
+    """An alarm whose action changes the run: `roll-back` or `stop`. since:
+    the step from which on the stream drifted."""
 
     def __init__(self, action: str, reading: Reading, since: int) -> None:
         super().__init__(describe(reading))
@@ -68,7 +70,8 @@ class LatentMonitor:
         clean = predict_clean(interpolate(latents, batch.noise[rows], sigmas), predicted[rows], sigmas)
         if len(clean):
             self.spread.append((clean.std((1, 2, 3)) / latents.std((1, 2, 3)).clamp_min(1e-6), sigmas))
-        # rows at more noise become NaN and are left out at the evaluation: to select them here would wait for the device
+        # rows at more noise become NaN and are left out at the evaluation: to select them here would wait for the
+        # device
         shape = (-1, *[1] * (clean.ndim - 1))
         self.estimates.observe(clean.masked_fill((sigmas >= LOW_SIGMA).reshape(shape), torch.nan))
         self.estimates.bad = None
@@ -108,7 +111,8 @@ class LatentMonitor:
 @dataclass
 class Monitors:
     """Every monitor of a run behind one set of calls, and their actions. component: the part that is trained beside the
-    core (a text encoder) or instead of it (a VAE). factor: of the learning rate, halved by `lower-rate` and `roll-back`.
+    core (a text encoder) or instead of it (a VAE). factor: of the learning rate,
+    halved by `lower-rate` and `roll-back`.
     """
 
     section: MonitorsSection
@@ -156,8 +160,9 @@ class Monitors:
         return str(getattr(self.section, reading.name, "log"))
 
     def act(self, readings: list[Reading]) -> MonitorRequest | None:
-        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Rank 0 decides
-        for all (its rows are a random share of the stream, and one test keeps one alpha), so every rank must call it."""
+        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Rank 0
+        decides for all (its rows are a random share of the stream, and one test keeps one alpha),
+        so every rank must call it."""
         alarms = sorted((r for r in readings if r.alarm), key=lambda r: ACTIONS.index(self.action(r)))
         strongest, since = 0, 0
         if alarms and is_main():
@@ -281,7 +286,8 @@ def component_stream(
 
 
 def _left_out(embeds: Tensor, rows: Tensor) -> Tensor:
-    """(N, L, D) with NaN in these rows: an evaluation leaves them out, and to select the others would wait for the device."""
+    """(N, L, D) with NaN in these rows: an evaluation leaves them out,
+    and to select the others would wait for the device."""
     return embeds.masked_fill(rows[:, None, None], torch.nan)
 
 

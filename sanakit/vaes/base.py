@@ -55,7 +55,8 @@ class VAE(nn.Module):
         """(B, C, h, w) raw -> (B, 3, H, W), about [-1, 1]."""
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`_encode`, and the posterior's standard deviation of the same shape; None where the encoder is deterministic."""
+        """`_encode`, and the posterior's standard deviation of the same shape;
+        None where the encoder is deterministic."""
         return self._encode(images), None
 
     def set_stats(self, stats: LatentStats) -> None:

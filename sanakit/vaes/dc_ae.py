@@ -1,6 +1,7 @@
 """Deep-compression autoencoders (DC-AE, arXiv 2410.10733), the family of Sana: f32 to f128, z * scale.
 
-DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form; a folder of class AutoencoderDC loads by `path:` or `hub:`.
+DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form;
+a folder of class AutoencoderDC loads by `path:` or `hub:`.
 """
 
 from typing import Any

@@ -65,8 +65,8 @@ class WeightFiles:
 def find_weights(folder: Path, stem: str) -> WeightFiles:
     """The weights that a folder holds under `stem`: the plain ones, else a variant, else the only ones of another stem.
 
-    Raises SK0111 (none), SK0120 (quantised), SK0121 (a Git LFS pointer), SK0122 (a shard missing or cut), SK0123 (several
-    models, none of which is named `stem`) or SK0125 (a low-rank adapter).
+    Raises SK0111 (none), SK0120 (quantised), SK0121 (a Git LFS pointer), SK0122 (a shard missing or cut), SK0123
+    (several models, none of which is named `stem`) or SK0125 (a low-rank adapter).
     """
     refuse_adapter(folder)
     groups = _groups(folder)
@@ -179,8 +179,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """dtype, shape and data_offsets of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122 for
-    a file that is cut or damaged, with the bytes that it has and those that its header asks for."""
+    """dtype, shape and data_offsets of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122
+    for a file that is cut or damaged, with the bytes that it has and those that its header asks for."""
     refuse_pointer(path)
     try:
         with path.open("rb") as file:
@@ -215,7 +215,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def said(error: BaseException) -> str:
-    """What another library says, at most LONGEST characters: the line about a shape where there is one, else the first."""
+    """What another library says, at most LONGEST characters: the line about a shape where there is one,
+    else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if "size mismatch" in line), lines[0])
     return textwrap.shorten(line, LONGEST, placeholder=" ...") if " " in line else line[:LONGEST]
