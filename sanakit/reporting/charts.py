@@ -66,12 +66,12 @@ def line_chart(
         rule = Markup('<line class="goal" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>')
         body.append(rule.format(LEFT, WIDTH - RIGHT, y_of(limit)))
     for kind, group in (("faint", behind), ("line", lines)):
-        for name, points in group:
-            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+        for name, line in group:
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line)
             body.append(Markup('<polyline class="{} s{}" points="{}"/>').format(kind, colours[name] % COLOURS, path))
-    for name, points in lines:
+    for name, line in lines:
         dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.8"/>')
-        body += [dot.format(colours[name] % COLOURS, x_of(x), y_of(y)) for x, y in points]
+        body += [dot.format(colours[name] % COLOURS, x_of(x), y_of(y)) for x, y in line]
     ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="7"/>')
     body += [ring.format(x_of(x), y_of(y)) for x, y in marks if is_number(x) and is_number(y)]
     return _svg(body, f"{title}: {', '.join(name for name, _ in lines)}")

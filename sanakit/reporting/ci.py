@@ -75,7 +75,8 @@ def told(gate: Mapping[str, Any]) -> str:
 def bound(gate: Mapping[str, Any]) -> str:
     if gate["threshold"] is None:
         return ""
-    sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
+    senses: dict[bool | None, str] = {True: "at least ", False: "at most "}
+    sense = senses.get(gate.get("at_least"), "threshold ")
     if gate.get("above"):
         sense = "above "
     return f"{sense}{gate['threshold']:.4g}"

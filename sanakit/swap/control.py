@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
+from sanakit.data.buckets import Bucketed
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
@@ -148,6 +149,7 @@ def first_images(data: LatentDataset, count: int) -> LatentDataset:
     rows = slice(0, count)
     captions = slice(0, int(data.first[count - 1] + data.count[count - 1]))
     latents = data.latents
+    assert not isinstance(latents, Bucketed), "a race has images of one shape"
     return replace(
         data,
         names=data.names[rows],

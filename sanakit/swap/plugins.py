@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from diffusers import SanaTransformer2DModel
@@ -49,7 +50,7 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
     for name in names:
         entry = STRATEGIES.entries().get(name)
         if entry is not None and (entry.origin != BUILTIN or entry.error):
-            _, error = guarded(lambda name=name: _try(STRATEGIES.get(name), core))
+            _, error = guarded(partial(_try, name, core))
             if error is not None:
                 rows.append(GateResult.could_not_be_evaluated(f"smoke/strategy {name}", *STRATEGIES.blame(name, error)))
                 continue
@@ -57,8 +58,9 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
     return sound, rows
 
 
-def _try(strategy: type[Strategy], core: SanaTransformer2DModel) -> None:
+def _try(name: str, core: SanaTransformer2DModel) -> None:
     """Raises where the class breaks the contract of `Strategy`."""
+    strategy = STRATEGIES.get(name)
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
         raise TypeError(f"{strategy!r} is no subclass of Strategy")
     groups = (*GROUPS, "lora")

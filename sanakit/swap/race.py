@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -41,7 +43,7 @@ from sanakit.training.loop import fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
-OWN_OPTIONS = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
+OWN_OPTIONS: dict[str, Any] = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
 RECENT = 10  # steps whose mean is a point of the training curve
 
 
@@ -99,8 +101,8 @@ class Course:
 
 def raced_options(options: TrainOptions, budget: int, learning_rate: float) -> TrainOptions:
     """The training section as a race of `budget` steps reads it."""
-    own = {"max_steps": budget, "learning_rate": learning_rate, "warmup": min(options.warmup, max(1, budget // 10))}
-    return replace(options, **own | OWN_OPTIONS)
+    warmup = min(options.warmup, max(1, budget // 10))
+    return replace(options, max_steps=budget, learning_rate=learning_rate, warmup=warmup, **OWN_OPTIONS)
 
 
 def enter(
@@ -260,7 +262,7 @@ def race(
     running = [arm for arm in arms if arm.state and not arm.diverged]
     for rung in rungs(budget):
         for arm in running:
-            advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
+            advance(course, arm, rung, partial(on_step, arm))
         running = [arm for arm in running if rung in arm.steps]
         running.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
         running = running[: survivors([arm.errors_at(rung) for arm in running], rung, budget)]

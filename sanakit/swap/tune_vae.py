@@ -113,7 +113,9 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
+    images = to_images(
+        held.subset(list(range(min(config.component.num_images, len(held))))).pixels(config.data.image_size)
+    )
     before = measured(swap.candidate, images)
     tuning = Tuning(swap, swap.candidate, vae, images)
     untouched = parameter_digests(tuning.model)

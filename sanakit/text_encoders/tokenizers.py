@@ -1,7 +1,7 @@
 """Tokenizers from folders: where they lie, and whether the model has an embedding for each of their tokens."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ def require_words(folder: Path, tokenizer: Any) -> None:
 
 
 def require_vocabulary(
-    label: str, vocabulary: Iterable[tuple[str, int]], rows: int, allowed: set[str] = frozenset()
+    label: str, vocabulary: Iterable[tuple[str, int]], rows: int, allowed: Set[str] = frozenset()
 ) -> None:
     """Raises SK0126 where a token has no row in the embedding, with both numbers. allowed: placeholders for other
     modalities, whose embeddings come from elsewhere (Gemma 3's text models have one row fewer than tokens)."""

@@ -6,6 +6,7 @@ resumes see the same, and strategies that race see the same images, sigmas and (
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Batch:
     def split(self, parts: int) -> "list[Batch]":
         size = len(self.latents) // parts
         slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [replace(self.map(lambda x, s=s: x[s]), texts=self.texts[s]) for s in slices]
+        return [replace(self.map(itemgetter(rows)), texts=self.texts[rows]) for rows in slices]
 
 
 def draw_batch(

@@ -4,6 +4,7 @@ The streams are those of drift/stream.py."""
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -33,6 +34,14 @@ class MonitorRequest(Exception):
         self.action, self.reading, self.since = action, reading, since
 
 
+class _Shared(TypedDict):
+    """What the streams of a run have alike."""
+
+    num_evaluations: int
+    steps: int
+    alpha: float
+
+
 @dataclass
 class LatentMonitor:
     """The data stream's latents and the clean estimates. reference: normalised latents (N, C, h, w) of training images,
@@ -45,15 +54,11 @@ class LatentMonitor:
     band: float = 0.5
 
     def __post_init__(self) -> None:
-        shared = {
-            "reference": self.reference,
-            "num_evaluations": self.num_evaluations,
-            "steps": self.steps,
-            "alpha": self.alpha,
-        }
-        self.stream = Stream("latents", **shared)
+        shared = _Shared(num_evaluations=self.num_evaluations, steps=self.steps, alpha=self.alpha)
+        self.stream = Stream("latents", self.reference, **shared)
         self.estimates = Stream(
             "generated",
+            self.reference,
             still=False,
             band=self.band,
             blocks=("mean", "log-sd"),
@@ -104,8 +109,8 @@ class LatentMonitor:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.stream.restore(tensors, "monitor.latents")
         self.estimates.restore(tensors, "monitor.generated")
-        found = tensors.get("monitor.spread")
-        self.spread = [] if found is None else [(found[0], found[1])]
+        spread = tensors.get("monitor.spread")
+        self.spread = [] if spread is None else [(spread[0], spread[1])]
 
 
 @dataclass
@@ -160,9 +165,8 @@ class Monitors:
         return str(getattr(self.section, reading.name, "log"))
 
     def act(self, readings: list[Reading]) -> MonitorRequest | None:
-        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Rank 0
-        decides for all (its rows are a random share of the stream, and one test keeps one alpha),
-        so every rank must call it."""
+        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Every rank
+        must call it; rank 0 decides (its rows are a random share of the stream, and one test keeps one alpha)."""
         alarms = sorted((r for r in readings if r.alarm), key=lambda r: ACTIONS.index(self.action(r)))
         strongest, since = 0, 0
         if alarms and is_main():
@@ -170,8 +174,8 @@ class Monitors:
                 if self.action(reading) != "log":
                     print(f"monitor: {describe(reading)}", file=sys.stderr)
             strongest = ACTIONS.index(self.action(alarms[-1]))
-            own = [self.latent.stream, self.latent.estimates] if self.latent else []
-            streams = [s for s in (*own, *(s for _, s in self._keyed())) if s.name == alarms[-1].name]
+            of_latents = [self.latent.stream, self.latent.estimates] if self.latent else []
+            streams = [s for s in (*of_latents, *(s for _, s in self._keyed())) if s.name == alarms[-1].name]
             since = min((s.since for s in streams), default=0)
         total, strongest = sum_over_ranks(torch.tensor(float(since), device=self.device), strongest)
         if ACTIONS[strongest] == "lower-rate":
@@ -230,13 +234,13 @@ def make_monitors(
     options = replace(options, live_captions=False)
     steps = max(1, options.max_steps // section.num_evaluations)
     still = [name for name in STILL if getattr(section, name) != "off" and not (trained_text and name == "embeddings")]
-    shared = {"num_evaluations": section.num_evaluations, "steps": steps, "alpha": section.alpha / max(1, len(still))}
+    shared = _Shared(num_evaluations=section.num_evaluations, steps=steps, alpha=section.alpha / max(1, len(still)))
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
     seeds = torch.arange(len(rows)) + options.seed
-    own = latents or data.draw(rows, view, generator, seeds)
-    latent = LatentMonitor(own, band=section.band_of("generated"), **shared)
+    latent_reference = latents or data.draw(rows, view, generator, seeds)
+    latent = LatentMonitor(latent_reference, band=section.band_of("generated"), **shared)
     prompts, component = None, None
     reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
     if trained_text:
@@ -250,10 +254,10 @@ def make_monitors(
         for place, values in seen.items():
             name: Moving = "activations" if place.startswith("block") else "adapters"
             if getattr(section, name) != "off":
-                own = mask if place == "caption projection" else None
+                tokens = mask if place == "caption projection" else None
                 band = section.band_of(name)
                 streams[place] = Stream(
-                    name, values, own, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
+                    name, values, tokens, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
                 )
         taps = Taps(system.core)
         for place in set(taps.places) - set(streams):

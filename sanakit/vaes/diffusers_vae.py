@@ -123,8 +123,8 @@ class HubVAE(DiffusersVAE):
     (None: not checked). small: the configuration of the tiny twin, of the same geometry.
     """
 
-    spec: ClassVar[LatentSpec]
-    stats: ClassVar[LatentStats]  # where config.json states none
+    spec: LatentSpec
+    stats: LatentStats  # where config.json states none
     stats_with_weights: ClassVar[bool] = False  # and nothing is known before loading: `stats` is the identity
     model_class: ClassVar[str]
     published: ClassVar[dict[str, Any] | None] = None

@@ -76,7 +76,7 @@ def _read(
         ) as error:
             text = said(error).replace(str(folder), str(files.folder))
             raise SanakitError("SK0107", f"{files.folder}: {text}") from error
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if folder != files.folder and str(getattr(config, "_name_or_path", "")) == str(folder):
         if hasattr(model, "register_to_config"):
             model.register_to_config(_name_or_path=str(files.folder))
@@ -144,7 +144,8 @@ def as_expected(files: WeightFiles, stem: str, rename: Rename | None = None) -> 
         for path in files.folder.iterdir():
             if path.is_file() and ".safetensors" not in path.name:
                 link(path, view / path.name)
-        total, weight_map = len(files.files), {}
+        total = len(files.files)
+        weight_map: dict[str, str] = {}
         for number, path in enumerate(files.files, 1):
             name = f"{stem}.safetensors" if total == 1 else f"{stem}-{number:05}-of-{total:05}.safetensors"
             if rename is None:
