@@ -121,16 +121,16 @@ def nearest_fault(gate: str, threshold: float, faults: list[dict[str, Any]]) -> 
     return min(values, key=lambda value: abs(value - threshold), default=None)
 
 
-def catalogue(found: dict[str, Any]) -> list[str]:
-    if not found:
+def catalogue(results: dict[str, Any]) -> list[str]:
+    if not results:
         return []
-    s = found["summary"]
+    s = results["summary"]
     lines = [
         "## The fault catalogue",
         "",
         f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} "
         f"caught, {s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
-        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{found['command']}`",
+        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{results['command']}`",
         "",
         "| fault | public threads | caught by | code | stage | caught | cause named |",
         "|---|---|---|---|---|---|---|",
@@ -139,13 +139,15 @@ def catalogue(found: dict[str, Any]) -> list[str]:
     def yes(value):
         return "yes" if value else "**no**"
 
-    for row in found["faults"]:
+    for row in results["faults"]:
         lines.append(
             f"| {cell(row['fault'])} | {cell(row['threads'])} | {row['gate']} | {row['code']} | {row['stage']} "
             f"| {yes(row['caught'])} | {yes(row['named_cause'])} |"
         )
     lines += ["", "| clean system | verdict | not passed |", "|---|---|---|"]
-    lines += [f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in found["clean"]]
+    lines += [
+        f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in results["clean"]
+    ]
     return lines
 
 
@@ -350,14 +352,14 @@ def _plan_table() -> list[str]:
 
 def decisions() -> str:
     """docs/decision-study.md, whole."""
-    found = read("decision_study.json")
+    study = read("decision_study.json")
     names = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
     lines = [
         DECISIONS_INTRO,
         "| base | candidate | " + " | ".join(names) + " | cheapest | smoke said | could it tell | right |",
         "|---|---|" + "---|" * (len(names) + 4),
     ]
-    for row in found["swaps"]:
+    for row in study["swaps"]:
         steps = [_steps(row, name) for name in names]
         candidate = row["candidate"].split("/")[-1] + (f" (seed {row['seed']})" if row["seed"] else "")
         verdict, told = ("yes" if row[key] else "no" for key in ("right", "conclusive"))
@@ -367,12 +369,12 @@ def decisions() -> str:
         )
 
     def number(key):
-        return "not measured" if found[key] is None else f"{found[key]:g}"
+        return "not measured" if study[key] is None else f"{study[key]:g}"
 
     lines += [
         "",
-        f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} runs, "
-        f"{_first_seeds(found['swaps'])} swaps without their second seeds. Aimed at: .90. By whether the race could "
+        f"- Decisions that were right: {number('decision_accuracy')} of {len(study['swaps'])} runs, "
+        f"{_first_seeds(study['swaps'])} swaps without their second seeds. Aimed at: .90. By whether the race could "
         "tell:",
         "",
         "| race of | could tell | right of these | interval open | right of these | right of all |",
@@ -382,24 +384,24 @@ def decisions() -> str:
                 f"| {row['budget']} steps | {row['conclusive']} | {row['right']} | {row['open']} | {row['right_open']} "
                 f"| {row['right_of_all']:.3f} |"
             )
-            for row in found["by_budget"]
+            for row in study["by_budget"]
         ),
         "",
         "- Spearman of errors at the end of smoke and at the last step that all strategies of a swap ran: of the "
         f"strategies within a swap {number('spearman_smoke_full')} (mean over swaps), of all strategies of all swaps "
         f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}. Aimed at: "
         ".95.",
-        f"- 90% intervals covered {found['interval_coverage']:.0%} of {found['forecasts']} forecasts (one that says "
+        f"- 90% intervals covered {study['interval_coverage']:.0%} of {study['forecasts']} forecasts (one that says "
         '"more than n" covers a strategy that was run for n steps without getting there). Aimed at: 85%. The median '
         "closed "
         f"interval's ends are {number('interval_width')} times apart.",
-        f"- Near VAE swaps ({', '.join(found['near'])}): the cheapest strategy took {number('near_steps_ratio')} of "
+        f"- Near VAE swaps ({', '.join(study['near'])}): the cheapest strategy took {number('near_steps_ratio')} of "
         "scratch's steps, mean; by swap below. Aimed at: .05.",
-        f"- Stretch (docstring of `sanakit/swap/forecast.py`), 5% and 95%: {found['stretch'][0]:g} to "
-        f"{found['stretch'][1]:g}; quantiles of the other swaps cover a left-out swap's curves "
-        f"{found['stretch_coverage_left_out']:g} of the time.",
+        f"- Stretch (docstring of `sanakit/swap/forecast.py`), 5% and 95%: {study['stretch'][0]:g} to "
+        f"{study['stretch'][1]:g}; quantiles of the other swaps cover a left-out swap's curves "
+        f"{study['stretch_coverage_left_out']:g} of the time.",
         "",
-        *_savings(found["swaps"]),
+        *_savings(study["swaps"]),
         "",
         STUDY_UNDER_WAY.format(**study_numbers()),
         *_plan_table(),
@@ -455,11 +457,9 @@ def performance() -> str:
     """docs/performance.md with its table filled anew; the text around it, and rows of other studies, stay."""
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = {}
-    for found in json.loads((RESULTS / "performance.json").read_text()):
-        values = (
-            f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
-        )
-        rows[found["name"]] = f"| {found['name']} | {values} | {found['date']} | `{found['command']}` |"
+    for row in json.loads((RESULTS / "performance.json").read_text()):
+        values = f"{row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} | {row['meaning']} | {row['peer']}"
+        rows[row["name"]] = f"| {row['name']} | {values} | {row['date']} | `{row['command']}` |"
     table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
     lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
     ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]

@@ -225,8 +225,8 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         if first["type"] == "extra_forbidden":
             renamed = RENAMED_KEYS.get(key)
             hint = f": it is called {renamed} now" if renamed else did_you_mean(key, known_keys())
-        found = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
-        raise SanakitError("SK0104", f"{key}: {first['msg']}{found}{hint}") from error
+        given = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
+        raise SanakitError("SK0104", f"{key}: {first['msg']}{given}{hint}") from error
 
 
 RENAMED_KEYS = {"component.pictures": "component.num_images", "monitors.looks": "monitors.num_evaluations"}

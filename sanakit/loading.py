@@ -147,8 +147,8 @@ def load_base(name: str) -> Base:
     if missing:
         raise SanakitError("SK0106", f"{folder / 'card.json'} lacks {', '.join(sorted(missing))}")
     # a component that was trained with the core lies beside it
-    own = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
-    return Base(name=name, folder=folder, card=own, embedded=scheme != "path" or own.get("embedded") is True)
+    resolved = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
+    return Base(name=name, folder=folder, card=resolved, embedded=scheme != "path" or resolved.get("embedded") is True)
 
 
 def load_base_encoder(reference: str, core_folder: Path) -> TextEncoder:

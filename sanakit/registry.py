@@ -141,8 +141,8 @@ class Registry(Generic[T]):
             try:  # whatever is wrong with a plugin is a row of the list
                 row = replace(row, module=point.module, attribute=point.attr)
                 path = _find_source(point)
-                found = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
-                row = replace(found[0], attribute=point.attr) if found else row
+                registered = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
+                row = replace(registered[0], attribute=point.attr) if registered else row
             except Exception as error:
                 row = replace(row, error=f"{type(error).__name__}: {error}")
             entries.append(row)

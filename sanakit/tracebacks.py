@@ -100,7 +100,7 @@ def plugin_of(error: BaseException) -> str | None:
 
 def plugin_modules() -> dict[str, str]:
     """Modules named by entry points of sanakit's groups, and their packages: the distribution of each."""
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         try:
             points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
@@ -109,9 +109,9 @@ def plugin_modules() -> dict[str, str]:
             continue
         for point in points:
             module = point.value.partition(":")[0].strip()
-            found |= {module: name, module.partition(".")[0]: name}
-    found.pop(OWN, None)
-    return found
+            modules |= {module: name, module.partition(".")[0]: name}
+    modules.pop(OWN, None)
+    return modules
 
 
 def write_traceback(error: BaseException) -> Path | None:

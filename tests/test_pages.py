@@ -80,11 +80,11 @@ def drift_findings():
 
 
 def chromium(*arguments):
-    found = shutil.which("chromium")
-    if found is None:
+    browser = shutil.which("chromium")
+    if browser is None:
         assert not os.environ.get("SANAKIT_REQUIRE_BROWSER"), "chromium must be installed here"
         pytest.skip("chromium is not installed (apt-get install chromium)")
-    return subprocess.run([found, *QUIET, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([browser, *QUIET, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -95,9 +95,9 @@ def test_a_phone_scrolls_one_way_paper_cuts_nothing_and_the_console_is_silent(pa
     profile = f"--user-data-dir={pages / 'profile'}"
     done = chromium(profile, "--virtual-time-budget=4000", "--dump-dom", (pages / "probe.html").as_uri())
     assert ":CONSOLE" not in done.stderr, done.stderr
-    found = json.loads(html.unescape(done.stdout.split("<title>")[1].split("</title>")[0]))
-    assert found["scroll"] <= found["client"], found
-    assert found["cut"] == []
+    measured = json.loads(html.unescape(done.stdout.split("<title>")[1].split("</title>")[0]))
+    assert measured["scroll"] <= measured["client"], measured
+    assert measured["cut"] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -124,14 +124,16 @@ class Outline(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.inside = tag == "h2" and "screen" not in (found.get("class") or "")
+        attributes = dict(attrs)
+        self.inside = tag == "h2" and "screen" not in (attributes.get("class") or "")
         if self.inside:
             self.headings.append("")
         if tag == "img":
-            self.images.append(found.get("alt"))
+            self.images.append(attributes.get("alt"))
         if tag == "svg":
-            self.images.append(found.get("aria-hidden") or (found.get("role") == "img" and found.get("aria-label")))
+            self.images.append(
+                attributes.get("aria-hidden") or (attributes.get("role") == "img" and attributes.get("aria-label"))
+            )
 
     def handle_endtag(self, tag):
         self.inside = False

@@ -234,9 +234,9 @@ def growth(repeats: int) -> list[Row]:
         return lambda: latent_moments(latents)
 
     def merged(ranks: int):
-        own = CrossMoments.empty(32, 32)
-        own.add(torch.randn(64, 32), torch.randn(64, 32))
-        return lambda: reduce(CrossMoments.merge, [own] * ranks)
+        rank_moments = CrossMoments.empty(32, 32)
+        rank_moments.add(torch.randn(64, 32), torch.randn(64, 32))
+        return lambda: reduce(CrossMoments.merge, [rank_moments] * ranks)
 
     rows = []
     for name, small, large in (

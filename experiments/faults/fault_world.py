@@ -61,8 +61,8 @@ class World:
 
     @cached_property
     def image_set(self) -> ImageDataset:
-        found = load_images("embedded").split(True)
-        return found.subset(range(min(self.count, len(found))))
+        dataset = load_images("embedded").split(True)
+        return dataset.subset(range(min(self.count, len(dataset))))
 
     @cached_property
     def images(self) -> Tensor:

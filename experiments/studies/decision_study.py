@@ -136,8 +136,8 @@ def require_base(name: str, fingerprint: dict[str, str], data: str, results: Pat
     rows of two bases do not mix."""
     from sanakit.hashing import hash_record
 
-    known, own = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
-    for key, value in own.items():
+    known, facts = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
+    for key, value in facts.items():
         if known.get(key) != value:
             raise SystemExit(
                 f"base {name}: its {key} is {value[:12]}, study_bases.json says {str(known.get(key))[:12]}. "
@@ -159,7 +159,7 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
         raise SystemExit(f"{len(missing)} runs of the evaluation third are not done, first {missing[0]}")
     rows = [replay(*as_curves(row)) for row in read_evaluation(results) if row["run"] in done]
     told = [row["right"] for row in rows if row["conclusive"]]
-    found = {
+    verdicts = {
         "plan": plan_fingerprint(),
         "date": f"{datetime.date.today()}",
         "runs": len(rows),
@@ -168,9 +168,9 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
         "right_of_conclusive": sum(told),
         "swaps": rows,
     }
-    verdict.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key != "swaps"}, indent=1))
-    return found
+    verdict.write_text(json.dumps(verdicts, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in verdicts.items() if key != "swaps"}, indent=1))
+    return verdicts
 
 
 def main() -> None:

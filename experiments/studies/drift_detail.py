@@ -102,15 +102,15 @@ for _name in TEXTURES:
 
 
 def oracle(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
-    found: dict[str, list[np.ndarray]] = {"power": [], "share": []}
+    statistics: dict[str, list[np.ndarray]] = {"power": [], "share": []}
     for side in (reference, current):
         centred = side - side.mean((2, 3), keepdims=True)
         size = side.shape[-1]
         radius = np.hypot(np.arange(size)[:, None], np.arange(size)[None]) / size
         power = np.log(fft.dctn(centred, axes=(2, 3), norm="ortho")[..., radius > 1] ** 2 + 1e-12).mean((1, 2))
-        found["power"].append(power)
-        found["share"].append(power - np.log(centred.var((2, 3)) + 1e-12).mean(1))
-    return {name: float(stats.ttest_ind(*sides, equal_var=False).pvalue) <= ALPHA for name, sides in found.items()}
+        statistics["power"].append(power)
+        statistics["share"].append(power - np.log(centred.var((2, 3)) + 1e-12).mean(1))
+    return {name: float(stats.ttest_ind(*sides, equal_var=False).pvalue) <= ALPHA for name, sides in statistics.items()}
 
 
 class Cell:
@@ -144,10 +144,10 @@ def alarms(cell: Cell, current: np.ndarray) -> dict[str, Any]:
     """Verdict, the readings that alarm, the likely cause, and what the oracle says."""
     from sanakit.drift.compare import compare
 
-    found = compare(cell.sample, sampled(current), alpha=ALPHA)
-    names = [r.name for r in found.readings if r.alarm]
-    cause = next((r.title for r in found.readings if r.name == "likely-cause"), "")
-    verdict = found.verdict == "drift"
+    comparison = compare(cell.sample, sampled(current), alpha=ALPHA)
+    names = [r.name for r in comparison.readings if r.alarm]
+    cause = next((r.title for r in comparison.readings if r.name == "likely-cause"), "")
+    verdict = comparison.verdict == "drift"
     return {"drift": verdict, "readings": names, "cause": cause, "oracle": oracle(cell.reference, current)}
 
 
@@ -196,17 +196,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         cells.setdefault(tuple(row["key"][:-1]), []).append(row)
     power: dict[str, Any] = {}
     clean: dict[str, Any] = {}
-    for (shift, texture, channels, side, first, second), found in cells.items():
-        rate = float(np.mean([row["drift"] for row in found]))
+    for (shift, texture, channels, side, first, second), draws in cells.items():
+        rate = float(np.mean([row["drift"] for row in draws]))
         shape = f"{channels} x {side} x {side}"
         if shift == "none":
-            named = sorted(name for row in found for name in row["readings"])
-            cell = {"alarm_rate": rate, "draws": len(found), "readings": named}
+            named = sorted(name for row in draws for name in row["readings"])
+            cell = {"alarm_rate": rate, "draws": len(draws), "readings": named}
             clean.setdefault(texture, {}).setdefault(shape, {})[f"{first} and {second}"] = cell
         else:
-            best = max(float(np.mean([row["oracle"][name] for row in found])) for name in ("power", "share"))
-            cell = {"sanakit": rate, "oracle": best, "draws": len(found)}
+            best = max(float(np.mean([row["oracle"][name] for row in draws])) for name in ("power", "share"))
+            cell = {"sanakit": rate, "oracle": best, "draws": len(draws)}
             power.setdefault(shift, {}).setdefault(texture, {})[shape] = cell
-    none = [row for key, found in cells.items() if key[0] == "none" for row in found]
+    none = [row for key, draws in cells.items() if key[0] == "none" for row in draws]
     total = {"draws": len(none), "alarm_rate": float(np.mean([row["drift"] for row in none])) if none else None}
     return {"detail": {"seed": SEED, "rows_a_side": ROWS, "power": power, "false_alarms": clean, "all_clean": total}}

@@ -67,13 +67,13 @@ def errors(system: LatentDiffusion, swap: Any, seed: int) -> list[float]:
 
     options = TrainOptions(max_steps=STEPS[-1], batch_size=32, learning_rate=RATE, ema_decay=0.98, seed=seed, warmup=10)
     options = replace(options, **constant())
-    found = [measure()]
+    curve = [measure()]
     state = new_state(system.core, STRATEGIES.get("finetune").parameter_groups(system.core), options)
     for step in STEPS:
         fit(system, swap.candidate_data[0], options, state, until=step)
         with averaged(system.core, state.ema):
-            found.append(measure())
-    return [round(error, 4) for error in found]
+            curve.append(measure())
+    return [round(error, 4) for error in curve]
 
 
 def constant() -> dict[str, Any]:

@@ -38,14 +38,14 @@ def main() -> None:
         build_dataset(system.vae, system.text_encoder, part, system.image_size, mirror=part is parts[0])
         for part in (parts[0] if arguments.steps else parts[0].subset(range(64)), parts[1])
     )
-    own = held_out(system, test, count=arguments.count)
+    own_result = held_out(system, test, count=arguments.count)
     weights = torch.from_numpy(
         prompt_weights(held_out(system, train, count=64), blind_held_out(system, train, count=64))
     )
-    print("| without the prompt | " + " | ".join(f"{s:g}" for s in own.sigmas) + " | gain |")
-    for name, found in [("(with it)", own), *estimates(system, train, test, arguments)]:
-        gain = weights @ (found.losses - own.losses).double()
-        cells = [f"{loss:.4f}" for loss in found.losses.mean(1).tolist()]
+    print("| without the prompt | " + " | ".join(f"{s:g}" for s in own_result.sigmas) + " | gain |")
+    for name, result in [("(with it)", own_result), *estimates(system, train, test, arguments)]:
+        gain = weights @ (result.losses - own_result.losses).double()
+        cells = [f"{loss:.4f}" for loss in result.losses.mean(1).tolist()]
         noise = float(gain.std()) / len(gain) ** 0.5
         print(f"| {name} | {' | '.join(cells)} | {float(gain.mean()):.4f} +- {noise:.4f} |", flush=True)
 

@@ -26,7 +26,7 @@ from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.plan import build
-from sanakit.swap.race import Course, advance, enter
+from sanakit.swap.race import RaceSetup, advance, enter
 from sanakit.swap.rungs import rungs
 from sanakit.swap.settings import options_of
 
@@ -81,7 +81,7 @@ def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, res
     (train, test), base_train = swap.candidate_data, swap.base_data[0]
     start, _ = build(swap.base_system, swap.candidate, strategy, train, base_train, seed=seed)
     options = options_of(swap.config, strategy)
-    course = Course(data=train, test=test, target=swap.target, count=swap.num_held_out, options=options)
+    setup = RaceSetup(data=train, test=test, target=swap.target, count=swap.num_held_out, options=options)
     core = start.core
     record |= {
         "base": cell.base,
@@ -94,9 +94,9 @@ def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, res
         "command": f"python experiments/studies/rate_study.py --cell {cell.name} --seed {seed} --steps {steps}",
     }
     for rate in missing:
-        arm = enter(course, strategy, replace(start, core=deepcopy(core)), budget=steps, learning_rate=rate)
+        arm = enter(setup, strategy, replace(start, core=deepcopy(core)), budget=steps, learning_rate=rate)
         for rung in rungs(steps):
-            advance(course, arm, rung)
+            advance(setup, arm, rung)
         record["rates"][f"{rate:g}"] = {
             "steps": arm.steps,
             "errors": [round(float(errors.mean()), 4) for errors in arm.errors_by_evaluation],

@@ -48,12 +48,12 @@ def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     def rank(smoke, full):
         return float(spearmanr(smoke, full)[0])
 
-    found = {
+    spearman = {
         "spearman_smoke_full": np.mean([rank(*pair) for pair in pairs]),
         "spearman_pooled": rank(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
         "spearman_candidates": rank(*([min(errors) for errors in side] for side in zip(*pairs, strict=True))),
     }
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(float(value), 4) for name, value in spearman.items()}
 
 
 def scratch_ratio(row: dict[str, Any]) -> float | None:
@@ -67,9 +67,9 @@ def scratch_ratio(row: dict[str, Any]) -> float | None:
 def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """By swap: log(true steps / BUDGET) over log(forecast steps / BUDGET), the target any error that a strategy reached
     after the race. What STRETCH of swap/forecast.py is made of."""
-    found: dict[str, list[float]] = {}
+    stretch_factors: dict[str, list[float]] = {}
     for row in rows:
-        factors = found.setdefault(f"{row['base']} {row['candidate']} {row['seed']}", [])
+        factors = stretch_factors.setdefault(f"{row['base']} {row['candidate']} {row['seed']}", [])
         for steps, curve in row["curves"].values():
             seen = [i for i, s in enumerate(steps) if s <= BUDGET]
             for i in range(len(seen), len(steps)):
@@ -77,7 +77,7 @@ def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
                     predicted = steps_to_reach(steps[: len(seen)], np.array(curve[: len(seen)]), curve[i])
                     if BUDGET < predicted < np.inf:
                         factors.append(np.log((steps[i] + 1) / (BUDGET + 1)) / np.log((predicted + 1) / (BUDGET + 1)))
-    return {name: factors for name, factors in found.items() if factors}
+    return {name: factors for name, factors in stretch_factors.items() if factors}
 
 
 def leave_one_out(by_swap: dict[str, list[float]]) -> tuple[list[float], float]:
@@ -125,7 +125,7 @@ def summary() -> None:
         if name in row["covered"] and f["predicted_steps_high"]
     ]
     stretch, left_out = leave_one_out(stretches(rows))
-    found = {
+    figures = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
         "by_budget": by_budget,
@@ -141,10 +141,10 @@ def summary() -> None:
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "command": "python experiments/studies/decision_study.py summary, after one `run` a swap",
     }
-    (RESULTS / "decision_study.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "decision_study.json").write_text(json.dumps(figures, indent=1) + "\n")
     for row in rows:
         print(
             f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said "
             f"{row['recommended']:32} {row['right']} {row['regret']}"
         )
-    print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))
+    print(json.dumps({k: v for k, v in figures.items() if k != "swaps"}, indent=1))

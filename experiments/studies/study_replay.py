@@ -129,14 +129,14 @@ def replay(record: dict[str, Any], curves: Curves, budget: int = BUDGET) -> dict
 def covered(arms: list[Any], needed: dict[str, float | None], steps: dict[str, np.ndarray]) -> dict[str, bool]:
     """Of every forecast, not of what was measured or run no further: do its ends hold the steps that were needed? One
     that says "more than n" holds a strategy that was run for n steps without getting there."""
-    found = {}
+    coverage = {}
     for arm in arms:
         last, actual = float(steps[arm.name][-1]), needed[arm.name]
         if arm.forecast.reached or last <= arm.steps[-1]:
             continue
         low, high = arm.forecast.low, arm.forecast.high
-        found[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
-    return found
+        coverage[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
+    return coverage
 
 
 def arrays(names: list[str], curves: Curves) -> tuple[dict[str, np.ndarray], ...]:

@@ -71,7 +71,7 @@ def from_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Native tensors under diffusers' names; the null embedding is left out.
     Raises SK0602 for names it does not know."""
     names = PARTS | _time(any(name.startswith("cfg_embedder") for name in state))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         prefix, rest = (f"transformer_blocks.{block[1]}.", block[2]) if block else ("", name)
@@ -79,14 +79,14 @@ def from_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
         known = BLOCK if block else names
         if block and stem in STACKED:
             parts = STACKED[stem]
-            found |= {
+            tensors |= {
                 f"{prefix}{part}{suffix}": piece for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True)
             }
         elif stem in known:
-            found[f"{prefix}{known[stem]}{suffix}"] = tensor
+            tensors[f"{prefix}{known[stem]}{suffix}"] = tensor
         elif name not in (NULL, *IGNORED):
             raise SanakitError("SK0602", f"tensor {name} {tuple(tensor.shape)} has no place in a Sana transformer")
-    return found
+    return tensors
 
 
 def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -171,10 +171,10 @@ def read_native(path: Path) -> dict[str, Tensor]:
 
 def plain_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Raises SK0123 where two tensors would get one name."""
-    found = {unwrapped(name): tensor for name, tensor in state.items()}
-    if len(found) < len(state):
+    plain = {unwrapped(name): tensor for name, tensor in state.items()}
+    if len(plain) < len(state):
         raise SanakitError("SK0123", f"{path}: two tensors have one name once torch's prefixes are taken off")
-    return found
+    return plain
 
 
 def is_cut_archive(path: Path) -> bool:
@@ -203,9 +203,9 @@ def build_native(state: dict[str, Tensor], card: dict[str, Any]) -> SanaTransfor
     except TypeError as error:
         raise SanakitError("SK0602", f"config: {error}") from error
     tensors = {name: tensor.float() for name, tensor in from_native(state).items()}
-    own = {name: tensor.shape for name, tensor in core.state_dict().items() if name != "patch_embed.pos_embed"}
-    for name in own.keys() | tensors.keys():
-        there, here = own.get(name), tensors[name].shape if name in tensors else None
+    expected = {name: tensor.shape for name, tensor in core.state_dict().items() if name != "patch_embed.pos_embed"}
+    for name in expected.keys() | tensors.keys():
+        there, here = expected.get(name), tensors[name].shape if name in tensors else None
         if there != here:
             raise SanakitError(
                 "SK0602", f"{name} is {here and tuple(here)}, the config builds {there and tuple(there)}"

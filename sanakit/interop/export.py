@@ -136,8 +136,8 @@ def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder
         return False
     stock = SanaPipeline(text_encoder.tokenizer, text_encoder.model, vae.model, core, scheduler)
     embeds, mask, null, null_mask = stock.encode_prompt(PROBE, complex_human_instruction=INSTRUCTION.split("\n"))
-    own, own_null = text_encoder.encode([PROBE]), text_encoder.null()
-    pairs = ((own, embeds, mask), (own_null, null, null_mask))
+    ours, own_null = text_encoder.encode([PROBE]), text_encoder.null()
+    pairs = ((ours, embeds, mask), (own_null, null, null_mask))
     return all(
         bool(mine.mask.any())  # with nothing to attend to, SanaPipeline attends to padding
         and torch.equal(mine.mask, theirs_mask.bool())
@@ -160,10 +160,10 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
     with torch.no_grad():
         if stock:
             model = AutoencoderDC.from_pretrained(folder)
-            found = model.decode(probe / model.config.scaling_factor).sample.clamp(-1, 1)
+            decoded = model.decode(probe / model.config.scaling_factor).sample.clamp(-1, 1)
         else:
-            found = load_vae(f"path:{folder}").decode(probe)
-    difference = (found - vae.decode(probe)).abs().max().item()
+            decoded = load_vae(f"path:{folder}").decode(probe)
+    difference = (decoded - vae.decode(probe)).abs().max().item()
     if not difference < 1e-3:
         raise SanakitError(
             "SK0604", f"the VAE {vae.name} reads back otherwise: a probe differs by {difference:.3g} of 2"

@@ -87,13 +87,13 @@ class SanakitPipeline(SanaPipeline):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Embeddings (B N, L, D) and masks (B N, L) of prompts and negative prompts, N images of a prompt in a row."""
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        found = self.text_encoder.encode(prompts)
+        embedded = self.text_encoder.encode(prompts)
 
         def each(t: Any) -> Any:
             return t.repeat_interleave(num_images_per_prompt, 0).to(device)
 
         if not do_classifier_free_guidance:
-            return each(found.embeds), each(found.mask), None, None
+            return each(embedded.embeds), each(embedded.mask), None, None
         if negative_prompt == "":
             null = self.text_encoder.null()
         else:
@@ -101,7 +101,7 @@ class SanakitPipeline(SanaPipeline):
             null = self.text_encoder.encode(texts, instruction=False)
         if len(null) == 1:
             null = null[torch.zeros(len(prompts), dtype=torch.long)]
-        return each(found.embeds), each(found.mask), each(null.embeds), each(null.mask)
+        return each(embedded.embeds), each(embedded.mask), each(null.embeds), each(null.mask)
 
     @torch.no_grad()
     def __call__(
@@ -124,7 +124,7 @@ class SanakitPipeline(SanaPipeline):
 
         output_type: "pil", "np", "pt" or "latent" (normalised latents). Raises SK0110 for a size that does not divide.
         """
-        found = (
+        output = (
             super()
             .__call__(
                 prompt,
@@ -144,8 +144,8 @@ class SanakitPipeline(SanaPipeline):
             .images
         )
         if output_type != "latent":
-            found = self.image_processor.postprocess(self.vae.decode(found), output_type)
-        return SanaPipelineOutput(images=found) if return_dict else (found,)
+            output = self.image_processor.postprocess(self.vae.decode(output), output_type)
+        return SanaPipelineOutput(images=output) if return_dict else (output,)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` and `--base path:DIR` read;

@@ -49,7 +49,7 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     training split, one term for each word; {} where the captions hold too few words."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    captions = [caption for own in swap.splits[0].captions[:IMAGES] for caption in own]
+    captions = [caption for image_captions in swap.splits[0].captions[:IMAGES] for caption in image_captions]
     words = frequent_words(captions)
     if len(words) < FEWEST_WORDS:
         return {}
@@ -97,8 +97,8 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )
     swap.progress("racing the control with random weights", 1, 2)
-    own = short_race(swap, candidate, steps, budget, sigmas)
-    ends = [better_evaluation(losses, weights[chosen]) for losses in (control, own)]
+    candidate_losses = short_race(swap, candidate, steps, budget, sigmas)
+    ends = [better_evaluation(losses, weights[chosen]) for losses in (control, candidate_losses)]
     return {"control_lead": (ends[0] - ends[1]) / swap.target.unit}
 
 
@@ -180,8 +180,8 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
     try:
         return load_file(path)["found"]
     except (OSError, SafetensorError, KeyError):
-        found = work()
+        value = work()
     aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    save_file({"found": found.contiguous()}, aside)
+    save_file({"found": value.contiguous()}, aside)
     aside.replace(path)
-    return found
+    return value

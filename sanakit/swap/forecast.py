@@ -59,10 +59,10 @@ class Forecast:
         }
 
 
-def steps_that_tell(found: Forecast, budget: int) -> int:
+def steps_that_tell(forecasted: Forecast, budget: int) -> int:
     """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end twice
     the forecast; where nothing is in sight twice the budget, which also doubles how far the law is trusted."""
-    ends = [value for value in (found.high, 2 * found.steps) if np.isfinite(value) and value > budget]
+    ends = [value for value in (forecasted.high, 2 * forecasted.steps) if np.isfinite(value) and value > budget]
     return int(np.ceil(ends[0])) if ends else 2 * budget
 
 

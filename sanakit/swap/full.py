@@ -127,8 +127,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
         built[one.initialise] = system
         return system, scores
 
-    own = starting_at(strategy, choose_start(swap, [strategy], started, again=False))
-    return built.get(own.initialise) or started(own)[0]
+    following = starting_at(strategy, choose_start(swap, [strategy], started, again=False))
+    return built.get(following.initialise) or started(following)[0]
 
 
 def train(

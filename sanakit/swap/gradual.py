@@ -40,8 +40,8 @@ def join_gradually(
         for parameter in group["params"]:
             wave = min(last, wave_of(names[id(parameter)], kind, depth))
             joins = min(round(share * max_steps * wave / max(1, last)), max(0, max_steps - SETTLED))
-            own = split.setdefault((number, joins), group | {"params": [], "joins": joins})
-            own["params"].append(parameter)
+            joining = split.setdefault((number, joins), group | {"params": [], "joins": joins})
+            joining["params"].append(parameter)
     return list(split.values())
 
 

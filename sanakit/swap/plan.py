@@ -54,17 +54,17 @@ def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
             if old == new
             else f"the base's interface layers read {old.label} latents, {candidate.name} gives {new.label}"
         )
-    width, own = base.core.config.caption_channels, candidate.spec.embed_dim
-    return "" if width == own else f"the base's caption layers read {width} channels, {candidate.name} gives {own}"
+    width, given = base.core.config.caption_channels, candidate.spec.embed_dim
+    return "" if width == given else f"the base's caption layers read {width} channels, {candidate.name} gives {given}"
 
 
 def shift_after(base: LatentDiffusion, candidate: VAE | TextEncoder) -> float:
     """Flow shift of training and sampling after the swap: the base's own,
     scaled by the size of the candidate's latents."""
-    own = float(base.flow_shift or 1.0)
+    base_shift = float(base.flow_shift or 1.0)
     if not isinstance(candidate, VAE):
-        return own
-    return swapped_shift(own, base.latent_shape, candidate.spec.shape(base.image_size, base.image_size))
+        return base_shift
+    return swapped_shift(base_shift, base.latent_shape, candidate.spec.shape(base.image_size, base.image_size))
 
 
 def applicable(names: Sequence[str], base: LatentDiffusion, candidate: VAE | TextEncoder) -> list[str]:

@@ -62,15 +62,15 @@ def vae_target(
         np.array([1 / w if s in SHARED_SIGMAS else 0.0 for s, w in zip(EVAL_SIGMAS, losses, strict=True)])
         for losses in (wiener_losses(*candidate), wiener_losses(*base))
     ]
-    own = sides[1] @ base_result.losses.double().numpy()
-    unit = float(own.mean())
+    base_losses = sides[1] @ base_result.losses.double().numpy()
+    unit = float(base_losses.mean())
     return Target(
         measure="velocity loss over the best linear denoiser's",
         weights=sides[0],
         base_weights=sides[1],
-        floor=np.zeros(len(own)),
+        floor=np.zeros(len(base_losses)),
         unit=unit,
-        base=own / unit,
+        base=base_losses / unit,
         tolerance=VAE_TOLERANCE,
     )
 
@@ -79,21 +79,21 @@ def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
     """From the base's losses on the held-out images, with their own prompts and prompt-blind
     (sanakit/evaluation/blind.py), and the weights of the noise levels (`prompt_weights`, of other images).
     Raises SK0503 where prompts do not matter to the base."""
-    own = weights @ base.losses.double().numpy()
-    gain = weights @ blind.losses.double().numpy() - own
+    base_losses = weights @ base.losses.double().numpy()
+    gain = weights @ blind.losses.double().numpy() - base_losses
     unit = float(gain.mean())
     if not unit > 2 * gain.std() / len(gain) ** 0.5:
         raise SanakitError(
             "SK0503",
-            f"the base's loss is {own.mean():.4f} with its prompts and {own.mean() + unit:.4f} without, within its "
-            f"noise on {len(gain)} images: it cannot tell how good an encoder is",
+            f"the base's loss is {base_losses.mean():.4f} with its prompts and {base_losses.mean() + unit:.4f} "
+            f"without, within its noise on {len(gain)} images: it cannot tell how good an encoder is",
         )
     return Target(
         measure="velocity loss in units of the base's prompt gain",
         weights=weights,
-        floor=own - unit,
+        floor=base_losses - unit,
         unit=unit,
-        base=np.ones(len(own)),
+        base=np.ones(len(base_losses)),
         tolerance=TEXT_TOLERANCE,
     )
 

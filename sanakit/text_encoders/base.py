@@ -77,8 +77,8 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str], *, instruction: bool = True) -> PromptEmbeds:
         """Token embeddings of prompts, on the CPU; `instruction=False` leaves the record's prefix out."""
-        found = self(self.whole_prompts(prompts, instruction=instruction))
-        return PromptEmbeds(found.embeds.cpu(), found.mask.cpu(), found.truncated)
+        embeddings = self(self.whole_prompts(prompts, instruction=instruction))
+        return PromptEmbeds(embeddings.embeds.cpu(), embeddings.mask.cpu(), embeddings.truncated)
 
     def whole_prompts(self, prompts: list[str], *, instruction: bool = True) -> list[str]:
         """Prompts as the model reads them: lower case and prefix by the record."""

@@ -77,10 +77,10 @@ class OpenCLIP(TextEncoder):
                 "SK0126", f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding {rows:,} rows"
             )
         model.output_tokens = True
-        own = TextSpec(embed_dim=model.width, max_tokens=model.context_length)
-        if spec is not None and spec.embed_dim != own.embed_dim:
-            raise SanakitError("SK0301", f"{folder} is {own.embed_dim} wide, the record declares {spec.embed_dim}")
-        return cls(model, tokenizer, spec or own)
+        measured = TextSpec(embed_dim=model.width, max_tokens=model.context_length)
+        if spec is not None and spec.embed_dim != measured.embed_dim:
+            raise SanakitError("SK0301", f"{folder} is {measured.embed_dim} wide, the record declares {spec.embed_dim}")
+        return cls(model, tokenizer, spec or measured)
 
     @classmethod
     def load(cls) -> Self:

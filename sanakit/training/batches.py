@@ -95,16 +95,16 @@ def draw_batch(
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
     if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction
-        own = [data.texts[row] for row in data.caption_rows(indices[rows], choice[rows]).tolist()]
-        whole_prompts = zip(system.text_encoder.whole_prompts(own), drop[rows].tolist(), strict=True)
+        captions = [data.texts[row] for row in data.caption_rows(indices[rows], choice[rows]).tolist()]
+        whole_prompts = zip(system.text_encoder.whole_prompts(captions), drop[rows].tolist(), strict=True)
         texts = tuple("" if gone else text for text, gone in whole_prompts)
     return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
 
 
 def own_rows(options: TrainOptions) -> slice:
     """This rank's part of every batch."""
-    own = options.batch_size // world_size()
-    return slice(rank() * own, (rank() + 1) * own)
+    share = options.batch_size // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
 
 
 def joined(parts: list[Batch]) -> Batch:

@@ -91,15 +91,17 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
     slots = optimizer_slots(core, state)
     tensors = {
         "core": core.state_dict(),
-        "optimizer": {f"{n}:{k}": v for n, own in slots.items() for k, v in own.items() if isinstance(v, Tensor)},
+        "optimizer": {
+            f"{n}:{k}": v for n, entries in slots.items() for k, v in entries.items() if isinstance(v, Tensor)
+        },
         "extras": state.extras,
     }
     if state.ema is not None:
         tensors["ema"] = sharded_ema(core, state.ema)
     files: dict[str, dict[str, Tensor]] = {name: {} for name in tensors}
     shards = {}
-    for name, own in tensors.items():
-        for key, value in own.items():
+    for name, entries in tensors.items():
+        for key, value in entries.items():
             if hasattr(value, "device_mesh"):
                 shards[f"{name}/{key}"] = value.detach()
             else:
@@ -111,7 +113,9 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
         "skipped": state.skipped,
         "scaler": None if scaler is None else scaler.state_dict(),
         "optimizer": {
-            "slots": {n: {k: v for k, v in own.items() if not isinstance(v, Tensor)} for n, own in slots.items()},
+            "slots": {
+                n: {k: v for k, v in entries.items() if not isinstance(v, Tensor)} for n, entries in slots.items()
+            },
             "steps": [group.get("step") for group in state.optimizer.param_groups],
         },
     }
@@ -205,8 +209,10 @@ def load_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dic
         moments = shard_moments(core, folder) if sharded else {}
         if sharded:
             places = {"core": targets, "optimizer": moments} | ({"ema": averages} if averages else {})
-            own = {f"{part}/{k}": v for part, every in places.items() for k, v in every.items() if k not in files[part]}
-            read_shards(folder / SHARDED, own)
+            in_shards = {
+                f"{part}/{k}": v for part, every in places.items() for k, v in every.items() if k not in files[part]
+            }
+            read_shards(folder / SHARDED, in_shards)
         elif targets.keys() != files["core"].keys():
             raise KeyError(f"core tensors {sorted(targets.keys() ^ files['core'].keys())[:3]}")
         for name, value in files["core"].items():

@@ -161,11 +161,11 @@ def _forward_bytes(
     core: nn.Module, options: TrainOptions, micro: int, latent_shape: tuple[int, int, int], caption_length: int
 ) -> int:
     storages: dict[int, torch.UntypedStorage] = {}
-    own = {p.untyped_storage()._cdata for p in core.parameters()}
+    parameter_storages = {p.untyped_storage()._cdata for p in core.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in parameter_storages:
             storages[storage._cdata] = storage
         return tensor
 

@@ -188,12 +188,12 @@ class Monitors:
         return MonitorRequest(ACTIONS[strongest], reading, int(total))
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
+        tensors = {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
         if self.latent:
-            found |= self.latent.tensors()
+            tensors |= self.latent.tensors()
         for key, stream in self._keyed():
-            found |= stream.tensors(key)
-        return found
+            tensors |= stream.tensors(key)
+        return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         if self.latent:

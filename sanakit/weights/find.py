@@ -70,26 +70,28 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
     """
     refuse_adapter(folder)
     groups = _groups(folder)
-    own = {key: files for key, files in groups.items() if key[0] == stem} or groups
-    if not own:
+    candidates = {key: files for key, files in groups.items() if key[0] == stem} or groups
+    if not candidates:
         raise weightless(folder)
-    if len({key[0] for key in own}) > 1:
-        names = ", ".join(sorted({f"{key[0]}.safetensors" for key in own}))
+    if len({key[0] for key in candidates}) > 1:
+        names = ", ".join(sorted({f"{key[0]}.safetensors" for key in candidates}))
         raise SanakitError(
             "SK0123",
             f"{folder} holds {names}, none of them {stem}.safetensors",
             cause="Several models lie in one folder, and none has the name that its library reads.",
             fix=f"Keep one of them, as {stem}.safetensors.",
         )
-    ordered = sorted(own, key=lambda key: (_rank(key[1]), key[1]))
-    begun = [key for key in ordered if len(_absent(own[key])) < len(own[key])]  # an index alone promises files, no more
+    ordered = sorted(candidates, key=lambda key: (_rank(key[1]), key[1]))
+    begun = [
+        key for key in ordered if len(_absent(candidates[key])) < len(candidates[key])
+    ]  # an index alone promises files, no more
     key = begun[0] if begun else ordered[0]
-    if missing := _absent(own[key]):
-        there = len(own[key]) - len(missing)
+    if missing := _absent(candidates[key]):
+        there = len(candidates[key]) - len(missing)
         raise SanakitError(
-            "SK0122", f"{folder}: {there} of {len(own[key])} weight files are there, no {missing[0].name}"
+            "SK0122", f"{folder}: {there} of {len(candidates[key])} weight files are there, no {missing[0].name}"
         )
-    entries = {name: entry for file in own[key] for name, entry in read_entries(file).items()}
+    entries = {name: entry for file in candidates[key] for name, entry in read_entries(file).items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     config = folder / "config.json"
     refuse_quantised(folder, read_config(folder) if config.is_file() else {})
@@ -104,9 +106,9 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
         folder=folder,
         stem=key[0],
         variant=key[1],
-        files=tuple(own[key]),
+        files=tuple(candidates[key]),
         shapes=shapes,
-        indexed=len(own[key]) == 1 or (not key[1] and index.is_file()),
+        indexed=len(candidates[key]) == 1 or (not key[1] and index.is_file()),
     )
 
 
