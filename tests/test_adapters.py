@@ -53,10 +53,10 @@ def test_fits_the_candidate_and_keeps_the_rest(tiny_system, name):
     assert (core.config.in_channels == 3) == (kind == "latents")
     assert (core.config.caption_channels == 24) == (kind == "tokens")
     interface = ("input", "output") if kind == "latents" else ("caption",)
-    own = dict(core.named_parameters())
+    parameters = dict(core.named_parameters())
     for key, value in base.named_parameters():
         if group_of(key) not in interface:
-            torch.testing.assert_close(own[key], value)
+            torch.testing.assert_close(parameters[key], value)
 
 
 @pytest.mark.parametrize("name", OWN)
