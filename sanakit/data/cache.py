@@ -1,9 +1,9 @@
 """Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
 A row's key: weights, class and geometry of the encoder, bytes of the image (or the caption), size, preprocessing,
-mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there is a
-posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that was found
-is spot-checked: a few rows are computed again before anything is trained on it.
+mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there
+is a posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that
+was found is spot-checked: a few rows are computed again before anything is trained on it.
 """
 
 import functools
@@ -243,8 +243,8 @@ def embeddings(
     must_exist: bool = False,
 ) -> PromptEmbeds:
     """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents."""
-    _, found, _ = embedding_job(encoder, prompts, progress=progress).run(cache, must_exist=must_exist)
-    return PromptEmbeds(_resident(found["embeds"]), _resident(found["mask"]), int(found["truncated"][:].sum()))  # type: ignore[arg-type]
+    _, tensors, _ = embedding_job(encoder, prompts, progress=progress).run(cache, must_exist=must_exist)
+    return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
 
 
 def _resident(rows: Any) -> Any:

@@ -48,8 +48,8 @@ class LatentDataset:
         return len(self.latents)
 
     def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the seed
-        of each row."""
+        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the
+        seed of each row."""
         latents = self.latents[indices, view]
         self.failures.count_drawn(len(indices))
         if self.spread is not None:
@@ -123,8 +123,8 @@ def caption_chances(scores: Sequence[list[float]], temperature: float) -> Tensor
     2410.10629)."""
     widest = max(len(s) for s in scores)
     padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
-    for row, own in zip(padded, scores, strict=True):
-        row[: len(own)] = torch.tensor(own, dtype=torch.float64) / temperature
+    for row, image_scores in zip(padded, scores, strict=True):
+        row[: len(image_scores)] = torch.tensor(image_scores, dtype=torch.float64) / temperature
     chances = padded.softmax(1).cumsum(1)
     last = torch.tensor([len(s) - 1 for s in scores])
     return torch.where(torch.arange(widest) >= last[:, None], 1.0, chances)

@@ -1,4 +1,5 @@
-"""A data set by its name, a folder, files or an address: read, screened, and refused where too much of it is set aside."""
+"""A data set by its name, a folder, files or an address: read, screened, and refused where too much of it is set
+aside."""
 
 from dataclasses import replace
 from pathlib import Path

@@ -1,8 +1,8 @@
 """A content-addressed store of rows: sharded safetensors, written aside, read by memory map.
 
-An entry is a folder `KIND-KEY`; KEY hashes the facts (everything that determines a row's value) and the rows' own content
-hashes. A shard is linked into place whole and never replaced, so any number of writers may fill one entry and a killed
-one goes on where it was; manifest.json with the shards' SHA-256 comes last, and a folder without it is not read.
+An entry is a folder `KIND-KEY`; KEY hashes the facts (everything that determines a row's value) and the rows' own
+content hashes. A shard is linked into place whole and never replaced, so any number of writers may fill one entry and a
+killed one goes on where it was; manifest.json with the shards' SHA-256 comes last, and a folder without it is not read.
 """
 
 import errno
@@ -65,7 +65,7 @@ class Entry(inventory.Entry):
 
 def entries(root: Path, kind: str = "") -> list[Entry]:
     """Every entry below `root` whose manifest is sound, of one kind or of all; a damaged one hides no other."""
-    return [Entry(found.folder, found.manifest) for found in inventory.entries(root, kind)]
+    return [Entry(entry.folder, entry.manifest) for entry in inventory.entries(root, kind)]
 
 
 def cure(root: Path) -> str:
@@ -163,11 +163,11 @@ def refuse_other(root: Path, facts: dict[str, Any]) -> None:
 
     nearest = min(others, key=lambda e: len(different(e)))
     fields = [f"{key} is {stated(nearest.facts).get(key)}, expected {facts[key]}" for key in different(nearest)]
-    found = f"{nearest.folder}: {'; '.join(fields) or 'the images or captions: some of this run are not in it'}"
+    message = f"{nearest.folder}: {'; '.join(fields) or 'the images or captions: some of this run are not in it'}"
     fix = f"Run `sanakit encode` again with this run's components and data{_options(facts)}."
     if damaged:
-        found, fix = f"{found}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
-    raise SanakitError("SK0404", found, fix=fix)
+        message, fix = f"{message}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
+    raise SanakitError("SK0404", message, fix=fix)
 
 
 def write(

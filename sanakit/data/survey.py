@@ -1,5 +1,5 @@
-"""What reading a data set found beside its images: files that are no data, images that were changed, ledgers of what was
-set aside."""
+"""What reading a data set found beside its images: files that are no data, images that were changed, ledgers of what
+was set aside."""
 
 import hashlib
 import json

@@ -26,8 +26,8 @@ PART_FILES = 4096  # images of a part of the index, on average
 def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same stem.
 
-    captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped. Raises
-    SK0401 where there is no image, naming what was found.
+    captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped.
+    Raises SK0401 where there is no image, naming what was found.
     """
     plan = Plan(source=str(folder))
     files = walk(folder, plan)
@@ -102,7 +102,7 @@ def walk(folder: Path, plan: Plan) -> list[tuple[str, Path]]:
 
     while pending:
         prefix, start = pending.pop(0)
-        for root, names, own in os.walk(start, onerror=refused):
+        for root, names, file_names in os.walk(start, onerror=refused):
             place = os.path.realpath(root)
             inner = prefix + Path(root).relative_to(start).as_posix().removeprefix(".")
             inner = safe_name(f"{inner.strip('/')}/" if inner.strip("/") else "")
@@ -116,7 +116,7 @@ def walk(folder: Path, plan: Plan) -> list[tuple[str, Path]]:
             names[:] = sorted(n for n in names if not is_hidden(n))
             links = [n for n in names if (Path(root) / n).is_symlink()]
             pending += [(f"{inner}{name}/", Path(root) / name) for name in links]  # after every folder that is no link
-            for name in own:
+            for name in file_names:
                 if is_hidden(name):
                     survey.ignored.add(HIDDEN_FILES, inner + safe_name(name))
                 else:
@@ -125,8 +125,8 @@ def walk(folder: Path, plan: Plan) -> list[tuple[str, Path]]:
 
 
 def is_image(name: str, path: Path, survey: Survey) -> bool:
-    """Whether a file is an image, by its suffix or else by its first bytes; what is neither is counted as ignored. Raises
-    ValueError for an image of a format that is not read."""
+    """Whether a file is an image, by its suffix or else by its first bytes; what is neither is counted as ignored.
+    Raises ValueError for an image of a format that is not read."""
     if path.suffix.lower() in SUFFIXES:
         return True
     if not path.is_file():

@@ -112,8 +112,8 @@ def _read_members(tar: tarfile.TarFile, source: str, shard: str, part: Part) -> 
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) -> tuple[str, bytes]:
-    """Which part of a sample a member is, and its bytes; an empty name for what is counted as ignored. Raises ValueError
-    for what is set aside."""
+    """Which part of a sample a member is, and its bytes; an empty name for what is counted as ignored. Raises
+    ValueError for what is set aside."""
     suffix = PurePosixPath(member.name).suffix.lower()
     file = tar.extractfile(member) if member.isreg() else None  # a link in a stream cannot be followed
     if file is None or member.issparse():

@@ -1,5 +1,5 @@
-"""Tables of images: Parquet files (as the hub stores data sets) and folders of `datasets.save_to_disk`, read by pyarrow;
-`hf:owner/name[:split]` through the package `datasets`. No code of a data set is ever run.
+"""Tables of images: Parquet files (as the hub stores data sets) and folders of `datasets.save_to_disk`, read by
+pyarrow; `hf:owner/name[:split]` through the package `datasets`. No code of a data set is ever run.
 
 A row has `image` (bytes, or a struct of bytes and path as Hugging Face's Image feature keeps it), a caption column, and
 perhaps `scores`, one a caption.
