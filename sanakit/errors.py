@@ -603,7 +603,7 @@ def warning_text(code: str, found: str) -> str:
     return f"{code}: {found}. {CODES[code].fix}"
 
 
-NO_MEMORY = re.compile(r"can't allocate memory|cannot allocate memory|out of memory|_ALLOC_FAILED|unable to allocate", re.I)
+NO_MEMORY = re.compile(r"can(no|')t allocate memory|out of memory|_ALLOC_FAILED|unable to allocate", re.IGNORECASE)
 
 
 def lacks_memory(error: BaseException | None) -> bool:

@@ -145,7 +145,8 @@ def cache_dir() -> Path:
 
 
 def try_writing(folder: Path) -> None:
-    """Write and remove a small file where a folder is or will be made. Raises SK0903 before hours of work would be lost."""
+    """Write and remove a small file where a folder is or will be made. Raises SK0903 before hours of work would be
+    lost."""
     there = folder.absolute()
     while not there.exists() and there != there.parent:
         there = there.parent

@@ -59,8 +59,8 @@ class Entry:
         return sum(shard["bytes"] for shard in self.manifest["shards"])
 
     def damage(self, *, hashes: bool = True, anew: bool = True) -> list[str]:
-        """What is wrong, one line a shard; empty when the entry is whole. anew: read every byte, also of shards whose size
-        and time are those of the last time."""
+        """What is wrong, one line a shard; empty when the entry is whole. anew: read every byte, also of shards whose
+        size and time are those of the last time."""
         known_hash = file_hash if anew else remembered_hash
         found = (_damage(self.folder / shard["name"], shard, hashes, known_hash) for shard in self.manifest["shards"])
         return [line for line in found if line]
@@ -211,7 +211,8 @@ def file_hash(path: Path) -> str:
 
 
 def remembered_hash(path: Path) -> str:
-    """The SHA-256 of a file, remembered in the cache by path, size and time; read again when one of them has changed."""
+    """The SHA-256 of a file, remembered in the cache by path, size and time; read again when one of them has
+    changed."""
     found = path.stat()
     stamp = [str(path.resolve()), found.st_size, found.st_mtime_ns]
     record = cache_path() / "hashes" / f"{hash_record(stamp)[:32]}.txt"

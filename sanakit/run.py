@@ -41,9 +41,9 @@ class RunFolder:
 
     @classmethod
     def open(cls, config: Config, folder: Path | None, choose: Callable[[], Config] | None = None) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one; its `config` has a choice in the
-        place of every `auto` of CHOSEN. choose: the configuration with those made, asked for a new folder alone. Raises
-        SK0105 or SK0903."""
+        """The named folder, the newest of this configuration under runs/, or a new one; its `config` has a choice in
+        the place of every `auto` of CHOSEN. choose: the configuration with those made, asked for a new folder alone.
+        Raises SK0105 or SK0903."""
         key = config_key(config)
         if folder is None:
             earlier = sorted(Path("runs").glob(f"*-{key}"))
@@ -66,8 +66,8 @@ class RunFolder:
         return run
 
     def _agreed(self, path: Path) -> Config:
-        """The configuration with the choices that the folder's config.yaml has made. Raises SK0105, which names every field
-        that differs."""
+        """The configuration with the choices that the folder's config.yaml has made. Raises SK0105, which names every
+        field that differs."""
         asked = stored(self.config).model_dump(mode="json")
         try:
             stated = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -120,8 +120,8 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """This process alone works in the folder. Raises SK0130 that says who does, and since when. The lock ends with the
-        process that holds it; a file system without locks has none."""
+        """This process alone works in the folder. Raises SK0130 that says who does, and since when. The lock ends with
+        the process that holds it; a file system without locks has none."""
         path = self.path / LOCK
         handle = _take_lock(path)
         try:

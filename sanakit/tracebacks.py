@@ -94,8 +94,8 @@ def note_work(label: str, done: int, total: int) -> None:
 
 @contextmanager
 def memory_advice(advise: Callable[[str], str | None]) -> Iterator[None]:
-    """Within, an error for want of memory says what `advise` makes of the work under way. One that a refusal wraps (a file
-    that could not be read because memory was full) is told as what it is."""
+    """Within, an error for want of memory says what `advise` makes of the work under way. One that a refusal wraps (a
+    file that could not be read because memory was full) is told as what it is."""
     token = _advice.set(advise)
     try:
         yield

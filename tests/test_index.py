@@ -1,4 +1,5 @@
-"""The index of a data set: read once, by any number of processes, extended by what is new, and equal to reading it all."""
+"""The index of a data set: read once, by any number of processes, extended by what is new, and equal to reading it
+all."""
 
 import io
 import os

@@ -1,4 +1,5 @@
-"""Encoded when a batch asks for it, or ahead: the same numbers, the same stand-ins for images that fail, bounded memory."""
+"""Encoded when a batch asks for it, or ahead: the same numbers, the same stand-ins for images that fail, bounded
+memory."""
 
 import io
 from dataclasses import replace

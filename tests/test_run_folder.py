@@ -44,7 +44,8 @@ def test_what_auto_chose_is_written_down_and_holds_for_the_folder(tmp_path):
 def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     run = RunFolder.open(make_config({}), tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from sanakit.run import RunFolder; from sanakit.config import make_config\n"
+        "import sys; from pathlib import Path\n"
+        "from sanakit.run import RunFolder; from sanakit.config import make_config\n"
         "with RunFolder(Path(sys.argv[1]), make_config({})).locked():\n print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(run.path)]

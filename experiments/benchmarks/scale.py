@@ -2,8 +2,8 @@
 
     python experiments/benchmarks/scale.py [--sizes 500,2000,8000] [--kills 3] [--only memory,index,...]
 
-Images are small and made here (48 px, in tar shards of 1,000). Every line that measures memory or a start runs in a process
-of its own. Writes experiments/results/scale.json. The full sizes are 2000,20000,200000 with 50 kills.
+Images are small and made here (48 px, in tar shards of 1,000). Every line that measures memory or a start runs in a
+process of its own. Writes experiments/results/scale.json. The full sizes are 2000,20000,200000 with 50 kills.
 """
 
 import argparse
@@ -85,8 +85,8 @@ LIVE = {"live_latents": True, "live_embeddings": True}
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """Peak of this process's own memory (anonymous pages, MiB) above the start, sampled every 5 ms; pages of mapped files
-    are the system's."""
+    """Peak of this process's own memory (anonymous pages, MiB) above the start, sampled every 5 ms; pages of mapped
+    files are the system's."""
 
     def own() -> float:
         text = Path("/proc/self/status").read_text(encoding="ascii")
@@ -351,10 +351,8 @@ def main() -> None:
     for name in arguments.only.split(","):
         for row in LINES[name](arguments.work, sizes, arguments.kills):
             before["rows"][row["what"]] = row | {"sizes": sizes}
-            print(
-                f"{row['what']:62} {row['value']:>10} {row['goal']:>9} {'yes' if row['met'] else 'NO':>4}  {row['measured']}",
-                flush=True,
-            )
+            met = "yes" if row["met"] else "NO"
+            print(f"{row['what']:62} {row['value']:>10} {row['goal']:>9} {met:>4}  {row['measured']}", flush=True)
             RESULT.write_text(json.dumps(before, indent=1) + "\n")
 
 

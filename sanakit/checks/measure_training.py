@@ -22,9 +22,10 @@ STUCK_BELOW = 1e-12
 
 
 def base_evidence(base: LatentDiffusion, data: LatentDataset, evaluated: HeldOut | None = None) -> dict[str, Any]:
-    """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
-    count = min(len(data), own.losses.shape[1] if own else PROBED)
-    own = own or held_out(base, data, count=count)
+    """Loss of the base against a linear guess, and with every token visible; evaluated: its held-out result, if at
+    hand."""
+    count = min(len(data), evaluated.losses.shape[1] if evaluated else PROBED)
+    evaluated = evaluated or held_out(base, data, count=count)
     rows = torch.arange(count)
     prompt = data.prompts(rows, torch.ones_like(rows))
     visible = LatentDataset(

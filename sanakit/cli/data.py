@@ -11,7 +11,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8, try_writing
+from sanakit.files import require_utf8, try_writing, write_aside
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
 DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
@@ -69,21 +69,19 @@ def encode(
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
-    _make(out)
+    _write_ledger(out, dataset.ledger)
     print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
-    (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
         latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
         rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress, share)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, share))
-    counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
+    failed = [row for entry in rows for row in entry.pop("failed", [])]
+    _write_ledger(out, dataset.ledger + failed)
+    counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
     result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
-    if as_json:
-        print_json(result)
-    else:
-        _print_entries(rows)
+    print_json(result) if as_json else _print_entries(rows)
 
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
@@ -110,7 +108,7 @@ def _fill_latents(
     share: tuple[int, int] | None,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
-    from sanakit.data.cache import latent_job, thumbnails
+    from sanakit.data.cache import decode_rows, latent_job, thumbnails
     from sanakit.drift.shown import as_labels
 
     wanted = [(dataset, image_size)]
@@ -126,7 +124,14 @@ def _fill_latents(
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
         job = latent_job(vae, some, size, mirror=mirror, progress=progress)
-        entries.append(_fill(job, out, "vae", name, keep, vae.normalize, share=share))
+        entry = _fill(job, out, "vae", name, keep, vae.normalize, share=share)
+        reasons = decode_rows(some.subset(entry["failed"]), image_size)[1] if size == image_size else {}
+        entry["failed"] = [
+            {"name": some.names[row], "reason": reasons[place]}
+            for place, row in enumerate(entry["failed"])
+            if place in reasons
+        ]
+        entries.append(entry)
     return entries
 
 
@@ -166,15 +171,15 @@ def _fill(
     share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. share: of this job of an array; as long as others have shards to
-    write the row says only how many."""
+    with what `keep` gives of some rows to show them by. share: of this job of an array; as long as others have shards
+    to write the row says only how many."""
     import torch
 
     from sanakit.data.store import save_tensors
 
     start = time.perf_counter()
     if share is not None and (left := job.run_share(out, share)):
-        return {"kind": job.facts["kind"], "name": name, "count": len(job.rows), "shards_left": left}
+        return {"kind": job.facts["kind"], "name": name, "count": len(job.rows), "shards_left": left, "failed": []}
     entry, tensors, reused = job.run(out)
     seconds = time.perf_counter() - start
     count = len(job.rows)
@@ -204,6 +209,7 @@ def _fill(
         "facts": entry.facts,
         "reused": reused,
         "encoded": encoded,
+        "failed": tensors["failed"][:].nonzero()[:, 0].tolist() if "failed" in tensors else [],
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }
@@ -227,8 +233,9 @@ def _share_of(text: str | None) -> tuple[int, int] | None:
     return int(first) - 1, int(count)
 
 
-def _make(folder: Path) -> None:
+def _write_ledger(folder: Path, ledger: list[dict[str, str]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_aside(folder / "ledger.jsonl", "".join(json.dumps(row) + "\n" for row in ledger))
     except OSError as error:
         raise SanakitError("SK0903", f"{folder}: {error}") from error

@@ -17,8 +17,8 @@ def bytes_ahead(
     latents: Sequence[tuple[int, int, int]],
     embeddings: Sequence[tuple[int, int]],
 ) -> dict[str, int]:
-    """What the cache would take at most. latents: (C, h, w) of every VAE. embeddings: (L, D) of every text encoder; padding
-    is counted, as the captions' lengths are not known before they are encoded."""
+    """What the cache would take at most. latents: (C, h, w) of every VAE. embeddings: (L, D) of every text encoder;
+    padding is counted, as the captions' lengths are not known before they are encoded."""
     return {
         "latents": sum(num_images * VIEWS * math.prod(shape) * LATENT_BYTES for shape in latents),
         "embeddings": sum(num_captions * tokens * (width * EMBEDDING_BYTES + 1) for tokens, width in embeddings),
@@ -34,8 +34,8 @@ def choose_ahead(
     free: int,
     filled: bool = False,
 ) -> dict[str, str]:
-    """{"latents", "embeddings"}: `ahead` or `live`. Latents come first, as images cost more to decode and encode. filled:
-    the cache is there already (data.cache), so that nothing is written."""
+    """{"latents", "embeddings"}: `ahead` or `live`. Latents come first, as images cost more to decode and encode.
+    filled: the cache is there already (data.cache), so that nothing is written."""
     needed = bytes_ahead(num_images, num_captions, latents, embeddings)
     left, chosen = SHARE * free, {}
     for name in ("latents", "embeddings"):

@@ -57,8 +57,8 @@ def latent_job(
     like: Job | None = None,
 ) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
-    posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same VAE,
-    images and size, whose hashes are taken over."""
+    posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same
+    VAE, images and size, whose hashes are taken over."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size
 
@@ -138,8 +138,8 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
 
 
 def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent) -> Job:
-    """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's count of
-    prompts cut short, in its first row."""
+    """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's
+    count of prompts cut short, in its first row."""
 
     def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)

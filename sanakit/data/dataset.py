@@ -30,8 +30,8 @@ class LatentDataset:
     latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every caption
     of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
     probability of an image's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it. failures: images that cannot be
-    read, and what stands in for each.
+    posterior's standard deviation in the shape of `latents`, where they are drawn from it. failures: images that
+    cannot be read, and what stands in for each.
     """
 
     names: Sequence[str]
@@ -62,7 +62,8 @@ class LatentDataset:
         return PromptEmbeds(found.embeds.float(), found.mask)
 
     def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
-        """Of every image, or what stands in for it: caption number `choice` modulo the image's count; with scores by their chances, `choice` over CHOICES."""
+        """Of every image, or what stands in for it: caption number `choice` modulo the image's count; with scores by
+        their chances, `choice` over CHOICES."""
         indices = self.failures.resolve(indices)
         if self.chances is None:
             number = choice % self.count[indices]
@@ -79,7 +80,8 @@ class LatentDataset:
 
 
 def first_images(data: LatentDataset, count: int) -> LatentDataset:
-    """The first `count` images of a data set that is not in buckets, with their captions; what lies on disk stays there."""
+    """The first `count` images of a data set that is not in buckets, with their captions; what lies on disk stays
+    there."""
     if len(data) <= count:
         return data
     rows, latents = slice(0, count), data.latents
@@ -150,8 +152,8 @@ def build_dataset(
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
-    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
-    VAE has none). live_latents, live_embeddings: computed where a batch asks for them instead of once for all.
+    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where
+    the VAE has none). live_latents, live_embeddings: computed where a batch asks for them instead of once for all.
     max_set_aside: share of the images that may turn out to be unreadable, SK0402 past it.
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}

@@ -1,7 +1,8 @@
 """Images that cannot be read or decoded while a run needs them, and what stands in for each.
 
 The next image of the split that can be read stands in, in every epoch and for every rank: what a step sees stays a
-function of (seed, step, slot). Splits lie in the order of a hash (data/names.py), so that the next image is a random one.
+function of (seed, step, slot). Splits lie in the order of a hash (data/names.py), so that the next image is a random
+one.
 """
 
 import threading

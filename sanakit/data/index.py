@@ -1,8 +1,8 @@
-"""The index of a data set: built once by several processes, kept in the cache as memory-mapped Arrow files, and extended
-when files are added.
+"""The index of a data set: built once by several processes, kept in the cache as memory-mapped Arrow files, and
+extended when files are added.
 
-A part is a shard, a table, or some files of a folder. Its file is named by a hash of what it was read from (paths, sizes
-and times), so that a part of an unchanged shard is found again and only new ones are read.
+A part is a shard, a table, or some files of a folder. Its file is named by a hash of what it was read from (paths,
+sizes and times), so that a part of an unchanged shard is found again and only new ones are read.
 """
 
 import json
@@ -52,8 +52,8 @@ def silent(label: str, done: int, total: int) -> None:
 def build_index(
     plan: Plan, *, processes: int | None = None, cache: Path | None = None, progress: Progress = silent
 ) -> ImageDataset:
-    """Every image of a plan, without its bytes. processes: None is one a core, where there is much to read. Raises SK0401
-    for a shard that cannot be read, SK0903 where the cache cannot be written."""
+    """Every image of a plan, without its bytes. processes: None is one a core, where there is much to read. Raises
+    SK0401 for a shard that cannot be read, SK0903 where the cache cannot be written."""
     home = (cache or cache_dir()) / "index" / slug_of(plan.source)
     try:
         home.mkdir(parents=True, exist_ok=True)
@@ -116,7 +116,8 @@ def read_part(part: PartPlan, home: Path) -> None:
 
 
 def _read_by_workers(parts: Sequence[PartPlan], home: Path, processes: int, progress: Progress) -> None:
-    """Workers are plain commands (data/index_worker.py): they import no torch and run nothing of the caller's script."""
+    """Workers are plain commands (data/index_worker.py): they import no torch and run nothing of the caller's
+    script."""
     package_parent = str(Path(__file__).parents[2])
     paths = os.pathsep.join([package_parent, *([os.environ["PYTHONPATH"]] if os.environ.get("PYTHONPATH") else [])])
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
@@ -202,8 +203,8 @@ def _joined(plan: Plan, parts: list[pa.Table], home: Path, key: str) -> ImageDat
 
 
 def _without_doubles(indexed: Indexed) -> tuple[Indexed, list[dict[str, str]]]:
-    """Rows whose name is the first of its kind, and the ledger of the others. Names are compared by the first 8 bytes of
-    their hash, and by themselves where those are equal."""
+    """Rows whose name is the first of its kind, and the ledger of the others. Names are compared by the first 8 bytes
+    of their hash, and by themselves where those are equal."""
     order = indexed.numbers("order")
     by_order = np.argsort(order, kind="stable")
     same = np.flatnonzero(order[by_order][1:] == order[by_order][:-1]) + 1

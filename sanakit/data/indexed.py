@@ -44,8 +44,8 @@ BATCH = 4096
 
 @dataclass(frozen=True)
 class Indexed:
-    """table: every row of the index. rows: (n,) int64, those of the data set. folder: where facts are remembered; key: of
-    what the table was read from."""
+    """table: every row of the index. rows: (n,) int64, those of the data set. folder: where facts are remembered; key:
+    of what the table was read from."""
 
     table: pa.Table
     rows: np.ndarray
@@ -69,7 +69,8 @@ class Indexed:
         return np.concatenate(counts)[self.rows] if counts else np.zeros(0, np.int64)
 
     def values(self, name: str, indices: Sequence[int] | np.ndarray) -> list[Any]:
-        """Values of a column for some rows of the data set; each chunk is read by itself, as Arrow would join them all."""
+        """Values of a column for some rows of the data set; each chunk is read by itself, as Arrow would join them
+        all."""
         column, starts = self.table[name], self._starts
         rows = self.rows[np.asarray(indices, dtype=np.int64)]
         chunk = np.searchsorted(starts, rows, side="right") - 1
@@ -146,8 +147,8 @@ class Column(Sequence[Any]):
 
 
 class Images(Column):
-    """The encoded images of an index, each read from its place and compared with its hash. Raises ValueError for one that
-    is not what it was when the index was made."""
+    """The encoded images of an index, each read from its place and compared with its hash. Raises ValueError for one
+    that is not what it was when the index was made."""
 
     def __init__(self, indexed: Indexed) -> None:
         super().__init__(indexed, "images")

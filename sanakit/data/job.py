@@ -16,8 +16,8 @@ from sanakit.files import cache_dir
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one. open: an
-    entry's shards and the rows wanted of it to tensors that are read by row."""
+    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one. open:
+    an entry's shards and the rows wanted of it to tensors that are read by row."""
 
     facts: dict[str, Any]
     rows: Tensor
@@ -28,8 +28,8 @@ class Job:
     open: Callable[[dict[str, list[Tensor]], Tensor], dict[str, Any]] = field(default=lambda s, w: open_rows(s, w))
 
     def run_share(self, cache: Path, share: tuple[int, int]) -> int:
-        """Encode this job's share (i, n) of what no entry holds yet; how many shards other jobs still have to write. The last
-        one leaves a whole entry, which `run` then finds."""
+        """Encode this job's share (i, n) of what no entry holds yet; how many shards other jobs still have to write.
+        The last one leaves a whole entry, which `run` then finds."""
         if store.find(cache, self.facts, self.rows) is not None:
             return 0
         union = store.find_some(cache, self.facts, self.rows)
@@ -45,9 +45,9 @@ class Job:
         return store.write_share(cache, self.facts, rows, compute, row_bytes=self.row_bytes, share=share)[1]
 
     def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
-        """The entry, the tensors of all rows, and whether everything was found. What was found is spot-checked; rows that no
-        entry holds are encoded into one of their own, which is the one returned. SK0404 where all must exist but do not, with
-        the fields that differ."""
+        """The entry, the tensors of all rows, and whether everything was found. What was found is spot-checked; rows
+        that no entry holds are encoded into one of their own, which is the one returned. SK0404 where all must exist
+        but do not, with the fields that differ."""
         root = cache or cache_dir()
         found = store.find(root, self.facts, self.rows)
         if found is not None:

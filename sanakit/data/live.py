@@ -26,8 +26,8 @@ THREADS = 4  # Pillow decodes outside the interpreter's lock
 
 
 class ImageEncoder:
-    """Images of a data set through a VAE, by row and view. members: the rows of `failures` that the images are, where they
-    are a bucket."""
+    """Images of a data set through a VAE, by row and view. members: the rows of `failures` that the images are, where
+    they are a bucket."""
 
     def __init__(
         self, vae: VAE, images: ImageDataset, size: int | Size, failures: Failures, members: Tensor | None = None
@@ -82,8 +82,8 @@ class ImageEncoder:
 
 
 class LiveLatents:
-    """What `store.Rows` is over a cache: a tensor (N, M, C, h, w) that is encoded where it is read. deviations: give the
-    posterior's standard deviation instead of the mean."""
+    """What `store.Rows` is over a cache: a tensor (N, M, C, h, w) that is encoded where it is read. deviations: give
+    the posterior's standard deviation instead of the mean."""
 
     def __init__(
         self, encoder: ImageEncoder, views: int, finish: Callable[[Tensor], Tensor], *, deviations: bool = False
@@ -148,3 +148,6 @@ class LiveCaptions:
             told = f"{self.encoder.name} gives embeddings that are not finite in half precision"
             raise SanakitError("SK0301", told)
         return PromptEmbeds(embeds, torch.cat([part.mask for part in parts]), sum(part.truncated for part in parts))
+
+
+CaptionRows = PromptEmbeds | LiveCaptions  # embeddings of many captions, read by row

@@ -25,14 +25,14 @@ def load_images(
     ledger: Path | None = None,
     progress: Progress = silent,
 ) -> ImageDataset:
-    """A registered data set; a folder of images with .txt or .caption files, with metadata.csv or .jsonl, or of shards; a
-    .csv/.tsv/.jsonl manifest; WebDataset .tar or .tar.gz shards and .parquet files, by ranges, globs and addresses too; a
-    folder of `datasets.save_to_disk`; or `hf:owner/name[:split]`.
+    """A registered data set; a folder of images with .txt or .caption files, with metadata.csv or .jsonl, or of
+    shards; a .csv/.tsv/.jsonl manifest; WebDataset .tar or .tar.gz shards and .parquet files, by ranges, globs and
+    addresses too; a folder of `datasets.save_to_disk`; or `hf:owner/name[:split]`.
 
-    fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a line)
-    or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. The images stay where they
-    are: an index of them is kept in the cache (data/index.py). Raises SK0104 for an option that does not exist or has no
-    effect, SK0401 and SK0402 for data that is refused.
+    fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a
+    line) or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. The images stay
+    where they are: an index of them is kept in the cache (data/index.py). Raises SK0104 for an option that does not
+    exist or has no effect, SK0401 and SK0402 for data that is refused.
     """
     for key, value, known in (("fit", fit or FITS[0], FITS), ("captions", captions, MODES)):
         if value not in known:

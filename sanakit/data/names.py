@@ -7,7 +7,8 @@ ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation im
 
 
 def safe_name(name: str) -> str:
-    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are escaped."""
+    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are
+    escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -1,7 +1,7 @@
 """Which images a step sees: a function of (seed, step) alone, so nothing has to be kept to resume mid-epoch.
 
-Every epoch is one permutation (of a very large data set one of blocks and one within each), cut into consecutive batches
-across epoch borders. With aspect-ratio buckets each bucket
+Every epoch is one permutation (of a very large data set one of blocks and one within each), cut into consecutive
+batches across epoch borders. With aspect-ratio buckets each bucket
 has such a stream of its own; a fixed round of batches serves every bucket in proportion to its images.
 """
 
@@ -29,8 +29,8 @@ def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 
 def epoch_slice(total: int, seed: int, offset: int, needed: int) -> Tensor:
-    """At most `needed` images of an epoch's order, from `offset` on. Of more than WHOLE images the order is one of blocks, and
-    one within each block, so that nothing of the size of the data set is made."""
+    """At most `needed` images of an epoch's order, from `offset` on. Of more than WHOLE images the order is one of
+    blocks, and one within each block, so that nothing of the size of the data set is made."""
     if total <= WHOLE:
         return epoch_order(total, seed)[offset : offset + needed]
     blocks = epoch_order(-(-total // BLOCK), seed)

@@ -1,7 +1,7 @@
 """A part of a data set while it is read into an index: a shard, a table, or some files of a folder or manifest.
 
-What is cheap is checked here: the header, the size in pixels and bytes, captions and scores. Whether an image decodes is
-told by a sample of the whole data set (data/screen.py).
+What is cheap is checked here: the header, the size in pixels and bytes, captions and scores. Whether an image decodes
+is told by a sample of the whole data set (data/screen.py).
 """
 
 import hashlib
@@ -25,8 +25,9 @@ VERSION = 1  # of what a part holds; another one is indexed anew
 
 @dataclass(frozen=True, kw_only=True)
 class PartPlan:
-    """reader: a name of sanakit.data.readers. payload: what it is given, JSON-able. stamp: path, size and time (or ETag) of
-    every file that it reads: the part is read anew when one of them changes. newest: the largest of the times, in ns."""
+    """reader: a name of sanakit.data.readers. payload: what it is given, JSON-able. stamp: path, size and time (or
+    ETag) of every file that it reads: the part is read anew when one of them changes. newest: the largest of the
+    times, in ns."""
 
     reader: str
     payload: Any
@@ -42,7 +43,8 @@ class PartPlan:
 
 @dataclass(kw_only=True)
 class Plan:
-    """source: the name it was asked for by. parts: in the order of the data set. ledger, survey: what finding them told."""
+    """source: the name it was asked for by. parts: in the order of the data set. ledger, survey: what finding them
+    told."""
 
     source: str
     parts: list[PartPlan] = field(default_factory=list)

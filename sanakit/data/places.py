@@ -1,4 +1,5 @@
-"""Where an encoded image lies: in a file, in a shard at an offset, in a row of a table; read by any number of threads."""
+"""Where an encoded image lies: in a file, in a shard at an offset, in a row of a table; read by any number of
+threads."""
 
 import bisect
 import functools

@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 class Rows:
-    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and finish
-    just those rows."""
+    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and
+    finish just those rows."""
 
     def __init__(self, shards: list[Tensor], index: Tensor, finish: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         self.shards, self.index, self.finish = shards, index, finish

@@ -97,7 +97,8 @@ def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[s
 
 @dataclass(frozen=True)
 class Union:
-    """Rows that several entries hold together. where: (N,) the place of each in the joined shards, -1 where none has it."""
+    """Rows that several entries hold together. where: (N,) the place of each in the joined shards, -1 where none has
+    it."""
 
     entries: list[Entry]
     shards: dict[str, list[Tensor]]
@@ -105,8 +106,8 @@ class Union:
 
 
 def find_some(root: Path, facts: dict[str, Any], rows: Tensor) -> Union | None:
-    """Entries of these facts that hold some of the rows, the fullest first; None where none does. Damaged ones, and those
-    of other tensors than the first, are passed over."""
+    """Entries of these facts that hold some of the rows, the fullest first; None where none does. Damaged ones, and
+    those of other tensors than the first, are passed over."""
     holdings = []
     for entry in entries(root, facts["kind"]):
         if stated(entry.facts) != stated(facts) or not entry.manifest["count"]:
@@ -196,8 +197,8 @@ def write_share(
     row_bytes: int,
     share: tuple[int, int] | None = None,
 ) -> tuple[Entry | None, int]:
-    """As `write`, or with share (i, n) every n-th shard from the i-th on (0 is the first): one job of an array. The entry,
-    None as long as other jobs have shards to write, and how many those are."""
+    """As `write`, or with share (i, n) every n-th shard from the i-th on (0 is the first): one job of an array. The
+    entry, None as long as other jobs have shards to write, and how many those are."""
     content = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     folder = root / f"{facts['kind']}-{entry_key(facts, content)}"
     per_shard = max(1, SHARD_BYTES // max(1, row_bytes))

@@ -57,9 +57,9 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Survey:
-    """ignored: files that are no images and no captions, by kind. changed: images that were not read as they are, by what
-    was done; of `decoded` images where that is not 0: a sample. sizes: (width, height) of every image as it is shown, where
-    a data set without an index was screened."""
+    """ignored: files that are no images and no captions, by kind. changed: images that were not read as they are, by
+    what was done; of `decoded` images where that is not 0: a sample. sizes: (width, height) of every image as it is
+    shown, where a data set without an index was screened."""
 
     ignored: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
@@ -92,7 +92,8 @@ def slug_of(source: str) -> str:
 
 
 def write_ledger(ledger: list[dict[str, str]], source: str, path: Path | None = None) -> Path:
-    """Write what was set aside, a JSON object a line; without a path into the cache's folder `ledgers`. Raises SK0903."""
+    """Write what was set aside, a JSON object a line; without a path into the cache's folder `ledgers`. Raises
+    SK0903."""
     if path is None:
         path = cache_dir() / "ledgers" / f"{slug_of(source)}.jsonl"
     try:

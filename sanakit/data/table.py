@@ -26,9 +26,9 @@ class ImageDataset:
     """Encoded images with captions.
 
     source: the name it was asked for by. names/captions/images: equally long; read from files when they are asked for
-    where the data set has an index. ledger: what was set aside. scores: of every caption of every image, where the data has
-    them. fit: how a square is made of an image that is none, `crop` or `pad`. survey: what reading the whole data set found
-    beside the images. indexed: the rows of its index (data/index.py), None for images in memory.
+    where the data set has an index. ledger: what was set aside. scores: of every caption of every image, where the
+    data has them. fit: how a square is made of an image that is none, `crop` or `pad`. survey: what reading the whole
+    data set found beside the images. indexed: the rows of its index (data/index.py), None for images in memory.
     """
 
     source: str

@@ -110,8 +110,9 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        texts = [captions[-1] for captions in self.splits[0].captions]
-        chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
+        captions = self.splits[0].captions
+        rows = np.linspace(0, len(captions) - 1, min(LAYER_CAPTIONS, len(captions))).astype(int)
+        chosen = [captions[int(row)][-1] for row in rows]
         base = self.base_system
         ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
@@ -119,7 +120,7 @@ class Swap:
     @cached_property
     def images(self) -> ImageDataset:
         data = self.config.data
-        found = load_images(
+        images = load_images(
             data.source,
             max_set_aside=data.max_set_aside,
             fit=data.fit,

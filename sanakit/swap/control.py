@@ -15,7 +15,6 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
-from sanakit.data.buckets import Bucketed
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import first_images
 from sanakit.distributed import STOP, agreed_stop

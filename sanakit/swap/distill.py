@@ -21,6 +21,7 @@ from sanakit.alignment.text import Captions, mean_tokens
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.dataset import LatentDataset
+from sanakit.data.live import CaptionRows
 from sanakit.flow import shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
 from sanakit.training.loop import Batch, TrainOptions
@@ -83,14 +84,14 @@ class Teacher:
         return draw
 
 
-def captions_of(system: LatentDiffusion, captions: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
+def captions_of(system: LatentDiffusion, captions: CaptionRows, rows: Tensor) -> PromptEmbeds:
     """Captions by row, -1 the system's null prompt."""
     known = captions[rows.clamp_min(0)]
     return system.drop_prompts(PromptEmbeds(known.embeds.float(), known.mask), rows < 0)
 
 
 def trajectories(
-    base: LatentDiffusion, captions: PromptEmbeds, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
+    base: LatentDiffusion, captions: CaptionRows, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
 ) -> States:
     """Euler from noise to an image's latents under `prompts` captions, every state with the base's velocity there."""
     generator = torch.Generator().manual_seed(seed)

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def choose_encoding(swap: "Swap") -> Config:
-    """The configuration with `data.latents` and `data.embeddings` decided: ahead where the free disk holds what the cache
-    would take, else live."""
+    """The configuration with `data.latents` and `data.embeddings` decided: ahead where the free disk holds what the
+    cache would take, else live."""
     data, config = swap.config.data, swap.config
     if "auto" not in (data.latents, data.embeddings):
         return config

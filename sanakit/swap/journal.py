@@ -37,8 +37,8 @@ MOVED_BY = 10  # steps after which a trained parameter that stands still is an e
 class Journal:
     """Bookkeeping of one run; `after_step` is what the loop calls.
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors of
-    the system as it is now. failures: images of the stream that cannot be read.
+    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors
+    of the system as it is now. failures: images of the stream that cannot be read.
     """
 
     swap: "Swap"
@@ -80,9 +80,9 @@ class Journal:
             self._observe(loss, batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
-        if step % own.log_every == 0 or step == self.options.max_steps:
+        if step % section.log_every == 0 or step == self.options.max_steps:
             self._tell_failures()
-        if step % own.log_every == 0:
+        if step % section.log_every == 0:
             self._log(step, loss)
         if step % self.evaluate_every == 0:
             self._evaluate(step)

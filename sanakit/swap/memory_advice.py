@@ -13,7 +13,7 @@ def advise(config: Config, label: str) -> str | None:
         micro = train.batch_size // (train.accumulate * world_size())
         steps = []
         if micro > 1:
-            steps.append(f"train.accumulate={2 * train.accumulate} ({micro} images a pass now, the same course of training)")
+            steps.append(f"train.accumulate={2 * train.accumulate} ({micro} images a pass now; the course stays)")
         if not train.gradient_checkpointing:
             steps.append("train.gradient_checkpointing=true")
         if train.optimizer == "adamw":

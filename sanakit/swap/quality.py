@@ -115,9 +115,10 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
 def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float, ...] = EVAL_SIGMAS) -> list[float]:
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
-    z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own signal-to-noise,
-    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows; of a data set with more
-    than MAX_WINDOWS of them a sample is read. Raises SK0204, or SK0214 where latents do not vary.
+    z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own
+    signal-to-noise, and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows;
+    of a data set with more than MAX_WINDOWS of them a sample is read. Raises SK0204, or SK0214 where latents do not
+    vary.
     """
     side = _window(train.latents.shape[2], min(train.latents.shape[3:]))
     rows = _sampled_windows(train, side).double()
@@ -137,9 +138,10 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
 
 
 def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
-    """(windows, C side side): all of them where they are at most MAX_WINDOWS, as float64 of 1,152 values 151 MB; else those
-    of SAMPLED images, the first of a split, which are a random sample, at places drawn from SEED. Raises SK0204."""
-    _, views, _, height, width = data.latents.shape
+    """(windows, C side side): all of them where they are at most MAX_WINDOWS, as float64 of 1,152 values 151 MB; else
+    those of SAMPLED images, the first of a split, which are a random sample, at places drawn from SEED. Raises
+    SK0204."""
+    views, height, width = (data.latents.shape[side] for side in (1, 3, 4))
     every = views * (height // side) * (width // side)
     count = len(data) if len(data) * every <= MAX_WINDOWS else min(len(data), SAMPLED)
     kept = every if count * every <= MAX_WINDOWS else max(1, MAX_WINDOWS // count)

@@ -211,7 +211,7 @@ def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], Non
         stop = agreed_stop()
     if stop == DATA_STOP:
         STOP.number = 0
-        raise course.data.failures.refusal(f"the race stopped at step {arm.state.step} of {arm.strategy.name}")
+        raise setup.data.failures.refusal(f"the race stopped at step {arm.state.step} of {arm.strategy.name}")
     if stop:
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 

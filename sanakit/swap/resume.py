@@ -59,8 +59,8 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
 
 
 def set_torn_aside(folder: Path) -> None:
-    """Rename the newest checkpoints whose manifest is no manifest, as a crash of the machine leaves it, and say so: the run
-    goes on from the one before. A sound manifest whose files are damaged is refused when it is loaded."""
+    """Rename the newest checkpoints whose manifest is no manifest, as a crash of the machine leaves it, and say so:
+    the run goes on from the one before. A sound manifest whose files are damaged is refused when it is loaded."""
     while is_main() and (newest := latest(folder)) is not None:
         try:
             manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))

@@ -26,8 +26,9 @@ from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
+from sanakit.training.batches import TrainOptions, own_rows
 from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
-from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
+from sanakit.training.loop import descend, new_state
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import check_movement, parameter_digests
 from sanakit.training.schedules import decay_start, learning_rate_at, saves_at

@@ -106,11 +106,12 @@ def draw_by(
     data: LatentDataset,
     options: TrainOptions,
     draw: Callable[[int, slice], Batch] | None = None,
-) -> Callable[[int, slice], Batch]:
-    """The batch of a step and of this rank's rows, by default `draw_batch`; where too many images of the data cannot be read
-    the loop stops, with all ranks, at the next step border."""
+) -> Callable[[int], Batch]:
+    """This rank's batch of a step, by default of `draw_batch`; where too many images of the data cannot be read the
+    loop stops, with all ranks, at the next step border."""
+    rows = own_rows(options)
 
-    def batch_of(step: int, rows: slice) -> Batch:
+    def batch_of(step: int) -> Batch:
         batch = draw(step, rows) if draw else draw_batch(system, data, options, step, rows)
         if data.failures.too_many:
             STOP.ask(DATA_STOP)

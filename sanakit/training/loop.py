@@ -23,7 +23,8 @@ from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_r
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss
 from sanakit.text_encoders import TextEncoder
-from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_by, joined, own_rows
+from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_by, joined
+from sanakit.training.batches import draw_batch as draw_batch
 from sanakit.training.optimizers import OPTIMIZERS, Record
 from sanakit.training.parameters import clip_gradients, update_ema
 from sanakit.training.schedules import learning_rate_at
@@ -157,7 +158,6 @@ def fit(
     """
     wrapped = copy.copy(system)
     wrapped.core = state.model  # type: ignore[assignment]
-    rows = own_rows(options)
 
     def objective(part: Batch) -> tuple[Tensor, Tensor, Batch]:
         if state.encoder is not None:
@@ -169,10 +169,8 @@ def fit(
     def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
         after_step(step, loss, joined(parts), predicted)
 
-    batch_of = draw_by(system, data, options, draw)
-
     return descend(
-        lambda step: batch_of(step, rows),
+        draw_by(system, data, options, draw),
         objective,
         options,
         state,

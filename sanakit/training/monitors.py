@@ -1,7 +1,6 @@
 """What is watched while a model trains, when it speaks, and what happens then.
 The streams are those of drift/stream.py."""
 
-import math
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -18,11 +17,9 @@ from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.stream import ALPHA, Stream
 from sanakit.flow import interpolate, predict_clean
 from sanakit.training.loop import Batch, TrainOptions
-from sanakit.training.taps import Taps, tapped
+from sanakit.training.taps import Taps, affordable, tapped
 
 REFERENCE = 1024  # images or prompts that a stream is compared with
-REFERENCE_BYTES = 512 << 20  # of prompts (300 tokens of 2,304 values take 2.6 MiB each), but at least LEAST of them
-LEAST = 128
 LOW_SIGMA = 0.25  # below it a clean estimate should resemble data
 ACTIONS = ("off", "log", "warn", "lower-rate", "roll-back", "stop")
 STILL = ("latents", "embeddings")
@@ -231,7 +228,6 @@ def make_monitors(
 ) -> Monitors:
     """The monitors that are not off. Still streams share alpha; references are random training images and captions,
     and for adapters and activations what the base computes on draws of its own data.
-
     latents: the reference of a stream of several shapes. trained_text: captions are no still stream but a component.
     """
     options = replace(options, live_captions=False)
@@ -245,9 +241,8 @@ def make_monitors(
     latent_reference = latents or data.draw(rows, view, generator, seeds)
     latent = LatentMonitor(latent_reference, band=section.band_of("generated"), **shared)
     prompts, component = None, None
-    choice = torch.randint(1 << 30, rows.shape, generator=generator)
-    few = max(LEAST, REFERENCE_BYTES // (4 * math.prod(system.null.embeds.shape[1:])))
-    reference = data.prompts(rows[:few], choice[:few])
+    some = slice(affordable(system.null.embeds.shape[1:]))
+    reference = data.prompts(rows[some], torch.randint(1 << 30, rows.shape, generator=generator)[some])
     if trained_text:
         component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
     elif section.embeddings != "off":

@@ -1,6 +1,7 @@
 """Outputs of the core's adapters and blocks while it trains, and what the base computes at the same places."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -13,6 +14,7 @@ from sanakit.flow import interpolate
 from sanakit.training.batches import TrainOptions, draw_batch
 
 MOST_BYTES = 512 << 20  # of what the base computes; a smaller sample is taken of a large core
+LEAST = 128  # rows, however large
 ADAPTERS = {"patch embedding": "patch_embed", "caption projection": "caption_projection"}
 
 
@@ -46,6 +48,11 @@ class Taps:
         self.always, self.outputs = True, {}
         yield self.outputs
         self.always = False
+
+
+def affordable(shape: Sequence[int]) -> int:
+    """Rows of this shape in fp32 that MOST_BYTES hold, at least LEAST. A prompt of 300 tokens by 2,304 has 2.6 MiB."""
+    return max(LEAST, MOST_BYTES // (4 * math.prod(shape)))
 
 
 @torch.no_grad()

@@ -24,7 +24,8 @@ PART_FILES = 4096  # images of a part of the index, on average
 
 
 def plan_folder(folder: Path, captions: str = "lines") -> Plan:
-    """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same stem.
+    """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same
+    stem.
 
     captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped.
     Raises SK0401 where there is no image, naming what was found.
@@ -92,8 +93,8 @@ def cut_by_name(items: Sequence[Any]) -> list[Sequence[Any]]:
 
 
 def walk(folder: Path, plan: Plan) -> list[tuple[str, Path]]:
-    """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is read where it
-    was not read before."""
+    """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is
+    read where it was not read before."""
     files, seen, survey = [], set(), plan.survey
     pending = [("", folder)]
 

@@ -22,9 +22,9 @@ CAPTION_KEYS = ("caption", "text", "prompt")
 
 
 def plan_manifest(path: Path) -> Plan:
-    """Rows with `image` or `file_name` (path relative to the manifest) and `caption`, `text` or `prompt` (a string, or a list
-    in JSONL, then perhaps with `scores`). CSV may be separated by commas, semicolons or tabs. A row that cannot be read is
-    set aside; SK0401 where the manifest as a whole cannot."""
+    """Rows with `image` or `file_name` (path relative to the manifest) and `caption`, `text` or `prompt` (a string, or
+    a list in JSONL, then perhaps with `scores`). CSV may be separated by commas, semicolons or tabs. A row that cannot
+    be read is set aside; SK0401 where the manifest as a whole cannot."""
     if not path.is_file():
         raise SanakitError("SK0401", f"manifest {path} does not exist")
     try:
@@ -103,7 +103,8 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as lone
-    surrogates, which ImageDataset.add refuses. Raises ValueError for two columns of one name, of which one would be lost."""
+    surrogates, which ImageDataset.add refuses. Raises ValueError for two columns of one name, of which one would be
+    lost."""
     text = decode_text(data, "surrogateescape")
     header = text.split("\n", 1)[0]
     # the separator that gives a column of images; a comma where none does

@@ -27,8 +27,9 @@ IMAGE, TEXT, RECORD = "image", ".txt", ".json"  # the parts of a sample
 
 
 def plan_shards(pattern: str, captions: str = "lines", files: list[str] | None = None) -> Plan:
-    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive), one `.tar`, or `files`; members of one stem are one sample. A
-    `.tar.gz` or `.tgz` is unpacked into the cache once, as no image in it could be read without all before it."""
+    """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive), one `.tar`, or `files`; members of one stem are one
+    sample. A `.tar.gz` or `.tgz` is unpacked into the cache once, as no image in it could be read without all before
+    it."""
     return plan_sources("shard", pattern, files, captions=captions)
 
 
@@ -57,9 +58,9 @@ def unpacked(source: str) -> str:
 
 
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
-    """Read a shard in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one) and
-    `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A second
-    sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
+    """Read a shard in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one)
+    and `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A
+    second sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
     """
     source, shard = unpacked(payload["source"]), payload["label"]
     try:
@@ -129,8 +130,8 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) 
 
 
 def _captions(parts: dict[str, Any], mode: str, name: str, survey: Survey) -> tuple[list[str], list[float] | None, int]:
-    """Captions, their scores where a .json states them (`caption` and `scores`, equally long), and how many captions are
-    lines of a file with several. Raises ValueError."""
+    """Captions, their scores where a .json states them (`caption` and `scores`, equally long), and how many captions
+    are lines of a file with several. Raises ValueError."""
     lines = file_captions(parts.get(TEXT, b""), mode)
     record, scores = {}, None
     if RECORD in parts:

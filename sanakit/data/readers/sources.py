@@ -44,8 +44,8 @@ def plan_sources(reader: str, pattern: str, files: list[str] | None = None, **op
 
 
 def shards_below(folder: Path) -> tuple[str, list[str]]:
-    """The suffix of the shards or tables that a folder holds, and their paths, sorted; empty where it holds an image too, or
-    shards of two kinds."""
+    """The suffix of the shards or tables that a folder holds, and their paths, sorted; empty where it holds an image
+    too, or shards of two kinds."""
     found: dict[str, list[str]] = {}
     for root, names, files in os.walk(folder):
         names[:] = [name for name in names if not is_hidden(name)]
@@ -81,8 +81,8 @@ def absolute(source: str) -> str:
 
 
 def labels_of(sources: list[str]) -> list[str]:
-    """What images of each source are named by: its last part, or its path below what all have in common where two sources
-    would have the same."""
+    """What images of each source are named by: its last part, or its path below what all have in common where two
+    sources would have the same."""
     last = [source.rpartition("/")[2] for source in sources]
     if len(set(last)) == len(last) or len(set(sources)) == 1:
         return last

@@ -58,7 +58,8 @@ def plan_saved_dataset(folder: Path) -> Plan:
 
 
 def plan_hub_dataset(reference: str) -> Plan:
-    """`owner/name[:split]`, downloaded and cached by `datasets`. Raises SK0901 without the package, SK0902 for the hub."""
+    """`owner/name[:split]`, downloaded and cached by `datasets`. Raises SK0901 without the package, SK0902 for the
+    hub."""
     try:
         import datasets
     except ImportError as error:
