@@ -450,7 +450,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     texts |= {name.split(".")[0] + ".txt": "x" for name in aside} | {"p.txt": "no image of it"}
     other = {"README.md": "x", "m.jsonl": "{}", "r.tar": "x", "s.tar": "x"}
     hidden = {"._a.png": png(), ".DS_Store": b"x", ".ipynb_checkpoints/a.png": png(), "__MACOSX/sub/a.png": png()}
-    uncaptioned = {"q.png": png(), "q.caption": "x", "t.png": png(), "t.txt": "\n"}
+    uncaptioned = {"q.png": png(), "q.tags": "x", "t.png": png(), "t.txt": "\n"}
     folder = folder_of(tmp_path / "a", data | aside | texts | other | hidden | uncaptioned)
     (folder / "u.png").symlink_to(folder / "gone.png")
     (folder / "u.txt").write_text("x")
@@ -467,7 +467,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         "m.png": "Git LFS pointer",
         "n.png": "an empty file",
         "o.jxl": "JPEG XL",
-        "q.png": "no caption: q.txt does not exist, found q.caption",
+        "q.png": "no caption: q.txt does not exist, found q.tags",
         "t.png": "no caption: t.txt is empty",
         "u.png": "link to a file that does not exist",
     }.items():
@@ -479,12 +479,12 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         ".md": 1,
         ".jsonl": 1,
         ".tar": 2,
-        ".caption": 1,
+        ".tags": 1,
         ".txt without an image": 1,
         "links and devices": 1,
     }
     seen = len(dataset) + len(told) + sum(ignored.values())
-    assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.caption, t.png, u.png, v.pipe, p.txt
+    assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.tags, t.png, u.png, v.pipe, p.txt
     line = describe_lines(dataset)[1]
     assert line.startswith("  ignored: 2 .tar, 2 hidden files, 2 hidden folders") and "README.md" in line
 
