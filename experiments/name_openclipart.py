@@ -1,0 +1,288 @@
+"""Plain English titles for the packed openclipart images, and their measured colours: the words of their captions.
+
+    python experiments/name_openclipart.py
+
+Reads sanakit/assets/openclipart-96.parquet and writes sanakit/assets/openclipart-titles.tsv: `name`, `title`, `colours`.
+A title that says nothing ("icon", "people", an author's name) gives way to the file's own name, then to the collection's
+folder; Italian and French titles are translated by experiments/words/openclipart_english.tsv. A folder whose images
+look alike names itself in the title ("niger flag", "home icon").
+"""
+
+import argparse
+import csv
+import re
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from rich.progress import track
+
+from sanakit.data.embedded_captions import measure_colours
+from sanakit.data.images import decode
+
+ASSETS = Path("sanakit/assets")
+ENGLISH = Path("experiments/words/openclipart_english.tsv")
+SIZE = 96
+MAX_WORDS = 7  # of a title: with two colours, the style and the two ends it is read within 16 tokens
+
+VAGUE = set(
+    ["icon", "people", "people", "juliane", "krug", "action", "shape", "white", "bordered", "ornamental", "simple", "aiga", "plastik", "icon", "animal", "mammal", "insect", "application", "hardware", "holiday", "sport", "transport", "weather", "weapon", "food", "computer", "map", "symbols", "party", "star", "flowchart", "jigsaw", "advertising", "pc", "connectors", "chess", "pieces", "balloons-aj", "moons", "mount", "unmount", "aiga", "no", "aiga", "ground", "aiga", "right", "and", "aiga", "drinking", "aiga", "left", "and", "wedding", "international", "maritime", "signal", "flag"]
+) | {
+    "people juliane krug", "plastik icon", "map symbols", "pc connectors", "chess pieces", "aiga no", "aiga ground",
+    "aiga right and", "aiga left and", "aiga drinking", "international maritime signal flag",
+    "international maritime signal flag repeat", "logo", "music", "smiley", "smilies",
+}  # fmt: skip
+NOISE = {
+    "bw", "b", "w", "amp", "nb", "bn", "jarno", "vasamaa", "juliane", "krug", "ganson", "rollandin", "francesco", "architetto", "zazou",
+    "benji", "park", "gnome", "kde", "lemon", "svg", "unsorted", "aj", "rpg", "elements", "element", "elem", "aiga", "hash", "icon",
+    "mime", "stock", "ooo", "bwh", "cm", "mapsym", "clothing", "stacco", "jk", "bb", "kr",
+}  # fmt: skip
+CONCRETE = {
+    "computer",
+    "animal",
+    "mammal",
+    "insect",
+    "star",
+    "weapon",
+    "jigsaw",
+    "music",
+    "logo",
+    "smiley",
+    "food",
+    "flowchart",
+}
+WORDS = {  # spelling, and words that the collection glues together
+    "stickmen": "stick figure", "smilie": "smiley", "baloon": "balloon", "signalflag": "signal flag", "fruitcollection": "fruit",
+    "vegitables": "vegetables", "vegitable": "vegetable", "mulit": "multi", "magnifing": "magnifying", "magelan": "magellan",
+    "ballons": "balloons", "ballon": "ball", "silhouet": "silhouette", "silouette": "silhouette", "rect": "rectangle",
+    "hdd": "hard disk", "cdrom": "cd", "fs": "", "rnd": "round", "rectg": "rectangle", "elips": "ellipse", "foto": "photo",
+    "christian": "christian", "palmtree": "palm tree", "teddybear": "teddy bear", "piggybank": "piggy bank", "tatoo": "tattoo",
+    "toros": "bulls", "autos": "cars", "skoda": "car", "gull": "seagull", "mcoon": "raccoon", "vavuum": "vacuum", "cog": "cog wheel",
+    "trsh": "trash", "fldr": "folder", "pckg": "package", "wrld": "world", "dsk": "disk", "fforward": "fast forward", "bback": "back",
+    "txt": "text", "cfbulb": "light bulb", "notlit": "off", "brightlit": "bright", "coffe": "coffee", "onelette": "omelette",
+    "redroundbutton": "red round button", "stopsign": "stop sign", "waxingcrescent": "waxing crescent moon", "firstquarter": "first quarter moon",
+    "waxinggibbous": "waxing gibbous moon", "waninggibbous": "waning gibbous moon", "lastquarter": "last quarter moon",
+    "newmexico": "new mexico", "northcarolina": "north carolina", "southcarolina": "south carolina", "fc": "flowchart",
+}  # fmt: skip
+SUITS = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}
+RANKS = {"a": "ace", "j": "jack", "q": "queen", "k": "king", "1": "ace"}
+KINDS = (  # folder, the words that its images are known by, and words that make them superfluous
+    ("computer/icons/", "icon", "icon"),
+    ("computer/buttons/", "button", "button"),
+    ("signs_and_symbols/flags/", "flag", "flag"),
+    ("signs_and_symbols/map_symbols/", "map symbol", "symbol"),
+    ("recreation/games/cards/", "playing card", "card|clubs|spades|hearts|diamonds"),
+    ("special/patterns/", "pattern", "pattern"),
+    ("people/stickmen/", "stick figure", "stick"),
+    ("people/smilies/", "smiley", "smiley|smile"),
+    ("transportation/roadsigns/", "road sign", "sign"),
+    ("shapes/arrows/", "arrow", "arrow"),
+    ("shapes/stars/", "star", "star"),
+    ("shapes/jigsaw/", "jigsaw piece", "jigsaw|puzzle"),
+    ("shapes/flowchart/", "flowchart shape", "shape"),
+    ("shapes/callouts/", "speech bubble", "bubble|callout"),
+    ("signs_and_symbols/led/", "light", "light|diodes"),
+)  # fmt: skip
+COMPOUNDS = [
+    "arrow",
+    "left",
+    "right",
+    "up",
+    "down",
+    "file",
+    "save",
+    "as",
+    "open",
+    "close",
+    "new",
+    "edit",
+    "copy",
+    "cut",
+    "paste",
+    "delete",
+    "trash",
+    "find",
+    "print",
+    "view",
+    "mail",
+    "reply",
+    "all",
+    "next",
+    "previous",
+    "prev",
+    "insert",
+    "remove",
+    "cell",
+    "row",
+    "col",
+    "table",
+    "text",
+    "format",
+    "font",
+    "size",
+    "image",
+    "player",
+    "music",
+    "note",
+    "math",
+    "home",
+    "folder",
+    "go",
+    "play",
+    "stop",
+    "back",
+    "forward",
+    "full",
+    "screen",
+    "window",
+    "tool",
+    "bar",
+    "add",
+    "dir",
+    "select",
+    "question",
+    "check",
+    "box",
+    "page",
+    "web",
+    "archive",
+    "export",
+    "import",
+    "sort",
+    "show",
+    "menu",
+    "list",
+    "tree",
+    "lock",
+    "over",
+    "lay",
+    "lay",
+    "out",
+    "clip",
+    "board",
+    "network",
+    "doc",
+    "document",
+    "book",
+    "mark",
+    "spell",
+    "tab",
+    "cd",
+    "writer",
+    "audio",
+    "floppy",
+    "disk",
+    "hard",
+    "drive",
+    "time",
+    "moon",
+    "waxing",
+    "waning",
+    "crescent",
+    "gibbous",
+    "first",
+    "last",
+    "quarter",
+    "quick",
+    "preview",
+    "medium",
+    "small",
+    "large",
+    "thumbnails",
+]
+
+
+def split_compound(word: str) -> str:
+    """downarrow -> down arrow, where every part is a known word; else the word itself."""
+    if word in COMPOUNDS:
+        return word
+    for cut in range(len(word) - 2, 1, -1):
+        if word[:cut] in COMPOUNDS:
+            rest = split_compound(word[cut:])
+            if rest.split(" ")[0] in COMPOUNDS:
+                return f"{word[:cut]} {rest}"
+    return word
+
+
+def tidy(text: str, creator: str = "") -> str:
+    """Lower-case English words only: no numbers, marks, serials, authors."""
+    text = re.sub(r"&#? ?\w*;?", " ", re.sub(r"([a-z])([A-Z])", r"\1 \2", text)).lower()
+    words = re.findall(r"[^\W\d_]+(?:['’][a-z]+)?", re.sub(r"\(.*", " ", text))
+    authors = {w for w in re.findall(r"[^\W\d_]+", creator.lower()) if len(w) > 2}
+    words = [split_compound(w) for w in words if w not in NOISE and w not in authors]
+    kept = [w for w in words if len(w) > 1 or w == "a"]
+    return " ".join(dict.fromkeys(" ".join(kept).split())).strip()
+
+
+def stem_words(name: str, creator: str) -> str:
+    """The file's own name without serials and without the author, which the collection cuts off after 25 characters."""
+    stem = name.rsplit("/", 1)[-1]
+    words = [w for w in re.split(r"[_\-\d+]+", re.sub(r"([a-z])([A-Z])", r"\1 \2", stem)) if w]
+    authors = re.findall(r"[^\W\d_]+", creator.lower())
+    while len(words) > 1 and any(a.startswith(words[-1].lower()) for a in authors):
+        words.pop()
+    return tidy(" ".join(words), creator)
+
+
+def card_title(name: str) -> str:
+    match = re.search(r"/cards/\w+/(\w+?)_([cdhs])_(\w+)$", name)
+    return f"{RANKS.get(match[3], match[3])} of {SUITS[match[2]]} playing card" if match else ""
+
+
+def folder_words(name: str) -> str:
+    parts = [p for p in name.split("/")[:-1] if p not in ("signs_and_symbols", "special", "unsorted", "recreation")]
+    words = tidy(parts[-1].replace("-theme", "").replace("flat", "")) if parts else ""
+    return re.sub(r"(?<=[a-z]{3}[^s])s$", "", words) if words else ""
+
+
+def plain_title(name: str, raw: str, creator: str, keywords: list[str], english: dict[str, str]) -> str:
+    """One image's title by the rules of this file's first docstring."""
+    if card := card_title(name):
+        return card
+    title = english.get(raw, "")
+    if not title:
+        stem = english.get(stem_words(name, creator), stem_words(name, creator))
+        vague = raw in VAGUE or tidy(raw, creator) in VAGUE | {""}
+        title = (stem if vague and len(stem) > 2 else "") or tidy(raw, creator)
+        title = english.get(title, title)
+    title = (
+        re.sub(r"^stars? p(oin)?t.*", "star", title)
+        if not (points := re.search(r"star_(\d+)pt", name))
+        else f"star with {points[1]} points"
+    )
+    useful = [tidy(k) for k in keywords]
+    useful = [k for k in useful if k and k not in VAGUE and not k.endswith("s") and "theme" not in k]
+    if len(title) < 3 or title in VAGUE - CONCRETE:
+        title = next(iter(useful), "") or folder_words(name) or title or "drawing"
+    title = " ".join(WORDS.get(word, word) for word in title.split())
+    for folder, kind, known in KINDS:
+        if name.startswith(folder) and not re.search(rf"\b({known})", title):
+            title = f"{title} {kind}" if title.split()[-1] != kind.split()[0] else f"{title} {kind.split()[-1]}"
+    if colour := re.search(r"jigsaw_(\w+?)_\d", name):
+        title = f"{colour[1]} jigsaw piece"
+    title = unicodedata.normalize("NFKD", title).encode("ascii", "ignore").decode()
+    return " ".join(english.get(title, title).split()[:MAX_WORDS])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=ASSETS / "openclipart-titles.tsv")
+    args = parser.parse_args()
+    table = pd.read_parquet(ASSETS / "openclipart-96.parquet")
+    english = dict(line.split("\t") for line in ENGLISH.read_text().splitlines())
+    rows = []
+    for row in track(table.itertuples(), "naming", total=len(table)):
+        keywords = row.captions[-1].split(", ")[1:]
+        title = plain_title(row.name, row.captions[0], row.creator, keywords, english)
+        colours = measure_colours(np.asarray(decode(row.image, SIZE, "pad")))
+        rows.append((row.name, title, " ".join(colours)))
+    with args.out.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("name", "title", "colours"), *rows])
+    shared = Counter(title for _, title, _ in rows)
+    print(f"{len(rows)} titles, {sum(n for n in shared.values() if n > 1)} share one; {shared.most_common(40)}")
+
+
+if __name__ == "__main__":
+    main()
