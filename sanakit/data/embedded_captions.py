@@ -113,7 +113,6 @@ def emoji_title(text: str) -> str | None:
 
     Joined emoji that have no name of their own are named by their parts; tag sequences by their region.
     """
-    import emoji
 
     if not text:
         return None
