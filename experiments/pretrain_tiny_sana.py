@@ -35,6 +35,7 @@ from sanakit.data.embedded_captions import COLOURS, ENRICHED, PLAIN, enriched_ca
 from sanakit.data.order import batch_indices
 from sanakit.evaluate import HeldOut, held_out
 from sanakit.flow import sample_sigmas
+from sanakit.hashing import hash_record
 from sanakit.text_encoders import PromptEmbeds, TextEncoder, load_text_encoder
 from sanakit.train import fit, new_state
 from sanakit.vaes import VAE, load_vae
@@ -120,8 +121,11 @@ def encode_views(vae: VAE, pictures: Pictures, work: Path, seed: int) -> tuple[T
     return load_file(latents_file)["latents"], captions
 
 
-def gather_views(encoder: TextEncoder, fixed: Tensor, more: Tensor, captions: list[list[list[str]]]) -> Views:
-    """All views with their captions; every text is embedded once, in fp16. The fixed views have the first view's captions."""
+def gather_views(
+    encoder: TextEncoder, fixed: Tensor, more: Tensor, captions: list[list[list[str]]], work: Path
+) -> Views:
+    """All views with their captions; every text is embedded once, in fp16, and kept in `work`. The fixed views have the
+    first view's captions."""
     texts: dict[str, int] = {}
     rows = torch.tensor(
         [
@@ -130,10 +134,14 @@ def gather_views(encoder: TextEncoder, fixed: Tensor, more: Tensor, captions: li
         ]
     )
     unique = list(texts)
-    parts = [encoder.encode(unique[i : i + 256]) for i in range(0, len(unique), 256)]
-    embeds = torch.cat([part.embeds.half() for part in parts])
+    file = work / f"captions-{hash_record([encoder.fingerprint(), unique])[:12]}.safetensors"
+    if not file.is_file():
+        parts = [encoder.encode(unique[i : i + 64]) for i in range(0, len(unique), 64)]
+        embeds = torch.cat([part.embeds.half() for part in parts])
+        save_file({"embeds": embeds, "mask": torch.cat([part.mask for part in parts])}, file)
+    kept = load_file(file)
     print(f"{len(unique)} captions embedded", flush=True)
-    return Views(torch.cat([fixed, more], 1), PromptEmbeds(embeds, torch.cat([part.mask for part in parts])), rows)
+    return Views(torch.cat([fixed, more], 1), PromptEmbeds(kept["embeds"], kept["mask"]), rows)
 
 
 def draw_view(system: LatentDiffusion, views: Views, options: TrainOptions, step: int, rows: slice) -> Batch:
@@ -207,7 +215,8 @@ def main() -> None:
     vae, encoder = load_vae(args.vae), load_text_encoder("minilm")
     train = build_dataset(vae, encoder, pictures.split(False), SIZE, mirror=True)
     test = build_dataset(vae, encoder, pictures.split(True), SIZE, mirror=False)
-    views = gather_views(encoder, train.latents, *encode_views(vae, pictures.split(False), args.work, args.seed))
+    more, captions = encode_views(vae, pictures.split(False), args.work, args.seed)
+    views = gather_views(encoder, train.latents, more, captions, args.work)
 
     channels = vae.spec.latent_channels
     core = new_core(CONFIG | {"in_channels": channels, "out_channels": channels}, seed=args.seed)

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from sanakit.data.base import DATASETS, Pictures, cache_dir, read_parquet
-from sanakit.data.embedded_captions import emoji_title, image_captions, measure_colours
+from sanakit.data.embedded_captions import CAPTION_KINDS, emoji_title, image_captions, measure_colours
 from sanakit.data.images import decode
 from sanakit.errors import SanakitError
 
@@ -32,7 +32,7 @@ def openclipart() -> Pictures:
         words = {row["name"]: row for row in csv.DictReader(file, delimiter="\t")}
     rows = [words[name] for name in pictures.names]
     captions = [image_captions(row["title"], row["colours"].split(), "clip art") for row in rows]
-    return replace(pictures, captions=captions)
+    return replace(pictures, captions=captions, caption_kinds=CAPTION_KINDS)
 
 
 @DATASETS.register("openmoji", title="OpenMoji 17, 2,000 emoji with names", licence="CC BY-SA 4.0", embedded=True)
@@ -52,6 +52,7 @@ def openmoji() -> Pictures:
         captions=[list(c) for c in captions],
         images=pictures["image"].tolist(),
         fit="pad",
+        caption_kinds=CAPTION_KINDS,
     )
 
 
@@ -64,6 +65,7 @@ def embedded() -> Pictures:
         captions=first.captions + second.captions,
         images=first.images + second.images,
         fit="pad",
+        caption_kinds=CAPTION_KINDS,
     )
 
 

@@ -13,7 +13,8 @@ GREYS = ("black", "grey", "white")  # hue rotation leaves them as they are
 PAPER = 24  # levels of 255 below white at which a pixel belongs to the drawing
 MAIN_SHARE = {True: 0.12, False: 0.3}  # of the drawing's pixels that makes a colour a main one: chromatic, or not
 MAX_COLOURS = 2
-PLAIN, ENRICHED = 0, 1  # an image's captions, in this order
+CAPTION_KINDS = ("plain", "enriched")  # of an image's captions, in this order
+PLAIN, ENRICHED = 0, 1
 
 JOINERS = "\u200d\ufe0e\ufe0f"
 TAGS = range(0xE0020, 0xE007F)  # tag characters spell the region of a flag
