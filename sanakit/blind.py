@@ -36,7 +36,7 @@ def blind_held_out(
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
-    own = data.prompts(indices, torch.ones_like(indices))
+    own = data.evaluation_prompts(indices)
     losses = torch.empty(len(sigmas), count)
     with evaluating(system.core):
         for row, sigma in enumerate(sigmas):

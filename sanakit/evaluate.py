@@ -43,11 +43,11 @@ def held_out(
     prompt: str = "own",
     sigmas: tuple[float, ...] = EVAL_SIGMAS,
 ) -> HeldOut:
-    """Evaluate on the first `count` pictures. prompt: "own", "null" or "shuffled" captions."""
+    """Evaluate on the first `count` pictures, with their evaluation captions. prompt: "own", "null" or "shuffled"."""
     count = min(count, len(data))
     indices = torch.arange(count)
     noise = fixed_noise(data, count, seed)
-    own = data.prompts(indices, torch.full((count,), 1))
+    own = data.evaluation_prompts(indices)
     if prompt == "null":
         own = system.drop_prompts(own, torch.ones(count, dtype=torch.bool))
     elif prompt == "shuffled":

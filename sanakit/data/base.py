@@ -32,7 +32,8 @@ class Pictures:
 
     source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
     every caption of every picture, where the data has them. fit: how a square is made of an image that is none, `crop` or
-    `pad`. survey: what reading the whole data set found beside the images.
+    `pad`. survey: what reading the whole data set found beside the images. caption_kinds: what an image's first, second ... caption is,
+    where the data set says so.
     """
 
     source: str
@@ -43,6 +44,7 @@ class Pictures:
     scores: list[list[float]] = field(default_factory=list)
     fit: str = "crop"
     survey: Survey = field(default_factory=Survey)
+    caption_kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -93,7 +95,13 @@ class Pictures:
             scores=[self.scores[i] for i in indices] if self.scores else [],
             fit=self.fit,
             survey=self.survey,
+            caption_kinds=self.caption_kinds,
         )
+
+    def evaluation_captions(self) -> list[str]:
+        """The caption of every image that judges text: of the image at place i number i modulo its count, so that any first
+        K images of the embedded world are judged half by plain titles, half by enriched captions."""
+        return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
 
     def split(self, held_out: bool) -> "Pictures":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.

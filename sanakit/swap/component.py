@@ -242,7 +242,7 @@ def measure_text_encoder(
     candidate: TextEncoder, base: TextEncoder | None, pictures: Pictures, run_dir: Path
 ) -> Measured:
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
-    prompts = [captions[-1] for captions in pictures.captions]
+    prompts = pictures.evaluation_captions()
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
     facts, norms, cosines, cut, found = {}, {}, {}, {}, None
     for side, encoder in sides.items():

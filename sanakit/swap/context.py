@@ -107,7 +107,7 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        texts = [captions[-1] for captions in self.halves[0].captions]
+        texts = self.halves[0].evaluation_captions()
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
         found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
@@ -215,8 +215,12 @@ class Swap:
     def sample_prompts(self) -> list[str]:
         """Half of them of the training pictures, half held out; spread over the data set."""
         train, test = self.halves
-        pick = lambda p, n: [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
         count = self.config.smoke.samples
+
+        def pick(pictures: Pictures, number: int) -> list[str]:
+            captions = pictures.evaluation_captions()
+            return [captions[i] for i in np.linspace(0, len(captions) - 1, number).astype(int)]
+
         return pick(train, count // 2) + pick(test, count - count // 2)
 
     def fingerprint(self, stage: str) -> str:

@@ -106,6 +106,18 @@ def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> 
     }
 
 
+def gains_by_caption(gains: dict[str, Any], data: LatentDataset) -> dict[str, dict[str, float]]:
+    """`prompt_gains` in the mean over all held-out images and, where the data states kinds of captions, by kind: the
+    candidate's, the base's, and the number of images."""
+    candidate, base = gains["prompt_gain"], gains["base_prompt_gain"]
+    groups = {"all": torch.arange(len(candidate))} | data.places_by_kind(len(candidate))
+    return {
+        kind: {"candidate": float(candidate[rows].mean()), "base": float(base[rows].mean()), "images": len(rows)}
+        for kind, rows in groups.items()
+        if len(rows)
+    }
+
+
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
     added as the identity."""

@@ -167,9 +167,8 @@ def _distance(swap: "Swap", system: LatentDiffusion) -> dict[str, list[float]]:
     """Feature distance to the base by sigma and depth on held-out images, before any step."""
     own, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(min(64, len(own)))
-    first = torch.ones_like(rows)
     latents = own.latents[rows, 0], theirs.latents[rows, 0]
-    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    prompts = own.evaluation_prompts(rows), theirs.evaluation_prompts(rows)
     distances = {
         f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
         for sigma in DISTANCE_SIGMAS

@@ -29,7 +29,7 @@ from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.diffusability import FEWEST, compare_panels
 from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
-from sanakit.swap.full import prompt_gains, train_full
+from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
@@ -109,6 +109,9 @@ def smoke(swap: Swap) -> list[GateResult]:
         figures = _sample_figures(swap, best, budget)
         gains = prompt_gains(swap, best.system, test)
         wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
+    if isinstance(swap.candidate, TextEncoder):
+        race = swap.run.read_json("strategy.json", {})
+        swap.run.write_json("strategy.json", race | {"prompt_gain": gains_by_caption(gains, test)})
     swap.add_figures("smoke", figures)
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
     wiring |= course_evidence(best.system, train, best.options)
