@@ -78,8 +78,7 @@ def trained_loss(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> 
 def distances(system: LatentDiffusion, swap: Swap) -> dict[str, list[float]]:
     own, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(64)
-    first = torch.ones_like(rows)
-    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    prompts = own.evaluation_prompts(rows), theirs.evaluation_prompts(rows)
     return {
         f"{sigma:g}": feature_distance(
             system, swap.base_system, own.latents[rows, 0], theirs.latents[rows, 0], *prompts, sigma=sigma
