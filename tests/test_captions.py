@@ -8,6 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -26,6 +27,7 @@ from sanakit.data.embedded_captions import (
 )
 from sanakit.evaluate import held_out
 from sanakit.reporting.report import write_report
+from sanakit.swap.context import Swap
 from sanakit.swap.full import gains_by_caption
 from sanakit.text_encoders import load_text_encoder
 
@@ -162,6 +164,19 @@ def test_held_out_losses_read_the_evaluation_captions(tiny_system, tiny_data):
     assert torch.equal(losses, held_out(tiny_system, chosen, count=8).losses)
     assert torch.equal(losses[:, ::2], held_out(tiny_system, first, count=8).losses[:, ::2])
     assert (losses[:, 1::2] != held_out(tiny_system, first, count=8).losses[:, 1::2]).any()
+
+
+def test_results_that_other_captions_judged_do_not_fit(monkeypatch):
+    values = {
+        "run": SimpleNamespace(key="k"),
+        "candidate_identity": "c",
+        "pictures": Pictures(source="", names=[], captions=[], images=[]),
+    }
+    swap = SimpleNamespace(**values, trains_vae_alone=False, base_fingerprint={})
+    before = Swap.fingerprint(swap, "smoke")
+    assert before == Swap.fingerprint(swap, "smoke")
+    monkeypatch.setattr("sanakit.swap.context.JUDGED_BY", "the last caption")
+    assert Swap.fingerprint(swap, "smoke") != before
 
 
 def test_prompt_gains_are_told_by_kind_of_caption(tiny_data, tmp_path):

@@ -23,6 +23,7 @@ DATASETS: Registry[Callable[[], "Pictures"]] = Registry("datasets", "sanakit.dat
 
 HELD_OUT_SHARE = 0.1
 ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation image
+JUDGED_BY = "captions by place"  # what `evaluation_captions` chooses by: results that were judged otherwise do not fit
 SCREENED = 8  # pixels of a side: a JPEG is screened at its smallest scale, all of its bytes read
 
 

@@ -14,6 +14,7 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.blind import blind_held_out
 from sanakit.config import Config
 from sanakit.data import Pictures, load_pictures
+from sanakit.data.base import JUDGED_BY
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
@@ -227,7 +228,8 @@ class Swap:
         """Of what a stage measures; the policy that judges it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        return hash_record([stage, self.run.key, self.candidate_identity, self.pictures.fingerprint, base])
+        data = [self.pictures.fingerprint, JUDGED_BY]
+        return hash_record([stage, self.run.key, self.candidate_identity, data, base])
 
     @property
     def candidate_identity(self) -> str:

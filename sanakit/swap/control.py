@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
+from sanakit.data.base import JUDGED_BY
 from sanakit.data.cache import cache_dir, embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
@@ -83,7 +84,7 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
     steps = rungs(budget)[0]
     swap.progress("racing the control with random weights", 0, 2)
     key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
-    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature]
+    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature, JUDGED_BY]
     control = remembered(
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )
