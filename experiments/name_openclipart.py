@@ -10,6 +10,7 @@ look alike names itself in the title ("niger flag", "home icon").
 
 import argparse
 import csv
+import json
 import re
 import unicodedata
 from collections import Counter
@@ -23,49 +24,15 @@ from sanakit.data.embedded_captions import measure_colours
 from sanakit.data.images import decode
 
 ASSETS = Path("sanakit/assets")
-ENGLISH = Path("experiments/words/openclipart_english.tsv")
+WORDS = Path(__file__).parent / "words"
 SIZE = 96
 MAX_WORDS = 7  # of a title: with two colours, the style and the two ends it is read within 16 tokens
 
-VAGUE = set(
-    ["icon", "people", "people", "juliane", "krug", "action", "shape", "white", "bordered", "ornamental", "simple", "aiga", "plastik", "icon", "animal", "mammal", "insect", "application", "hardware", "holiday", "sport", "transport", "weather", "weapon", "food", "computer", "map", "symbols", "party", "star", "flowchart", "jigsaw", "advertising", "pc", "connectors", "chess", "pieces", "balloons-aj", "moons", "mount", "unmount", "aiga", "no", "aiga", "ground", "aiga", "right", "and", "aiga", "drinking", "aiga", "left", "and", "wedding", "international", "maritime", "signal", "flag"]
-) | {
-    "people juliane krug", "plastik icon", "map symbols", "pc connectors", "chess pieces", "aiga no", "aiga ground",
-    "aiga right and", "aiga left and", "aiga drinking", "international maritime signal flag",
-    "international maritime signal flag repeat", "logo", "music", "smiley", "smilies",
-}  # fmt: skip
-NOISE = {
-    "bw", "b", "w", "amp", "nb", "bn", "jarno", "vasamaa", "juliane", "krug", "ganson", "rollandin", "francesco", "architetto", "zazou",
-    "benji", "park", "gnome", "kde", "lemon", "svg", "unsorted", "aj", "rpg", "elements", "element", "elem", "aiga", "hash", "icon",
-    "mime", "stock", "ooo", "bwh", "cm", "mapsym", "clothing", "stacco", "jk", "bb", "kr",
-}  # fmt: skip
-CONCRETE = {
-    "computer",
-    "animal",
-    "mammal",
-    "insect",
-    "star",
-    "weapon",
-    "jigsaw",
-    "music",
-    "logo",
-    "smiley",
-    "food",
-    "flowchart",
-}
-WORDS = {  # spelling, and words that the collection glues together
-    "stickmen": "stick figure", "smilie": "smiley", "baloon": "balloon", "signalflag": "signal flag", "fruitcollection": "fruit",
-    "vegitables": "vegetables", "vegitable": "vegetable", "mulit": "multi", "magnifing": "magnifying", "magelan": "magellan",
-    "ballons": "balloons", "ballon": "ball", "silhouet": "silhouette", "silouette": "silhouette", "rect": "rectangle",
-    "hdd": "hard disk", "cdrom": "cd", "fs": "", "rnd": "round", "rectg": "rectangle", "elips": "ellipse", "foto": "photo",
-    "christian": "christian", "palmtree": "palm tree", "teddybear": "teddy bear", "piggybank": "piggy bank", "tatoo": "tattoo",
-    "toros": "bulls", "autos": "cars", "skoda": "car", "gull": "seagull", "mcoon": "raccoon", "vavuum": "vacuum", "cog": "cog wheel",
-    "trsh": "trash", "fldr": "folder", "pckg": "package", "wrld": "world", "dsk": "disk", "fforward": "fast forward", "bback": "back",
-    "txt": "text", "cfbulb": "light bulb", "notlit": "off", "brightlit": "bright", "coffe": "coffee", "onelette": "omelette",
-    "redroundbutton": "red round button", "stopsign": "stop sign", "waxingcrescent": "waxing crescent moon", "firstquarter": "first quarter moon",
-    "waxinggibbous": "waxing gibbous moon", "waninggibbous": "waning gibbous moon", "lastquarter": "last quarter moon",
-    "newmexico": "new mexico", "northcarolina": "north carolina", "southcarolina": "south carolina", "fc": "flowchart",
-}  # fmt: skip
+RULES = json.loads((WORDS / "openclipart_rules.json").read_text())
+VAGUE = set(RULES["vague"])  # titles that say nothing
+CONCRETE = set(RULES["concrete"])  # those of them that stay where nothing better is known
+NOISE, PARTS = set(RULES["noise"]), set(RULES["parts"])  # words that go; words that file names glue together
+SPELLING = RULES["spelling"]
 SUITS = {"c": "clubs", "d": "diamonds", "h": "hearts", "s": "spades"}
 RANKS = {"a": "ace", "j": "jack", "q": "queen", "k": "king", "1": "ace"}
 KINDS = (  # folder, the words that its images are known by, and words that make them superfluous
@@ -85,123 +52,16 @@ KINDS = (  # folder, the words that its images are known by, and words that make
     ("shapes/callouts/", "speech bubble", "bubble|callout"),
     ("signs_and_symbols/led/", "light", "light|diodes"),
 )  # fmt: skip
-COMPOUNDS = [
-    "arrow",
-    "left",
-    "right",
-    "up",
-    "down",
-    "file",
-    "save",
-    "as",
-    "open",
-    "close",
-    "new",
-    "edit",
-    "copy",
-    "cut",
-    "paste",
-    "delete",
-    "trash",
-    "find",
-    "print",
-    "view",
-    "mail",
-    "reply",
-    "all",
-    "next",
-    "previous",
-    "prev",
-    "insert",
-    "remove",
-    "cell",
-    "row",
-    "col",
-    "table",
-    "text",
-    "format",
-    "font",
-    "size",
-    "image",
-    "player",
-    "music",
-    "note",
-    "math",
-    "home",
-    "folder",
-    "go",
-    "play",
-    "stop",
-    "back",
-    "forward",
-    "full",
-    "screen",
-    "window",
-    "tool",
-    "bar",
-    "add",
-    "dir",
-    "select",
-    "question",
-    "check",
-    "box",
-    "page",
-    "web",
-    "archive",
-    "export",
-    "import",
-    "sort",
-    "show",
-    "menu",
-    "list",
-    "tree",
-    "lock",
-    "over",
-    "lay",
-    "lay",
-    "out",
-    "clip",
-    "board",
-    "network",
-    "doc",
-    "document",
-    "book",
-    "mark",
-    "spell",
-    "tab",
-    "cd",
-    "writer",
-    "audio",
-    "floppy",
-    "disk",
-    "hard",
-    "drive",
-    "time",
-    "moon",
-    "waxing",
-    "waning",
-    "crescent",
-    "gibbous",
-    "first",
-    "last",
-    "quarter",
-    "quick",
-    "preview",
-    "medium",
-    "small",
-    "large",
-    "thumbnails",
-]
 
 
 def split_compound(word: str) -> str:
     """downarrow -> down arrow, where every part is a known word; else the word itself."""
-    if word in COMPOUNDS:
+    if word in PARTS:
         return word
     for cut in range(len(word) - 2, 1, -1):
-        if word[:cut] in COMPOUNDS:
+        if word[:cut] in PARTS:
             rest = split_compound(word[cut:])
-            if rest.split(" ")[0] in COMPOUNDS:
+            if rest.split(" ")[0] in PARTS:
                 return f"{word[:cut]} {rest}"
     return word
 
@@ -247,16 +107,13 @@ def plain_title(name: str, raw: str, creator: str, keywords: list[str], english:
         vague = raw in VAGUE or tidy(raw, creator) in VAGUE | {""}
         title = (stem if vague and len(stem) > 2 else "") or tidy(raw, creator)
         title = english.get(title, title)
-    title = (
-        re.sub(r"^stars? p(oin)?t.*", "star", title)
-        if not (points := re.search(r"star_(\d+)pt", name))
-        else f"star with {points[1]} points"
-    )
+    if points := re.search(r"star_(\d+)pt", name):
+        title = f"star with {points[1]} points"
     useful = [tidy(k) for k in keywords]
     useful = [k for k in useful if k and k not in VAGUE and not k.endswith("s") and "theme" not in k]
     if len(title) < 3 or title in VAGUE - CONCRETE:
         title = next(iter(useful), "") or folder_words(name) or title or "drawing"
-    title = " ".join(WORDS.get(word, word) for word in title.split())
+    title = " ".join(SPELLING.get(word, word) for word in title.split())
     for folder, kind, known in KINDS:
         if name.startswith(folder) and not re.search(rf"\b({known})", title):
             title = f"{title} {kind}" if title.split()[-1] != kind.split()[0] else f"{title} {kind.split()[-1]}"
@@ -266,12 +123,17 @@ def plain_title(name: str, raw: str, creator: str, keywords: list[str], english:
     return " ".join(english.get(title, title).split()[:MAX_WORDS])
 
 
+def read_english() -> dict[str, str]:
+    """Titles that are translated or set right by hand."""
+    return dict(line.split("\t") for line in (WORDS / "openclipart_english.tsv").read_text().splitlines())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=ASSETS / "openclipart-titles.tsv")
     args = parser.parse_args()
     table = pd.read_parquet(ASSETS / "openclipart-96.parquet")
-    english = dict(line.split("\t") for line in ENGLISH.read_text().splitlines())
+    english = read_english()
     rows = []
     for row in track(table.itertuples(), "naming", total=len(table)):
         keywords = row.captions[-1].split(", ")[1:]

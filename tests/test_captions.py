@@ -11,6 +11,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -127,6 +128,16 @@ def test_openclipart_titles_are_complete_plain_english_without_authors():
     chosen = pictures.subset(range(0, len(pictures), 200))
     measured = [measure_colours(pixels) for pixels in chosen.pixels(96)]
     assert measured == [row["colours"].split() for row in rows[::200]]
+
+
+def test_openclipart_titles_are_what_their_script_writes():
+    script = load_experiment("name_openclipart")
+    packed, english = pd.read_parquet(ASSETS / "openclipart-96.parquet"), script.read_english()
+    with (ASSETS / "openclipart-titles.tsv").open() as file:
+        titles = {row["name"]: row["title"] for row in csv.DictReader(file, delimiter="\t")}
+    for row in packed.itertuples():
+        keywords = row.captions[-1].split(", ")[1:]
+        assert script.plain_title(row.name, row.captions[0], row.creator, keywords, english) == titles[row.name]
 
 
 def test_captions_of_the_embedded_world_are_read_whole():
