@@ -109,7 +109,7 @@ def encode_views(vae: VAE, pictures: Pictures, work: Path, seed: int) -> tuple[T
             colours.append([measure_colours(image) for image in turned])
             chunks = [turned[i : i + 32] for i in range(0, len(turned), 32)]
             images = [to_images(np.stack([random_view(p, generator) for p in chunk])) for chunk in chunks]
-            views.append(torch.cat([vae.normalize(vae.encode(x)) for x in images]))
+            views.append(torch.cat([vae.encode(x) for x in images]))
             print(f"view {view + 1} of {RANDOM_VIEWS + TURNED_VIEWS} encoded", flush=True)
         save_file({"latents": torch.stack(views, 1).contiguous()}, latents_file)
         colours_file.write_text(json.dumps(colours))
@@ -141,6 +141,9 @@ def gather_views(
         save_file({"embeds": embeds, "mask": torch.cat([part.mask for part in parts])}, file)
     kept = load_file(file)
     print(f"{len(unique)} captions embedded", flush=True)
+    spread = more.std() / fixed.std()
+    if not 0.8 < spread < 1.25:
+        raise SystemExit(f"latents of the further views are {spread:.2f} times as wide as the images' own")
     return Views(torch.cat([fixed, more], 1), PromptEmbeds(kept["embeds"], kept["mask"]), rows)
 
 
