@@ -1,11 +1,11 @@
 """Pre-train tiny-sana, the base of the embedded world, and write it with its card.
 
     python experiments/pretrain_tiny_sana.py --minutes 85 --threads 2
-    python experiments/pretrain_tiny_sana.py --from-weights sanakit/assets/cores/tiny-sana --minutes 62 --learning-rate 8e-4
+    python experiments/pretrain_tiny_sana.py --from-weights sanakit/assets/cores/tiny-sana --steps 8000 --learning-rate 8e-4
 
 Recipe: latents of dc-f16c32 in nine views of every image (itself, mirrored, two shifted, scaled and mirrored at random, five
 more with their hues turned), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a
-cosine to zero over the given time, EMA .999. A view with turned hues comes with the colours measured on it, so that a
+cosine to zero over the given time or steps, EMA .999. A view with turned hues comes with the colours measured on it, so that a
 title does not tell the colour; half of all captions are plain titles, and some give colours and style without a title.
 Checkpoints every 1,000 steps under --work; the same command goes on from the last one.
 """
@@ -203,6 +203,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", default="dc-f16c32")
     parser.add_argument("--minutes", type=float, default=85)
+    parser.add_argument("--steps", type=int, help="of the whole schedule, instead of --minutes")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=1.2e-3)
@@ -248,10 +249,13 @@ def main() -> None:
             json.loads(record.read_text())[str(state.step)][k] for k in ("spent", "curve", "train")
         )
     start = time.monotonic() - spent
-    progress = lambda: (time.monotonic() - start) / (60 * args.minutes)
+
+    def progress() -> float:
+        return state.step / args.steps if args.steps else (time.monotonic() - start) / (60 * args.minutes)
 
     def rate(step: int, options: TrainOptions) -> float:
-        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1, progress()))
+        done = step / args.steps if args.steps else progress()
+        cosine = 0.5 + 0.5 * math.cos(math.pi * min(1, done))
         return options.learning_rate * min(1, (step + 1) / options.warmup) * cosine
 
     def after_step(step: int, loss: float, batch, predicted) -> None:
@@ -287,8 +291,9 @@ def main() -> None:
     quality = measure(system, test, count=len(test)) | {"pictures": len(test)}
     args.out.mkdir(parents=True, exist_ok=True)
     core.half().save_pretrained(args.out)
+    length = f"--steps {args.steps}" if args.steps else f"--minutes {args.minutes:g}"
     card = {
-        "recipe": f"experiments/pretrain_tiny_sana.py --vae {args.vae} --minutes {args.minutes:g} --threads {args.threads} "
+        "recipe": f"experiments/pretrain_tiny_sana.py --vae {args.vae} {length} --threads {args.threads} "
         f"--precision {args.precision} --learning-rate {args.learning_rate:g}"
         + (" --from-weights (the weights of the card before)" if args.from_weights else ""),
         "seed": args.seed,

@@ -30,7 +30,8 @@ from sanakit.evaluate import held_out
 from sanakit.reporting.report import write_report
 from sanakit.swap.context import Swap
 from sanakit.swap.full import gains_by_caption
-from sanakit.text_encoders import load_text_encoder
+from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
+from sanakit.train import TrainOptions
 
 
 @pytest.mark.parametrize(
@@ -225,3 +226,53 @@ def load_experiment(name):
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture
+def pretraining():
+    return load_experiment("pretrain_tiny_sana")
+
+
+def numbered_views(script, images=64):
+    """Latents that hold the number of their view, and captions that hold three times the view and their kind."""
+    views = script.FIXED_VIEWS + script.RANDOM_VIEWS + script.TURNED_VIEWS
+    latents = torch.arange(views).float().reshape(1, views, 1, 1, 1).expand(images, views, 1, 1, 1)
+    numbers = torch.arange(3 * views)
+    captions = PromptEmbeds(numbers.reshape(-1, 1, 1).half(), torch.ones(len(numbers), 1, dtype=torch.bool))
+    return script.Views(latents, captions, numbers.reshape(1, views, 3).expand(images, views, 3))
+
+
+def test_half_of_the_drawn_captions_are_plain_and_turned_views_tell_their_colours(pretraining):
+    views = numbered_views(pretraining)
+    system = SimpleNamespace(flow_shift=1.0, drop_prompts=lambda prompt, drop: prompt)
+    options = TrainOptions(max_steps=100, batch_size=32)
+    batches = [pretraining.draw_view(system, views, options, step, slice(None)) for step in range(100)]
+    view = torch.cat([batch.latents for batch in batches]).flatten()
+    caption = torch.cat([batch.prompt.embeds for batch in batches]).flatten()
+    kind, turned = caption % 3, view >= pretraining.FIXED_VIEWS + pretraining.RANDOM_VIEWS
+    assert torch.equal(caption // 3, view)
+    assert abs(turned.float().mean() - 1 / 3) < 0.03
+    assert abs((kind == 0).float().mean() - 0.5) < 0.03 and not (kind[turned] == 0).any()
+    assert abs((kind == 2).float().mean() - (2 / 3 * 0.05 + 1 / 3 * 0.15)) < 0.02
+    again = pretraining.draw_view(system, views, options, 7, slice(None))
+    assert torch.equal(again.latents, batches[7].latents) and torch.equal(again.noise, batches[7].noise)
+
+
+def test_captions_of_a_turned_view_name_the_colours_that_it_shows(pretraining):
+    assert pretraining.turned_captions("red balloon", "emoji", ["green"]) == [
+        "red balloon",
+        "green balloon, emoji",
+        "green, emoji",
+    ]
+    assert pretraining.turned_captions("orange", "clip art", ["blue"])[1] == "blue, clip art"
+
+
+def test_views_of_another_width_than_the_images_own_stop_the_training(pretraining, tmp_path):
+    """Latents that were normalised twice are narrower."""
+    latents = torch.randn(8, 7, 2, 3, 3, generator=torch.Generator().manual_seed(0))
+    own = torch.randn(8, 2, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    encoder, captions = TEXT_ENCODERS.get("minilm").tiny(), [[["a", "b", "c"]] * 7] * 8
+    views = pretraining.gather_views(encoder, own, latents, captions, tmp_path)
+    assert views.latents.shape == (8, 9, 2, 3, 3) and views.rows.shape == (8, 9, 3)
+    with pytest.raises(SystemExit, match="0.4"):
+        pretraining.gather_views(encoder, own, 0.4 * latents, captions, tmp_path)
