@@ -274,5 +274,5 @@ def test_views_of_another_width_than_the_images_own_stop_the_training(pretrainin
     encoder, captions = TEXT_ENCODERS.get("minilm").tiny(), [[["a", "b", "c"]] * 7] * 8
     views = pretraining.gather_views(encoder, own, latents, captions, tmp_path)
     assert views.latents.shape == (8, 9, 2, 3, 3) and views.rows.shape == (8, 9, 3)
-    with pytest.raises(SystemExit, match="0.4"):
+    with pytest.raises(SystemExit, match="0.39 times as wide"):
         pretraining.gather_views(encoder, own, 0.4 * latents, captions, tmp_path)
