@@ -24,6 +24,7 @@ def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.install("ruff>=0.8")
     session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
 
 
 @nox.session

@@ -1,18 +1,20 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components, the table of docs/performance.md from its results.
+measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results and the plan of the one
+under way, the table of docs/performance.md from its results.
 
 python experiments/write_docs.py
 """
 
 import json
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
+from sanakit.checks import GATES
+from sanakit.checks.policy import rules
 from sanakit.contracts import LatentStats, TextSpec
 from sanakit.errors import CODES
-from sanakit.gates import GATES
-from sanakit.gates.policy import DEFINITIONS, THRESHOLDS
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -36,13 +38,13 @@ def codes() -> str:
 
 GATES_INTRO = """# Gates
 
-Written by `python experiments/write_docs.py` from the registry, `sanakit/gates/policy.py` and
+Written by `python experiments/write_docs.py` from the registry, `sanakit/checks/policy.py` and
 `experiments/results/`.
 
-A gate is a rule on one number. A value with an interval (90%, bootstrap over pictures or prompts) that straddles the
+A gate is a rule on one number. A value with an interval (90%, bootstrap over images or prompts) that straddles the
 threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by which
-key they are asked for: `component.pictures` (192 held-out pictures or captions), `smoke.held_out` (128 pictures of smoke and
-full), `smoke.samples` (8 drawn pictures), each of them `--set KEY=N` and at most what the held-out half has. The first gate
+key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of smoke and
+full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has. The first gate
 that fails in a stage names the cause: causes stand before what follows from them.
 
 `--policy default|strict|FILE` chooses the thresholds. A file overrides single gates; unknown keys are refused:
@@ -53,7 +55,7 @@ thresholds:
   component/truncation: 0.1
 ```
 
-The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy judges again what was
+The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy decides again on what was
 measured, nothing is measured twice.
 
 A component alone, with no base: `sanakit validate --stage component --base none --vae NAME` (or `--text-encoder`).
@@ -75,7 +77,7 @@ def thresholds() -> list[str]:
         "",
         "**A/A**: clean systems, "
         f"{sum(row['runs'] for row in measured.values()):,} readings of {len(calibration.get('systems', []))} "
-        f"(`{calibration.get('command', '')}`; the systems are in `experiments/clean_runs.py`). Of the system nearest to the "
+        f"(`{calibration.get('command', '')}`; the systems are in `experiments/faults/clean_runs.py`). Of the system nearest to the "
         "threshold, q is the 95% quantile of its readings towards it and s the way from its median to q. A strict threshold "
         "leaves at least s beyond q, a default one 2 s, and both stand short of the nearest planted fault. "
         "**Definition**: the threshold is what the words mean; clean readings are there to see that it holds.",
@@ -84,9 +86,10 @@ def thresholds() -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     for entry in GATES.entries().values():
-        default, strict = THRESHOLDS[entry.name]
+        record = rules()[entry.name]
+        default, strict = record.default, record.strict
         row = measured.get(entry.name)
-        source = f"definition: {DEFINITIONS[entry.name]}" if entry.name in DEFINITIONS else "A/A"
+        source = f"definition: {record.definition}" if record.definition else "A/A"
         runs = f"{row['runs']} of {row['systems']}" if row else ""
         clean = f"{row['quantile']:.3g}, {cell(row['worst_system'])}" if row else ""
         near = nearest_fault(entry.name, default, faults)
@@ -94,13 +97,13 @@ def thresholds() -> list[str]:
             f"| `{entry.name}` | {cell(entry.title)} | {default:g} | {strict:g} | {cell(source)} | {runs} | {clean} "
             f"| {'' if near is None else f'{near:.3g}'} |"
         )
-    failed = [f"`{row['gate']}` {row['failed']}" for row in measured.values() if row["failed"]]
+    failed = [f"`{row['gate']}` {row['failed']} of {row['runs']}" for row in measured.values() if row["failed"]]
     undecided = [
         f"`{row['gate']}` {row['undecided']} of {row['runs']}" for row in measured.values() if row["undecided"]
     ]
     lines += [
         "",
-        f"Judged by `default`, clean readings failed: {', '.join(failed) or 'none'}. Could not be decided: "
+        f"Evaluated by `default`, clean readings failed: {', '.join(failed) or 'none'}. Could not be decided: "
         f"{', '.join(undecided) or 'none'}.",
     ]
     if calibration.get("missing"):
@@ -121,14 +124,17 @@ def catalogue(found: dict[str, Any]) -> list[str]:
     lines = [
         "## The fault catalogue",
         "",
-        f"Small real systems, each broken in one way (`experiments/faults.py`): {s['caught']} of {s['faults']} caught, "
+        f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} caught, "
         f"{s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
         f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{found['command']}`",
         "",
         "| fault | public threads | caught by | code | stage | caught | cause named |",
         "|---|---|---|---|---|---|---|",
     ]
-    yes = lambda value: "yes" if value else "**no**"
+
+    def yes(value):
+        return "yes" if value else "**no**"
+
     for row in found["faults"]:
         lines.append(
             f"| {cell(row['fault'])} | {cell(row['threads'])} | {row['gate']} | {row['code']} | {row['stage']} "
@@ -155,7 +161,7 @@ def zoo() -> str:
         "Written by `python experiments/write_docs.py` from the records; `sanakit describe NAME` shows one. Every name has a",
         "tiny twin built from its real class, on which the contract tests run. Nothing is fetched before a name is used;",
         "`hub:` needs a network, and where a title says gated, `hf auth login`. A licence that reads *see repository* is not",
-        "known here: look before you use it.",
+        "known here: check before you use it.",
         "",
         "## VAEs",
         "",
@@ -219,7 +225,7 @@ def _reading(spec: TextSpec) -> str:
 DECISIONS_INTRO = """# Is the smoke stage right?
 
 Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; how it is measured is in the
-docstring of `experiments/decision_study.py`. A small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000
+docstring of `experiments/studies/decision_study.py`. A small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000
 steps): every strategy of a swap is trained on, and the race of the first 100 steps is replayed from those very runs.
 
 **Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
@@ -235,15 +241,96 @@ them emoji. sanakit itself now evaluates on a random sample; the next study does
 **Read it with care.** One seed for most swaps. Rows with distillation and those against scratch beyond 500 steps were run
 last, on bases trained anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to 800
 steps under earlier defaults of the script. The rule that nobody leaves a race for noise, and that only finalists are recommended by forecast,
-were made while looking at the first sixteen swaps; the interval's quantiles come from the same curves, so their coverage is also given for
+were made while reading the first sixteen swaps; the interval's quantiles come from the same curves, so their coverage is also given for
 left-out swaps. moved-dc, pca-f16c24 and pca-rotated (pca-wordllama) were added afterwards and changed no rule. Added last, each named before it
 was run, on bases trained once more (.706 and .777 again): first kl-f8c4 and untrained-minilm on pca-wordllama, pca-f8c8 and pca-f16c48 on dc-minilm,
 with pca-f32c64, untrained-dc and pca-f16c48 run again to the forecast's horizon of 2,000 steps; then, when it had been seen that all wrong
 recommendations have open intervals, those that could contradict it: pca-f16c16 and pca-f8c4 on pca-wordllama, pca-f16c24 on dc-minilm,
 and a second seed of wordllama. untrained-minilm (dc-minilm) was run twice: stopped at 1,500 steps it had not arrived where the forecast said 1,750,
-and counted as wrong; run to 2,000 it arrives. A race of 200 steps looks 4,000 ahead, further than any run went: what it calls in sight
+and counted as wrong; run to 2,000 it arrives. A race of 200 steps forecasts up to step 4,000, further than any run went: what it calls in sight
 and is not there by the last step counts as wrong.
 """
+
+
+STUDY_UNDER_WAY = """## The study under way
+
+What stands above is the earlier study. A larger one follows it, on bases that are trained on the captions of today. This section
+is its plan. It says nothing about results: none of its figures stands on this page yet.
+
+**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in `experiments/studies/study_plan.py`
+before any of them was run. {earlier} of them are swaps that the earlier study ran too (on other bases); the other {new} are new. Text
+encoders were chosen among those whose closed form starts near the base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and
+1.28 on the tiny-sana of then (1 is the base, 2 does not see the prompt). Where others start was not measured before they were named.
+
+**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are drawn from the new ones by
+a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed {seed} and the swap's name. Their runs lie
+in a file of their own. One function reads that file, one command calls it, and that command refuses to run twice or too early.
+
+**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every block, at three
+learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has reached the base's quality by
+then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and the race says "not in sight", the two nearest run to
+4,000. From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than 200 steps
+is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors of every image at
+17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
+
+**How to run it.**
+
+```
+python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes the base and notes its fingerprint
+python experiments/studies/study_candidates.py                # candidates that no package ships
+python experiments/studies/decision_study.py work             # takes the next unfinished run, and goes on until stopped
+python experiments/studies/decision_study.py status           # how many runs of how many are done
+python experiments/studies/decision_study.py evaluate         # once, at the end
+```
+
+`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five minutes and goes on
+from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base other than the noted one is refused; when a
+base is made anew, runs on the old one no longer count. Order: the evaluation third, the other swaps, second seeds.
+
+**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had begun.
+"""
+
+
+def study_numbers() -> dict[str, int]:
+    """How many swaps the plan has, of which kinds."""
+    plan = study_plan()
+    held = plan["evaluation_third"]()
+
+    def count_text(swaps):
+        return sum(swap.kind == "text" for swap in swaps)
+
+    return {
+        "swaps": len(plan["SWAPS"]),
+        "text": count_text(plan["SWAPS"]),
+        "earlier": len(plan["EARLIER"]),
+        "new": len(plan["NEW"]),
+        "held": len(held),
+        "held_text": count_text(held),
+        "seed": plan["SEED"],
+    }
+
+
+def study_plan() -> dict[str, Any]:
+    """The names of experiments/studies/study_plan.py."""
+    return runpy.run_path(str(ROOT / "experiments" / "studies" / "study_plan.py"))
+
+
+def _plan_table() -> list[str]:
+    """The candidates of every base; bold: of the evaluation third, with an asterisk: run before by the earlier study."""
+    plan = study_plan()
+    held = plan["evaluation_third"]()
+    cells: dict[tuple[str, str], list[str]] = {}
+    for swap in plan["SWAPS"]:
+        name = f"**{swap.candidate}**" if swap in held else swap.candidate
+        name += "\\*" if swap in plan["EARLIER"] else ""
+        cells.setdefault((swap.base, swap.kind), []).append(name)
+    return [
+        "Bold: the evaluation third. Asterisk: the earlier study ran this swap, on another base.",
+        "",
+        "| base | kind | candidates |",
+        "|---|---|---|",
+        *(f"| {base} | {kind} | {', '.join(names)} |" for (base, kind), names in cells.items()),
+    ]
 
 
 def decisions() -> str:
@@ -263,7 +350,10 @@ def decisions() -> str:
             f"| {row['base']} | {candidate} | {' | '.join(steps)} | {row['truth']} | {row['recommended']} "
             f"| {told} | {verdict} |"
         )
-    number = lambda key: "not measured" if found[key] is None else f"{found[key]:g}"
+
+    def number(key):
+        return "not measured" if found[key] is None else f"{found[key]:g}"
+
     lines += [
         "",
         f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} runs, {_first_seeds(found['swaps'])} "
@@ -288,6 +378,9 @@ def decisions() -> str:
         f"quantiles of the other swaps cover a left-out swap's curves {found['stretch_coverage_left_out']:g} of the time.",
         "",
         *_savings(found["swaps"]),
+        "",
+        STUDY_UNDER_WAY.format(**study_numbers()),
+        *_plan_table(),
     ]
     return "\n".join(lines) + "\n"
 

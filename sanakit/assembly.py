@@ -38,7 +38,7 @@ class LatentDiffusion:
             )
         cell = spec.spatial_compression_ratio * config.patch_size
         if self.image_size % cell:
-            raise SanakitError("SK0110", f"pictures of {self.image_size} px do not divide into tokens of {cell} px")
+            raise SanakitError("SK0110", f"images of {self.image_size} px do not divide into tokens of {cell} px")
         if self.flow_shift is None:
             self.flow_shift = flow_shift_for(self.latent_shape)
         self.timestep_scale = TIMESTEP_SCALE * config.timestep_scale  # kept: a wrapped core has no config

@@ -5,7 +5,7 @@ A run is a Python function that returns a `Config` (see presets.py); `--set key=
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
@@ -19,6 +19,15 @@ Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_off(cls, values: Any) -> Any:
+        """YAML 1.1 reads a bare `off` as false: where a field has the choice `off`, that is what was meant."""
+        if not isinstance(values, dict):
+            return values
+        choices = {key: get_args(field.annotation) for key, field in cls.model_fields.items()}
+        return {k: "off" if v is False and "off" in choices.get(k, ()) else v for k, v in values.items()}
 
 
 class TrainSection(Section):
@@ -36,7 +45,8 @@ class TrainSection(Section):
     lora_rank: int = Field(default=16, ge=1)
     gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
     warmup: int = Field(default=20, ge=0)
-    schedule: Literal["cosine", "constant"] = "cosine"
+    # constant-then-decay: constant after the warm-up, then linear to zero over the last third
+    schedule: Literal["constant-then-decay", "cosine", "constant"] = "constant-then-decay"
     weight_decay: float = Field(default=0.01, ge=0)
     max_grad_norm: float = Field(default=1.0, gt=0)
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
@@ -47,9 +57,10 @@ class TrainSection(Section):
     accumulate: int = Field(default=1, ge=1)
     gradient_checkpointing: bool = False
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the picture
+    target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the image
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
+    kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
     async_checkpoints: bool = True  # written by another thread, from copies
     hang_timeout: float = Field(default=1800.0, ge=0)  # seconds in one step before the rank behind is named; 0: never
     log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers
@@ -67,7 +78,7 @@ class DataSection(Section):
     cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
     workers: int = Field(default=1, ge=0)  # threads that draw batches ahead; 0 draws in the loop
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
-    aspect_buckets: bool = False  # train on pictures of about image_size squared in their own shape
+    aspect_buckets: bool = False  # train on images of about image_size squared in their own shape
     max_aspect: float = Field(default=2.0, ge=1)
     sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
 
@@ -85,11 +96,13 @@ class TextEncoderSection(Section):
 
 
 class AdapterSection(Section):
-    name: str | None = None  # of `sanakit ls adapters`; None: the linear joint, which stays a plain core
+    name: str | None = None  # of `sanakit ls adapters`; None: the linear adapter, which stays a plain core
 
 
 class ComponentSection(Section):
-    pictures: int = Field(default=192, ge=16)  # held-out pictures or captions that judge a component or a tuned VAE
+    num_images: int = Field(
+        default=192, ge=16
+    )  # held-out images or captions used to evaluate a component or a tuned VAE
 
 
 class SmokeSection(Section):
@@ -107,16 +120,19 @@ class SmokeSection(Section):
         "naive",
         "scratch",
     )
-    # learning rates tried for a quarter of the budget, times the strategy's own; train.learning_rate overrides
-    rates: tuple[float, ...] = Field(default=(1.0, 0.25), min_length=1)
-    held_out: int = Field(default=128, ge=16)  # held-out pictures that judge smoke and full; at most all
-    samples: int = Field(default=8, ge=8)  # pictures drawn by base and candidate that judge smoke and full
+    # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
+    controls: bool = False
+    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for (docs/strategies.md);
+    # train.learning_rate overrides
+    rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
+    held_out: int = Field(default=128, ge=16)  # held-out images used to evaluate smoke and full; at most all
+    samples: int = Field(default=8, ge=8)  # images drawn by base and candidate used to evaluate smoke and full
 
 
 class MonitorsSection(Section):
     """What an alarm of each monitor does; `off` does not watch."""
 
-    looks: int = Field(default=8, ge=1)  # in a run
+    num_evaluations: int = Field(default=8, ge=1)  # evaluation steps of a run
     alpha: float = Field(default=0.05, gt=0, lt=1)  # false-alarm bound of the whole run, over the still streams
     band: float = Field(default=0.5, gt=0)  # sd that moving streams may move
     bands: dict[Moving, Annotated[float, Field(gt=0)]] = {}  # of single monitors, instead
@@ -163,7 +179,7 @@ class Config(Section):
         if self.train.target == "vae" and self.data.aspect_buckets:
             raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
         if self.train.target == "vae" and self.data.sample_posterior:
-            raise ValueError("train.target vae reads pictures, no latents: leave data.sample_posterior out")
+            raise ValueError("train.target vae reads images, no latents: leave data.sample_posterior out")
         return self
 
     @property
@@ -204,9 +220,15 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         key = ".".join(str(part) for part in first["loc"])
         if not key:
             raise SanakitError("SK0104", first["msg"].removeprefix("Value error, ")) from error
-        hint = did_you_mean(key, known_keys()) if first["type"] == "extra_forbidden" else ""
+        hint = ""
+        if first["type"] == "extra_forbidden":
+            renamed = RENAMED_KEYS.get(key)
+            hint = f": it is called {renamed} now" if renamed else did_you_mean(key, known_keys())
         found = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
         raise SanakitError("SK0104", f"{key}: {first['msg']}{found}{hint}") from error
+
+
+RENAMED_KEYS = {"component.pictures": "component.num_images", "monitors.looks": "monitors.num_evaluations"}
 
 
 def known_keys() -> list[str]:

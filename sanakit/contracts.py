@@ -22,7 +22,7 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSpec:
-    """Geometry of a VAE's latents: pictures (B, 3, H, W) become (B, latent_channels, H/r, W/r)."""
+    """Geometry of a VAE's latents: images (B, 3, H, W) become (B, latent_channels, H/r, W/r)."""
 
     latent_channels: int
     spatial_compression_ratio: int
@@ -112,21 +112,22 @@ class GateResult:
     hint: str = ""
     at_least: bool | None = None  # the good side of the threshold
     above: bool = False  # with at_least: the threshold itself is on the bad side, as no gain is no gain
-    samples: int | None = None  # pictures or prompts behind the interval
+    samples: int | None = None  # images or prompts behind the interval
     samples_needed: int | None = None  # where inconclusive: about how many would decide
-    error: str = ""  # the gate, or what it judges, raised: whose it is and what was raised
+    error: str = ""  # the gate, or what it evaluates, raised: whose it is and what was raised
     decidable: bool = True  # False: the measurement shows nothing, so every policy leaves it inconclusive
+    advisory: bool = False  # True: a value on the bad side shows nothing, so every policy leaves it inconclusive
 
     def as_dict(self) -> dict[str, Any]:
         return _without_empty_error(asdict(self) | {"verdict": str(self.verdict)})
 
     @classmethod
-    def could_not_judge(cls, gate: str, code: str, error: str) -> "GateResult":
+    def could_not_be_evaluated(cls, gate: str, code: str, error: str) -> "GateResult":
         """The row of a gate that raised: no verdict, and never a pass."""
         return cls(
             gate=gate,
             code=code,
-            metric="could not judge",
+            metric="could not be evaluated",
             value=None,
             ci_low=None,
             ci_high=None,
@@ -145,7 +146,7 @@ def _without_empty_error(record: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in record.items() if key != "error" or value}
 
 
-def judge(
+def decide(
     value: float,
     threshold: float,
     *,

@@ -142,7 +142,10 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
     if half is not None:
         core.register_forward_pre_hook(functools.partial(_cast_inputs, dtype=half), with_kwargs=True)
     sharded = dict(core.named_parameters())
-    now = lambda p: sharded[names[id(p)]] if id(p) in names else p
+
+    def now(p: Any) -> Any:
+        return sharded[names[id(p)]] if id(p) in names else p
+
     return [group | {"params": [now(p) for p in group["params"]]} for group in groups]
 
 

@@ -1,4 +1,4 @@
-"""What `sanakit doctor` looks at. Versions come from package metadata; only the GPU line imports torch."""
+"""What `sanakit doctor` reads. Versions come from package metadata; only the GPU line imports torch."""
 
 import importlib.metadata
 import os
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from sanakit.interop.files import cache_path
+from sanakit.files import cache_path
 from sanakit.inventory import State, scan
 from sanakit.registry import BUILTIN, Registry, uninstall
 from sanakit.tracebacks import UNKNOWN, guarded
@@ -95,7 +95,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             "warn",
         )
     )
-    rows += [_gpu(), _hub()]
+    rows += [_gpu(), _kernels(), _hub()]
     return rows + _plugins(registries)
 
 
@@ -172,6 +172,16 @@ def _hub() -> Row:
         fix = "only `hub:` names need it; set HTTPS_PROXY or HF_ENDPOINT, or use `path:DIR`"
         return _row("hub", False, f"{endpoint.hostname} cannot be reached: {error}", fix, "warn")
     return _row("hub", True, f"{endpoint.hostname} can be reached", "")
+
+
+def _kernels() -> Row:
+    """What `train.kernels: triton` would find; off by default, so nothing here is a fault."""
+    version = _version("triton")
+    usable = "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
+    if version is None:
+        return _row("kernels", True, "off; train.kernels=triton needs the package triton", "")
+    where = "on this GPU" if usable else "not here: no CUDA or ROCm device"
+    return _row("kernels", True, f"off by default; train.kernels=triton (triton {version}) runs {where}", "")
 
 
 def _gpu() -> Row:

@@ -76,8 +76,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0110": Code(
         title="the swap cannot be built",
-        why="The candidate's token grid does not fit the core at this picture size.",
-        fix="Choose a picture size that the candidate's ratio times the core's patch size divides.",
+        why="The candidate's token grid does not fit the core at this image size.",
+        fix="Choose an image size that the candidate's ratio times the core's patch size divides.",
     ),
     "SK0111": Code(
         title="no safetensors weights",
@@ -99,7 +99,7 @@ CODES: dict[str, Code] = {
     "SK0114": Code(
         title="a plugin raised an error",
         why="A gate, statistic, strategy, data set or component of an installed plugin raised an error while it measured "
-        "or judged. It could not judge; everything else was measured.",
+        "or evaluated. It could not be evaluated; everything else was measured.",
         fix="Report it to the plugin's authors with the traceback file that the message names, or uninstall the plugin.",
         exit_code=ExitCode.ERROR,
     ),
@@ -170,7 +170,7 @@ CODES: dict[str, Code] = {
     # 02: latents and VAEs
     "SK0201": Code(
         title="reconstruction is worse than the floor",
-        why="The candidate cannot give its own input back; nothing trained on its latents can look better.",
+        why="The candidate cannot give its own input back; nothing trained on its latents can be better.",
         fix="Check the input range ([-1, 1]), the weights, and that encoder and decoder belong together.",
     ),
     "SK0202": Code(
@@ -185,12 +185,12 @@ CODES: dict[str, Code] = {
     ),
     "SK0204": Code(
         title="non-finite latents",
-        why="The VAE overflows on these pictures, most often in half precision.",
+        why="The VAE overflows on these images, most often in half precision.",
         fix="Use weights saved in fp32, or weights made for half precision (for SDXL: `sdxl-vae-fp16-fix`).",
     ),
     "SK0205": Code(
         title="dead latent channels",
-        why="A channel hardly varies over pictures; normalising it would blow up rounding noise.",
+        why="A channel hardly varies over images; normalising it would blow up rounding noise.",
         fix="Use a VAE trained to use its channels, or drop the channel.",
     ),
     "SK0206": Code(
@@ -216,17 +216,17 @@ CODES: dict[str, Code] = {
     ),
     "SK0210": Code(
         title="the VAE expects another input range",
-        why="Pictures come back stretched or squeezed: [0, 1] went into a VAE of [-1, 1], or the other way round.",
-        fix="Feed pictures in [-1, 1], and map the decoder's output back the same way.",
+        why="Images come back stretched or squeezed: [0, 1] went into a VAE of [-1, 1], or the other way round.",
+        fix="Feed images in [-1, 1], and map the decoder's output back the same way.",
     ),
     "SK0211": Code(
         title="colour channels are in another order",
-        why="Reconstructions fit the pictures better with their channels exchanged: one side reads BGR.",
-        fix="Convert to RGB where pictures are read (OpenCV gives BGR).",
+        why="Reconstructions fit the images better with their channels exchanged: one side reads BGR.",
+        fix="Convert to RGB where images are read (OpenCV gives BGR).",
     ),
     "SK0212": Code(
-        title="pictures are turned or mirrored",
-        why="Reconstructions fit the pictures better turned or mirrored: EXIF rotation, or height and width in another order.",
+        title="images are turned or mirrored",
+        why="Reconstructions fit the images better turned or mirrored: EXIF rotation, or height and width in another order.",
         fix="Apply EXIF rotation when reading, and keep (B, C, H, W) everywhere.",
     ),
     "SK0213": Code(
@@ -237,7 +237,7 @@ CODES: dict[str, Code] = {
     ),
     "SK0214": Code(
         title="the latents have collapsed",
-        why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is easy and the pictures are lost.",
+        why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is easy and the images are lost.",
         fix="Where images do not come back, load trained weights or train the VAE longer, and never train an adapter before the "
         "noising; where they do, take a VAE with fewer channels or with channels that differ.",
     ),
@@ -317,7 +317,7 @@ CODES: dict[str, Code] = {
         title="only the first word is read",
         why="A prompt's embedding does not change with its last word: the encoder reads one token, or the kept tokens are "
         "those of the first word.",
-        fix="Look for a slice of the hidden states ([:, :1], a pooled vector) and for max_length of the tokenizer.",
+        fix="Search for a slice of the hidden states ([:, :1], a pooled vector) and for max_length of the tokenizer.",
     ),
     "SK0329": Code(
         title="the encoder says no more than random weights",
@@ -335,25 +335,25 @@ CODES: dict[str, Code] = {
     ),
     # 04: data
     "SK0401": Code(
-        title="no pictures",
-        why="The folder or manifest names no readable picture.",
-        fix="Point --data at a folder of pictures with .txt captions, or a CSV/JSONL manifest with "
+        title="no images",
+        why="The folder or manifest names no readable image.",
+        fix="Point --data at a folder of images with .txt captions, or a CSV/JSONL manifest with "
         "`image` and `caption` columns.",
     ),
     "SK0402": Code(
-        title="too many pictures set aside",
-        why="More pictures than tolerated are corrupt, too large or without a caption.",
+        title="too many images set aside",
+        why="More images than tolerated are corrupt, too large or without a caption.",
         fix="The ledger names each with the reason. Repair them, or raise the share: `--set data.max_set_aside=SHARE`, or "
         "`sanakit encode --max-set-aside SHARE`.",
     ),
     "SK0403": Code(
-        title="too few pictures",
-        why="Statistics and splits need more pictures than the data set holds.",
-        fix="Add pictures; the message says how many are needed.",
+        title="too few images",
+        why="Statistics and splits need more images than the data set holds.",
+        fix="Add images; the message says how many are needed.",
     ),
     "SK0404": Code(
         title="cache does not match",
-        why="The cache was written with other weights, preprocessing or pictures.",
+        why="The cache was written with other weights, preprocessing or images.",
         fix="Delete the named folder, or point SANAKIT_CACHE elsewhere; it is rebuilt.",
     ),
     "SK0405": Code(
@@ -366,12 +366,12 @@ CODES: dict[str, Code] = {
     "SK0410": Code(
         title="nothing is removed without a yes",
         why="`sanakit cache prune` asks before it removes anything, and there is no terminal to ask on.",
-        fix="Look at the list, then repeat the command with --yes.",
+        fix="Check the list, then repeat the command with --yes.",
     ),
     "SK0411": Code(
         title="a cache entry cannot be removed",
         why="The system refuses to remove it, or something that is not ours was put into it meanwhile.",
-        fix="Look into the folder that the message names, and remove it by hand.",
+        fix="Open the folder that the message names, and remove it by hand.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     # 05: training
@@ -405,7 +405,7 @@ CODES: dict[str, Code] = {
     "SK0506": Code(
         title="alignment beats nothing",
         why="Closed-form alignment starts no better than naive re-initialisation.",
-        fix="Check that both VAEs see the same pictures in the same order; then train from scratch.",
+        fix="Check that both VAEs see the same images in the same order; then train from scratch.",
     ),
     "SK0507": Code(
         title="samples are broken",
@@ -421,13 +421,13 @@ CODES: dict[str, Code] = {
     "SK0509": Code(
         title="a rank holds the others up",
         why="A rank has not finished a step within train.hang_timeout, so the others wait for it in a collective.",
-        fix="Look at that rank's host (disk, GPU, network); the same command goes on from the latest checkpoint. "
+        fix="Check that rank's host (disk, GPU, network); the same command goes on from the latest checkpoint. "
         "A step that honestly takes longer needs a larger train.hang_timeout.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0510": Code(
         title="latents are no more equivariant than before",
-        why="Fine-tuning the VAE has not lowered the error between encoding a turned or scaled picture and turning or "
+        why="Fine-tuning the VAE has not lowered the error between encoding a turned or scaled image and turning or "
         "scaling its latents.",
         fix="Raise vae.equivariance or train.max_steps.",
     ),
@@ -461,8 +461,8 @@ CODES: dict[str, Code] = {
         fix="Use the mask, or none, as in the base's training: both in training and in sampling.",
     ),
     "SK0522": Code(
-        title="pictures repeat within an epoch",
-        why="Steps draw the same pictures again before the others had their turn.",
+        title="images repeat within an epoch",
+        why="Steps draw the same images again before the others had their turn.",
         fix="The order must depend on the step and the epoch; restore both when resuming.",
     ),
     "SK0523": Code(
@@ -525,7 +525,7 @@ CODES: dict[str, Code] = {
     ),
     "SK0704": Code(
         title="empty side",
-        why="A file holds no picture or prompt.",
+        why="A file holds no image or prompt.",
         fix="Encode at least as many samples as the message says.",
     ),
     # 09: environment

@@ -27,7 +27,7 @@ def pretrain() -> Config:
 
 
 def finetune() -> Config:
-    """The base on a few thousand pairs: joints at full rate, early blocks slowest, what was learnt protected."""
+    """The base on a few thousand pairs: interface layers at full rate, early blocks slowest, what was learnt protected."""
     train = TrainSection(
         strategy="finetune",
         max_steps=1_000,
@@ -41,8 +41,8 @@ def finetune() -> Config:
 
 def lora() -> Config:
     """The base with low-rank adapters in every attention and nothing else moving; merged before export."""
-    joints = {"input": 0.0, "output": 0.0, "caption": 0.0}
-    train = TrainSection(strategy="lora", max_steps=400, learning_rate=1e-3, rates=joints, lora_rank=16)  # type: ignore[arg-type]
+    interface = {"input": 0.0, "output": 0.0, "caption": 0.0}
+    train = TrainSection(strategy="lora", max_steps=400, learning_rate=1e-3, rates=interface, lora_rank=16)  # type: ignore[arg-type]
     return Config(train=train)
 
 
@@ -54,7 +54,7 @@ def joint_text_encoder() -> Config:
 
 
 def vae_finetune() -> Config:
-    """A VAE whose latents turn and scale with the picture, pictures held: RUN/vae serves as `path:DIR`."""
+    """A VAE whose latents turn and scale with the image, images held: RUN/vae serves as `path:DIR`."""
     train = TrainSection(
         target="vae", max_steps=500, batch_size=16, learning_rate=1e-4, weight_decay=0.0, ema_decay=0.99
     )

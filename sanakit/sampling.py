@@ -34,6 +34,6 @@ def sample_euler(
 
 
 def sample_images(system: LatentDiffusion, prompts: list[str], **options: float) -> Tensor:
-    """Pictures (B, 3, H, W) in [-1, 1] for prompts; options are those of `sample_euler`."""
+    """Images (B, 3, H, W) in [-1, 1] for prompts; options are those of `sample_euler`."""
     latents = sample_euler(system, system.text_encoder.encode(prompts), **options)  # type: ignore[arg-type]
     return system.vae.decode(latents)

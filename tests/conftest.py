@@ -1,4 +1,4 @@
-"""A tiny system of tiny twins, and a few real pictures."""
+"""A tiny system of tiny twins, and a few real images."""
 
 import os
 import subprocess
@@ -34,7 +34,7 @@ def _bit_exact():
 
 @pytest.fixture
 def tiny_system():
-    """f8c4 PCA latents of 32 px pictures (4 x 4 tokens), a 16-d BERT, a core of two layers."""
+    """f8c4 PCA latents of 32 px images (4 x 4 tokens), a 16-d BERT, a core of two layers."""
     import torch
 
     from sanakit.assembly import LatentDiffusion
@@ -66,7 +66,7 @@ def tiny_system():
 
 @pytest.fixture
 def tiny_data(tiny_system):
-    """64 pictures of noise with two captions each, mirrored views included."""
+    """64 images of noise with two captions each, mirrored views included."""
     import torch
 
     from sanakit.data.dataset import LatentDataset
@@ -84,7 +84,7 @@ def tiny_data(tiny_system):
 
 @pytest.fixture
 def small_world(tmp_path, monkeypatch):
-    """A base of a tiny core, its VAE and 80 pictures on disk, and a cache of their own; the configuration's values."""
+    """A base of a tiny core, its VAE and 80 images on disk, and a cache of their own; the configuration's values."""
     import json
 
     import numpy as np
@@ -94,12 +94,12 @@ def small_world(tmp_path, monkeypatch):
     from sanakit.vaes import VAES
 
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
-    pictures, base, vae = tmp_path / "pictures", tmp_path / "base", tmp_path / "vae"
-    pictures.mkdir()
+    dataset, base, vae = tmp_path / "images", tmp_path / "base", tmp_path / "vae"
+    dataset.mkdir()
     noise = np.random.default_rng(0).integers(256, size=(80, 32, 32, 3), dtype=np.uint8)
     for i, pixels in enumerate(noise):
-        Image.fromarray(pixels).save(pictures / f"{i}.png")
-        (pictures / f"{i}.txt").write_text(f"picture number {i}\nanother {i}")
+        Image.fromarray(pixels).save(dataset / f"{i}.png")
+        (dataset / f"{i}.txt").write_text(f"image number {i}\nanother {i}")
     VAES.get("pca-f8c4").tiny().save(vae)
     core = new_core(
         {
@@ -118,11 +118,11 @@ def small_world(tmp_path, monkeypatch):
         seed=0,
     )
     core.save_pretrained(base)
-    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0}
+    card = {"vae": f"path:{vae}", "text_encoder": "wordllama", "image_size": 32, "flow_shift": 1.0, "embedded": True}
     (base / "card.json").write_text(json.dumps(card))
     return {
         "base": f"path:{base}",
-        "data": {"source": str(pictures), "image_size": 32},
+        "data": {"source": str(dataset), "image_size": 32},
         "train": {"max_steps": 24, "batch_size": 4, "checkpoint_every": 10, "strategy": "finetune", "warmup": 2},
         "smoke": {"held_out": 16},
     }
@@ -130,7 +130,7 @@ def small_world(tmp_path, monkeypatch):
 
 @pytest.fixture(scope="session")
 def openclipart_images():
-    from sanakit.data import load_pictures
+    from sanakit.data import load_images
     from sanakit.data.cache import to_images
 
-    return to_images(load_pictures("openclipart").split(True).subset(range(32)).pixels(96))
+    return to_images(load_images("openclipart").split(True).subset(range(32)).pixels(96))

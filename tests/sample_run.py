@@ -116,9 +116,9 @@ def chart_files(run_dir):
     }
     curve = {
         "title": "Power spectra",
-        "x": "half cycles a picture",
+        "x": "half cycles per image",
         "y": "share",
-        "series": {"pictures": [[1, 0.9], [2, 0.1]]},
+        "series": {"images": [[1, 0.9], [2, 0.1]]},
     }
     component = {
         "rows": [],

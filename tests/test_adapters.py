@@ -13,7 +13,7 @@ from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.contracts import LatentSpec, TextSpec
 from sanakit.core.dit import group_of, load_core, save_core
 from sanakit.errors import SanakitError
-from sanakit.evaluate import held_out
+from sanakit.evaluation.held_out import held_out
 from sanakit.swap.plan import swap_core
 
 NAMES = ADAPTERS.names()
@@ -52,10 +52,10 @@ def test_fits_the_candidate_and_keeps_the_rest(tiny_system, name):
     kind = ADAPTERS.get(name).kind
     assert (core.config.in_channels == 3) == (kind == "latents")
     assert (core.config.caption_channels == 24) == (kind == "tokens")
-    joints = ("input", "output") if kind == "latents" else ("caption",)
+    interface = ("input", "output") if kind == "latents" else ("caption",)
     own = dict(core.named_parameters())
     for key, value in base.named_parameters():
-        if group_of(key) not in joints:
+        if group_of(key) not in interface:
             torch.testing.assert_close(own[key], value)
 
 
@@ -148,7 +148,7 @@ def test_conv_latents_are_solved_with_their_neighbours(tiny_system, tiny_data):
 
 
 def test_a_head_that_reads_neighbours_is_solved_better(tiny_system, tiny_data):
-    """Latents that are alike all over a picture: neighbours say what noise hides."""
+    """Latents that are alike all over a image: neighbours say what noise hides."""
     tiny_data.latents = tiny_data.latents.mean((3, 4), keepdim=True).expand_as(tiny_data.latents) * 4
     losses = {}
     for name in ("linear-latents", "conv-latents"):

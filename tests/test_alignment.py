@@ -93,7 +93,7 @@ def test_aligning_a_vae_with_itself_changes_nothing(tiny_system, tiny_data):
 
 
 def test_output_alignment_lowers_the_loss(tiny_system, tiny_data):
-    from sanakit.evaluate import held_out
+    from sanakit.evaluation.held_out import held_out
 
     before = held_out(tiny_system, tiny_data).loss
     align_output(tiny_system, tiny_data, count=256)

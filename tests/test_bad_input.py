@@ -8,11 +8,12 @@ import pytest
 import torch
 
 from sanakit.alignment import align_caption, align_output, pair_captions, rank_layers
+from sanakit.checks.diffusability import panel
+from sanakit.config import load_config, make_config
 from sanakit.contracts import LatentSpec
 from sanakit.errors import SanakitError
-from sanakit.evaluate import held_out
-from sanakit.swap.base import STRATEGIES
-from sanakit.swap.diffusability import panel
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.quality import vae_target, wiener_losses
 from sanakit.text_encoders import PromptEmbeds
@@ -21,7 +22,7 @@ DAMAGE = {
     "constant": lambda latents: latents[:, :, 1].fill_(0.5),
     "all constant": lambda latents: latents.fill_(0.5),
     "twice the same": lambda latents: latents[:, :, 1].copy_(latents[:, :, 2]),
-    "few": lambda latents: latents[2:].copy_(latents[:1]),  # two pictures that differ
+    "few": lambda latents: latents[2:].copy_(latents[:1]),  # two images that differ
 }
 
 
@@ -40,7 +41,7 @@ def test_latents_that_determine_little_still_give_a_finite_start_and_target(tiny
     assert numbers and np.isfinite(numbers).all()
     base = held_out(tiny_system, tiny_data, count=16)
     if kind == "all constant":
-        with pytest.raises(SanakitError, match="SK0214.*all pictures are the same"):
+        with pytest.raises(SanakitError, match="SK0214.*all images are the same"):
             vae_target((bad, bad), (tiny_data, tiny_data), base)
         return
     target = vae_target((bad, bad), (tiny_data, tiny_data), base)
@@ -110,3 +111,26 @@ def test_a_layer_that_overflows_is_left_out_of_the_ranking(tiny_system, monkeypa
     rows = rank_layers(encoder, texts, tiny_system.core, encoder, layers=["mean"])
     assert [row["layer"] for row in rows["layers"]] == ["last", "mean"] and rows["best"] == "last"
     assert rows["layers"][1]["error"] is None and rows["layers"][1]["note"] == "not finite"
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [("component.pi" + "ctures", "component.num_images"), ("monitors.lo" + "oks", "monitors.num_evaluations")],
+)
+def test_a_renamed_key_is_refused_with_its_new_name(tmp_path, old, new):
+    """In --set, and in the config.yaml of a run folder that an earlier version wrote."""
+    section, key = old.split(".")
+    (tmp_path / "config.yaml").write_text(f"{section}:\n  {key}: 32\n")
+    for load in (lambda: make_config({}, [f"{old}=32"]), lambda: load_config(tmp_path / "config.yaml")):
+        with pytest.raises(SanakitError, match=f"{old}: .*it is called {new} now") as refused:
+            load()
+        assert refused.value.code == "SK0104"
+    assert make_config({}, [f"{new}=32"])
+
+
+def test_a_bare_off_is_the_choice_off_and_no_false():
+    """YAML 1.1 reads `off` as false, in a file and on the command line."""
+    config = make_config({}, ["monitors.latents=off", "train.kernels=off", "train.compile=off"])
+    assert (config.monitors.latents, config.train.kernels, config.train.compile) == ("off", "off", False)
+    with pytest.raises(SanakitError, match="SK0104"):
+        make_config({}, ["monitors.latents=no-action"])

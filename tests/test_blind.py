@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from sanakit.blind import blind_held_out, conditional_gain
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, held_out
+from sanakit.evaluation.blind import blind_held_out, conditional_gain
+from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.swap.quality import TEXT_TOLERANCE, prompt_weights, text_target
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds

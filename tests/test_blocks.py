@@ -17,8 +17,8 @@ from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.walk import BRANCHES, Walk
 from sanakit.contracts import LatentSpec
 from sanakit.errors import SanakitError
-from sanakit.evaluate import held_out
-from sanakit.swap.base import STRATEGIES
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.text_encoders import PromptEmbeds
 

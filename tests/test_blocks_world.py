@@ -8,9 +8,9 @@ import pytest
 
 from sanakit.alignment import align_blocks, align_input, align_output
 from sanakit.config import make_config
-from sanakit.evaluate import held_out
+from sanakit.evaluation.held_out import held_out
 from sanakit.run import RunFolder
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.plan import build
 
@@ -19,8 +19,8 @@ def open_swap(candidate, images, held_out_images, kind="vae"):
     """tiny-sana with another component, on the first images of the training split and of the held-out ones."""
     config = make_config({kind: {"name": candidate}, "smoke": {"held_out": held_out_images}})
     swap = Swap(config=config, run=RunFolder(Path(), config))
-    train, test = swap.halves
-    swap.halves = train.subset(range(images)), test.subset(range(held_out_images))
+    train, test = swap.splits
+    swap.splits = train.subset(range(images)), test.subset(range(held_out_images))
     return swap
 
 

@@ -21,7 +21,10 @@ FACTS = {"kind": "latents", "encoder": "x", "size": 32, "fit": "crop"}
 
 def fill(root, facts=FACTS, count=6, first=0):
     rows = torch.arange(first, first + count)
-    compute = lambda part: {"x": rows[part.start : part.stop].float()[:, None]}
+
+    def compute(part):
+        return {"x": rows[part.start : part.stop].float()[:, None]}
+
     return store.write(root, facts, rows, compute, row_bytes=8).folder
 
 

@@ -15,7 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
-from sanakit.data import Pictures, load_pictures
+from sanakit.data import ImageDataset, load_images
 from sanakit.data.embedded import ASSETS
 from sanakit.data.embedded_captions import (
     COLOURS,
@@ -26,12 +26,13 @@ from sanakit.data.embedded_captions import (
     name_pixels,
     rotate_hue,
 )
-from sanakit.evaluate import held_out
+from sanakit.evaluation.held_out import held_out
+from sanakit.loading import load_text_encoder
 from sanakit.reporting.report import write_report
 from sanakit.swap.context import Swap
 from sanakit.swap.full import gains_by_caption
-from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
-from sanakit.train import TrainOptions
+from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
+from sanakit.training.batches import TrainOptions
 
 
 @pytest.mark.parametrize(
@@ -110,14 +111,14 @@ def test_emoji_have_plain_titles(text, title):
 
 
 def test_every_openmoji_title_is_plain_ascii():
-    pictures = load_pictures("openmoji")
+    pictures = load_images("openmoji")
     assert len(pictures) == 2000
     assert [c for c in pictures.captions if not re.fullmatch(r"[a-z0-9 #*'-]+", c[0])] == []
     assert all(len(c) == 2 and c[1].endswith(", emoji") for c in pictures.captions)
 
 
 def test_openclipart_titles_are_complete_plain_english_without_authors():
-    pictures = load_pictures("openclipart")
+    pictures = load_images("openclipart")
     with (ASSETS / "openclipart-titles.tsv").open() as file:
         rows = list(csv.DictReader(file, delimiter="\t"))
     assert [row["name"] for row in rows] == pictures.names
@@ -143,7 +144,7 @@ def test_openclipart_titles_are_what_their_script_writes():
 
 def test_captions_of_the_embedded_world_are_read_whole():
     """Colours and title of every image; the whole caption, style included, of more than 99%."""
-    pictures, encoder = load_pictures("embedded"), load_text_encoder("minilm")
+    pictures, encoder = load_images("embedded"), load_text_encoder("minilm")
 
     def share_cut(texts):
         lengths = [len(ids) for ids in encoder.tokenizer(texts, padding=False, truncation=False)["input_ids"]]
@@ -155,14 +156,14 @@ def test_captions_of_the_embedded_world_are_read_whole():
     assert share_cut([c[1] for c in pictures.captions]) < 0.001
 
 
-def test_any_first_images_are_judged_half_by_plain_and_half_by_enriched_captions():
-    split = load_pictures("embedded").split(True)
+def test_any_first_images_are_evaluated_half_by_plain_and_half_by_enriched_captions():
+    split = load_images("embedded").split(True)
     assert split.caption_kinds == ("plain", "enriched")
     texts = split.evaluation_captions()
     for count in (2, 64, 129):
         plain = sum(text == captions[0] for text, captions in zip(texts[:count], split.captions, strict=False))
         assert plain == (count + 1) // 2
-    three = Pictures(source="", names=list("abcd"), captions=[["x", "y", "z"], ["u"]] * 2, images=[b""] * 4)
+    three = ImageDataset(source="", names=list("abcd"), captions=[["x", "y", "z"], ["u"]] * 2, images=[b""] * 4)
     assert three.evaluation_captions() == ["x", "u", "z", "u"]
 
 
@@ -178,16 +179,16 @@ def test_held_out_losses_read_the_evaluation_captions(tiny_system, tiny_data):
     assert (losses[:, 1::2] != held_out(tiny_system, first, count=8).losses[:, 1::2]).any()
 
 
-def test_results_that_other_captions_judged_do_not_fit(monkeypatch):
+def test_results_of_other_captions_do_not_fit(monkeypatch):
     values = {
         "run": SimpleNamespace(key="k"),
         "candidate_identity": "c",
-        "pictures": Pictures(source="", names=[], captions=[], images=[]),
+        "pictures": ImageDataset(source="", names=[], captions=[], images=[]),
     }
     swap = SimpleNamespace(**values, trains_vae_alone=False, base_fingerprint={})
     before = Swap.fingerprint(swap, "smoke")
     assert before == Swap.fingerprint(swap, "smoke")
-    monkeypatch.setattr("sanakit.swap.context.JUDGED_BY", "the last caption")
+    monkeypatch.setattr("sanakit.swap.context.EVALUATED_BY", "the last caption")
     assert Swap.fingerprint(swap, "smoke") != before
 
 
@@ -220,7 +221,7 @@ def test_a_colour_word_is_swapped_for_one_that_the_caption_does_not_hold():
 
 
 def load_experiment(name):
-    path = Path(__file__).parent.parent / "experiments" / f"{name}.py"
+    path = next((Path(__file__).parent.parent / "experiments").rglob(f"{name}.py"))
     spec = importlib.util.spec_from_file_location(name, path)
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module

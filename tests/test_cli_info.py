@@ -115,3 +115,9 @@ def test_doctors_floors_are_those_of_the_package():
     floors = {r.name: str(r.specifier) for r in map(Requirement, project["dependencies"])}
     assert {name: floors[name] for name in FLOORS} == {name: f">={floor}" for name, (floor, _) in FLOORS.items()}
     assert {Requirement(r).name for r in project["optional-dependencies"]["demo"]} == set(DEMO)
+
+
+def test_a_component_on_disk_is_measured_not_described():
+    with pytest.raises(SanakitError, match=r"SK0101.*no name of `sanakit ls`") as caught:
+        run(app, ["describe", "path:DIR"], catch_exceptions=False)
+    assert "validate --stage component --base none --vae path:DIR" in caught.value.fix

@@ -9,10 +9,11 @@ import torch
 
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
+from sanakit.loading import load_text_encoder, load_vae
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.text_encoders.transformer import TransformerEncoder
-from sanakit.vaes import VAES, load_vae
-from sanakit.vaes.base import DiffusersVAE, load_diffusers_model
+from sanakit.vaes import VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE, load_diffusers_model
 
 DIFFUSERS = [name for name in VAES.names() if issubclass(VAES.get(name), DiffusersVAE)]
 TRANSFORMERS = [name for name in TEXT_ENCODERS.names() if issubclass(TEXT_ENCODERS.get(name), TransformerEncoder)]
@@ -31,8 +32,8 @@ def vae(request):
 
 
 def images_for(vae, height=1, width=1, count=2):
-    side = vae.picture_size or 2 * vae.spec.spatial_compression_ratio
-    size = (side, side) if vae.picture_size else (side * height, side * width)
+    side = vae.fixed_image_size or 2 * vae.spec.spatial_compression_ratio
+    size = (side, side) if vae.fixed_image_size else (side * height, side * width)
     return torch.rand(count, 3, *size, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
@@ -66,7 +67,7 @@ def test_the_posterior_s_spread_is_the_model_s_own_in_the_order_of_the_latents()
         assert vae_twin(name).encode_posterior(images_for(vae_twin(name)))[1] is None
 
 
-def test_a_picture_is_encoded_alike_alone_and_in_a_batch(vae):
+def test_a_image_is_encoded_alike_alone_and_in_a_batch(vae):
     images = images_for(vae)
     torch.testing.assert_close(vae.encode_raw(images)[:1], vae.encode_raw(images[:1]), atol=1e-4, rtol=1e-3)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import sanakit
-from sanakit.contracts import LatentSpec, LatentStats, Verdict, judge
+from sanakit.contracts import LatentSpec, LatentStats, Verdict, decide
 from sanakit.errors import CODES, SanakitError, did_you_mean
 
 PACKAGE = Path(sanakit.__file__).parent
@@ -18,7 +18,7 @@ finite = st.floats(-1e6, 1e6)
 @given(finite, finite, finite, st.booleans())
 def test_judge_decides_only_when_the_whole_interval_is_on_one_side(a, b, threshold, at_least):
     low, high = sorted((a, b))
-    verdict = judge((low + high) / 2, threshold, at_least=at_least, ci_low=low, ci_high=high)
+    verdict = decide((low + high) / 2, threshold, at_least=at_least, ci_low=low, ci_high=high)
     if verdict == Verdict.PASS:
         assert low >= threshold if at_least else high <= threshold
     elif verdict == Verdict.FAIL:
@@ -29,8 +29,8 @@ def test_judge_decides_only_when_the_whole_interval_is_on_one_side(a, b, thresho
 
 @pytest.mark.parametrize("at_least", [True, False])
 def test_not_a_number_fails(at_least):
-    assert judge(float("nan"), 0, at_least=at_least) == Verdict.FAIL
-    assert judge(1, 0, at_least=at_least, ci_low=float("nan"), ci_high=2) == Verdict.FAIL
+    assert decide(float("nan"), 0, at_least=at_least) == Verdict.FAIL
+    assert decide(1, 0, at_least=at_least, ci_low=float("nan"), ci_high=2) == Verdict.FAIL
 
 
 def test_worst_verdict():
@@ -52,7 +52,7 @@ def test_every_code_used_is_explained_and_every_explanation_is_used():
 
 
 def test_message_has_code_cause_and_fix():
-    error = SanakitError("SK0401", "no picture")
-    assert str(error).splitlines()[0] == "error[SK0401]: no picture"
+    error = SanakitError("SK0401", "no image")
+    assert str(error).splitlines()[0] == "error[SK0401]: no image"
     assert error.exit_code == 2 and SanakitError("SK0901", "x").exit_code == 3
     assert did_you_mean("scrtch", ["scratch", "align"]) == " (did you mean scratch?)"

@@ -9,15 +9,16 @@ import pytest
 import torch
 from PIL import Image
 
-from sanakit.data import Pictures, load_pictures, store
-from sanakit.data import base as data_base
+from sanakit.data import ImageDataset, load_images, store
 from sanakit.data import images as data_images
+from sanakit.data import table as data_base
 from sanakit.data.cache import embeddings, raw_latents, to_images
 from sanakit.data.dataset import build_dataset
-from sanakit.drift.pictures import shown_rows
+from sanakit.drift.shown import shown_rows
 from sanakit.errors import SanakitError
+from sanakit.loading import load_vae
 from sanakit.text_encoders import TEXT_ENCODERS
-from sanakit.vaes import VAES, load_vae
+from sanakit.vaes import VAES
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +36,7 @@ def folder_of(path, count=10):
     path.mkdir()
     for i in range(count):
         (path / f"{i}.png").write_bytes(png((20 * i, 0, 0)))
-        (path / f"{i}.txt").write_text(f"picture {i}\nanother name")
+        (path / f"{i}.txt").write_text(f"image {i}\nanother name")
     return path
 
 
@@ -43,13 +44,13 @@ def test_split_depends_on_the_name_alone_and_holds_out_a_tenth():
     names = [str(i) for i in range(5000)]
     held = [data_base.is_held_out(name) for name in names]
     assert 0.08 < np.mean(held) < 0.12
-    pictures = Pictures(source="x", names=names, captions=[["a"]] * 5000, images=[b""] * 5000)
-    assert set(pictures.split(True).names) == {n for n, h in zip(names, held, strict=True) if h}
-    assert len(pictures.split(True)) + len(pictures.split(False)) == 5000
+    dataset = ImageDataset(source="x", names=names, captions=[["a"]] * 5000, images=[b""] * 5000)
+    assert set(dataset.split(True).names) == {n for n, h in zip(names, held, strict=True) if h}
+    assert len(dataset.split(True)) + len(dataset.split(False)) == 5000
 
 
 def named(names):
-    return Pictures(source="", names=names, captions=[["x"] for _ in names], images=[b""] * len(names))
+    return ImageDataset(source="", names=names, captions=[["x"] for _ in names], images=[b""] * len(names))
 
 
 @pytest.mark.parametrize("held_out", [False, True])
@@ -70,7 +71,7 @@ def test_the_first_images_of_a_split_are_a_random_sample_that_never_moves(held_o
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_evaluation_images_of_the_embedded_world_come_from_both_sources(held_out):
-    split = load_pictures("embedded").split(held_out)
+    split = load_images("embedded").split(held_out)
     emoji = [name.startswith("openmoji/") for name in split.names]
     share = sum(emoji) / len(emoji)
     for count in (128, 192, 256):
@@ -78,24 +79,24 @@ def test_evaluation_images_of_the_embedded_world_come_from_both_sources(held_out
 
 
 def test_openclipart_is_packed_with_captions_and_unique_names():
-    pictures = load_pictures("openclipart")
-    assert len(pictures) > 4000 and len(set(pictures.names)) == len(pictures)
-    assert all(c and all(c) for c in pictures.captions)
-    assert pictures.subset(range(3)).pixels(96).shape == (3, 96, 96, 3)
+    dataset = load_images("openclipart")
+    assert len(dataset) > 4000 and len(set(dataset.names)) == len(dataset)
+    assert all(c and all(c) for c in dataset.captions)
+    assert dataset.subset(range(3)).pixels(96).shape == (3, 96, 96, 3)
 
 
-def test_folder_and_manifest_give_the_same_pictures(tmp_path):
+def test_folder_and_manifest_give_the_same_images(tmp_path):
     folder = folder_of(tmp_path / "a")
-    found = load_pictures(str(folder))
-    assert len(found) == 10 and found.captions[0] == ["picture 0", "another name"]
+    found = load_images(str(folder))
+    assert len(found) == 10 and found.captions[0] == ["image 0", "another name"]
     rows = [{"image": name, "caption": captions} for name, captions in zip(found.names, found.captions, strict=True)]
     (folder / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "m.csv").write_text("image,caption\n" + "".join(f"{r['image']},{r['caption'][0]}\n" for r in rows))
-    assert load_pictures(str(folder / "m.jsonl")).fingerprint == found.fingerprint
-    assert len(load_pictures(str(folder / "m.csv"))) == 10
+    assert load_images(str(folder / "m.jsonl")).fingerprint == found.fingerprint
+    assert len(load_images(str(folder / "m.csv"))) == 10
 
 
-def test_bad_pictures_are_set_aside_with_the_reason(tmp_path, monkeypatch):
+def test_bad_images_are_set_aside_with_the_reason(tmp_path, monkeypatch):
     monkeypatch.setattr(data_images, "MAX_PIXELS", 10_000)
     folder = folder_of(tmp_path / "a")
     (folder / "corrupt.png").write_bytes(png()[:60])
@@ -103,13 +104,13 @@ def test_bad_pictures_are_set_aside_with_the_reason(tmp_path, monkeypatch):
     (folder / "huge.png").write_bytes(png(size=(200, 200)))
     (folder / "huge.txt").write_text("x")
     (folder / "silent.png").write_bytes(png())
-    found = load_pictures(str(folder), max_set_aside=0.5)
+    found = load_images(str(folder), max_set_aside=0.5)
     reasons = {row["name"]: row["reason"] for row in found.ledger}
     assert len(found) == 10 and set(reasons) == {"corrupt.png", "huge.png", "silent.png"}
     assert "40000" in reasons["huge.png"] or "200 x 200" in reasons["huge.png"]
     assert "no caption" in reasons["silent.png"]
     with pytest.raises(SanakitError, match="SK0402.*3 of 13"):
-        load_pictures(str(folder), max_set_aside=0.05)
+        load_images(str(folder), max_set_aside=0.05)
 
 
 @pytest.mark.parametrize("text", ["", "image,text\na,b\n", "[]", "\x00"])
@@ -117,14 +118,14 @@ def test_manifests_that_are_none(tmp_path, text):
     for name in ("m.csv", "m.jsonl"):
         (tmp_path / name).write_text(text)
         with pytest.raises(SanakitError, match="SK0401"):
-            load_pictures(str(tmp_path / name))
+            load_images(str(tmp_path / name))
 
 
 def test_empty_folder_and_unknown_name(tmp_path):
     with pytest.raises(SanakitError, match="SK0401"):
-        load_pictures(str(tmp_path))
+        load_images(str(tmp_path))
     with pytest.raises(SanakitError, match="SK0101"):
-        load_pictures("openclip")
+        load_images("openclip")
 
 
 def test_alpha_lies_on_white_and_exif_rotation_is_applied():
@@ -149,13 +150,13 @@ def test_a_large_jpeg_is_decoded_near_the_size_that_is_asked_for(monkeypatch):
         data_images.ImageOps, "fit", lambda image, *a, **k: (decoded.append(image.size), fit(image, *a, **k))[1]
     )
     noise = np.random.default_rng(0).integers(256, size=(15, 20, 3), dtype=np.uint8)
-    picture = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
-    exif = picture.getexif()
+    image = Image.fromarray(noise).resize((1600, 1200), Image.Resampling.BICUBIC)
+    exif = image.getexif()
     exif[0x0112] = 6
     for options, wide in (({}, True), ({"exif": exif}, False)):
         buffer = io.BytesIO()
-        picture.save(buffer, "JPEG", quality=95, **options)
-        upright = picture if wide else picture.rotate(-90, expand=True)
+        image.save(buffer, "JPEG", quality=95, **options)
+        upright = image if wide else image.rotate(-90, expand=True)
         assert (
             np.abs(
                 data_base.decode(buffer.getvalue(), 64, "pad") - np.asarray(pad(upright, (64, 64), color="white")) * 1.0
@@ -170,13 +171,16 @@ def test_a_large_jpeg_is_decoded_near_the_size_that_is_asked_for(monkeypatch):
 
 
 def test_the_posterior_s_spread_is_kept_and_drawn_from_by_request(tmp_path):
-    pictures = load_pictures(str(folder_of(tmp_path / "a")))
+    dataset = load_images(str(folder_of(tmp_path / "a")))
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     torch.manual_seed(0)
     vae = VAES.get("kl-f8c4").tiny()
-    build = lambda **options: build_dataset(vae, encoder, pictures, 32, mirror=True, **options)
+
+    def build(**options):
+        return build_dataset(vae, encoder, dataset, 32, mirror=True, **options)
+
     plain, drawn = build(), build(sample_posterior=True)
-    mean, std = vae.encode_posterior(to_images(pictures.pixels(32)))
+    mean, std = vae.encode_posterior(to_images(dataset.pixels(32)))
     assert plain.spread is None and torch.allclose(plain.latents[:, 0], vae.normalize(mean), atol=1e-5)
     assert torch.allclose(drawn.spread[:, 0].float(), std / vae.latents_std, rtol=0.01) and drawn.spread.shape[1] == 2
     rows, view = torch.arange(10), torch.zeros(10, dtype=torch.long)
@@ -185,48 +189,51 @@ def test_the_posterior_s_spread_is_kept_and_drawn_from_by_request(tmp_path):
     assert torch.allclose(draws.mean(0), plain.latents[:, 0], atol=float(0.3 * drawn.spread.float().max()))
     assert torch.equal(drawn.draw(rows[3:5], view[:2], torch.Generator(), rows[3:5]), draws[0][3:5])
     assert torch.equal(plain.draw(rows, view, torch.Generator(), rows), plain.latents[:, 0])
-    one = build_dataset(vae, encoder, pictures, 32, mirror=False, sample_posterior=True)  # a view of the mirrored entry
+    one = build_dataset(vae, encoder, dataset, 32, mirror=False, sample_posterior=True)  # a view of the mirrored entry
     assert torch.equal(one.spread[:], drawn.spread[:, :1])
     with pytest.raises(SanakitError, match="SK0104.*pca-f8c4 has no posterior"):
         fixed = VAES.get("pca-f8c4").tiny()
         fixed.name = "pca-f8c4"
-        build_dataset(fixed, encoder, pictures, 32, mirror=True, sample_posterior=True)
+        build_dataset(fixed, encoder, dataset, 32, mirror=True, sample_posterior=True)
 
 
 def test_latents_are_computed_once_and_a_foreign_cache_is_refused(tmp_path):
-    pictures = load_pictures(str(folder_of(tmp_path / "a")))
+    dataset = load_images(str(folder_of(tmp_path / "a")))
     vae = VAES.get("pca-f8c4").tiny()
     calls = []
-    first = raw_latents(vae, pictures, 32, mirror=True, progress=lambda *a: calls.append(a))
+    first = raw_latents(vae, dataset, 32, mirror=True, progress=lambda *a: calls.append(a))
     assert first.shape == (10, 2, 4, 4, 4) and calls
     calls.clear()
-    assert torch.equal(raw_latents(vae, pictures, 32, mirror=True, progress=lambda *a: calls.append(a)), first)
+    assert torch.equal(raw_latents(vae, dataset, 32, mirror=True, progress=lambda *a: calls.append(a)), first)
     assert not calls
-    other = raw_latents(vae, pictures, 64)
+    other = raw_latents(vae, dataset, 64)
     assert other.shape[-1] == 8
     manifests = sorted((tmp_path / "cache").glob("latents-*/manifest.json"))
     swapped = [file.read_bytes() for file in manifests]
     for file, content in zip(manifests, reversed(swapped), strict=True):
         file.write_bytes(content)
-    assert torch.equal(raw_latents(vae, pictures, 64), other)  # neither manifest is believed; the entry is made anew
-    assert torch.equal(raw_latents(vae, pictures, 32, mirror=True), first)
+    assert torch.equal(raw_latents(vae, dataset, 64), other)  # neither manifest is believed; the entry is made anew
+    assert torch.equal(raw_latents(vae, dataset, 32, mirror=True), first)
     assert [json.loads(file.read_text())["facts"] for file in manifests] == [json.loads(s)["facts"] for s in swapped]
     shards = sorted((tmp_path / "cache").glob("latents-*/0*.safetensors"))
     blob = bytearray(shards[0].read_bytes())
     blob[-1] ^= 1
     shards[0].write_bytes(blob)
     with pytest.raises(SanakitError, match=f"SK0404.*{shards[0].name} is damaged"):
-        raw_latents(vae, pictures, 32, mirror=True), raw_latents(vae, pictures, 64)
+        raw_latents(vae, dataset, 32, mirror=True), raw_latents(vae, dataset, 64)
 
 
-def test_encoding_hashes_weights_and_pictures_once_and_decodes_and_encodes_each_picture_once(tmp_path, monkeypatch):
-    pictures, vae = load_pictures(str(folder_of(tmp_path / "a", 40))), VAES.get("pca-f8c4").tiny()
+def test_encoding_hashes_weights_and_images_once_and_decodes_and_encodes_each_image_once(tmp_path, monkeypatch):
+    dataset, vae = load_images(str(folder_of(tmp_path / "a", 40))), VAES.get("pca-f8c4").tiny()
     calls = []
-    watch = lambda owner, name: monkeypatch.setattr(
-        owner, name, lambda *a, f=getattr(owner, name), **k: (calls.append(name), f(*a, **k))[1]
-    )
+
+    def watch(owner, name):
+        return monkeypatch.setattr(
+            owner, name, lambda *a, f=getattr(owner, name), **k: (calls.append(name), f(*a, **k))[1]
+        )
+
     watch(vae, "fingerprint"), watch(vae, "encode_posterior"), watch(store, "row_hashes"), watch(data_base, "decode")
-    raw_latents(vae, pictures, 32)
+    raw_latents(vae, dataset, 32)
     assert {name: calls.count(name) for name in set(calls)} == {
         "fingerprint": 1,
         "row_hashes": 1,
@@ -257,20 +264,20 @@ def tar_of(path, members):
 def test_webdataset_shards_lose_no_sample_and_open_nothing_else(tmp_path):
     for shard in range(3):
         members = [(f"{i}.png", png((shard, i, 0))) for i in range(4)]
-        members += [(f"{i}.txt", f"picture {i} of {shard}\n\nby hand".encode()) for i in range(3)]
+        members += [(f"{i}.txt", f"image {i} of {shard}\n\nby hand".encode()) for i in range(3)]
         members += [("3.json", json.dumps({"caption": ["first", "second"], "score": 1}).encode())]
-        members += [("evil.pyd", b"cos\nsystem\n(S'touch /tmp/x'\ntR."), ("9.txt", b"no picture")]
+        members += [("evil.pyd", b"cos\nsystem\n(S'touch /tmp/x'\ntR."), ("9.txt", b"no image")]
         tar_of(tmp_path / f"part-{shard:02d}.tar", members)
-    found = load_pictures(f"{tmp_path}/part-{{00..02}}.tar", max_set_aside=0.5)
+    found = load_images(f"{tmp_path}/part-{{00..02}}.tar", max_set_aside=0.5)
     assert found.names == [f"part-{s:02d}.tar/{i}" for s in range(3) for i in range(4)]
-    assert found.captions[0] == ["picture 0 of 0", "by hand"] and found.captions[3] == ["first", "second"]
+    assert found.captions[0] == ["image 0 of 0", "by hand"] and found.captions[3] == ["first", "second"]
     assert [row["name"] for row in found.ledger] == [f"part-{s:02d}.tar/9" for s in range(3)]
     for bad in (f"{tmp_path}/part-{{00..03}}.tar", "pipe:cat x.tar", "nonsense://bucket/x.tar"):
         with pytest.raises(SanakitError, match="SK0401"):
-            load_pictures(bad)
+            load_images(bad)
     (tmp_path / "cut.tar").write_bytes((tmp_path / "part-00.tar").read_bytes()[:300])
     with pytest.raises(SanakitError, match="SK0401.*cannot be read"):
-        load_pictures(str(tmp_path / "cut.tar"))
+        load_images(str(tmp_path / "cut.tar"))
 
 
 def test_encode_fills_a_cache_that_train_reads_and_drift_reads(tmp_path, capsys, monkeypatch):
@@ -304,14 +311,14 @@ def test_encode_fills_a_cache_that_train_reads_and_drift_reads(tmp_path, capsys,
     assert (
         texts["embeddings"].shape[::2] == (48, 256) and texts["attention_mask"].shape == texts["embeddings"].shape[:2]
     )
-    assert latents["pictures"].shape == (24, 32, 32, 3) and latents["pictures"].dtype == torch.uint8
+    assert latents["images"].shape == (24, 32, 32, 3) and latents["images"].dtype == torch.uint8
     for source in (out, Path(first["entries"][0]["folder"])):
         shown = shown_rows(source, "latents", [7])[7]
-        assert np.array_equal(shown.picture, load_pictures(str(folder)).subset([7]).pixels(32)[0])
-    assert shown_rows(out, "embeddings", [3])[3].label == load_pictures(str(folder)).captions[1][1]
+        assert np.array_equal(shown.image, load_images(str(folder)).subset([7]).pixels(32)[0])
+    assert shown_rows(out, "embeddings", [3])[3].label == load_images(str(folder)).captions[1][1]
 
     vae, encoder = load_vae(f"path:{tmp_path}/vae"), TEXT_ENCODERS.get("wordllama").load()
-    half = load_pictures(str(folder)).subset(range(5, 15))
+    half = load_images(str(folder)).subset(range(5, 15))
     for mirror, views in ((True, 2), (False, 1)):
         data = build_dataset(vae, encoder, half, 32, mirror=mirror, cache=out)
         assert data.latents.shape == (10, views, 4, 4, 4)
@@ -340,8 +347,8 @@ def test_encode_fills_a_cache_that_train_reads_and_drift_reads(tmp_path, capsys,
 
 
 def test_a_spot_check_names_what_changed_under_an_unchanged_key(tmp_path, monkeypatch):
-    pictures, vae = load_pictures(str(folder_of(tmp_path / "a"))), VAES.get("pca-f8c4").tiny()
-    raw_latents(vae, pictures, 32)
+    dataset, vae = load_images(str(folder_of(tmp_path / "a"))), VAES.get("pca-f8c4").tiny()
+    raw_latents(vae, dataset, 32)
     manifest = next((tmp_path / "cache").glob("latents-*/manifest.json"))
     record = json.loads(manifest.read_text())
     record["environment"]["torch"] = "1.0"
@@ -349,7 +356,7 @@ def test_a_spot_check_names_what_changed_under_an_unchanged_key(tmp_path, monkey
     encode = vae._encode
     monkeypatch.setattr(vae, "_encode", lambda images: encode(images) * 1.05)
     with pytest.raises(SanakitError, match=r"SK0404.*row \d computed again differs by 0\.0\d+ .*torch was 1.0"):
-        raw_latents(vae, pictures, 32)
+        raw_latents(vae, dataset, 32)
 
 
 def rows_of(count=4):
@@ -371,7 +378,7 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
     table = pa.Table.from_pylist(rows_of())
     for number in range(2):
         pq.write_table(table, tmp_path / f"part-{number}.parquet")
-    found = load_pictures(f"{tmp_path}/part-{{0..1}}.parquet")
+    found = load_images(f"{tmp_path}/part-{{0..1}}.parquet")
     assert found.names == [f"part-{n}.parquet/{i}" for n in range(2) for i in range(4)]
     assert found.captions[1] == ["good 1", "bad 1"] and found.scores[1] == [1.0, 0.0]
 
@@ -382,24 +389,24 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
     with pa.ipc.new_stream(str(saved / "data-00000-of-00001.arrow"), table.schema) as stream:
         stream.write_table(table)
     for folder in (saved, saved.parent):
-        assert load_pictures(str(folder)).images == found.images[:4]
-    assert load_pictures(str(saved.parent)).survey.ignored.as_dict() == {"split test": {"count": 1, "first": "test"}}
+        assert load_images(str(folder)).images == found.images[:4]
+    assert load_images(str(saved.parent)).survey.ignored.as_dict() == {"split test": {"count": 1, "first": "test"}}
     (saved / "state.json").write_text('{"_data_files": [{"filename": "../../../x.arrow"}]}')
     with pytest.raises(SanakitError, match="SK0401.*outside its folder"):
-        load_pictures(str(saved))
+        load_images(str(saved))
     pq.write_table(table.rename_columns(["photo", "captions", "scores"]), tmp_path / "other.parquet")
     with pytest.raises(SanakitError, match="SK0401.*columns photo, captions, scores; expected image"):
-        load_pictures(str(tmp_path / "other.parquet"))
+        load_images(str(tmp_path / "other.parquet"))
 
     record = json.dumps({"caption": ["one", "two"], "scores": [0.5, 0.1]}).encode()
     tar_of(tmp_path / "a.tar", [("0.png", png()), ("0.json", record), ("1.png", png("blue")), ("1.json", record)])
     remote = fsspec.filesystem("memory")
     for number in range(2):
         remote.pipe(f"/shards/{number}.tar", (tmp_path / "a.tar").read_bytes())
-    shards = load_pictures("memory://shards/{0..1}.tar")
+    shards = load_images("memory://shards/{0..1}.tar")
     assert shards.names == ["0.tar/0", "0.tar/1", "1.tar/0", "1.tar/1"] and shards.scores == [[0.5, 0.1]] * 4
     with pytest.raises(SanakitError, match="SK0401"):
-        load_pictures("memory://shards/9.tar")
+        load_images("memory://shards/9.tar")
 
 
 def test_a_saved_data_set_of_the_package_datasets_is_read_and_hf_names_need_it(tmp_path):
@@ -408,7 +415,7 @@ def test_a_saved_data_set_of_the_package_datasets_is_read_and_hf_names_need_it(t
     made.save_to_disk(str(tmp_path / "saved"))
     made.to_parquet(str(tmp_path / "hub" / "train.parquet"))
     for source in (f"{tmp_path}/saved", f"hf:{tmp_path}/hub"):
-        found = load_pictures(source)
+        found = load_images(source)
         assert found.images == [row["image"]["bytes"] for row in rows_of()] and found.scores == [[1.0, 0.0]] * 4
 
 
@@ -427,8 +434,8 @@ def test_captions_are_drawn_by_score_and_temperature():
             count=count,
             chances=caption_chances(scores, temperature),
         )
-        for picture, own in enumerate(scores):
-            rows = data.caption_rows(torch.full_like(choice, picture), choice) - data.first[picture]
+        for image, own in enumerate(scores):
+            rows = data.caption_rows(torch.full_like(choice, image), choice) - data.first[image]
             expected = (torch.tensor(own) / temperature).softmax(0)
             assert torch.allclose(torch.bincount(rows, minlength=len(own)) / len(choice), expected, atol=0.01)
         largest = torch.full(
@@ -454,7 +461,7 @@ def test_bucket_sizes_fit_any_ratio_and_area(cell):
     assert len(set(chosen)) == 1  # no bucket of fewer than three is left
 
 
-def test_buckets_show_every_picture_as_often_as_any_other():
+def test_buckets_show_every_image_as_often_as_any_other():
     """Every sample id of three rounds of a bucket, over two ranks and whatever step one begins at."""
     from sanakit.data.order import bucket_batch_indices
 
@@ -473,17 +480,17 @@ def test_buckets_show_every_picture_as_often_as_any_other():
     assert torch.equal(again[0], batches[17]) and torch.equal(again[1], batches[3])
 
 
-def test_bucketed_latents_have_the_shape_of_their_pictures(tmp_path):
+def test_bucketed_latents_have_the_shape_of_their_images(tmp_path):
     from sanakit.data.buckets import bucket_sizes
 
     folder = tmp_path / "a"
     folder.mkdir()
     for i in range(24):
         (folder / f"{i:02d}.png").write_bytes(png((10 * i, 0, 0), size=((40, 40), (80, 40), (40, 80))[i % 3]))
-        (folder / f"{i:02d}.txt").write_text(f"picture {i}")
+        (folder / f"{i:02d}.txt").write_text(f"image {i}")
     vae, encoder = VAES.get("pca-f8c4").tiny(), TEXT_ENCODERS.get("minilm").tiny()
-    pictures = load_pictures(str(folder))
-    data = build_dataset(vae, encoder, pictures, 32, mirror=True, buckets=bucket_sizes(32, 8, 2.0), at_least=4)
+    dataset = load_images(str(folder))
+    data = build_dataset(vae, encoder, dataset, 32, mirror=True, buckets=bucket_sizes(32, 8, 2.0), at_least=4)
     shapes = {tuple(block.shape[1:]) for block in data.latents.blocks}
     assert shapes == {(2, 4, 4, 4), (2, 4, 3, 5), (2, 4, 5, 3)} or len(shapes) == 3
     assert sorted(torch.cat(data.members).tolist()) == list(range(24))
@@ -493,5 +500,5 @@ def test_bucketed_latents_have_the_shape_of_their_pictures(tmp_path):
     latents = data.latents[rows, torch.zeros(3, dtype=torch.long)]
     height, width = (8 * side for side in latents.shape[-2:])
     assert width > height
-    own = vae.encode(to_images(pictures.subset(rows.tolist()).pixels((height, width))))
+    own = vae.encode(to_images(dataset.subset(rows.tolist()).pixels((height, width))))
     assert torch.allclose(latents, own, atol=1e-5)

@@ -1,14 +1,16 @@
 """The panel against constructions whose order is known."""
 
+import warnings
+
 import numpy as np
 import pytest
 import torch
 
-from sanakit.errors import SanakitError
-from sanakit.swap.diffusability import (
+from sanakit.checks.diffusability import (
     compare_panels,
     equivariance,
     high_frequency_share,
+    kid,
     neighbour_consistency,
     panel,
     radial_power,
@@ -16,6 +18,7 @@ from sanakit.swap.diffusability import (
     spectrum_kl,
     viv,
 )
+from sanakit.errors import SanakitError
 from sanakit.vaes import VAES
 
 
@@ -32,7 +35,7 @@ def test_slerp_keeps_the_length_and_halves_the_angle():
     torch.testing.assert_close(slerp(first, first), first)
 
 
-def test_white_latents_are_further_from_pictures_than_small_pictures_are(openclipart_images):
+def test_white_latents_are_further_from_images_than_small_images_are(openclipart_images):
     small = torch.nn.functional.interpolate(openclipart_images, size=(12, 12), mode="area")
     white = torch.randn(32, 4, 12, 12, generator=torch.Generator().manual_seed(0))
     assert spectrum_kl(small, openclipart_images) < 1e-9 < spectrum_kl(white, openclipart_images)
@@ -90,10 +93,10 @@ def test_white_latents_hold_half_of_their_power_above_half_of_the_radius_and_smo
     assert high_frequency_share(smooth) < 0.3 < high_frequency_share(white) < 1
 
 
-def test_the_panel_refuses_few_pictures_and_latents_that_are_not_finite(openclipart_images):
+def test_the_panel_refuses_few_images_and_latents_that_are_not_finite(openclipart_images):
     vae = VAES.get("pca-f8c4").tiny()
     latents = vae.encode(openclipart_images)
-    with pytest.raises(SanakitError, match="SK0403.*8 pictures"):
+    with pytest.raises(SanakitError, match="SK0403.*8 images"):
         panel(vae, openclipart_images[:8], latents[:8])
     latents[3, 2, 0, 0] = float("nan")
     with pytest.raises(SanakitError, match="SK0204.*channel 2"):
@@ -107,3 +110,10 @@ def test_two_panels_stand_side_by_side_and_viv_ranks_equal_sizes_only(openclipar
     same = compare_panels(base, base, openclipart_images)
     assert [row["base"] for row in same] == pytest.approx([row["candidate"] for row in same], abs=1e-5)
     assert same[0]["better"] == "lower"
+
+
+def test_the_distance_of_images_to_themselves_is_measured_without_a_warning_of_the_library(openclipart_images):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        same = kid(openclipart_images, openclipart_images)
+    assert same is None or abs(same) < 0.5

@@ -11,14 +11,14 @@ from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import distill
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.distill import Teacher, embedding_mse, trajectories
 from sanakit.swap.plan import applicable
 from sanakit.swap.race import Course, advance, enter
-from sanakit.train import TrainOptions, fit, new_state
+from sanakit.training.loop import TrainOptions, fit, new_state
 
-OPTIONS = TrainOptions(max_steps=60, batch_size=16, learning_rate=5e-3, warmup=5, decay=False)
+OPTIONS = TrainOptions(max_steps=60, batch_size=16, learning_rate=5e-3, warmup=5, schedule="constant")
 
 
 @pytest.fixture
@@ -81,7 +81,10 @@ def test_distillation_lowers_the_distance_and_leaves_the_core(base, student, tin
     frozen = {k: p.clone() for k, p in student.core.named_parameters() if not p.requires_grad}
     losses = []
     state = new_state(student.core, groups, OPTIONS)
-    keep = lambda step, loss, batch, predicted: losses.append(loss)
+
+    def keep(step, loss, batch, predicted):
+        return losses.append(loss)
+
     fit(student, tiny_data, OPTIONS, state, after_step=keep, draw=teacher.draws(student, tiny_data, OPTIONS))
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
     assert frozen and all(torch.equal(frozen[k], p) for k, p in student.core.named_parameters() if k in frozen)

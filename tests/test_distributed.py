@@ -1,4 +1,4 @@
-"""Two ranks over gloo: the same pictures, the same course and the same checkpoints as one. Run by torchrun it is a rank.
+"""Two ranks over gloo: the same images, the same course and the same checkpoints as one. Run by torchrun it is a rank.
 
 torchrun --standalone --nproc_per_node=2 tests/test_distributed.py OUT
 """
@@ -16,22 +16,23 @@ import numpy as np
 import pytest
 import torch
 
-from sanakit import train
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import latest, load_checkpoint, optimizer_slots, read_manifest, save_checkpoint
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, rank, shard
 from sanakit.flow import EVAL_SIGMAS
-from sanakit.swap.base import STRATEGIES
-from sanakit.swap.joint import encoder_group, trainable_copy
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.encoder_training import encoder_group, trainable_copy
 from sanakit.swap.quality import Target
 from sanakit.swap.race import Course, RaceStopped, enter, race
 from sanakit.swap.race_store import RaceStore
 from sanakit.text_encoders import TEXT_ENCODERS
-from sanakit.train import TrainOptions, fit, new_state
+from sanakit.training import loop as train
+from sanakit.training.checkpoint import latest, load_checkpoint, read_manifest, save_checkpoint
+from sanakit.training.loop import TrainOptions, fit, new_state
+from sanakit.training.optimizer_state import optimizer_slots
+from sanakit.training.watch import Watch
 from sanakit.vaes import VAES
-from sanakit.watch import Watch
 
 STEPS, MORE = 5, 3
 CORE = {
@@ -74,20 +75,20 @@ def groups_of(core):
     return [{"params": p, "scale": 1.0} for p in parameters_by_group(core).values()]
 
 
-def prepared(chosen, joint):
-    """System, data and state; joint: the text encoder is trained too."""
+def prepared(chosen, adapter_class):
+    """System, data and state; adapter_class: the text encoder is trained too."""
     system, data = system_and_data()
     groups, encoder = groups_of(system.core), None
-    if joint:
+    if adapter_class:
         encoder = system.text_encoder = trainable_copy(system.text_encoder, gradient_checkpointing=True)
         groups.append(encoder_group(encoder, 1e-4, 1e-3))
         data = replace(data, texts=[" ".join("abcdefgh"[(i + k) % 8] for k in range(2 + i % 3)) for i in range(36)])
     return system, data, new_state(system.core, groups, chosen, encoder)
 
 
-def run(folder, steps, chosen, resume=None, joint=False):
+def run(folder, steps, chosen, resume=None, adapter_class=False):
     """Train and save; the rows of every step that this rank saw, and the losses."""
-    system, data, state = prepared(chosen, joint)
+    system, data, state = prepared(chosen, adapter_class)
     assert (chosen.parallel == "fsdp") == all(hasattr(p, "full_tensor") for p in system.core.parameters())
     if resume:
         load_checkpoint(resume, state.module, state, {})
@@ -104,8 +105,8 @@ def run(folder, steps, chosen, resume=None, joint=False):
 
 
 def tensors(folder):
-    """What a checkpoint holds, read on one rank, whoever wrote it."""
-    _, _, state = prepared(options(), "joint" in folder.name)
+    """What a checkpoint holds, read on one rank, who wrote it."""
+    _, _, state = prepared(options(), "interface layer" in folder.name)
     load_checkpoint(latest(folder), state.module, state, {})
     parts = {"core": state.module.state_dict(), "ema": state.ema}
     parts |= {f"optimizer/{name}": slots for name, slots in optimizer_slots(state.module, state).items()}
@@ -150,15 +151,15 @@ def folders(tmp_path_factory):
         "fsdp",
         "fsdp-more",
         "fsdp-on-one",
-        "joint",
-        "fsdp-joint",
-        "one-joint",
+        "interface layer",
+        "fsdp-interface layer",
+        "one-interface layer",
     ):
         (out / name).mkdir()
     result = torchrun(str(out))
     assert result.returncode == 0, result.stderr[-3000:]
     run(out / "one", STEPS, options())
-    run(out / "one-joint", STEPS, options(live_captions=True), joint=True)
+    run(out / "one-interface layer", STEPS, options(live_captions=True), adapter_class=True)
     run(out / "one-more", MORE, options(), resume=latest(out / "one"))
     return out
 
@@ -170,10 +171,10 @@ def test_two_ranks_take_the_course_of_one_with_the_same_global_batch(folders, na
 
 
 @pytest.mark.distributed
-@pytest.mark.parametrize("name", ["joint", "fsdp-joint"])
+@pytest.mark.parametrize("name", ["interface layer", "fsdp-interface layer"])
 def test_a_joint_text_encoder_takes_the_course_of_one_rank(folders, name):
     """Replicated beside a replicated or a sharded core; the checkpoint holds both and is read on one rank."""
-    assert_same_course(folders / "one-joint", folders / name)
+    assert_same_course(folders / "one-interface layer", folders / name)
 
 
 def test_a_sharded_core_in_bf16_reads_timesteps_in_fp32(tmp_path):
@@ -261,7 +262,7 @@ def race_on_ranks(folder):
 
 def hang(folder):
     """Rank 1 never gets its second batch."""
-    system, data, state = prepared(options(), joint=False)
+    system, data, state = prepared(options(), adapter_class=False)
     draw = train.draw_batch
 
     def stuck(system, data, options, step, rows):
@@ -281,8 +282,8 @@ if __name__ == "__main__":
     race_on_ranks(base)
     run(base / "ddp", STEPS, options())
     run(base / "accumulated", STEPS, options(accumulate=2))
-    run(base / "joint", STEPS, options(live_captions=True), joint=True)
-    run(base / "fsdp-joint", STEPS, options(parallel="fsdp", live_captions=True), joint=True)
+    run(base / "interface layer", STEPS, options(live_captions=True), adapter_class=True)
+    run(base / "fsdp-interface layer", STEPS, options(parallel="fsdp", live_captions=True), adapter_class=True)
     run(base / "fsdp", STEPS, options(parallel="fsdp"))
     run(base / "fsdp-more", MORE, options(parallel="fsdp"), resume=latest(base / "fsdp"))
     torch.distributed.destroy_process_group()

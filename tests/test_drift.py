@@ -12,10 +12,12 @@ from safetensors.torch import save_file
 from sanakit.drift import DRIFT, latent_features
 from sanakit.drift.compare import KEYS, compare
 from sanakit.drift.moments import Moments
-from sanakit.drift.sample import read_samples, sample_embeddings, sample_latents, write_snapshot
+from sanakit.drift.read import read_samples
+from sanakit.drift.sample import sample_embeddings, sample_latents
+from sanakit.drift.snapshot import write_snapshot
 from sanakit.errors import SanakitError
 
-COLUMNS = [name for name in DRIFT.names() if name not in ("spectrum-kl", "correlation-max", "outlier-pictures")]
+COLUMNS = [name for name in DRIFT.names() if name not in ("spectrum-kl", "correlation-max", "outlier-images")]
 
 
 def latents(seed, count=160, channels=4):
@@ -40,7 +42,7 @@ def test_statistics_are_silent_without_one(name):
     assert sum(DRIFT.get(name)(*generator.normal(size=(2, 64, 6)), 0.02).alarm for _ in range(10)) <= 2
 
 
-def test_features_are_one_row_a_picture():
+def test_features_are_one_row_a_image():
     found = latent_features(latents(0, 5, 3))
     assert found.shape == (5, 6)
     torch.testing.assert_close(found[:, :3], latents(0, 5, 3).mean((2, 3)))
@@ -93,7 +95,10 @@ GAIN, OFFSET = torch.linspace(0.5, 2, 4).reshape(4, 1, 1), torch.linspace(-1, 1,
 )
 def test_a_likely_cause_is_named_where_undoing_it_explains_what_moved(change, cause):
     uneven = torch.tensor([0.6, 1.4, 0.9, 2]).reshape(4, 1, 1)
-    draw = lambda seed: latents(seed, 300) * uneven + latents(seed + 50, 300)[:, :, :1, :1] + uneven
+
+    def draw(seed):
+        return latents(seed, 300) * uneven + latents(seed + 50, 300)[:, :, :1, :1] + uneven
+
     torch.manual_seed(0)
     found = compare({"latents": sample_latents(draw(0))}, {"latents": sample_latents(change(draw(1)))})
     named = [r for r in found.readings if r.name == "likely-cause"]
@@ -170,7 +175,7 @@ def test_one_blank_frame_among_many_is_an_outlier():
     current[7] = 0.3
     current[2, 0, 0, 0] = float("nan")  # set aside; the others keep their numbers
     found = compare({"latents": sample_latents(latents(0, 256))}, {"latents": sample_latents(current)})
-    outlier = next(r for r in found.readings if r.name == "outlier-pictures")
+    outlier = next(r for r in found.readings if r.name == "outlier-images")
     assert outlier.alarm and outlier.where == "row 7"
 
 
@@ -194,25 +199,25 @@ def test_constant_channels_are_no_drift_and_other_normalisations_are_refused():
 
 def test_the_page_shows_what_the_sides_carry_and_says_what_they_do_not(tmp_path):
     from sanakit.drift.evidence import evidence
-    from sanakit.drift.pictures import Shown, as_labels, shown_rows
+    from sanakit.drift.shown import Shown, as_labels, shown_rows
     from sanakit.reporting.drift import write_drift_report
 
     frames = torch.randint(0, 256, (160, 60, 80, 3), dtype=torch.uint8)
-    half = {"pictures": frames[:100], "labels": as_labels([f"picture é {i}" for i in range(100)])}
+    half = {"images": frames[:100], "labels": as_labels([f"image é {i}" for i in range(100)])}
     (tmp_path / "a").mkdir()
     save_file({"latents": latents(0)[:100]} | half, tmp_path / "a" / "0.safetensors")
     save_file({"embeds": torch.zeros(5, 2, 3), "mask": torch.ones(5, 2)}, tmp_path / "a" / "1.safetensors")
-    save_file({"latents": latents(0)[100:], "pictures": frames[100:]}, tmp_path / "a" / "2.safetensors")
+    save_file({"latents": latents(0)[100:], "images": frames[100:]}, tmp_path / "a" / "2.safetensors")
     first, second = read_samples(tmp_path / "a")["latents"], sample_latents(latents(1) + 1)
     found = shown_rows(tmp_path / "a", "latents", [3, 120, 500])
-    assert set(found) == {3, 120} and found[3].label == "picture é 3" and not found[120].label
-    assert np.array_equal(found[120].picture, frames[120])
+    assert set(found) == {3, 120} and found[3].label == "image é 3" and not found[120].label
+    assert np.array_equal(found[120].image, frames[120])
 
     snapshot = write_snapshot(
         {"latents": first}, tmp_path, carry=lambda kind, rows: shown_rows(tmp_path / "a", kind, rows)
     )
     kept = shown_rows(snapshot, "latents", range(160))
-    assert len(kept) == 160 and all(s.picture.shape == (36, 48, 3) for s in kept.values())
+    assert len(kept) == 160 and all(s.image.shape == (36, 48, 3) for s in kept.values())
     assert read_samples(snapshot)["latents"].count == 160
 
     shown = evidence(first, second)
@@ -220,18 +225,21 @@ def test_the_page_shows_what_the_sides_carry_and_says_what_they_do_not(tmp_path)
     carried = {"latents": {"reference": shown_rows(snapshot, "latents", rows)}}
     comparison = compare({"latents": first}, {"latents": second}).as_dict()
     moments = {"latents": {"reference": {"mean": [0.0], "std": [1.0]}, "current": {"mean": [1.0], "std": [1.0]}}}
-    write = lambda carried: write_drift_report(
-        comparison, moments, {"latents": shown}, carried, "a", "b", tmp_path / "d.html"
-    ).read_text()
+
+    def write(carried):
+        return write_drift_report(
+            comparison, moments, {"latents": shown}, carried, "a", "b", tmp_path / "d.html"
+        ).read_text()
+
     page = write(carried)
     assert page.count("data:image/png") == 8 and "what moved" in page and "<script" not in page
-    assert "carries neither pictures nor captions" in page  # the other side
+    assert "carries neither images nor captions" in page  # the other side
     named = {row: Shown(label="a <b>") for row in rows}
     page = write({"latents": {"reference": named, "current": named}})
     assert "a &lt;b&gt;" in page and "carries names alone" in page and "data:image" not in page
     assert evidence(first, sample_latents(latents(0, channels=6)))["effects"] == {}
     for wrong in (frames.float(), frames[:4], frames[..., 0]):
-        save_file({"latents": latents(0), "pictures": wrong.contiguous()}, tmp_path / "f.safetensors")
+        save_file({"latents": latents(0), "images": wrong.contiguous()}, tmp_path / "f.safetensors")
         with pytest.raises(SanakitError, match="SK0701.*expected uint8.*of 160 rows"):
             shown_rows(tmp_path / "f.safetensors", "latents", [7])
 

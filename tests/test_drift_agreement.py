@@ -14,17 +14,17 @@ from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from sanakit.drift import DRIFT
 from sanakit.drift.features import latent_blocks
-from sanakit.drift.frechet import frechet_distance
-from sanakit.drift.gaussian_kl import columns_kl
-from sanakit.drift.gaussian_kl_full import gaussian_divergence, group_gaussians, labelled_kl, shrunk
-from sanakit.drift.mmd import BANDWIDTHS, kernel, labelled_mean_difference
 from sanakit.drift.moments import Moments
 from sanakit.drift.permutation import holm, permutation_test
-from sanakit.drift.psi import BINS, HALF_A_COUNT, columns_psi, in_bins
 from sanakit.drift.rank_max import columns_shift, normal_scores
-from sanakit.drift.sliced_wasserstein import directions, labelled_wasserstein
 from sanakit.drift.spectra import cosine_transform
-from sanakit.drift.spectrum_kl import ring_terms, shapes
+from sanakit.drift.statistics.frechet import frechet_distance
+from sanakit.drift.statistics.gaussian_kl import columns_kl
+from sanakit.drift.statistics.gaussian_kl_full import gaussian_divergence, group_gaussians, labelled_kl, shrunk
+from sanakit.drift.statistics.mmd import BANDWIDTHS, kernel, labelled_mean_difference
+from sanakit.drift.statistics.psi import BINS, HALF_A_COUNT, columns_psi, in_bins
+from sanakit.drift.statistics.sliced_wasserstein import directions, labelled_wasserstein
+from sanakit.drift.statistics.spectrum_kl import ring_terms, shapes
 
 GENERATOR = np.random.default_rng(0)
 X, Y = GENERATOR.normal(size=(60, 3)), GENERATOR.normal(0.4, 1.3, size=(50, 3))
@@ -64,7 +64,10 @@ def test_energy_and_mmd():
     median = np.median(pdist(POOLED))
     gammas = [1 / (2 * (s * median) ** 2) for s in BANDWIDTHS]
     np.testing.assert_allclose(kernel(POOLED), np.mean([rbf_kernel(POOLED, gamma=g) for g in gammas], 0), atol=1e-6)
-    plain = lambda a, b: np.mean([rbf_kernel(a, b, gamma=g).mean() for g in gammas])
+
+    def plain(a, b):
+        return np.mean([rbf_kernel(a, b, gamma=g).mean() for g in gammas])
+
     found = labelled_mean_difference(kernel(POOLED), LABELS)[0]
     assert found == pytest.approx(plain(X, X) + plain(Y, Y) - 2 * plain(X, Y), rel=1e-4)
 
@@ -73,7 +76,10 @@ def test_gaussian_divergences_and_shrinkage():
     mean_r, cov_r, mean_c, cov_c = group_gaussians(POOLED, LABELS)
     np.testing.assert_allclose(cov_r[0], empirical_covariance(X))
     np.testing.assert_allclose(shrunk(cov_r, 60)[0], shrunk_covariance(cov_r[0], shrinkage=3 / 63), atol=1e-8)
-    normal = lambda mean, cov: MultivariateNormal(torch.from_numpy(mean[0]), torch.from_numpy(cov[0]))
+
+    def normal(mean, cov):
+        return MultivariateNormal(torch.from_numpy(mean[0]), torch.from_numpy(cov[0]))
+
     reference, current = normal(mean_r, cov_r), normal(mean_c, cov_c)
     assert gaussian_divergence(mean_r, cov_r, mean_c, cov_c)[0] == pytest.approx(
         float(kl_divergence(current, reference))
@@ -84,7 +90,10 @@ def test_gaussian_divergences_and_shrinkage():
     reference, current = normal(*sides[:2]), normal(*sides[2:])
     both = float(kl_divergence(current, reference) + kl_divergence(reference, current)) / 2
     assert labelled_kl(POOLED, LABELS, symmetric=True)[0] == pytest.approx(both, rel=1e-6)
-    one = lambda rows: Normal(torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0)))
+
+    def one(rows):
+        return Normal(torch.from_numpy(rows.mean(0)), torch.from_numpy(rows.std(0)))
+
     np.testing.assert_allclose(columns_kl(POOLED, LABELS)[0], kl_divergence(one(Y), one(X)), rtol=1e-6)
 
 
@@ -95,7 +104,10 @@ def test_entropies_of_bins_and_divergences_of_spectra():
     assert columns_psi(in_bins(POOLED), LABELS)[0, 0] == pytest.approx(wanted, rel=1e-5)
     log_power = shapes(POOLED)
     np.testing.assert_allclose(log_power.mean(1), 0, atol=1e-12)
-    spread = lambda rows: Normal(torch.zeros(3, dtype=torch.float64), torch.from_numpy(np.exp(rows.mean(0) / 2)))
+
+    def spread(rows):
+        return Normal(torch.zeros(3, dtype=torch.float64), torch.from_numpy(np.exp(rows.mean(0) / 2)))
+
     wanted = kl_divergence(spread(log_power[60:]), spread(log_power[:60]))  # of Gaussian coefficients with those powers
     np.testing.assert_allclose(ring_terms(log_power, LABELS)[0], wanted, rtol=1e-6)
 
@@ -125,11 +137,14 @@ def test_ranks_means_and_the_classifier(monkeypatch):
 
 
 def test_the_permutation_p_value_is_that_of_scipy():
-    mean = lambda pooled, labels: (
-        (labels @ pooled[:, 0]) / labels.sum(1) - ((1 - labels) @ pooled[:, 0]) / (1 - labels).sum(1)
-    )
+    def mean(pooled, labels):
+        return (labels @ pooled[:, 0]) / labels.sum(1) - ((1 - labels) @ pooled[:, 0]) / (1 - labels).sum(1)
+
     found = permutation_test(mean, X, Y, seed=0).p_value
-    difference = lambda x, y, axis: y.mean(axis) - x.mean(axis)
+
+    def difference(x, y, axis):
+        return y.mean(axis) - x.mean(axis)
+
     wanted = stats.permutation_test(
         (X[:, 0], Y[:, 0]), difference, alternative="greater", vectorized=True, n_resamples=4999, rng=1
     ).pvalue
@@ -137,7 +152,7 @@ def test_the_permutation_p_value_is_that_of_scipy():
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])  # Holm (1979), by hand
 
 
-def test_moments_of_streams_and_of_single_pictures():
+def test_moments_of_streams_and_of_single_images():
     moments = Moments.of(torch.from_numpy(Y[:20])).merge(Moments.of(torch.from_numpy(Y[20:])))
     np.testing.assert_allclose(moments.covariance, np.cov(Y.T, bias=True))
     np.testing.assert_allclose(moments.correlation, np.corrcoef(Y.T))
@@ -148,5 +163,5 @@ def test_moments_of_streams_and_of_single_pictures():
     np.testing.assert_allclose(blocks["skewness"], stats.skew(flat, 2), rtol=1e-4)
     np.testing.assert_allclose(blocks["kurtosis"], stats.kurtosis(flat, 2), rtol=1e-4, atol=1e-4)
     np.testing.assert_allclose(blocks["log-sd"], np.log(flat.std(2)), rtol=1e-4)
-    wanted = np.arctanh(np.stack([np.corrcoef(picture)[np.triu_indices(3, 1)] for picture in flat]))
+    wanted = np.arctanh(np.stack([np.corrcoef(image)[np.triu_indices(3, 1)] for image in flat]))
     np.testing.assert_allclose(blocks["correlation"], wanted, atol=1e-4)

@@ -10,12 +10,14 @@ from scipy import fft, ndimage, stats
 from sanakit.drift import DRIFT
 from sanakit.drift.compare import STRUCTURED, compare
 from sanakit.drift.features import block_names, latent_blocks
-from sanakit.drift.sample import read_samples, sample_embeddings, sample_latents, write_snapshot
+from sanakit.drift.read import read_samples
+from sanakit.drift.sample import sample_embeddings, sample_latents
+from sanakit.drift.snapshot import write_snapshot
 from sanakit.drift.spectra import octave_rings, ring_blocks
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
-from sanakit.monitors import LatentMonitor
-from sanakit.train import Batch
+from sanakit.training.loop import Batch
+from sanakit.training.monitors import LatentMonitor
 
 DETAIL = ("middle", "fine", "corner")
 
@@ -127,9 +129,10 @@ def test_the_largest_t_keeps_its_level_on_heavy_tails_and_sides_of_different_siz
 
 def test_a_wave_is_in_its_ring_alone_and_a_ramp_has_no_fine_detail():
     place = torch.arange(16) + 0.5
-    wave = lambda across, down: (
-        (torch.pi * across * place / 16).cos()[None, :] * (torch.pi * down * place / 16).cos()[:, None]
-    )
+
+    def wave(across, down):
+        return (torch.pi * across * place / 16).cos()[None, :] * (torch.pi * down * place / 16).cos()[:, None]
+
     waves = torch.stack([wave(*pair) for pair in ((5, 3), (10, 6), (14, 13))])[:, None]
     blocks = latent_blocks(waves)
     levels = torch.stack([blocks[name][:, 0] for name in DETAIL], 1)
@@ -184,7 +187,7 @@ def test_a_stream_sees_noise_at_the_look_where_it_begins():
 
 
 def test_the_monitor_of_latents_sees_noise():
-    monitor = LatentMonitor(tensor(averaged(0, 256)), looks=4)
+    monitor = LatentMonitor(tensor(averaged(0, 256)), num_evaluations=4)
     for step in (1, 2):
         latents = tensor(noisy(averaged(20 + step, 64), 0.15 * (step - 1)))
         batch = Batch(latents, torch.randn_like(latents), torch.full((64,), 0.5), None)
@@ -194,7 +197,9 @@ def test_the_monitor_of_latents_sees_noise():
 
 
 def test_shapes_of_a_stream_may_differ():
-    draw = lambda seed: [tensor(averaged(seed, 48, 3, 8)), tensor(averaged(seed + 1, 48, 3, 10)[..., :8, :])]
+    def draw(seed):
+        return [tensor(averaged(seed, 48, 3, 8)), tensor(averaged(seed + 1, 48, 3, 10)[..., :8, :])]
+
     stream = Stream("latents", draw(0))
     for values in draw(2):
         stream.observe(values)

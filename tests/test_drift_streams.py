@@ -12,8 +12,8 @@ from sanakit.drift.equivalence import equivalence
 from sanakit.drift.sequential import EProcess, places, tied_scores
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, Monitors, component_stream, make_monitors
-from sanakit.train import TrainOptions, draw_batch, fit, new_state
+from sanakit.training.loop import TrainOptions, draw_batch, fit, new_state
+from sanakit.training.monitors import MonitorRequest, Monitors, component_stream, make_monitors
 
 
 def rows(seed, count, columns=4):
@@ -39,8 +39,8 @@ def test_an_e_process_keeps_its_bound_however_often_it_is_looked_at(tied):
     highest, last = [], []
     for seed in range(120):
         process = EProcess(make(seed, 60))
-        for look in range(12):
-            found = process.add(make(1000 + 50 * seed + look, 12))
+        for evaluate in range(12):
+            found = process.add(make(1000 + 50 * seed + evaluate, 12))
         highest.append(process.highest)
         last.append(found.value)
     assert np.mean(np.array(highest) >= 20) <= 0.05
@@ -49,9 +49,9 @@ def test_an_e_process_keeps_its_bound_however_often_it_is_looked_at(tied):
 
 def test_an_e_process_names_column_block_and_effect():
     process = EProcess(rows(0, 200))
-    for look in range(12):
-        block = rows(look + 1, 40)
-        block[:, 2] += 1.0 if look >= 6 else 0.0
+    for evaluate in range(12):
+        block = rows(evaluate + 1, 40)
+        block[:, 2] += 1.0 if evaluate >= 6 else 0.0
         found = process.add(block)
     assert process.highest >= 20 and found.column == 2 and found.since == 6
     assert 0.4 < found.effect < 1.1 and found.ci_low > 0
@@ -130,7 +130,7 @@ def test_constant_channels_empty_looks_and_short_references():
 
 
 def test_a_moving_stream_alarms_outside_its_band_only():
-    shared = {"still": False, "blocks": ("mean", "log-sd"), "looks": 1}
+    shared = {"still": False, "blocks": ("mean", "log-sd"), "num_evaluations": 1}
     for scale, alarm in ((1.02, False), (3.0, True)):
         stream = Stream("components", latents(0, 200), **shared)
         stream.observe(latents(1, 100) * scale)
@@ -156,7 +156,7 @@ def test_a_moving_stream_alarms_outside_its_band_only():
 
 def monitored(system, data, **actions):
     options = TrainOptions(max_steps=16, batch_size=32, warmup=0, learning_rate=1e-5)
-    section = MonitorsSection(looks=4, **actions)
+    section = MonitorsSection(num_evaluations=4, **actions)
     return make_monitors(section, system, data, (system, data), options), options
 
 
@@ -185,7 +185,7 @@ def test_every_place_is_watched_and_clean_training_is_silent(tiny_system, tiny_d
 
 def test_a_long_run_looks_at_about_128_rows_of_every_stream(tiny_system, tiny_data):
     options = TrainOptions(max_steps=200, batch_size=32, warmup=0, learning_rate=1e-5)
-    section = MonitorsSection(looks=4)
+    section = MonitorsSection(num_evaluations=4)
     monitors = make_monitors(section, tiny_system, tiny_data, (tiny_system, tiny_data), options)
     observe(monitors, tiny_system, tiny_data, options, range(50))
     streams = {"latents": monitors.latent.stream, "embeddings": monitors.prompts, **monitors.tapped}
@@ -205,7 +205,10 @@ def test_off_is_not_watched(tiny_system, tiny_data):
 @pytest.mark.parametrize("action", ["log", "warn", "lower-rate", "roll-back", "stop"])
 def test_actions(tiny_system, tiny_data, action, capsys):
     monitors, options = monitored(tiny_system, tiny_data, latents=action)
-    brighter = lambda b: type(b)(b.latents + 3, b.noise, b.sigmas, b.prompt)
+
+    def brighter(b):
+        return type(b)(b.latents + 3, b.noise, b.sigmas, b.prompt)
+
     observe(monitors, tiny_system, tiny_data, options, range(4), brighter)
     readings = monitors.report(4)
     assert [r for r in readings if r.name == "latents" and r.alarm]
@@ -222,7 +225,7 @@ def test_actions(tiny_system, tiny_data, action, capsys):
 
 @pytest.mark.parametrize("action", ["off", "log", "lower-rate", "roll-back", "stop"])
 def test_a_part_in_training_has_a_band_and_an_action_of_its_own(action, capsys):
-    section = MonitorsSection(looks=2, components=action, bands={"components": 1.5})
+    section = MonitorsSection(num_evaluations=2, components=action, bands={"components": 1.5})
     component = component_stream(section, "VAE", 1, latents(0, 200))
     assert (component is None) == (action == "off")
     monitors = Monitors(section, component=component)

@@ -8,33 +8,33 @@ import pytest
 import torch
 
 from sanakit.alignment.similarity import frequent_words
+from sanakit.checks import run_gates
+from sanakit.checks.measure_text import text_evidence
+from sanakit.checks.measure_vae import seam_ratio, vae_evidence
 from sanakit.config import Config
 from sanakit.contracts import Verdict
-from sanakit.data import load_pictures
+from sanakit.data import load_images
 from sanakit.data.cache import to_images
-from sanakit.gates import run_gates
+from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.swap.control import IMAGES, agreement_with_base
-from sanakit.swap.plan import load_base
-from sanakit.swap.probe_text import text_evidence
-from sanakit.swap.probe_vae import seam_ratio, vae_evidence
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
-from sanakit.vaes import VAES, load_vae
+from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.vaes import VAES
 
 EMBEDDED_VAES = [name for name, entry in VAES.entries().items() if entry.embedded]
 EMBEDDED_TEXT_ENCODERS = [name for name, entry in TEXT_ENCODERS.entries().items() if entry.embedded]
 
 
 @pytest.fixture(scope="module")
-def judges():
+def evaluation_images():
     """The held-out images that stage component reads by default."""
     config = Config()
-    held_out = load_pictures(config.data.source).split(True)
-    return held_out.subset(range(config.component.pictures))
+    held_out = load_images(config.data.source).split(True)
+    return held_out.subset(range(config.component.num_images))
 
 
 @pytest.fixture(scope="module")
-def images(judges):
-    return to_images(judges.pixels(Config().data.image_size))
+def images(evaluation_images):
+    return to_images(evaluation_images.pixels(Config().data.image_size))
 
 
 @pytest.mark.parametrize("name", EMBEDDED_VAES)
@@ -45,7 +45,7 @@ def test_an_embedded_vae_passes_stage_component(images, name):
 
 def test_images_of_one_source_alone_show_no_seam():
     """Emoji are framed alike: their edges, and so the errors, lie at the same borders in all of them."""
-    emoji = load_pictures("openmoji").split(True).subset(range(96))
+    emoji = load_images("openmoji").split(True).subset(range(96))
     vae, images = load_vae("kl-f8c4"), to_images(emoji.pixels(96))
     results = {r.gate: r for r in run_gates("component", vae_evidence(vae, images))}
     assert results["component/seams"].verdict == Verdict.PASS, results["component/seams"]
@@ -65,10 +65,10 @@ def test_a_seam_is_told_from_edges_of_the_images():
 
 
 @pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)
-def test_an_embedded_text_encoder_passes_stage_component(judges, name):
-    """Against the base's own encoder, as the stage judges it."""
-    prompts = judges.evaluation_captions()
-    train = load_pictures(Config().data.source).split(False)
+def test_an_embedded_text_encoder_passes_stage_component(evaluation_images, name):
+    """Against the base's own encoder, as the stage evaluates it."""
+    prompts = evaluation_images.evaluation_captions()
+    train = load_images(Config().data.source).split(False)
     words = frequent_words([caption for captions in train.captions[:IMAGES] for caption in captions])
     base, candidate = load_base(Config().base).system().text_encoder, load_text_encoder(name)
     evidence = text_evidence(candidate, prompts, base_truncated=base.encode(prompts).truncated)
@@ -78,9 +78,9 @@ def test_an_embedded_text_encoder_passes_stage_component(judges, name):
 
 
 @pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)
-def test_no_base_is_needed_to_excuse_cut_captions(judges, name):
+def test_no_base_is_needed_to_excuse_cut_captions(evaluation_images, name):
     """Stage component of a bare encoder, as `validate --base none` runs it."""
-    prompts = judges.evaluation_captions()
+    prompts = evaluation_images.evaluation_captions()
     results = run_gates("component", text_evidence(load_text_encoder(name), prompts))
     found = {r.gate: (r.value, r.verdict) for r in results}
     assert found["component/truncation"] == (0, Verdict.PASS)

@@ -7,13 +7,13 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from sanakit.adapters import ADAPTERS, adapters_of
-from sanakit.checkpoint import checkpoint_bytes, save_checkpoint
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
-from sanakit.estimate import estimate, fake_core
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import swap_core
-from sanakit.train import TrainOptions, new_state
+from sanakit.training.checkpoint import checkpoint_bytes, save_checkpoint
+from sanakit.training.estimate import estimate, fake_core
+from sanakit.training.loop import TrainOptions, new_state
 
 SHAPES = {
     "in_channels": 8,
@@ -90,7 +90,7 @@ def test_ranks_shards_and_frozen_groups_are_counted():
         guess(STRATEGIES.get("lora"), TrainOptions(max_steps=1, batch_size=32))
     assert fsdp.optimizer == alone.optimizer // 4 and fsdp.peak < ddp.peak
     assert head.trained_parameters < alone.trained_parameters / 2 and head.parameters == alone.parameters
-    assert ddp.pictures_per_step == alone.pictures_per_step == 32 and alone.picture_tokens_per_step == 32 * 64
+    assert ddp.images_per_step == alone.images_per_step == 32 and alone.image_tokens_per_step == 32 * 64
 
 
 @pytest.mark.parametrize("name", [None, *ADAPTERS.names()])
@@ -105,7 +105,10 @@ def test_the_adapter_that_was_asked_for_is_counted(name, tiny_system):
     core, mode = fake_core(shapes, **spec, adapter=name, base_ratio=8, image_size=32)
     options, strategy = TrainOptions(max_steps=1, batch_size=4), STRATEGIES.get("align+head")
     said = estimate(core, mode, strategy, options, latent_shape=(4, 4, 4), caption_length=16, world_size=1)
-    count = lambda core: sum(p.numel() for p in core.parameters())
+
+    def count(core):
+        return sum(p.numel() for p in core.parameters())
+
     assert said.parameters == count(real) == count(own) + said.adapter_parameters
     assert (said.adapter_parameters > 0) == bool(adapters_of(real))
     assert said.trained_parameters == sum(p.numel() for g in strategy.parameter_groups(real) for p in g["params"])

@@ -1,4 +1,4 @@
-"""Exit codes: what is no verdict never looks like one, and standard output stays one document."""
+"""Exit codes: what is no verdict never resembles one, and standard output stays one document."""
 
 import builtins
 import errno
@@ -112,7 +112,10 @@ def test_json_has_neither_nan_nor_infinity(capsys):
     from sanakit.cli.output import print_json
 
     print_json({"value": float("nan"), "span": (1.0, float("inf")), "rows": [{"p": float("-inf")}], "path": Path("a")})
-    refuse = lambda name: pytest.fail(name)
+
+    def refuse(name):
+        return pytest.fail(name)
+
     found = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert found == {"value": None, "span": [1.0, None], "rows": [{"p": None}], "path": "a"}
 
@@ -128,7 +131,7 @@ def test_in_a_run_the_traceback_lies_in_the_run_folder(tmp_path, monkeypatch, ca
     run_dir.mkdir()
     config = make_config(small_world)
     (run_dir / "config.yaml").write_text(dump_config(config))
-    monkeypatch.setattr("sanakit.swap.plan.load_core", broken)
+    monkeypatch.setattr("sanakit.loading.load_core", broken)
     monkeypatch.setitem(stages.RUNNERS, "smoke", lambda swap: swap.base_system)
     arguments = ["validate", "--stage", "smoke", "--run-dir", str(run_dir), "--json"]
     monkeypatch.setattr(sys, "argv", ["sanakit", *arguments])

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from sanakit.checks import GATES
 from sanakit.contracts import Verdict
 from sanakit.errors import CODES
-from sanakit.gates import GATES
 
 ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "experiments" / "faults"))
 
 
 def load(name):
-    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / f"{name}.py")
+    spec = importlib.util.spec_from_file_location(name, ROOT / "experiments" / "faults" / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look their module up
+    sys.modules[name] = module  # dataclasses evaluation their module up
     spec.loader.exec_module(module)
     return module
 
@@ -52,11 +53,11 @@ def test_a_planted_fault_is_caught_by_what_names_its_cause(world, fault):
 
 
 @pytest.mark.parametrize(
-    ("name", "judge"),
+    ("name", "evaluate"),
     [pytest.param(n, j, id=n, marks=[] if n in QUICK else [pytest.mark.slow]) for n, j in CLEAN],
 )
-def test_a_clean_system_raises_no_alarm(world, name, judge):
-    results = judge(world)
+def test_a_clean_system_raises_no_alarm(world, name, evaluate):
+    results = evaluate(world)
     assert results
     assert not [(r.gate, r.value, r.threshold) for r in results if r.verdict == Verdict.FAIL]
 

@@ -15,25 +15,27 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from sanakit import checkpoint, cli, train
-from sanakit.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
+from sanakit import cli
 from sanakit.cli.view import print_validation
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
-from sanakit.data import load_pictures, store
+from sanakit.data import load_images, store
 from sanakit.data.cache import to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
+from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.reporting import write_report
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import stages as engine
-from sanakit.swap.base import STRATEGIES
-from sanakit.swap.joint import trainable_copy
-from sanakit.swap.plan import load_base
-from sanakit.swap.resume import resume_facts
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
-from sanakit.train import TrainOptions, fit, new_state
-from sanakit.vaes import VAES, load_vae
+from sanakit.swap.encoder_training import trainable_copy
+from sanakit.swap.resume import facts_for, resume_facts
+from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.training import checkpoint
+from sanakit.training import loop as train
+from sanakit.training.checkpoint import latest, load_checkpoint, preflight, read_manifest, save_checkpoint
+from sanakit.training.loop import TrainOptions, fit, new_state
+from sanakit.vaes import VAES
 
 OPTIONS = TrainOptions(max_steps=10_000, batch_size=2, warmup=1, ema_decay=0.9)
 FACTS = {"train.seed": 0}
@@ -74,7 +76,10 @@ def course(tiny_system, tiny_data):
     """Everything that a checkpoint must hold, by step, of a run that nobody disturbed."""
     fresh = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
     state, by_step = start(tiny_system), {}
-    keep = lambda step, *_: by_step.__setitem__(step, everything(tiny_system.core, state))
+
+    def keep(step, *_):
+        return by_step.__setitem__(step, everything(tiny_system.core, state))
+
     fit(tiny_system, tiny_data, OPTIONS, state, until=25, after_step=keep)
     tiny_system.core.load_state_dict(fresh)
     return by_step
@@ -86,7 +91,10 @@ def go_on(system, data, folder, steps):
     found = latest(folder)
     if found:
         load_checkpoint(found, system.core, state, FACTS)
-    save = lambda *_: save_checkpoint(folder, system.core, state, FACTS)
+
+    def save(*_):
+        return save_checkpoint(folder, system.core, state, FACTS)
+
     fit(system, data, OPTIONS, state, until=state.step + steps, after_step=save)
 
 
@@ -283,6 +291,25 @@ def test_a_signal_outside_the_loop_ends_at_once_and_never_starts_anew_keeps_what
     small_run(tmp_path / "run", resume="never")
     assert latest(tmp_path / "run" / "checkpoints.1").name == "step-00000013"
     assert latest(tmp_path / "run" / "checkpoints").name == "step-00000024"
+    card = json.loads((tmp_path / "run" / "model" / "card.json").read_text())
+    assert card["embedded"] is True  # as the base's card says
+
+
+@pytest.mark.slow
+def test_the_checkpoint_where_the_decay_begins_stays_and_a_longer_run_goes_on_from_it(small_run, tmp_path):
+    short, again = tmp_path / "short", tmp_path / "again"
+    small_run(short, sets=["train.checkpoint_every=4"])
+    kept = sorted(path.name for path in (short / "checkpoints").glob("step-*"))
+    assert kept == ["step-00000016", "step-00000020", "step-00000024"]  # 24 steps: the last 8 decay
+    longer = ["train.checkpoint_every=4", "train.max_steps=27"]
+    small_run(again, resume=str(short / "checkpoints" / kept[0]), sets=longer)
+    logged = (again / "steps.jsonl").read_text().splitlines()
+    assert json.loads(logged[0])["step"] == 20 and latest(again / "checkpoints").name == "step-00000027"
+    facts = read_manifest(short / "checkpoints" / kept[0])["facts"]
+    before, after = (facts_for(short / "checkpoints" / name, facts | {"train.max_steps": 27}) for name in kept[:2])
+    assert before["train.max_steps"] == 24 and after["train.max_steps"] == 27  # the second is refused
+    other = facts | {"train.max_steps": 27, "train.schedule": "cosine"}
+    assert facts_for(short / "checkpoints" / kept[0], other) == other
 
 
 def test_resuming_a_named_checkpoint_of_another_configuration_names_the_fields(small_run, tmp_path):
@@ -311,7 +338,9 @@ def test_skipped_steps_are_budgeted_and_in_the_ledger(small_run, tmp_path, monke
 def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SHARD_BYTES", 4 * 8)
     rows, facts = torch.arange(40), {"kind": "latents", "encoder": "x"}
-    compute = lambda part: {"x": torch.arange(part.start, part.stop).float()[:, None].expand(-1, 2)}
+
+    def compute(part):
+        return {"x": torch.arange(part.start, part.stop).float()[:, None].expand(-1, 2)}
 
     def slowly(part):
         time.sleep(0.01)
@@ -328,7 +357,10 @@ def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypat
 
     other = facts | {"encoder": "y"}
     child = forked(lambda: store.write(tmp_path, other, rows, slowly, row_bytes=8))
-    shards_written = lambda: len(list(tmp_path.glob("latents-*/0*.safetensors"))) - 10
+
+    def shards_written():
+        return len(list(tmp_path.glob("latents-*/0*.safetensors"))) - 10
+
     while not shards_written():
         time.sleep(0.002)
     os.kill(child, signal.SIGKILL)
@@ -393,7 +425,7 @@ def test_a_decoder_only_llm_is_trained_beside_the_core_and_resumed(small_run, tm
 def test_a_text_encoder_trained_beside_the_core_is_written_read_and_resumed(small_run, tmp_path):
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     base_of(tmp_path, encoder)
-    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12", "monitors.looks=2"]
+    sets = ["text_encoder.learning_rate=1e-3", "train.sample_every=12", "monitors.num_evaluations=2"]
     small_run(tmp_path / "straight", sets=sets)
     with pytest.raises(SystemExit):
         small_run(tmp_path / "stopped", stop_at=11, sets=sets)
@@ -433,9 +465,9 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
     weights = [(tmp_path / part / "vae" / name).read_bytes() for part in ("straight", "stopped")]
     assert weights[0] == weights[1] != (tmp_path / "candidate" / name).read_bytes()
     tuned = load_vae(f"path:{tmp_path}/straight/vae")
-    pixels = load_pictures(str(tmp_path / "pictures")).split(True).pixels(32)
+    pixels = load_images(str(tmp_path / "images")).split(True).pixels(32)
     assert tuned.encode(to_images(pixels)).std() == pytest.approx(1, rel=0.2)
-    watched = [*sets, "monitors.looks=2", "monitors.components=stop", "monitors.bands={components: 0.001}"]
+    watched = [*sets, "monitors.num_evaluations=2", "monitors.components=stop", "monitors.bands={components: 0.001}"]
     with pytest.raises(SanakitError, match="SK0511.*at VAE: channel .*since step 12; likely cause"):
         small_run(tmp_path / "watched", sets=watched)
     readings = [json.loads(line) for line in (tmp_path / "watched" / "readings.jsonl").read_text().splitlines()]
@@ -446,16 +478,16 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
         small_run(tmp_path / "closed", sets=["train.target=vae"])
 
 
-def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_path, monkeypatch):
+def test_training_in_aspect_buckets_keeps_the_images_shapes(small_run, tmp_path, monkeypatch):
     seen = []
     draw = train.draw_batch
     monkeypatch.setattr(train, "draw_batch", lambda *a: (b := draw(*a), seen.append(tuple(b.latents.shape[-2:])))[0])
-    for i, path in enumerate(sorted((tmp_path / "pictures").glob("*.png"))):
+    for i, path in enumerate(sorted((tmp_path / "images").glob("*.png"))):
         Image.open(path).resize(((32, 32), (48, 24))[i % 2]).save(path)
     sets = ["data.aspect_buckets=true", f"data.cache={tmp_path}/encoded"]
     with pytest.raises(SanakitError, match="SK0404"):
         small_run(tmp_path / "empty", sets=sets)
-    arguments = f"encode --vae path:{tmp_path}/vae --text-encoder wordllama --data {tmp_path}/pictures --mirror --json"
+    arguments = f"encode --vae path:{tmp_path}/vae --text-encoder wordllama --data {tmp_path}/images --mirror --json"
     arguments += f" --out {tmp_path}/encoded --image-size 32 --aspect-buckets --batch-size 4"
     monkeypatch.setattr("sys.argv", ["sanakit", *arguments.split()])
     with pytest.raises(SystemExit) as end:
@@ -468,7 +500,7 @@ def test_training_in_aspect_buckets_keeps_the_pictures_shapes(small_run, tmp_pat
 
 
 def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
-    """Core, its configuration, VAE, flow shift, normalisation and text encoder: stages are judged again and a checkpoint is refused."""
+    """Core, its configuration, VAE, flow shift, normalisation and text encoder: stages are evaluated again and a checkpoint is refused."""
     folder = Path(small_world["base"].removeprefix("path:"))
 
     def found():

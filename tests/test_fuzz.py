@@ -13,15 +13,15 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sanakit.checks import load_policy
 from sanakit.config import load_config, make_config
-from sanakit.data import load_pictures
-from sanakit.drift.sample import read_samples
+from sanakit.data import load_images
+from sanakit.drift.read import read_samples
 from sanakit.errors import SanakitError
-from sanakit.gates import load_policy
+from sanakit.loading import load_vae
 from sanakit.reporting import write_report
 from sanakit.reporting.ci import markdown, write_junit
 from sanakit.reporting.compare import leaderboard
-from sanakit.vaes import load_vae
 
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -53,7 +53,7 @@ def survives(work):
 def test_manifests(tmp_path, suffix, data):
     path = tmp_path / f"m{suffix}"
     path.write_bytes(data)
-    survives(lambda: load_pictures(str(path)))
+    survives(lambda: load_images(str(path)))
 
 
 @FUZZ
@@ -61,7 +61,7 @@ def test_manifests(tmp_path, suffix, data):
 def test_manifest_rows(tmp_path, row):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "m.jsonl").write_text(json.dumps({"image": "a.png", "caption": "a"}) + "\n" + json.dumps(row))
-    survives(lambda: load_pictures(str(tmp_path / "m.jsonl")))
+    survives(lambda: load_images(str(tmp_path / "m.jsonl")))
 
 
 @FUZZ
@@ -69,7 +69,7 @@ def test_manifest_rows(tmp_path, row):
 def test_captions_are_text_whatever_their_bytes(tmp_path, data):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "a.txt").write_bytes(data)
-    found = survives(lambda: load_pictures(str(tmp_path)))
+    found = survives(lambda: load_images(str(tmp_path)))
     assert found is None or all(isinstance(caption, str) and caption for caption in found.captions[0])
 
 
@@ -108,7 +108,7 @@ def test_shards_whole_and_cut(tmp_path, members, cut):
             tar.addfile(info, io.BytesIO(data))
     path = tmp_path / "s.tar"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) - cut])
-    survives(lambda: load_pictures(str(path), max_set_aside=1.0))
+    survives(lambda: load_images(str(path), max_set_aside=1.0))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["s.tar"], "nothing is unpacked"
 
 

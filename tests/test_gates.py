@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+from sanakit.checks import GATES, NotApplied, evaluate_stage, gate_names, load_policy, rule, run_gates
+from sanakit.checks.evidence import evidence_keys
+from sanakit.checks.policy import decided_again, rules
+from sanakit.checks.vae_facts import hint_facts, seam_crossing
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
+from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
-from sanakit.gates import GATES, gate_names, load_policy, run_gates
-from sanakit.gates.policy import DEFINITIONS, THRESHOLDS, rejudged
 from sanakit.reporting.ci import bound
-from sanakit.swap.probe_facts import hint_facts, seam_crossing
 from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
@@ -31,7 +33,7 @@ def vae_evidence(**changes):
         "declared_spec": SPEC,
         "latent_repeat_difference": 0.0,
         "normalisation_error": 1e-8,
-        "picture_covariance": np.ones(100),
+        "image_covariance": np.ones(100),
         "reconstruction_variance": np.ones(100),
         "affine_r2": 0.9,
         "psnr": psnr,
@@ -61,8 +63,8 @@ def test_a_sound_vae_passes_every_component_gate():
     [
         ("component/finite-latents", {"nonfinite_latents": 3}),
         ("component/geometry", {"measured_spec": LatentSpec(latent_channels=8, spatial_compression_ratio=8)}),
-        ("component/input-range", {"picture_covariance": np.full(100, 2.0)}),
-        ("component/input-range", {"picture_covariance": np.full(100, 0.5)}),
+        ("component/input-range", {"image_covariance": np.full(100, 2.0)}),
+        ("component/input-range", {"image_covariance": np.full(100, 0.5)}),
         ("component/channel-order", {"channel_order_psnr": {"BGR": np.full(100, 30.0)}}),
         ("component/orientation", {"orientation_psnr": {"mirrored": np.full(100, 30.0)}}),
         ("component/seams", {"seam_ratio": 2.0}),
@@ -113,6 +115,12 @@ def test_a_wrong_scale_beside_a_wrong_mean_advises_both():
     measured = ([9.0, -12.0, 10.0, 3.0], [1.5, 2.0, 2.5, 3.0])
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=measured)
     assert "latents_mean [9, -12, 10, 3] and latents_std [1.5, 2, 2.5, 3]" in said and "--set" not in said
+    off_by_one = (
+        [4.0, -4.0, 4.0, -4.0],
+        [4.0] * 4,
+    )  # one standard deviation: the shift passes, the factor alone is wrong
+    said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=off_by_one)
+    assert "state latents_mean [4, -4, 4, -4] and latents_std" in said
     said = hint_of("component/scale-high", stated_stats=(ZERO, [0.1] * 4), measured_stats=(ZERO, [5.5] * 4))
     assert said == "--set vae.scaling_factor=0.1818 (1/std of these images)"
 
@@ -171,7 +179,7 @@ def test_the_hint_of_a_collapse_fits_an_untrained_vae_too(gain, said):
 
 
 def test_what_crosses_a_border_is_measured(openclipart_images):
-    """A VAE that decodes or encodes halves alone; the same VAE whole; and one whose every patch is its own."""
+    """A VAE that decodes or encodes splits alone; the same VAE whole; and one whose every patch is its own."""
     images = openclipart_images[:2, :, :64, :64]
     kl, pca = (VAES.get(name).tiny() for name in ("kl-f8c4", "pca-f8c4"))
     raw = kl.encode_raw(images)
@@ -200,7 +208,28 @@ def test_a_vae_with_mean_and_std_exchanged_is_named_from_its_images(openclipart_
 
 def test_every_gate_belongs_to_a_stage_and_has_a_threshold():
     assert {name.split("/")[0] for name in GATES.names()} == {"component", "smoke", "full", "tune"}
-    assert set(GATES.names()) == set(THRESHOLDS) and set(gate_names()) >= set(THRESHOLDS)
+    assert set(GATES.names()) == set(rules()) and set(gate_names()) >= set(rules())
+
+
+def test_a_gate_without_its_evidence_is_listed_with_the_reason_and_a_misspelt_key_is_refused():
+    stage_result = evaluate_stage("smoke", {"distinct_share": 1.0})
+    assert [result.gate for result in stage_result.results] == ["smoke/data-order"]
+    assert stage_result.not_applied["smoke/flow-shift"] == "not measured: train_shift, sample_shift"
+    assert set(stage_result.not_applied) == {n for n in GATES.names() if n.startswith("smoke/")} - {"smoke/data-order"}
+    with pytest.raises(KeyError, match=r"distinct_shares is no evidence of stage smoke \(did you mean distinct_share"):
+        evaluate_stage("smoke", {"distinct_shares": 1.0})
+    done = evaluate_stage("full", {"start_losses": np.ones(8), "end_losses": np.ones(8), "start_at_base": True})
+    assert done.not_applied["full/progress"] == "the start is the base's own quality already"
+
+
+def test_a_rule_has_one_good_side():
+    with pytest.raises(ValueError, match="found 2"):
+        rule(code="SK0201", metric="dB", at_least=(1, 2), at_most=(3, 4))
+
+
+def test_every_key_that_a_gate_needs_is_evidence_of_its_stage():
+    for name, record in rules().items():
+        assert record.needs and set(record.needs) <= evidence_keys(name.split("/")[0]), name
 
 
 def smoke_evidence(ratio, arrives):
@@ -222,7 +251,7 @@ def test_a_short_race_says_neither_out_of_reach_nor_near_what_no_strategy_arrive
         assert found.verdict == verdict
         assert "--budget-steps 340 would tell" in found.hint
         assert ("no strategy is forecast to arrive" in found.hint) is not arrives
-        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, judged by the other policies
+        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, evaluated by the other policies
         assert [load_policy(p).apply(kept)[0].verdict for p in ("strict", "default")] == [verdict, verdict]
         assert results["smoke/progress"].verdict == Verdict.PASS
 
@@ -290,33 +319,34 @@ def committed(name):
 
 def test_every_threshold_is_a_definition_or_stands_between_clean_systems_and_the_nearest_fault():
     rows = {row["gate"]: row for row in committed("gate_calibration.json")["gates"]}
-    assert set(DEFINITIONS) <= set(THRESHOLDS)
-    for gate in set(THRESHOLDS) - set(DEFINITIONS):
-        row, (default, strict) = rows[gate], THRESHOLDS[gate]
+    for gate in (name for name, record in rules().items() if not record.definition):
+        row, default, strict = rows[gate], rules()[gate].default, rules()[gate].strict
         assert (row["default"], row["strict"]) == (default, strict), f"{gate}: calibrate again"
         assert row["clears_default"] and row["clears_strict"], row
         sign = 1 if row["at_least"] else -1
         faults = [f["value"] for f in committed("fault_catalogue.json")["faults"] if f["gate"] == gate and "value" in f]
         assert all(sign * value < sign * default for value in faults), (gate, faults)
-    # Open: one stream of captions (seed 1), shared by three clean systems, alarms in the monitor of embeddings, p .017 at
-    # .025. Whether it is chance or a fault is not settled; docs/gates.md lists it. It must go back to {}.
-    assert {gate: row["failed"] for gate, row in rows.items() if row["failed"]} == {"full/latent-drift": 3}
+    failed = {gate: row["failed"] / row["runs"] for gate, row in rows.items() if row["failed"]}
+    assert set(failed) <= {"full/latent-drift"}  # a test of a stated level: it alarms on some clean streams
+    assert rows["full/latent-drift"]["runs"] >= 200
+    assert failed.get("full/latent-drift", 0) <= ALPHA
 
 
 @pytest.mark.parametrize("stage", ["smoke", "full"])
 def test_nothing_is_gained_from_a_start_that_is_the_bases_own_quality(stage):
     ones = np.ones(64)
     worse = {"start_losses": ones, "end_losses": 1.01 * ones}
-    judged = lambda at: {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+
+    def judged(at):
+        return {r.gate: r.verdict for r in run_gates(stage, worse | {"start_at_base": at})}
+
     assert judged(False)[f"{stage}/progress"] == Verdict.FAIL
     assert f"{stage}/progress" not in judged(True)
 
 
 def test_strict_is_nowhere_looser_than_default():
-    at_least = {r.gate: r.at_least for r in run_gates("component", vae_evidence())}
-    for gate, (default, strict) in THRESHOLDS.items():
-        if gate in at_least:
-            assert strict >= default if at_least[gate] else strict <= default, gate
+    for gate, record in rules().items():
+        assert record.strict >= record.default if record.at_least else record.strict <= record.default, gate
 
 
 def test_a_policy_judges_again_what_was_measured(tmp_path):
@@ -382,13 +412,13 @@ def test_no_gain_at_all_is_no_pass(gate):
     }
     before, after = names.get(gate, ("start_losses", "end_losses"))
     losses = np.random.default_rng(0).uniform(0.4, 0.6, 64)
-    evidence = {before: losses, after: losses, "psnr_after": losses}
+    evidence = {before: losses, after: losses}
     result = GATES.get(gate)(evidence)
     assert result.value == 0 and result.verdict == Verdict.FAIL and bound(result.as_dict()) == "above 0"
-    assert rejudged(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
+    assert decided_again(replace(result, threshold=-1.0), 0.0).verdict == Verdict.FAIL
     assert GATES.get(gate)(evidence | {after: losses - 1e-6}).verdict == Verdict.PASS
 
 
 @pytest.mark.parametrize("gate", ["smoke/progress", "full/progress"])
 def test_where_nothing_is_trained_no_gate_asks_for_a_lower_loss(gate):
-    assert GATES.get(gate)({"end_losses": np.ones(8)}) is None
+    assert GATES.get(gate)({"end_losses": np.ones(8)}) == NotApplied("not measured: start_losses")

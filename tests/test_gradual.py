@@ -6,13 +6,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sanakit.checkpoint import latest, load_checkpoint, save_checkpoint
 from sanakit.config import make_config
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.gradual import join_gradually
-from sanakit.train import TrainOptions, check_movement, fit, new_state, parameter_digests
+from sanakit.training.checkpoint import latest, load_checkpoint, save_checkpoint
+from sanakit.training.loop import TrainOptions, fit, new_state
+from sanakit.training.parameters import check_movement, parameter_digests
 
 DEPTH, STEPS, SHARE = 5, 12, 0.5
 OPTIONS = TrainOptions(max_steps=STEPS, batch_size=4, warmup=2)
@@ -42,12 +43,12 @@ def first_moves(system, data, state):
     """The number of steps after which each trained parameter differs from the start for the first time."""
     start, moved = parameter_digests(system.core), {}
 
-    def look(step, *_):
+    def evaluate(step, *_):
         for name, digest in parameter_digests(system.core).items():
             if digest != start[name]:
                 moved.setdefault(name, step)
 
-    fit(system, data, OPTIONS, state, after_step=look)
+    fit(system, data, OPTIONS, state, after_step=evaluate)
     return moved
 
 
@@ -111,9 +112,9 @@ def test_no_share_is_all_at_once_and_no_block_is_refused(deep_system, tiny_data)
     core = deep_system.core
     groups = STRATEGIES.get("finetune").parameter_groups(core)
     assert join_gradually(core, groups, kind="vae", share=0.0, max_steps=STEPS) is groups
-    joints = STRATEGIES.get("align+head").parameter_groups(core)
+    interface = STRATEGIES.get("align+head").parameter_groups(core)
     with pytest.raises(SanakitError, match="SK0104.*train.gradual.*no block"):
-        join_gradually(core, joints, kind="vae", share=SHARE, max_steps=STEPS)
+        join_gradually(core, interface, kind="vae", share=SHARE, max_steps=STEPS)
     with pytest.raises(SanakitError, match="SK0104.*train.gradual"):
         make_config({}, ["train.target=vae", "train.gradual=0.5"])
     with pytest.raises(SanakitError, match="SK0104.*train.gradual"):

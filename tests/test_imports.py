@@ -1,6 +1,9 @@
-"""Imports go one way: every package may use those below it only."""
+"""Imports go down only: every package has a rank of its own, and neither packages nor modules import in a circle.
 
-import ast
+Imports inside functions count as well; those for type checkers alone do not.
+"""
+
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -8,24 +11,23 @@ import pytest
 import sanakit
 
 ROOT = Path(sanakit.__file__).parent
-LAYERS = [
-    {"contracts", "errors", "hashing"},
-    {"registry", "inventory", "tracebacks", "flow", "distributed", "kernels", "optimizers", "watch", "tracking"},
-    {"vaes", "text_encoders", "drift", "core", "adapters", "features", "interop"},
-    {"assembly"},
-    {"data", "sampling"},
-    {"alignment", "evaluate", "blind", "batches", "train"},
-    {"monitors", "checkpoint", "gates", "config", "run"},
-    {"presets"},
-    {"swap", "doctor"},
-    {"estimate"},
-    {"cli"},
-]
-RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
-FILES = [p for p in sorted(ROOT.rglob("*.py")) if p != ROOT / "__init__.py"]
+SCRIPT = ROOT.parent / "experiments" / "draw_imports.py"
 
 
-SIBLINGS = {"vaes", "text_encoders", "adapters", "drift"}
+def load(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+drawing = load(SCRIPT)
+ORDER = drawing.ORDER
+MODULES = drawing.read_modules(ROOT)
+EDGES = drawing.import_edges(MODULES)
+TOP_EDGES = drawing.import_edges(MODULES, inner=False)
+
+SIBLINGS = {"vaes", "text_encoders", "adapters"}
 LIGHT = {
     "contracts",
     "presets",
@@ -42,63 +44,69 @@ LIGHT = {
 HEAVY = {"torch", "torchvision", "diffusers", "transformers", "numpy", "pandas", "sklearn", "scipy", "torchmetrics"}
 
 
-def modules(tree):
-    """Dotted names that a syntax tree imports; `from package import name` gives both, as `name` may be a module."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            assert not node.level, f"line {node.lineno}: relative import"
-            yield str(node.module)
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+def test_every_package_has_one_rank_and_every_rank_one_package():
+    assert len(ORDER) == len(set(ORDER))
+    assert {drawing.package_of(module) for module in MODULES} - {""} == set(ORDER)
 
 
-def imported(path):
-    """First-level parts of sanakit that a file imports, inside its functions too."""
-    for name in modules(ast.parse(path.read_text(encoding="utf-8"))):
-        package, _, rest = name.partition(".")
-        part = rest.split(".")[0]
-        if (
-            package == "sanakit"
-            and part
-            and ((ROOT / part / "__init__.py").is_file() or (ROOT / f"{part}.py").is_file())
-        ):
-            yield part
+@pytest.mark.parametrize("module", [m for m in MODULES if m], ids=str)
+def test_a_module_imports_only_what_is_below_it(module):
+    rank = ORDER.index(drawing.package_of(module))
+    above = {other for other in EDGES[module] if other and ORDER.index(drawing.package_of(other)) > rank}
+    assert not above, f"{module} imports {sorted(above)}, which lie above it"
 
 
-def part_of(path):
-    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+def test_no_modules_import_in_a_circle():
+    assert drawing.circles(EDGES) == []
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_one_way(path):
-    own = part_of(path)
-    names = set(imported(path)) - {own}
-    if own == "reporting":
-        assert names <= {"contracts", "errors"}
-        return
-    assert own in RANK, f"{own} has no place in the layers"
-    wrong = [n for n in names if RANK.get(n, -1 if n == "reporting" and own == "cli" else 99) > RANK[own]]
-    assert not wrong
+def test_imports_are_absolute():
+    for path in MODULES.values():
+        assert not drawing.relative_imports(path), path
 
 
 def test_the_foundations_import_nothing_of_sanakit():
-    assert not [*imported(ROOT / "contracts.py"), *imported(ROOT / "errors.py")]
+    assert not EDGES["contracts"] and not EDGES["errors"]
 
 
 def test_siblings_do_not_import_each_other():
-    for path in FILES:
-        if part_of(path) in SIBLINGS:
-            assert not (set(imported(path)) & SIBLINGS) - {part_of(path)}, path
+    for module, others in EDGES.items():
+        if (package := drawing.package_of(module)) in SIBLINGS:
+            assert not ({drawing.package_of(other) for other in others} & SIBLINGS) - {package}, module
 
 
-@pytest.mark.parametrize("path", [p for p in FILES if part_of(p) in LIGHT], ids=lambda p: str(p.relative_to(ROOT)))
-def test_light_modules_import_nothing_heavy_when_they_are_imported(path):
+def test_reporting_imports_contracts_and_errors_alone():
+    for module, others in EDGES.items():
+        if drawing.package_of(module) == "reporting":
+            assert {drawing.package_of(other) for other in others} <= {"reporting", "contracts", "errors"}, module
+
+
+@pytest.mark.parametrize("module", [m for m in MODULES if drawing.package_of(m) in LIGHT], ids=str)
+def test_light_modules_import_nothing_heavy_when_they_are_imported(module):
     """At the top of a file only: inside a function a heavy import is the point."""
-    top = ast.parse(path.read_text(encoding="utf-8"))
-    top.body = [node for node in top.body if not isinstance(node, ast.FunctionDef | ast.ClassDef)]
-    assert not {name.split(".")[0] for name in modules(top)} & HEAVY
+    assert not drawing.outside_imports(MODULES[module], inner=False) & HEAVY
 
 
 def test_nothing_but_the_command_line_imports_it():
-    assert not [p for p in FILES if part_of(p) != "cli" and "cli" in set(imported(p))]
+    importers = {
+        drawing.package_of(m) for m, others in EDGES.items() if any(drawing.package_of(o) == "cli" for o in others)
+    }
+    assert importers <= {"cli"}
+
+
+def test_the_drawing_is_current_and_every_arrow_points_down():
+    page = (ROOT.parent / "docs" / "architecture.md").read_text()
+    assert drawing.mermaid(EDGES) in page, "run python experiments/draw_imports.py"
+    for package, others in drawing.package_edges(EDGES).items():
+        for other in others:
+            assert ORDER.index(other) < ORDER.index(package)
+
+
+def test_a_circle_and_an_arrow_up_are_found(tmp_path):
+    """The proof's own proof: two modules that import each other inside functions."""
+    (tmp_path / "one.py").write_text("def ask():\n    from sanakit.two import answer\n    return answer\n")
+    (tmp_path / "two.py").write_text("from sanakit import one\n\nanswer = one\n")
+    edges = drawing.import_edges(drawing.read_modules(tmp_path))
+    assert edges == {"one": {"two"}, "two": {"one"}}
+    assert drawing.circles(edges) == [["one", "two"]]
+    assert drawing.circles(drawing.import_edges(drawing.read_modules(tmp_path), inner=False)) == []

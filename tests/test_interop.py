@@ -1,4 +1,4 @@
-"""Pipelines in and out: what is written reads back to the same picture, stock only where diffusers renders the same."""
+"""Pipelines in and out: what is written reads back to the same image, stock only where diffusers renders the same."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ from sanakit.errors import SanakitError
 from sanakit.interop.export import export_pipeline, save_vae
 from sanakit.interop.lora import save_lora
 from sanakit.interop.pipeline import SanakitPipeline
+from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.sampling import sample_images
-from sanakit.swap.base import add_lora
-from sanakit.swap.plan import load_base
-from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, load_text_encoder
-from sanakit.vaes import VAES, load_vae
-from sanakit.vaes.base import DiffusersVAE, diffusers_spec
+from sanakit.strategies.base import add_lora
+from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
+from sanakit.vaes import VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE, diffusers_spec
 
 PROMPT = "a red apple"
 
@@ -69,7 +69,7 @@ def system_of(vae, encoder, *, image_size, flow_shift=2.5):
         },
         seed=0,
     )
-    torch.nn.init.normal_(core.proj_out.weight, std=0.2)  # it starts at zero, which would make every picture the same
+    torch.nn.init.normal_(core.proj_out.weight, std=0.2)  # it starts at zero, which would make every image the same
     torch.nn.init.ones_(core.caption_norm.weight)
     return LatentDiffusion(
         vae=vae, text_encoder=encoder, core=core.eval(), image_size=image_size, flow_shift=flow_shift
@@ -240,8 +240,8 @@ def test_what_would_read_back_otherwise_is_refused(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_more_pictures_of_more_prompts_keep_their_masks(tmp_path):
-    """SanaPipeline repeats embeddings and masks in different orders; ours gives the picture of each prompt alone."""
+def test_more_images_of_more_prompts_keep_their_masks(tmp_path):
+    """SanaPipeline repeats embeddings and masks in different orders; ours gives the image of each prompt alone."""
     system = changed("family")
     pipe = SanakitPipeline(
         system.text_encoder, system.vae, system.core, FlowMatchEulerDiscreteScheduler(shift=2.5), 512
@@ -330,7 +330,7 @@ def test_a_folder_that_is_no_pipeline_is_refused(stock, tmp_path, how, code, mes
 
 
 def test_low_rank_adapters_go_out_as_diffusers_reads_them(stock, tmp_path):
-    """Base core, joints put in, adapter loaded by SanaPipeline: the same velocity as the folded core."""
+    """Base core, interface layers put in, adapter loaded by SanaPipeline: the same velocity as the folded core."""
     system, _ = stock
     base = deepcopy(system.core)
     trained = deepcopy(system.core)
@@ -350,7 +350,7 @@ def test_low_rank_adapters_go_out_as_diffusers_reads_them(stock, tmp_path):
     )
     assert reasons == []
 
-    base.load_state_dict(load_file(tmp_path / "pipe" / "lora" / "joints.safetensors"), strict=False)
+    base.load_state_dict(load_file(tmp_path / "pipe" / "lora" / "interface_layers.safetensors"), strict=False)
     pipe = SanaPipeline(None, None, system.vae.model, base, FlowMatchEulerDiscreteScheduler())
     call = dict(
         hidden_states=torch.randn(1, 8, 4, 4, generator=generator),

@@ -69,11 +69,11 @@ def run(tmp_path):
     return folder
 
 
-def picture(path):
+def drawn_image(path):
     return np.asarray(Image.open(path)).astype(int)
 
 
-def test_export_then_sample_gives_the_same_picture(run, tmp_path, monkeypatch, capsys):
+def test_export_then_sample_gives_the_same_image(run, tmp_path, monkeypatch, capsys):
     from sanakit.interop.pipeline import SanakitPipeline
 
     out = tmp_path / "pipe"
@@ -83,7 +83,7 @@ def test_export_then_sample_gives_the_same_picture(run, tmp_path, monkeypatch, c
     sample = ("--prompt", "red apple", "--seed", 5, "--num-steps", 3)
     assert sanakit(monkeypatch, "sample", "--model", run / "model", "--out", tmp_path / "a.png", *sample) == 0
     assert sanakit(monkeypatch, "sample", "--model", out, "--out", tmp_path / "b.png", *sample) == 0
-    ours, theirs = picture(tmp_path / "a.png"), picture(tmp_path / "b.png")
+    ours, theirs = drawn_image(tmp_path / "a.png"), drawn_image(tmp_path / "b.png")
     assert ours.std() > 5
     assert abs(ours - theirs).max() <= 1
     pipe = SanakitPipeline.from_pretrained(out)
@@ -138,7 +138,7 @@ def test_push_without_a_network_says_what_to_do(run, tmp_path, monkeypatch, caps
 def test_a_native_checkpoint_is_a_model_with_leave(run, tmp_path, monkeypatch, capsys):
     from diffusers import SanaTransformer2DModel
 
-    from sanakit.interop.native import to_native
+    from sanakit.formats.native import to_native
 
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
     core = SanaTransformer2DModel.from_pretrained(run / "model")
@@ -156,5 +156,5 @@ def test_a_native_checkpoint_is_a_model_with_leave(run, tmp_path, monkeypatch, c
     assert sanakit(monkeypatch, *sample, tmp_path / "n.png", "--model", path, "--allow-pickle") == 0
     assert sanakit(monkeypatch, *sample, tmp_path / "again.png", "--model", path) == 0
     assert sanakit(monkeypatch, *sample, tmp_path / "own.png", "--model", run / "model") == 0
-    assert abs(picture(tmp_path / "n.png") - picture(tmp_path / "own.png")).max() <= 1
-    assert (picture(tmp_path / "n.png") == picture(tmp_path / "again.png")).all()
+    assert abs(drawn_image(tmp_path / "n.png") - drawn_image(tmp_path / "own.png")).max() <= 1
+    assert (drawn_image(tmp_path / "n.png") == drawn_image(tmp_path / "again.png")).all()

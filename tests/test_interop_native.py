@@ -9,7 +9,7 @@ from diffusers import SanaTransformer2DModel
 
 from sanakit.core.dit import fold_guidance
 from sanakit.errors import SanakitError
-from sanakit.interop.native import build_native, converted, from_native, infer_config, read_native, to_native
+from sanakit.formats.native import build_native, converted, from_native, infer_config, read_native, to_native
 
 WIDTH, CAPTION = 64, 24
 HEADS = {"num_cross_attention_heads": 4, "cross_attention_head_dim": 16}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from sanakit.errors import SanakitError
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv import naive as glumbconv_naive
 from sanakit.kernels.linear_attention import linear_attention
@@ -52,9 +53,14 @@ def agrees(function, specification, inputs, grad, dtype):
 def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False):
     torch.manual_seed(queries + dim)
     if transposed:  # (B, H, N, D) in memory
-        make = lambda n: torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
+
+        def make(n):
+            return torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
     else:
-        make = lambda n: torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+
+        def make(n):
+            return torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+
     inputs = [make(n).requires_grad_() for n in (queries, keys, keys)]
     grad = torch.randn(2, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
     agrees(linear_attention, attention_naive.linear_attention, inputs, grad, dtype)
@@ -260,6 +266,23 @@ else:
         assert set_kernel_attention(core) == 2 and set_kernel_feed_forward(core) == 2
         torch.testing.assert_close(core(**core_inputs())[0], expected)
 
+    def test_train_kernels_serves_the_core_that_is_trained_where_a_kernel_can_run(monkeypatch):
+        from sanakit.core.attention import KernelLinearAttention
+        from sanakit.core.feed_forward import KernelGLUMBConv
+        from sanakit.training.loop import TrainOptions, new_state
+
+        core, options = new_core(CORE, seed=0), TrainOptions(max_steps=1, kernels="triton")
+        groups = [{"params": list(core.parameters())}]
+        monkeypatch.setattr("sanakit.core.kernels.has_triton", lambda: True)
+        if not torch.cuda.is_available():
+            with pytest.raises(SanakitError, match=r"SK0104\]: train.kernels is triton, and the core is on cpu"):
+                new_state(core, groups, options)
+            monkeypatch.setenv("TRITON_INTERPRET", "1")
+        for _ in range(2):  # a second state of the same core, as stage full makes after the race
+            new_state(core, groups, options)
+        assert all(type(b.attn1.processor) is KernelLinearAttention for b in core.transformer_blocks)
+        assert all(type(b.ff) is KernelGLUMBConv for b in core.transformer_blocks)
+
     def test_moments_merge_and_serve_alignment_and_monitors():
         from sanakit.alignment import CrossMoments
         from sanakit.drift import latent_features
@@ -304,7 +327,7 @@ else:
     def test_a_training_step_synchronises_twice(tiny_system, tiny_data):
         """Loss and gradient norm are read (SK0501); nothing else may wait for the device."""
         from sanakit.core.dit import parameters_by_group
-        from sanakit.train import TrainOptions, fit, new_state
+        from sanakit.training.loop import TrainOptions, fit, new_state
 
         options = TrainOptions(max_steps=4, batch_size=4)
         groups = [{"params": p} for p in parameters_by_group(tiny_system.core).values()]
@@ -316,10 +339,10 @@ else:
 
     def test_observing_synchronises_with_nothing(tiny_system, tiny_data):
         """Monitors read the device when they report, not at every step; selecting by sigma is the one exception."""
-        from sanakit.monitors import LatentMonitor
-        from sanakit.train import TrainOptions, draw_batch
+        from sanakit.training.loop import TrainOptions, draw_batch
+        from sanakit.training.monitors import LatentMonitor
 
-        watch = LatentMonitor(reference=tiny_data.latents[:, 0], looks=2)
+        watch = LatentMonitor(reference=tiny_data.latents[:, 0], num_evaluations=2)
         batch = draw_batch(tiny_system, tiny_data, TrainOptions(max_steps=4, batch_size=4), 0)
         with Counted() as counted:
             watch.observe(batch, torch.zeros_like(batch.latents))

@@ -51,7 +51,10 @@ def test_two_processes_train_what_one_does_by_every_launcher(small_world, tmp_pa
         ranks = sorted(path.name for path in (folder / ".ranks").glob("*.json"))
         assert ranks == (["0.json", "1.json"] if launcher else []), name
         weights[name] = load_file(folder / "model" / "diffusion_pytorch_model.safetensors")
-    apart = lambda a, b: max(float((weights[a][k] - weights[b][k]).abs().max()) for k in weights[a])
+
+    def apart(a, b):
+        return max(float((weights[a][k] - weights[b][k]).abs().max()) for k in weights[a])
+
     for name in RECIPES:
         assert apart("alone", name) < 1e-4 < apart("alone", "alone again"), name
         assert weights[name].keys() == weights["alone"].keys()

@@ -10,9 +10,11 @@ import torch
 from sanakit.alignment import rank_layers
 from sanakit.config import make_config
 from sanakit.errors import SanakitError
+from sanakit.loading import load_text_encoder
 from sanakit.run import RunFolder
 from sanakit.swap.context import Swap
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder, with_layer
+from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.text_encoders.query import with_layer
 
 TEXTS = [" ".join("abcdefgh"[(i * k + i // 8) % 8] for k in range(1, 4 + i % 3)) for i in range(256)]
 
@@ -39,7 +41,7 @@ def base(tiny_system, folder):
 def swap_of(system, name, **config):
     swap = Swap(config=make_config({"text_encoder": {"name": name}, **config}), run=RunFolder(None, make_config({})))
     vars(swap)["base_system"] = system
-    vars(swap)["halves"] = (SimpleNamespace(captions=[[text] for text in TEXTS]), None)
+    vars(swap)["splits"] = (SimpleNamespace(captions=[[text] for text in TEXTS]), None)
     return swap
 
 

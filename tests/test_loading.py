@@ -15,13 +15,14 @@ from safetensors.torch import load_file, save_file
 from sanakit.contracts import LatentStats
 from sanakit.core.dit import load_core, new_core
 from sanakit.errors import CODES, SanakitError
-from sanakit.interop.files import cache_dir
-from sanakit.interop.weights import find_weights, read_header
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
+from sanakit.files import cache_dir
+from sanakit.loading import load_text_encoder, load_vae
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.text_encoders.static_table import StaticTable
 from sanakit.text_encoders.tiny import byte_tokenizer
 from sanakit.text_encoders.tokenizers import load_tokenizer
-from sanakit.vaes import VAES, load_vae
+from sanakit.vaes import VAES
+from sanakit.weights.find import find_weights, read_header
 
 WEIGHTS = {"vae": "diffusion_pytorch_model.safetensors", "text": "model.safetensors"}
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
@@ -140,7 +141,7 @@ def test_the_plain_weights_go_before_a_variant_and_bf16_before_fp16(folders):
 
 def test_a_whole_pipeline_of_variants_is_a_base(folders):
     """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant, its tokenizer beside the encoder."""
-    from sanakit.swap.plan import load_base
+    from sanakit.loading import load_base
 
     pipe = whole_pipeline(folders)
     with pytest.raises(SanakitError, match=f"(?s)SK0106.*one part of a pipeline.*Use path:{pipe}"):
@@ -188,7 +189,7 @@ def test_a_git_lfs_pointer_is_named(folders, kind, name):
 
 
 def test_a_pointer_in_the_place_of_a_native_checkpoint_is_named(tmp_path):
-    from sanakit.interop.native import read_native
+    from sanakit.formats.native import read_native
 
     (tmp_path / "sana.pth").write_text(POINTER)
     with pytest.raises(SanakitError, match="SK0121"):
@@ -554,7 +555,7 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "file"))
     command = ["sanakit", "swap-vae", "--candidate", "pca-f8c4", "--run-dir", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", command)
-    monkeypatch.setattr("sanakit.swap.plan.load_base", lambda name: pytest.fail("the base was loaded first"))
+    monkeypatch.setattr("sanakit.loading.load_base", lambda name: pytest.fail("the base was loaded first"))
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 3 and "error[SK0128]" in capsys.readouterr().err
@@ -567,17 +568,17 @@ def test_a_cache_that_cannot_be_written_is_refused_before_anything_is_loaded(tmp
 def test_a_latin_1_file_name_is_made_safe_and_a_broken_caption_is_set_aside(tmp_path, openclipart_images):
     from PIL import Image
 
-    from sanakit.data import load_pictures
+    from sanakit.data import load_images
 
     image = Image.fromarray(((openclipart_images[0] + 1) * 127.5).byte().permute(1, 2, 0).numpy())
     for stem in (b"caf\xe9", b"plain"):
         image.save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + stem + b".png")))
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + stem + b".txt")).write_text("a red apple")
-    found = load_pictures(str(tmp_path))
+    found = load_images(str(tmp_path))
     assert found.names == [r"caf\udce9.png", "plain.png"] and len(found.fingerprint) == 64
     rows = [{"image": "plain.png", "caption": text} for text in ["fine"] * 30 + ["broken \ud800 caption"]]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    found = load_pictures(str(tmp_path / "rows.jsonl"))
+    found = load_images(str(tmp_path / "rows.jsonl"))
     assert len(found) == 30 and len(found.fingerprint) == 64
     assert found.ledger == [
         {"name": "plain.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
@@ -678,7 +679,7 @@ def test_the_note_is_part_of_the_plan(tiny_system):
             "1 of 4 channels is not above 0, first channel 1: 0",
         ),
         ({"latents_mean": [0.0] * 4, "latents_std": [1.0, 1.0, -2.0, 1.0]}, "first channel 2: -2"),
-        ({"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.1, -0.2, 0.1, 0.1]}, "look exchanged"),
+        ({"latents_mean": [1.0, 2.0, 3.0, 4.0], "latents_std": [0.1, -0.2, 0.1, 0.1]}, "seem exchanged"),
         ({"latents_mean": [1.0, 2.0, 3.0], "latents_std": [1.0] * 4}, "mean has 3 values, expected 1 or 4"),
         ({"latents_mean": ["a"] * 4, "latents_std": [1.0] * 4}, "latents_mean is .*expected a number"),
         ({"scaling_factor": 0.0}, "scaling_factor is 0, expected a finite number above 0"),

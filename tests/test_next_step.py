@@ -12,13 +12,13 @@ import typer
 from typer.testing import CliRunner
 
 import sanakit
-from sanakit.cli import cache, data, drift, export, info, swap, train  # noqa: F401  they add their commands
+from sanakit.checks import GATES
+from sanakit.checks.causes import FOLLOWS, decisive
+from sanakit.cli import cache, data, drift, export, info, results, swap, train  # noqa: F401  they add their commands
 from sanakit.cli.app import app
 from sanakit.config import Config, known_keys, make_config
 from sanakit.contracts import GateResult, Verdict
 from sanakit.errors import CODES
-from sanakit.gates import GATES
-from sanakit.gates.causes import FOLLOWS, decisive
 from sanakit.reporting.ci import samples_option
 
 ROOT = Path(__file__).parent.parent
@@ -104,7 +104,7 @@ def test_next_explains_the_decisive_gate(tmp_path):
     gates = [result("component/scale-high", "SK0203"), result("component/shift", "SK0209")]
     validation = {"stages": {"component": {"verdict": "fail", "gates": gates}}}
     assert _next_command(Stub, validation, Verdict.FAIL) == "sanakit explain SK0209"
-    broken = GateResult.could_not_judge("component/theirs", "SK0114", "theirs: KeyError").as_dict()
+    broken = GateResult.could_not_be_evaluated("component/theirs", "SK0114", "theirs: KeyError").as_dict()
     validation = {"stages": {"component": {"verdict": "inconclusive", "gates": [broken]}}}
     assert _next_command(Stub, validation, Verdict.INCONCLUSIVE) == "sanakit explain SK0114"
 

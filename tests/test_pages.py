@@ -113,11 +113,11 @@ def test_print_holds_every_section(pages, page):
 
 
 class Outline(html.parser.HTMLParser):
-    """Headings that are printed, and pictures with what stands for them."""
+    """Headings that are printed, and images with what stands for them."""
 
     def __init__(self, text):
         super().__init__()
-        self.headings, self.pictures, self.inside = [], [], False
+        self.headings, self.images, self.inside = [], [], False
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
@@ -126,9 +126,9 @@ class Outline(html.parser.HTMLParser):
         if self.inside:
             self.headings.append("")
         if tag == "img":
-            self.pictures.append(found.get("alt"))
+            self.images.append(found.get("alt"))
         if tag == "svg":
-            self.pictures.append(found.get("aria-hidden") or (found.get("role") == "img" and found.get("aria-label")))
+            self.images.append(found.get("aria-hidden") or (found.get("role") == "img" and found.get("aria-label")))
 
     def handle_endtag(self, tag):
         self.inside = False
@@ -139,12 +139,12 @@ class Outline(html.parser.HTMLParser):
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_one_small_file_without_script_whose_pictures_have_words(pages, page):
+def test_one_small_file_without_script_whose_images_have_words(pages, page):
     path = pages / f"{page}.html"
     text = path.read_text(encoding="utf-8")
     assert path.stat().st_size < 3e6 and "<script" not in text and "default-src 'none'" in text
-    pictures = Outline(text).pictures
-    assert pictures and all(pictures), pictures
+    images = Outline(text).images
+    assert images and all(images), images
     for opening in re.findall(r'<div class="scroll"[^>]*>', text):  # reached and named without a mouse
         assert 'tabindex="0"' in opening and "aria-label=" in opening
     assert "<th>" not in text, "every header says what it heads"

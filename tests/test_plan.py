@@ -8,8 +8,9 @@ import torch
 from sanakit.contracts import LatentSpec
 from sanakit.core.dit import GROUPS
 from sanakit.errors import SanakitError
-from sanakit.swap.base import STRATEGIES
-from sanakit.swap.plan import applicable, build, describe_plan, mask_remark, swap_core
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.plan import applicable, build, describe_plan, swap_core
+from sanakit.swap.plan_remarks import mask_remark
 
 
 @pytest.fixture
@@ -90,12 +91,12 @@ def test_a_base_that_reads_its_padding_is_named(tiny_system, tiny_data):
     from dataclasses import replace
 
     from sanakit.text_encoders import PromptEmbeds
-    from sanakit.train import TrainOptions, fit, new_state
+    from sanakit.training.loop import TrainOptions, fit, new_state
 
     generator = torch.Generator().manual_seed(0)
     target = torch.randn(64, 1, 4, 1, 1, generator=generator).expand(64, 2, 4, 4, 4) * 3
     embeds = torch.zeros(128, 16, 16)
-    embeds[:, 8:, :4] = target[:, :, :, 0, 0].reshape(128, 1, 4)  # the padding tells the picture
+    embeds[:, 8:, :4] = target[:, :, :, 0, 0].reshape(128, 1, 4)  # the padding tells the image
     mask = torch.zeros(128, 16, dtype=torch.bool)
     mask[:, 0] = True
     seen = replace(tiny_data, latents=target, captions=PromptEmbeds(embeds, torch.ones_like(mask)))

@@ -15,19 +15,20 @@ from test_registry import install
 from typer.testing import CliRunner
 
 from sanakit import cli
+from sanakit.checks import GATES, load_policy, run_gates
+from sanakit.cli import drift as _drift_command  # noqa: F401  adds the command
 from sanakit.cli.app import app
 from sanakit.config import dump_config, make_config
 from sanakit.contracts import GateResult, Reading, Verdict
-from sanakit.data.base import DATASETS
+from sanakit.data.table import DATASETS
 from sanakit.drift import DRIFT
 from sanakit.drift.base import ask
 from sanakit.errors import SanakitError
-from sanakit.gates import GATES, load_policy, run_gates
 from sanakit.registry import Registry
 from sanakit.reporting import write_report
 from sanakit.reporting.ci import markdown
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import stages as engine
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plugins import sound_strategies
 from sanakit.vaes import VAES
 
@@ -95,13 +96,15 @@ def test_a_statistic_written_as_the_page_says_works(plugin, tmp_path, monkeypatc
 
 def test_a_gate_written_as_the_page_says_works(plugin):
     plugin("ours_gates", example("component/ours-sharp"), {"gates": {"component/ours-sharp": "sharp"}})
-    good, bad = (run_gates("component", vae_evidence(psnr=np.full(100, v)))[-1] for v in (21.5, 19.0))
+    evidence = [vae_evidence(psnr=np.full(100, value)) for value in (21.5, 19.0)]
+    good, bad = (run_gates("component", one)[-1] for one in evidence)
     assert (good.gate, good.threshold, good.verdict, bad.verdict) == (
         "component/ours-sharp",
         20.0,
         Verdict.PASS,
         Verdict.FAIL,
     )
+    assert run_gates("component", evidence[0], load_policy("strict"))[-1].threshold == 22.0
 
 
 def test_a_statistic_may_take_either_keyword():
@@ -161,19 +164,21 @@ def test_a_statistic_that_raises_is_a_row_and_the_others_are_measured(plugin, tm
     assert broken.keys() == NAMES.keys() and found["verdict"] == "inconclusive"
     for name, said in NAMES.items():
         row = broken[name]
-        assert row["error"].startswith("bad_drift: ") and said in row["error"] and row["title"] == "could not judge"
+        assert (
+            row["error"].startswith("bad_drift: ") and said in row["error"] and row["title"] == "could not be evaluated"
+        )
         assert row["value"] is row["p_value"] is None and not row["alarm"]
         assert Path(row["error"].rpartition("traceback: ")[2]).is_file()
     assert [row for row in found["readings"] if not row.get("error")] == clean["readings"]
-    assert "could not judge" in page.read_text()
+    assert "could not be evaluated" in page.read_text()
     assert exit_code(monkeypatch, "drift", *two_sides(tmp_path, 3.0)) == 5
     out = capsys.readouterr().out
-    assert "\ndrift\n" in out and "raises could not judge: bad_drift: KeyError" in out
+    assert "\ndrift\n" in out and "raises could not be evaluated: bad_drift: KeyError" in out
 
 
 BROKEN_GATES = """
     from sanakit.contracts import GateResult
-    from sanakit.gates.base import GATES
+    from sanakit.checks.base import GATES
 
     @GATES.register("component/raises", title="t")
     def raises(evidence):
@@ -203,7 +208,7 @@ def test_a_gate_that_raises_is_a_row_and_the_others_judge(plugin, tmp_path):
         results = {r.gate: r for r in run_gates("component", vae_evidence(), load_policy(policy))}
         for name, said in GATE_NAMES.items():
             row = results.pop(name)
-            assert (row.code, row.verdict, row.metric) == ("SK0114", Verdict.INCONCLUSIVE, "could not judge")
+            assert (row.code, row.verdict, row.metric) == ("SK0114", Verdict.INCONCLUSIVE, "could not be evaluated")
             assert row.error.startswith("bad_gates: ") and said in row.error and row.value is None
             assert GateResult.from_dict(json.loads(json.dumps(row.as_dict()))) == row
             assert name != "component/raises" or "(bad_gates.py, line " in row.error
@@ -213,10 +218,9 @@ def test_a_gate_that_raises_is_a_row_and_the_others_judge(plugin, tmp_path):
 
 
 def test_a_gate_of_our_own_that_raises_is_a_row_too(monkeypatch):
-    evidence = vae_evidence()
-    del evidence["declared_spec"]
+    evidence = vae_evidence() | {"declared_spec": None}
     rows = {r.gate: r for r in run_gates("component", evidence)}
-    assert rows["component/geometry"].code == "SK0999" and "KeyError" in rows["component/geometry"].error
+    assert rows["component/geometry"].code == "SK0999" and "AttributeError" in rows["component/geometry"].error
     assert rows["component/scale-high"].verdict == Verdict.PASS
 
 
@@ -233,7 +237,7 @@ def test_in_a_run_a_broken_gate_is_written_shown_and_measured_again(plugin, smal
     assert component_run(small_world, run, monkeypatch, "--junit", junit) == 5
     said = capsys.readouterr()
     document = json.loads(said.out)
-    assert "error[SK0114]: component/raises could not judge: bad_gates: ZeroDivisionError" in said.err
+    assert "error[SK0114]: component/raises could not be evaluated: bad_gates: ZeroDivisionError" in said.err
     stage = document["stages"]["component"]
     row = next(g for g in stage["gates"] if g["gate"] == "component/raises")
     assert "bad_gates: ZeroDivisionError" in row["error"] and row["value"] is None and len(stage["gates"]) > 5
@@ -285,7 +289,7 @@ def test_a_component_that_raises_is_the_row_of_its_stage_and_later_stages_wait(
 
 def test_a_data_set_that_raises_names_its_distribution(plugin, small_world, tmp_path, monkeypatch, capsys):
     source = """
-        from sanakit.data.base import DATASETS
+        from sanakit.data.table import DATASETS
 
         @DATASETS.register("their-data", title="t")
         def theirs():
@@ -300,7 +304,7 @@ def test_a_data_set_that_raises_names_its_distribution(plugin, small_world, tmp_
 
 
 BROKEN_STRATEGIES = """
-    from sanakit.swap.base import STRATEGIES, Strategy
+    from sanakit.strategies.base import STRATEGIES, Strategy
 
     @STRATEGIES.register("fine", title="t")
     class Fine(Strategy):

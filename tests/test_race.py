@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from sanakit import train
 from sanakit.alignment import INPUT_METHODS, CrossMoments, feature_distance
 from sanakit.alignment.vae import solve_input
 from sanakit.config import TrainSection, make_config
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, held_out
+from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, noise_power_ratio
+from sanakit.loading import load_base
 from sanakit.reporting.ci import in_doubt
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap import rungs as rungs_module
 from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
 from sanakit.swap.race import (
@@ -35,8 +36,11 @@ from sanakit.swap.race import (
     survivors,
 )
 from sanakit.swap.race_store import RaceStore
+from sanakit.swap.rates import GRID, RateSearch, search_of
+from sanakit.swap.rungs import evaluated_steps_between
 from sanakit.swap.settings import configured, options_of
-from sanakit.train import TrainOptions
+from sanakit.training import loop as train
+from sanakit.training.loop import TrainOptions
 
 
 @pytest.fixture
@@ -232,7 +236,9 @@ def outcome(arms, finalists):
         (a.strategy.name, a.options, a.steps, a.train_loss, a.scores, a.forecast, a in finalists, a.diverged)
         for a in arms
     ]
+    facts += [(a.extra_steps, a.extra_losses) for a in arms]
     tensors = [torch.stack([r.losses for r in a.results]) for a in arms] + [torch.from_numpy(a.errors) for a in arms]
+    tensors += [torch.from_numpy(errors) for a in arms for errors in a.extra_errors]
     for arm in arms:
         tensors += list(arm.system.core.state_dict().values()) + (list(arm.state.ema.values()) if arm.state else [])
     return facts, tensors
@@ -254,8 +260,11 @@ def undisturbed():
     ids=["at a rung of the sweep", "in the race", "before the last evaluation"],
 )
 def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice(
-    tiny_system, tiny_data, tmp_path, undisturbed, stop_at, by, step
+    tiny_system, tiny_data, tmp_path, undisturbed, monkeypatch, stop_at, by, step
 ):
+    monkeypatch.setattr(
+        rungs_module, "EVALUATED_STEPS", (3, 6, 7)
+    )  # the second signal comes where an evaluation is due
     torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     if not undisturbed:
         arms, finalists, trained = whole_race(tiny_system, tiny_data)
@@ -282,9 +291,10 @@ def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, ti
     course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={"stage": "x"}))
     arm = arm_of(course, tiny_system, "finetune")
     advance(course, arm, 4)
-    again = lambda facts: arm_of(
-        replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune"
-    )
+
+    def again(facts):
+        return arm_of(replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune")
+
     assert again({"stage": "x"}).state.step == 4
     blob = next(tmp_path.rglob("core.safetensors"))
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
@@ -300,7 +310,7 @@ def test_a_full_disk_ends_the_keeping_and_not_the_race(tiny_system, tiny_data, t
     arm = arm_of(course, tiny_system, "align+head")
     advance(course, arm, 2)
     monkeypatch.setattr(
-        "sanakit.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
+        "sanakit.training.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
     race(course, [arm], budget=16)
     assert arm.steps == [0, 2, 4, 8, 16] and "No space left" in course.store.lost
@@ -350,6 +360,114 @@ def test_a_rate_that_diverges_leaves_the_sweep(tiny_system, tiny_data, monkeypat
     assert arm.scores["rates"]["0.001"] is None and arm.scores["rates"]["0.00025"] > 0
 
 
+def test_the_learning_rate_is_chosen_at_half_the_budget(course, tiny_system, monkeypatch):
+    """At a quarter the lower rate is ahead, by no more than noise at the images; at half the higher one is."""
+    noise = np.random.default_rng(0).normal(size=16)
+    curves = {0.002: {1: 1.4, 2: 1.31, 4: 1.1}, 0.001: {1: 1.4, 2: 1.30, 4: 1.2}, 0.00025: {1: 1.5, 2: 1.45, 4: 1.0}}
+    trained = []
+
+    def advance(course, arm, until, on_step):
+        rate = arm.options.learning_rate
+        trained.append((rate, until))
+        arm.steps.append(until)
+        arm.errors_by_evaluation.append(curves[rate][until] + noise * (0.1 if rate == 0.001 else 0))
+
+    monkeypatch.setattr("sanakit.swap.race.advance", advance)
+    arm = at_best_rate(course, STRATEGIES.get("finetune"), tiny_system, budget=8, rates=(1.0, 0.25, 2.0))
+    assert arm.options.learning_rate == 0.002
+    assert trained == [
+        (0.002, 1),
+        (0.002, 2),
+        (0.002, 4),
+        (0.001, 1),
+        (0.001, 2),
+        (0.001, 4),
+        (0.00025, 1),
+        (0.00025, 2),
+    ]
+    assert arm.scores["rates"] == {"0.002": 1.1, "0.001": round(1.2 + 0.1 * noise.mean(), 4), "0.00025": None}
+    assert arm.scores["rates_left"] == {"0.00025": "clearly worse than 0.002 at step 2"}
+
+
+def walked(search, error):
+    """The rates that a search hands out, where `error` is the relative error of a rate."""
+    tried = []
+    while (rate := search.next_rate()) is not None:
+        tried.append(rate)
+        search.record(rate, error(rate), "loss nan" if np.isinf(error(rate)) else "")
+    return tried
+
+
+@pytest.mark.parametrize(
+    ("best", "beyond"),
+    [(3e-4, []), (8e-3, [5.77e-3, 1.66e-2]), (2e-6, [3.47e-6, 1.2e-6, 4.16e-7]), (1.0, [5.77e-3, 1.66e-2, 4.79e-2])],
+)
+def test_the_search_goes_on_while_the_best_rate_is_at_an_end_of_the_grid(best, beyond):
+    search = RateSearch(rates=GRID, goes_on=True)
+    tried = walked(search, lambda rate: abs(np.log(rate / best)))
+    assert tried[: len(GRID)] == sorted(GRID, reverse=True) and GRID[0] == 2e-3 and GRID[-1] == 1e-5
+    np.testing.assert_allclose(tried[len(GRID) :], beyond, rtol=0.01)  # three at most
+    assert search.best == min(tried, key=lambda rate: abs(np.log(rate / best)))
+    np.testing.assert_allclose(np.diff(np.log(GRID)), np.log(1 / 200) / 5, rtol=0.01)
+
+
+def test_a_rate_that_diverges_is_no_end_of_the_grid_to_go_on_from():
+    search = RateSearch(rates=GRID, goes_on=True)
+    tried = walked(search, lambda rate: np.inf if rate > 1e-4 else 1 - rate)
+    assert len(tried) == len(GRID) and search.best == 8.33e-5
+    assert search.scores()["rates"]["0.002"] is None and search.scores()["rates_left"]["0.002"] == "diverged: loss nan"
+    assert walked(RateSearch(rates=GRID, goes_on=True), lambda rate: np.inf) == sorted(GRID, reverse=True)
+    assert walked(RateSearch(rates=(1e-3, 2e-3)), lambda rate: -rate) == [2e-3, 1e-3]  # no grid: what is named
+
+
+def test_which_rates_are_tried_is_a_fact_of_the_base_and_the_configuration(tmp_path):
+    finetune = STRATEGIES.get("finetune")
+
+    def rates(embedded, **smoke):
+        return search_of(make_config({"smoke": smoke}), finetune, embedded=embedded)
+
+    assert list(rates(True).rates) == [0.002, 0.001, 0.00025] and not rates(True).goes_on
+    assert rates(False).rates == GRID and rates(False).goes_on
+    assert list(rates(False, rates=[4.0, 0.5]).rates) == [0.004, 0.0005]
+    named = search_of(make_config({"train": {"learning_rate": 3e-5}}), finetune, embedded=False)
+    assert named.rates == (3e-5,) and not named.is_choice
+
+    folder = tmp_path / "tiny-sana"  # a name says nothing
+    card = {"vae": "dc-f16c32", "text_encoder": "minilm", "image_size": 96, "flow_shift": 1.0}
+    folder.mkdir()
+    for fact, embedded in (({}, False), ({"embedded": True}, True), ({"embedded": "no"}, False)):
+        (folder / "card.json").write_text(json.dumps(card | fact))
+        assert load_base(f"path:{folder}").embedded is embedded
+    assert load_base("tiny-sana").embedded
+
+
+def test_looks_between_the_rungs_are_kept_and_change_nothing(tiny_system, tiny_data, tmp_path, monkeypatch):
+    assert (
+        rungs_module.EVALUATED_STEPS == (75, 150, 300)
+        and evaluated_steps_between(0, 100) == [75]
+        and evaluated_steps_between(75, 150) == []
+    )
+    straight = arm_of(course_of(tiny_data), tiny_system, "finetune")
+    race(course_of(tiny_data), [straight], budget=16)
+    monkeypatch.setattr(
+        rungs_module, "EVALUATED_STEPS", (3, 4, 11, 40)
+    )  # the second is a rung, the last lies beyond the budget
+    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
+    arm = arm_of(course, tiny_system, "finetune")
+    race(course, [arm], budget=16)
+    assert arm.extra_steps == [3, 11] and arm.steps == straight.steps == [0, 2, 4, 8, 16]
+    assert np.array_equal(arm.errors, straight.errors) and arm.forecast == straight.forecast
+    assert arm.train_loss == straight.train_loss
+    kept = arm_of(course, tiny_system, "finetune")
+    assert kept.extra_losses == arm.extra_losses and np.array_equal(kept.extra_errors, arm.extra_errors)
+    record = json.loads(json.dumps(arm.as_dict()))
+    assert record["extra_evaluations"]["steps"] == [3, 11] and record["extra_evaluations"]["losses"] == arm.extra_losses
+    assert record["extra_evaluations"]["relative_errors"] == pytest.approx(
+        [errors.mean() for errors in arm.extra_errors]
+    )
+    assert record["steps"] == [0, 2, 4, 8, 16] and record["train_losses"] == [list(p) for p in arm.train_loss] != []
+
+
 def test_a_held_out_error_that_is_not_finite_has_diverged_too(course, tiny_system, monkeypatch):
     arm = arm_of(course, tiny_system, "finetune")
     monkeypatch.setattr(
@@ -382,7 +500,8 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
     config = make_config({"train": changed | {"parallel": "fsdp", "ema_decay": 0.5}, "data": {"workers": 0}})
     options = options_of(config, STRATEGIES.get("finetune"))
     assert all(getattr(options, key) == value for key, value in changed.items())
-    assert options.parallel == "fsdp" and options.ema_decay == 0.5 and options.workers == 0 and options.decay
+    assert options.parallel == "fsdp" and options.ema_decay == 0.5 and options.workers == 0
+    assert options.schedule == "constant-then-decay" and OWN_OPTIONS["schedule"] == "constant"  # a race does not decay
     groups = {"rates", "lora_rank", "layer_decay"}
     full = {
         "checkpoint_every",
@@ -396,8 +515,8 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
         "start",  # read where a swap begins, by race and stage full alike
         "start_draws",
     }
-    loop = {f.name for f in fields(TrainOptions)} | {"schedule", "strategy"}
-    assert TrainSection.model_fields.keys() == (loop - {"decay", "workers", "live_captions"}) | groups | full
+    loop = {f.name for f in fields(TrainOptions)} | {"strategy"}
+    assert TrainSection.model_fields.keys() == (loop - {"workers", "live_captions"}) | groups | full
 
     usable = replace(options, optimizer="adamw", compile=False)
     arm = enter(course_of(tiny_data, options=usable), STRATEGIES.get("finetune"), tiny_system, budget=16)

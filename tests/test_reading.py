@@ -5,18 +5,19 @@ import json
 import os
 import struct
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from sanakit.data import Pictures, images, load_pictures
-from sanakit.data.base import decode
+from sanakit.data import ImageDataset, images, load_images
 from sanakit.data.cache import raw_latents
 from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions
 from sanakit.data.describe import describe, describe_lines
 from sanakit.data.survey import reason_of
+from sanakit.data.table import decode
 from sanakit.errors import SanakitError
 from sanakit.vaes import VAES
 
@@ -56,11 +57,11 @@ def tar_of(path, members):
 
 
 def read(path, **options):
-    return load_pictures(str(path), max_set_aside=1.0, **options)
+    return load_images(str(path), max_set_aside=1.0, **options)
 
 
-def reasons(pictures):
-    return {row["name"]: row["reason"] for row in pictures.ledger}
+def reasons(dataset):
+    return {row["name"]: row["reason"] for row in dataset.ledger}
 
 
 # --- captions --------------------------------------------------------------------------------------------------------
@@ -206,10 +207,10 @@ def test_a_caption_file_is_a_caption_a_line_or_one_caption(tmp_path):
     folder_of(folder, {"m.csv": "image,caption\n0.png,a\n"})
     for source in (folder / "m.csv", "openclipart"):
         with pytest.raises(SanakitError, match="SK0104.*has no caption files"):
-            load_pictures(str(source), captions="whole")
+            load_images(str(source), captions="whole")
     for option in ({"captions": "line"}, {"fit": "corp"}):
         with pytest.raises(SanakitError, match="SK0104.*did you mean"):
-            load_pictures(str(folder), **option)
+            load_images(str(folder), **option)
 
 
 def test_text_scores_and_reasons_by_themselves():
@@ -350,8 +351,8 @@ def test_a_photograph_is_cropped_or_padded_and_the_share_is_said(tmp_path):
         lines = describe_lines(found)
         assert told in lines[0] and "warning: SK0405: data.fit" in lines[-1] and "25% expected" in lines[-1]
         assert not any("SK0405" in line for line in describe_lines(found, buckets=True))
-    assert not any("SK0405" in line for line in describe_lines(load_pictures("openclipart")))
-    assert load_pictures("openclipart").fit == "pad" and load_pictures("openclipart", fit="crop").fit == "crop"
+    assert not any("SK0405" in line for line in describe_lines(load_images("openclipart")))
+    assert load_images("openclipart").fit == "pad" and load_images("openclipart", fit="crop").fit == "crop"
 
 
 def test_a_cache_of_another_fit_or_size_is_refused_by_name_and_an_old_padded_one_is_found(tmp_path, monkeypatch):
@@ -364,7 +365,10 @@ def test_a_cache_of_another_fit_or_size_is_refused_by_name_and_an_old_padded_one
     cropped, padded = read(folder), read(folder, fit="pad")
     with monkeypatch.context() as before:  # versions before wrote no fit, and padded
         write = store.write
-        drop = lambda root, facts, *a, **k: write(root, {n: v for n, v in facts.items() if n != "fit"}, *a, **k)
+
+        def drop(root, facts, *a, **k):
+            return write(root, {n: v for n, v in facts.items() if n != "fit"}, *a, **k)
+
         before.setattr(store, "write", drop)
         old = raw_latents(vae, padded, 32, cache=out)
     assert torch.equal(raw_latents(vae, padded, 32, cache=out, must_exist=True), old)
@@ -398,7 +402,7 @@ def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
             raise AttributeError("'str' object has no attribute 'decode'")
         return own(data, least)
 
-    monkeypatch.setattr("sanakit.data.base.open_image", fails)
+    monkeypatch.setattr("sanakit.data.load.open_image", fails)
     found = read(tmp_path / "a")
     assert found.names == ["1.png"] and reasons(found)["0.png"].startswith("AttributeError: 'str' object")
 
@@ -511,7 +515,7 @@ def test_a_registered_data_set_that_is_not_ours_is_screened_and_states_its_own_f
     from sanakit.data import DATASETS
 
     def mine():
-        return Pictures(source="mine", names=["a", "b"], captions=[["x"]] * 2, images=[png(), b"broken"], fit="pad")
+        return ImageDataset(source="mine", names=["a", "b"], captions=[["x"]] * 2, images=[png(), b"broken"], fit="pad")
 
     monkeypatch.setitem(DATASETS._objects, "mine", mine)
     found = read("mine")
@@ -563,20 +567,20 @@ def test_every_member_of_a_shard_is_read_set_aside_or_counted(tmp_path):
 def test_what_is_not_read_names_what_was_found(tmp_path):
     folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.tar": "x" for i in range(4)})
     with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .tar, metadata.jsonl"):
-        load_pictures(str(folder))
+        load_images(str(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SanakitError, match="SK0401.*holds no image, found nothing"):
-        load_pictures(str(tmp_path / "empty"))
+        load_images(str(tmp_path / "empty"))
     folder_of(folder, {"0.png": png(), "1.png": png()})
     with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .tar, metadata.jsonl"):
-        load_pictures(str(folder))
+        load_images(str(folder))
     with pytest.raises(SanakitError, match=r"(?s)SK0401.*\{3\.\.0\} runs backwards.*Write \{0\.\.3\}"):
-        load_pictures(str(folder / "{3..0}.tar"))
+        load_images(str(folder / "{3..0}.tar"))
     folder_of(tmp_path, {"x.zip": "x"})
     with pytest.raises(SanakitError, match="SK0401.*is a .zip; read are"):
-        load_pictures(str(tmp_path / "x.zip"))
+        load_images(str(tmp_path / "x.zip"))
     folder_of(tmp_path, {"M.CSV": "image,caption\na/0.png,fine\n"})
-    assert load_pictures(str(tmp_path / "M.CSV")).captions == [["fine"]]
+    assert load_images(str(tmp_path / "M.CSV")).captions == [["fine"]]
 
 
 # --- ledgers and descriptions ----------------------------------------------------------------------------------------
@@ -599,18 +603,18 @@ def test_a_refused_data_set_writes_its_ledger_and_says_where(tmp_path):
 
     folder = refused_folder(tmp_path / "a")
     with pytest.raises(SanakitError, match="SK0402.*1 of 8 images set aside") as error:
-        load_pictures(str(folder))
+        load_images(str(folder))
     path, rows = ledger_of(error.value.found)
     assert path.startswith(str(tmp_path / "cache" / "ledgers")) and [row["name"] for row in rows] == ["0.png"]
     config = make_config({"base": "none", "vae": {"name": "pca-f8c4"}, "data": {"source": str(folder)}})
     swap = Swap(config=config, run=RunFolder(tmp_path, config), ledger=tmp_path / "run" / "ledger.jsonl")
     with pytest.raises(SanakitError, match="SK0402") as error:
-        assert swap.pictures
+        assert swap.images
     assert ledger_of(error.value.found)[0] == str(tmp_path / "run" / "ledger.jsonl")
     config = make_config({"data": {"source": str(folder), "max_set_aside": 1.0}})
     swap = Swap(config=config, run=RunFolder(tmp_path, config), ledger=tmp_path / "few.jsonl")
-    with pytest.raises(SanakitError, match="SK0403.*7 pictures.*1 were set aside, reasons: .*few.jsonl"):
-        assert swap.pictures
+    with pytest.raises(SanakitError, match="SK0403.*7 images.*1 were set aside, reasons: .*few.jsonl"):
+        assert swap.images
     assert "broken" not in (tmp_path / "few.jsonl").read_text() and "0.png" in (tmp_path / "few.jsonl").read_text()
 
 
@@ -623,7 +627,7 @@ def test_a_run_reads_its_images_and_captions_by_its_configuration(tmp_path):
     source = str(folder_of(tmp_path / "a", files))
     for options, fit, captions in (({}, "crop", ["a", "b"]), ({"fit": "pad", "captions": "whole"}, "pad", ["a b"])):
         config = make_config({"data": {"source": source} | options})
-        found = Swap(config=config, run=RunFolder(tmp_path, config)).halves
+        found = Swap(config=config, run=RunFolder(tmp_path, config)).splits
         assert {half.fit for half in found} == {fit} and found[0].captions[0] == captions
     with pytest.raises(SanakitError, match="SK0104.*data.fit"):
         make_config({"data": {"fit": "stretch"}})
@@ -660,14 +664,22 @@ def test_encode_writes_the_ledger_of_refused_data_and_describes_what_it_reads(tm
 
 
 def test_the_line_of_a_data_set_without_images_to_measure_is_still_a_line():
-    assert describe(Pictures(source="x", names=[], captions=[], images=[]))["area_share"] == 0
+    assert describe(ImageDataset(source="x", names=[], captions=[], images=[]))["area_share"] == 0
 
 
 @pytest.mark.parametrize("as_json", [False, True])
 def test_a_run_describes_its_data_on_the_terminal(capsys, tmp_path, as_json):
     from sanakit.cli.view import print_data
 
-    print_data(load_pictures("openclipart"), tmp_path, as_json=as_json)
+    print_data(load_images("openclipart"), tmp_path, as_json=as_json)
     captured = capsys.readouterr()
     told, silent = (captured.err, captured.out) if as_json else (captured.out, captured.err)
     assert told.startswith("data: openclipart: 4,815 images") and not silent
+
+
+@pytest.mark.parametrize("source", ["./nothing-here", "photos/2024", "~/images"])
+def test_a_path_that_is_not_there_is_said_to_be_a_path(source):
+    with pytest.raises(SanakitError) as caught:
+        load_images(source)
+    assert caught.value.code == "SK0101"
+    assert "no file or folder" in str(caught.value) and str(Path.cwd()) in str(caught.value)

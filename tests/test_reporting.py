@@ -108,7 +108,7 @@ def test_a_folder_that_holds_what_no_run_writes_is_refused(run_dir, name, text, 
 @pytest.mark.parametrize(
     "name", ["../outside.png", "/etc/passwd", "link.png", "config.yaml", "figures", "gone.png", "a\0.png", ""]
 )
-def test_only_pictures_inside_the_folder_are_embedded(run_dir, name):
+def test_only_images_inside_the_folder_are_embedded(run_dir, name):
     fill(run_dir)
     (run_dir / "link.png").symlink_to(run_dir.parent / "outside.png")
     assert embedded(run_dir, name) is None
@@ -210,7 +210,7 @@ def test_every_section_that_is_measured_is_drawn_with_its_table(run_dir):
         assert 'role="img"' in drawn and "<table>" in drawn, title
     assert 'class="band s0"' in html and 'class="goal"' in html and 'class="cell below"' in html
     assert (
-        "about 150 more samples than 100 would decide: --set component.pictures=250" in html
+        "about 150 more samples than 100 would decide: --set component.num_images=250" in html
         and "at least 1.5" in html
         and "<dd>strict</dd>" in html
     )

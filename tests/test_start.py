@@ -8,9 +8,9 @@ import torch
 from sanakit.config import make_config
 from sanakit.contracts import LatentSpec
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut
+from sanakit.evaluation.held_out import HeldOut
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import start as starts
-from sanakit.swap.base import STRATEGIES
 from sanakit.swap.plan import build, strategy_plan, swap_core
 from sanakit.swap.start import choose_start, start_needs, start_remark, starting_at
 
@@ -38,7 +38,9 @@ def swap_of(monkeypatch, errors, start="auto"):
         built.append(strategy.initialise)
         return strategy.initialise, {"start_note": errors["note"]} if "note" in errors else {}
 
-    evaluate = lambda system, data, *, count: HeldOut((0.5,), torch.full((1, count), errors[system]))
+    def evaluate(system, data, *, count):
+        return HeldOut((0.5,), torch.full((1, count), errors[system]))
+
     monkeypatch.setattr(starts, "held_out", evaluate)
     swap = SimpleNamespace(
         config=make_config({"train": {"start": start}}),

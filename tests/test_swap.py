@@ -1,4 +1,4 @@
-"""The main job through the command line, on pictures, encoders and VAEs that are real but few."""
+"""The main job through the command line, on images, encoders and VAEs that are real but few."""
 
 import json
 import subprocess
@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-PICTURES = 160
+IMAGES = 160
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    """A base folder with an untrained small core, and a folder of pictures: minutes become seconds."""
+    """A base folder with an untrained small core, and a folder of dataset: minutes become seconds."""
     from sanakit.core.dit import new_core
-    from sanakit.data import load_pictures
+    from sanakit.data import load_images
 
     root = tmp_path_factory.mktemp("world")
     core = new_core(
@@ -34,13 +34,13 @@ def world(tmp_path_factory):
         seed=0,
     )
     core.save_pretrained(root / "base")
-    card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0}
+    card = {"vae": "pca-f16c16", "text_encoder": "wordllama", "image_size": 96, "flow_shift": 1.0, "embedded": True}
     (root / "base" / "card.json").write_text(json.dumps(card))
-    source = load_pictures("openclipart")
-    (root / "pictures").mkdir()
-    for i in range(0, 20 * PICTURES, 20):
-        (root / "pictures" / f"{i}.webp").write_bytes(source.images[i])
-        (root / "pictures" / f"{i}.txt").write_text("\n".join(source.captions[i]))
+    source = load_images("openclipart")
+    (root / "images").mkdir()
+    for i in range(0, 20 * IMAGES, 20):
+        (root / "images" / f"{i}.webp").write_bytes(source.images[i])
+        (root / "images" / f"{i}.txt").write_text("\n".join(source.captions[i]))
     return root
 
 
@@ -71,7 +71,7 @@ def swap(world, kind, candidate, *more, run_dir="run", base=None):
         "--base",
         base or f"path:{world / 'base'}",
         "--data",
-        world / "pictures",
+        world / "images",
         "--run-dir",
         run_dir,
         *SMALL,

@@ -11,7 +11,7 @@ from sanakit.alignment.similarity import agreement, frequent_words
 from sanakit.config import make_config
 from sanakit.data.cache import silent
 from sanakit.swap import control
-from sanakit.swap.control import agreement_with_base, better_look, first_images, remembered
+from sanakit.swap.control import agreement_with_base, better_evaluation, first_images, remembered
 from sanakit.text_encoders import TEXT_ENCODERS
 
 
@@ -23,7 +23,10 @@ def test_words_are_the_most_frequent_ones_of_three_letters_or_more():
 
 def test_agreement_is_the_correlation_of_cosines_word_by_word():
     generator = torch.Generator().manual_seed(0)
-    draw = lambda *size: torch.nn.functional.normalize(torch.randn(*size, generator=generator).double(), dim=1)
+
+    def draw(*size):
+        return torch.nn.functional.normalize(torch.randn(*size, generator=generator).double(), dim=1)
+
     first, other = draw(64, 8), draw(64, 24)
     rotation = torch.linalg.qr(torch.randn(8, 8, generator=generator).double())[0]
     np.testing.assert_allclose(agreement(first, first @ rotation).mean(), 1)
@@ -42,7 +45,7 @@ def test_an_encoder_agrees_with_itself_and_its_control_does_not():
 class FakeSwap:
     def __init__(self, name="minilm", data="a"):
         self.candidate = TEXT_ENCODERS.get(name).tiny()
-        self.pictures = type("Pictures", (), {"fingerprint": data})()
+        self.images = type("ImageDataset", (), {"fingerprint": data})()
         self.config = type("Config", (), {"train": type("Train", (), {"seed": 0})()})()
 
 
@@ -85,7 +88,7 @@ def test_a_control_of_another_flow_shift_or_caption_temperature_is_measured_anew
 
 def test_the_better_of_two_looks_counts():
     losses = torch.tensor([[[4.0, 2.0], [2.0, 2.0]], [[1.0, 3.0], [1.0, 3.0]]])
-    np.testing.assert_allclose(better_look(losses, np.array([0.5, 0.5])), [1.0, 3.0])
+    np.testing.assert_allclose(better_evaluation(losses, np.array([0.5, 0.5])), [1.0, 3.0])
 
 
 def test_the_first_images_keep_their_captions(tiny_data):

@@ -1,4 +1,4 @@
-"""Every tracker that is installed gets numbers, names with signs, configuration and pictures, and is read back."""
+"""Every tracker that is installed gets numbers, names with signs, configuration and images, and is read back."""
 
 import importlib.util
 import sqlite3
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sanakit.errors import SanakitError
-from sanakit.tracking import TRACKERS, Trackers
+from sanakit.training.tracking import TRACKERS, Trackers
 
 NAME = "monitor/latents sigma < 0.25, channel 3 (mean)"
 TAKEN = "monitor/latents sigma _ 0.25_ channel 3 _mean_"
@@ -15,7 +15,7 @@ INSTALLED = [name for name, record in TRACKERS.items() if importlib.util.find_sp
 
 
 def values_of(name, folder):
-    """(step, value) of TAKEN, and how many pictures there are."""
+    """(step, value) of TAKEN, and how many images there are."""
     if name == "tensorboard":
         from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -29,8 +29,8 @@ def values_of(name, folder):
         from trackio.sqlite_storage import SQLiteStorage
 
         logs = SQLiteStorage.get_logs("sanakit", folder.name)
-        pictures = [key for row in logs for key in row if key.startswith("samples/")]
-        return [(row["step"], row[TAKEN]) for row in logs if TAKEN in row], len(pictures)
+        images = [key for row in logs for key in row if key.startswith("samples/")]
+        return [(row["step"], row[TAKEN]) for row in logs if TAKEN in row], len(images)
     written = next(folder.rglob("*.wandb")).read_bytes()
     assert TAKEN.encode() in written
     return [(3, 1.5)], len(list(folder.rglob("media/images/*.png")))

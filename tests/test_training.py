@@ -15,33 +15,27 @@ import yaml
 from safetensors.torch import load_file
 from tokenizers.processors import TemplateProcessing
 
-from sanakit.checkpoint import Saver, latest, load_checkpoint, save_checkpoint
-from sanakit.config import dump_config, make_config
+from sanakit.config import Config, dump_config, make_config
 from sanakit.core.dit import GROUPS, group_of, parameters_by_group
 from sanakit.data.order import batch_indices
 from sanakit.data.store import save_tensors
 from sanakit.errors import SanakitError
-from sanakit.evaluate import held_out
-from sanakit.monitors import LatentMonitor
+from sanakit.evaluation.held_out import held_out
+from sanakit.loading import load_base, load_text_encoder
 from sanakit.presets import PRESETS
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.encoder_training import as_encoded_now, encoder_group, save_encoder, trainable_copy
 from sanakit.swap.forecast import HORIZON, forecast, steps_to_reach
-from sanakit.swap.joint import as_encoded_now, encoder_group, save_encoder, trainable_copy
-from sanakit.swap.plan import load_base
 from sanakit.swap.quality import Target
 from sanakit.swap.settings import strategy_of
 from sanakit.swap.tune_vae import measured
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
-from sanakit.train import (
-    TrainOptions,
-    check_movement,
-    draw_batch,
-    fit,
-    layer_groups,
-    new_state,
-    parameter_digests,
-)
-from sanakit.watch import Watch
+from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.training.checkpoint import KEEP, Saver, latest, load_checkpoint, save_checkpoint
+from sanakit.training.loop import TrainOptions, draw_batch, fit, layer_groups, new_state
+from sanakit.training.monitors import LatentMonitor
+from sanakit.training.parameters import check_movement, parameter_digests
+from sanakit.training.schedules import decay_start, learning_rate_at
+from sanakit.training.watch import Watch
 
 OPTIONS = TrainOptions(max_steps=6, batch_size=4, learning_rate=1e-3, warmup=1)
 
@@ -54,7 +48,7 @@ def weights(core):
     return {k: v.clone() for k, v in core.state_dict().items()}
 
 
-def test_an_epoch_visits_every_picture_once_and_epochs_differ():
+def test_an_epoch_visits_every_image_once_and_epochs_differ():
     first = torch.cat([batch_indices(10, 4, step, seed=0) for step in range(5)])
     assert sorted(first[:10].tolist()) == list(range(10)) == sorted(first[10:].tolist())
     assert first[:10].tolist() != first[10:].tolist()
@@ -153,7 +147,7 @@ def observe(monitor, system, data, scale):
 
 
 def test_monitor_speaks_of_a_wider_stream_and_is_silent_on_the_same(tiny_system, tiny_data):
-    monitor = LatentMonitor(reference=[tiny_data.latents[:, 0]], looks=1)
+    monitor = LatentMonitor(reference=[tiny_data.latents[:, 0]], num_evaluations=1)
     assert not any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.0))
     assert any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.5))
 
@@ -222,12 +216,12 @@ def test_an_arm_that_trains_nothing_never_arrives():
     assert (found.steps, found.low, found.high) == (np.inf,) * 3
 
 
-def test_noise_of_a_picture_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):
+def test_noise_of_a_image_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):
     whole = draw_batch(tiny_system, tiny_data, OPTIONS, 3)
-    halves = [draw_batch(tiny_system, tiny_data, OPTIONS, 3, rows) for rows in (slice(0, 2), slice(2, 4))]
+    splits = [draw_batch(tiny_system, tiny_data, OPTIONS, 3, rows) for rows in (slice(0, 2), slice(2, 4))]
     for name in ("latents", "noise", "sigmas", "indices"):
-        assert torch.equal(torch.cat([getattr(half, name) for half in halves]), getattr(whole, name))
-    assert torch.equal(torch.cat([half.prompt.embeds for half in halves]), whole.prompt.embeds)
+        assert torch.equal(torch.cat([getattr(half, name) for half in splits]), getattr(whole, name))
+    assert torch.equal(torch.cat([half.prompt.embeds for half in splits]), whole.prompt.embeds)
 
 
 def test_micro_batches_take_the_course_of_the_whole_batch(tiny_system, tiny_data):
@@ -255,7 +249,10 @@ def test_bf16_autocast_and_checkpointing_stay_near_fp32(tiny_system, tiny_data):
     }.items():
         core.load_state_dict(fresh)
         options, losses[name] = replace(OPTIONS, **changes), []
-        keep = lambda step, loss, *_, name=name: losses[name].append(loss)
+
+        def keep(step, loss, *_, name=name):
+            return losses[name].append(loss)
+
         fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options), until=3, after_step=keep)
         core.disable_gradient_checkpointing()
     assert losses["checkpointing"] == losses["fp32"]
@@ -274,8 +271,8 @@ def test_latents_are_drawn_from_the_posterior_anew_every_step_and_the_noise_stay
         assert torch.equal(plain.noise, other.noise) and torch.equal(plain.prompt.embeds, other.prompt.embeds)
         unit = (other.latents - plain.latents) / 0.25
         assert 0.8 < unit.std() < 1.2 and abs((unit * plain.noise).mean()) < 0.2  # and it is not the noise again
-    halves = [draw_batch(tiny_system, drawn, OPTIONS, 1, rows) for rows in (slice(0, 2), slice(2, 4))]
-    assert torch.equal(torch.cat([half.latents for half in halves]), other.latents)
+    splits = [draw_batch(tiny_system, drawn, OPTIONS, 1, rows) for rows in (slice(0, 2), slice(2, 4))]
+    assert torch.equal(torch.cat([half.latents for half in splits]), other.latents)
 
 
 def test_the_average_moves_after_the_step_and_is_restored(tiny_system, tiny_data, tmp_path):
@@ -309,6 +306,30 @@ def test_parameters_that_stand_still_or_should_have_are_named(tiny_system):
     assert torch.equal(small + torch.tensor(1e-6, dtype=torch.bfloat16) * small.sign(), small)
     with pytest.raises(SanakitError, match="SK0508.*trained parameters stand still"):
         check_movement(core, parameter_digests(core))
+
+
+def test_the_schedules_by_step():
+    options = TrainOptions(max_steps=30, learning_rate=1.0, warmup=2, schedule="constant-then-decay")
+    rates = [learning_rate_at(step, options) for step in range(30)]
+    assert rates[:2] == [0.5, 1.0] and rates[1:21] == [1.0] * 20  # the last third decays, from step 20
+    np.testing.assert_allclose(rates[20:], np.arange(10, 0, -1) / 10)
+    longer = replace(options, max_steps=45)
+    assert rates[:21] == [
+        learning_rate_at(step, longer) for step in range(21)
+    ]  # so a longer run can go on from step 20
+    cosine = replace(options, schedule="cosine")
+    assert learning_rate_at(15, cosine) == pytest.approx(0.5) and learning_rate_at(30, cosine) == 0.0
+    assert learning_rate_at(29, replace(options, schedule="constant")) == 1.0
+    assert Config().train.schedule == "constant-then-decay" and decay_start("constant-then-decay", 400) == 267
+    assert decay_start("cosine", 400) is None is decay_start("constant", 400)
+
+
+def test_one_step_is_never_pruned(tiny_system, tmp_path):
+    core, saver = tiny_system.core, Saver(tmp_path, always=2)
+    state = new_state(core, all_groups(core), OPTIONS)
+    for state.step in range(1, 6):
+        saver.save(core, state, {})
+    assert sorted(path.name[-1] for path in tmp_path.glob("step-*")) == ["2", "4", "5"] and KEEP == 2
 
 
 def test_early_blocks_learn_slower(tiny_system):
@@ -382,7 +403,7 @@ def test_an_asynchronous_save_holds_its_own_step_while_training_goes_on(tiny_sys
         assert release.wait(60)
         save_tensors(tensors, path, *rest)
 
-    monkeypatch.setattr("sanakit.checkpoint.save_tensors", slowly)
+    monkeypatch.setattr("sanakit.training.checkpoint.save_tensors", slowly)
     state = fit(tiny_system, tiny_data, options, new_state(core, all_groups(core), options), until=2)
     at_two = {**weights(core), **{f"ema.{k}": v.clone() for k, v in state.ema.items()}}
     saver = Saver(tmp_path, asynchronous=True)
@@ -399,7 +420,9 @@ def test_an_asynchronous_save_holds_its_own_step_while_training_goes_on(tiny_sys
     now = {**core.state_dict(), **{f"ema.{k}": v for k, v in other.ema.items()}}
     assert other.step == 2 and len(other.history) == 1 and all(torch.equal(now[k], v) for k, v in at_two.items())
 
-    monkeypatch.setattr("sanakit.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "full")))
+    monkeypatch.setattr(
+        "sanakit.training.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "full"))
+    )
     saver = Saver(tmp_path, asynchronous=True)
     saver.save(core, state, {})
     with pytest.raises(SanakitError, match="SK0903.*full"):
@@ -475,7 +498,10 @@ def test_a_text_encoder_is_trained_with_its_own_rate_and_null_embedding(tiny_sys
             groups = [g | {"scale": 1.0} for g in all_groups(core)] + [encoder_group(encoder, 1e-4, 1e-3)]
             state = new_state(core, groups, options, encoder)
         seen = []
-        after = lambda step, loss, batch, predicted: seen.append((batch, state.optimizer.param_groups[-1]["lr"]))
+
+        def after(step, loss, batch, predicted):
+            return seen.append((batch, state.optimizer.param_groups[-1]["lr"]))
+
         return fit(system, data, options, state, until=until, after_step=after), seen
 
     state, seen = run(6)
@@ -523,8 +549,11 @@ def test_options_without_effect_are_refused():
 
 
 def test_the_rank_that_is_furthest_behind_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr("sanakit.watch.world_size", lambda: 3)
-    place = lambda step, phase: json.dumps({"step": step, "phase": phase, "host": "node-a"})
+    monkeypatch.setattr("sanakit.training.watch.world_size", lambda: 3)
+
+    def place(step, phase):
+        return json.dumps({"step": step, "phase": phase, "host": "node-a"})
+
     for number, text in enumerate([place(7, 2), place(7, 0), place(7, 2)]):
         (tmp_path / f"{number}.json").write_text(text)
     watch = Watch(None, 5)
@@ -575,7 +604,10 @@ def scaled(state, monkeypatch):
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     state.optimizer = AcceleratedOptimizer(state.optimizer.optimizer, scaler=scaler)
     monkeypatch.setattr(state.accelerator, "scaler", scaler)
-    unscale = lambda optimizer: scaler.unscale_(optimizer.optimizer)
+
+    def unscale(optimizer):
+        return scaler.unscale_(optimizer.optimizer)
+
     monkeypatch.setattr(state.accelerator, "unscale_gradients", unscale)
     return scaler
 
@@ -590,7 +622,10 @@ def test_fp16_goes_on_after_a_step_that_was_left_out_at_half_the_scale(tiny_syst
         return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step == 2 else x)
 
     before = []
-    keep = lambda step, *_: before.append(weights(core)["proj_out.bias"])
+
+    def keep(step, *_):
+        return before.append(weights(core)["proj_out.bias"])
+
     fit(tiny_system, tiny_data, options, state, draw=spoilt, after_step=keep)
     assert state.step == 6 and state.skipped == [2] and scaler.get_scale() == 512.0
     moved = [not torch.equal(a, b) for a, b in itertools.pairwise(before)]

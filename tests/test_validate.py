@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 from sanakit.cli import swap  # noqa: F401  adds the commands
 from sanakit.cli.app import app
 from sanakit.config import known_keys
-from sanakit.drift.pictures import shown_rows
+from sanakit.drift.shown import shown_rows
 from sanakit.errors import SanakitError
 from sanakit.reporting.ci import advice
 
@@ -29,7 +29,7 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     rows = json.loads((tmp_path / "run" / "component.json").read_text())["rows"]
     assert rows and all(row["base"] is None for row in rows)
     shown = shown_rows(tmp_path / "run" / "latents.snapshot.safetensors", "latents", [0])[0]
-    assert shown.picture.shape == (48, 48, 3) and shown.label  # what a page about drift shows
+    assert shown.image.shape == (48, 48, 3) and shown.label  # what a page about drift shows
     (tmp_path / "own.yaml").write_text("thresholds: {component/seams: 1.0}")
     second = json.loads(run(app, [*options, "--policy", "own.yaml"]).stdout)
     old, new = validation["stages"]["component"], second["stages"]["component"]
@@ -39,11 +39,11 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     assert second["policy"]["name"] == "own.yaml" and second["verdict"] == "fail"
 
 
-def test_more_pictures_make_narrower_intervals_and_more_samples_judge(tmp_path, monkeypatch):
+def test_more_images_make_narrower_intervals_and_more_samples_judge(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     found = []
     for count in (16, 144):
-        options = (*BARE, "--vae", "pca-f16c16", "--run-dir", str(count), "--set", f"component.pictures={count}")
+        options = (*BARE, "--vae", "pca-f16c16", "--run-dir", str(count), "--set", f"component.num_images={count}")
         gates = json.loads(run(app, [*options]).stdout)["stages"]["component"]["gates"]
         judged = [g for g in gates if g["ci_low"] is not None]
         assert judged and {g["samples"] for g in judged} == {count}
@@ -56,10 +56,10 @@ def test_more_pictures_make_narrower_intervals_and_more_samples_judge(tmp_path, 
 @pytest.mark.parametrize(
     ("gate", "key"),
     [
-        ("component/shift", "component.pictures"),
+        ("component/shift", "component.num_images"),
         ("smoke/mask", "smoke.held_out"),
         ("full/samples", "smoke.samples"),
-        ("tune/reconstruction", "component.pictures"),
+        ("tune/reconstruction", "component.num_images"),
         ("acme/own", ""),
     ],
 )
@@ -87,7 +87,7 @@ def test_a_bare_text_encoder(tmp_path, monkeypatch):
         (("--stage", "component", "--vae", "pca-f16c16", "--policy", "strikt"), "SK0113"),
         (("--stage", "component", "--vae", "pca-f16c16", "--junit", "."), "SK0104"),
         (("--stage", "component", "--vae", "pca-f16c16", "--markdown", "."), "SK0104"),
-        (("--stage", "component", "--vae", "pca-f16c16", "--set", "component.pictures=4"), "SK0104"),
+        (("--stage", "component", "--vae", "pca-f16c16", "--set", "component.num_images=4"), "SK0104"),
     ],
 )
 def test_what_cannot_be_asked_is_refused(tmp_path, monkeypatch, options, code):

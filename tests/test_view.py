@@ -57,7 +57,7 @@ def test_every_gate_reads_whole_in_a_narrow_terminal(shown, columns):
         "+18%",
         "[bold]",
         "SK0321",
-        "component.pictures=40",
+        "component.num_images=40",
     ):
         assert whole in text.replace("\n", ""), whole
     assert text.count("SK0321") == 2, "the gate that passed has no hint"

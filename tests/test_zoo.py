@@ -9,9 +9,10 @@ from torch._subclasses import FakeTensorMode
 
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
+from sanakit.loading import load_vae
 from sanakit.text_encoders import TEXT_ENCODERS
-from sanakit.vaes import VAES, load_vae
-from sanakit.vaes.base import HubVAE, diffusers_spec, wrapper_of
+from sanakit.vaes import VAES
+from sanakit.vaes.diffusers_vae import HubVAE, diffusers_spec, wrapper_of
 
 HUB = [name for name in VAES.names() if issubclass(VAES.get(name), HubVAE)]
 
@@ -85,7 +86,7 @@ def test_ltx_reads_mean_and_std_from_its_buffers():
     torch.testing.assert_close(vae.normalize(raw), (raw - mean) * vae.model.config.scaling_factor / std)
 
 
-def test_a_video_vae_takes_a_picture_as_one_frame():
+def test_a_video_vae_takes_a_image_as_one_frame():
     vae = VAES.get("wan-2.1-vae").tiny()
     images = torch.rand(2, 3, 16, 16) * 2 - 1
     video = vae.model.encode(images[:, :, None]).latent_dist.mode()
@@ -93,7 +94,7 @@ def test_a_video_vae_takes_a_picture_as_one_frame():
     assert torch.equal(vae.encode_raw(images), video[:, :, 0])
 
 
-def test_a_representation_autoencoder_takes_its_own_picture_size_only():
+def test_a_representation_autoencoder_takes_its_own_image_size_only():
     vae = VAES.get("rae-dinov2-small").tiny()
     for size in ((128, 128), (256, 512)):
         with pytest.raises(SanakitError, match="SK0202.*256 px squares only"):

@@ -9,7 +9,8 @@ import torch
 import transformers
 
 from sanakit.errors import SanakitError
-from sanakit.text_encoders import TEXT_ENCODERS, load_text_encoder
+from sanakit.loading import load_text_encoder
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.text_encoders import packaged as packages
 from sanakit.text_encoders.gemma import INSTRUCTION
 from sanakit.text_encoders.open_clip import OpenCLIP
@@ -39,7 +40,7 @@ def test_published_configuration_has_the_declared_width(name):
         model = entry.build(entry.published).eval()
     with torch.no_grad():
         ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
-        # T5Gemma would look into the mask's values, which a meta tensor has not; given masks are taken as they are
+        # T5Gemma would read the mask's values, which a meta tensor has not; given masks are taken as they are
         masks = {"full_attention": None, "sliding_attention": None} if "T5Gemma" in entry.model_class else None
         found = model(input_ids=ids, attention_mask=masks).last_hidden_state
     assert found.shape == (1, 8, entry.spec.embed_dim)

@@ -1,5 +1,5 @@
 """What joins a component to the core."""
 
-from sanakit.adapters.base import ADAPTERS, Adapter, adapters_of, attach, fresh_core, rebuild_core
+from sanakit.adapters.base import ADAPTERS, Adapter, adapters_of, attach, fresh_core, has_modules, rebuild_core
 
-__all__ = ["ADAPTERS", "Adapter", "adapters_of", "attach", "fresh_core", "rebuild_core"]
+__all__ = ["ADAPTERS", "Adapter", "adapters_of", "attach", "fresh_core", "has_modules", "rebuild_core"]

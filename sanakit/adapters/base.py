@@ -1,8 +1,8 @@
 """The adapter registry, and the one way a core is rebuilt with other shapes.
 
-An adapter is what joins a component to the core: it fits the core's joints to the candidate's spec, and may put modules
+An adapter is what joins a component to the core: it fits the core's interface layers to the candidate's spec, and may put modules
 of its own in their place, never another forward pass. Where it sits: an input adapter after the noising, never before it
-(a learnable map before the noising could collapse the latents, and the loss would look wonderful).
+(a learnable map before the noising could collapse the latents, and the loss would still fall).
 """
 
 from typing import Any, ClassVar
@@ -10,22 +10,25 @@ from typing import Any, ClassVar
 import torch
 from diffusers import SanaTransformer2DModel
 
+from sanakit.errors import SanakitError
 from sanakit.registry import Registry
 
 ADAPTERS: Registry[type["Adapter"]] = Registry("adapters", "sanakit.adapters")
 
 
 class Adapter:
-    """kind: "latents" or "tokens", the joint that it serves."""
+    """kind: "latents" or "tokens", the interface layers that it serves. saves: what was measured of it, for the plan; empty where
+    nothing was."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
     kind: ClassVar[str]
+    saves: ClassVar[str] = ""
 
     @classmethod
     def fit(cls, core: SanaTransformer2DModel, spec: Any, *, seed: int = 0, **geometry: Any) -> SanaTransformer2DModel:
-        """A new core whose joint has the candidate's shape, drawn anew, with this adapter's modules; every tensor whose
-        shape did not change, and every adapter of the other joint, is kept."""
+        """A new core whose interface layers have the candidate's shape, drawn anew, with this adapter's modules; every tensor whose
+        shape did not change, and every adapter of the other component, is kept."""
         raise NotImplementedError
 
     @classmethod
@@ -39,8 +42,13 @@ def attach(core: SanaTransformer2DModel, name: str, *, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         adapter.install(core)
-    if adapter.install.__func__ is not Adapter.install.__func__:  # type: ignore[attr-defined]
+    if has_modules(name):
         core.sanakit_adapters = (*adapters_of(core), name)
+
+
+def has_modules(name: str) -> bool:
+    """Whether a registered adapter puts modules of its own into a core, so that the result is not a plain one."""
+    return ADAPTERS.get(name).install.__func__ is not Adapter.install.__func__  # type: ignore[attr-defined]
 
 
 def adapters_of(core: Any) -> tuple[str, ...]:
@@ -74,5 +82,16 @@ def fresh_core(
 
 
 def others(core: SanaTransformer2DModel, kind: str) -> tuple[str, ...]:
-    """The core's adapters of the other joint."""
+    """The core's adapters of the other component."""
     return tuple(name for name in adapters_of(core) if ADAPTERS.get(name).kind != kind)
+
+
+def adapter_class_of(adapter: str | None, is_vae: bool, candidate: str) -> type[Adapter]:
+    """The named adapter, by default the linear one. Raises SK0110 where it joins what the candidate is not."""
+    adapter_class = ADAPTERS.get(adapter or ("linear-latents" if is_vae else "linear-caption"))
+    if adapter_class.kind != ("latents" if is_vae else "tokens"):
+        raise SanakitError(
+            "SK0110",
+            f"adapter {adapter_class.name} joins {adapter_class.kind}, {candidate} is a {'VAE' if is_vae else 'text encoder'}",
+        )
+    return adapter_class

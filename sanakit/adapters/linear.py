@@ -1,4 +1,4 @@
-"""Linear joints: the core's own patch embedding, head and caption projection in another shape.
+"""Linear interface: the core's own patch embedding, head and caption projection in another shape.
 
 They live inside the core as `patch_embed.proj`, `proj_out` and `caption_projection.linear_1`, so a result stays a
 plain SanaTransformer2DModel that other people's tools load.

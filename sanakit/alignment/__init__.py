@@ -1,6 +1,7 @@
 """Closed-form initialisation of the swapped layers, from streaming second moments."""
 
 from sanakit.alignment.blocks import align_blocks
+from sanakit.alignment.carried import carry_rest
 from sanakit.alignment.distance import feature_distance
 from sanakit.alignment.layers import rank_layers
 from sanakit.alignment.moments import CrossMoments
@@ -14,6 +15,7 @@ __all__ = [
     "align_caption",
     "align_input",
     "align_output",
+    "carry_rest",
     "feature_distance",
     "pair_captions",
     "rank_layers",

@@ -8,6 +8,8 @@ Two streams are kept on the host, the base's and the swapped core's. Features ar
 equations and once more, solved, to move the stream on.
 """
 
+from typing import Any
+
 import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
@@ -52,7 +54,7 @@ def align_blocks(
     pairs = draw_pairs(own_side, base_side, count=draws, seed=seed, chunk_size=chunk_size)
     if is_text and same_captions(data, base_data):
         take_over(system, base, "caption_projection")
-    same_joints = not is_text and pairs.rotation is None and take_over(system, base, "patch_embed", "proj_out")
+    same_interface = not is_text and pairs.rotation is None and take_over(system, base, "patch_embed", "proj_out")
     notes: dict[str, object] = {}
     solved, penalty = (("attn2",), TEXT_PENALTY) if is_text else (BRANCHES, PENALTY)
     with evaluating(system.core), evaluating(base.core):
@@ -63,7 +65,7 @@ def align_blocks(
                 if name in solved:
                     solve_branch(pairs, own, theirs, number, name, penalty)
                 move_on(pairs, own, pairs.own, number, name)
-        if not is_text and not same_joints:
+        if not is_text and not same_interface:
             notes = solve_head(pairs, own)
     return {"start_draws": draws} | notes
 
@@ -139,7 +141,10 @@ def solve_head(pairs: PairedDraws, own: Walk) -> dict[str, object]:
 def take_over(system: LatentDiffusion, base: LatentDiffusion, *names: str) -> bool:
     """Copy layers of the base's core, where all of them have the same shapes."""
     layers = [(getattr(system.core, name), getattr(base.core, name)) for name in names]
-    shapes = lambda layer: {key: value.shape for key, value in layer.state_dict().items()}
+
+    def shapes(layer: Any) -> dict[str, Any]:
+        return {key: value.shape for key, value in layer.state_dict().items()}
+
     if any(shapes(own) != shapes(theirs) for own, theirs in layers):
         return False
     for own, theirs in layers:

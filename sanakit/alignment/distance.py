@@ -1,9 +1,11 @@
-"""How far a swapped core's features are from the base's, by depth: the same pictures, captions, sigma, matched noise.
+"""How far a swapped core's features are from the base's, by depth: the same images, captions, sigma, matched noise.
 
 DC-Gen (arXiv 2509.25180) reports this distance before and after alignment. Noise is matched through the Procrustes map
 R of the patches: the base sees R e + (I - R R^T) e' where the candidate sees e, which is unit Gaussian in both spaces.
 Token grids of different size share no noise: their distance has a floor, and features are pooled to the coarser grid.
 """
+
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +29,7 @@ def feature_distance(
     seed: int = 0,
 ) -> list[float]:
     """|f - f_base|^2 / |f_base|^2 after the patch embedding and after every block; latents (N, C, h, w) of the same N
-    pictures in both spaces."""
+    images in both spaces."""
     noise, base_noise = matched_noise(system, base, latents, base_latents, seed)
     level = torch.full((len(latents),), sigma)
     own = block_features(system, interpolate(latents, noise, level), level, prompt)
@@ -53,7 +55,10 @@ def matched_noise(
 def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> list[Tensor]:
     """(N, tokens, hidden) after the patch embedding and after every block."""
     found: list[Tensor] = []
-    keep = lambda module, inputs, output: found.append(output)
+
+    def keep(module: Any, inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
     handles = [m.register_forward_hook(keep) for m in (system.core.patch_embed, *system.core.transformer_blocks)]
     try:
         with evaluating(system.core):

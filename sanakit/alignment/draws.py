@@ -116,5 +116,8 @@ def same_latents(data: LatentDataset, base_data: LatentDataset) -> bool:
 def same_captions(data: LatentDataset, base_data: LatentDataset) -> bool:
     """Do both text encoders give the same embeddings?"""
     own, base = data.captions[:COMPARED], base_data.captions[:COMPARED]
-    same = lambda a, b: a.shape == b.shape and bool(torch.equal(a, b))
+
+    def same(a: Tensor, b: Tensor) -> bool:
+        return a.shape == b.shape and bool(torch.equal(a, b))
+
     return same(own.embeds, base.embeds) and same(own.mask, base.mask)

@@ -1,4 +1,4 @@
-"""Which hidden layer of a text encoder says most of the base's caption features: the closed form of every layer, judged on
+"""Which hidden layer of a text encoder says most of the base's caption features: the closed form of every layer, evaluated on
 captions that it was not solved from (arXiv 2506.08210 finds the normalised average of all layers best for generation).
 """
 
@@ -19,7 +19,7 @@ from sanakit.text_encoders.transformer import TransformerEncoder, depth_of
 
 CHUNK = 16  # captions whose hidden states are held at once
 FEWEST = 16  # captions
-HELD_OUT = 4  # one caption in so many judges
+HELD_OUT = 4  # one caption in so many is held out
 CLEAR = 2.0  # standard errors by which a layer must beat the record's own to be picked
 
 Layer = int | str
@@ -27,7 +27,7 @@ Layer = int | str
 
 @dataclass
 class Trial:
-    """One layer's map, solved from most captions and judged on the others. errors: of each of those; power: its variance."""
+    """One layer's map, solved from most captions and evaluated on the others. errors: of each of those; power: its variance."""
 
     layer: Layer
     moments: CrossMoments
@@ -90,16 +90,19 @@ def rank_layers(
     if len(texts) < FEWEST:
         raise SanakitError("SK0403", f"{len(texts)} captions, layers are told apart on at least {FEWEST}")
     base_layer = base_core.caption_projection.linear_1
-    empty = lambda: CrossMoments.empty(encoder.spec.embed_dim, base_layer.out_features)
+
+    def empty() -> CrossMoments:
+        return CrossMoments.empty(encoder.spec.embed_dim, base_layer.out_features)
+
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
     solving, judging = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
     parts = [(own[i : i + CHUNK], own is judging) for own in (solving, judging) for i in range(0, len(own), CHUNK)]
-    for number, (part, judges) in enumerate(parts, 1):
+    for number, (part, held_out) in enumerate(parts, 1):
         found = encoder.encode_layers(part, names)
         pairs = pair_captions(found[0], base_encoder.encode(part), part, encoder, base_encoder)
         for trial, embeds in zip(trials, found, strict=True):
-            trial.see(replace(pairs, own=embeds), base_layer, judging=judges)
+            trial.see(replace(pairs, own=embeds), base_layer, judging=held_out)
         progress("measuring layers", number, len(parts))
     own = trials[0]
     if not own.finite:

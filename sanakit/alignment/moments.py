@@ -26,7 +26,9 @@ class CrossMoments:
 
     @classmethod
     def empty(cls, x_size: int, y_size: int) -> "CrossMoments":
-        zeros = lambda *shape: torch.zeros(*shape, dtype=torch.float64)
+        def zeros(*shape: int) -> Tensor:
+            return torch.zeros(*shape, dtype=torch.float64)
+
         return cls(0, zeros(x_size), zeros(y_size), zeros(x_size, x_size), zeros(y_size, x_size), zeros(y_size))
 
     def add(self, x: Tensor, y: Tensor) -> None:

@@ -25,7 +25,7 @@ from sanakit.errors import SanakitError, did_you_mean
 from sanakit.flow import interpolate, noise_power_ratio, sample_sigmas
 
 INPUT_METHODS = ("procrustes", "ridge", "independent", "coupled", "blend")
-BLEND = 3.0  # measured by experiments/alignment_study.py: between clean regression (0) and Procrustes (without bound)
+BLEND = 3.0  # measured by experiments/studies/alignment_study.py: between clean regression (0) and Procrustes (without bound)
 CHUNK = 256
 
 
@@ -44,7 +44,7 @@ def align_input(
     flow_shift: float = 1.0,
     count: int | None = None,
 ) -> dict[str, object]:
-    """Set `core.patch_embed` from paired latents (N, M, C, h, w) or (N, C, h, w) of the same pictures, the first
+    """Set `core.patch_embed` from paired latents (N, M, C, h, w) or (N, C, h, w) of the same images, the first
     `count` of them and their first view; returns input_r2, and input_note where there is something to say.
 
     A coarser candidate grid is matched by average-pooling the base's patches; a finer one by repeating them.
@@ -76,7 +76,7 @@ def input_moments(
 def paired_patches(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, latents: Tensor, base_latents: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Candidate patches (T, D) and the base's (T, E) at the same places, T = pictures x candidate tokens."""
+    """Candidate patches (T, D) and the base's (T, E) at the same places, T = images x candidate tokens."""
     own = patch_rows(latents, core.config.patch_size)
     target = _resized(patch_rows(base_latents, base_core.config.patch_size), tuple(own.shape[-2:]))
     rows, goals = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (own, target))

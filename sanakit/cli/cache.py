@@ -79,7 +79,7 @@ def cache_prune(
 
 
 def _root(folder: Path | None) -> Path:
-    from sanakit.interop.files import cache_dir
+    from sanakit.files import cache_dir
 
     if folder is not None and not folder.is_dir():
         raise SanakitError(

@@ -11,7 +11,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.interop.files import require_utf8
+from sanakit.files import require_utf8
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
 
@@ -30,7 +30,7 @@ def encode(
     ] = "embedded",
     image_size: Annotated[int, typer.Option("--image-size", min=16, help="Pixels of a side.")] = 96,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="Encode the mirrored picture too, as training reads it.")
+        bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
     ] = False,
     aspect_buckets: Annotated[
         bool, typer.Option("--aspect-buckets", help="Also the sizes that training in aspect buckets reads.")
@@ -52,63 +52,92 @@ def encode(
     if vae is None and text_encoder is None:
         raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
     if aspect_buckets and vae is None:
-        raise SanakitError("SK0104", "--aspect-buckets are of pictures: name a --vae")
+        raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
     require_utf8(out, "--out")
     from sanakit.cli.view import print_data, progress_display
-    from sanakit.data import Pictures, load_pictures
-    from sanakit.data.buckets import bucket_sizes
-    from sanakit.data.cache import embedding_job, latent_job, small_pictures
-    from sanakit.data.dataset import bucketed
+    from sanakit.data import load_images
     from sanakit.data.describe import describe
-    from sanakit.drift.pictures import as_labels
-    from sanakit.text_encoders import load_text_encoder
-    from sanakit.vaes import load_vae
+    from sanakit.loading import load_text_encoder, load_vae
 
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
-    pictures = load_pictures(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
+    dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
-    print_data(pictures, out, buckets=aspect_buckets, as_json=as_json)
-    (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pictures.ledger), encoding="utf-8")
-    rows = []
+    print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
+    (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
+    bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        if autoencoder is not None:
-            wanted: list[tuple[Any, Any]] = [(pictures, image_size)]
-            if aspect_buckets:  # as training assigns its half; what it is compared with and judged on are the squares
-                half = pictures.split(False)
-                sizes = bucket_sizes(image_size, autoencoder.spec.spatial_compression_ratio * patch_size, max_aspect)
-                used, members = bucketed(half, sizes, batch_size)
-                wanted += [(half.subset(m.tolist()), size) for size, m in zip(used, members, strict=True)]
-            for some, size in wanted:
-                job = latent_job(autoencoder, some, size, mirror=mirror, progress=progress)
-
-                def shown(chosen: list[int], some: Pictures = some) -> dict[str, Any]:
-                    few = some.subset(chosen)
-                    return {
-                        "pictures": small_pictures(few, image_size, progress=progress),
-                        "labels": as_labels(few.names),
-                    }
-
-                rows.append(_fill(job, out, "vae", str(vae), shown, autoencoder.normalize))
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
+        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress)
         if encoder is not None:
-            prompts = [caption for own in pictures.captions for caption in own]
-            job = embedding_job(encoder, prompts, progress=progress)
-            said = lambda chosen: {"labels": as_labels([prompts[i] for i in chosen])}
-            rows.append(_fill(job, out, "text_encoder", str(text_encoder), said))
-    result = {
-        "out": str(out),
-        "pictures": len(pictures),
-        "set_aside": len(pictures.ledger),
-        "data": describe(pictures),
-        "entries": rows,
-    }
+            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress))
+    counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
+    result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
     if as_json:
         print_json(result)
-        return
+    else:
+        _print_entries(rows)
+
+
+def _print_entries(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
         typer.echo(f"{row['count']:,} {row['kind']} of {row['name']}, {row['bytes'] / 1e6:,.1f} MB: {speed}")
         typer.echo(f"  {row['folder']}  for drift: {row['file']}")
+
+
+def _fill_latents(
+    out: Path,
+    dataset: Any,
+    name: str,
+    vae: Any,
+    image_size: int,
+    mirror: bool,
+    bucketing: tuple[float, int, int] | None,
+    progress: Any,
+) -> list[dict[str, Any]]:
+    """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
+    from sanakit.data.cache import latent_job, thumbnails
+    from sanakit.drift.shown import as_labels
+
+    wanted = [(dataset, image_size)]
+    if bucketing is not None:
+        max_aspect, batch_size, patch_size = bucketing
+        ratio = vae.spec.spatial_compression_ratio * patch_size
+        wanted += _in_buckets(dataset, image_size, ratio, max_aspect, batch_size)
+    entries = []
+    for some, size in wanted:
+
+        def keep(rows: list[int], some: Any = some) -> dict[str, Any]:
+            few = some.subset(rows)
+            return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
+
+        job = latent_job(vae, some, size, mirror=mirror, progress=progress)
+        entries.append(_fill(job, out, "vae", name, keep, vae.normalize))
+    return entries
+
+
+def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, batch_size: int) -> list[tuple[Any, Any]]:
+    """Every bucket of the training split with its size, as training assigns them; evaluation reads squares."""
+    from sanakit.data.buckets import bucket_sizes
+    from sanakit.data.dataset import bucketed
+
+    train = dataset.split(False)
+    sizes, members = bucketed(train, bucket_sizes(image_size, ratio, max_aspect), batch_size)
+    return [(train.subset(rows.tolist()), size) for size, rows in zip(sizes, members, strict=True)]
+
+
+def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress: Any) -> dict[str, Any]:
+    """The entry of every caption; what `drift` shows of it are the captions."""
+    from sanakit.data.cache import embedding_job
+    from sanakit.drift.shown import as_labels
+
+    prompts = [caption for captions in dataset.captions for caption in captions]
+
+    def keep(rows: list[int]) -> dict[str, Any]:
+        return {"labels": as_labels([prompts[row] for row in rows])}
+
+    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep)
 
 
 def _fill(

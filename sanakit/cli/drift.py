@@ -28,12 +28,13 @@ def drift(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
-    """Did the distribution move? Permutation tests over pictures or prompts, Holm over all statistics."""
+    """Did the distribution move? Permutation tests over images or prompts, Holm over all statistics."""
     paths = [_resolve(path) for path in (reference, current)]
     from sanakit.cli.view import print_drift
     from sanakit.drift.compare import compare
-    from sanakit.drift.pictures import shown_rows
-    from sanakit.drift.sample import read_samples, write_snapshot
+    from sanakit.drift.read import read_samples
+    from sanakit.drift.shown import shown_rows
+    from sanakit.drift.snapshot import write_snapshot
 
     first, second = (read_samples(path, seed=seed) for path in paths)
     found = compare(first, second, alpha=alpha, seed=seed).as_dict()

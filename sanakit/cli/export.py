@@ -19,10 +19,10 @@ def export(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Write a diffusers pipeline folder: stock where SanaPipeline renders the same, else under sanakit's class."""
+    from sanakit.hub import push
     from sanakit.interop.card import licences, model_card, read_run
     from sanakit.interop.export import export_pipeline, refuse_full
-    from sanakit.interop.hub import push
-    from sanakit.swap.plan import load_base
+    from sanakit.loading import load_base
 
     run = read_run(run_dir)
     refuse_full(out)

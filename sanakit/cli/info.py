@@ -16,10 +16,10 @@ PACKAGES = {
     "vaes": "sanakit.vaes",
     "text-encoders": "sanakit.text_encoders",
     "adapters": "sanakit.adapters",
-    "drift": "sanakit.drift",
-    "gates": "sanakit.gates",
+    "drift": "sanakit.drift.statistics",
+    "gates": "sanakit.checks",
     "datasets": "sanakit.data",
-    "strategies": "sanakit.swap",
+    "strategies": "sanakit.strategies",
 }
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
@@ -65,6 +65,13 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     known = registries()
     found = [registry for registry in known.values() if name in registry.entries()]
     if not found:
+        if name.startswith(("path:", "hub:")):
+            raise SanakitError(
+                "SK0101",
+                f"{name!r} is no name of `sanakit ls`",
+                cause="`describe` states what the registry knows; files are measured, not described.",
+                fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, --text-encoder a text encoder.",
+            )
         every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
     from sanakit.tracebacks import guarded

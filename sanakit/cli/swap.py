@@ -7,29 +7,26 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
-from sanakit.interop.files import cache_dir, require_utf8
+from sanakit.files import cache_dir, require_utf8
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
 Data = Annotated[
-    str, typer.Option("--data", help="A name, a folder of pictures with .txt captions, or a .csv/.jsonl manifest.")
+    str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
 ]
 Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
 StrategyName = Annotated[
     str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
 ]
 Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of every strategy at stage smoke.")]
-RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
-Seed = Annotated[int, typer.Option("--seed", min=0)]
-AsJson = Annotated[bool, typer.Option("--json", help="Print validation.json on standard output, nothing else.")]
-AllowPickle = Annotated[
-    bool, typer.Option("--allow-pickle", help="Leave to read a native .pth (tensors only); converted once.")
-]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
+Controls = Annotated[
+    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
+]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -41,6 +38,7 @@ def swap_vae(
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
     budget_steps: Budget = 100,
+    controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -51,8 +49,8 @@ def swap_vae(
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
-        _convert(base)
-    values = _values(base, data, strategy, budget_steps, seed) | {"vae": {"name": candidate}}
+        convert_native(base)
+    values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
@@ -64,6 +62,7 @@ def swap_text_encoder(
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
     budget_steps: Budget = 100,
+    controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
     as_json: AsJson = False,
@@ -74,24 +73,17 @@ def swap_text_encoder(
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
-        _convert(base)
-    values = _values(base, data, strategy, budget_steps, seed) | {"text_encoder": {"name": candidate}}
+        convert_native(base)
+    values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
-def _convert(base: str) -> None:
-    from sanakit.data.base import cache_dir
-    from sanakit.interop.native import convert_base
-
-    convert_base(base, cache_dir())
-
-
-def _values(base: str, data: str, strategy: str, budget: int, seed: int) -> dict[str, Any]:
+def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
     return {
         "base": base,
         "data": {"source": data},
         "train": {"strategy": strategy, "seed": seed},
-        "smoke": {"budget_steps": budget},
+        "smoke": {"budget_steps": budget, "controls": controls},
     }
 
 
@@ -135,7 +127,7 @@ def check_names(config: Any) -> None:
         ("vaes", "sanakit.vaes", config.vae.name),
         ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
         ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.swap", None if config.train.strategy == "auto" else config.train.strategy),
+        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if name and name.partition(":")[0] not in ("path", "hub"):
@@ -156,13 +148,13 @@ def run(
     policy: str = "default",
     resume: str = "auto",
 ) -> None:
+    from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
-    from sanakit.gates.policy import gate_names, load_policy
     from sanakit.tracebacks import kept_in
 
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
-    judge = load_policy(policy, gate_names())
+    gate_policy = load_policy(policy, gate_names())
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and path.is_dir():
             raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
@@ -175,9 +167,9 @@ def run(
 
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_display() as progress, kept_in(known):
-            swap = engine.prepare(config, folder, progress, judge)
+            swap = engine.prepare(config, folder, progress, gate_policy)
             if is_main():
-                print_data(swap.pictures, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
+                print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
                 validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
@@ -193,7 +185,7 @@ def run(
     if as_json:
         print_json(validation)
         for gate in _broken(validation):
-            print(f"error[{gate['code']}]: {gate['gate']} could not judge: {gate['error']}", file=sys.stderr)
+            print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
         if plan := swap.run.read_json("plan.json"):
             print_plan(plan)
@@ -207,7 +199,7 @@ def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not judge because it raised; it is in the table, with the verdict of everything else."""
+    """5 where something could not be evaluated because it raised; it is in the table, with the verdict of everything else."""
     if _broken(validation):
         return ExitCode.ERROR
     verdict = validation["verdict"]
@@ -230,6 +222,7 @@ def validate(
     markdown: Annotated[Path | None, typer.Option("--markdown", help="Also write a summary for CI.")] = None,
     policy: PolicyName = "default",
     force: Force = False,
+    controls: Controls = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
@@ -237,12 +230,13 @@ def validate(
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
+    sets = [*(["smoke.controls=true"] if controls else []), *(set_ or [])]
     if allow_pickle:
-        _convert(base)
+        convert_native(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
     if run_dir is not None and (run_dir / "config.yaml").is_file():
-        config = load_config(run_dir / "config.yaml", set_)
+        config = load_config(run_dir / "config.yaml", sets)
     else:
         values = {
             "base": base,
@@ -251,63 +245,6 @@ def validate(
             "vae": {"name": vae},
             "text_encoder": {"name": text_encoder},
         }
-        config = make_config(values, set_)
+        config = make_config(values, sets)
     check_names(config)
     run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
-
-
-@app.command()
-def sample(
-    model: Annotated[str, typer.Option("--model", help="RUN/model, a pipeline folder, or a base by name.")],
-    prompt: Annotated[str, typer.Option("--prompt")],
-    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
-    seed: Seed = 0,
-    num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
-    allow_pickle: AllowPickle = False,
-) -> None:
-    """Draw one picture."""
-    from PIL import Image
-
-    from sanakit.sampling import sample_images
-    from sanakit.swap.figures import to_uint8
-    from sanakit.swap.plan import load_base
-
-    name = f"path:{model}" if Path(model).exists() else model
-    if allow_pickle:
-        _convert(name)
-    system = load_base(name).system()
-    images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
-    typer.echo(str(out))
-
-
-@app.command()
-def report(
-    run_dir: Annotated[Path, typer.Argument(help="A folder under runs/.")],
-    out: Annotated[Path | None, typer.Option("--out", help="Default reports/<run>.html.")] = None,
-) -> None:
-    """Write the HTML report of a run."""
-    from sanakit.reporting import write_report
-
-    typer.echo(str(write_report(run_dir, out or Path("reports") / f"{run_dir.resolve().name}.html")))
-
-
-@app.command()
-def compare(
-    run_dirs: Annotated[list[Path], typer.Argument(help="Folders under runs/.")],
-    html: Annotated[Path | None, typer.Option("--html", "--out", help="Also write a page, one file.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
-) -> None:
-    """A leaderboard of runs: verdict first, then how near the base the one-step error comes."""
-    from sanakit.cli.view import print_leaderboard
-    from sanakit.reporting.compare import leaderboard, write_comparison
-
-    rows = leaderboard(run_dirs)
-    if html:
-        write_comparison(rows, html)
-    if as_json:
-        print_json(rows)
-    else:
-        print_leaderboard(rows, html)

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.options import AsJson, RunDir, Sets
 from sanakit.cli.output import print_json
-from sanakit.cli.swap import AsJson, RunDir, Sets, check_names, run
+from sanakit.cli.swap import check_names, run
 from sanakit.errors import SanakitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -91,15 +92,14 @@ def train(
 def _needs(config: "Config", world_size: int) -> dict[str, int]:
     """The estimate of a configuration: the base's config.json and card are read, none of its weights."""
     from sanakit.core.dit import saved_adapters
-    from sanakit.estimate import estimate, fake_core
+    from sanakit.training.estimate import estimate, fake_core
 
     if config.train.target == "vae" or config.text_encoder.learning_rate:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
-    from sanakit.swap.plan import load_base
+    from sanakit.loading import load_base, load_text_encoder, load_vae
     from sanakit.swap.settings import options_of, strategy_of
     from sanakit.swap.start import start_needs
-    from sanakit.text_encoders import load_text_encoder, with_layer
-    from sanakit.vaes import load_vae
+    from sanakit.text_encoders.query import with_layer
 
     base = load_base(config.base)
     try:

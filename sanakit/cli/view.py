@@ -67,12 +67,12 @@ def progress_display() -> Iterator[Callable[[str, int, int], None]]:
         yield advance
 
 
-def print_data(pictures: Any, folder: Path, *, buckets: bool = False, as_json: bool = False) -> None:
+def print_data(dataset: Any, folder: Path, *, buckets: bool = False, as_json: bool = False) -> None:
     """The line that describes the data, and what was ignored or changed; on standard error beside a JSON document."""
     from sanakit.data.describe import describe_lines
 
     console = Console(stderr=as_json)
-    for line in describe_lines(pictures, ledger=str(folder / "ledger.jsonl"), buckets=buckets):
+    for line in describe_lines(dataset, ledger=str(folder / "ledger.jsonl"), buckets=buckets):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
@@ -95,7 +95,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
             race.add_row(
                 name,
                 *(_number(row[key], ".3f") for key in ("initial_loss", "held_out_loss", "relative_error")),
-                "diverged" if row.get("diverged") else _steps(row),
+                _outcome(row),
             )
         console.print(race)
         for row in candidates:
@@ -225,12 +225,19 @@ def print_drift(found: dict[str, Any]) -> None:
     for row in found["readings"]:
         if row.get("error"):
             console.print(
-                f"{row['name']} could not judge: {row['error']}", highlight=False, markup=False, soft_wrap=True
+                f"{row['name']} could not be evaluated: {row['error']}", highlight=False, markup=False, soft_wrap=True
             )
 
 
 def _number(value: float | None, form: str = ".3g") -> str:
     return "" if value is None else f"{value:{form}}"
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    """What a race says of a strategy; runs of earlier versions raced every one that they list."""
+    if not row.get("raced", True):
+        return "not trained (--controls)"
+    return "diverged" if row.get("diverged") else _steps(row)
 
 
 def _steps(row: dict[str, Any]) -> str:

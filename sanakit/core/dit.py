@@ -13,8 +13,8 @@ from torch import nn
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.errors import SanakitError
-from sanakit.interop.loading import load_model
-from sanakit.interop.weights import DIFFUSERS, find_weights, read_tensors, said
+from sanakit.weights.find import DIFFUSERS, find_weights, read_tensors, said
+from sanakit.weights.load import load_model
 
 ADAPTERS_FILE = "adapters.json"  # beside a core's weights, where it has adapters with modules of their own
 GROUPS = ("input", "output", "caption", "cross_attention", "core")

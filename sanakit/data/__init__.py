@@ -1,5 +1,6 @@
-"""Pictures with captions: the embedded world, any folder, any manifest."""
+"""Images with captions: the embedded world, any folder, any manifest."""
 
-from sanakit.data.base import DATASETS, Pictures, load_pictures
+from sanakit.data.load import load_images
+from sanakit.data.table import DATASETS, ImageDataset
 
-__all__ = ["DATASETS", "Pictures", "load_pictures"]
+__all__ = ["DATASETS", "ImageDataset", "load_images"]

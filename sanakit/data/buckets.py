@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: picture sizes of about one area whose sides divide into whole tokens, for any spatial ratio.
+"""Aspect-ratio buckets: image sizes of about one area whose sides divide into whole tokens, for any spatial ratio.
 
-A picture goes to the bucket of the nearest aspect ratio, is scaled to cover it and loses what stands over (NovelAI's
+An image goes to the bucket of the nearest aspect ratio, is scaled to cover it and loses what stands over (NovelAI's
 scheme, as SDXL and Sana train).
 """
 
@@ -29,8 +29,8 @@ def bucket_sizes(image_size: int, cell: int, max_aspect: float) -> list[Size]:
 
 
 def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -> list[int]:
-    """The nearest size of every picture by log of width over height; a bucket of fewer than `at_least` pictures is left
-    out and its pictures go to the nearest that stays, so that no batch holds a picture twice."""
+    """The nearest size of every image by log of width over height; a bucket of fewer than `at_least` images is left
+    out and its images go to the nearest that stays, so that no batch holds an image twice."""
     logs = np.log([width / height for height, width in sizes])
     order = np.argsort(logs)
     wanted = np.log(np.asarray(aspects, dtype=np.float64))
@@ -44,7 +44,7 @@ def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -
 
 
 def aspect(data: bytes) -> float:
-    """Width over height as the picture is shown, from its header alone."""
+    """Width over height as the image is shown, from its header alone."""
     width, height = image_size(data)
     return width / height
 
@@ -52,7 +52,7 @@ def aspect(data: bytes) -> float:
 class Bucketed:
     """Latents of several shapes behind one index: `latents[rows, view]` for rows of one bucket.
 
-    blocks: (n, M, C, h, w) a bucket. members: the pictures of each bucket, in the order of its block.
+    blocks: (n, M, C, h, w) a bucket. members: the images of each bucket, in the order of its block.
     """
 
     def __init__(self, blocks: list[Tensor | Rows], members: list[Tensor]) -> None:
@@ -61,7 +61,7 @@ class Bucketed:
         self.block, self.row = torch.empty(total, dtype=torch.long), torch.empty(total, dtype=torch.long)
         for number, own in enumerate(members):
             self.block[own], self.row[own] = number, torch.arange(len(own))
-        self.shape = (total, blocks[0].shape[1], blocks[0].shape[2])  # pictures, views, channels
+        self.shape = (total, blocks[0].shape[1], blocks[0].shape[2])  # images, views, channels
 
     def __len__(self) -> int:
         return self.shape[0]

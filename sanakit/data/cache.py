@@ -1,6 +1,6 @@
 """Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
-A row's key: weights, class and geometry of the encoder, bytes of the picture (or the caption), size, preprocessing,
+A row's key: weights, class and geometry of the encoder, bytes of the image (or the caption), size, preprocessing,
 mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there is a
 posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that was found
 is spot-checked: a few rows are computed again before anything is trained on it.
@@ -20,12 +20,12 @@ import torch
 from torch import Tensor
 
 from sanakit.data import store
-from sanakit.data.base import Pictures, cache_dir
 from sanakit.data.buckets import Size
-from sanakit.data.images import PREPROCESSING, row_content
+from sanakit.data.images import PREPROCESSING, SIDE, row_content
 from sanakit.data.store import Rows
-from sanakit.drift.pictures import SIDE
+from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
+from sanakit.files import cache_dir
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -75,15 +75,15 @@ class Job:
 
 def latent_job(
     vae: VAE,
-    pictures: Pictures,
+    dataset: ImageDataset,
     size: int | Size,
     *,
     mirror: bool = False,
     progress: Progress = silent,
     like: Job | None = None,
 ) -> Job:
-    """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored picture second; raw_std bfloat16, where the VAE has a
-    posterior. like: a job of the same VAE, pictures and size, whose hashes are taken over."""
+    """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
+    posterior. like: a job of the same VAE, images and size, whose hashes are taken over."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size
 
@@ -96,9 +96,9 @@ def latent_job(
     def compute(part: range) -> dict[str, Tensor]:
         rows = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(size), _decoders()):
+        for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(size), _decoders()):
             rows.append(encode(to_images(pixels)))
-            progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(pictures))
+            progress(f"encoding with {vae.name or 'the VAE'}", chunk.stop, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     return Job(
@@ -106,28 +106,28 @@ def latent_job(
             "kind": "latents",
             "encoder": like.facts["encoder"] if like else vae.fingerprint(),
             "size": size if isinstance(size, int) else list(size),
-            "fit": pictures.fit if isinstance(size, int) else "crop",
+            "fit": dataset.fit if isinstance(size, int) else "crop",
             "mirror": mirror,
             "preprocessing": PREPROCESSING,
             "mode": "posterior mean and std",  # the std where there is a posterior
             "dtype": "float32",
             "libraries": _versions(),
         },
-        rows=like.rows if like else store.row_hashes(row_content(image) for image in pictures.images),
+        rows=like.rows if like else store.row_hashes(row_content(image) for image in dataset.images),
         compute=compute,
         checked="raw_latents",
-        again=lambda chosen: encode(to_images(pictures.subset(chosen).pixels(size)))["raw_latents"],
+        again=lambda chosen: encode(to_images(dataset.subset(chosen).pixels(size)))["raw_latents"],
         row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
     )
 
 
-def small_pictures(pictures: Pictures, size: int, *, progress: Progress = silent) -> Tensor:
-    """(N, s, s, 3) uint8, s at most drift.pictures.SIDE: what a page about drift shows; training never reads it."""
-    parts, rows = [], range(len(pictures))
+def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent) -> Tensor:
+    """(N, s, s, 3) uint8, s at most drift.images.SIDE: what a page about drift shows; training never reads it."""
+    parts, rows = [], range(len(dataset))
     chunks = [rows[start : start + PROMPT_BATCH] for start in range(0, len(rows), PROMPT_BATCH)]
-    for chunk, pixels in read_ahead(chunks, lambda c: pictures.subset(c).pixels(min(size, SIDE)), _decoders()):
+    for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(min(size, SIDE)), _decoders()):
         parts.append(torch.from_numpy(pixels))
-        progress("keeping small pictures", chunk.stop, len(pictures))
+        progress("keeping small images", chunk.stop, len(dataset))
     return torch.cat(parts)
 
 
@@ -168,7 +168,7 @@ def embedding_job(encoder: TextEncoder, prompts: list[str], *, progress: Progres
 
 def raw_latents(
     vae: VAE,
-    pictures: Pictures,
+    dataset: ImageDataset,
     size: int | Size,
     *,
     mirror: bool = False,
@@ -176,16 +176,16 @@ def raw_latents(
     cache: Path | None = None,
     must_exist: bool = False,
 ) -> Tensor | Rows:
-    """Raw latents (N, M, C, h, w); M is 2 with the mirrored picture second. Computed once, then read.
+    """Raw latents (N, M, C, h, w); M is 2 with the mirrored image second. Computed once, then read.
 
     cache: folder of the store, by default the user's. must_exist: SK0404 names what differs instead of encoding.
     """
-    return posteriors(vae, pictures, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)[0]
+    return posteriors(vae, dataset, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)[0]
 
 
 def posteriors(
     vae: VAE,
-    pictures: Pictures,
+    dataset: ImageDataset,
     size: int | Size,
     *,
     mirror: bool = False,
@@ -194,10 +194,10 @@ def posteriors(
     must_exist: bool = False,
 ) -> tuple[Tensor | Rows, Tensor | Rows | None]:
     """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
-    job = latent_job(vae, pictures, size, mirror=mirror, progress=progress)
+    job = latent_job(vae, dataset, size, mirror=mirror, progress=progress)
     found: dict[str, Rows] | None = None
     if not mirror:
-        double = latent_job(vae, pictures, size, mirror=True, like=job)
+        double = latent_job(vae, dataset, size, mirror=True, like=job)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
             found = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}

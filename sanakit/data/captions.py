@@ -42,7 +42,7 @@ def file_captions(data: bytes, mode: str) -> list[str]:
 
 
 def as_captions(value: Any) -> list[str]:
-    """A string, or a list of strings; nothing else is a caption. Pictures.add refuses lone surrogates."""
+    """A string, or a list of strings; nothing else is a caption. ImageDataset.add refuses lone surrogates."""
     values = value if isinstance(value, list) else [value]
     for number, item in enumerate(values, 1):
         name = f"caption {number} of {len(values)}" if isinstance(value, list) else "caption"

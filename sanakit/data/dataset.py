@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sanakit.data.base import Pictures
 from sanakit.data.buckets import Bucketed, Size, aspect, assign
 from sanakit.data.cache import Progress, embeddings, posteriors, silent
 from sanakit.data.store import Rows
+from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
@@ -23,10 +23,10 @@ CHOICES = 1 << 30  # a caption is drawn as a number below this
 class LatentDataset:
     """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
-    latents: (N, M, C, h, w), M views of a picture; of several shapes where they lie in buckets. captions: every caption
-    of every picture. first, count: (N,) where a picture's captions lie in `captions`. chances: (N, K) cumulative
-    probability of a picture's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it. caption_kinds: see `Pictures`.
+    latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every caption
+    of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
+    probability of an image's captions, where they are not equal. texts: the captions as they were written. spread: the
+    posterior's standard deviation in the shape of `latents`, where they are drawn from it. caption_kinds: see `ImageDataset`.
     """
 
     names: list[str]
@@ -43,7 +43,7 @@ class LatentDataset:
         return len(self.latents)
 
     def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of pictures and their views: means, or with `spread` drawn from the posteriors, by the seed
+        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the seed
         of each row."""
         latents = self.latents[indices, view]
         if self.spread is not None:
@@ -56,7 +56,7 @@ class LatentDataset:
         return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
 
     def evaluation_prompts(self, indices: Tensor) -> PromptEmbeds:
-        """The embeddings of `Pictures.evaluation_captions`."""
+        """The embeddings of `ImageDataset.evaluation_captions`."""
         rows = self.first[indices] + indices % self.count[indices]
         return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
 
@@ -66,7 +66,7 @@ class LatentDataset:
         return {kind: places[n :: len(self.caption_kinds)] for n, kind in enumerate(self.caption_kinds)}
 
     def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
-        """Caption number `choice` modulo the picture's count; with scores by their chances, `choice` over CHOICES."""
+        """Caption number `choice` modulo the image's count; with scores by their chances, `choice` over CHOICES."""
         if self.chances is None:
             number = choice % self.count[indices]
         else:
@@ -77,7 +77,7 @@ class LatentDataset:
 
     @property
     def members(self) -> list[Tensor]:
-        """The pictures of each bucket; empty where every picture has one size."""
+        """The images of each bucket; empty where every image has one size."""
         return self.latents.members if isinstance(self.latents, Bucketed) else []
 
 
@@ -90,7 +90,7 @@ def row_noise(like: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor
 
 
 def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
-    """(N, K) cumulative softmax(score / temperature) over each picture's captions, one from its last on (Sana, arXiv
+    """(N, K) cumulative softmax(score / temperature) over each image's captions, one from its last on (Sana, arXiv
     2410.10629)."""
     widest = max(len(s) for s in scores)
     padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
@@ -104,7 +104,7 @@ def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
 def build_dataset(
     vae: VAE,
     encoder: TextEncoder,
-    pictures: Pictures,
+    dataset: ImageDataset,
     size: int,
     *,
     mirror: bool,
@@ -115,15 +115,15 @@ def build_dataset(
     at_least: int = 1,
     sample_posterior: bool = False,
 ) -> LatentDataset:
-    """Latents and embeddings of pictures; with `cache` they must lie there already, as `sanakit encode` writes them.
+    """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
-    temperature: of the captions' scores, where the data has them. buckets: picture sizes instead of `size` squared, each
-    of `at_least` pictures. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
+    temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
+    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
     VAE has none).
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
 
-    def latents(some: Pictures, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
+    def latents(some: ImageDataset, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
         raw, std = posteriors(vae, some, side, mirror=mirror, **options)
         if not sample_posterior:
             return _finished(raw, vae.normalize), None
@@ -134,30 +134,30 @@ def build_dataset(
     mean: Tensor | Rows | Bucketed
     spread: Tensor | Rows | Bucketed | None
     if buckets:
-        sizes, members = bucketed(pictures, buckets, at_least)
-        parts = [latents(pictures.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
+        sizes, members = bucketed(dataset, buckets, at_least)
+        parts = [latents(dataset.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
         means, stds = zip(*parts, strict=True)
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:
-        mean, spread = latents(pictures, size)
-    count = torch.tensor([len(c) for c in pictures.captions])
-    texts = [caption for captions in pictures.captions for caption in captions]
+        mean, spread = latents(dataset, size)
+    count = torch.tensor([len(c) for c in dataset.captions])
+    texts = [caption for captions in dataset.captions for caption in captions]
     return LatentDataset(
-        names=pictures.names,
+        names=dataset.names,
         latents=mean,
         captions=embeddings(encoder, texts, **options),
         first=count.cumsum(0) - count,
         count=count,
-        chances=caption_chances(pictures.scores, temperature) if temperature and pictures.scores else None,
+        chances=caption_chances(dataset.scores, temperature) if temperature and dataset.scores else None,
         texts=texts,
         spread=spread,
-        caption_kinds=pictures.caption_kinds,
+        caption_kinds=dataset.caption_kinds,
     )
 
 
-def bucketed(pictures: Pictures, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:
-    """The sizes that training reads, and the pictures of each."""
-    chosen = torch.tensor(assign([aspect(image) for image in pictures.images], buckets, at_least))
+def bucketed(dataset: ImageDataset, buckets: Sequence[Size], at_least: int) -> tuple[list[Size], list[Tensor]]:
+    """The sizes that training reads, and the images of each."""
+    chosen = torch.tensor(assign([aspect(image) for image in dataset.images], buckets, at_least))
     used = chosen.unique().tolist()
     return [buckets[number] for number in used], [(chosen == number).nonzero()[:, 0] for number in used]
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.data.base import Pictures, safe_name
 from sanakit.data.images import image_size, lost_share
+from sanakit.data.table import ImageDataset, safe_name
 from sanakit.errors import warning_text
 
 SAMPLE = 512  # images whose size is read where a data set was not screened
@@ -14,35 +14,35 @@ MUCH = 0.25  # share of the area that may be cut or padded without a warning
 REASONS = 3  # that the line names
 
 
-def describe(pictures: Pictures) -> dict[str, Any]:
+def describe(dataset: ImageDataset) -> dict[str, Any]:
     """Facts of a data set for a line, a page or JSON.
 
     area_share: mean share of an image's area that the crop cuts off, or of the square that is padding; area_largest: of the
     image that loses most. lines: captions that are lines of a caption file with several. reasons: of what was set aside.
     """
-    counts = np.array([len(captions) for captions in pictures.captions])
-    shares = _shares(pictures)
-    survey = pictures.survey
+    counts = np.array([len(captions) for captions in dataset.captions])
+    shares = _shares(dataset)
+    survey = dataset.survey
     return {
-        "source": pictures.source,
-        "images": len(pictures),
+        "source": dataset.source,
+        "images": len(dataset),
         "captions": int(counts.sum()),
         "captions_per_image": [int(counts.min()), int(counts.max())] if len(counts) else [0, 0],
-        "lines": sum(survey.lines.get(name, 0) for name in pictures.names),
-        "set_aside": len(pictures.ledger),
-        "reasons": dict(Counter(row["reason"].partition(":")[0] for row in pictures.ledger).most_common()),
+        "lines": sum(survey.lines.get(name, 0) for name in dataset.names),
+        "set_aside": len(dataset.ledger),
+        "reasons": dict(Counter(row["reason"].partition(":")[0] for row in dataset.ledger).most_common()),
         "ignored": survey.ignored.as_dict(),
         "changed": survey.changed.as_dict(),
-        "fit": pictures.fit,
+        "fit": dataset.fit,
         "area_share": round(float(shares.mean()), 4),
         "area_largest": round(float(shares.max()), 4),
     }
 
 
-def describe_lines(pictures: Pictures, *, ledger: str = "ledger.jsonl", buckets: bool = False) -> list[str]:
+def describe_lines(dataset: ImageDataset, *, ledger: str = "ledger.jsonl", buckets: bool = False) -> list[str]:
     """The line that describes a data set, then a line of what was changed or ignored where there is any, and a warning
     (SK0405) where the fit costs much. buckets: training reads whole images in aspect buckets, squares are for evaluation."""
-    facts, survey = describe(pictures), pictures.survey
+    facts, survey = describe(dataset), dataset.survey
     fewest, most = facts["captions_per_image"]
     each = f"{fewest} an image" if fewest == most else f"{fewest} to {most} an image"
     parts = [f"data: {facts['source']}: {facts['images']:,} images, {facts['captions']:,} captions ({each})"]
@@ -75,10 +75,10 @@ def _cost(facts: dict[str, Any]) -> str:
     )
 
 
-def _shares(pictures: Pictures) -> np.ndarray:
+def _shares(dataset: ImageDataset) -> np.ndarray:
     """The share that every image loses; of evenly spread ones where the sizes were not read. (n,)"""
-    sizes = pictures.survey.sizes
-    if len(sizes) != len(pictures):
-        chosen = np.linspace(0, len(pictures) - 1, min(SAMPLE, len(pictures))).astype(int)
-        sizes = [image_size(pictures.images[i]) for i in chosen]
+    sizes = dataset.survey.sizes
+    if len(sizes) != len(dataset):
+        chosen = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).astype(int)
+        sizes = [image_size(dataset.images[i]) for i in chosen]
     return np.array([lost_share(*size) for size in sizes]) if sizes else np.zeros(1)

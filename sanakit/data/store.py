@@ -143,10 +143,13 @@ def refuse_other(root: Path, facts: dict[str, Any]) -> None:
         raise SanakitError("SK0404", damaged[0], cause=DAMAGED, fix=cure(root))
     if not others:
         raise SanakitError("SK0404", f"{root} holds no {facts['kind']}", fix="Fill it: sanakit encode --out DIR.")
-    different = lambda e: [k for k in facts if stated(e.facts).get(k) != facts[k]]
+
+    def different(e: Any) -> list[str]:
+        return [k for k in facts if stated(e.facts).get(k) != facts[k]]
+
     nearest = min(others, key=lambda e: len(different(e)))
     fields = [f"{key} is {stated(nearest.facts).get(key)}, expected {facts[key]}" for key in different(nearest)]
-    found = f"{nearest.folder}: {'; '.join(fields) or 'the pictures or captions: some of this run are not in it'}"
+    found = f"{nearest.folder}: {'; '.join(fields) or 'the images or captions: some of this run are not in it'}"
     fix = f"Run `sanakit encode` again with this run's components and data{_options(facts)}."
     if damaged:
         found, fix = f"{found}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
@@ -234,7 +237,7 @@ def write_aside(path: Path, text: str) -> None:
 
 
 def _place(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> None:
-    """Write aside, flush, link: the first whole shard stays, whoever writes it."""
+    """Write aside, flush, link: the first whole shard stays, no matter which process writes it."""
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         save_tensors(tensors, temporary, metadata={"facts": json.dumps(facts)})

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import SanakitError
-from sanakit.interop.files import cache_dir
+from sanakit.files import cache_dir
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 TOLD = 6  # kinds that a line names

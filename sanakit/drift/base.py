@@ -1,4 +1,4 @@
-"""The drift registry: a statistic is a pure function of two matrices, one row a picture or prompt.
+"""The drift registry: a statistic is a pure function of two matrices, one row per image or prompt.
 
 Signature `(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns
 are, so that a reading can say where. A statistic may leave out either keyword. The p-value is the test: `alarm` is
@@ -26,7 +26,7 @@ class Statistic(Protocol):
     ) -> Reading: ...
 
 
-DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift")
+DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift.statistics")
 
 
 def ask(
@@ -44,7 +44,7 @@ def ask(
         return found
     assert error is not None
     said = DRIFT.blame(name, error)[1]
-    return Reading(name=name, title="could not judge", value=math.nan, where=said, error=said)
+    return Reading(name=name, title="could not be evaluated", value=math.nan, where=said, error=said)
 
 
 def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
@@ -70,7 +70,7 @@ def _checked(name: str, found: Any) -> Reading:
 
 
 def latent_features(latents: Tensor) -> Tensor:
-    """(N, C, h, w) -> (N, 2C): channel means and log standard deviations of every picture."""
+    """(N, C, h, w) -> (N, 2C): channel means and log standard deviations of every image."""
     mean = latents.mean((2, 3))
     std = latents.std((2, 3), unbiased=False) if latents[0, 0].numel() > 1 else torch.ones_like(mean)
     return torch.cat([mean, std.clamp_min(1e-6).log()], 1)

@@ -7,6 +7,7 @@ moved). Evidence, no proof: other mistakes may leave the same traces.
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -23,10 +24,10 @@ Blocks = Mapping[str, np.ndarray]
 NAME = "likely-cause"
 SPLITS = 199
 MOST_ROWS = 1024  # a side
-MOVED, LEFT = 0.01, 0.05  # p-values of the misfit before a cause is looked for, and of what may be left of it
+MOVED, LEFT = 0.01, 0.05  # p-values of the misfit before a cause is searched for, and of what may be left of it
 HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
 TOLD = 4  # channels
-MOST_CHANNELS = 512  # of which an order is looked for: an assignment grows with the cube
+MOST_CHANNELS = 512  # of which an order is searched for: an assignment grows with the cube
 FLOOR = 1e-6
 LOGS = ("log-sd", "grain")
 BY_CHANNEL = (
@@ -102,7 +103,10 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
     before, after = reference.blocks, current.blocks
     assert reference.moments and current.moments
     ratio = current.moments.std.numpy() / np.maximum(reference.moments.std.numpy(), FLOOR)
-    undone = lambda scale, shift=0.0: Misfit.of(before, undo(after, scale, shift))
+
+    def undone(scale: Any, shift: Any = 0.0) -> Misfit:
+        return Misfit.of(before, undo(after, scale, shift))
+
     scale = float(np.median(ratio))
     if scale > FLOOR:
         yield (
@@ -192,8 +196,8 @@ def _order(before: Blocks, after: Blocks) -> np.ndarray:
 
 def _repeats(order: np.ndarray, others: np.ndarray, before: Blocks, after: Blocks) -> bool:
     """Does either half of the rows give the same order? Channels that are alike fit in many orders, by chance."""
-    halves = ([{name: rows[first::2] for name, rows in side.items()} for side in (before, after)] for first in (0, 1))
-    return all((_order(*half)[others] == order[others]).all() for half in halves)
+    splits = ([{name: rows[first::2] for name, rows in side.items()} for side in (before, after)] for first in (0, 1))
+    return all((_order(*half)[others] == order[others]).all() for half in splits)
 
 
 def _channels(which: np.ndarray) -> str:

@@ -27,7 +27,7 @@ MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
 STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "middle", "fine", "corner", "rings", "norms")
 # what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
 PCA = "PCA"
-OF_ROWS = ("outlier-pictures",)  # what these name are rows of the current side
+OF_ROWS = ("outlier-images",)  # what these name are rows of the current side
 PLAN: dict[str, dict[str, Sequence[str] | str]] = {
     "latents": {
         "rank-max": STRUCTURED,
@@ -42,7 +42,7 @@ PLAN: dict[str, dict[str, Sequence[str] | str]] = {
         "sliced-wasserstein": PCA,
         "psi": ("mean", "log-sd"),
         "spectrum-kl": ("power",),
-        "outlier-pictures": ("log-sd",),
+        "outlier-images": ("log-sd",),
         "classifier": PCA,
     },
     "embeddings": {
@@ -165,7 +165,7 @@ def nonfinite_readings(sample: Sample, side: str) -> list[Reading]:
     if not sample.set_aside:
         return []
     worst = int(np.argmax(sample.nonfinite))
-    unit = "pictures" if sample.kind == "latents" else "prompts"
+    unit = "images" if sample.kind == "latents" else "prompts"
     return [
         Reading(
             name="non-finite",
@@ -180,7 +180,7 @@ def nonfinite_readings(sample: Sample, side: str) -> list[Reading]:
 
 
 def _too_few(sample: Sample, side: str) -> Reading:
-    unit = "pictures" if sample.kind == "latents" else "prompts"
+    unit = "images" if sample.kind == "latents" else "prompts"
     return Reading(
         name="samples",
         title=f"too few {unit} to say: {len(sample.rows)}, {NEEDED} needed",

@@ -55,7 +55,10 @@ def calibrate(reference: np.ndarray, block_rows: int, run_length: float, seed: i
     generator = np.random.default_rng(seed)
     _, values, vectors = np.linalg.svd(scores / np.sqrt(count), full_matrices=False)
     root = (values[:, None] * vectors).astype(np.float32)  # root^T root is the covariance, so normal @ root has it
-    draw = lambda: (generator.standard_normal((PATHS, len(root)), np.float32) @ root).astype(float)
+
+    def draw() -> np.ndarray:
+        return (generator.standard_normal((PATHS, len(root)), np.float32) @ root).astype(float)
+
     offset = draw() * np.sqrt(block_rows / count)
     upper, lower, length = np.zeros((PATHS, columns)), np.zeros((PATHS, columns)), int(np.ceil(run_length))
     highest = np.zeros((PATHS, length))

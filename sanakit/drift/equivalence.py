@@ -41,7 +41,10 @@ def equivalence(
             np.log(np.where(both, spread_c, 1) / np.where(both, spread_r, 1)),
         ]
     )
-    tail = lambda x: np.maximum(np.nan_to_num(stats.kurtosis(x, axis=0)) + 2, 0.5)
+
+    def tail(x: np.ndarray) -> np.ndarray:
+        return np.maximum(np.nan_to_num(stats.kurtosis(x, axis=0)) + 2, 0.5)
+
     errors = np.stack(
         [
             np.sqrt(1 / n + (spread_c / scale) ** 2 / m),

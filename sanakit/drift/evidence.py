@@ -8,7 +8,8 @@ from scipy.spatial.distance import cdist
 from sanakit.drift.compare import STRUCTURED, project
 from sanakit.drift.permutation import thin
 from sanakit.drift.rank_max import normal_scores
-from sanakit.drift.sample import SHOWN_ROWS, Sample
+from sanakit.drift.sample import Sample
+from sanakit.drift.snapshot import SHOWN_ROWS
 from sanakit.drift.spectra import steps
 
 SHOWN = 8  # rows a side

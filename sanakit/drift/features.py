@@ -1,6 +1,6 @@
-"""What statistics see of a latent or an embedding: one row a picture or prompt, in named blocks.
+"""What statistics see of a latent or an embedding: one row per image or prompt, in named blocks.
 
-Pixels of one picture and tokens of one prompt are not independent samples; pictures and prompts are.
+Pixels of one image and tokens of one prompt are not independent samples; images and prompts are.
 """
 
 from itertools import combinations

@@ -1,6 +1,6 @@
-"""A test of a stream that may be looked at after every block, for ever: an e-process by betting on ranks.
+"""A test of a stream that may be read after every block, for ever: an e-process by betting on ranks.
 
-Null: reference pictures and all blocks are exchangeable. Then, given the order of everything before it, a block is a
+Null: reference images and all blocks are exchangeable. Then, given the order of everything before it, a block is a
 random subset of all that was seen, so its normal scores among them are drawn without replacement from the fixed scores
 Phi^-1(i / (N + 1)). Those are 1-sub-Gaussian: i / (N + 1) is the mean of the i-th of N uniform order statistics, so by
 Jensen the mean of cosh(t Phi^-1(i / (N + 1))) is at most that of cosh(t Z), exp(t^2 / 2). Drawing without replacement

@@ -10,7 +10,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-FLOOR = 1e-5  # of a channel's variance: power of rounding, 0.3% of the spread, is not looked at
+FLOOR = 1e-5  # of a channel's variance: power of rounding, 0.3% of the spread, is not read
 OCTAVES = {"middle": (0.25, 0.5), "fine": (0.5, 1.0), "corner": (1.0, 1.5)}  # radii, 1 = Nyquist of a side; corner 1.41
 FINEST = 32  # rings of `power` up to the Nyquist frequency of a side, at most
 

@@ -1,7 +1,7 @@
-"""A stream that is watched: rows of every step are kept on the device, features and tests are computed at a look only.
+"""A stream that is watched: rows of every step are kept on the device, features and tests are computed at an evaluation only.
 
 Two kinds. Still streams (latents and prompts of frozen encoders) must not drift: an e-process alarms with probability at
-most alpha over the whole run, however often it is looked at. Moving streams (outputs of adapters, activations, clean
+most alpha over the whole run, however often it is read. Moving streams (outputs of adapters, activations, clean
 estimates, encoders in training) drift by design and alarm outside a band of effect sizes.
 """
 
@@ -20,17 +20,17 @@ from sanakit.drift.sequential import EProcess
 from sanakit.errors import SanakitError
 
 ALPHA = 0.05
-ROWS = 128  # kept of a look
+ROWS = 128  # kept of an evaluation
 AT_ONCE = 16  # of a step
 COUNTERS = ("seen", "last", "sound", "outside")  # kept in a checkpoint
-FEWEST = 16  # rows of a look that a band is judged on
+FEWEST = 16  # rows of an evaluation that a band is evaluated on
 CAUSES = {
     "latents": "data or preprocessing changed (crop, resize, noise, compression, colour order, another cache), as the VAE is "
     "frozen",
     "embeddings": "captions, their instruction or the tokenizer changed, as the text encoder is frozen",
     "adapters": "the learning rate of the input or caption group is too high for aligned weights",
     "activations": "the core leaves what it had learnt: lower its learning rate, or train fewer groups",
-    "generated": "clean estimates at little noise do not look like data: scale, shift or the output head",
+    "generated": "clean estimates at little noise do not resemble data: scale, shift or the output head",
     "components": "this part's learning rate is too high for the rest, trained on its old output, to follow: lower "
     "text_encoder.learning_rate (train.learning_rate for a VAE), or widen monitors.bands",
 }
@@ -39,8 +39,8 @@ CAUSES = {
 @dataclass
 class Stream:
     """reference: values (N, C, h, w), a list of such by shape, or (N, L, D) with `mask`. still: no drift is expected;
-    otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `looks` where a look is a test.
-    steps: between looks, so that about 128 rows are kept of them."""
+    otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `num_evaluations` where an evaluation is a test.
+    steps: between evaluations, so that about 128 rows are kept of them."""
 
     name: str
     reference: Tensor | list[Tensor]
@@ -48,17 +48,17 @@ class Stream:
     still: bool = True
     alpha: float = ALPHA
     band: float = 0.5
-    looks: int = 8
+    num_evaluations: int = 8
     steps: int = 1
     blocks: Sequence[str] = STRUCTURED
     where: str = ""
     kept: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
-    bad: Tensor | None = None  # (C,) values that are not finite, since the last look
+    bad: Tensor | None = None  # (C,) values that are not finite, since the last evaluation
     seen: int = 0
-    looked: list[int] = field(default_factory=list)  # steps of the looks that fed the e-process
-    last: int = 0  # step of the last look
-    sound: int = 0  # step of the last look inside the band
-    outside: int = 0  # step of the first look outside since then
+    evaluated_at: list[int] = field(default_factory=list)  # steps of the evaluations that fed the e-process
+    last: int = 0  # step of the last evaluation
+    sound: int = 0  # step of the last evaluation inside the band
+    outside: int = 0  # step of the first evaluation outside since then
     since: int = 0  # the step before which nothing spoke of what the last report alarms about
     left_out: str = ""  # what the next report says of evidence that a checkpoint held and this version cannot use
 
@@ -73,7 +73,7 @@ class Stream:
 
     @property
     def wanted(self) -> int:
-        """Rows of the next step that will be kept; what is observed beyond them is not looked at."""
+        """Rows of the next step that will be kept; what is observed beyond them is not read."""
         return 0 if (self.seen + 1) % self.stride else -(-ROWS * self.stride // max(1, self.steps))
 
     @property
@@ -93,14 +93,14 @@ class Stream:
         self.kept.append((values, None if mask is None else mask[:share].clone()))
 
     def report(self, step: int) -> list[Reading]:
-        """Readings over what was kept since the last look; none where that is nothing."""
+        """Readings over what was kept since the last evaluation; none where that is nothing."""
         self.since = step
         if not self.kept:
             return []
         readings = self._nonfinite(step)
         self.since, self.last = self.last if readings else step, step
         if self.left_out:
-            title = f"{self.name}: {self.left_out}; the test begins again at this look"
+            title = f"{self.name}: {self.left_out}; the test begins again at this evaluation"
             readings.append(Reading(name=self.name, title=title, value=0.0, where=self.where, step=step))
             self.left_out = ""
         rows, _ = features(self.kept, self.blocks)
@@ -136,13 +136,13 @@ class Stream:
         ]
 
     def _still(self, process: EProcess, rows: np.ndarray, step: int) -> list[Reading]:
-        self.looked += [step] if len(rows) else []
+        self.evaluated_at += [step] if len(rows) else []
         found = process.add(rows)
         p_value = min(1.0, 1 / found.highest)
-        since = self.looked[found.since] if self.looked else step
+        since = self.evaluated_at[found.since] if self.evaluated_at else step
         alarm = p_value <= self.alpha
         if alarm:
-            self.since = min(self.since, self.looked[found.since - 1] if found.since else 0)
+            self.since = min(self.since, self.evaluated_at[found.since - 1] if found.since else 0)
         return [
             self._reading(
                 f"{self.name}: largest shift of the stream in ranks, in sd (e-process)",
@@ -157,14 +157,14 @@ class Stream:
         ]
 
     def _moving(self, rows: np.ndarray, step: int) -> list[Reading]:
-        found = equivalence(self.base, rows, self.band, self.alpha / self.looks, names=self.names)
+        found = equivalence(self.base, rows, self.band, self.alpha / self.num_evaluations, names=self.names)
         title = f"{self.name}: largest effect, in sd, against a band of {self.band:g} (equivalence, {found.verdict})"
         alarm = found.verdict == "outside"
         if alarm:
             self.outside, self.since = self.outside or step, min(self.since, self.sound)
         else:
             self.outside, self.sound = 0, step
-        when = f"since step {self.outside}" if alarm else "at this look"
+        when = f"since step {self.outside}" if alarm else "at this evaluation"
         return [self._reading(title, found.effect, found.ci_low, found.ci_high, alarm, f"{found.where}, {when}", step)]
 
     def _reading(
@@ -194,7 +194,7 @@ class Stream:
         )
 
     def tensors(self, key: str) -> dict[str, Tensor]:
-        """For a checkpoint: evidence so far, and what was kept since the last look."""
+        """For a checkpoint: evidence so far, and what was kept since the last evaluation."""
         found = {f"{key}.{name}": torch.tensor(getattr(self, name)) for name in COUNTERS}
         for number, (values, mask) in enumerate(self.kept):
             found[f"{key}.kept.{number:04}"] = values.cpu()
@@ -206,14 +206,17 @@ class Stream:
             found[f"{key}.pool"] = torch.from_numpy(self.process.pool)
             found[f"{key}.sums"] = torch.from_numpy(np.stack(self.process.sums))
             found[f"{key}.counts"] = torch.tensor(self.process.counts)
-            found[f"{key}.looked"] = torch.tensor(self.looked)
+            found[f"{key}.looked"] = torch.tensor(self.evaluated_at)
             found[f"{key}.highest"] = torch.tensor(self.process.highest, dtype=torch.float64)
         return found
 
     def restore(self, tensors: dict[str, Tensor], key: str) -> None:
         """To what `tensors` said; to the start where they say nothing."""
-        part = lambda name: tensors.get(f"{key}.{name}")
-        self.bad, self.looked = part("bad"), []
+
+        def part(name: str) -> Tensor | None:
+            return tensors.get(f"{key}.{name}")
+
+        self.bad, self.evaluated_at = part("bad"), []
         for name in COUNTERS:
             setattr(self, name, int(tensors.get(f"{key}.{name}", 0)))
         names = sorted(name for name in tensors if name.startswith(f"{key}.kept."))
@@ -228,11 +231,11 @@ class Stream:
                 self.process.sums = list(tensors[f"{key}.sums"].numpy())
                 self.process.counts = tensors[f"{key}.counts"].tolist()
                 self.process.highest = float(tensors[f"{key}.highest"])
-                self.looked = tensors[f"{key}.looked"].tolist()
+                self.evaluated_at = tensors[f"{key}.looked"].tolist()
 
 
 def features(parts: list[tuple[Tensor, Tensor | None]], blocks: Sequence[str]) -> tuple[np.ndarray, list[str]]:
-    """One row a picture or prompt of (N, C, h, w) or (N, L, D), and what the columns are. Tensors of one shape are
+    """One row per image or prompt of (N, C, h, w) or (N, L, D), and what the columns are. Tensors of one shape are
     taken together."""
     by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor | None]]] = {}
     for values, mask in parts:

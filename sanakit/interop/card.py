@@ -14,8 +14,8 @@ from sanakit.vaes import VAES
 UNSTATED = "not stated"
 LORA = (
     "`lora/` holds the low-rank adapter as diffusers and peft read it (`pipe.load_lora_weights`) and the new input, output "
-    "and caption layers that it was trained with (`joints.safetensors`, names of SanaTransformer2DModel). The transformer "
-    "here has both folded in: load the adapter on the base's transformer with the joints put in, not on this one."
+    "and caption layers that it was trained with (`interface_layers.safetensors`, names of SanaTransformer2DModel). The transformer "
+    "here has both folded in: load the adapter on the base's transformer with the interface layers put in, not on this one."
 )
 
 
@@ -25,7 +25,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
     if not path.is_file():
         wrong = "has no model" if (run_dir / "config.yaml").is_file() else "is not a run folder"
         raise SanakitError("SK0605", f"{run_dir} {wrong}: {path} is not there")
-    read = lambda file: json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+    def read(file: Path) -> Any:
+        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
     try:
         card, validation = read(path), read(run_dir / "validation.json")
         base = read(run_dir / "provenance.json").get("base", {}).get("card", {})
@@ -80,7 +83,7 @@ def model_card(run: dict[str, Any], reasons: list[str]) -> str:
         LORA if run["lora"] else "",
         "## Licences",
         "\n".join(f"- {part}: {licence}" for part, licence in licences(run).items()),
-        "What follows from them for this combination is for you to judge.",
+        "What follows from them for this combination is for you to decide.",
     ]
     return "\n\n".join(part for part in text if part) + "\n"
 
@@ -93,7 +96,7 @@ def _failed(gates: list[dict[str, Any]]) -> str:
 def _use(run: dict[str, Any], reasons: list[str]) -> str:
     if not reasons:
         return (
-            "A stock pipeline. With `sigmas` as below a seed gives the picture of `sanakit sample`; without, diffusers' "
+            "A stock pipeline. With `sigmas` as below a seed gives the image of `sanakit sample`; without, diffusers' "
             "own steps are taken.\n\n```python\nimport torch\nfrom diffusers import SanaPipeline\n\n"
             'pipe = SanaPipeline.from_pretrained("DIR")\n'
             "sigmas = torch.linspace(1, 0, 25)[:-1].tolist()\n"

@@ -22,10 +22,11 @@ from transformers import Gemma2PreTrainedModel
 from sanakit.adapters import adapters_of
 from sanakit.core.dit import save_core
 from sanakit.errors import SanakitError
-from sanakit.interop.folder import INDEX, OWN_CLASS, save_null
+from sanakit.formats.pipeline_folder import INDEX, OWN_CLASS, save_null
+from sanakit.loading import load_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.gemma import INSTRUCTION, sana_spec
-from sanakit.vaes import VAE, load_vae
+from sanakit.vaes import VAE
 
 STOCK_SIZES = {16: 512, 32: 1024, 64: 2048, 128: 4096}  # sample_size to pixels, as SanaPipeline's resolution bins say
 PROBE = "A red apple"
@@ -44,7 +45,7 @@ def export_pipeline(
     card: Callable[[list[str]], str] | None = None,
 ) -> list[str]:
     """Write a pipeline folder; returns why it is not stock, nothing if it is. card: README.md from these.
-    lora: a run's low-rank adapter and joints, handed on as they are; the core holds them folded in.
+    lora: a run's low-rank adapter and interface layers, handed on as they are; the core holds them folded in.
 
     Raises SK0604 for a component without a format on disk, SK0606 for a folder that holds something.
     """
@@ -154,7 +155,7 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
         _state_stats(vae, folder / "config.json")
     else:
         raise SanakitError("SK0604", f"the VAE {vae.name} is a {type(vae.model).__name__}, which cannot be saved")
-    side = getattr(vae, "picture_size", None) or 4 * vae.spec.spatial_compression_ratio
+    side = getattr(vae, "fixed_image_size", None) or 4 * vae.spec.spatial_compression_ratio
     probe = torch.randn(1, *vae.spec.shape(side, side), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         if stock:

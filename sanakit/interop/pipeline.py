@@ -17,16 +17,17 @@ from torch import Tensor
 
 from sanakit.core.dit import load_core
 from sanakit.errors import SanakitError
-from sanakit.interop.folder import load_base_encoder, pipeline_card
-from sanakit.interop.place import local_path
+from sanakit.folders import local_path
+from sanakit.formats.pipeline_folder import pipeline_card
+from sanakit.loading import load_base_encoder, load_vae
 from sanakit.text_encoders import TextEncoder
-from sanakit.vaes import VAE, load_vae
+from sanakit.vaes import VAE
 
 
 class SanakitPipeline(SanaPipeline):
     """`SanakitPipeline.from_pretrained(DIR)("red apple").images[0]`.
 
-    Without further options a seed gives the picture of `sanakit sample`: 24 Euler steps, guidance scale 3.
+    Without further options a seed gives the image of `sanakit sample`: 24 Euler steps, guidance scale 3.
     """
 
     def __init__(
@@ -83,10 +84,13 @@ class SanakitPipeline(SanaPipeline):
         device: torch.device | None = None,
         **unused: Any,
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-        """Embeddings (B N, L, D) and masks (B N, L) of prompts and negative prompts, N pictures of a prompt in a row."""
+        """Embeddings (B N, L, D) and masks (B N, L) of prompts and negative prompts, N images of a prompt in a row."""
         prompts = [prompt] if isinstance(prompt, str) else prompt
         found = self.text_encoder.encode(prompts)
-        each = lambda t: t.repeat_interleave(num_images_per_prompt, 0).to(device)
+
+        def each(t: Any) -> Any:
+            return t.repeat_interleave(num_images_per_prompt, 0).to(device)
+
         if not do_classifier_free_guidance:
             return each(found.embeds), each(found.mask), None, None
         if negative_prompt == "":
@@ -115,7 +119,7 @@ class SanakitPipeline(SanaPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
     ) -> SanaPipelineOutput | tuple[Any]:
-        """Pictures for prompts. height, width: pixels, image_size by default. latents: (B, C, h, w) of noise.
+        """Images for prompts. height, width: pixels, image_size by default. latents: (B, C, h, w) of noise.
 
         output_type: "pil", "np", "pt" or "latent" (normalised latents). Raises SK0110 for a size that does not divide.
         """

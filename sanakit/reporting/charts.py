@@ -88,7 +88,10 @@ def bar_chart(
     slot = (WIDTH - RIGHT - LEFT) / count
     width = slot * 0.8 / len(series)
     y_of = scale(low, high, HEIGHT - BOTTOM, TOP)
-    x_of: Scale = lambda index: LEFT + (index + 0.5) * slot
+
+    def x_of(index: float) -> float:
+        return LEFT + (index + 0.5) * slot
+
     channels = [t for t in ticks(0, count - 1) if t == int(t)]
     body = [_axes(x_of, y_of, channels, ticks(low, high), x_label, y_label)]
     bar = Markup('<rect class="bar s{}" x="{:.2f}" y="{:.1f}" width="{:.2f}" height="{:.1f}"/>')

@@ -53,10 +53,13 @@ def markdown(validation: Mapping[str, Any]) -> str:
     gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
     open_gates = [gate for gate in gates if gate["verdict"] != "pass"]
     head = ["| | gate | reads | threshold | what to do |", "|---|---|---|---|---|"]
-    row = lambda g: (
-        f"| {SIGNS[g['verdict']]} | `{cell(g['gate'])}` {cell(g['code'])} | {cell(g['metric'])}: {reading(g)} "
-        f"| {bound(g)} | {cell(advice(g) if g['verdict'] != 'pass' else '')} |"
-    )
+
+    def row(g: Mapping[str, Any]) -> str:
+        return (
+            f"| {SIGNS[g['verdict']]} | `{cell(g['gate'])}` {cell(g['code'])} | {cell(g['metric'])}: {reading(g)} "
+            f"| {bound(g)} | {cell(advice(g) if g['verdict'] != 'pass' else '')} |"
+        )
+
     lines += [*head, *map(row, open_gates), ""] if open_gates else [f"All {len(gates)} gates passed.", ""]
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())
     policy = validation.get("policy", {}).get("name", "default")
@@ -112,11 +115,11 @@ def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def samples_option(gate: str) -> str:
-    """The key of the configuration that says how many pictures a gate reads; empty for a plugin's stage."""
+    """The key of the configuration that says how many images a gate reads; empty for a plugin's stage."""
     stage, _, name = gate.partition("/")
     if stage in ("smoke", "full"):
         return "smoke.samples" if name == "samples" else "smoke.held_out"
-    return "component.pictures" if stage in ("component", "tune") else ""
+    return "component.num_images" if stage in ("component", "tune") else ""
 
 
 def margin(gate: Mapping[str, Any]) -> float | None:

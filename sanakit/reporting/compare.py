@@ -17,7 +17,10 @@ PSNR = "PSNR"
 def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
     """One row a run, best first: verdict, then the error over the base's. Raises SK0109 for a folder that is no run."""
     rows = [_row(path) for path in dict.fromkeys(p.resolve() for p in run_dirs)]
-    far = lambda row: row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
+
+    def far(row: Any) -> float:
+        return row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
+
     rows.sort(key=lambda row: (ORDER.index(row["verdict"]), far(row), row["run"]))
     return [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
 

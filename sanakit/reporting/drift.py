@@ -15,7 +15,7 @@ Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, sid
 
 
 class Shown(Protocol):
-    """A row of a side: its label, and its picture as a data URI; each may be empty."""
+    """A row of a side: its label, and its image as a data URI; each may be empty."""
 
     @property
     def label(self) -> str: ...
@@ -27,7 +27,7 @@ Carried = Mapping[str, Mapping[str, Mapping[int, Shown]]]  # kind, side, row
 SIDES = ("reference", "current")
 MOST_BARS = 64  # channels; more of them are dots
 NOTHING = (
-    "neither pictures nor captions; `sanakit encode` keeps them in what it writes for drift, "
+    "neither images nor captions; `sanakit encode` keeps them in what it writes for drift, "
     "stage component in its snapshot"
 )
 
@@ -41,9 +41,12 @@ def write_drift_report(
     current: str,
     out: Path,
 ) -> Path:
-    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: pictures and labels of the
+    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of the
     rows that differ most, where a side has them."""
-    order = lambda r: (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
+
+    def order(r: Any) -> tuple[bool, float]:
+        return (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
+
     readings = sorted((r for r in found["readings"] if r["name"] != CAUSE), key=order)
     alarming = {r["where"].partition(":")[0] for r in readings if r["alarm"]}
     kinds = sorted(moments, key=lambda kind: (kind not in alarming, kind != "latents"))
@@ -78,17 +81,17 @@ def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapping[int, Shown]) -> dict[str, Any]:
-    """The rows of a side that differ most, and what is said where it carries no pictures."""
+    """The rows of a side that differ most, and what is said where it carries no images."""
     shown = [
-        {"row": row, "gain": gain, "label": own.label if own else "", "picture": own.uri if own else ""}
+        {"row": row, "gain": gain, "label": own.label if own else "", "image": own.uri if own else ""}
         for row, gain in rows
         for own in [carried.get(row)]
     ]
-    note, pictured = "", any(row["picture"] for row in shown)
-    if rows and not pictured:
+    note, with_image = "", any(row["image"] for row in shown)
+    if rows and not with_image:
         captions = "captions alone" if kind == "embeddings" else "names alone"
         note = f"This side carries {captions if any(row['label'] for row in shown) else NOTHING}."
-    return {"title": f"{kind}, {side}", "rows": shown, "note": note, "pictured": pictured}
+    return {"title": f"{kind}, {side}", "rows": shown, "note": note, "with_image": with_image}
 
 
 def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -98,7 +101,7 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
     if evidence.get("effects"):
         rows = evidence["effects"]
         effects = {name: row for name, row in rows.items() if name != "norms"}
-        note = "Shift of every feature of a picture or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
+        note = "Shift of every feature of an image or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
         title = f"{kind}: what moved"
         found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():
@@ -128,6 +131,6 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
             x_label="first component",
             y_label="second",
         )
-        note = "Principal components of the features' normal scores, one dot a picture or prompt."
+        note = "Principal components of the features' normal scores, one dot per image or prompt."
         found.append({"title": title, "svg": svg, "legend": bars, "note": note})
     return [panel for panel in found if panel["svg"]]

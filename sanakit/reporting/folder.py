@@ -1,4 +1,4 @@
-"""What is read of a run folder: JSON, lines of JSON, and pictures as data URIs; nothing outside it."""
+"""What is read of a run folder: JSON, lines of JSON, and images as data URIs; nothing outside it."""
 
 import base64
 import json
@@ -63,7 +63,7 @@ def figures(run_dir: Path) -> list[Row]:
 
 
 def embedded(run_dir: Path, name: str) -> str | None:
-    """A picture as a data URI; only files inside the run folder (links are followed first) and only pictures."""
+    """An image as a data URI; only files inside the run folder (links are followed first) and only images."""
     kind = IMAGES.get(Path(name).suffix.lower())
     if kind is None or "\0" in name:
         return None

@@ -30,9 +30,10 @@ def stage_rows(name: str, result: Row) -> Row:
         gate["bound"] = bound(gate) if is_number(gate["threshold"]) else "–"
         gate["told"] = f"{gate['metric'] or gate['gate']} is {number(gate['value'])}, expected {gate['bound']}."
         if gate.get("error"):
-            gate["told"] = f"{gate['gate']} could not judge."
+            gate["told"] = f"{gate['gate']} could not be evaluated."
         gate["bar"] = margin_bar(gate["value"], gate["ci_low"], gate["ci_high"], gate["threshold"])
-    return {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
+    row = {"name": name, "verdict": result["verdict"], "gates": gates, "seconds": result.get("seconds")}
+    return row | {"not_applied": result.get("not_applied") or {}}
 
 
 def why(verdict: str, stages: Sequence[Row]) -> str:

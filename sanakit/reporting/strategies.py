@@ -10,7 +10,7 @@ Row = dict[str, Any]
 
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
 OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
-CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged")) | {"title": ""}
+CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged")) | {"title": "", "raced": True}
 FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
 
 

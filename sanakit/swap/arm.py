@@ -6,17 +6,19 @@ import numpy as np
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.batches import TrainOptions
-from sanakit.evaluate import HeldOut
-from sanakit.swap.base import Strategy
+from sanakit.evaluation.held_out import HeldOut
+from sanakit.strategies.base import Strategy
 from sanakit.swap.forecast import Forecast
-from sanakit.train import TrainState
+from sanakit.training.batches import TrainOptions
+from sanakit.training.loop import TrainState
 
 
 @dataclass(kw_only=True)
 class Arm:
     """One strategy's course in the race: evaluated steps, held-out results, forecast.
 
+    raced: False for a control that was evaluated before any step and not trained. extra_steps, extra_losses, extra_errors:
+    evaluations between the rungs, for the study of forecasts; no decision reads them.
     recent: training losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did
     not; what was evaluated before stays.
     """
@@ -24,11 +26,15 @@ class Arm:
     strategy: type[Strategy]
     system: LatentDiffusion
     options: TrainOptions
+    raced: bool = True
     scores: dict[str, object] = field(default_factory=dict)
     state: TrainState | None = None  # None: nothing is trained
     steps: list[int] = field(default_factory=list)
     results: list[HeldOut] = field(default_factory=list)
-    errors_by_look: list[np.ndarray] = field(default_factory=list)
+    errors_by_evaluation: list[np.ndarray] = field(default_factory=list)
+    extra_steps: list[int] = field(default_factory=list)
+    extra_losses: list[float] = field(default_factory=list)
+    extra_errors: list[np.ndarray] = field(default_factory=list)  # (N,) each
     train_loss: list[tuple[int, float]] = field(default_factory=list)
     recent: list[float] = field(default_factory=list)
     diverged: str = ""
@@ -40,11 +46,11 @@ class Arm:
     @property
     def errors(self) -> np.ndarray:
         """Relative error (1 = the base's) of every held-out image at every evaluated step. (K, N)"""
-        return np.stack(self.errors_by_look)
+        return np.stack(self.errors_by_evaluation)
 
     def errors_at(self, step: int) -> np.ndarray:
         """Relative errors at the last evaluation up to a step: an arm that was restored may be further. (N,)"""
-        return self.errors_by_look[max(i for i, s in enumerate(self.steps) if s <= step)]
+        return self.errors_by_evaluation[max(i for i, s in enumerate(self.steps) if s <= step)]
 
     @property
     def error(self) -> float:
@@ -75,17 +81,24 @@ class Arm:
             **predicted,
             **hours,
             "reached": bool(self.forecast and self.forecast.reached),
+            "raced": self.raced,
             "diverged": self.diverged or None,
             "skipped_steps": self.state.skipped if self.state else [],
             "initial_loss": self.results[0].loss if self.results else None,
             "held_out_loss": self.results[-1].loss if self.results else None,
             "relative_error": self.error if self.results else None,
-            "learning_rate": self.options.learning_rate,
+            "learning_rate": self.options.learning_rate if self.raced else None,
             "trained_parameters": self.trained_parameters,
             "seconds_per_step": self.seconds_per_step,
             "seconds_once": self.seconds_once,
             "steps": self.steps,
             "losses": [r.loss for r in self.results],
-            "relative_errors": [float(errors.mean()) for errors in self.errors_by_look],
+            "relative_errors": [float(errors.mean()) for errors in self.errors_by_evaluation],
+            "extra_evaluations": {
+                "steps": self.extra_steps,
+                "losses": self.extra_losses,
+                "relative_errors": [float(errors.mean()) for errors in self.extra_errors],
+            },
+            "train_losses": [list(point) for point in self.train_loss],
             **self.scores,
         }

@@ -1,4 +1,4 @@
-"""What the stages of a swap share: base, candidate, pictures and their encodings, loaded when first asked for."""
+"""What the stages of a swap share: base, candidate, images and their encodings, loaded when first asked for."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,31 +8,33 @@ from typing import Any
 
 import numpy as np
 
-from sanakit import optimizers, tracking
 from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
-from sanakit.blind import blind_held_out
+from sanakit.checks import Policy
 from sanakit.config import Config
-from sanakit.data import Pictures, load_pictures
-from sanakit.data.base import JUDGED_BY
+from sanakit.data import ImageDataset, load_images
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.data.survey import write_ledger
+from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, held_out
-from sanakit.gates import Policy
+from sanakit.evaluation.blind import blind_held_out
+from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
+from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.run import RunFolder
-from sanakit.swap.plan import Base, load_base, swap_core
+from sanakit.swap.plan import swap_core
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
-from sanakit.text_encoders import TextEncoder, load_text_encoder, with_layer
+from sanakit.text_encoders import TextEncoder
+from sanakit.text_encoders.query import with_layer
 from sanakit.text_encoders.transformer import TransformerEncoder
-from sanakit.vaes import VAE, load_vae
+from sanakit.training import optimizers, tracking
+from sanakit.vaes import VAE
 
 NO_BASE = "none"
 DEFAULT = Policy()
-MIN_PICTURES = 64
+MIN_IMAGES = 64
 LAYER_CAPTIONS = 512
 WEIGHED = 64  # images of the training split that tell how much each noise level counts
 
@@ -99,7 +101,7 @@ class Swap:
 
     @cached_property
     def layers(self) -> dict[str, Any] | None:
-        """`rank_layers` of a text encoder against the base, on captions of the training half (the held-out ones judge
+        """`rank_layers` of a text encoder against the base, on captions of the training split (the held-out ones evaluate
         later); None for one without a choice of layers, or without a base."""
         name = self.config.text_encoder.name
         if name is None or self.bare:
@@ -108,20 +110,20 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        texts = self.halves[0].evaluation_captions()
+        texts = self.splits[0].evaluation_captions()
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
         found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return found | {"used": found["best"]} if self.automatic_layer else found
 
     @cached_property
-    def pictures(self) -> Pictures:
+    def images(self) -> ImageDataset:
         data = self.config.data
-        found = load_pictures(
+        found = load_images(
             data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
         )
-        if len(found) < MIN_PICTURES:
-            told = f"{found.source} holds {len(found)} pictures, at least {MIN_PICTURES} are needed"
+        if len(found) < MIN_IMAGES:
+            told = f"{found.source} holds {len(found)} images, at least {MIN_IMAGES} are needed"
             if found.ledger:
                 path = write_ledger(found.ledger, found.source, self.ledger)
                 told += f"; {len(found.ledger)} were set aside, reasons: {path}"
@@ -129,36 +131,36 @@ class Swap:
         return found
 
     @cached_property
-    def halves(self) -> tuple[Pictures, Pictures]:
-        return self.pictures.split(False), self.pictures.split(True)
+    def splits(self) -> tuple[ImageDataset, ImageDataset]:
+        return self.images.split(False), self.images.split(True)
 
     @property
     def num_held_out(self) -> int:
-        """Held-out pictures that judge a race."""
-        return min(self.config.smoke.held_out, len(self.halves[1]))
+        """Held-out images used to evaluate a race."""
+        return min(self.config.smoke.held_out, len(self.splits[1]))
 
     def dataset(
         self,
         system: LatentDiffusion,
-        held_out_half: bool,
+        held_out_split: bool,
         buckets: Sequence[tuple[int, int]] = (),
         *,
         sample_posterior: bool = False,
     ) -> LatentDataset:
         """Latents and embeddings of a half, squares or in buckets."""
-        pictures, data = self.halves[held_out_half], self.config.data
-        if data.caption_temperature and not pictures.scores:
+        images, data = self.splits[held_out_split], self.config.data
+        if data.caption_temperature and not images.scores:
             raise SanakitError(
                 "SK0104",
-                f"data.caption_temperature: {pictures.source} has no scores",
+                f"data.caption_temperature: {images.source} has no scores",
                 fix="Leave it out, or state them.",
             )
         return build_dataset(
             system.vae,
             system.text_encoder,
-            pictures,
+            images,
             system.image_size,
-            mirror=not held_out_half,
+            mirror=not held_out_split,
             progress=self.progress,
             cache=Path(data.cache) if data.cache else None,
             temperature=data.caption_temperature,
@@ -183,7 +185,7 @@ class Swap:
         return self.dataset(probe, False), self.dataset(probe, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
-        """What the loop reads: the training half, in its own shapes where data.aspect_buckets says so, drawn from the
+        """What the loop reads: the training split, in its own shapes where data.aspect_buckets says so, drawn from the
         posterior where data.sample_posterior does."""
         data = self.config.data
         if not data.aspect_buckets and not data.sample_posterior:
@@ -200,7 +202,7 @@ class Swap:
 
     @cached_property
     def base_blind(self) -> HeldOut:
-        """Of the base without its prompts (sanakit/blind.py), on the same held-out images."""
+        """Of the base without its prompts (sanakit/evaluation/blind.py), on the same held-out images."""
         return blind_held_out(self.base_system, self.base_data[1], count=self.num_held_out)
 
     @cached_property
@@ -214,21 +216,21 @@ class Swap:
         return text_target(self.base_held_out, self.base_blind, prompt_weights(*weighed))
 
     def sample_prompts(self) -> list[str]:
-        """Half of them of the training pictures, half held out; spread over the data set."""
-        train, test = self.halves
+        """Half of them of the training images, half held out; spread over the data set."""
+        train, test = self.splits
         count = self.config.smoke.samples
 
-        def pick(pictures: Pictures, number: int) -> list[str]:
-            captions = pictures.evaluation_captions()
+        def pick(images: ImageDataset, number: int) -> list[str]:
+            captions = images.evaluation_captions()
             return [captions[i] for i in np.linspace(0, len(captions) - 1, number).astype(int)]
 
         return pick(train, count // 2) + pick(test, count - count // 2)
 
     def fingerprint(self, stage: str) -> str:
-        """Of what a stage measures; the policy that judges it is apart."""
+        """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        data = [self.pictures.fingerprint, JUDGED_BY]
+        data = [self.images.fingerprint, EVALUATED_BY]
         return hash_record([stage, self.run.key, self.candidate_identity, data, base])
 
     @property
@@ -271,7 +273,7 @@ def identity_of(component: VAE | TextEncoder) -> str:
 
 
 def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
-    """Load what can be refused (base, candidate, pictures) before a run folder is made."""
+    """Load what can be refused (base, candidate, images) before a run folder is made."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
     swap = Swap(
@@ -281,7 +283,7 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
         policy=policy,
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
     )
-    for part in (swap.base, swap.candidate, swap.pictures):
+    for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
     swap.run = RunFolder.open(config, run_dir)
     return swap

@@ -15,22 +15,23 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
-from sanakit.data.base import JUDGED_BY
-from sanakit.data.cache import cache_dir, embeddings
+from sanakit.data.cache import embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
+from sanakit.data.table import EVALUATED_BY
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, held_out
+from sanakit.evaluation.held_out import averaged, held_out
+from sanakit.files import cache_dir
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_record
-from sanakit.swap.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.race import RaceStopped, raced_options, rungs
 from sanakit.swap.settings import configured, options_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.random_weights import architecture
-from sanakit.train import fit, layer_groups, new_state
+from sanakit.training.loop import fit, layer_groups, new_state
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -39,7 +40,7 @@ SEED = 0
 FEWEST_WORDS = 64  # by which two encoders are compared
 IMAGES = 2048  # of the training split: captions whose words are compared, and what the race against the control reads
 STRATEGY = "finetune"
-HELD_OUT = 384  # images: more than judge the race, as two encoders differ by less than an encoder and none
+HELD_OUT = 384  # images: more than evaluate the race, as two encoders differ by less than an encoder and none
 LEAST_WEIGHT = 0.05  # of a noise level that is evaluated
 
 
@@ -48,11 +49,14 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     training split, one term for each word; {} where the captions hold too few words."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    captions = [caption for own in swap.halves[0].captions[:IMAGES] for caption in own]
+    captions = [caption for own in swap.splits[0].captions[:IMAGES] for caption in own]
     words = frequent_words(captions)
     if len(words) < FEWEST_WORDS:
         return {}
-    remember = lambda key, work: remembered(swap, key, work)
+
+    def remember(key: Any, work: Any) -> Any:
+        return remembered(swap, key, work)
+
     return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember)
 
 
@@ -64,12 +68,15 @@ def agreement_with_base(
 ) -> dict[str, Any]:
     """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
     base_features = word_features(base, words)
-    judged = lambda encoder: agreement(word_features(encoder, words), base_features)
+
+    def measured_agreement(encoder: TextEncoder) -> Any:
+        return agreement(word_features(encoder, words), base_features)
+
     control = remember(
         ["agreement", base.fingerprint(), words],
-        lambda: torch.from_numpy(judged(candidate.with_random_weights(SEED))),
+        lambda: torch.from_numpy(measured_agreement(candidate.with_random_weights(SEED))),
     )
-    return {"agreement": judged(candidate), "control_agreement": control.numpy()}
+    return {"agreement": measured_agreement(candidate), "control_agreement": control.numpy()}
 
 
 def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
@@ -84,13 +91,13 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
     steps = rungs(budget)[0]
     swap.progress("racing the control with random weights", 0, 2)
     key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
-    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature, JUDGED_BY]
+    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature, EVALUATED_BY]
     control = remembered(
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )
     swap.progress("racing the control with random weights", 1, 2)
     own = short_race(swap, candidate, steps, budget, sigmas)
-    ends = [better_look(losses, weights[chosen]) for losses in (control, own)]
+    ends = [better_evaluation(losses, weights[chosen]) for losses in (control, own)]
     return {"control_lead": (ends[0] - ends[1]) / swap.target.unit}
 
 
@@ -107,8 +114,11 @@ def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int, sigm
     strategy = configured(config, STRATEGIES.get(STRATEGY))
     system, _ = build(swap.base_system, encoder, strategy, train, base_train, seed=seed, adapter=config.adapter.name)
     options = raced_options(options_of(config, strategy), budget, strategy.learning_rate)
-    look = lambda: held_out(system, test, count=len(test), sigmas=sigmas).losses
-    start = look()
+
+    def evaluate() -> Tensor:
+        return held_out(system, test, count=len(test), sigmas=sigmas).losses
+
+    start = evaluate()
     groups = layer_groups(system.core, strategy.parameter_groups(system.core), config.train.layer_decay)
     state = new_state(system.core, groups, options)
     with STOP.at_step_border():
@@ -122,11 +132,11 @@ def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int, sigm
     if stop:
         raise RaceStopped(stop, state.step, steps, "the control with random weights")
     with averaged(system.core, state.ema):
-        return torch.stack([start, look()])
+        return torch.stack([start, evaluate()])
 
 
-def better_look(losses: Tensor, weights: np.ndarray) -> np.ndarray:
-    """Weighted losses of the look whose mean is lower. losses (K, S, N), weights (S,) -> (N,)"""
+def better_evaluation(losses: Tensor, weights: np.ndarray) -> np.ndarray:
+    """Weighted losses of the evaluation whose mean is lower. losses (K, S, N), weights (S,) -> (N,)"""
     weighed = np.einsum("s,ksn->kn", weights, losses.double().numpy())
     return np.asarray(weighed[weighed.mean(1).argmin()])
 
@@ -159,7 +169,7 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
     facts = [
         key,
         architecture(swap.candidate),
-        swap.pictures.fingerprint,
+        swap.images.fingerprint,
         swap.config.train.seed,
         SEED,
         torch.__version__,

@@ -1,4 +1,4 @@
-"""Text encoders learnt from the base instead of from pictures: prompts only.
+"""Text encoders learnt from the base instead of from dataset: prompts only.
 
 `distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along the
 base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma v,
@@ -21,9 +21,8 @@ from sanakit.alignment.tokens import pair_tokens
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.dataset import LatentDataset
 from sanakit.flow import shift_sigmas
-from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.text_encoders import PromptEmbeds
-from sanakit.train import Batch, TrainOptions
+from sanakit.training.loop import Batch, TrainOptions
 
 PROMPTS, NUM_STEPS, CHUNK = (
     512,
@@ -33,26 +32,6 @@ PROMPTS, NUM_STEPS, CHUNK = (
 FEWEST = 16
 NULL_EVERY = 10  # trajectories to one of the null prompt
 EMBEDDING_STEPS, EMBEDDING_BATCH, EMBEDDING_RATE = 300, 128, 1e-3
-
-
-@STRATEGIES.register("distill", title="closed form, then caption layers through the frozen core", embedded=True)
-class Distill(Strategy):
-    """The loss is the distance to the base's velocity on the base's own trajectories."""
-
-    kinds = ("text_encoder",)
-    scales = {"caption": 1.0}
-    teacher = "trajectories"
-
-
-@STRATEGIES.register(
-    "embedding-mse", title="closed form, then caption layers to the base's caption features, no core", embedded=True
-)
-class EmbeddingMSE(Strategy):
-    """Its steps belong to the start, like the closed form: they pass no core."""
-
-    kinds = ("text_encoder",)
-    initialise = "embedding-mse"
-    scales = {}
 
 
 @dataclass(frozen=True)
@@ -112,7 +91,7 @@ def captions_of(system: LatentDiffusion, captions: PromptEmbeds, rows: Tensor) -
 def trajectories(
     base: LatentDiffusion, captions: PromptEmbeds, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
 ) -> States:
-    """Euler from noise to a picture's latents under `prompts` captions, every state with the base's velocity there."""
+    """Euler from noise to an image's latents under `prompts` captions, every state with the base's velocity there."""
     generator = torch.Generator().manual_seed(seed)
     rows = torch.randint(len(captions), (prompts,), generator=generator)
     rows[::NULL_EVERY] = -1

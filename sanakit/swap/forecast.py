@@ -1,15 +1,15 @@
 """How many steps until a strategy reaches the base's quality, with an interval.
 
 Law: the relative error falls as a power of steps, log e(s) = a - b log(s + 1): the usual shape of a learning curve once
-the swapped joints have settled, fitted to the later half of the evaluated points. Of the laws tried on the decision
+the swapped interface layers have settled, fitted to the later half of the evaluated points. Of the laws tried on the decision
 study's curves (logarithmic, power over a floor, more or fewer points) it has the smallest median error. A curve that rises
 at first (a warm-up, fresh layers) is fitted from its highest point on. One that does not fall from there says nothing of
 when it will: its interval is open, from the end of the race, where it was not there yet, to no end.
 
 Interval: what a short race cannot know is the curve's slope, so a forecast errs in proportion to how far it reaches: the
 logarithm of steps over the race's steps is off by a factor, STRETCH its 5% and 95% quantiles over the study's curves
-(experiments/decision_study.py summary; leaving a swap out covers it about as often as promised). The evaluation's own
-noise, by refitting on bootstrap resamples of the held-out pictures, widens it where that is larger.
+(experiments/studies/decision_study.py summary; leaving a swap out covers it about as often as promised). The evaluation's own
+noise, by refitting on bootstrap resamples of the held-out images, widens it where that is larger.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ import numpy as np
 RESAMPLES = 200
 HORIZON = 20  # budgets: a law fitted to a short race says nothing of steps further out
 STRETCH = (0.38, 3.57)
-SHORTEST = 0.4  # log of steps over the race's: a target just out of reach may be further away than it looks
+SHORTEST = 0.4  # log of steps over the race's: a target just out of reach may be further away than it seems
 
 
 class Goal(Protocol):
@@ -48,7 +48,9 @@ class Forecast:
         return self.reached or bool(np.isfinite(self.high))
 
     def as_dict(self) -> dict[str, float | None]:
-        finite = lambda value: float(value) if np.isfinite(value) else None
+        def finite(value: float) -> float | None:
+            return float(value) if np.isfinite(value) else None
+
         return {
             "predicted_steps": finite(self.steps),
             "predicted_steps_low": finite(self.low),
@@ -64,7 +66,7 @@ def steps_that_tell(found: Forecast, budget: int) -> int:
 
 
 def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 0) -> Forecast:
-    """steps (K), relative errors (K, N) of held-out pictures at those steps."""
+    """steps (K), relative errors (K, N) of held-out images at those steps."""
     generator = np.random.default_rng(seed)
     count, last = errors.shape[1], steps[-1]
     point = steps_to_reach(steps, errors.mean(1), target.tolerance * target.base.mean())
@@ -81,7 +83,10 @@ def forecast(steps: list[int], errors: np.ndarray, target: Goal, *, seed: int = 
         high = max(high, (last + 1) * np.exp(STRETCH[1] * max(reach, SHORTEST)) - 1)
     reached = bool(errors[-1].mean() <= target.tolerance * target.base.mean())
     horizon = float(HORIZON * last) if last > 0 else float("inf")  # without a step there is nothing to extrapolate
-    sight = lambda value: float(value) if value <= horizon else float("inf")
+
+    def sight(value: float) -> float:
+        return float(value) if value <= horizon else float("inf")
+
     return Forecast(sight(point), min(float(low), horizon), sight(high), reached)
 
 

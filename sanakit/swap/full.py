@@ -3,6 +3,7 @@
 import signal
 import sys
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,34 +11,36 @@ from torch import Tensor
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
-from sanakit.blind import conditional_gain
-from sanakit.checkpoint import checkpoint_bytes, preflight
+from sanakit.checks.measure_training import sample_evidence
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut, held_out
+from sanakit.evaluation.blind import conditional_gain
+from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
-from sanakit.monitors import make_monitors
 from sanakit.sampling import sample_images
-from sanakit.swap.base import Strategy
+from sanakit.strategies.base import Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.figures import save_grid
+from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.gradual import join_gradually
-from sanakit.swap.joint import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.probe_training import sample_evidence
 from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.train import check_movement, fit, layer_groups, learning_rate_at, new_state, parameter_digests
-from sanakit.watch import Watch
+from sanakit.training.checkpoint import checkpoint_bytes, preflight
+from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
+from sanakit.training.monitors import make_monitors
+from sanakit.training.parameters import check_movement, parameter_digests
+from sanakit.training.schedules import decay_start
+from sanakit.training.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
-REFERENCE = 1024  # pictures or captions that a stream is compared with
+REFERENCE = 1024  # images or captions that a stream is compared with
 
 
 def train_full(swap: "Swap") -> dict[str, Any]:
@@ -54,7 +57,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         system.text_encoder = encoder
 
     count = swap.num_held_out
-    as_now = lambda: as_encoded_now(system, test, count) if encoder else test
+
+    def as_now() -> LatentDataset:
+        return as_encoded_now(system, test, count) if encoder else test
 
     def evaluate() -> HeldOut:
         now = as_now()
@@ -68,7 +73,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     share, steps = config.train.gradual, config.train.max_steps
     groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     if encoder and (strategy.teacher or not groups):
-        what = "learns from the base's own pictures" if strategy.teacher else "trains no core beside it"
+        what = "learns from the base's own images" if strategy.teacher else "trains no core beside it"
         raise SanakitError(
             "SK0104", f"text_encoder.learning_rate: strategy {strategy.name} {what}", fix="Use finetune."
         )
@@ -77,7 +82,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     end, now = evaluate(), as_now()
     swap.progress("sampling", 0, 2)
     draw_samples(swap, system, strategy.name)
-    write_model(swap, system, strategy.name, end, joint=encoder is not None)
+    write_model(swap, system, strategy.name, end, with_encoder=encoder is not None)
     start_losses = {"start_losses": start.losses.mean(0).numpy()} if groups else {}  # else nothing is trained
     return (
         start_losses
@@ -122,7 +127,7 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
     added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        system, name = swap.base.system(), swap.config.adapter.name
+        system, name = swap.base.system(), strategy.adapter
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
@@ -147,7 +152,7 @@ def train(
 ) -> Journal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
-    config, data = swap.config, swap.candidate_data[0]
+    config = swap.config
     options = replace(options_of(config, strategy), live_captions=encoder is not None)
     if encoder:
         assert config.text_encoder.learning_rate
@@ -159,7 +164,8 @@ def train(
     for row in state.history:
         swap.run.append(row["file"], [row["row"]])
     drop_later(swap.run, state.step)
-    preflight(checkpoints, checkpoint_bytes(state.module, state))
+    branch = decay_start(options.schedule, options.max_steps)
+    preflight(checkpoints, checkpoint_bytes(state.module, state), always=branch)
 
     stream = swap.stream(system)
     base = (swap.base_system, swap.base_data[0])
@@ -178,15 +184,10 @@ def train(
         ),
         evaluate=evaluate,
     )
-    draw = None
-    if strategy.teacher:
-        teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=config.train.seed)
-        draw = teacher.draws(system, data, options)
+    draw = teacher_draws(swap, strategy, system, options)
     watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    rate = lambda step, options: journal.monitors.factor * learning_rate_at(step, options)
-    go_on = lambda: fit(
-        system, stream, options, state, after_step=journal.after_step, rate=rate, draw=draw, watch=watch
-    )
+    after_step, rate = journal.after_step, journal.rate
+    go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
     try:
         watched(go_on, state, journal.monitors, journal.saver, facts)
         journal.save_if_stopped()
@@ -194,39 +195,62 @@ def train(
         watch.close()
         journal.close()
     barrier()
+    exit_if_stopped(journal)
+    if options.max_steps >= 3:
+        check_movement(state.module, untouched)
+    keep_result(journal, encoder)
+    return journal
+
+
+def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusion, options: TrainOptions) -> Any:
+    """Batches of the base's own trajectories for a strategy that learns from them; None for any other."""
+    if not strategy.teacher:
+        return None
+    teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=swap.config.train.seed)
+    return teacher.draws(system, swap.candidate_data[0], options)
+
+
+def exit_if_stopped(journal: Journal) -> None:
+    """Leave with the signal's exit code where one asked the run to stop."""
+    state = journal.state
     if state.stopped:
         print(
-            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {options.max_steps}, saved in "
-            f"{checkpoints}; the same command with --resume auto goes on",
+            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved in "
+            f"{journal.checkpoints}; the same command with --resume auto goes on",
             file=sys.stderr,
         )
         sys.exit(exit_code(state.stopped))
 
-    if options.max_steps >= 3:
-        check_movement(state.module, untouched)
+
+def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
+    """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one that was
+    trained too, frozen from now on."""
+    state, system, strategy = journal.state, journal.system, journal.strategy
     if state.ema is not None:
         for key, value in state.module.state_dict().items():
             local(value).copy_(state.ema[key])
     system.core = gathered(system.core, strategy)
     if strategy.lora_rank and is_main():
-        save_lora(system.core, swap.run.path / "lora")
+        save_lora(system.core, journal.swap.run.path / "lora")
     strategy.finish(system.core)
     if encoder:
         encoder.eval().requires_grad_(False)
-    return journal
 
 
 def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
-    """Pictures of the base and of the trained system for the same prompts and noise, and their figures."""
+    """Images of the base and of the trained system for the same prompts and noise, and their figures."""
     prompts, seed = swap.sample_prompts(), swap.config.train.seed
     images = {
         "base": sample_images(swap.base_system, prompts, seed=seed),
         "candidate": sample_images(system, prompts, seed=seed),
     }
     titles = {"base": "base", "candidate": f"candidate, after full training with {name}"}
-    grid = lambda label: save_grid(
-        swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
-    )
+
+    def grid(label: str) -> Any:
+        return save_grid(
+            swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
+        )
+
     swap.add_figures("full", [grid(label) for label in images])
 
 

@@ -11,21 +11,23 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.checkpoint import Saver
-from sanakit.evaluate import HeldOut
-from sanakit.monitors import STILL, Monitors
+from sanakit.evaluation.figures import save_grid, to_uint8
+from sanakit.evaluation.held_out import HeldOut
 from sanakit.sampling import sample_images
-from sanakit.swap.base import Strategy
-from sanakit.swap.figures import save_grid, to_uint8
+from sanakit.strategies.base import Strategy
 from sanakit.swap.gradual import SETTLED
 from sanakit.swap.settings import flat_config
-from sanakit.tracking import Trackers
-from sanakit.train import Batch, TrainOptions, TrainState, check_movement
+from sanakit.training.checkpoint import Saver
+from sanakit.training.loop import Batch, TrainOptions, TrainState
+from sanakit.training.monitors import STILL, Monitors
+from sanakit.training.parameters import check_movement
+from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
+from sanakit.training.tracking import Trackers
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
-SAMPLES = 4  # pictures of a grid while training
+SAMPLES = 4  # images of a grid while training
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
 
 
@@ -47,7 +49,7 @@ class Journal:
     untouched: dict[str, str]
     monitors: Monitors
     evaluate: Callable[[], HeldOut]
-    losses: list[float] = field(init=False)  # since the last look
+    losses: list[float] = field(init=False)  # since the last evaluation
     drift_alarms: int = field(init=False)
 
     def __post_init__(self) -> None:
@@ -55,14 +57,19 @@ class Journal:
         self.monitors.restore(self.state.extras)
         self.losses = self.state.extras.get("losses", torch.empty(0)).tolist()
         self.drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in rows)
-        self.look_every = max(1, self.options.max_steps // config.monitors.looks)
+        self.evaluate_every = max(1, self.options.max_steps // config.monitors.num_evaluations)
         self.trackers = Trackers(config.train.report_to, self.swap.run.path, flat_config(config))
-        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints)
+        branch = decay_start(self.options.schedule, self.options.max_steps)
+        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
         self.clock = time.perf_counter()
+
+    def rate(self, step: int, options: TrainOptions) -> float:
+        """The schedule's learning rate, as far as alarms have not lowered it."""
+        return self.monitors.factor * learning_rate_at(step, options)
 
     def after_step(self, step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
         """Raises MonitorRequest where an alarm asks to stop or to go back."""
-        own, last = self.swap.config.train, step == self.options.max_steps
+        own = self.swap.config.train
         self.swap.progress(f"training {self.strategy.name}", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
@@ -72,11 +79,11 @@ class Journal:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
         if step % own.log_every == 0:
             self._log(step, loss)
-        if step % self.look_every == 0:
-            self._look(step)
+        if step % self.evaluate_every == 0:
+            self._evaluate(step)
         if own.sample_every and step % own.sample_every == 0:
             self._draw(step)
-        if step % own.checkpoint_every == 0 or last:
+        if saves_at(step, self.options, own.checkpoint_every):
             self.save()
 
     def record(self, file: str, rows: list[dict[str, Any]]) -> None:
@@ -91,8 +98,8 @@ class Journal:
 
     def save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
-        step = self.state.step
-        if self.state.stopped and step % self.swap.config.train.checkpoint_every and step != self.options.max_steps:
+        every = self.swap.config.train.checkpoint_every
+        if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
 
     def close(self) -> None:
@@ -123,8 +130,8 @@ class Journal:
         """Parameters of blocks that join later than a step."""
         return [p for g in self.state.optimizer.param_groups if g.get("joins", 0) > step for p in g["params"]]
 
-    def _look(self, step: int) -> None:
-        """Monitors report, and the held-out pictures are evaluated."""
+    def _evaluate(self, step: int) -> None:
+        """Monitors report, and the held-out images are evaluated."""
         readings = [] if self.strategy.teacher else self.monitors.report(step)
         self.drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
         request = self.monitors.act(readings)

@@ -8,19 +8,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from sanakit import __version__
+from sanakit.adapters.base import adapter_class_of
 from sanakit.alignment import feature_distance
 from sanakit.assembly import LatentDiffusion
+from sanakit.config import Config
 from sanakit.contracts import GateResult
 from sanakit.distributed import exit_code, is_main
 from sanakit.errors import SanakitError
+from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.arm import Arm
-from sanakit.swap.base import STRATEGIES, Strategy
 from sanakit.swap.distill import Teacher
-from sanakit.swap.plan import applicable, describe_plan, mask_remark, swap_core
+from sanakit.swap.plan import applicable, describe_plan, swap_core
+from sanakit.swap.plan_remarks import adapter_remark, controls_remark, mask_remark
 from sanakit.swap.plugins import sound_strategies
-from sanakit.swap.race import Course, RaceStopped, at_best_rate, race
+from sanakit.swap.race import Course, RaceStopped, at_best_rate, race, raced_options
 from sanakit.swap.race_store import RaceStore
-from sanakit.swap.settings import configured, options_of
+from sanakit.swap.rates import search_of
+from sanakit.swap.rungs import decides_at
+from sanakit.swap.settings import configured, options_of, with_adapter
 from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at, tokens_of
 from sanakit.vaes import VAE
 
@@ -29,27 +34,48 @@ if TYPE_CHECKING:
 
 DISTANCE_SIGMAS = (0.1, 0.5, 0.9)
 
-Starts = dict[str, tuple[LatentDiffusion, dict[str, Any]]]
+JOINED = "finetune"  # what races with the adapter of `adapter.name`, beside the plain cores
+
+Starts = dict[tuple[str, str], tuple[LatentDiffusion, dict[str, Any]]]  # by `Strategy.start_key`
 
 
 def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
-    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap; and a row for each one of a
-    plugin that cannot race."""
+    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap, plain cores, and with an adapter
+    finetune joined by it; and a row for each one of a plugin that cannot race."""
     config = swap.config
     automatic = config.train.strategy == "auto"
     wanted = list(config.smoke.strategies) if automatic else [config.train.strategy]
     names, broken = sound_strategies(wanted, swap.base_system.core)
-    return (applicable(names, swap.base_system, swap.candidate) if automatic and names else names), broken
+    if not automatic:
+        return [with_adapter(config, name) for name in names], broken
+    names = applicable(names, swap.base_system, swap.candidate) if names else []
+    joined = with_adapter(config, JOINED)
+    return names + ([joined] if names and joined != JOINED else []), broken
+
+
+def resting_controls(config: Config, names: list[str]) -> list[str]:
+    """The controls among the names that are evaluated before any step and do not race: all without `smoke.controls`, none
+    where nothing else would race."""
+    controls = [name for name in names if strategy_named(name).control]
+    return [] if config.smoke.controls or len(controls) == len(names) else controls
 
 
 def write_plan(swap: "Swap", names: list[str]) -> None:
     """plan.json."""
     config, base, candidate = swap.config, swap.base_system, swap.candidate
-    core = swap_core(base, candidate, config.train.seed, config.adapter.name)
-    plan = describe_plan(base, candidate, core, names) | {"base": swap.base.name, "candidate": config.candidate}
+    is_vae, seed, strategies = isinstance(candidate, VAE), config.train.seed, [strategy_named(name) for name in names]
+    adapter_class_of(config.adapter.name, is_vae, candidate.name)  # refused before anything is measured
+    plain = swap_core(base, candidate, seed)
+    joined = {s.name: swap_core(base, candidate, seed, s.adapter) for s in strategies if s.adapter}
+    core = next(iter(joined.values())) if len(joined) == len(names) else plain
+    resting = resting_controls(config, names)
+    plan = describe_plan(base, candidate, core, names, resting)
+    plan |= {"base": swap.base.name, "candidate": config.candidate}
     shape = candidate.spec.shape(base.image_size, base.image_size) if isinstance(candidate, VAE) else base.latent_shape
-    needs = start_needs(config, core, shape, [STRATEGIES.get(name) for name in names])
-    remarks = mask_remark(base, swap.base_data[1]), start_remark(base.num_tokens, tokens_of(core, shape), needs)
+    needs = start_needs(config, core, shape, strategies)
+    remarks = [mask_remark(base, swap.base_data[1]), start_remark(base.num_tokens, tokens_of(core, shape), needs)]
+    remarks += [adapter_remark(s, plain, joined[s.name]) for s in strategies if s.adapter]
+    remarks += [controls_remark(resting)]
     plan["notes"] += [remark for remark in remarks if remark]
     plan |= needs
     swap.run.write_json("plan.json", plan)
@@ -81,7 +107,7 @@ def course_of(swap: "Swap") -> Course:
 
 
 def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Starts]:
-    """The arms of the strategies, those that ran to the end, and how they started, by `initialise`.
+    """The arms of the strategies, those that ran to the end, and how they started.
 
     A signal ends it at the step border and exits with 143, or 130 for Ctrl-C; the same command goes on. Raises SK0512
     where every arm diverged.
@@ -91,17 +117,22 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
     arms: list[Arm] = []
     starts: Starts = {}
     with stopping(course.store):
-        begin = choose_start(swap, [STRATEGIES.get(name) for name in names], lambda one: _started(swap, one, starts))
+        strategies, resting = [strategy_named(name) for name in names], resting_controls(swap.config, names)
+        begin = choose_start(swap, strategies, lambda one: _started(swap, one, starts))
         for number, name in enumerate(names):
             swap.progress(f"preparing {name}", number, len(names))
-            strategy = starting_at(STRATEGIES.get(name), begin)
-            arms.append(_arm(swap, course, strategy, starts, arms))
+            strategy = starting_at(strategies[number], begin)
+            arms.append(
+                _evaluate_control(swap, course, strategy, starts)
+                if name in resting
+                else _arm(swap, course, strategy, starts, arms)
+            )
         if course.store.restored and is_main():
             print(f"race: goes on with what was kept: {', '.join(course.store.restored)}", file=sys.stderr)
         budget = swap.config.smoke.budget_steps
         finalists = race(
             course,
-            arms,
+            [arm for arm in arms if arm.raced],
             budget=budget,
             on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
         )
@@ -137,10 +168,20 @@ def stopping(store: RaceStore) -> Iterator[None]:
 
 def _started(swap: "Swap", strategy: type[Strategy], starts: Starts) -> tuple[LatentDiffusion, dict[str, Any]]:
     """How a strategy starts; strategies that start alike are built once."""
-    if strategy.initialise not in starts:
+    if strategy.start_key() not in starts:
         system, scores = build_start(swap, strategy)
-        starts[strategy.initialise] = system, scores | {"feature_distance": _distance(swap, system)}
-    return starts[strategy.initialise]
+        starts[strategy.start_key()] = system, scores | {"feature_distance": _distance(swap, system)}
+    return starts[strategy.start_key()]
+
+
+def _evaluate_control(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts) -> Arm:
+    """A control that does not race, evaluated before any step."""
+    start, scores = _started(swap, strategy, starts)
+    options = raced_options(course.options, swap.config.smoke.budget_steps, strategy.learning_rate)
+    arm = Arm(strategy=strategy, system=start, options=options, raced=False)
+    course.evaluate(arm)
+    arm.scores |= scores | {"start": strategy.initialise}
+    return arm
 
 
 def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts, arms: list[Arm]) -> Arm:
@@ -149,15 +190,15 @@ def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts,
     if strategy.scales:
         strategy = configured(config, strategy)
     start, scores = _started(swap, strategy, starts)
-    own, budget = config.train.learning_rate, config.smoke.budget_steps
+    budget = config.smoke.budget_steps
     arm = at_best_rate(
         course,
         strategy,
         start,
         budget=budget,
-        rates=(own / strategy.learning_rate,) if own else config.smoke.rates,
-        alike=next((arm for arm in arms if arm.strategy.initialise == strategy.initialise), None),
-        on_step=lambda step: swap.progress(f"rates of {name}", step, budget // 4),
+        search=search_of(config, strategy, embedded=swap.base.embedded),
+        alike=next((arm for arm in arms if arm.strategy.start_key() == strategy.start_key()), None),
+        on_step=lambda step: swap.progress(f"rates of {name}", step, decides_at(budget)),
     )
     arm.scores |= scores | {"start": strategy.initialise}
     return arm

@@ -9,25 +9,25 @@ from diffusers import SanaTransformer2DModel
 from sanakit.adapters import fresh_core
 from sanakit.core.dit import save_core
 from sanakit.distributed import whole
-from sanakit.evaluate import HeldOut
-from sanakit.interop.folder import save_null
-from sanakit.swap.base import Strategy
-from sanakit.swap.joint import save_encoder
+from sanakit.evaluation.held_out import HeldOut
+from sanakit.formats.pipeline_folder import save_null
+from sanakit.strategies.base import Strategy
+from sanakit.swap.encoder_training import save_encoder
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 
-def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, joint: bool = False) -> None:
+def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, with_encoder: bool = False) -> None:
     """`model/`: the core as diffusers saves it, and a card that `--base path:DIR` and `sample` read.
 
-    joint: with the text encoder that was trained beside it.
+    with_encoder: with the text encoder that was trained beside it.
     """
     folder = swap.run.path / "model"
     save_core(system.core, folder)
     save_null(system.text_encoder, folder)
     encoder = swap.text_encoder_name or swap.base.card["text_encoder"]
-    if joint:
+    if with_encoder:
         shutil.rmtree(folder / "text", ignore_errors=True)
         encoder = save_encoder(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
@@ -35,12 +35,13 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, jo
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",
         "seed": swap.config.train.seed,
         "base": swap.base.name,
+        "embedded": swap.base.embedded,
         "vae": swap.config.vae.name or swap.base.card["vae"],
         "scaling_factor": swap.config.vae.scaling_factor if is_vae else swap.base.card.get("scaling_factor"),
         "text_encoder": encoder,
         "image_size": system.image_size,
         "flow_shift": system.flow_shift,
-        "data": {"source": swap.pictures.source, "fingerprint": swap.pictures.fingerprint},
+        "data": {"source": swap.images.source, "fingerprint": swap.images.fingerprint},
         "quality": {"held_out_loss": result.loss, "relative_error": float(swap.target.relative(result).mean())},
     }
     (folder / "card.json").write_text(json.dumps(card, indent=1) + "\n")

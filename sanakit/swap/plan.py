@@ -1,98 +1,35 @@
 """From base and candidate: which parameter groups keep, align, re-initialise, train, with shapes and counts."""
 
-import json
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
 from diffusers import SanaTransformer2DModel
 
-from sanakit.adapters import ADAPTERS, Adapter, adapters_of, fresh_core, rebuild_core
-from sanakit.alignment import align_blocks, align_caption, align_input, align_output, pair_captions
+from sanakit.adapters import adapters_of, fresh_core, rebuild_core
+from sanakit.adapters.base import adapter_class_of
+from sanakit.alignment import align_blocks, align_caption, align_input, align_output, carry_rest, pair_captions
 from sanakit.alignment.blocks import DRAWS
 from sanakit.assembly import LatentDiffusion
-from sanakit.core.dit import GROUPS, group_of, load_core, parameters_by_group, start_small
-from sanakit.data.base import cache_dir
+from sanakit.core.dit import GROUPS, group_of, parameters_by_group, start_small
 from sanakit.data.dataset import LatentDataset
-from sanakit.errors import SanakitError, did_you_mean
-from sanakit.evaluate import held_out
+from sanakit.errors import SanakitError
 from sanakit.flow import swapped_shift
-from sanakit.interop.folder import INDEX, load_base_encoder, pipeline_card
-from sanakit.interop.hub import download
-from sanakit.interop.native import converted
-from sanakit.interop.place import local_path
-from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
 from sanakit.swap.distill import embedding_mse
-from sanakit.text_encoders import PromptEmbeds, TextEncoder
-from sanakit.vaes import VAE, load_vae
+from sanakit.text_encoders import TextEncoder
+from sanakit.vaes import VAE
 
-CORES = Path(__file__).parent.parent / "assets" / "cores"
-ALIGNED = 4096  # pictures that the closed form of the input reads
-
-
-@dataclass(frozen=True, kw_only=True)
-class Base:
-    """A working model on disk: folder of the core, card with VAE, text encoder, picture size and flow shift."""
-
-    name: str
-    folder: Path
-    card: dict[str, Any]
-
-    def system(self, vae: VAE | None = None, text_encoder: TextEncoder | None = None) -> LatentDiffusion:
-        return LatentDiffusion(
-            vae=vae or load_vae(self.card["vae"], scaling_factor=self.card.get("scaling_factor")),
-            text_encoder=text_encoder or load_base_encoder(self.card["text_encoder"], self.folder),
-            core=load_core(self.folder),
-            image_size=self.card["image_size"],
-            flow_shift=self.card["flow_shift"],
-        )
-
-
-def load_base(name: str) -> Base:
-    """An embedded core by name; `path:` a folder as `full` writes it, a diffusers pipeline folder, or a native Sana
-    `.pth` that was converted with leave; `hub:` a pipeline repository. Raises SK0101, SK0106, SK0601 or SK0603."""
-    scheme, _, rest = name.partition(":")
-    folder = local_path(rest) if scheme == "path" else CORES / name
-    if scheme == "hub":
-        folder = download(rest)
-        return Base(name=name, folder=folder / "transformer", card=pipeline_card(name, folder))
-    if scheme == "path" and (folder / INDEX).is_file():
-        return Base(name=name, folder=folder / "transformer", card=pipeline_card(f"path:{folder}", folder))
-    if (
-        scheme == "path"
-        and folder.is_dir()
-        and (folder.parent / INDEX).is_file()
-        and not (folder / "card.json").is_file()
-    ):
-        raise SanakitError(
-            "SK0106", f"{folder} is one part of a pipeline, expected a base", fix=f"Use path:{folder.parent}"
-        )
-    if scheme == "path" and folder.is_file():
-        folder = converted(folder, cache_dir(), allow_pickle=False)
-    if scheme != "path" and not (folder / "card.json").is_file():
-        known = sorted(p.name for p in CORES.iterdir())
-        raise SanakitError("SK0101", f"no base named {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
-    try:
-        card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
-        missing = {"vae", "text_encoder", "image_size", "flow_shift"} - card.keys()
-    except (OSError, ValueError, AttributeError) as error:
-        raise SanakitError("SK0106", f"{folder / 'card.json'}: {error}") from error
-    if missing:
-        raise SanakitError("SK0106", f"{folder / 'card.json'} lacks {', '.join(sorted(missing))}")
-    # a component that was trained with the core lies beside it
-    own = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
-    return Base(name=name, folder=folder, card=own)
+NOT_TRAINED = "not trained (--controls)"
+ALIGNED = 4096  # images that the closed form of the input reads
 
 
 def swap_core(
     base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int, adapter: str | None = None
 ) -> SanaTransformer2DModel:
-    """The base's core with the joint that the candidate needs, freshly initialised. adapter: a registered name, by
+    """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered name, by
     default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
     is_vae = isinstance(candidate, VAE)
-    joint = joint_of(adapter, is_vae, candidate.name)
+    adapter_class = adapter_class_of(adapter, is_vae, candidate.name)
     geometry: dict[str, int] = {}
     if is_vae:
         own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
@@ -106,24 +43,18 @@ def swap_core(
                 f"{candidate.name} has cells of {own} px: no whole patch covers a token",
             )
         geometry = {"base_ratio": ratio, "image_size": base.image_size}
-    return joint.fit(base.core, candidate.spec, seed=seed, **geometry)
-
-
-def joint_of(adapter: str | None, is_vae: bool, candidate: str) -> type[Adapter]:
-    """The named adapter, by default the linear one. Raises SK0110 where it joins what the candidate is not."""
-    joint = ADAPTERS.get(adapter or ("linear-latents" if is_vae else "linear-caption"))
-    if joint.kind != ("latents" if is_vae else "tokens"):
-        raise SanakitError(
-            "SK0110", f"adapter {joint.name} joins {joint.kind}, {candidate} is a {'VAE' if is_vae else 'text encoder'}"
-        )
-    return joint
+    return adapter_class.fit(base.core, candidate.spec, seed=seed, **geometry)
 
 
 def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
-    """Why the base's joints cannot take the candidate as they are; empty where they can."""
+    """Why the base's interface layers cannot take the candidate as they are; empty where they can."""
     if isinstance(candidate, VAE):
         old, new = base.vae.spec, candidate.spec
-        return "" if old == new else f"the base's joints read {old.label} latents, {candidate.name} gives {new.label}"
+        return (
+            ""
+            if old == new
+            else f"the base's interface layers read {old.label} latents, {candidate.name} gives {new.label}"
+        )
     width, own = base.core.config.caption_channels, candidate.spec.embed_dim
     return "" if width == own else f"the base's caption layers read {width} channels, {candidate.name} gives {own}"
 
@@ -157,7 +88,7 @@ def build(
 ) -> tuple[LatentDiffusion, dict[str, object]]:
     """The swapped system as a strategy starts it, and what its alignment says: R^2, pairing, notes.
 
-    data and base_data hold the same pictures in the candidate's and the base's own latents and embeddings. draws: that
+    data and base_data hold the same images in the candidate's and the base's own latents and embeddings. draws: that
     align-blocks is solved from. Raises
     SK0110 for a strategy that cannot serve this swap.
     """
@@ -188,6 +119,7 @@ def build(
         scores = align_input(core, base.core, data.latents, base_data.latents, **options)
         if blocks:
             return system, scores | align_blocks(system, base, data, base_data, swapped="vae", draws=draws, seed=seed)
+        scores |= carry_rest(core, base, data, base_data, count=ALIGNED, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
     scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
@@ -199,10 +131,14 @@ def build(
 
 
 def describe_plan(
-    base: LatentDiffusion, candidate: VAE | TextEncoder, core: SanaTransformer2DModel, strategies: Sequence[str] = ()
+    base: LatentDiffusion,
+    candidate: VAE | TextEncoder,
+    core: SanaTransformer2DModel,
+    strategies: Sequence[str] = (),
+    resting: Sequence[str] = (),
 ) -> dict[str, Any]:
     """plan.json: what happens to each parameter group, with shapes and counts, under each strategy, and what else a
-    swap touches."""
+    swap touches. resting: names of controls that are not trained."""
     is_vae = isinstance(candidate, VAE)
     before, after = parameters_by_group(base.core), parameters_by_group(core)
     actions = {"input": "align", "output": "align"} if is_vae else {"caption": "align linear_1, keep the rest"}
@@ -223,12 +159,14 @@ def describe_plan(
         }
         for group in GROUPS
     ]
-    joints = [group for group in GROUPS if group in actions]
+    interface = [group for group in GROUPS if group in actions]
     return {
         "kind": "vae" if is_vae else "text_encoder",
         "adapters": list(adapters_of(core)),
         "groups": groups,
-        "strategies": {name: strategy_plan(STRATEGIES.get(name), joints) for name in strategies},
+        "strategies": {
+            name: strategy_plan(strategy_named(name), interface, raced=name not in resting) for name in strategies
+        },
         "notes": _vae_remarks(base, candidate, core) if isinstance(candidate, VAE) else _text_remarks(base, candidate),
     }
 
@@ -242,9 +180,9 @@ def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DMod
     return [row for row in rows if row["before"] != row["after"]]
 
 
-def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, str]:
-    """Of every group: how it starts, then at which multiple of the learning rate it is trained. joints: the groups that
-    the swap touches."""
+def strategy_plan(strategy: type[Strategy], interface: Sequence[str], *, raced: bool = True) -> dict[str, str]:
+    """Of every group: how it starts, then at which multiple of the learning rate it is trained. interface: the groups that
+    the swap touches. raced: False for a control that is not trained."""
     starts = {
         "reuse": "keep",
         "align": "align",
@@ -254,40 +192,17 @@ def strategy_plan(strategy: type[Strategy], joints: Sequence[str]) -> dict[str, 
     }
     plan = {}
     for group in GROUPS:
-        touched = group in joints or strategy.initialise == "scratch"
+        touched = group in interface or strategy.initialise == "scratch"
         rate = strategy.scales.get(group, 0.0)
         parts = [starts.get(strategy.initialise, strategy.initialise) if touched else "keep"]
         if strategy.initialise == "align-blocks" and group in ("core", "cross_attention"):
             parts = ["solve output layers"]
-        parts += [f"train x{rate:g}"] if rate else []
+        if rate:
+            parts.append(f"train x{rate:g}" if raced else NOT_TRAINED)
         if strategy.lora_rank and group in ("core", "cross_attention"):
             parts.append(f"LoRA rank {strategy.lora_rank}")
         plan[group] = ", ".join(parts)
     return plan
-
-
-def mask_remark(base: LatentDiffusion, data: LatentDataset, *, count: int = 128) -> str:
-    """What is said of a base that was trained without an attention mask: its held-out loss is lower, beyond twice the
-    standard error, when it reads the padding too. Empty for one that was trained with it."""
-    rows = torch.arange(min(count, len(data)))
-    prompt = data.evaluation_prompts(rows)
-    losses = []
-    for mask in (prompt.mask, torch.ones_like(prompt.mask)):
-        part = LatentDataset(
-            names=data.names[: len(rows)],
-            latents=data.latents[rows],
-            captions=PromptEmbeds(prompt.embeds, mask),
-            first=rows,
-            count=torch.ones_like(rows),
-        )
-        losses.append(held_out(base, part, count=len(rows)).losses.mean(0))
-    gain = losses[0] - losses[1]
-    if gain.mean() <= 2 * gain.std() / len(rows) ** 0.5:
-        return ""
-    return (
-        f"the base was trained without an attention mask: its held-out loss is {losses[0].mean():.4f} with the mask and "
-        f"{losses[1].mean():.4f} without; sanakit masks padding, so the swap also has to learn that"
-    )
 
 
 def _vae_remarks(base: LatentDiffusion, candidate: VAE, core: SanaTransformer2DModel) -> list[str]:

@@ -1,4 +1,4 @@
-"""Plugins in a stage: what raises becomes a row that could not judge, and the rest of the stage goes on."""
+"""Plugins in a stage: what raises becomes a row that could not be evaluated, and the rest of the stage goes on."""
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
@@ -6,32 +6,34 @@ from typing import Any
 
 from diffusers import SanaTransformer2DModel
 
+from sanakit.checks import StageResult
 from sanakit.contracts import GateResult
 from sanakit.core.dit import GROUPS
 from sanakit.distributed import is_main, world_size
 from sanakit.registry import BUILTIN
-from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.strategies.base import STRATEGIES, Strategy
 from sanakit.tracebacks import guarded, kept_in, plugin_of, told, unexpected
 
 STARTS = ("reuse", "align", "align-blocks", "embedding-mse", "naive", "scratch")
 
 
-def measure_stage(stage: str, run: Callable[[Any], list[GateResult]], swap: Any) -> list[GateResult]:
-    """The gates of a stage. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
+def measure_stage(stage: str, run: Callable[[Any], StageResult], swap: Any) -> StageResult:
+    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
     other error goes on, its traceback kept in the run folder."""
     with kept_in(swap.run.path if is_main() else None):  # other ranks' folders are scratch
-        gates, error = guarded(lambda: run(swap))
+        stage_result, error = guarded(lambda: run(swap))
         if error is None:
-            assert gates is not None
-            return gates
+            assert stage_result is not None
+            return stage_result
         plugin = plugin_of(error) if unexpected(error) else None
         if plugin is None or world_size() > 1:  # a rank that went on alone would leave the others waiting
             raise error
-        return [GateResult.could_not_judge(f"{stage}/measured", "SK0114", f"{plugin}: {told(error)}")]
+        row = GateResult.could_not_be_evaluated(f"{stage}/measured", "SK0114", f"{plugin}: {told(error)}")
+        return StageResult(results=[row])
 
 
 def incomplete(stage: dict[str, Any]) -> bool:
-    """A stage in which something could not judge: it is measured again the next time."""
+    """A stage in which something could not be evaluated: it is measured again the next time."""
     return any(gate.get("error") for gate in stage["gates"])
 
 
@@ -49,7 +51,7 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
         if entry is not None and (entry.origin != BUILTIN or entry.error):
             _, error = guarded(lambda name=name: _try(STRATEGIES.get(name), core))
             if error is not None:
-                rows.append(GateResult.could_not_judge(f"smoke/strategy {name}", *STRATEGIES.blame(name, error)))
+                rows.append(GateResult.could_not_be_evaluated(f"smoke/strategy {name}", *STRATEGIES.blame(name, error)))
                 continue
         sound.append(name)
     return sound, rows

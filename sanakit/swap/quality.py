@@ -1,4 +1,4 @@
-"""What "as good as the base" means for a swapped system: errors relative to the base's, 1 = the base, per picture.
+"""What "as good as the base" means for a swapped system: errors relative to the base's, 1 = the base, per image.
 
 Velocity losses of two latent spaces cannot be compared as they are: one VAE's latents are easier to predict. A VAE swap
 is therefore counted in units of the best linear denoiser (Wiener filter) of each space, which has a closed form: a core
@@ -7,7 +7,7 @@ from scratch in the candidate's space is measured in docs/strategies.md, beside 
 
 A text encoder swap stays in one latent space, but prompts move the loss by a few per cent only, most of it at high
 noise. Its error is counted in units of the base's prompt gain, so that 1 is the base and 2 the best prediction that does
-not see the prompt (sanakit/blind.py): a candidate that ignores every prompt ends there. Each noise level counts by its
+not see the prompt (sanakit/evaluation/blind.py): a candidate that ignores every prompt ends there. Each noise level counts by its
 share of the base's prompt gain.
 """
 
@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut
+from sanakit.evaluation.held_out import HeldOut
 from sanakit.flow import EVAL_SIGMAS
 
 VAE_TOLERANCE = 1.05  # within 5% of the base's share
@@ -50,14 +50,14 @@ class Target:
         return bool(self.relative(result).mean() <= self.tolerance * self.base.mean())
 
     def relative(self, result: HeldOut) -> np.ndarray:
-        """Relative error of every held-out picture. (N,)"""
+        """Relative error of every held-out image. (N,)"""
         return (self.weights @ result.losses.double().numpy() - self.floor) / self.unit
 
 
 def vae_target(
     candidate: tuple[LatentDataset, LatentDataset], base: tuple[LatentDataset, LatentDataset], base_result: HeldOut
 ) -> Target:
-    """candidate, base: training and held-out pictures in both spaces."""
+    """candidate, base: training and held-out images in both spaces."""
     sides = [
         np.array([1 / w if s in SHARED_SIGMAS else 0.0 for s, w in zip(EVAL_SIGMAS, losses, strict=True)])
         for losses in (wiener_losses(*candidate), wiener_losses(*base))
@@ -76,7 +76,7 @@ def vae_target(
 
 
 def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
-    """From the base's losses on the held-out images, with their own prompts and prompt-blind (sanakit/blind.py), and the
+    """From the base's losses on the held-out images, with their own prompts and prompt-blind (sanakit/evaluation/blind.py), and the
     weights of the noise levels (`prompt_weights`, of other images). Raises SK0503 where prompts do not matter to the base."""
     own = weights @ base.losses.double().numpy()
     gain = weights @ blind.losses.double().numpy() - own
@@ -85,7 +85,7 @@ def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
         raise SanakitError(
             "SK0503",
             f"the base's loss is {own.mean():.4f} with its prompts and {own.mean() + unit:.4f} without, within its noise on "
-            f"{len(gain)} images: it cannot judge an encoder",
+            f"{len(gain)} images: it cannot tell how good an encoder is",
         )
     return Target(
         measure="velocity loss in units of the base's prompt gain",
@@ -102,7 +102,8 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
     gain = (blind.losses - base.losses).double().mean(1).clamp_min(0).numpy()
     if not gain.sum() > 0:
         raise SanakitError(
-            "SK0503", "the base's loss is no lower with its prompts at any noise level: it cannot judge an encoder"
+            "SK0503",
+            "the base's loss is no lower with its prompts at any noise level: it cannot tell how good an encoder is",
         )
     return np.asarray(gain / gain.sum())
 
@@ -124,7 +125,7 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     power, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     power = power.clamp_min(0)
     if power.sum() < COLLAPSED:
-        raise SanakitError("SK0214", "latents of all pictures are the same: no quality can be told in them")
+        raise SanakitError("SK0214", "latents of all images are the same: no quality can be told in them")
     held = _windows(test.latents[torch.arange(len(test))].flatten(0, 1), side)[:MAX_WINDOWS].double()
     held_power = ((held - mean) @ directions).square().mean(0)
     losses = []
@@ -141,5 +142,5 @@ def _window(channels: int, side: int) -> int:
 
 
 def _windows(latents: Tensor, side: int) -> Tensor:
-    """(N, C, h, w) -> (windows, C side side), pictures interleaved so that a cut keeps all of them."""
+    """(N, C, h, w) -> (windows, C side side), images interleaved so that a cut keeps all of them."""
     return F.unfold(latents, side, stride=side).permute(2, 0, 1).flatten(0, 1)

@@ -3,10 +3,10 @@ every step, and the same noise where latents have the same shape.
 
 Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
 except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a
-small sweep (a quarter of the budget), and is judged by the moving average of its weights, so that every evaluated point
+search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every evaluated point
 stands for a run that could end there, and the points of one curve can be fitted.
 
-After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and whoever
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every arm that
 is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
@@ -24,24 +24,28 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.batches import TrainOptions
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged, held_out
+from sanakit.evaluation.held_out import HeldOut, averaged, held_out
+from sanakit.strategies.base import Strategy
 from sanakit.swap.arm import Arm
-from sanakit.swap.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.forecast import forecast
 from sanakit.swap.quality import Target
 from sanakit.swap.race_store import RaceStore
-from sanakit.train import fit, layer_groups, new_state
+from sanakit.swap.rates import RateSearch
+from sanakit.swap.rungs import decides_at, evaluated_steps_between, rungs, survivors
+from sanakit.training.batches import Batch, TrainOptions
+from sanakit.training.loop import fit, layer_groups, new_state
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
-OWN_OPTIONS = {"decay": False, "ema_decay": EMA_DECAY, "parallel": "ddp"}
-KEEP_AT_LEAST = 2
+OWN_OPTIONS = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
 RECENT = 10  # steps whose mean is a point of the training curve
+
+
+AfterStep = Callable[[int, float, object, Tensor], None]
 
 
 class RaceStopped(Exception):
@@ -56,7 +60,7 @@ class RaceStopped(Exception):
 class Course:
     """What every arm of a race shares.
 
-    count: held-out images that judge, those of the target. options: the training section; steps and learning rate are each
+    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning rate are each
     arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
     """
 
@@ -71,15 +75,25 @@ class Course:
 
     def evaluate(self, arm: Arm) -> None:
         """Add a point to the arm's curve; an arm whose errors are not finite has diverged."""
-        with averaged(arm.system.core, arm.average):
-            result = held_out(arm.system, self.test, count=self.count)
-        step, errors = arm.state.step if arm.state else 0, self.target.relative(result)
+        step, result, errors = self._measured(arm)
         if not np.isfinite(errors).all():
             arm.diverged = f"held-out loss {result.loss} after step {step}"
             return
         arm.steps.append(step)
         arm.results.append(result)
-        arm.errors_by_look.append(errors)
+        arm.errors_by_evaluation.append(errors)
+
+    def evaluate_beside(self, arm: Arm) -> None:
+        """Add a point that no decision of the race reads."""
+        step, result, errors = self._measured(arm)
+        arm.extra_steps.append(step)
+        arm.extra_losses.append(result.loss)
+        arm.extra_errors.append(errors)
+
+    def _measured(self, arm: Arm) -> tuple[int, HeldOut, np.ndarray]:
+        with averaged(arm.system.core, arm.average):
+            result = held_out(arm.system, self.test, count=self.count)
+        return arm.state.step if arm.state else 0, result, self.target.relative(result)
 
 
 def raced_options(options: TrainOptions, budget: int, learning_rate: float) -> TrainOptions:
@@ -112,7 +126,11 @@ def enter(
     if alike is None:
         course.evaluate(arm)
     else:
-        arm.steps, arm.results, arm.errors_by_look = alike.steps[:1], alike.results[:1], alike.errors_by_look[:1]
+        arm.steps, arm.results, arm.errors_by_evaluation = (
+            alike.steps[:1],
+            alike.results[:1],
+            alike.errors_by_evaluation[:1],
+        )
         arm.diverged = "" if alike.results else alike.diverged
     return arm
 
@@ -123,37 +141,46 @@ def at_best_rate(
     start: LatentDiffusion,
     *,
     budget: int,
-    rates: Sequence[float],
+    rates: Sequence[float] = (1.0,),
+    search: RateSearch | None = None,
     alike: Arm | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Arm:
-    """The strategy at the learning rate, its own times one of `rates`, that is best after a quarter of the budget.
+    """The strategy at the learning rate that is best after half the budget, of those that `search` hands out, by default its
+    own times each of `rates`.
 
-    start is copied. scores["rates"] holds the error of every rate there, None where it diverged. Raises RaceStopped.
+    start is copied. scores["rates"] holds the error of every rate there, None where it left before, and
+    scores["rates_left"] why. Raises RaceStopped.
     """
-    tries: list[Arm] = []
-    for factor in rates if strategy.scales else (1.0,):
+    search = search or RateSearch(rates=[factor * strategy.learning_rate for factor in rates])
+    best: Arm | None = None
+    while (rate := search.next_rate()) is not None:
         system = replace(start, core=deepcopy(start.core))
-        rate = factor * strategy.learning_rate
-        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=tries[0] if tries else alike)
-        if len(rates) > 1:
-            for rung in rungs(budget)[:2]:
-                advance(course, arm, rung, on_step)
-        tries.append(arm)
-    judged_at = rungs(budget)[:2][-1] if len(rates) > 1 else 0
-    errors = [
-        np.inf if arm.diverged and judged_at not in arm.steps else arm.errors_at(judged_at).mean() for arm in tries
-    ]
-    best = tries[int(np.argmin(errors))]
-    for arm in tries:
-        if arm is not best and course.store:
-            course.store.settle(arm)
-    best.scores["rates"] = {
-        f"{arm.options.learning_rate:g}": round(float(error), 4) if np.isfinite(error) else None
-        for arm, error in zip(tries, errors, strict=True)
-        if arm.state
-    }
+        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=best or alike)
+        if arm.state is None:
+            arm.scores |= {"rates": {}, "rates_left": {}}
+            return arm
+        chosen = search.record(rate, _try_rate(course, arm, search, budget, on_step), arm.diverged)
+        loser, best = (best, arm) if chosen or best is None else (arm, best)
+        if loser and course.store:
+            course.store.settle(loser)
+    assert best is not None
+    best.scores |= search.scores()
     return best
+
+
+def _try_rate(course: Course, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
+    """Error of an arm where rates are evaluated, infinite where it does not get there; 0 where there is nothing to choose."""
+    if not search.is_choice:
+        return 0.0
+    evaluated_at = decides_at(budget)
+    for rung in [rung for rung in rungs(budget) if rung <= evaluated_at]:
+        advance(course, arm, rung, on_step)
+        if rung not in arm.steps:
+            return float("inf")
+        if rung == max(1, budget // 4) and search.leaves_early(arm.options.learning_rate, arm.errors_at(rung), rung):
+            return float("inf")
+    return float(arm.errors_at(evaluated_at).mean())
 
 
 def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
@@ -172,15 +199,7 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
     if arm.state.step == arm.steps[-1]:
         arm.recent = []
     with STOP.at_step_border():
-        start = time.perf_counter()
-        try:
-            after_step = recorder(arm, on_step)
-            fit(arm.system, course.data, arm.options, arm.state, until=until, after_step=after_step, draw=draw)
-        except SanakitError as error:
-            if error.code != "SK0501":
-                raise
-            arm.diverged = error.found
-        arm.seconds += time.perf_counter() - start
+        _train(course, arm, until, recorder(arm, on_step), draw)
         if not arm.diverged and not arm.state.stopped:
             course.evaluate(arm)
         if course.store:
@@ -190,7 +209,27 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 
 
-def recorder(arm: Arm, on_step: Callable[[int], None]) -> Callable[[int, float, object, Tensor], None]:
+def _train(
+    course: Course, arm: Arm, until: int, after_step: AfterStep, draw: Callable[[int, slice], Batch] | None
+) -> None:
+    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way. A loss that is not finite is taken down in the arm."""
+    assert arm.state is not None
+    for stop in [*evaluated_steps_between(arm.steps[-1], until), until]:
+        start = time.perf_counter()
+        try:
+            fit(arm.system, course.data, arm.options, arm.state, until=stop, after_step=after_step, draw=draw)
+        except SanakitError as error:
+            if error.code != "SK0501":
+                raise
+            arm.diverged = error.found
+        arm.seconds += time.perf_counter() - start
+        if arm.diverged or arm.state.stopped:
+            return
+        if stop < until and stop not in arm.extra_steps:
+            course.evaluate_beside(arm)
+
+
+def recorder(arm: Arm, on_step: Callable[[int], None]) -> AfterStep:
     """What the loop calls after a step of an arm: a point of the training curve every RECENT steps."""
 
     def after_step(step: int, loss: float, batch: object, predicted: Tensor) -> None:
@@ -201,29 +240,6 @@ def recorder(arm: Arm, on_step: Callable[[int], None]) -> Callable[[int, float, 
         on_step(step)
 
     return after_step
-
-
-def rungs(budget: int) -> list[int]:
-    """Where arms are evaluated: 1/8, 1/4, 1/2 and all of the budget."""
-    return sorted({max(1, budget // 8), max(1, budget // 4), max(1, budget // 2), budget})
-
-
-def survivors(errors: Sequence[np.ndarray], rung: int, budget: int) -> int:
-    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for noise:
-    who is not clearly worse than the last survivor, image by image, goes on too."""
-    running = len(errors)
-    if rung == max(1, budget // 4):
-        keep = max(KEEP_AT_LEAST, math.ceil(running / 2))
-    elif rung == max(1, budget // 2):
-        keep = KEEP_AT_LEAST
-    else:
-        return running
-    while keep < running:
-        behind = errors[keep] - errors[keep - 1]
-        if behind.mean() > 2 * behind.std() / len(behind) ** 0.5:
-            break
-        keep += 1
-    return min(keep, running)
 
 
 def race(

@@ -2,7 +2,7 @@
 
 `RUN/race/STRATEGY-RATE/` holds a checkpoint of an arm (weights, optimiser, average, curve) from its last rung or signal;
 of an arm that does not go on (a learning rate that lost, a run that diverged) only `curve.json`. The stage removes the
-folder when it is judged.
+folder when it is evaluated.
 """
 
 import json
@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from sanakit.checkpoint import Saver, latest, load_checkpoint
 from sanakit.distributed import barrier, is_main, sum_over_ranks
 from sanakit.errors import SanakitError
-from sanakit.evaluate import HeldOut
+from sanakit.evaluation.held_out import HeldOut
 from sanakit.swap.arm import Arm
+from sanakit.training.checkpoint import Saver, latest, load_checkpoint
 
 CURVE = "curve.json"
 
@@ -130,7 +130,10 @@ def curve_of(arm: Arm) -> dict[str, Any]:
         "steps": arm.steps,
         "sigmas": [list(result.sigmas) for result in arm.results],
         "losses": [result.losses.tolist() for result in arm.results],
-        "errors": [errors.tolist() for errors in arm.errors_by_look],
+        "errors": [errors.tolist() for errors in arm.errors_by_evaluation],
+        "extra_steps": arm.extra_steps,
+        "extra_losses": arm.extra_losses,
+        "extra_errors": [errors.tolist() for errors in arm.extra_errors],
         "train_loss": arm.train_loss,
         "recent": arm.recent,
         "seconds": arm.seconds,
@@ -146,7 +149,9 @@ def put_curve(arm: Arm, curve: dict[str, Any]) -> None:
         HeldOut(tuple(sigmas), torch.tensor(losses))
         for sigmas, losses in zip(curve["sigmas"], curve["losses"], strict=True)
     ]
-    arm.errors_by_look = [np.asarray(errors) for errors in curve["errors"]]
+    arm.errors_by_evaluation = [np.asarray(errors) for errors in curve["errors"]]
+    arm.extra_steps, arm.extra_losses = list(curve["extra_steps"]), list(curve["extra_losses"])
+    arm.extra_errors = [np.asarray(errors) for errors in curve["extra_errors"]]
     arm.train_loss = [(int(step), float(loss)) for step, loss in curve["train_loss"]]
     arm.recent = list(curve["recent"])
     arm.seconds, arm.seconds_once = float(curve["seconds"]), float(curve["seconds_once"])

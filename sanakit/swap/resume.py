@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sanakit.checkpoint import Saver, latest, load_checkpoint, set_aside
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
-from sanakit.monitors import MonitorRequest, Monitors
 from sanakit.swap.settings import flat_config
-from sanakit.train import TrainState
+from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside
+from sanakit.training.loop import TrainState
+from sanakit.training.monitors import MonitorRequest, Monitors
+from sanakit.training.schedules import decay_start
 
 if TYPE_CHECKING:
     from sanakit.run import RunFolder
@@ -33,7 +34,7 @@ FREE = (
 
 def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
     """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
-    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "pictures": swap.pictures.fingerprint}
+    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "images": swap.images.fingerprint}
     if not swap.trains_vae_alone:
         flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
     flat |= flat_config(swap.config)
@@ -48,7 +49,23 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
         return
     found = latest(checkpoints) if resume == "auto" else Path(resume)
     if found is not None:
-        load_checkpoint(found if resume == "auto" else latest(found) or found, state.module, state, facts)
+        folder = found if resume == "auto" else latest(found) or found
+        load_checkpoint(folder, state.module, state, facts_for(folder, facts))
+
+
+def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint lies
+    before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
+    try:
+        record = json.loads((folder / "manifest.json").read_text())["record"]
+        other, step = record["facts"], int(record["step"])
+        schedules = {run["train.schedule"] for run in (other, facts)}
+        starts = [decay_start(run["train.schedule"], run["train.max_steps"]) for run in (other, facts)]
+    except (OSError, ValueError, KeyError, TypeError):
+        return facts  # load_checkpoint says what is wrong
+    shared = len(schedules) == 1 and all(start is not None and step <= start for start in starts)
+    gradual = other.get("train.gradual") or facts.get("train.gradual")  # blocks join at shares of the steps
+    return facts | {"train.max_steps": other["train.max_steps"]} if shared and not gradual else facts
 
 
 def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:

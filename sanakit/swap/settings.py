@@ -3,17 +3,27 @@
 from dataclasses import fields
 from typing import Any
 
+from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
-from sanakit.swap.base import STRATEGIES, Strategy
-from sanakit.train import TrainOptions
+from sanakit.strategies.base import Strategy, strategy_named
+from sanakit.training.loop import TrainOptions
+
+
+def with_adapter(config: Config, name: str) -> str:
+    """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER, its own where that leaves a plain core."""
+    adapter = config.adapter.name
+    return f"{name}@{adapter}" if adapter and has_modules(adapter) else name
 
 
 def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
     """The configured strategy, the race's recommendation, or finetune, at the learning rate that its race found best;
-    `train.rates` and `train.lora_rank` applied. raced: strategy.json, empty where no race was run."""
-    name = config.train.strategy if config.train.strategy != "auto" else raced.get("recommended") or "finetune"
-    strategy = STRATEGIES.get(name)
-    rate = next((c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name), strategy.learning_rate)
+    `adapter.name`, `train.rates` and `train.lora_rank` applied. raced: strategy.json, empty where no race was run."""
+    named = with_adapter(config, "finetune" if config.train.strategy == "auto" else config.train.strategy)
+    recommended = raced.get("recommended") if config.train.strategy == "auto" else None
+    name = recommended or named
+    strategy = strategy_named(name)
+    rates = [c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name]
+    rate = next((rate for rate in rates if rate), strategy.learning_rate)
     return configured(config, strategy, learning_rate=rate)
 
 
@@ -31,7 +41,6 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     same = {f.name: getattr(own, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
         "learning_rate": own.learning_rate or strategy.learning_rate,
-        "decay": own.schedule == "cosine",
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)

@@ -12,27 +12,27 @@ from typing import Any
 import numpy as np
 import torch
 
+from sanakit.checks import StageResult, evaluate_stage
+from sanakit.checks.causes import decisive
+from sanakit.checks.component import measure_text_encoder, measure_vae
+from sanakit.checks.diffusability import FEWEST, compare_panels
+from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
-from sanakit.evaluate import averaged
-from sanakit.gates import run_gates
-from sanakit.gates.causes import decisive
+from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.held_out import averaged
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
-from sanakit.swap.component import measure_text_encoder, measure_vae
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
-from sanakit.swap.diffusability import FEWEST, compare_panels
-from sanakit.swap.figures import save_grid
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
-from sanakit.swap.probe_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.swap.race import recommend
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
@@ -40,71 +40,60 @@ from sanakit.vaes import VAE
 
 __all__ = ["STAGES", "prepare", "run_stages"]
 
-PANEL = 128  # pictures of the diffusability panel
+PANEL = 128  # images of the diffusability panel
 STAGES = ("component", "smoke", "full")
 
 
-def component(swap: Swap) -> list[GateResult]:
+def component(swap: Swap) -> StageResult:
     """The candidate by itself, next to the base's own component."""
-    held_out = swap.halves[1]
-    judges = held_out.subset(range(min(swap.config.component.pictures, len(held_out))))
+    held_out = swap.splits[1]
+    evaluation_images = held_out.subset(range(min(swap.config.component.num_images, len(held_out))))
     if isinstance(swap.candidate, VAE):
         measured = measure_vae(
             swap.candidate,
             None if swap.bare else swap.base_system.vae,
-            judges,
+            evaluation_images,
             swap.config.data.image_size,
             swap.run.path,
             swap.progress,
         )
     else:
         measured = measure_text_encoder(
-            swap.candidate, None if swap.bare else swap.base_system.text_encoder, judges, swap.run.path
+            swap.candidate, None if swap.bare else swap.base_system.text_encoder, evaluation_images, swap.run.path
         )
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
         if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
             measured.evidence |= meaning_evidence(swap)
-    pictures = held_out.subset(range(min(PANEL, len(held_out))))
+    dataset = held_out.subset(range(min(PANEL, len(held_out))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
-    if isinstance(swap.candidate, VAE) and finite and len(pictures) >= FEWEST:
-        images = to_images(pictures.pixels(swap.config.data.image_size))
+    if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
+        images = to_images(dataset.pixels(swap.config.data.image_size))
         measured.rows += compare_panels(None if swap.bare else swap.base_system.vae, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
-    return run_gates("component", measured.evidence, swap.policy)
+    return evaluate_stage("component", measured.evidence, swap.policy)
 
 
-def smoke(swap: Swap) -> list[GateResult]:
+def smoke(swap: Swap) -> StageResult:
     """Race the strategies under one budget against the base."""
     config, base = swap.config, swap.base_system
     (train, test), budget = swap.candidate_data, config.smoke.budget_steps
     names, broken = raced_names(swap)
     if not names:
-        return broken
+        return StageResult(results=broken)
     write_plan(swap, names)
     arms, finalists, starts = run_race(swap, names)
 
-    best = recommend(arms)
+    best = recommend([arm for arm in arms if arm.raced])
     assert best.forecast is not None
     more = steps_that_tell(best.forecast, budget)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json(
-        "strategy.json",
-        {
-            "recommended": best.strategy.name,
-            "conclusive": best.forecast.conclusive,
-            "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
-            "budget_steps": budget,
-            "steps_that_tell": more,
-            "target": {"measure": swap.target.measure, "unit": swap.target.unit, "tolerance": swap.target.tolerance},
-            "base_held_out_loss": swap.base_held_out.loss,
-        },
-    )
+    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best, more))
     with averaged(best.system.core, best.average):
         figures = _sample_figures(swap, best, budget)
         gains = prompt_gains(swap, best.system, test)
@@ -116,7 +105,7 @@ def smoke(swap: Swap) -> list[GateResult]:
     wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
     wiring |= course_evidence(best.system, train, best.options)
     if best.state:
-        wiring |= movement_evidence(starts[best.strategy.initialise][0].core, best.system.core, best.average)
+        wiring |= movement_evidence(starts[best.strategy.start_key()][0].core, best.system.core, best.average)
 
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
@@ -139,7 +128,25 @@ def smoke(swap: Swap) -> list[GateResult]:
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    return [*run_gates("smoke", evidence, swap.policy), *broken]
+    stage_result = evaluate_stage("smoke", evidence, swap.policy)
+    stage_result.results += broken
+    return stage_result
+
+
+def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, more: int) -> dict[str, Any]:
+    """strategy.json: every arm of the race, and which one is recommended. more: steps after which an inconclusive race
+    would tell."""
+    assert best.forecast is not None
+    target = swap.target
+    return {
+        "recommended": best.strategy.name,
+        "conclusive": best.forecast.conclusive,
+        "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
+        "budget_steps": swap.config.smoke.budget_steps,
+        "steps_that_tell": more,
+        "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
+        "base_held_out_loss": swap.base_held_out.loss,
+    }
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
@@ -164,14 +171,14 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
     return figures
 
 
-def full(swap: Swap) -> list[GateResult]:
+def full(swap: Swap) -> StageResult:
     """Train with the recommended strategy, monitors on, and write the model; with train.target vae, the VAE."""
     if swap.config.train.target == "vae":
-        return run_gates("tune", tune_vae(swap), swap.policy)
-    return run_gates("full", train_full(swap), swap.policy)
+        return evaluate_stage("tune", tune_vae(swap), swap.policy)
+    return evaluate_stage("full", train_full(swap), swap.policy)
 
 
-RUNNERS: dict[str, Callable[[Swap], list[GateResult]]] = {"component": component, "smoke": smoke, "full": full}
+RUNNERS: dict[str, Callable[[Swap], StageResult]] = {"component": component, "smoke": smoke, "full": full}
 
 
 def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: str = "auto") -> dict[str, Any]:
@@ -182,28 +189,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
         raise SanakitError("SK0104", f"stages {', '.join(stages)} need a base, found --base none; component does not")
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
-    run.write_json(
-        "provenance.json",
-        provenance(
-            {
-                "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
-                "candidate": {
-                    "name": validation["candidate"],
-                    "fingerprint": swap.candidate.fingerprint(),
-                    "overrides": {"scaling_factor": config.vae.scaling_factor},
-                },
-                "data": {
-                    "source": config.data.source,
-                    "fingerprint": swap.pictures.fingerprint,
-                    "pictures": len(swap.pictures),
-                    "description": describe(swap.pictures),
-                },
-                "seed": config.train.seed,
-                "threads": torch.get_num_threads(),
-            }
-        ),
-    )
-    run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.pictures.ledger))
+    run.write_json("provenance.json", provenance(_facts(swap, validation["candidate"])))
+    run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.images.ledger))
     finish(swap, validation)  # a run that ends early, stopped by a monitor say, can be reported too
 
     for stage in [s for s in STAGES if s in stages]:
@@ -214,14 +201,15 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             swap.progress(f"{stage}: done before", 1, 1)
             if done["fingerprint"] != fingerprint:
                 gates = swap.policy.apply([GateResult.from_dict(gate) for gate in done["gates"]])
-                done |= _judged(gates) | {"fingerprint": fingerprint}
+                done |= _evaluated(gates) | {"fingerprint": fingerprint}
                 finish(swap, validation)
         else:
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.drop_stage(name, stage)
             start = time.perf_counter()
-            gates = measure_stage(stage, RUNNERS[stage], swap)
-            validation["stages"][stage] = _judged(gates) | {
+            stage_result = measure_stage(stage, RUNNERS[stage], swap)
+            validation["stages"][stage] = _evaluated(stage_result.results) | {
+                "not_applied": stage_result.not_applied,
                 "seconds": round(time.perf_counter() - start, 1),
                 "measured": measured,
                 "fingerprint": fingerprint,
@@ -236,7 +224,29 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     return finish(swap, validation)
 
 
-def _judged(gates: list[GateResult]) -> dict[str, Any]:
+def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
+    """What provenance.json says of a run beside packages, hardware and code."""
+    config = swap.config
+    return {
+        "base": {"name": swap.base.name, "card": {k: v for k, v in swap.base.card.items() if k != "curve"}},
+        "candidate": {
+            "name": candidate,
+            "fingerprint": swap.candidate.fingerprint(),
+            "overrides": {"scaling_factor": config.vae.scaling_factor},
+        },
+        "data": {
+            "source": config.data.source,
+            "fingerprint": swap.images.fingerprint,
+            "images": len(swap.images),
+            "description": describe(swap.images),
+        },
+        "seed": config.train.seed,
+        "threads": torch.get_num_threads(),
+        "kernels": swap.config.train.kernels,
+    }
+
+
+def _evaluated(gates: list[GateResult]) -> dict[str, Any]:
     return {"verdict": str(Verdict.worst([g.verdict for g in gates])), "gates": [g.as_dict() for g in gates]}
 
 

@@ -9,8 +9,8 @@ from diffusers import SanaTransformer2DModel
 from sanakit.alignment.blocks import bytes_needed
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
-from sanakit.evaluate import held_out
-from sanakit.swap.base import STRATEGIES, Strategy
+from sanakit.evaluation.held_out import held_out
+from sanakit.strategies.base import STRATEGIES, Strategy, joined_by
 from sanakit.swap.plan import build
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def build_start(swap: "Swap", strategy: type[Strategy]) -> Built:
         train,
         base_train,
         seed=config.train.seed,
-        adapter=config.adapter.name,
+        adapter=strategy.adapter or None,
         draws=config.train.start_draws,
     )
 
@@ -59,9 +59,11 @@ def choose_start(
         return "align" if wanted == "auto" else wanted
     if not again and (known := swap.run.read_json(FILE)):
         return str(known["start"])
+    adapters = {strategy.adapter for strategy in strategies if strategy.follows_start}
+    adapter = adapters.pop() if len(adapters) == 1 else ""  # of several interface layers the linear one chooses for all
     errors, note = {}, ""
     for name in STARTS:
-        system, scores = started(STRATEGIES.get(name))
+        system, scores = started(joined_by(STRATEGIES.get(name), adapter))
         result = held_out(system, swap.candidate_data[1], count=swap.num_held_out)
         errors[name] = float(swap.target.relative(result).mean())
         note = str(scores.get("start_note", note))

@@ -1,4 +1,4 @@
-"""Fine-tune a VAE so that its latents turn and scale with the picture (EQ-VAE, arXiv 2502.09509).
+"""Fine-tune a VAE so that its latents turn and scale with the image (EQ-VAE, arXiv 2502.09509).
 
 loss = |x - D(E(x))| + w |T x - D(T E(x))|, T a quarter turn and a smaller size, one of each a step. A latent space that
 obeys is easier to model; what it costs in reconstruction is measured and gated. Normalisation is measured anew at the
@@ -17,29 +17,23 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
-from sanakit.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.checks.component import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
-from sanakit.monitors import Monitors, component_stream
-from sanakit.swap.component import psnr
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
-from sanakit.tracking import Trackers
-from sanakit.train import (
-    TrainOptions,
-    check_movement,
-    descend,
-    learning_rate_at,
-    new_state,
-    own_rows,
-    parameter_digests,
-)
+from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
+from sanakit.training.monitors import Monitors, component_stream
+from sanakit.training.parameters import check_movement, parameter_digests
+from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
+from sanakit.training.tracking import Trackers
+from sanakit.training.watch import Watch
 from sanakit.vaes import VAE
-from sanakit.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -49,18 +43,18 @@ FLOOR_DB = 1.0  # of PSNR that equivariance may cost
 
 
 @dataclass(frozen=True)
-class Pictured:
-    """A step's pictures (B, 3, H, W) in [-1, 1], quarter turns, and the smaller side in latents."""
+class TurnedImages:
+    """A step's images (B, 3, H, W) in [-1, 1], quarter turns, and the smaller side in latents."""
 
     images: Tensor
     turns: int
     side: int
 
-    def map(self, change: Any) -> "Pictured":
-        return Pictured(change(self.images), self.turns, self.side)
+    def map(self, change: Any) -> "TurnedImages":
+        return TurnedImages(change(self.images), self.turns, self.side)
 
-    def split(self, parts: int) -> "list[Pictured]":
-        return [Pictured(x, self.turns, self.side) for x in self.images.chunk(parts)]
+    def split(self, parts: int) -> "list[TurnedImages]":
+        return [TurnedImages(x, self.turns, self.side) for x in self.images.chunk(parts)]
 
 
 class Reconstruction(nn.Module):
@@ -85,21 +79,21 @@ def transformed(x: Tensor, turns: int, side: int) -> Tensor:
     return x if side == x.shape[-1] else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
 
 
-def draw_pictures(swap: "Swap", options: TrainOptions, step: int, cells: int) -> Pictured:
-    """The step's pictures (of this rank) and its transformation, from (seed, step) alone; never the identity."""
-    train = swap.halves[0]
+def draw_images(swap: "Swap", options: TrainOptions, step: int, cells: int) -> TurnedImages:
+    """The step's images (of this rank) and its transformation, from (seed, step) alone; never the identity."""
+    train = swap.splits[0]
     indices = batch_indices(len(train), options.batch_size, step, options.seed)[own_rows(options)]
     generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
     turns = int(torch.randint(4, (), generator=generator))
     smallest = max(1, cells // 2)
     sizes = range(smallest, cells + 1 if turns else max(smallest + 1, cells))
     side = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-    return Pictured(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
+    return TurnedImages(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
 
 
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
-    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per picture. (N,)"""
+    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
     images = images.to(vae.latents_mean.device)
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
     unit, errors = raw.var(), torch.zeros(len(images), device=images.device)
@@ -113,89 +107,28 @@ def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
-    config, run = swap.config, swap.run
+    config, held = swap.config, swap.splits[1]
     if not isinstance(swap.candidate, VAE):
         raise SanakitError("SK0104", "train.target vae needs a VAE")
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    held = swap.halves[1]
-    images = to_images(held.subset(range(min(config.component.pictures, len(held)))).pixels(config.data.image_size))
+    images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
     before = measured(swap.candidate, images)
-    options = options_of(config, strategy_of(config, {}))
-    model = Reconstruction(vae)
-    cells = vae.spec.shape(*images.shape[-2:])[-1]
-    group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}
-    state = new_state(model, [group], options)
-    untouched = parameter_digests(model)
-    facts, checkpoints = resume_facts(swap, "vae"), run.path / "checkpoints"
-    pick_up(checkpoints, swap.resume, state, facts)
-    for row in state.history:
-        run.append(row["file"], [row["row"]])
-    preflight(checkpoints, checkpoint_bytes(model, state))
-    reference = torch.cat([swap.candidate.encode(part) for part in images.split(CHUNK)])
-    look_every = max(1, options.max_steps // config.monitors.looks)
-    component = component_stream(config.monitors, "VAE", look_every, reference)
-    monitors = Monitors(config.monitors, component=component, device=vae.latents_mean.device)
-    monitors.restore(state.extras)
-    trackers = Trackers(config.train.report_to, run.path, flat_config(config))
-    saver = Saver(checkpoints, asynchronous=config.train.async_checkpoints)
-    watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-
-    def objective(part: Pictured) -> tuple[Tensor, Tensor, Pictured]:
-        assert state.model is not None
-        plain, moved, raw = state.model(part.images, part.turns, part.side)
-        return plain + config.vae.equivariance * moved, raw, part
-
-    def record(file: str, rows: list[dict[str, Any]]) -> None:
-        run.append(file, rows)
-        state.history += [{"file": file, "row": row} for row in rows]
-
-    def save() -> None:
-        state.extras = monitors.tensors()
-        saver.save(model, state, facts)
-
-    def after_step(step: int, loss: float, parts: list[Pictured], raw: Tensor) -> None:
-        swap.progress("training the VAE", step, options.max_steps)
-        if step - 1 in state.skipped:
-            record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
-        elif component is not None:
-            component.observe(swap.candidate.normalize(raw[: component.wanted].cpu()))
-        if step % look_every == 0:
-            now = measured(vae, images)
-            readings = monitors.report(step)
-            request = monitors.act(readings)
-            record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
-            base = {"stage": "full", "strategy": "vae", "step": step, "by_sigma": None}
-            values = {"psnr": float(now[0].mean()), "equivariance_error": float(now[1].mean())}
-            record("metrics.jsonl", [base | {"split": "train", "loss": loss}, base | {"split": "vae"} | values])
-            trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
-            if request:
-                raise request
-        if step % config.train.checkpoint_every == 0 or step == options.max_steps:
-            save()
-
-    draw = lambda step: draw_pictures(swap, options, step, cells)
-    rate = lambda step, options: monitors.factor * learning_rate_at(step, options)
-    go_on = lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch)
-    try:
-        watched(go_on, state, monitors, saver, facts)
-        if state.stopped and state.step % config.train.checkpoint_every and state.step != options.max_steps:
-            save()
-    finally:
-        watch.close()
-        saver.close()
-        trackers.close()
+    tuning = Tuning(swap, swap.candidate, vae, images)
+    untouched = parameter_digests(tuning.model)
+    tuning.start()
     barrier()
-    if state.stopped:
-        print(f"stopped at step {state.step} of {options.max_steps}, saved in {checkpoints}", file=sys.stderr)
-        sys.exit(exit_code(state.stopped))
-    check_movement(model, untouched)
-    if state.ema is not None:
-        model.load_state_dict(state.ema)
+    if tuning.state.stopped:
+        steps = f"{tuning.state.step} of {tuning.options.max_steps}"
+        print(f"stopped at step {steps}, saved in {tuning.checkpoints}", file=sys.stderr)
+        sys.exit(exit_code(tuning.state.stopped))
+    check_movement(tuning.model, untouched)
+    if tuning.state.ema is not None:
+        tuning.model.load_state_dict(tuning.state.ema)
     vae.requires_grad_(False).eval().cpu()
     restate(vae, images)
-    folder = run.path / "vae"
+    folder = swap.run.path / "vae"
     shutil.rmtree(folder, ignore_errors=True)
     save_vae(vae, folder, stock=False)
     after = measured(vae, images)
@@ -207,6 +140,105 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     }
 
 
+class Tuning:
+    """A run that trains a VAE: its model, state and checkpoints, and what every step records.
+
+    candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1].
+    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run, SK0903 where the disk is too small.
+    """
+
+    def __init__(self, swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
+        config, run = swap.config, swap.run
+        self.swap, self.candidate, self.vae, self.images = swap, candidate, vae, images
+        self.options = options_of(config, strategy_of(config, {}))
+        self.model = Reconstruction(vae)
+        self.cells = vae.spec.shape(*images.shape[-2:])[-1]
+        group = {"params": reached(self.model, images[:1], self.cells, vae), "scale": 1.0, "name": "vae"}
+        self.state = new_state(self.model, [group], self.options)
+        self.facts, self.checkpoints = resume_facts(swap, "vae"), run.path / "checkpoints"
+
+    def start(self) -> None:
+        """Train from the latest checkpoint, or from the beginning, until max_steps or a signal."""
+        swap, config, options, state = self.swap, self.swap.config, self.options, self.state
+        pick_up(self.checkpoints, swap.resume, state, self.facts)
+        for row in state.history:
+            swap.run.append(row["file"], [row["row"]])
+        branch = decay_start(options.schedule, options.max_steps)
+        preflight(self.checkpoints, checkpoint_bytes(self.model, state), always=branch)
+        reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
+        self.evaluate_every = max(1, options.max_steps // config.monitors.num_evaluations)
+        component = component_stream(config.monitors, "VAE", self.evaluate_every, reference)
+        device = self.vae.latents_mean.device
+        self.monitors = Monitors(config.monitors, component=component, device=device)
+        self.monitors.restore(state.extras)
+        self.trackers = Trackers(config.train.report_to, swap.run.path, flat_config(config))
+        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
+        self.watch = Watch(self.checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
+        try:
+            watched(self.descend, state, self.monitors, self.saver, self.facts)
+            if state.stopped and not saves_at(state.step, options, config.train.checkpoint_every):
+                self.save()
+        finally:
+            self.watch.close()
+            self.saver.close()
+            self.trackers.close()
+
+    def descend(self) -> None:
+        descend(
+            self.draw,
+            self.objective,
+            self.options,
+            self.state,
+            after_step=self.after_step,
+            rate=self.rate,
+            watch=self.watch,
+        )
+
+    def draw(self, step: int) -> TurnedImages:
+        return draw_images(self.swap, self.options, step, self.cells)
+
+    def rate(self, step: int, options: TrainOptions) -> float:
+        return self.monitors.factor * learning_rate_at(step, options)
+
+    def objective(self, part: TurnedImages) -> tuple[Tensor, Tensor, TurnedImages]:
+        assert self.state.model is not None
+        plain, moved, raw = self.state.model(part.images, part.turns, part.side)
+        return plain + self.swap.config.vae.equivariance * moved, raw, part
+
+    def record(self, file: str, rows: list[dict[str, Any]]) -> None:
+        self.swap.run.append(file, rows)
+        self.state.history += [{"file": file, "row": row} for row in rows]
+
+    def save(self) -> None:
+        self.state.extras = self.monitors.tensors()
+        self.saver.save(self.model, self.state, self.facts)
+
+    def after_step(self, step: int, loss: float, parts: list[TurnedImages], raw: Tensor) -> None:
+        component = self.monitors.component
+        self.swap.progress("training the VAE", step, self.options.max_steps)
+        if step - 1 in self.state.skipped:
+            self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
+        elif component is not None:
+            component.observe(self.candidate.normalize(raw[: component.wanted].cpu()))
+        if step % self.evaluate_every == 0:
+            self.evaluate(step, loss)
+        if saves_at(step, self.options, self.swap.config.train.checkpoint_every):
+            self.save()
+
+    def evaluate(self, step: int, loss: float) -> None:
+        """Measure on the held-out images, record, and raise what an alarm asks for."""
+        now = measured(self.vae, self.images)
+        readings = self.monitors.report(step)
+        request = self.monitors.act(readings)
+        self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
+        base = {"stage": "full", "strategy": "vae", "step": step, "by_sigma": None}
+        values = {"psnr": float(now[0].mean()), "equivariance_error": float(now[1].mean())}
+        self.record("metrics.jsonl", [base | {"split": "train", "loss": loss}, base | {"split": "vae"} | values])
+        self.trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
+        if request:
+            raise request
+
+
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """PSNR and equivariance error of every image, in eval mode: as the VAE will be used."""
     side = vae.latents_mean.device
@@ -216,7 +248,7 @@ def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
 
 
 def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list[nn.Parameter]:
-    """The parameters that a picture reaches; the others stay frozen. Raises SK0104 where there are none."""
+    """The parameters that an image reaches; the others stay frozen. Raises SK0104 where there are none."""
     vae.requires_grad_(True)
     plain, moved, _ = model(images, 1, max(1, cells // 2))
     if not plain.requires_grad:
@@ -230,7 +262,7 @@ def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list
 
 @torch.no_grad()
 def restate(vae: VAE, images: Tensor) -> None:
-    """Normalisation measured on pictures, in the convention that the VAE had: one factor, or mean and std a channel."""
+    """Normalisation measured on images, in the convention that the VAE had: one factor, or mean and std a channel."""
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
     old = vae.stats
     if len(set(old.mean)) == len(set(old.std)) == 1:

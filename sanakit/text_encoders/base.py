@@ -7,21 +7,19 @@ are zeroed, so nothing of them can leak. The null prompt is "" without instructi
 import copy
 import json
 from abc import abstractmethod
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
-from typing import Any, ClassVar, Self
-from urllib.parse import parse_qsl
+from dataclasses import asdict, dataclass
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 
 from sanakit.contracts import TextSpec
-from sanakit.errors import SanakitError, did_you_mean
+from sanakit.errors import SanakitError
 from sanakit.hashing import hash_module
 from sanakit.registry import Registry
 from sanakit.text_encoders.random_weights import redrawn
+from sanakit.text_encoders.tokenizers import tokenizer_facts
 
-AUTO = "layer=auto"  # the layer that says most of the base's caption features
 TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders", "sanakit.text_encoders")
 
 
@@ -126,101 +124,3 @@ class TextEncoder(nn.Module):
         reader = next(base.__qualname__ for base in type(self).__mro__ if "_encode" in vars(base))
         policy = json.dumps(asdict(self.spec), sort_keys=True)
         return hash_module(self.model, reader, policy, tokenizer_facts(getattr(self, "tokenizer", None)))
-
-
-def tokenizer_facts(tokenizer: Any) -> str:
-    """A fast tokenizer's own record without the padding and truncation that its last call left in it."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    if not hasattr(backend, "to_str"):
-        return type(tokenizer).__name__
-    record = json.loads(backend.to_str())
-    return json.dumps({k: v for k, v in record.items() if k not in ("padding", "truncation")}, sort_keys=True)
-
-
-def load_text_encoder(name: str) -> TextEncoder:
-    """A registered name, `path:DIR` or `hub:owner/repo[@revision][:subfolder]`, each with `?key=value&...` for the
-    fields of TextSpec that its class lets one change: `path:DIR?max_tokens=300&layer=mean`. Raises SK0306 for
-    `layer=auto`, which only a swap can tell (`with_layer`); SK0101, SK0106, SK0124 (a whole pipeline), SK0902, or what
-    loading the folder raises."""
-    plain, _, query = name.partition("?")
-    scheme, _, rest = plain.partition(":")
-    if scheme in ("path", "hub"):
-        encoder = _from_folder(plain, scheme, rest)
-        encoder.name = plain
-    else:
-        encoder = TEXT_ENCODERS.get(plain).load()
-    if query:
-        encoder.set_spec(changed_spec(encoder, query))
-    return encoder.eval()
-
-
-def with_layer(name: str, layer: int | str | None) -> str:
-    """The name with `layer=auto` replaced by a layer, or with None left out; any other name as it is."""
-    plain, _, query = name.partition("?")
-    parts = query.split("&")
-    if AUTO not in parts:
-        return name
-    parts = [p if p != AUTO else f"layer={layer}" for p in parts if p != AUTO or layer is not None]
-    return "?".join([plain, "&".join(parts)]) if parts else plain
-
-
-def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
-    from sanakit.interop.folder import is_sana_pipeline, load_pipeline_encoder
-    from sanakit.interop.hub import download
-    from sanakit.interop.place import local_path, refuse_whole_pipeline, require_folder, spellings
-
-    def check(place: Path) -> None:
-        refuse_whole_pipeline(place, name, "a text encoder", lambda part: part.name.startswith("text_encoder"))
-
-    folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, TEXT_ENCODERS.names())
-    for place in spellings(folder):
-        if place.name == "text_encoder" and is_sana_pipeline(place.parent):
-            return load_pipeline_encoder(place.parent)
-    check(folder)
-    if (folder / "open_clip_config.json").is_file():
-        from sanakit.text_encoders.open_clip import OpenCLIP
-
-        return OpenCLIP.from_folder(folder)
-    from sanakit.text_encoders.transformer import TransformerEncoder
-
-    return TransformerEncoder.from_folder(folder)
-
-
-def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
-    """The encoder's record with the fields of `key=value&...` replaced. Raises SK0306."""
-    changes: dict[str, Any] = {}
-    for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in encoder.policies:
-            known = ", ".join(encoder.policies)
-            raise SanakitError(
-                "SK0306", f"?{key}={text}{did_you_mean(key, list(encoder.policies))}; open to change: {known}"
-            )
-        if f"{key}={text}" == AUTO:
-            raise SanakitError(
-                "SK0306", f"?{AUTO} is measured against a base: swap-text-encoder, validate and train know it"
-            )
-        old = getattr(encoder.spec, key)
-        try:
-            changes[key] = _parsed(key, text, old)
-        except ValueError as error:
-            raise SanakitError("SK0306", f"?{key}={text}: {error}") from error
-    if not changes:
-        raise SanakitError("SK0306", f"?{query} is not key=value")
-    try:
-        return replace(encoder.spec, **changes)
-    except ValueError as error:
-        raise SanakitError("SK0306", str(error)) from error
-
-
-def _parsed(key: str, text: str, old: Any) -> Any:
-    if isinstance(old, bool):
-        if text.lower() not in ("true", "false"):
-            raise ValueError("expected true or false")
-        return text.lower() == "true"
-    if key == "layer":
-        return int(text) if text.lstrip("-").isdigit() else text
-    if key == "instruction" and text == "sana":
-        from sanakit.text_encoders.gemma import INSTRUCTION
-
-        return INSTRUCTION
-    return int(text) if isinstance(old, int) else text

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.interop.files import read_config
-from sanakit.interop.loading import as_expected, quiet, unwrapped
-from sanakit.interop.weights import OPEN_CLIP, find_weights, said
+from sanakit.files import read_config
 from sanakit.text_encoders.base import TEXT_ENCODERS, TextEncoder
+from sanakit.weights.find import OPEN_CLIP, find_weights, said
+from sanakit.weights.load import as_expected, quiet, unwrapped
 
 
 class OpenCLIP(TextEncoder):
@@ -83,7 +83,7 @@ class OpenCLIP(TextEncoder):
 
     @classmethod
     def load(cls) -> Self:
-        from sanakit.interop.hub import fetch
+        from sanakit.hub import fetch
 
         return cls.from_folder(fetch(cls.hub, cls.revision), cls.spec)
 

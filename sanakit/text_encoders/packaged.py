@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Self
 
 from sanakit.errors import SanakitError
-from sanakit.interop.files import cache_dir
+from sanakit.files import cache_dir
 from sanakit.text_encoders.base import TEXT_ENCODERS
 from sanakit.text_encoders.encoder_only import WORLD_TOKENS, MPNet
 from sanakit.text_encoders.gemma import Gemma3Tiny

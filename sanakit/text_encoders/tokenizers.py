@@ -1,5 +1,6 @@
 """Tokenizers from folders: where they lie, and whether the model has an embedding for each of their tokens."""
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -7,10 +8,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from sanakit.errors import SanakitError
-from sanakit.interop.files import refuse_pointer
-from sanakit.interop.loading import quiet
-from sanakit.interop.place import spellings
-from sanakit.interop.weights import said
+from sanakit.files import refuse_pointer
+from sanakit.folders import spellings
+from sanakit.weights.find import said
+from sanakit.weights.load import quiet
 
 PLACEHOLDERS = (
     "image_token",
@@ -116,3 +117,12 @@ def rows_of(model: nn.Module) -> int | None:
         return None
     weight = getattr(embedding, "weight", None)
     return None if weight is None else int(weight.shape[0])
+
+
+def tokenizer_facts(tokenizer: Any) -> str:
+    """A fast tokenizer's own record without the padding and truncation that its last call left in it."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    if not hasattr(backend, "to_str"):
+        return type(tokenizer).__name__
+    record = json.loads(backend.to_str())
+    return json.dumps({k: v for k, v in record.items() if k not in ("padding", "truncation")}, sort_keys=True)

@@ -11,12 +11,12 @@ from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.interop.files import read_config, refuse_quantised
-from sanakit.interop.loading import load_model
-from sanakit.interop.weights import TRANSFORMERS
+from sanakit.files import read_config, refuse_quantised
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
 from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder
+from sanakit.weights.find import TRANSFORMERS
+from sanakit.weights.load import load_model
 
 DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
 UNUSED = ("pooler.", "head.", "text_model.head.")  # parts that no token embedding passes
@@ -196,7 +196,7 @@ class HubEncoder(TransformerEncoder):
 
     @classmethod
     def load(cls) -> Self:
-        from sanakit.interop.hub import fetch
+        from sanakit.hub import fetch
 
         return cls.from_folder(fetch(cls.hub, cls.revision), cls.spec)
 

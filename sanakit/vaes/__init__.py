@@ -1,5 +1,6 @@
 """Interchangeable VAEs."""
 
-from sanakit.vaes.base import VAE, VAES, DiffusersVAE, load_vae
+from sanakit.vaes.base import VAE, VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE
 
-__all__ = ["VAE", "VAES", "DiffusersVAE", "load_vae"]
+__all__ = ["VAE", "VAES", "DiffusersVAE"]

@@ -7,7 +7,8 @@ as TorchScript, which is code, and are not loaded.
 from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, FrameVAE, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import FrameVAE, HubVAE
 from sanakit.vaes.normalisation import numbers
 
 # fmt: off

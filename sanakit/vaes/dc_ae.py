@@ -6,7 +6,8 @@ DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form; a folder of clas
 from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import HubVAE
 
 SANA = {
     "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
@@ -99,7 +100,7 @@ class F32C32In(F32C32):
     stats = LatentStats.from_scaling(0.3189)
 
 
-@VAES.register("dc-ae-f32c32-mix-1.0", title="DC-AE trained on mixed pictures, f32c32", licence="see repository")
+@VAES.register("dc-ae-f32c32-mix-1.0", title="DC-AE trained on mixed images, f32c32", licence="see repository")
 class F32C32Mix(F32C32):
     hub = "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers"
     stats = LatentStats.from_scaling(0.4552)
@@ -111,7 +112,7 @@ class F64C128In(F64C128):
     stats = LatentStats.from_scaling(0.2889)
 
 
-@VAES.register("dc-ae-f64c128-mix-1.0", title="DC-AE trained on mixed pictures, f64c128", licence="see repository")
+@VAES.register("dc-ae-f64c128-mix-1.0", title="DC-AE trained on mixed images, f64c128", licence="see repository")
 class F64C128Mix(F64C128):
     hub = "mit-han-lab/dc-ae-f64c128-mix-1.0-diffusers"
     revision = "087a379ce3816a2b9c815a78348d1f93a4357dd9"
@@ -125,7 +126,7 @@ class F128C512In(F128C512):
     stats = LatentStats.from_scaling(0.4883)
 
 
-@VAES.register("dc-ae-f128c512-mix-1.0", title="DC-AE trained on mixed pictures, f128c512", licence="see repository")
+@VAES.register("dc-ae-f128c512-mix-1.0", title="DC-AE trained on mixed images, f128c512", licence="see repository")
 class F128C512Mix(F128C512):
     hub = "mit-han-lab/dc-ae-f128c512-mix-1.0-diffusers"
     stats = LatentStats.from_scaling(0.3620)

@@ -1,4 +1,4 @@
-"""VAEs trained on the embedded pictures by experiments/train_vae.py; each is a plain diffusers class."""
+"""VAEs trained on the embedded images by experiments/assets/train_vae.py; each is a plain diffusers class."""
 
 from pathlib import Path
 from typing import Self
@@ -6,7 +6,8 @@ from typing import Self
 import diffusers
 
 from sanakit.contracts import LatentStats
-from sanakit.vaes.base import VAES, DiffusersVAE, diffusers_spec
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE, diffusers_spec
 
 ASSETS = Path(__file__).parent.parent / "assets" / "vaes"
 

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, DiffusersVAE, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE, HubVAE
 
 
 class Flux2(DiffusersVAE):

@@ -1,7 +1,8 @@
 """HunyuanImage 2.1's autoencoder: f32c64, z * scale."""
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import HubVAE
 
 
 @VAES.register("hunyuanimage-2.1-vae", title="HunyuanImage 2.1 VAE, f32c64", licence="Tencent Hunyuan Community")

@@ -3,7 +3,8 @@
 from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, FrameVAE, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import FrameVAE, HubVAE
 
 
 class LTX(FrameVAE):

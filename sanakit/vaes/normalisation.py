@@ -74,7 +74,7 @@ def require_usable(name: str, stats: LatentStats) -> None:
 
 
 def exchanged(stats: LatentStats) -> str | None:
-    """Why mean and std look exchanged: the one has values below zero, and the other has none; None where they do not."""
+    """Why mean and std seem exchanged: the one has values below zero, and the other has none; None where they do not."""
     if len(stats.mean) > 1 and all(v > 0 for v in stats.mean) and any(v < 0 for v in stats.std):
-        return "Mean and std look exchanged: all means are above 0, and the std has values below 0."
+        return "Mean and std seem exchanged: all means are above 0, and the std has values below 0."
     return None

@@ -1,7 +1,7 @@
 """PCA patch autoencoder: the closed-form baseline of any geometry that a trained VAE must beat.
 
 Patches of f x f x 3 pixels are projected on their first c principal components. Components are orthonormal, so
-the decoder is the transpose; latents are normalised per channel by the training pictures' moments.
+the decoder is the transpose; latents are normalised per channel by the training images' moments.
 """
 
 import json
@@ -15,9 +15,9 @@ from torch.nn import functional as F
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
-from sanakit.interop.files import read_config
-from sanakit.interop.weights import TRANSFORMERS, find_weights, read_tensors
+from sanakit.files import read_config
 from sanakit.vaes.base import VAE, VAES
+from sanakit.weights.find import TRANSFORMERS, find_weights, read_tensors
 
 ASSETS = Path(__file__).parent.parent / "assets" / "vaes"
 

@@ -1,6 +1,6 @@
 """Representation autoencoders (RAE, arXiv 2510.11690): a frozen vision encoder and a trained ViT decoder.
 
-Pictures have one size, which the decoder's position embedding fixes. The model normalises its latents itself, with
+Images have one size, which the decoder's position embedding fixes. The model normalises its latents itself, with
 statistics per position, so that sanakit's own normalisation is the identity. The SigLIP2 members do not build with
 diffusers 0.42 on transformers 5.
 """
@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, DiffusersVAE, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import DiffusersVAE, HubVAE
 
 
 class RAE(DiffusersVAE):
     @property
-    def picture_size(self) -> int:
+    def fixed_image_size(self) -> int:
         return self.model.decoder_image_size
 
     @staticmethod

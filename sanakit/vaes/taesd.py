@@ -3,7 +3,8 @@
 from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import HubVAE
 
 
 def config(latent_channels: int, width: int = 64, blocks: int = 3) -> dict[str, Any]:

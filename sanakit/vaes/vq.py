@@ -5,7 +5,8 @@ from typing import Any
 from torch import Tensor
 
 from sanakit.contracts import LatentSpec, LatentStats
-from sanakit.vaes.base import VAES, HubVAE
+from sanakit.vaes.base import VAES
+from sanakit.vaes.diffusers_vae import HubVAE
 
 
 def config(*channels: int, codes: int = 16384, **changes: Any) -> dict[str, Any]:

@@ -1,5 +1,5 @@
 """SiLU, depthwise 3x3, SiLU gate in one read of the hidden tensor, forward; only the input is kept for the backward
-pass, where eager keeps the input, its SiLU, the convolution and the gate's SiLU (seven halves instead of two).
+pass, where eager keeps the input, its SiLU, the convolution and the gate's SiLU (seven half-precision tensors instead of two).
 
 A program walks down a strip of rows. A row is read at its three horizontal shifts and adds to the three output rows
 that it touches, so SiLU is computed three times an element, not nine.
@@ -24,7 +24,7 @@ def _silu(x):
 
 @triton.jit
 def _row(X, y, x, c, H, W, C, s_h, s_w, s_c):
-    """One row's tile (BLOCK_W, BLOCK_C) in single precision, zero outside of the picture."""
+    """One row's tile (BLOCK_W, BLOCK_C) in single precision, zero outside of the image."""
     mask = ((y >= 0) & (y < H) & (x >= 0) & (x < W))[:, None] & (c < C)[None, :]
     offset = y * s_h + x[:, None] * s_w + c[None, :] * s_c
     return tl.load(X + offset, mask, 0.0).to(tl.float32)

@@ -50,7 +50,7 @@ class Moments:
 
 
 def latent_moments(latents: Tensor, *, per_image: bool = False) -> Moments:
-    """Moments of (N, C, H, W), any strides, over all positions, or over those of each picture: (N, C), (N, C, C)."""
+    """Moments of (N, C, H, W), any strides, over all positions, or over those of each image: (N, C), (N, C, C)."""
     if not uses_triton(latents):
         total, products = naive.latent_moments(latents, per_image)
     else:

@@ -1,0 +1,121 @@
+"""Thresholds of gates as a policy: `default`, `strict`, or a YAML file that overrides single gates.
+
+Each gate states both thresholds in its rule. A threshold is either what the gate's words mean (the rule's definition), or
+it stands between what clean systems read in A/A runs (experiments/faults/calibrate_gates.py) and the nearest planted fault
+(experiments/faults/fault_catalogue.py): beyond the 95% quantile of the worst clean system by at least the distance from its median
+to that quantile, twice that for `default`. docs/gates.md has both readings of every gate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sanakit.checks.base import GATES, Rule, rule_of
+from sanakit.contracts import GateResult, Verdict, decide, samples_to_decide
+from sanakit.errors import SanakitError, did_you_mean
+from sanakit.hashing import hash_record
+from sanakit.registry import BUILTIN as BUILTIN_ORIGIN
+
+BUILTIN = ("default", "strict")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Policy:
+    """name: what was asked for. thresholds: of every gate that differs from its own default."""
+
+    name: str = "default"
+    thresholds: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def fingerprint(self) -> str:
+        return hash_record(list(self.thresholds))[:16]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"name": self.name, "fingerprint": self.fingerprint, "thresholds": dict(self.thresholds)}
+
+    def limit(self, gate: str, default: float) -> float:
+        """The threshold of a gate under this policy; default: where the policy says nothing of it."""
+        return dict(self.thresholds).get(gate, default)
+
+    def apply(self, results: Sequence[GateResult]) -> list[GateResult]:
+        """Recorded results evaluated by this policy, whatever they were evaluated by before; nothing is measured again."""
+        return [r if r.error else decided_again(r, self.limit(r.gate, default_of(r))) for r in results]
+
+
+def default_of(result: GateResult) -> float:
+    """The default threshold of a gate; a plugin's plain function keeps the one it evaluated by."""
+    record = rule_of(result.gate)
+    if record:
+        return record.default
+    assert result.threshold is not None, result.gate
+    return result.threshold
+
+
+def decided_again(result: GateResult, limit: float) -> GateResult:
+    if limit == result.threshold or result.at_least is None or result.value is None:
+        return result
+    if not result.decidable:
+        return replace(result, threshold=limit)
+    span: dict[str, Any] = {"ci_low": result.ci_low, "ci_high": result.ci_high}
+    verdict = decide(result.value, limit, at_least=result.at_least, above=result.above, **span)
+    straddles = verdict == Verdict.INCONCLUSIVE
+    needed = samples_to_decide(result.value, limit, samples=result.samples, **span) if straddles else None
+    if result.advisory and verdict == Verdict.FAIL:
+        verdict = Verdict.INCONCLUSIVE
+    return replace(result, threshold=limit, verdict=verdict, samples_needed=needed)
+
+
+def rules(origin: str | None = BUILTIN_ORIGIN) -> dict[str, Rule]:
+    """The rule of every gate by name: of sanakit's own, or with None of plugins too."""
+    names = [entry.name for entry in GATES.entries().values() if origin in (None, entry.origin)]
+    return {name: record for name in names if (record := rule_of(name)) is not None}
+
+
+def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
+    """`default`, `strict`, or a YAML file `thresholds: {GATE: number}`, optionally with `from: strict`.
+
+    known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or values.
+    """
+    if name in BUILTIN:
+        if name == "default":
+            return Policy()
+        strict = tuple((gate, one.strict) for gate, one in rules(None).items() if one.strict != one.default)
+        return Policy(name=name, thresholds=strict)
+    path = Path(name).expanduser()
+    if not path.is_file():
+        raise SanakitError(
+            "SK0113", f"no policy {name!r}{did_you_mean(name, list(BUILTIN))}; known: {', '.join(BUILTIN)}, or a file"
+        )
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
+        raise SanakitError("SK0113", f"{path}: {error}") from error
+    if not isinstance(values, dict):
+        raise SanakitError("SK0113", f"{path} holds {type(values).__name__}, expected `thresholds:`")
+    _refuse(path, "key", values, ["from", "thresholds"])
+    base = values.get("from", "default")
+    if base not in BUILTIN:
+        raise SanakitError("SK0113", f"{path}: from is {base!r}, expected {' or '.join(BUILTIN)}")
+    changes = values.get("thresholds") or {}
+    if not isinstance(changes, dict):
+        raise SanakitError("SK0113", f"{path}: thresholds is {changes!r:.60}, expected GATE: number")
+    _refuse(path, "gate", changes, list(gate_names() if known is None else known))
+    for gate, limit in changes.items():
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit != limit:
+            raise SanakitError("SK0113", f"{path}: {gate} is {limit!r:.60}, expected a number")
+    merged = dict(load_policy(base).thresholds) | {g: float(v) for g, v in changes.items()}
+    return Policy(name=str(path), thresholds=tuple(sorted(merged.items())))
+
+
+def _refuse(path: Path, what: str, found: dict[Any, Any], known: list[str]) -> None:
+    for key in found:
+        if key not in known:
+            raise SanakitError("SK0113", f"{path}: unknown {what} {key!r:.60}{did_you_mean(str(key), known)}")
+
+
+def gate_names() -> list[str]:
+    """Names of every gate, plugins included, without importing any."""
+    return GATES.names()

@@ -1,0 +1,67 @@
+"""sample, report, compare: what runs have left."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sanakit.cli.app import app
+from sanakit.cli.options import AllowPickle, Seed, convert_native
+from sanakit.cli.output import print_json
+
+
+@app.command()
+def sample(
+    model: Annotated[str, typer.Option("--model", help="RUN/model, a pipeline folder, or a base by name.")],
+    prompt: Annotated[str, typer.Option("--prompt")],
+    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
+    seed: Seed = 0,
+    num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
+    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+    allow_pickle: AllowPickle = False,
+) -> None:
+    """Draw one image."""
+    from PIL import Image
+
+    from sanakit.evaluation.figures import to_uint8
+    from sanakit.loading import load_base
+    from sanakit.sampling import sample_images
+
+    name = f"path:{model}" if Path(model).exists() else model
+    if allow_pickle:
+        convert_native(name)
+    system = load_base(name).system()
+    images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
+    typer.echo(str(out))
+
+
+@app.command()
+def report(
+    run_dir: Annotated[Path, typer.Argument(help="A folder under runs/.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Default reports/<run>.html.")] = None,
+) -> None:
+    """Write the HTML report of a run."""
+    from sanakit.reporting import write_report
+
+    typer.echo(str(write_report(run_dir, out or Path("reports") / f"{run_dir.resolve().name}.html")))
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[list[Path], typer.Argument(help="Folders under runs/.")],
+    html: Annotated[Path | None, typer.Option("--html", "--out", help="Also write a page, one file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
+) -> None:
+    """A leaderboard of runs: verdict first, then how near the base the one-step error comes."""
+    from sanakit.cli.view import print_leaderboard
+    from sanakit.reporting.compare import leaderboard, write_comparison
+
+    rows = leaderboard(run_dirs)
+    if html:
+        write_comparison(rows, html)
+    if as_json:
+        print_json(rows)
+    else:
+        print_leaderboard(rows, html)

@@ -1,0 +1,90 @@
+"""How much of a system's held-out quality comes from its prompts: losses of a prediction that does not see them.
+
+A loss with the null prompt alone misleads where a core was never trained on the null prompt, and one with other images'
+prompts pays for what those prompts say wrongly. Both are predictions that know nothing of the image's own prompt, and so
+is any linear combination of them and of the noisy latents. The best combination at every sigma (least squares, three
+coefficients) is the estimate: an upper bound on the loss of the best prompt-blind prediction. docs/strategies.md has how
+near it comes to a core that was trained with every prompt dropped.
+"""
+
+import torch
+from torch import Tensor
+
+from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.data.dataset import LatentDataset
+from sanakit.evaluation.held_out import CHUNK, HeldOut, fixed_noise, held_out
+from sanakit.flow import EVAL_SIGMAS, interpolate
+from sanakit.text_encoders import PromptEmbeds
+
+OTHERS = 3  # other images' prompts that stand for all of them
+RIDGE = 1e-6  # of the products' mean diagonal: two predictions may be the same
+
+
+def blind_held_out(
+    system: LatentDiffusion,
+    data: LatentDataset,
+    *,
+    count: int = 256,
+    seed: int = 1,
+    sigmas: tuple[float, ...] = EVAL_SIGMAS,
+) -> HeldOut:
+    """As `held_out`, of the best linear combination of three predictions that do not see the image's prompt: the
+    velocity for the null prompt, the mean velocity over other images' prompts, and the noisy latents."""
+    count = min(count, len(data))
+    others = min(OTHERS, count - 1)
+    noise = fixed_noise(data, count, seed)
+    indices = torch.arange(count)
+    own = data.evaluation_prompts(indices)
+    losses = torch.empty(len(sigmas), count)
+    with evaluating(system.core):
+        for row, sigma in enumerate(sigmas):
+            products = []
+            for start in range(0, count, CHUNK):
+                part = torch.arange(start, min(start + CHUNK, count))
+                level = torch.full((len(part),), sigma)
+                latents = data.latents[part, 0]
+                noisy = interpolate(latents, noise[part], level)
+
+                def ask(prompt: PromptEmbeds, x: Tensor = noisy, s: Tensor = level) -> Tensor:
+                    return system.velocity(x, s, prompt)
+
+                strangers = [ask(own[(part + 1 + k * (count - 1) // others) % count]) for k in range(others)]
+                null = ask(system.drop_prompts(own[part], torch.ones(len(part), dtype=torch.bool)))
+                products.append(_products(strangers, [null, noisy, noise[part] - latents]))
+            losses[row] = _combined(torch.cat(products)).float()
+    return HeldOut(sigmas, losses)
+
+
+def conditional_gain(
+    system: LatentDiffusion, data: LatentDataset, *, count: int = 256, weights: Tensor | None = None
+) -> Tensor:
+    """Loss of the prompt-blind prediction less the loss with the image's own prompt, summed over EVAL_SIGMAS by `weights`
+    (S,), by default their mean. (N,)"""
+    own = held_out(system, data, count=count)
+    gain = blind_held_out(system, data, count=count).losses - own.losses
+    return gain.mean(0) if weights is None else weights.to(gain.dtype) @ gain
+
+
+def _products(strangers: list[Tensor], others: list[Tensor]) -> Tensor:
+    """Mean products of [mean stranger, *others] with one another, per image: (B, 1 + len(others), ...) float64.
+
+    The mean stranger stands for the mean over all prompts: its product with itself is that of two different strangers.
+    """
+    few = torch.stack([s.flatten(1).double() for s in strangers])  # (K, B, D)
+    rows = torch.stack([few.mean(0), *(o.flatten(1).double() for o in others)], 1)  # (B, F, D)
+    products = rows @ rows.mT / rows.shape[2]
+    count = len(few)
+    if count > 1:
+        single = few.square().mean((0, 2))
+        products[:, 0, 0] = (count * products[:, 0, 0] - single) / (count - 1)
+    return products
+
+
+def _combined(products: Tensor) -> Tensor:
+    """(N, F, F) products, the target last -> (N,) squared error of the best combination of the others over all rows."""
+    mean = products.mean(0)
+    size = len(mean) - 1
+    ridge = RIDGE * mean[:size, :size].diagonal().mean() * torch.eye(size, dtype=mean.dtype)
+    best = torch.linalg.solve(mean[:size, :size] + ridge, mean[:size, size])
+    combination = torch.cat([best, -torch.ones(1, dtype=mean.dtype)])
+    return torch.einsum("f,nfg,g->n", combination, products, combination)

@@ -1,0 +1,38 @@
+"""Small images for reports: grids, reconstruction pairs with an error map."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+COLUMNS = 8
+
+
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> (B, H, W, 3) uint8."""
+    return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
+
+
+def save_grid(
+    run_dir: Path, name: str, images: Tensor, section: str, title: str, caption: str, columns: int = COLUMNS
+) -> dict[str, str]:
+    """Write figures/<name>.png and return its row of figures.json."""
+    pixels = to_uint8(images)
+    count, height, width, _ = pixels.shape
+    rows = -(-count // columns)
+    canvas = np.full((rows * (height + 4) - 4, min(count, columns) * (width + 4) - 4, 3), 255, np.uint8)
+    for i, pixels_of_one in enumerate(pixels):
+        top, left = (i // columns) * (height + 4), (i % columns) * (width + 4)
+        canvas[top : top + height, left : left + width] = pixels_of_one
+    path = run_dir / "figures" / f"{name}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(canvas).save(path, optimize=True)
+    return {"section": section, "title": title, "caption": caption, "file": f"figures/{name}.png"}
+
+
+def error_map(images: Tensor, reconstructed: Tensor) -> Tensor:
+    """Absolute error as a pixels_of_one: white = none, dark red = half the range or more."""
+    error = (images - reconstructed).abs().mean(1, keepdim=True).clamp(0, 1)
+    return 1 - 2 * torch.cat([error * 0.4, error, error], 1)

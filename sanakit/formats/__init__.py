@@ -1,0 +1,1 @@
+"""Model formats of other people, read below the loaders: pipeline folders and native checkpoints."""

@@ -1,0 +1,60 @@
+"""`?key=value&...` behind a text encoder's name: fields of its TextSpec that a user may change."""
+
+from dataclasses import replace
+from typing import Any
+from urllib.parse import parse_qsl
+
+from sanakit.contracts import TextSpec
+from sanakit.errors import SanakitError, did_you_mean
+from sanakit.text_encoders.base import TextEncoder
+from sanakit.text_encoders.gemma import INSTRUCTION
+
+AUTO = "layer=auto"  # the layer that says most of the base's caption features
+
+
+def with_layer(name: str, layer: int | str | None) -> str:
+    """The name with `layer=auto` replaced by a layer, or with None left out; any other name as it is."""
+    plain, _, query = name.partition("?")
+    parts = query.split("&")
+    if AUTO not in parts:
+        return name
+    parts = [p if p != AUTO else f"layer={layer}" for p in parts if p != AUTO or layer is not None]
+    return "?".join([plain, "&".join(parts)]) if parts else plain
+
+
+def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
+    """The encoder's record with the fields of `key=value&...` replaced. Raises SK0306."""
+    changes: dict[str, Any] = {}
+    for key, text in parse_qsl(query, keep_blank_values=True):
+        if key not in encoder.policies:
+            known = ", ".join(encoder.policies)
+            raise SanakitError(
+                "SK0306", f"?{key}={text}{did_you_mean(key, list(encoder.policies))}; open to change: {known}"
+            )
+        if f"{key}={text}" == AUTO:
+            raise SanakitError(
+                "SK0306", f"?{AUTO} is measured against a base: swap-text-encoder, validate and train know it"
+            )
+        old = getattr(encoder.spec, key)
+        try:
+            changes[key] = _parsed(key, text, old)
+        except ValueError as error:
+            raise SanakitError("SK0306", f"?{key}={text}: {error}") from error
+    if not changes:
+        raise SanakitError("SK0306", f"?{query} is not key=value")
+    try:
+        return replace(encoder.spec, **changes)
+    except ValueError as error:
+        raise SanakitError("SK0306", str(error)) from error
+
+
+def _parsed(key: str, text: str, old: Any) -> Any:
+    if isinstance(old, bool):
+        if text.lower() not in ("true", "false"):
+            raise ValueError("expected true or false")
+        return text.lower() == "true"
+    if key == "layer":
+        return int(text) if text.lstrip("-").isdigit() else text
+    if key == "instruction" and text == "sana":
+        return INSTRUCTION
+    return int(text) if isinstance(old, int) else text

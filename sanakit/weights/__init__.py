@@ -1,0 +1,1 @@
+"""Weight files: found and checked by their headers, then read by the library that knows them."""

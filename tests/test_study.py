@@ -1,0 +1,292 @@
+"""The decision study: its plan, what its runs leave on disk, that they resume, and that the evaluation third is used once."""
+
+import ast
+import copy
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments" / "studies"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+    """The study's scripts import one another by their plain names."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    yield
+    sys.path.remove(str(EXPERIMENTS))
+
+
+def test_the_plan_is_as_large_as_it_must_be_and_stays_as_it_was_written():
+    import study_plan as plan
+
+    assert len(plan.SWAPS) == len(set(plan.SWAPS)) == 49 and sum(s.kind == "text" for s in plan.SWAPS) >= 12
+    assert {s.base for s in plan.SWAPS} == {"tiny-sana", "dc-minilm", "pca-wordllama"}
+    assert sum(s.base == "tiny-sana" for s in plan.SWAPS) >= 4
+    assert [sum(s.scratch == group for s in plan.SWAPS) for group in ("near", "others")] == [5, 5]
+    assert plan.plan_fingerprint() == "0204e6965506", "changed after it was written: runs would no longer count"
+
+
+def test_the_evaluation_third_holds_new_swaps_alone_by_a_rule_of_their_names():
+    import study_plan as plan
+
+    held = plan.evaluation_third()
+    assert len(held) == 16 and sum(s.kind == "text" for s in held) == 6
+    earlier = {row["swap"] for row in earlier_swaps()}
+    assert not {s.name for s in held} & earlier and not held & set(plan.EARLIER)
+    assert {s.name for s in plan.EARLIER} <= earlier and not {s.name for s in plan.NEW} & earlier
+    for kind in plan.EVALUATED:
+        others = [s for s in plan.NEW if s.kind == kind and s not in held]
+        assert max(plan.draw(s) for s in held if s.kind == kind) < min(map(plan.draw, others))
+
+
+def earlier_swaps():
+    for path in (EXPERIMENTS.parent / "results" / "decision_study").glob("*.json"):
+        record = json.loads(path.read_text())
+        yield {"swap": f"{record['base']} {record['kind']} {record['candidate'].split('/')[-1]}"}
+
+
+def test_the_evaluation_third_runs_first_and_second_seeds_last():
+    import study_plan as plan
+
+    late = {plan.EARLIER[0].name, plan.EARLIER[3].name}
+    order = plan.runs(late)
+    assert [run.evaluation for run in order[:49]] == [True] * 16 + [False] * 33
+    assert [run.seed for run in order] == [0] * 49 + [1] * 2 and {run.swap.name for run in order[49:]} == late
+    assert len({run.folder for run in order}) == 51
+
+
+def test_every_candidate_of_the_plan_can_be_named():
+    import study_candidates
+    import study_plan as plan
+
+    from sanakit.text_encoders import TEXT_ENCODERS
+    from sanakit.text_encoders.encoder_only import WORLD_TOKENS
+    from sanakit.vaes import VAES
+
+    for swap in plan.SWAPS:
+        name = study_candidates.name_of(swap.candidate)
+        if not name.startswith("path:"):
+            (VAES if swap.kind == "vae" else TEXT_ENCODERS).get(name.partition("?")[0])
+    assert study_candidates.name_of("minilm-5") == f"path:runs/study/minilm-5?max_tokens={WORLD_TOKENS}"
+
+
+def test_only_one_function_reads_the_evaluation_third_and_only_one_command_calls_it():
+    readers, callers, named = set(), set(), 0
+    for path in EXPERIMENTS.glob("*.py"):
+        source = path.read_text()
+        named += source.count("study_evaluation")
+        for function in [n for n in ast.walk(ast.parse(source)) if isinstance(n, ast.FunctionDef)]:
+            names = {n.id for n in ast.walk(function) if isinstance(n, ast.Name)}
+            readers |= {function.name} if "EVALUATION" in names else set()
+            callers |= {f"{path.stem}.{function.name}"} if "read_evaluation" in names else set()
+    assert named == 1, "the file is named once, in study_rows.py"
+    assert readers == {"add_run", "read_evaluation"} and callers == {"decision_study.evaluate"}
+
+
+def finished(run, late=False, base="f0", **changes):
+    import study_plan as plan
+    from study_rows import packed
+
+    steps = [0, 6, 12, 25, 50, 75, 100, 150]
+    falling = 1.3 * np.exp(-0.002 * np.array(steps))[:, None] * np.ones((1, 16))
+    arm = {"steps": steps, "mean": falling.mean(1).tolist(), "errors": packed(falling), "rates": {}}
+    row = {"run": run.name, "swap": run.swap.name, "seed": run.seed, "plan": plan.plan_fingerprint()}
+    row |= {"kind": run.swap.kind, "base": run.swap.base, "candidate": run.swap.candidate, "base_fingerprint": base}
+    row |= {"tolerance": 1.05, "base_errors": packed(np.ones(16)), "arms": {"finetune": arm}, "minutes": 1.0}
+    return row | {"step_cost": {"finetune": 1.0}, "cost_once": {}} | changes
+
+
+def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path):
+    import decision_study
+    import study_plan as plan
+    import study_rows
+
+    for base in ("tiny-sana", "dc-minilm", "pca-wordllama"):
+        study_rows.write_base(base, {"fingerprint": "f0", "data": "d"}, tmp_path)
+    held = [run for run in plan.runs() if run.evaluation]
+    for run in held[1:]:
+        study_rows.add_run(finished(run), evaluation=True, late=False, results=tmp_path)
+    study_rows.add_run(finished(held[0], base="another"), evaluation=True, late=False, results=tmp_path)
+    with pytest.raises(SystemExit, match="1 runs of the evaluation third are not done"):
+        decision_study.evaluate(tmp_path)
+    assert decision_study.next_run("", set(), tmp_path) == held[0]
+    study_rows.add_run(finished(held[0]), evaluation=True, late=False, results=tmp_path)
+    found = decision_study.evaluate(tmp_path)
+    assert found["runs"] == 16 and {row["candidate"] for row in found["swaps"]} == {r.swap.candidate for r in held}
+    with pytest.raises(SystemExit, match="used once"):
+        decision_study.evaluate(tmp_path)
+
+
+def test_a_swap_that_arrives_late_is_due_a_second_seed_and_status_counts(tmp_path, capsys):
+    import decision_study
+    import study_plan as plan
+    import study_rows
+
+    study_rows.write_base("dc-minilm", {"fingerprint": "f0", "data": "d"}, tmp_path)
+    run = next(run for run in plan.runs() if run.swap.base == "dc-minilm")
+    study_rows.add_run(finished(run), evaluation=run.evaluation, late=True, results=tmp_path)
+    decision_study.print_status(tmp_path)
+    assert capsys.readouterr().out.startswith("1 of 50 runs are done")
+    assert decision_study.next_run(f"{run.swap.name} seed 1", set(), tmp_path).seed == 1
+    assert decision_study.next_run("tiny-sana", set(), tmp_path) is None, "its base has not been made"
+    with pytest.raises(SystemExit, match="its fingerprint is"):
+        decision_study.require_base("dc-minilm", {"core": "other"}, "d", tmp_path)
+
+
+def test_rows_keep_per_image_errors_and_outlive_a_killed_writer(tmp_path):
+    import study_rows
+
+    values = np.random.default_rng(0).uniform(0.8, 2, (12, 128))
+    back = study_rows.unpacked(json.loads(json.dumps(study_rows.packed(values))))
+    np.testing.assert_allclose(back, values, atol=6e-4)
+    np.testing.assert_allclose(back.mean(1), values.mean(1), atol=1e-4)
+    path = tmp_path / "rows.jsonl"
+    study_rows.append(path, {"run": "a"})
+    path.write_text(path.read_text() + '{"run": "b", "half"')
+    assert study_rows.read_lines(path) == [{"run": "a"}]
+    study_rows.append(path, {"run": "c"})
+    assert study_rows.read_lines(path) == [{"run": "a"}, {"run": "c"}]
+
+
+def test_two_workers_never_hold_one_run(tmp_path):
+    import study_rows
+
+    with study_rows.claimed(tmp_path / "run") as ours, study_rows.claimed(tmp_path / "run") as theirs:
+        assert ours and not theirs
+    with study_rows.claimed(tmp_path / "run") as again:
+        assert again
+
+
+class Killed(BaseException):
+    """Nothing catches it: what is on disk is all that is left."""
+
+
+@pytest.fixture
+def study(tiny_system, tiny_data):
+    """A swap to other latents of the same images, and a run of it."""
+    import study_plan as plan
+
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.2)
+    mixing = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3))).Q
+    other = replace(tiny_data, latents=torch.einsum("dc,nvchw->nvdhw", mixing, tiny_data.latents))
+    weights, nothing = np.array([0.0, 0.0, 0.4, 0.3, 0.3]), np.zeros(16)
+    from sanakit.swap.quality import Target
+
+    target = Target(measure="loss", weights=weights, floor=nothing, unit=1.0, base=nothing + 1, tolerance=0.1)
+    swap = SimpleNamespace(
+        base_system=tiny_system,
+        candidate=tiny_system.vae,
+        candidate_data=(other, other),
+        base_data=(tiny_data, tiny_data),
+        target=target,
+        num_held_out=16,
+        fingerprint=lambda stage: stage,
+        base_fingerprint={"core": "f0"},
+        dataset=SimpleNamespace(fingerprint="d"),
+    )
+    listed = plan.StudySwap(base="dc-minilm", kind="vae", candidate="turned", scratch="near")
+    return swap, plan.StudyRun(swap=listed, seed=0, evaluation=False)
+
+
+SHORT = {
+    "budget": 4,
+    "near": 5,
+    "far": 6,
+    "farthest": 7,
+    "scratch": 5,
+    "evaluated_steps": (1, 2, 4),
+    "rates": (1.0, 2.0),
+    "tries": 1,
+}
+LAST = {"align": 0, "align-blocks": 0, "finetune": 7, "finetune@align-blocks": 7, "scratch": 5}
+TIMED = ("minutes", "step_cost", "cost_once")
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
+    import study_run
+
+    swap, run = study
+    monkeypatch.setattr(study_run, "CHECKPOINT_SECONDS", 0.0)
+    started = {}
+
+    def build_once(base, candidate, strategy, *data, seed):
+        """The closed forms take longest and are the same in every run."""
+        if strategy.initialise not in started:
+            started[strategy.initialise] = build(base, candidate, strategy, *data, seed=seed)
+        system, scores = started[strategy.initialise]
+        return replace(system, core=copy.deepcopy(system.core)), scores
+
+    build = study_run.build
+    monkeypatch.setattr(study_run, "build", build_once)
+    length = study_run.Length(names=("align", "align-blocks", "finetune"), **SHORT)
+
+    def finish(folder, dies_after=None):
+        runner = study_run.Runner(swap=swap, run=run, folder=folder, length=length)
+        keeper, steps = runner.keeper, []
+
+        def mortal(course, arm):
+            keep = keeper(course, arm)
+
+            def after(step):
+                steps.append(step)
+                if len(steps) == dies_after:
+                    raise Killed
+                keep(step)
+
+            return after
+
+        runner.keeper = mortal
+        return runner.finish(), steps
+
+    straight, steps = finish(tmp_path / "straight")
+    arms = straight["arms"]
+    assert {name: arm["steps"][-1] for name, arm in arms.items()} == LAST, "nobody arrives and none is in sight"
+    assert set(arms["finetune"]["rates"]) == {"0.001", "0.002"}
+    for dies_after in (2, len(steps) - 2):  # in the sweep, and after a decision that read the arm that goes on
+        folder = tmp_path / str(dies_after)
+        with pytest.raises(Killed):
+            finish(folder, dies_after)
+        resumed, rest = finish(folder)
+        assert len(rest) <= len(steps) - dies_after + 1, "it goes on from the checkpoint"
+        assert all(key in resumed for key in TIMED)
+
+        def same(row):
+            return json.dumps({key: value for key, value in row.items() if key not in TIMED})
+
+        assert same(resumed) == same(straight)
+
+
+def test_the_earlier_study_replays_to_the_rows_that_are_committed():
+    from safetensors.numpy import load_file
+    from study_replay import replay
+
+    rows = json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())["swaps"]
+    for row in rows[::10]:
+        stem = (
+            f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
+        )
+        path = EXPERIMENTS.parent / "results" / "decision_study" / f"{stem}.json"
+        found = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+        same = found.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
+        assert {key: row[key] for key in same} == json.loads(json.dumps({key: found[key] for key in same}))
+        assert {"truth", "right", "recommended", "steps", "covered"} <= same
+
+
+def test_a_race_has_no_controls_and_one_start():
+    from study_replay import raced
+
+    def arm(error):
+        return {"mean": [error]}
+
+    names = ("align", "align-blocks", "lora", "lora@align-blocks", "cross-attention", "scratch")
+    arms = dict(zip(names, map(arm, (1.5, 1.3, 1.5, 1.3, 1.5, 2.0)), strict=True))
+    assert raced(arms) == ["align", "align-blocks", "lora@align-blocks", "cross-attention"]
+    assert raced(arms | {"align-blocks": arm(1.6)}) == ["align", "align-blocks", "lora", "cross-attention"]
