@@ -183,7 +183,7 @@ def test_results_of_other_captions_do_not_fit(monkeypatch):
     values = {
         "run": SimpleNamespace(key="k"),
         "candidate_identity": "c",
-        "pictures": ImageDataset(source="", names=[], captions=[], images=[]),
+        "images": ImageDataset(source="", names=[], captions=[], images=[]),
     }
     swap = SimpleNamespace(**values, trains_vae_alone=False, base_fingerprint={})
     before = Swap.fingerprint(swap, "smoke")
@@ -195,12 +195,12 @@ def test_results_of_other_captions_do_not_fit(monkeypatch):
 def test_prompt_gains_are_told_by_kind_of_caption(tiny_data, tmp_path):
     gains = {"prompt_gain": np.array([0.1, 0.3, 0.2]), "base_prompt_gain": np.array([0.2, 0.6, 0.4])}
     assert list(gains_by_caption(gains, tiny_data)) == ["all"]
-    found = gains_by_caption(gains, replace(tiny_data, caption_kinds=("plain", "enriched")))
-    assert found["all"] == {"candidate": pytest.approx(0.2), "base": pytest.approx(0.4), "images": 3}
-    assert found["plain"] == {"candidate": pytest.approx(0.15), "base": pytest.approx(0.3), "images": 2}
-    assert found["enriched"] == {"candidate": pytest.approx(0.3), "base": pytest.approx(0.6), "images": 1}
+    by_kind = gains_by_caption(gains, replace(tiny_data, caption_kinds=("plain", "enriched")))
+    assert by_kind["all"] == {"candidate": pytest.approx(0.2), "base": pytest.approx(0.4), "images": 3}
+    assert by_kind["plain"] == {"candidate": pytest.approx(0.15), "base": pytest.approx(0.3), "images": 2}
+    assert by_kind["enriched"] == {"candidate": pytest.approx(0.3), "base": pytest.approx(0.6), "images": 1}
     arm = {"name": "finetune", "title": "", "steps": [0], "relative_errors": [1.0]}
-    validation = {"strategy": {"recommended": "finetune", "candidates": [arm], "prompt_gain": found}}
+    validation = {"strategy": {"recommended": "finetune", "candidates": [arm], "prompt_gain": by_kind}}
     (tmp_path / "validation.json").write_text(json.dumps(validation))
     html = Path(write_report(tmp_path, tmp_path / "r.html")).read_text()
     section = html.split("Prompt gain on held-out images")[1].split("</section>")[0]
