@@ -38,9 +38,10 @@ from sanakit.training.batches import TrainOptions
 @pytest.mark.parametrize(
     ("code", "name"),
     [
-        ("e02020", "red"), ("f0901a", "orange"), ("fcea2b", "yellow"), ("5c9e31", "green"), ("2f4fd0", "blue"), ("61b2e4", "blue"),
-        ("8a30c0", "purple"), ("f080b0", "pink"), ("ff3090", "pink"), ("6a462f", "brown"), ("a57939", "brown"), ("101010", "black"),
-        ("808080", "grey"), ("f4f4f4", "white"),
+        ("e02020", "red"), ("f0901a", "orange"), ("fcea2b", "yellow"), ("5c9e31", "green"), ("2f4fd0", "blue"),
+        ("61b2e4", "blue"),
+        ("8a30c0", "purple"), ("f080b0", "pink"), ("ff3090", "pink"), ("6a462f", "brown"), ("a57939", "brown"),
+        ("101010", "black"), ("808080", "grey"), ("f4f4f4", "white"),
     ],
 )  # fmt: skip
 def test_colours_have_the_words_that_people_use(code, name):

@@ -2,10 +2,10 @@
 
     python experiments/assets/name_openclipart.py
 
-Reads sanakit/assets/openclipart-96.parquet and writes sanakit/assets/openclipart-titles.tsv: `name`, `title`, `colours`.
-A title that says nothing ("icon", "people", an author's name) gives way to the file's own name, then to the collection's
-folder; Italian and French titles are translated by experiments/assets/words/openclipart_english.tsv. A folder whose images
-look alike names itself in the title ("niger flag", "home icon").
+Reads sanakit/assets/openclipart-96.parquet and writes sanakit/assets/openclipart-titles.tsv: `name`, `title`,
+`colours`. A title that says nothing ("icon", "people", an author's name) gives way to the file's own name, then to
+the collection's folder; Italian and French titles are translated by experiments/assets/words/openclipart_english.tsv.
+A folder whose images look alike names itself in the title ("niger flag", "home icon").
 """
 
 import argparse

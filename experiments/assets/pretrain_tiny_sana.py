@@ -1,13 +1,15 @@
 """Pre-train tiny-sana, the base of the embedded world, and write it with its card.
 
     python experiments/assets/pretrain_tiny_sana.py --minutes 85 --threads 2
-    python experiments/assets/pretrain_tiny_sana.py --from-weights sanakit/assets/cores/tiny-sana --steps 8000 --learning-rate 8e-4
+    python experiments/assets/pretrain_tiny_sana.py --from-weights sanakit/assets/cores/tiny-sana \
+        --steps 8000 --learning-rate 8e-4
 
-Recipe: latents of dc-f16c32 in nine views of every image (itself, mirrored, two shifted, scaled and mirrored at random, five
-more with their hues turned), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a
-cosine to zero over the given time or steps, EMA .999. A view with turned hues comes with the colours measured on it, so that a
-title does not tell the colour; half of all captions are plain titles, and some give colours and style without a title.
-Checkpoints every 1,000 steps under --work; the same command goes on from the last one.
+Recipe: latents of dc-f16c32 in nine views of every image (itself, mirrored, two shifted, scaled and mirrored at
+random, five more with their hues turned), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW
+with warm-up and a cosine to zero over the given time or steps, EMA .999. A view with turned hues comes with the
+colours measured on it, so that a title does not tell the colour; half of all captions are plain titles, and some give
+colours and style without a title. Checkpoints every 1,000 steps under --work; the same command goes on from the last
+one.
 """
 
 import argparse
@@ -71,8 +73,8 @@ CONFIG = {
 
 @dataclass(frozen=True)
 class Views:
-    """latents: (N, M, C, h, w). captions: embeddings of all texts. rows: (N, M, 3) of a view's plain, enriched and untitled
-    caption in `captions`."""
+    """latents: (N, M, C, h, w). captions: embeddings of all texts. rows: (N, M, 3) of a view's plain, enriched and
+    untitled caption in `captions`."""
 
     latents: Tensor
     captions: PromptEmbeds
@@ -96,8 +98,8 @@ def turned_captions(plain: str, style: str, colours: list[str]) -> list[str]:
 
 
 def encode_views(vae: VAE, dataset: ImageDataset, work: Path, seed: int) -> tuple[Tensor, list[list[list[str]]]]:
-    """Normalised latents (N, RANDOM_VIEWS + TURNED_VIEWS, C, h, w) and the captions of every image and view, kept in `work`
-    for a run that goes on."""
+    """Normalised latents (N, RANDOM_VIEWS + TURNED_VIEWS, C, h, w) and the captions of every image and view, kept in
+    `work` for a run that goes on."""
     latents_file = work / f"views-{vae.fingerprint()[:12]}-{seed}.safetensors"
     colours_file = latents_file.with_suffix(".json")
     if not colours_file.is_file():
@@ -182,9 +184,9 @@ def measure(system: LatentDiffusion, test: LatentDataset, count: int) -> dict[st
     null = held_out(system, test, count=count, prompt="null")
     shuffled = held_out(system, with_captions(test, ENRICHED), count=count, prompt="shuffled")
 
-    def gain(own: HeldOut, sigma: float | None = None) -> float:
-        better = (null.losses - own.losses).mean(1)
-        return float(better.mean() if sigma is None else better[own.sigmas.index(sigma)])
+    def gain(held: HeldOut, sigma: float | None = None) -> float:
+        better = (null.losses - held.losses).mean(1)
+        return float(better.mean() if sigma is None else better[held.sigmas.index(sigma)])
 
     return {
         "held_out_loss": (plain.loss + enriched.loss) / 2,
@@ -305,7 +307,8 @@ def main() -> None:
         "image_size": SIZE,
         "flow_shift": system.flow_shift,
         "data": {
-            "source": f"embedded (training split, {views.latents.shape[1]} views an image, {TURNED_VIEWS} with turned hues)",
+            "source": f"embedded (training split, {views.latents.shape[1]} views an image, "
+            f"{TURNED_VIEWS} with turned hues)",
             "fingerprint": dataset.fingerprint,
         },
         "curve": {"columns": COLUMNS, "rows": curve},

@@ -1,5 +1,5 @@
-"""Does a colour word in the prompt decide the colour of the sample? Held-out prompts of the embedded world, once as they are and
-once with their first colour word replaced by another that the image does not have, from the same noise.
+"""Does a colour word in the prompt decide the colour of the sample? Held-out prompts of the embedded world, once as
+they are and once with their first colour word replaced by another that the image does not have, from the same noise.
 
     python experiments/studies/colour_words.py --count 200
 
@@ -41,13 +41,13 @@ class Swapped:
 def swapped_prompts(captions: Sequence[str], count: int, seed: int) -> list[Swapped]:
     """The first `count` captions that start with a chromatic colour word; the asked one is drawn among the other
     chromatic words that the caption does not hold."""
-    generator, found = np.random.default_rng(seed), []
+    generator, swapped = np.random.default_rng(seed), []
     for caption in captions:
         words = caption.replace(",", " ").split()
-        if words[0] in CHROMATIC and len(found) < count:
+        if words[0] in CHROMATIC and len(swapped) < count:
             asked = str(generator.choice([colour for colour in CHROMATIC if colour not in words]))
-            found.append(Swapped(caption, words[0], asked, asked + caption.removeprefix(words[0])))
-    return found
+            swapped.append(Swapped(caption, words[0], asked, asked + caption.removeprefix(words[0])))
+    return swapped
 
 
 def judge(images: np.ndarray, first: Sequence[str], second: Sequence[str]) -> dict[str, list[bool]]:

@@ -23,10 +23,11 @@ CHOICES = 1 << 30  # a caption is drawn as a number below this
 class LatentDataset:
     """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
-    latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every caption
-    of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
-    probability of an image's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it. caption_kinds: see `ImageDataset`.
+    latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every
+    caption of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
+    probability of an image's captions, where they are not equal. texts: the captions as they were written. spread:
+    the posterior's standard deviation in the shape of `latents`, where they are drawn from it. caption_kinds: see
+    `ImageDataset`.
     """
 
     names: list[str]
@@ -43,8 +44,8 @@ class LatentDataset:
         return len(self.latents)
 
     def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the seed
-        of each row."""
+        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the
+        seed of each row."""
         latents = self.latents[indices, view]
         if self.spread is not None:
             latents = latents + self.spread[indices, view].float() * row_noise(latents, generator, seeds)
@@ -61,7 +62,7 @@ class LatentDataset:
         return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
 
     def places_by_kind(self, count: int) -> dict[str, Tensor]:
-        """Which of the first `count` images are evaluated with a caption of each kind; {} where kinds are not stated."""
+        """Which of the first `count` images are evaluated with a caption of each kind; {} without kinds."""
         places = torch.arange(count)
         return {kind: places[n :: len(self.caption_kinds)] for n, kind in enumerate(self.caption_kinds)}
 
@@ -94,8 +95,8 @@ def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
     2410.10629)."""
     widest = max(len(s) for s in scores)
     padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
-    for row, own in zip(padded, scores, strict=True):
-        row[: len(own)] = torch.tensor(own, dtype=torch.float64) / temperature
+    for row, image_scores in zip(padded, scores, strict=True):
+        row[: len(image_scores)] = torch.tensor(image_scores, dtype=torch.float64) / temperature
     chances = padded.softmax(1).cumsum(1)
     last = torch.tensor([len(s) - 1 for s in scores])
     return torch.where(torch.arange(widest) >= last[:, None], 1.0, chances)
@@ -118,8 +119,8 @@ def build_dataset(
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
-    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
-    VAE has none).
+    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where
+    the VAE has none).
     """
     options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
 
@@ -135,7 +136,9 @@ def build_dataset(
     spread: Tensor | Rows | Bucketed | None
     if buckets:
         sizes, members = bucketed(dataset, buckets, at_least)
-        parts = [latents(dataset.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
+        parts = [
+            latents(dataset.subset(m.tolist()), bucket_size) for bucket_size, m in zip(sizes, members, strict=True)
+        ]
         means, stds = zip(*parts, strict=True)
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:

@@ -38,7 +38,9 @@ def openclipart() -> ImageDataset:
 
 @DATASETS.register("openmoji", title="OpenMoji 17, 2,000 emoji with names", licence="CC BY-SA 4.0", embedded=True)
 def openmoji() -> ImageDataset:
-    """Rendered once into the user's cache, with a progress bar; captions lie beside the images in a file of their own."""
+    """Rendered once into the user's cache, with a progress bar; captions lie beside the images in a file of their
+    own.
+    """
     path = cache_dir() / f"openmoji-17-{RENDER_SIZE}.parquet"
     if not path.is_file():
         _render_openmoji(path)

@@ -1,4 +1,5 @@
-"""Captions of the embedded world: a plain title, and the title with measured colours before it and the source's style behind.
+"""Captions of the embedded world: a plain title, and the title with measured colours before it and the source's style
+behind.
 
 Titles are human words (openclipart's and Unicode's, repaired); colours are measured from the pixels. See docs/data.md.
 """
@@ -23,9 +24,9 @@ REGIONS = {
     "caon": "ontario", "caqc": "quebec", "debe": "berlin", "deby": "bavaria", "esan": "andalusia", "esar": "aragon",
     "esas": "asturias", "escb": "cantabria", "esce": "ceuta", "escl": "castile and leon", "escm": "castile la mancha",
     "escn": "canary islands", "esct": "catalonia", "esex": "extremadura", "esga": "galicia", "esib": "balearic islands",
-    "esmc": "murcia", "esmd": "madrid", "esml": "melilla", "esnc": "navarre", "espv": "basque country", "esri": "la rioja",
-    "esvc": "valencia", "frbre": "brittany", "itba": "bari", "mxque": "queretaro", "mxyuc": "yucatan", "usal": "alabama",
-    "usca": "california", "usco": "colorado", "usdc": "washington", "ustx": "texas",
+    "esmc": "murcia", "esmd": "madrid", "esml": "melilla", "esnc": "navarre", "espv": "basque country",
+    "esri": "la rioja", "esvc": "valencia", "frbre": "brittany", "itba": "bari", "mxque": "queretaro", "mxyuc": "yucatan",
+    "usal": "alabama", "usca": "california", "usco": "colorado", "usdc": "washington", "ustx": "texas",
 }  # fmt: skip
 PARTS = {  # parts of joined emoji without a name of their own, or with one that says less
     "◉": "record button", "⬡": "hexagon", "▮": "", "mirror ball": "dancing", "A button (blood type)": "letter a",
@@ -66,7 +67,7 @@ def colour_shares(pixels: np.ndarray) -> np.ndarray:
 
 
 def measure_colours(pixels: np.ndarray) -> list[str]:
-    """(H, W, 3) uint8 on white -> one or two main colours, chromatic ones first, the larger first; [] of blank paper."""
+    """(H, W, 3) uint8 on white -> one or two main colours, chromatic first, the larger first; [] of blank paper."""
     shares = colour_shares(pixels)
     if not shares.any():
         return []

@@ -27,9 +27,9 @@ class ImageDataset:
     """Encoded images with captions.
 
     source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
-    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop` or
-    `pad`. survey: what reading the whole data set found beside the images. caption_kinds: what an image's first, second ...
-    caption is, where the data set says so.
+    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop`
+    or `pad`. survey: what reading the whole data set found beside the images. caption_kinds: what an image's first,
+    second ... caption is, where the data set says so.
     """
 
     source: str
@@ -59,24 +59,25 @@ class ImageDataset:
         return digest.hexdigest()
 
     def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
-        """One image more; captions without words go, with their scores. Scores that do not count as many set it aside."""
+        """One image more; captions without words go, with their scores. Scores that do not count as many set it
+        aside."""
         name = safe_name(name)
         if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
             self.ledger.append({"name": name, "reason": f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"})
             return
         kept = [number for number, caption in enumerate(captions) if caption.strip()]
-        own = [float(score) for score in scores or []]
-        if own and len(own) != len(captions):
-            self.ledger.append({"name": name, "reason": f"{len(own)} scores of {len(captions)} captions"})
+        numbers = [float(score) for score in scores or []]
+        if numbers and len(numbers) != len(captions):
+            self.ledger.append({"name": name, "reason": f"{len(numbers)} scores of {len(captions)} captions"})
             return
-        if self.names and bool(own) != bool(self.scores):
+        if self.names and bool(numbers) != bool(self.scores):
             self.ledger.append({"name": name, "reason": "has no scores, others have" if self.scores else "has scores"})
             return
         self.names.append(name)
         self.captions.append([captions[number].strip() for number in kept])
         self.images.append(image)
-        if own:
-            self.scores.append([own[number] for number in kept])
+        if numbers:
+            self.scores.append([numbers[number] for number in kept])
 
     def set_aside(self, name: str, reason: str) -> None:
         self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
@@ -95,8 +96,9 @@ class ImageDataset:
         )
 
     def evaluation_captions(self) -> list[str]:
-        """The caption of every image that text is evaluated with: of the image at place i number i modulo its count, so that any
-        first K images of the embedded world are evaluated half with plain titles, half with enriched captions."""
+        """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,
+        so that any first K images of the embedded world are evaluated half with plain titles, half with enriched
+        captions."""
         return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
 
     def split(self, held_out: bool) -> "ImageDataset":
@@ -109,8 +111,8 @@ class ImageDataset:
         return self.subset(sorted(rows, key=lambda i: evaluation_order(self.names[i])))
 
     def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
-        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for images of
-        unknown origin."""
+        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for images
+        of unknown origin."""
         height, width = (size, size) if isinstance(size, int) else size
         out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
@@ -119,7 +121,8 @@ class ImageDataset:
 
 
 def safe_name(name: str) -> str:
-    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are escaped."""
+    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are
+    escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

@@ -23,11 +23,11 @@ def with_forecast_bars(candidates: list[Row]) -> list[Row]:
 
 
 def prompt_gains(race: Row) -> list[Row]:
-    """What prompts are worth on held-out images, over all captions and by kind, of a run that swaps the text encoder."""
+    """What prompts are worth on held-out images, over all captions and by kind, in a swap of the text encoder."""
     gains = race.get("prompt_gain")
-    found = gains if isinstance(gains, Mapping) else {}
+    by_kind = gains if isinstance(gains, Mapping) else {}
     none = dict.fromkeys(("candidate", "base", "images"))
-    return [none | dict(gain) | {"captions": kind} for kind, gain in found.items() if isinstance(gain, Mapping)]
+    return [none | dict(gain) | {"captions": kind} for kind, gain in by_kind.items() if isinstance(gain, Mapping)]
 
 
 def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> list[Row]:
@@ -64,21 +64,22 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
-    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    """Feature distance to the base by depth before any step;
+    a start that several strategies share under the first's name."""
     starts: dict[str, Mapping[str, list[float]]] = {}
     for c in candidates:
-        found = c.get("feature_distance")
-        if isinstance(found, Mapping) and found not in starts.values():
-            starts[c["name"]] = found
+        distances = c.get("feature_distance")
+        if isinstance(distances, Mapping) and distances not in starts.values():
+            starts[c["name"]] = distances
     if not starts:
         return []
     sigmas = list(next(iter(starts.values())))
     middle = sigmas[len(sigmas) // 2]
-    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    lines: list[Series] = [(name, list(enumerate(distances.get(middle) or []))) for name, distances in starts.items()]
     rows = [
         [name, sigma, depth, value]
-        for name, found in starts.items()
-        for sigma, values in found.items()
+        for name, distances in starts.items()
+        for sigma, values in distances.items()
         for depth, value in enumerate(values)
     ]
     title = f"Feature distance to the base before any step, sigma {middle}"
