@@ -1,8 +1,7 @@
 """Pre-train tiny-sana, the base of the embedded world, and write it with its card.
 
     python experiments/assets/pretrain_tiny_sana.py --minutes 85 --threads 2
-    python experiments/assets/pretrain_tiny_sana.py --from-weights sanakit/assets/cores/tiny-sana \
-        --steps 8000 --learning-rate 8e-4
+    python experiments/assets/pretrain_tiny_sana.py --steps 8000 --learning-rate 8e-4 --from-weights DIR
 
 Recipe: latents of dc-f16c32 in nine views of every image (itself, mirrored, two shifted, scaled and mirrored at
 random, five more with their hues turned), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW

@@ -25,8 +25,9 @@ REGIONS = {
     "esas": "asturias", "escb": "cantabria", "esce": "ceuta", "escl": "castile and leon", "escm": "castile la mancha",
     "escn": "canary islands", "esct": "catalonia", "esex": "extremadura", "esga": "galicia", "esib": "balearic islands",
     "esmc": "murcia", "esmd": "madrid", "esml": "melilla", "esnc": "navarre", "espv": "basque country",
-    "esri": "la rioja", "esvc": "valencia", "frbre": "brittany", "itba": "bari", "mxque": "queretaro", "mxyuc": "yucatan",
-    "usal": "alabama", "usca": "california", "usco": "colorado", "usdc": "washington", "ustx": "texas",
+    "esri": "la rioja", "esvc": "valencia", "frbre": "brittany", "itba": "bari", "mxque": "queretaro",
+    "mxyuc": "yucatan", "usal": "alabama", "usca": "california", "usco": "colorado",
+    "usdc": "washington", "ustx": "texas",
 }  # fmt: skip
 PARTS = {  # parts of joined emoji without a name of their own, or with one that says less
     "◉": "record button", "⬡": "hexagon", "▮": "", "mirror ball": "dancing", "A button (blood type)": "letter a",
