@@ -18,6 +18,7 @@ import time
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -201,6 +202,14 @@ def measure(system: LatentDiffusion, test: LatentDataset, count: int) -> dict[st
     }
 
 
+def start_of(folder: Path) -> dict[str, Any]:
+    """How the weights that training started from were made, by their card."""
+    card = json.loads((folder / "card.json").read_text())
+    return {key: card[key] for key in ("recipe", "seed", "steps", "data")} | {
+        "held_out_loss": card["quality"]["held_out_loss"]
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vae", default="dc-f16c32")
@@ -297,7 +306,8 @@ def main() -> None:
     card = {
         "recipe": f"experiments/assets/pretrain_tiny_sana.py --vae {args.vae} {length} --threads {args.threads} "
         f"--precision {args.precision} --learning-rate {args.learning_rate:g}"
-        + (" --from-weights (the weights of the card before)" if args.from_weights else ""),
+        + (" --from-weights (those of `started_from`)" if args.from_weights else ""),
+        **({"started_from": start_of(args.from_weights)} if args.from_weights else {}),
         "seed": args.seed,
         "steps": state.step,
         "batch_size": options.batch_size,
