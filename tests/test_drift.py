@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import save_file
 
 from sanakit.drift import DRIFT, latent_features
+from sanakit.drift.channel_moments import ChannelMoments
 from sanakit.drift.compare import KEYS, compare
-from sanakit.drift.moments import Moments
 from sanakit.drift.read import read_samples
 from sanakit.drift.sample import sample_embeddings, sample_latents
 from sanakit.drift.snapshot import write_snapshot
@@ -50,8 +50,8 @@ def test_features_are_one_row_a_image():
 
 def test_moments_merge_to_those_of_one_pass():
     whole, values = latents(0), latents(0)
-    merged = Moments.of(values[:37]).merge(Moments.of(values[37:]))
-    once = Moments.of(whole)
+    merged = ChannelMoments.of(values[:37]).merge(ChannelMoments.of(values[37:]))
+    once = ChannelMoments.of(whole)
     for part in ("mean", "covariance", "skewness", "kurtosis"):
         torch.testing.assert_close(getattr(merged, part), getattr(once, part))
 

@@ -10,7 +10,7 @@ import numpy as np
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.text import PENALTY, Captions, pair_captions, paired_rows
 from sanakit.data.cache import Progress, silent
 from sanakit.errors import SanakitError

@@ -19,9 +19,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from sanakit.kernels.channel_sums import triton as channel_sums
 from sanakit.kernels.glumbconv import triton as glumbconv
 from sanakit.kernels.linear_attention import triton as attention
-from sanakit.kernels.moments import triton as moments
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -41,8 +41,8 @@ def specialisations() -> Iterator[tuple[str, object, str, dict]]:
                 kernel = getattr(attention, f"{name}_kernel")
                 yield f"linear_attention.{name} head {dim}", kernel, dtype, shared
         for channels in (4, 32, 128, 512):
-            shared = moments.constants(channels, dtype == HALF)
-            yield f"moments {channels} channels", moments.moments_kernel, dtype, shared
+            shared = channel_sums.constants(channels, dtype == HALF)
+            yield f"moments {channels} channels", channel_sums.channel_sums_kernel, dtype, shared
         for backward in (False, True):
             label = "backward" if backward else "forward"
             shared = {"BACKWARD": backward, **glumbconv.TILE}

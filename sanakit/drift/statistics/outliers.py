@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, judged, sees
 from sanakit.drift.permutation import thin
 
 NEIGHBOUR = 3
@@ -53,6 +53,7 @@ def chance_of_so_many(count: int, excess: float, draws: int, reference: np.ndarr
 
 
 @DRIFT.register("outlier-images", title="images beyond the reference's tail", embedded=True)
+@sees(latents=("log-sd",), rows_named=True)
 def outlier_images(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:

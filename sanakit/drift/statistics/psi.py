@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, judged, sees
 from sanakit.drift.permutation import permutation_test, thin
 
 BINS = 10
@@ -32,6 +32,7 @@ def columns_psi(one_hot: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("psi", title="population stability index, largest column", embedded=True)
+@sees(latents=("mean", "log-sd"), embeddings=("norms",))
 def psi(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, judged, sees
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -27,6 +27,7 @@ def ring_terms(pooled: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("spectrum-kl", title="Gaussian KL of the spectra's shapes", embedded=True)
+@sees(latents=("power",))
 def spectrum_kl(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, judged, sees
+from sanakit.drift.features import MOMENTS
 from sanakit.drift.permutation import group_means, permutation_test
 
 SMALLEST = 1e-6  # of the pooled spread: a standard error below it is rounding
@@ -26,6 +27,7 @@ def columns_t(scaled: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("welch-max", title="largest Welch t over channel moments", embedded=True)
+@sees(latents=MOMENTS, embeddings=("mean", "log-sd"))
 def welch_max(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
