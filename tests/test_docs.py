@@ -47,3 +47,34 @@ def test_every_committed_weight_has_a_card_and_is_no_pickle():
     weights = list(assets.rglob("*.safetensors"))
     assert weights and all((w.parent / "card.json").is_file() for w in weights)
     assert not [p for p in assets.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt")]
+
+
+WALKS = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Three walks")[2]
+ROWS = re.compile(r"^\| `(sanakit/[^`]+)` \| (.+) \|$", re.MULTILINE)
+
+
+def test_the_three_walks_name_files_and_functions_that_are_there_and_return_to_no_file():
+    walks = [ROWS.findall(part) for part in WALKS.split("\n**")[1:]]
+    assert len(walks) == 3 and all(len(walk) >= 7 for walk in walks)
+    for walk in walks:
+        files = [file for file, _ in walk]
+        assert len(files) == len(set(files))
+        for file, told in walk:
+            path = ROOT / file
+            sources = sorted(path.glob("*.py")) if path.is_dir() else [path]
+            text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+            for name in re.findall(r"`([A-Za-z_.]+)`", told):
+                last = name.rpartition(".")[2]
+                defined = re.search(rf"(def|class) {re.escape(last)}\b", text)
+                assert defined or last in text or (path.parent / f"{name}").exists(), (file, name)
+
+
+def test_the_walk_of_a_swap_follows_the_calls():
+    """Every file of it but the first is imported by one before it."""
+    (walk,) = [ROWS.findall(part) for part in WALKS.split("\n**")[1:] if part.startswith("`swap-vae`")]
+    files = [file for file, _ in walk]
+    for place, file in enumerate(files[1:], 1):
+        module = file.removesuffix(".py").replace("/", ".")
+        package, _, stem = module.rpartition(".")
+        before = "".join((ROOT / earlier).read_text(encoding="utf-8") for earlier in files[:place])
+        assert f"from {module} import" in before or re.search(rf"from {package} import .*\b{stem}\b", before), file

@@ -36,11 +36,11 @@ class Trial:
     power: list[float] = field(default_factory=list)
     finite: bool = True
 
-    def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
+    def see(self, pairs: Captions, base_layer: nn.Module, *, evaluated: bool) -> None:
         self.finite = self.finite and bool(pairs.own.embeds.isfinite().all())
         if not self.finite:
             return
-        if not judging:
+        if not evaluated:
             self.moments.add(*_rows(pairs, slice(None), base_layer))
             return
         self.map = self.map or self.moments.ridge(PENALTY)
@@ -96,13 +96,13 @@ def rank_layers(
 
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
-    solving, judging = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
-    parts = [(own[i : i + CHUNK], own is judging) for own in (solving, judging) for i in range(0, len(own), CHUNK)]
+    solving, evaluated = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
+    parts = [(own[i : i + CHUNK], own is evaluated) for own in (solving, evaluated) for i in range(0, len(own), CHUNK)]
     for number, (part, held_out) in enumerate(parts, 1):
         found = encoder.encode_layers(part, names)
         pairs = pair_captions(found[0], base_encoder.encode(part), part, encoder, base_encoder)
         for trial, embeds in zip(trials, found, strict=True):
-            trial.see(replace(pairs, own=embeds), base_layer, judging=held_out)
+            trial.see(replace(pairs, own=embeds), base_layer, evaluated=held_out)
         progress("measuring layers", number, len(parts))
     own = trials[0]
     if not own.finite:

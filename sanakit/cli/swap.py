@@ -123,15 +123,15 @@ def check_names(config: Any) -> None:
     from sanakit.registry import Registry
 
     cache_dir()
-    for kind, package, name in (
-        ("vaes", "sanakit.vaes", config.vae.name),
-        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
-        ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
+    for kind, name in (
+        ("vaes", config.vae.name),
+        ("text-encoders", config.text_encoder.name),
+        ("adapters", config.adapter.name),
+        ("strategies", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if name and name.partition(":")[0] not in ("path", "hub"):
-            registry: Registry[Any] = Registry(kind, package)
+            registry: Registry[Any] = Registry(kind)
             if name not in registry.entries():
                 registry.get(name)  # raises with suggestions
 

@@ -31,7 +31,7 @@ class Statistic(Protocol):
     ) -> Reading: ...
 
 
-DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift.statistics")
+DRIFT: Registry[Statistic] = Registry("drift")
 COMPONENTS = ("principal components",)  # of the normal scores of all structured features and correlations
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -124,7 +124,7 @@ def column_name(names: Sequence[str], column: int, columns: int) -> str:
     return f"channel {column % half} {'mean' if column < half else 'spread'}" if half else "channel 0 mean"
 
 
-def judged(
+def tested_reading(
     name: str,
     title: str,
     value: float,

@@ -21,7 +21,7 @@ from sanakit.registry import Registry
 from sanakit.text_encoders.random_weights import redrawn
 from sanakit.text_encoders.tokenizers import tokenizer_facts
 
-TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders", "sanakit.text_encoders")
+TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders")
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from sanakit.hashing import hash_module
 from sanakit.registry import Registry
 from sanakit.vaes.normalisation import require_usable
 
-VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
+VAES: Registry[type["VAE"]] = Registry("vaes")
 ROUNDING = 1e-3  # that images may lie beyond [-1, 1]
 
 

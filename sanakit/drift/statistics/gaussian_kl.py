@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged, sees
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -33,7 +33,7 @@ def gaussian_kl(
     tested = permutation_test(lambda rows, labels: columns_kl(rows, labels).sum(1), reference, current, seed)
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(columns_kl(np.concatenate([reference, current]), labels)[0].argmax())
-    return judged(
+    return tested_reading(
         "gaussian-kl",
         "Gaussian KL, bias-corrected",
         tested.value - tested.null.mean(),

@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged, sees
+from sanakit.drift.base import DRIFT, sees, tested_reading
 from sanakit.drift.permutation import thin
 
 NEIGHBOUR = 3
@@ -72,4 +72,6 @@ def outlier_images(
 
     where = ", ".join(label(int(i)) for i in farthest) if p_value <= alpha else ""
     value = float(np.exp(far.max() - near.max()))
-    return judged("outlier-images", "farthest image over the reference's farthest", value, p_value, alpha, where=where)
+    return tested_reading(
+        "outlier-images", "farthest image over the reference's farthest", value, p_value, alpha, where=where
+    )

@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged, sees
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
 from sanakit.drift.features import OF_LATENTS
 from sanakit.drift.permutation import group_means, permutation_test
 
@@ -46,7 +46,7 @@ def rank_max(
     worst = int(np.abs(shifts).argmax())
     error = np.sqrt(1 / len(reference) + 1 / len(current))
     value = float(shifts[worst] * error)
-    return judged(
+    return tested_reading(
         "rank-max",
         "largest shift in ranks, in sd",
         value,

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged, sees
+from sanakit.drift.base import DRIFT, sees, tested_reading
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -36,7 +36,7 @@ def spectrum_kl(
     tested = permutation_test(lambda rows, labels: ring_terms(rows, labels).mean(1), reference, current, seed)
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(ring_terms(np.concatenate([reference, current]), labels)[0].argmax())
-    return judged(
+    return tested_reading(
         "spectrum-kl",
         "Gaussian KL of the spectra, bias-corrected",
         tested.value - tested.null.mean(),
