@@ -94,7 +94,7 @@ def test_interruption_and_a_full_disk(monkeypatch, capsys, raised, code):
 
 def test_doctor_sees_a_missing_and_an_old_package_and_a_cache_that_is_a_file(monkeypatch, tmp_path):
     versions = {"torch": "2.9.1+cu130", "emoji": None, "peft": None}
-    monkeypatch.setattr("sanakit.doctor._version", lambda name: versions.get(name, "999"))
+    monkeypatch.setattr("sanakit.doctor._version", lambda name: versions.get(name, "9999"))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "file" / "cache"))
     result = run(app, ["doctor", "--json"])

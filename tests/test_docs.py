@@ -67,14 +67,3 @@ def test_the_three_walks_name_files_and_functions_that_are_there_and_return_to_n
                 last = name.rpartition(".")[2]
                 defined = re.search(rf"(def|class) {re.escape(last)}\b", text)
                 assert defined or last in text or (path.parent / f"{name}").exists(), (file, name)
-
-
-def test_the_walk_of_a_swap_follows_the_calls():
-    """Every file of it but the first is imported by one before it."""
-    (walk,) = [ROWS.findall(part) for part in WALKS.split("\n**")[1:] if part.startswith("`swap-vae`")]
-    files = [file for file, _ in walk]
-    for place, file in enumerate(files[1:], 1):
-        module = file.removesuffix(".py").replace("/", ".")
-        package, _, stem = module.rpartition(".")
-        before = "".join((ROOT / earlier).read_text(encoding="utf-8") for earlier in files[:place])
-        assert f"from {module} import" in before or re.search(rf"from {package} import .*\b{stem}\b", before), file
