@@ -97,7 +97,7 @@ def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
 
 
 def _checked(name: str, found: Any) -> Reading:
-    """The reading with its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
+    """The reading under the registered name, its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
     if not isinstance(found, Reading):
         raise TypeError(f"the statistic returned {type(found).__name__}, expected Reading")
     plain: dict[str, Any] = {
@@ -125,7 +125,6 @@ def column_name(names: Sequence[str], column: int, columns: int) -> str:
 
 
 def tested_reading(
-    name: str,
     title: str,
     value: float,
     p_value: float,
@@ -135,9 +134,9 @@ def tested_reading(
     ci_low: float | None = None,
     ci_high: float | None = None,
 ) -> Reading:
-    """A reading whose p-value decides: threshold is alpha."""
+    """A reading whose p-value decides: threshold is alpha. `ask` gives it the name that the statistic is registered under."""
     return Reading(
-        name=name,
+        name="",
         title=title,
         value=float(value),
         where=where,

@@ -39,7 +39,6 @@ def classifier(
     variance = auc * (1 - auc) + (len(test_c) - 1) * (q1 - auc**2) + (len(test_r) - 1) * (q2 - auc**2)
     error = 1.96 * float(np.sqrt(max(variance, 0) / (len(test_r) * len(test_c))))
     return tested_reading(
-        "classifier",
         "AUC of a classifier that tells the sides apart",
         auc,
         result.pvalue,

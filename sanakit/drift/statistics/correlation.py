@@ -17,4 +17,4 @@ def correlation_max(
 ) -> Reading:
     """Columns are Fisher z of channel pairs, one row per image; value in sd of their normal scores."""
     found = rank_max(reference, current, alpha, names=names, seed=seed)
-    return replace(found, name="correlation-max", title="largest change of a channel correlation, in sd")
+    return replace(found, title="largest change of a channel correlation, in sd")

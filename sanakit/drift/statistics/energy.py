@@ -19,6 +19,4 @@ def energy(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     negative = -squareform(pdist(np.concatenate([reference, current]))).astype(np.float32)
     tested = permutation_test(lambda _, labels: labelled_mean_difference(negative, labels), reference, current, seed)
-    return tested_reading(
-        "energy", "energy distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha
-    )
+    return tested_reading("energy distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

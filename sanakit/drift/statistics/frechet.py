@@ -34,6 +34,4 @@ def frechet(
     """value in squared units of the columns."""
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(labelled_frechet, reference, current, seed)
-    return tested_reading(
-        "frechet", "Frechet distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha
-    )
+    return tested_reading("Frechet distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

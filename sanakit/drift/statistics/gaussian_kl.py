@@ -34,7 +34,6 @@ def gaussian_kl(
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(columns_kl(np.concatenate([reference, current]), labels)[0].argmax())
     return tested_reading(
-        "gaussian-kl",
         "Gaussian KL, bias-corrected",
         tested.value - tested.null.mean(),
         tested.p_value,

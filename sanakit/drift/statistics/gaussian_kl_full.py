@@ -79,6 +79,4 @@ def gaussian_kl_full(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(labelled_kl, reference, current, seed)
     value = tested.value - tested.null.mean()
-    return tested_reading(
-        "gaussian-kl-full", "Gaussian KL with covariance, bias-corrected", value, tested.p_value, alpha
-    )
+    return tested_reading("Gaussian KL with covariance, bias-corrected", value, tested.p_value, alpha)

@@ -39,6 +39,4 @@ def mmd(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     matrix = kernel(np.concatenate([reference, current]))
     tested = permutation_test(lambda _, labels: labelled_mean_difference(matrix, labels), reference, current, seed)
-    return tested_reading(
-        "mmd", "squared MMD, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha
-    )
+    return tested_reading("squared MMD, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

@@ -17,4 +17,4 @@ def embedding_norms(
 ) -> Reading:
     """Columns: log median norm, log largest over median, log number of tokens, one row a prompt."""
     found = rank_max(reference, current, alpha, names=names, seed=seed)
-    return replace(found, name="embedding-norms", title="token norms and outlier tokens, largest shift in sd")
+    return replace(found, title="token norms and outlier tokens, largest shift in sd")

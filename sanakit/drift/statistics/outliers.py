@@ -72,6 +72,4 @@ def outlier_images(
 
     where = ", ".join(label(int(i)) for i in farthest) if p_value <= alpha else ""
     value = float(np.exp(far.max() - near.max()))
-    return tested_reading(
-        "outlier-images", "farthest image over the reference's farthest", value, p_value, alpha, where=where
-    )
+    return tested_reading("farthest image over the reference's farthest", value, p_value, alpha, where=where)

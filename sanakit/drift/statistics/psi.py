@@ -42,4 +42,4 @@ def psi(
     worst = int(columns_psi(one_hot, labels)[0].argmax())
     tested = permutation_test(lambda _, labels: columns_psi(one_hot, labels).max(1), reference, current, seed)
     where = column_name(names, worst, reference.shape[1])
-    return tested_reading("psi", "largest population stability index", tested.value, tested.p_value, alpha, where=where)
+    return tested_reading("largest population stability index", tested.value, tested.p_value, alpha, where=where)

@@ -47,7 +47,6 @@ def rank_max(
     error = np.sqrt(1 / len(reference) + 1 / len(current))
     value = float(shifts[worst] * error)
     return tested_reading(
-        "rank-max",
         "largest shift in ranks, in sd",
         value,
         tested.p_value,

@@ -38,6 +38,4 @@ def sliced_wasserstein(
     reference, current = (thin(rows, MOST_ROWS, seed) @ basis for rows in (reference, current))
     tested = permutation_test(labelled_wasserstein, reference, current, seed)
     value = tested.value - tested.null.mean()
-    return tested_reading(
-        "sliced-wasserstein", "sliced Wasserstein distance, bias-corrected", value, tested.p_value, alpha
-    )
+    return tested_reading("sliced Wasserstein distance, bias-corrected", value, tested.p_value, alpha)

@@ -37,7 +37,6 @@ def spectrum_kl(
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(ring_terms(np.concatenate([reference, current]), labels)[0].argmax())
     return tested_reading(
-        "spectrum-kl",
         "Gaussian KL of the spectra, bias-corrected",
         tested.value - tested.null.mean(),
         tested.p_value,

@@ -20,4 +20,4 @@ def symmetric_kl(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(partial(labelled_kl, symmetric=True), reference, current, seed)
     value = tested.value - tested.null.mean()
-    return tested_reading("symmetric-kl", "symmetric Gaussian KL, bias-corrected", value, tested.p_value, alpha)
+    return tested_reading("symmetric Gaussian KL, bias-corrected", value, tested.p_value, alpha)

@@ -36,11 +36,11 @@ def welch_max(
     centre, spread = pooled.mean(0), pooled.std(0)
     varies = spread > 1e-9 + 1e-6 * np.abs(centre)
     if not varies.any():
-        return tested_reading("welch-max", "largest Welch t", 0.0, 1.0, alpha, where="no column varies")
+        return tested_reading("largest Welch t", 0.0, 1.0, alpha, where="no column varies")
     scaled = (pooled[:, varies] - centre[varies]) / spread[varies]
     sides = scaled[: len(reference)], scaled[len(reference) :]
     tested = permutation_test(lambda rows, labels: np.abs(columns_t(rows, labels)).max(1), *sides, seed)
     t = columns_t(scaled, np.repeat([0.0, 1.0], [len(reference), len(current)])[None])[0]
     worst = int(np.abs(t).argmax())
     where = column_name(names, int(np.flatnonzero(varies)[worst]), reference.shape[1])
-    return tested_reading("welch-max", "largest Welch t", float(t[worst]), tested.p_value, alpha, where=where)
+    return tested_reading("largest Welch t", float(t[worst]), tested.p_value, alpha, where=where)
