@@ -11,8 +11,8 @@ def unevaluated_gates(validation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def exit_code_of(validation: dict[str, Any]) -> int:
-    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict of
-    everything else."""
+    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict
+    of everything else."""
     if unevaluated_gates(validation):
         return ExitCode.ERROR
     verdict = validation["verdict"]

@@ -4,9 +4,10 @@
     @sees(latents=("log-sd",))
     def spread_ratio(reference, current, alpha): ...
 
-`sees` says which features its columns are; without it they are principal components of all features. Signature `(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns
-are, so that a reading can say where. A statistic may leave out either keyword. The p-value is the test: `alarm` is
-`p_value <= alpha`.
+`sees` says which features its columns are; without it they are principal components of all features. Signature
+`(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns are, so that
+a reading can say where. A statistic may leave out either keyword. The p-value is the test:
+`alarm` is `p_value <= alpha`.
 """
 
 import inspect
@@ -38,8 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """What the columns of a statistic are, by kind: names of blocks, or COMPONENTS; a kind that is not there is not asked
-    about. rows_named: its column names are those of the current side's rows."""
+    """What the columns of a statistic are, by kind: names of blocks, or COMPONENTS; a kind that is not there is not
+    asked about. rows_named: its column names are those of the current side's rows."""
 
     blocks: dict[str, tuple[str, ...]]
     rows_named: bool = False
@@ -49,8 +50,8 @@ EVERYTHING = Seen(blocks=dict.fromkeys(BLOCKS, COMPONENTS))
 
 
 def sees(*, rows_named: bool = False, **blocks: tuple[str, ...]) -> Callable[[F], F]:
-    """Decorator of a statistic: the blocks of `sanakit.drift.features` that it reads of `latents`, of `embeddings`, or of
-    both. Raises ValueError for another kind or block."""
+    """Decorator of a statistic: the blocks of `sanakit.drift.features` that it reads of `latents`, of `embeddings`, or
+    of both. Raises ValueError for another kind or block."""
     for kind, names in blocks.items():
         known = (*BLOCKS.get(kind, ()), *COMPONENTS)
         if kind not in BLOCKS or not set(names) <= set(known):
@@ -72,16 +73,16 @@ def seen_by(name: str) -> Seen:
 def ask(
     name: str, reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
-    """A registered statistic's reading. One that raises, or that cannot be imported, gives a reading that has no value and
-    says in `error` whose it is and what was raised."""
+    """A registered statistic's reading. One that raises, or that cannot be imported, gives a reading that has no value
+    and says in `error` whose it is and what was raised."""
 
     def work() -> Reading:
         statistic = DRIFT.get(name)
         return _checked(name, statistic(reference, current, alpha, **_accepted(statistic, names=names, seed=seed)))
 
-    found, error = guarded(work)
-    if found is not None:
-        return found
+    reading, error = guarded(work)
+    if reading is not None:
+        return reading
     assert error is not None
     said = DRIFT.blame(name, error)[1]
     return Reading(name=name, title="could not be evaluated", value=math.nan, where=said, error=said)
@@ -96,17 +97,18 @@ def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in taken}
 
 
-def _checked(name: str, found: Any) -> Reading:
-    """The reading under the registered name, its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
-    if not isinstance(found, Reading):
-        raise TypeError(f"the statistic returned {type(found).__name__}, expected Reading")
+def _checked(name: str, returned: Any) -> Reading:
+    """The reading under the registered name, its numbers as Python's own. Raises where it is none, or where its p-value
+    is no probability."""
+    if not isinstance(returned, Reading):
+        raise TypeError(f"the statistic returned {type(returned).__name__}, expected Reading")
     plain: dict[str, Any] = {
-        key: None if getattr(found, key) is None else float(getattr(found, key))
+        key: None if getattr(returned, key) is None else float(getattr(returned, key))
         for key in ("value", "ci_low", "ci_high", "p_value", "threshold")
     }
     if plain["p_value"] is not None and not 0 <= plain["p_value"] <= 1:
         raise ValueError(f"the statistic returned p_value {plain['p_value']}, expected 0 to 1")
-    return replace(found, name=found.name or name, alarm=bool(found.alarm), **plain)
+    return replace(returned, name=returned.name or name, alarm=bool(returned.alarm), **plain)
 
 
 def latent_features(latents: Tensor) -> Tensor:
@@ -134,7 +136,8 @@ def tested_reading(
     ci_low: float | None = None,
     ci_high: float | None = None,
 ) -> Reading:
-    """A reading whose p-value decides: threshold is alpha. `ask` gives it the name that the statistic is registered under."""
+    """A reading whose p-value decides: threshold is alpha. `ask` gives it the name that the statistic is registered
+    under."""
     return Reading(
         name="",
         title=title,

@@ -23,8 +23,9 @@ def compare_files(
 ) -> Comparison:
     """Compare the latents or embeddings of two files, folders of `encode`, run folders or snapshots.
 
-    alpha: bound on false alarms of the whole comparison. html: where a page is written. snapshot: where `current` is kept as a
-    snapshot, a file or a folder. Raises SK0701 for a side that cannot be read, SK0702 for sides that cannot be compared.
+    alpha: bound on false alarms of the whole comparison. html: where a page is written. snapshot: where `current` is
+    kept as a snapshot, a file or a folder. Raises SK0701 for a side that cannot be read, SK0702 for sides that cannot
+    be compared.
     """
     sources = data_of(reference), data_of(current)
     first, second = (read_samples(source, seed=seed) for source in sources)

@@ -1,4 +1,4 @@
-"""The page of one comparison, assembled from the samples of both sides: moments, evidence, and the rows that differ most."""
+"""The page of one comparison, from the samples of both sides: moments, evidence, and the rows that differ most."""
 
 from pathlib import Path
 from typing import Any

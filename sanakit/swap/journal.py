@@ -48,11 +48,11 @@ def go_on_from(swap: "Swap", state: TrainState, options: TrainOptions, facts: di
 
 @dataclass(kw_only=True)
 class Journal:
-    """Bookkeeping of one run; `after_step` is what the loop calls. A subclass says what a step shows (`observe`) and what is
-    measured at an evaluation step (`evaluate`).
+    """Bookkeeping of one run; `after_step` is what the loop calls. A subclass says what a step shows (`observe`) and
+    what is measured at an evaluation step (`evaluate`).
 
-    name: the strategy, or what is trained. facts: what a resume must agree with. untouched: digests of the parameters at the
-    start.
+    name: the strategy, or what is trained. facts: what a resume must agree with. untouched: digests of the parameters
+    at the start.
     """
 
     swap: "Swap"
@@ -86,8 +86,8 @@ class Journal:
         """Samples while training, every `train.sample_every` steps."""
 
     def run(self, go_on: Callable[[], object]) -> None:
-        """`go_on` trains from the state to the last step. A signal saves at the next step border and exits with 143, or 130
-        for Ctrl-C. Raises SK0511 where a monitor asks to stop."""
+        """`go_on` trains from the state to the last step. A signal saves at the next step border and exits with 143,
+        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop."""
         try:
             watched(go_on, self.state, self.monitors, self.saver, self.facts)
             self._save_if_stopped()

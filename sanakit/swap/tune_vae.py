@@ -108,7 +108,9 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
+    images = to_images(
+        held.subset(list(range(min(config.component.num_images, len(held))))).pixels(config.data.image_size)
+    )
     before = measured(swap.candidate, images)
     train_vae(swap, swap.candidate, vae, images)
     vae.requires_grad_(False).eval().cpu()
@@ -126,8 +128,8 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
 
 
 def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
-    """From the start, or where an earlier run stopped, to the last step; `vae` then holds the trained weights, averaged where
-    an average is kept.
+    """From the start, or where an earlier run stopped, to the last step; `vae` then holds the trained weights,
+    averaged where an average is kept.
 
     candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1]. Raises
     SK0104 for a VAE without parameters.
@@ -173,8 +175,8 @@ def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
 
 @dataclass(kw_only=True)
 class VaeJournal(Journal):
-    """What the steps of a VAE leave behind: its latents beside those of the VAE as it came, and how well it does on held-out
-    images. Fields as in `train_vae`."""
+    """What the steps of a VAE leave behind: its latents beside those of the VAE as it came, and how well it does on
+    held-out images. Fields as in `train_vae`."""
 
     candidate: VAE
     vae: VAE

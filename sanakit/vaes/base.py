@@ -28,7 +28,8 @@ class VAE(nn.Module):
     title: str = ""
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
-    fixed_image_size: int | None = None  # the only side that the model takes, where there is one
+    spec: LatentSpec
+    stats: LatentStats
     notes: tuple[str, ...] = ()  # what a user should know of how it was loaded; part of the plan
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
@@ -36,6 +37,11 @@ class VAE(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.set_stats(stats)
+
+    @property
+    def fixed_image_size(self) -> int | None:
+        """The only side that the model takes, where there is one."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -56,7 +62,8 @@ class VAE(nn.Module):
         """(B, C, h, w) raw -> (B, 3, H, W), about [-1, 1]."""
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`_encode`, and the posterior's standard deviation of the same shape; None where the encoder is deterministic."""
+        """`_encode`, and the posterior's standard deviation of the same shape;
+        None where the encoder is deterministic."""
         return self._encode(images), None
 
     def set_stats(self, stats: LatentStats) -> None:
@@ -71,8 +78,8 @@ class VAE(nn.Module):
         self.stats = stats
 
     def encode_raw(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0217 for images of another range or type, SK0202 if the
-        shape is not the declared one."""
+        """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0217 for images of another range or type,
+        SK0202 if the shape is not the declared one."""
         return self.encode_posterior(images)[0]
 
     @torch.no_grad()
