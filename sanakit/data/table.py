@@ -15,7 +15,7 @@ from sanakit.data.images import decode
 from sanakit.data.survey import Survey
 from sanakit.registry import Registry
 
-DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets", "sanakit.data")
+DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 
 HELD_OUT_SHARE = 0.1
 ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation image

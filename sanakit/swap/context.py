@@ -24,7 +24,7 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.run import RunFolder
-from sanakit.swap.plan import swap_core
+from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.query import with_layer
@@ -141,13 +141,14 @@ class Swap:
 
     def dataset(
         self,
-        system: LatentDiffusion,
+        vae: VAE,
+        text_encoder: TextEncoder,
         held_out_split: bool,
         buckets: Sequence[tuple[int, int]] = (),
         *,
         sample_posterior: bool = False,
     ) -> LatentDataset:
-        """Latents and embeddings of a half, squares or in buckets."""
+        """Latents and embeddings of a split by a VAE and a text encoder, squares or in buckets."""
         images, data = self.splits[held_out_split], self.config.data
         if data.caption_temperature and not images.scores:
             raise SanakitError(
@@ -156,10 +157,10 @@ class Swap:
                 fix="Leave it out, or state them.",
             )
         return build_dataset(
-            system.vae,
-            system.text_encoder,
+            vae,
+            text_encoder,
             images,
-            system.image_size,
+            data.image_size,
             mirror=not held_out_split,
             progress=self.progress,
             cache=Path(data.cache) if data.cache else None,
@@ -171,18 +172,18 @@ class Swap:
 
     @cached_property
     def base_data(self) -> tuple[LatentDataset, LatentDataset]:
-        return self.dataset(self.base_system, False), self.dataset(self.base_system, True)
+        parts = self.base_system.vae, self.base_system.text_encoder
+        return self.dataset(*parts, False), self.dataset(*parts, True)
 
     @cached_property
     def candidate_data(self) -> tuple[LatentDataset, LatentDataset]:
-        is_vae = isinstance(self.candidate, VAE)
-        probe = LatentDiffusion(
-            vae=self.candidate if is_vae else self.base_system.vae,
-            text_encoder=self.base_system.text_encoder if is_vae else self.candidate,
-            core=swap_core(self.base_system, self.candidate, self.config.train.seed),
-            image_size=self.base_system.image_size,
-        )
-        return self.dataset(probe, False), self.dataset(probe, True)
+        candidate, base = self.candidate, self.base_system
+        check_geometry(base, candidate)
+        if isinstance(candidate, VAE):
+            parts: tuple[VAE, TextEncoder] = candidate, base.text_encoder
+        else:
+            parts = base.vae, candidate
+        return self.dataset(*parts, False), self.dataset(*parts, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
         """What the loop reads: the training split, in its own shapes where data.aspect_buckets says so, drawn from the
@@ -194,7 +195,7 @@ class Swap:
         if data.aspect_buckets:
             cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
             sizes = bucket_sizes(system.image_size, cell, data.max_aspect)
-        return self.dataset(system, False, sizes, sample_posterior=data.sample_posterior)
+        return self.dataset(system.vae, system.text_encoder, False, sizes, sample_posterior=data.sample_posterior)
 
     @cached_property
     def base_held_out(self) -> HeldOut:
