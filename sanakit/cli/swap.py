@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
 from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
@@ -125,15 +126,15 @@ def check_names(config: Any) -> None:
     from sanakit.registry import Registry
 
     cache_dir()
-    for kind, package, name in (
-        ("vaes", "sanakit.vaes", config.vae.name),
-        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
-        ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
+    for kind, name in (
+        ("vaes", config.vae.name),
+        ("text-encoders", config.text_encoder.name),
+        ("adapters", config.adapter.name),
+        ("strategies", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if name and name.partition(":")[0] not in ("path", "hub"):
-            registry: Registry[Any] = Registry(kind, package)
+            registry: Registry[Any] = Registry(kind)
             if name not in registry.entries():
                 registry.get(name)  # raises with suggestions
 
@@ -190,7 +191,7 @@ def run(
         write_markdown(validation, markdown)
     if as_json:
         print_json(validation)
-        for gate in _broken(validation):
+        for gate in unevaluated_gates(validation):
             print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
         if plan := swap.run.read_json("plan.json"):

@@ -61,6 +61,16 @@ class LatentDataset:
         found = self.captions[self.caption_rows(indices, choice)]
         return PromptEmbeds(found.embeds.float(), found.mask)
 
+    def evaluation_prompts(self, indices: Tensor) -> PromptEmbeds:
+        """The embeddings of `ImageDataset.evaluation_captions`."""
+        rows = self.first[indices] + indices % self.count[indices]
+        return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+
+    def places_by_kind(self, count: int) -> dict[str, Tensor]:
+        """Which of the first `count` images are evaluated with a caption of each kind; {} without kinds."""
+        places = torch.arange(count)
+        return {kind: places[n :: len(self.caption_kinds)] for n, kind in enumerate(self.caption_kinds)}
+
     def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
         """Of every image, or what stands in for it: caption number `choice` modulo the image's count; with scores by
         their chances, `choice` over CHOICES."""

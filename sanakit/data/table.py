@@ -18,7 +18,7 @@ from sanakit.data.names import evaluation_order, is_held_out
 from sanakit.data.survey import Survey
 from sanakit.registry import Registry
 
-DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets", "sanakit.data")
+DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 
 
 @dataclass(kw_only=True)
@@ -107,7 +107,14 @@ class ImageDataset:
             scores=[self.scores[i] for i in indices] if self.scores else [],
             fit=self.fit,
             survey=self.survey,
+            caption_kinds=self.caption_kinds,
         )
+
+    def evaluation_captions(self) -> list[str]:
+        """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,
+        so that any first K images of the embedded world are evaluated half with plain titles, half with enriched
+        captions."""
+        return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
 
     def split(self, held_out: bool) -> "ImageDataset":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.

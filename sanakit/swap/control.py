@@ -90,7 +90,7 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
     steps = rungs(budget)[0]
     swap.progress("racing the control with random weights", 0, 2)
     key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
-    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature]
+    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature, EVALUATED_BY]
     control = remembered(
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )

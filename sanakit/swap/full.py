@@ -23,21 +23,19 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
+from sanakit.swap.core_journal import CoreJournal
 from sanakit.swap.distill import Teacher
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.gradual import join_gradually
-from sanakit.swap.journal import Journal
+from sanakit.swap.journal import go_on_from
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
+from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.training.checkpoint import checkpoint_bytes, preflight
 from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
 from sanakit.training.monitors import make_monitors
-from sanakit.training.parameters import check_movement, parameter_digests
-from sanakit.training.schedules import decay_start
-from sanakit.training.watch import Watch
+from sanakit.training.parameters import parameter_digests
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -115,6 +113,18 @@ def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> 
     }
 
 
+def gains_by_caption(gains: dict[str, Any], data: LatentDataset) -> dict[str, dict[str, float]]:
+    """`prompt_gains` in the mean over all held-out images and, where the data states kinds of captions, by kind: the
+    candidate's, the base's, and the number of images."""
+    candidate, base = gains["prompt_gain"], gains["base_prompt_gain"]
+    groups = {"all": torch.arange(len(candidate))} | data.places_by_kind(len(candidate))
+    return {
+        kind: {"candidate": float(candidate[rows].mean()), "base": float(base[rows].mean()), "images": len(rows)}
+        for kind, rows in groups.items()
+        if len(rows)
+    }
+
+
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an
     adapter added as the identity."""
@@ -141,7 +151,7 @@ def train(
     groups: list[dict],
     encoder: TextEncoder | None,
     evaluate: Any,
-) -> Journal:
+) -> CoreJournal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
     config = swap.config
@@ -151,19 +161,16 @@ def train(
         groups.append(encoder_group(encoder, config.text_encoder.learning_rate, options.learning_rate))
     state = new_state(system.core, groups, options, encoder)
     untouched = parameter_digests(state.module)
-    facts, checkpoints = resume_facts(swap, strategy.name), swap.run.path / "checkpoints"
-    pick_up(checkpoints, swap.resume, state, facts)
-    for row in state.history:
-        swap.run.append(row["file"], [row["row"]])
-    drop_later(swap.run, state.step)
-    branch = decay_start(options.schedule, options.max_steps)
-    preflight(checkpoints, checkpoint_bytes(state.module, state), always=branch)
+    facts = resume_facts(swap, strategy.name)
+    checkpoints = go_on_from(swap, state, options, facts)
 
     stream = swap.stream(system)
     base = (swap.base_system, swap.base_data[0])
     reference = reference_latents(stream) if stream.members else None
-    journal = Journal(
+    draw = teacher_draws(swap, strategy, system, options)
+    journal = CoreJournal(
         swap=swap,
+        name=strategy.name,
         strategy=strategy,
         system=system,
         options=options,
