@@ -38,7 +38,7 @@ class Trial:
     power: list[float] = field(default_factory=list)
     finite: bool = True
 
-    def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
+    def see(self, pairs: Captions, base_layer: nn.Module, *, evaluated: bool) -> None:
         self.finite = self.finite and bool(pairs.candidate[:].embeds.isfinite().all())
         if not self.finite:
             return

@@ -27,7 +27,7 @@ def base_evidence(base: LatentDiffusion, data: LatentDataset, evaluated: HeldOut
     count = min(len(data), evaluated.losses.shape[1] if evaluated else PROBED)
     evaluated = evaluated or held_out(base, data, count=count)
     rows = torch.arange(count)
-    prompt = data.prompts(rows, torch.ones_like(rows))
+    prompt = data.evaluation_prompts(rows)
     visible = LatentDataset(
         names=data.names[:count],
         latents=data.latents[rows],

@@ -12,7 +12,7 @@ from sanakit.cli.app import app
 from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
 from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
 from sanakit.cli.output import print_json
-from sanakit.errors import ExitCode, SanakitError
+from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8, try_writing
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
@@ -198,26 +198,13 @@ def run(
             print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
-    raise typer.Exit(_exit_code(validation))
+    raise typer.Exit(exit_code_of(validation))
 
 
 def _try_writing_all(run_dir: Path | None, *documents: Path | None) -> None:
     """Every folder that the command will write to, before anything long begins. Raises SK0903 or SK0128."""
     for folder in (run_dir or Path("runs"), *(path.parent for path in documents if path), cache_dir()):
         try_writing(folder)
-
-
-def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
-    return [gate for stage in validation["stages"].values() for gate in stage["gates"] if gate.get("error")]
-
-
-def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not be evaluated because it raised; it is in the table,
-    with the verdict of everything else."""
-    if _broken(validation):
-        return ExitCode.ERROR
-    verdict = validation["verdict"]
-    return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
 
 
 @app.command()

@@ -43,6 +43,7 @@ class LatentDataset:
     texts: Sequence[str] = ()
     spread: Tensor | Rows | LiveLatents | Bucketed | None = None
     failures: Failures = field(default_factory=no_failures)
+    caption_kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -63,8 +64,9 @@ class LatentDataset:
 
     def evaluation_prompts(self, indices: Tensor) -> PromptEmbeds:
         """The embeddings of `ImageDataset.evaluation_captions`."""
-        rows = self.first[indices] + indices % self.count[indices]
-        return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+        resolved = self.failures.resolve(indices)
+        found = self.captions[self.first[resolved] + indices % self.count[resolved]]
+        return PromptEmbeds(found.embeds.float(), found.mask)
 
     def places_by_kind(self, count: int) -> dict[str, Tensor]:
         """Which of the first `count` images are evaluated with a caption of each kind; {} without kinds."""
@@ -194,6 +196,7 @@ def build_dataset(
         texts=texts,
         spread=spread,
         failures=failures,
+        caption_kinds=dataset.caption_kinds,
     )
 
 

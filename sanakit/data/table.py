@@ -20,6 +20,8 @@ from sanakit.registry import Registry
 
 DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 
+EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: results of another choice do not fit
+
 
 @dataclass(kw_only=True)
 class ImageDataset:
@@ -29,6 +31,7 @@ class ImageDataset:
     where the data set has an index. ledger: what was set aside. scores: of every caption of every image, where the
     data has them. fit: how a square is made of an image that is none, `crop` or `pad`. survey: what reading the whole
     data set found beside the images. indexed: the rows of its index (data/index.py), None for images in memory.
+    caption_kinds: what an image's first, second ... caption is, where the data set says so.
     """
 
     source: str
@@ -40,6 +43,7 @@ class ImageDataset:
     fit: str = "crop"
     survey: Survey = field(default_factory=Survey)
     indexed: Indexed | None = None
+    caption_kinds: tuple[str, ...] = ()
 
     @classmethod
     def of_index(cls, indexed: Indexed, *, scored: bool, **options: Any) -> "ImageDataset":
@@ -96,7 +100,8 @@ class ImageDataset:
 
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
         if self.indexed is not None:
-            kept = {"source": self.source, "ledger": self.ledger, "fit": self.fit, "survey": self.survey}
+            kept: dict[str, Any] = {"source": self.source, "ledger": self.ledger, "survey": self.survey}
+            kept |= {"fit": self.fit, "caption_kinds": self.caption_kinds}
             return ImageDataset.of_index(self.indexed.take(indices), scored=bool(self.scores), **kept)
         return ImageDataset(
             source=self.source,
@@ -110,11 +115,13 @@ class ImageDataset:
             caption_kinds=self.caption_kinds,
         )
 
-    def evaluation_captions(self) -> list[str]:
+    def evaluation_captions(self, places: Iterable[int] | None = None) -> list[str]:
         """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,
         so that any first K images of the embedded world are evaluated half with plain titles, half with enriched
-        captions."""
-        return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
+        captions. places: of some images, by default of all."""
+        if places is None:
+            return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
+        return [(own := self.captions[place])[place % len(own)] for place in places]
 
     def split(self, held_out: bool) -> "ImageDataset":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.

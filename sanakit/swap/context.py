@@ -25,7 +25,7 @@ from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.run import RunFolder
 from sanakit.swap.encoding import choose_encoding
-from sanakit.swap.plan import swap_core
+from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.query import with_layer
@@ -111,9 +111,8 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        captions = self.splits[0].captions
-        rows = np.linspace(0, len(captions) - 1, min(LAYER_CAPTIONS, len(captions))).astype(int)
-        chosen = [captions[int(row)][-1] for row in rows]
+        count = len(self.splits[0])
+        chosen = self.splits[0].evaluation_captions(np.linspace(0, count - 1, min(LAYER_CAPTIONS, count)).astype(int))
         base = self.base_system
         ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking

@@ -17,6 +17,7 @@ from torch import Tensor
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import first_images
+from sanakit.data.table import EVALUATED_BY
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import averaged, held_out

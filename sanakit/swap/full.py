@@ -1,9 +1,5 @@
 """Stage full: train the recommended strategy to the end, watched, resumable, and write the model."""
 
-import signal
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -15,7 +11,7 @@ from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.measure_training import sample_evidence
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, is_main, local
+from sanakit.distributed import is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import conditional_gain
 from sanakit.evaluation.figures import save_grid
@@ -181,37 +177,13 @@ def train(
         monitors=make_monitors(
             config.monitors, system, stream, base, options, latents=reference, trained_text=encoder is not None
         ),
-        evaluate=evaluate,
+        measure=evaluate,
         failures=stream.failures,
     )
-    draw = teacher_draws(swap, strategy, system, options)
-    watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    after_step, rate = journal.after_step, journal.rate
-    go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
-    try:
-        with saved_without_data(journal):
-            watched(go_on, state, journal.monitors, journal.saver, facts)
-        journal.save_if_stopped()
-    finally:
-        watch.close()
-        journal.close()
-    barrier()
-    exit_if_stopped(journal)
-    if options.max_steps >= 3:
-        check_movement(state.module, untouched)
+    after_step, rate, watch = journal.after_step, journal.rate, journal.watch
+    journal.run(partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch))
     keep_result(journal, encoder)
     return journal
-
-
-@contextmanager
-def saved_without_data(journal: Journal) -> Iterator[None]:
-    """Save where so many images in a row cannot be read that no batch can be drawn (SK0402): the step did not begin."""
-    try:
-        yield
-    except SanakitError as error:
-        if error.code == "SK0402":
-            journal.save()
-        raise
 
 
 def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusion, options: TrainOptions) -> Any:
@@ -222,22 +194,7 @@ def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusio
     return teacher.draws(system, swap.candidate_data[0], options)
 
 
-def exit_if_stopped(journal: Journal) -> None:
-    """Leave with the signal's exit code where one asked the run to stop."""
-    state = journal.state
-    if state.stopped == DATA_STOP:
-        STOP.number = 0
-        raise journal.failures.refusal(f"stopped at step {state.step}, saved in {journal.checkpoints}")
-    if state.stopped:
-        print(
-            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved "
-            f"in {journal.checkpoints}; the same command with --resume auto goes on",
-            file=sys.stderr,
-        )
-        sys.exit(exit_code(state.stopped))
-
-
-def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
+def keep_result(journal: CoreJournal, encoder: TextEncoder | None) -> None:
     """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one
     that was trained too, frozen from now on."""
     state, system, strategy = journal.state, journal.system, journal.strategy

@@ -14,13 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sanakit.assembly import LatentDiffusion
+from sanakit.contracts import Reading
 from sanakit.data.failures import Failures, no_failures
-from sanakit.distributed import gathered_rows
-from sanakit.evaluation.figures import save_grid, to_uint8
-from sanakit.evaluation.held_out import HeldOut
-from sanakit.sampling import sample_images
-from sanakit.strategies.base import Strategy
+from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, gathered_rows
+from sanakit.errors import SanakitError
 from sanakit.swap.gradual import SETTLED
 from sanakit.swap.resume import drop_later, pick_up, watched
 from sanakit.swap.settings import flat_config
@@ -56,8 +53,8 @@ class Journal:
     """Bookkeeping of one run; `after_step` is what the loop calls. A subclass says what a step shows (`observe`) and
     what is measured at an evaluation step (`evaluate`).
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors
-    of the system as it is now. failures: images of the stream that cannot be read.
+    name: the strategy, or what is trained. facts: what a resume must agree with. untouched: digests of the parameters
+    at the start. failures: images of the stream that cannot be read.
     """
 
     swap: "Swap"
@@ -68,7 +65,6 @@ class Journal:
     facts: dict[str, Any]
     untouched: dict[str, str]
     monitors: Monitors
-    evaluate: Callable[[], HeldOut]
     failures: Failures = field(default_factory=no_failures)
     losses: list[float] = field(init=False)  # since the last evaluation
 
@@ -94,16 +90,24 @@ class Journal:
 
     def run(self, go_on: Callable[[], object]) -> None:
         """`go_on` trains from the state to the last step. A signal saves at the next step border and exits with 143,
-        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop."""
+        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop, SK0402 (saved in the same way) where too many
+        images cannot be read."""
         try:
             watched(go_on, self.state, self.monitors, self.saver, self.facts)
             self._save_if_stopped()
+        except SanakitError as error:
+            if error.code == "SK0402":  # so many images in a row that no batch can be drawn: the step did not begin
+                self.save()
+            raise
         finally:
             self.watch.close()
             self.saver.close()
             self.trackers.close()
             self.monitors.close()
         barrier()
+        if self.state.stopped == DATA_STOP:
+            STOP.number = 0
+            raise self.failures.refusal(f"stopped at step {self.state.step}, saved in {self.checkpoints}")
         if self.state.stopped:
             print(
                 f"{signal.Signals(self.state.stopped).name}: stopped at step {self.state.step} of "
@@ -145,10 +149,10 @@ class Journal:
         self.swap.run.append(file, rows)
         self.state.history += [{"file": file, "row": row} for row in rows]
 
-    def _tell_failures(self) -> None:
-        """Images that could not be read since the last time, of all ranks, into the ledger."""
-        if self.failures.names and (rows := gathered_rows(self.failures.take_new())):
-            self.record("ledger.jsonl", rows)
+    def record_readings(self, readings: list[Reading], step: int) -> None:
+        """Into readings.jsonl and to the trackers."""
+        self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
+        self.trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
 
     def save(self) -> None:
         losses = torch.tensor(self.losses, dtype=torch.float64)
@@ -157,11 +161,16 @@ class Journal:
 
     def _save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
-        every = self.swap.config.train.checkpoint_every
         if self.state.stopped:
             self._tell_failures()
+        every = self.swap.config.train.checkpoint_every
         if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
+
+    def _tell_failures(self) -> None:
+        """Images that could not be read since the last time, of all ranks, into the ledger."""
+        if self.failures.names and (rows := gathered_rows(self.failures.take_new())):
+            self.record("ledger.jsonl", rows)
 
     def _log(self, step: int, loss: float) -> None:
         now, every = time.perf_counter(), self.swap.config.train.log_every

@@ -52,9 +52,9 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
         return
     if resume == "auto":
         set_torn_aside(checkpoints)
-    found = latest(checkpoints) if resume == "auto" else Path(resume)
-    if found is not None:
-        folder = found if resume == "auto" else latest(found) or found
+    source = latest(checkpoints) if resume == "auto" else Path(resume)
+    if source is not None:
+        folder = source if resume == "auto" else latest(source) or source
         load_checkpoint(folder, state.module, state, facts_for(folder, facts))
 
 

@@ -22,10 +22,10 @@ from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
-from sanakit.swap.resume import pick_up, resume_facts, watched
-from sanakit.swap.settings import flat_config, options_of, strategy_of
+from sanakit.swap.journal import Journal, go_on_from
+from sanakit.swap.resume import resume_facts
+from sanakit.swap.settings import options_of, strategy_of
 from sanakit.training.batches import TrainOptions, own_rows
-from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
 from sanakit.training.loop import descend, new_state
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import parameter_digests
