@@ -26,7 +26,7 @@ from sanakit.files import without_secrets, write_aside
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
-CHOSEN = (("data", "latents"), ("data", "embeddings"))  # keys whose `auto` the first run of a folder decides for all
+CHOSEN = ("latents", "embeddings")  # keys of `data` that change no result: `auto` is decided when a folder is made
 LOCK = ".lock"
 MOST_TOLD = 12  # fields that a message names
 
@@ -40,10 +40,9 @@ class RunFolder:
         self.key = config_key(config)
 
     @classmethod
-    def open(cls, config: Config, folder: Path | None, choose: Callable[[], Config] | None = None) -> "RunFolder":
+    def open(cls, config: Config, folder: Path | None, choose: Callable[[Config], Config] | None = None) -> "RunFolder":
         """The named folder, the newest of this configuration under runs/, or a new one; its `config` has a choice in
-        the place of every `auto` of CHOSEN. choose: the configuration with those made, asked for a new folder alone.
-        Raises SK0105 or SK0903."""
+        the place of every `auto` of CHOSEN: the folder's own, or what `choose` makes of it. Raises SK0105 or SK0903."""
         key = config_key(config)
         if folder is None:
             earlier = sorted(Path("runs").glob(f"*-{key}"))
@@ -58,9 +57,11 @@ class RunFolder:
             stated = run.path / "config.yaml"
             if stated.is_file():
                 run.config = run._agreed(stated)
-            else:
-                run.config = choose() if choose else config
-                run.write_text("config.yaml", dump_config(stored(run.config)))
+            if choose and any(getattr(run.config.data, key) == "auto" for key in CHOSEN):
+                run.config = choose(run.config)
+            text = dump_config(stored(run.config))
+            if not stated.is_file() or stated.read_text(encoding="utf-8") != text:
+                run.write_text("config.yaml", text)
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
@@ -75,15 +76,12 @@ class RunFolder:
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
-        choices: dict[str, Any] = {}
-        for section, key in CHOSEN:
-            if asked[section][key] == "auto":
-                choices[key] = there[section][key]
+        choices = {key: there["data"][key] for key in CHOSEN if asked["data"][key] == "auto"}
         changed = []
         for section, values in asked.items():
             for key, value in values.items() if isinstance(values, dict) else [("", values)]:
                 other = there[section][key] if key else there[section]
-                if other != value and (section, key) not in [c for c in CHOSEN if c[1] in choices]:
+                if other != value and not (section == "data" and key in CHOSEN):
                     changed.append(f"{section}.{key}".rstrip(".") + f" is {other!r} there, {value!r} asked")
         if changed:
             more = f" and {len(changed) - MOST_TOLD} more" if len(changed) > MOST_TOLD else ""
@@ -170,7 +168,9 @@ def _told(holder: str) -> str:
 
 
 def config_key(config: Config) -> str:
-    return hash_record(stored(config).model_dump(mode="json") | {"schema": SCHEMA_VERSION})[:10]
+    asked = stored(config).model_dump(mode="json")
+    asked["data"] = {key: value for key, value in asked["data"].items() if key not in CHOSEN}
+    return hash_record(asked | {"schema": SCHEMA_VERSION})[:10]
 
 
 def stored(config: Config) -> Config:

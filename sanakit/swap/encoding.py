@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 
-def choose_encoding(swap: "Swap") -> Config:
+def choose_encoding(swap: "Swap", config: Config) -> Config:
     """The configuration with `data.latents` and `data.embeddings` decided: ahead where the free disk holds what the
     cache would take, else live."""
-    data, config = swap.config.data, swap.config
+    data = config.data
     if "auto" not in (data.latents, data.embeddings):
         return config
     vaes, encoders = [], []
