@@ -163,6 +163,7 @@ def test_of_a_large_data_set_a_sample_is_decoded_and_its_share_refuses_before_th
     monkeypatch.setattr(screen, "open_image", lambda data, least: (decoded.append(1), open_image(data, least))[1])
     monkeypatch.setattr(screen, "SAMPLE", 20)
     shard_of(tmp_path / "a.tar", 0, 400, broken=set(range(0, 400, 4)))
+    settle(tmp_path)
     with pytest.raises(SanakitError, match=r"SK0402.* of 400 images set aside(.|\n)*decoded") as refused:
         load_images(str(tmp_path / "a.tar"))
     assert len(decoded) == 40 and "a.tar/0" in str(refused.value)

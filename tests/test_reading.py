@@ -566,14 +566,14 @@ def test_every_member_of_a_shard_is_read_set_aside_or_counted(tmp_path):
 
 
 def test_what_is_not_read_names_what_was_found(tmp_path):
-    folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.tar": "x" for i in range(4)})
-    with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .tar, metadata.jsonl"):
+    folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.zip": "x" for i in range(4)})
+    with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .zip, metadata.jsonl"):
         load_images(str(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SanakitError, match="SK0401.*holds no image, found nothing"):
         load_images(str(tmp_path / "empty"))
     folder_of(folder, {"0.png": png(), "1.png": png()})
-    with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .tar, metadata.jsonl"):
+    with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .zip, metadata.jsonl"):
         load_images(str(folder))
     with pytest.raises(SanakitError, match=r"(?s)SK0401.*\{3\.\.0\} runs backwards.*Write \{0\.\.3\}"):
         load_images(str(folder / "{3..0}.tar"))
