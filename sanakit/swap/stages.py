@@ -33,7 +33,8 @@ from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
-from sanakit.swap.race import recommend
+from sanakit.swap.outcome import comparison
+from sanakit.swap.settings import rungs_in
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
@@ -82,20 +83,20 @@ def component(swap: Swap) -> StageResult:
 def smoke(swap: Swap) -> StageResult:
     """Race the strategies under one budget against the base."""
     config, base = swap.config, swap.base_system
-    (train, test), budget = swap.candidate_data, config.smoke.budget_steps
+    (train, test), plan = swap.candidate_data, rungs_in(config)
     names, broken = raced_names(swap)
     if not names:
         return StageResult(results=broken)
     write_plan(swap, names)
-    arms, finalists, starts = run_race(swap, names)
+    arms, result, starts = run_race(swap, names)
 
-    best = recommend([arm for arm in arms if arm.raced])
+    best = result.best
     assert best.forecast is not None
-    more = steps_that_tell(best.forecast, budget)
+    more = steps_that_tell(best.forecast, result.step)
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best, more))
+    swap.run.write_json("strategy.json", comparison(swap, arms, result, more))
     with averaged(best.system.core, best.average):
-        figures = _sample_figures(swap, best, budget)
+        figures = _sample_figures(swap, best, result.step)
         gains = prompt_gains(swap, best.system, test)
         wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
     swap.add_figures("smoke", figures)
@@ -121,29 +122,13 @@ def smoke(swap: Swap) -> StageResult:
         evidence["start_losses"] = start.losses.mean(0).numpy()
     if isinstance(swap.candidate, TextEncoder):
         with stopping(race_store(swap)):
-            evidence |= control_evidence(swap, budget)
+            evidence |= control_evidence(swap, plan.halving)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
     stage_result = evaluate_stage("smoke", evidence, swap.policy)
     stage_result.results += broken
     return stage_result
-
-
-def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, more: int) -> dict[str, Any]:
-    """strategy.json: every arm of the race, and which one is recommended. more: steps after which an inconclusive race
-    would tell."""
-    assert best.forecast is not None
-    target = swap.target
-    return {
-        "recommended": best.strategy.name,
-        "conclusive": best.forecast.conclusive,
-        "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
-        "budget_steps": swap.config.smoke.budget_steps,
-        "steps_that_tell": more,
-        "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
-        "base_held_out_loss": swap.base_held_out.loss,
-    }
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
