@@ -77,7 +77,7 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     upto = dict.fromkeys(arms, 0)
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
-        if not any(rung in arm.steps for arm in running):
+        if not any(rung in arm.steps or arm.steps[-1] < rung for arm in running):
             continue  # the earlier study did not evaluate there
         for arm in running:
             upto[arm.strategy.name] = rung

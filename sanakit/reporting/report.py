@@ -24,6 +24,7 @@ from sanakit.reporting.strategies import (
     distance_chart,
     loss_by_sigma,
     loss_curves,
+    race_answer,
     race_chart,
     with_forecast_bars,
 )
@@ -75,6 +76,7 @@ def collect(run_dir: Path) -> Row:
         "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
+        "race_answer": race_answer(strategy),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates),
         "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)

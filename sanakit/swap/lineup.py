@@ -17,12 +17,12 @@ from sanakit.distributed import exit_code, is_main
 from sanakit.errors import SanakitError
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.arm import Arm
+from sanakit.swap.course import Course
 from sanakit.swap.distill import Teacher
+from sanakit.swap.ending import RaceResult, TimeLimit
 from sanakit.swap.plan import applicable, describe_plan, swap_core
 from sanakit.swap.plan_remarks import adapter_remark, controls_remark, mask_remark
 from sanakit.swap.plugins import sound_strategies
-from sanakit.swap.course import Course
-from sanakit.swap.ending import RaceResult, TimeLimit
 from sanakit.swap.race import RaceStopped, at_best_rate, race, raced_options
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import search_of

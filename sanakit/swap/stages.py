@@ -32,8 +32,8 @@ from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
-from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.outcome import comparison
+from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.settings import rungs_in
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
