@@ -50,18 +50,17 @@ def interval_score(draws: np.ndarray, arrival: float, horizon: float, level: flo
 def coverage(found: Sequence[Forecasted], level: float) -> float:
     """Censor-adjusted coverage of the central interval of a level."""
     edge = (1 - level) / 2
-    return kaplan_meier(found, 1 - edge) - kaplan_meier(found, edge)
+    low, high = kaplan_meier(found, (edge, 1 - edge))
+    return high - low
 
 
-def kaplan_meier(found: Sequence[Forecasted], at: float) -> float:
-    """Estimated probability that a share is at most `at`."""
-    shares = np.array([one.share for one in found])
-    seen = np.array([not one.censored for one in found])
-    survival = 1.0
-    for share in np.unique(shares[seen & (shares <= at)]):
-        at_risk = np.sum(shares >= share)
-        survival *= 1 - np.sum(seen & (shares == share)) / at_risk
-    return float(1 - survival)
+def kaplan_meier(found: Sequence[Forecasted], levels: Sequence[float]) -> list[float]:
+    """Estimated probability that a share is at most each level. Of equal shares the censored ones count as larger."""
+    ordered = sorted((one.share, one.censored) for one in found)
+    shares = np.array([share for share, _ in ordered])
+    at_risk = len(ordered) - np.arange(len(ordered))
+    left = np.where([censored for _, censored in ordered], 1.0, 1 - 1 / at_risk)
+    return [1 - float(np.prod(left[shares <= level])) for level in levels]
 
 
 def brier(probabilities: Sequence[float], happened: Sequence[bool]) -> float:
