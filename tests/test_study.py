@@ -277,10 +277,10 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
 
 @pytest.fixture(scope="module")
 def earlier():
-    """The earlier study's records, and the committed figures of them."""
-    from study_curves import read_earlier
+    """The records that the constants were fitted to, in that order, and the committed figures of them."""
+    from study_curves import read_records
 
-    return read_earlier(), json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())
+    return read_records(()), json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())
 
 
 def same(value):

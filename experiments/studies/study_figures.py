@@ -5,6 +5,7 @@ sanakit/swap/forecast.json. What is said of the law is measured on swaps that it
 the others (leave one swap out), and once more under the law of the other base (leave one base out). Figures go to decision_study.json.
 """
 
+import functools
 import itertools
 import json
 import platform
@@ -132,23 +133,25 @@ def forecast_figures(records: Sequence[StudyRecord], laws: Laws) -> list[dict[st
 
 
 def coverage_figures(found: Sequence[measures.Forecasted]) -> dict[str, Any]:
+    """Censor-adjusted coverage of the 80% and 90% intervals and the score of the uncensored ones; None where there are none."""
     scored = [one for one in found if one.score is not None]
+    figures: dict[str, Any] = {"forecasts": len(found), "censored": len(found) - len(scored)}
+    for level in (80, 90):
+        figures |= figure(f"coverage_{level}", found, functools.partial(measures.coverage, level=level / 100))
+    return figures | figure("interval_score", scored, mean_score)
 
-    def cover(level: float) -> Callable[[list[measures.Forecasted]], float]:
-        return lambda sample: measures.coverage(sample, level)
 
-    return {
-        "forecasts": len(found),
-        "censored": len(found) - len(scored),
-        "coverage_80": round(measures.coverage(found, 0.8), 3),
-        "coverage_80_interval": measures.bootstrap(found, lambda one: one.swap, cover(0.8)),
-        "coverage_90": round(measures.coverage(found, 0.9), 3),
-        "coverage_90_interval": measures.bootstrap(found, lambda one: one.swap, cover(0.9)),
-        "interval_score": round(float(np.mean([one.score for one in scored])), 3),
-        "interval_score_interval": measures.bootstrap(
-            scored, lambda one: one.swap, lambda sample: float(np.mean([one.score for one in sample]))
-        ),
-    }
+def figure(
+    name: str, found: Sequence[measures.Forecasted], measure: Callable[[Sequence[measures.Forecasted]], float]
+) -> dict[str, Any]:
+    if not found:
+        return {name: None, f"{name}_interval": None}
+    interval = measures.bootstrap(found, lambda one: one.swap, measure)
+    return {name: round(measure(found), 3), f"{name}_interval": interval}
+
+
+def mean_score(found: Sequence[measures.Forecasted]) -> float:
+    return float(np.mean([one.score for one in found if one.score is not None]))
 
 
 def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> dict[str, Any] | None:
