@@ -1,6 +1,6 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results and the plan of the one
-under way, the table of docs/performance.md from its results.
+measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results
+and the plan of the one under way, the table of docs/performance.md from its results.
 
 python experiments/write_docs.py
 """
@@ -27,7 +27,10 @@ def codes() -> str:
     lines = [
         "# Codes",
         "",
-        "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same. Gates: [gates.md](gates.md).",
+        (
+            "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same. Gates: "
+            "[gates.md](gates.md)."
+        ),
         "",
         "| code | title | why | fix |",
         "|---|---|---|---|",
@@ -42,10 +45,10 @@ Written by `python experiments/write_docs.py` from the registry, `sanakit/checks
 `experiments/results/`.
 
 A gate is a rule on one number. A value with an interval (90%, bootstrap over images or prompts) that straddles the
-threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by which
-key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of smoke and
-full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has. The first gate
-that fails in a stage names the cause: causes stand before what follows from them.
+threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by
+which key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of
+smoke and full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has.
+The first gate that fails in a stage names the cause: causes stand before what follows from them.
 
 `--policy default|strict|FILE` chooses the thresholds. A file overrides single gates; unknown keys are refused:
 
@@ -55,8 +58,8 @@ thresholds:
   component/truncation: 0.1
 ```
 
-The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy decides again on what was
-measured, nothing is measured twice.
+The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy decides again on what
+was measured, nothing is measured twice.
 
 A component alone, with no base: `sanakit validate --stage component --base none --vae NAME` (or `--text-encoder`).
 For machines that build: `--json`, `--junit FILE`, `--markdown FILE`.
@@ -77,10 +80,11 @@ def thresholds() -> list[str]:
         "",
         "**A/A**: clean systems, "
         f"{sum(row['runs'] for row in measured.values()):,} readings of {len(calibration.get('systems', []))} "
-        f"(`{calibration.get('command', '')}`; the systems are in `experiments/faults/clean_runs.py`). Of the system nearest to the "
-        "threshold, q is the 95% quantile of its readings towards it and s the way from its median to q. A strict threshold "
-        "leaves at least s beyond q, a default one 2 s, and both stand short of the nearest planted fault. "
-        "**Definition**: the threshold is what the words mean; clean readings are there to see that it holds.",
+        f"(`{calibration.get('command', '')}`; the systems are in `experiments/faults/clean_runs.py`). Of the system "
+        "nearest to the threshold, q is the 95% quantile of its readings towards it and s the way from its median to "
+        "q. A strict threshold leaves at least s beyond q, a default one 2 s, and both stand short of the nearest "
+        "planted fault. **Definition**: the threshold is what the words mean; clean readings are there to see that it "
+        "holds.",
         "",
         "| gate | asks whether | default | strict | comes from | readings | q of clean systems | nearest fault |",
         "|---|---|---|---|---|---|---|---|",
@@ -117,16 +121,16 @@ def nearest_fault(gate: str, threshold: float, faults: list[dict[str, Any]]) -> 
     return min(values, key=lambda value: abs(value - threshold), default=None)
 
 
-def catalogue(found: dict[str, Any]) -> list[str]:
-    if not found:
+def catalogue(results: dict[str, Any]) -> list[str]:
+    if not results:
         return []
-    s = found["summary"]
+    s = results["summary"]
     lines = [
         "## The fault catalogue",
         "",
-        f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} caught, "
-        f"{s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
-        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{found['command']}`",
+        f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} "
+        f"caught, {s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
+        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{results['command']}`",
         "",
         "| fault | public threads | caught by | code | stage | caught | cause named |",
         "|---|---|---|---|---|---|---|",
@@ -135,13 +139,15 @@ def catalogue(found: dict[str, Any]) -> list[str]:
     def yes(value):
         return "yes" if value else "**no**"
 
-    for row in found["faults"]:
+    for row in results["faults"]:
         lines.append(
             f"| {cell(row['fault'])} | {cell(row['threads'])} | {row['gate']} | {row['code']} | {row['stage']} "
             f"| {yes(row['caught'])} | {yes(row['named_cause'])} |"
         )
     lines += ["", "| clean system | verdict | not passed |", "|---|---|---|"]
-    lines += [f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in found["clean"]]
+    lines += [
+        f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in results["clean"]
+    ]
     return lines
 
 
@@ -158,10 +164,10 @@ def zoo() -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `python experiments/write_docs.py` from the records; `sanakit describe NAME` shows one. Every name has a",
-        "tiny twin built from its real class, on which the contract tests run. Nothing is fetched before a name is used;",
-        "`hub:` needs a network, and where a title says gated, `hf auth login`. A licence that reads *see repository* is not",
-        "known here: check before you use it.",
+        "Written by `python experiments/write_docs.py` from the records; `sanakit describe NAME` shows one. Every name",
+        "has a tiny twin built from its real class, on which the contract tests run. Nothing is fetched before a name",
+        "is used; `hub:` needs a network, and where a title says gated, `hf auth login`. A licence that reads *see",
+        "repository* is not known here: check before you use it.",
         "",
         "## VAEs",
         "",
@@ -224,72 +230,80 @@ def _reading(spec: TextSpec) -> str:
 
 DECISIONS_INTRO = """# Is the smoke stage right?
 
-After this page you know how often the race recommends the cheapest strategy, what its stated probability is worth, and on which swaps that
-was measured. The model behind the probability is in [forecast.md](forecast.md).
+After this page you know how often the race recommends the cheapest strategy, what its stated probability is worth, and
+on which swaps that was measured. The model behind the probability is in [forecast.md](forecast.md).
 
-Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; `{command}` writes that
-file and the constants of the forecast (`sanakit/swap/forecast.json`). **What was measured:** the earlier study, {runs} runs of {swaps} swaps in a
-small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000 steps). Every strategy of a swap was trained on, and races are
-replayed from those runs. **What was not:** of the {planned} runs of the larger study ([below](#the-study-under-way)) {done} are done, and its
-evaluation third has not been read. No figure on this page is of a swap that was kept back.
+Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; `{command}`
+writes that file and the constants of the forecast (`sanakit/swap/forecast.json`). **What was measured:** the earlier study, {runs}
+runs of {swaps} swaps in a small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000 steps). Every
+strategy of a swap was trained on, and races are replayed from those runs. **What was not:** of the {planned} runs of
+the larger study ([below](#the-study-under-way)) {done} are done, and its evaluation third has not been read. No figure
+on this page is of a swap that was kept back.
 
-**Left out.** No race is replayed under constants that its own swap helped to fit: the law is fitted to the other swaps (leave one swap out, both
-seeds of it), and once more to the swaps of the other base (leave one base out). Figures in brackets are 90% bootstrap intervals over
-swaps. They do not count what was chosen while looking at these same curves: the form of the law, the probability at which a race
-ends ({tells:g}) and the rule that nobody leaves a race for noise.
+**Left out.** No race is replayed under constants that its own swap helped to fit: the law is fitted to the other swaps
+(leave one swap out, both seeds of it), and once more to the swaps of the other base (leave one base out). Figures in
+brackets are 90% bootstrap intervals over swaps. They do not count what was chosen while looking at these same curves:
+the form of the law, the probability at which a race ends ({tells:g}) and the rule that nobody leaves a race for noise.
 
 **Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
-([strategies.md](strategies.md)). Rows of text encoders are in the earlier unit (2 = the base with shuffled prompts, mean over noise levels). For
-today's unit nothing has been measured, and sanakit says so (`extrapolated`). Cost is steps times the strategy's step time, and what
-distillation spends on the base's trajectories first. **Right**: the recommended strategy reached the target at most 10% dearer than the cheapest, or
-the race said "not in sight" where nobody got there. **Told**: right with a stated probability of at least {tells:g}. Controls (naive, scratch) do not race.
+([strategies.md](strategies.md)). Rows of text encoders are in the earlier unit (2 = the base with shuffled prompts,
+mean over noise levels). For today's unit nothing has been measured, and sanakit says so (`extrapolated`). Cost is steps
+times the strategy's step time, and what distillation spends on the base's trajectories first. **Right**: the
+recommended strategy reached the target at most 10% dearer than the cheapest, or the race said "not in sight" where
+nobody got there. **Told**: the stated probability is at least {tells:g}. Controls (naive, scratch) do not
+race.
 
-**Read it with care.** The 128 held-out images are the first ones in file order, all of them emoji; sanakit itself now evaluates on a random
-sample. One seed for most swaps. Learning rates were chosen at step 25; a race of today chooses at half of its budget, and at 50 where its length is
-automatic. Rows with distillation and those against scratch beyond 500 steps were run last, on bases trained anew by the same recipe
-(held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to 800 steps under earlier defaults of the
-script. A strategy that had not arrived when its run ended counts as one that does not arrive where a decision is judged, and as censored where a forecast
-is. untrained-minilm (dc-minilm) was run twice, first to 1,500 steps, then to 2,000, where it arrives.
+**Read it with care.** The 128 held-out images are the first ones in file order, all of them emoji; sanakit itself now
+evaluates on a random sample. One seed for most swaps. Learning rates were chosen at step 25; a race of today chooses at
+half of its budget, and at 50 where its length is automatic. Rows with distillation and those against scratch beyond 500
+steps were run last, on bases trained anew by the same recipe (held-out loss .706 and .777); the other rows stand on
+their first training. near-dc was run to 800 steps under earlier defaults of the script. A strategy that had not arrived
+when its run ended counts as one that does not arrive where a decision is judged, and as censored where a forecast is.
+untrained-minilm (dc-minilm) was run twice, first to 1,500 steps, then to 2,000, where it arrives.
 """
 
 
 STUDY_UNDER_WAY = """## The study under way
 
-What stands above is the earlier study. A larger one follows it ({done} of {planned} runs are done), on bases that are trained on the captions of today. This section
-is its plan. It says nothing about results: none of its figures stands on this page yet.
+What stands above is the earlier study. A larger one follows it ({done} of {planned} runs are done), on bases that are
+trained on the captions of today. This section is its plan. It says nothing about results: none of its figures stands on
+this page yet.
 
-**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in `experiments/studies/study_plan.py`
-before any of them was run. {earlier} of them are swaps that the earlier study ran too (on other bases); the other {new} are new. Text
-encoders were chosen among those whose closed form starts near the base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and
-1.28 on the tiny-sana of then (1 is the base, 2 does not see the prompt). Where others start was not measured before they were named.
+**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in
+`experiments/studies/study_plan.py` before any of them was run. {earlier} of them are swaps that the earlier study ran
+too (on other bases); the other {new} are new. Text encoders were chosen among those whose closed form starts near the
+base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and 1.28 on the tiny-sana of then (1 is the base, 2 does
+not see the prompt). Where others start was not measured before they were named.
 
-**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are drawn from the new ones by
-a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed {seed} and the swap's name. Their runs lie
-in a file of their own. One function reads that file, one command calls it, and that command refuses to run twice or too early.
+**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are
+drawn from the new ones by a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed
+{seed} and the swap's name. Their runs lie in a file of their own. One function reads that file, one command calls it,
+and that command refuses to run twice or too early.
 
-**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every block, at three
-learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has reached the base's quality by
-then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and the race says "not in sight", the two nearest run to
-4,000. From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than 200 steps
-is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors of every image at
-17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
+**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every
+block, at three learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has
+reached the base's quality by then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and
+the race says "not in sight", the two nearest run to 4,000. From scratch: five near and five other VAE swaps, until the
+target or 3,000 steps. A swap that arrives after more than 200 steps is run with a second seed. The 128 held-out images
+are a random sample of all sources. Curves hold the errors of every image at 17 steps up to 4,000 (75, 150 and 300 among
+them) and the training losses.
 
 **How to run it.**
 
-```
-python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes the base and notes its fingerprint
-python experiments/studies/study_candidates.py                # candidates that no package ships
-python experiments/studies/decision_study.py work             # takes the next unfinished run, and goes on until stopped
-python experiments/studies/decision_study.py status           # how many runs of how many are done
-python experiments/studies/decision_study.py summary          # fits the forecast's constants, and writes what stands above anew
-python experiments/studies/decision_study.py evaluate         # once, at the end
-```
+``` python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes and notes the
+base python experiments/studies/study_candidates.py                # candidates that no package ships python
+experiments/studies/decision_study.py work             # takes the next unfinished run, and goes on until stopped python
+experiments/studies/decision_study.py status           # how many runs of how many are done python
+experiments/studies/decision_study.py summary          # fits the forecast's constants, and writes what stands above
+anew python experiments/studies/decision_study.py evaluate         # once, at the end ```
 
-`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five minutes and goes on
-from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base other than the noted one is refused; when a
-base is made anew, runs on the old one no longer count. Order: the evaluation third, the other swaps, second seeds.
+`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five
+minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base
+other than the noted one is refused; when a base is made anew, runs on the old one no longer count. Order: the
+evaluation third, the other swaps, second seeds.
 
-**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had begun.
+**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had
+begun.
 """
 
 
@@ -318,7 +332,8 @@ def study_plan() -> dict[str, Any]:
 
 
 def _plan_table() -> list[str]:
-    """The candidates of every base; bold: of the evaluation third, with an asterisk: run before by the earlier study."""
+    """The candidates of every base; bold: of the evaluation third, with an asterisk:
+    run before by the earlier study."""
     plan = study_plan()
     held = plan["evaluation_third"]()
     cells: dict[tuple[str, str], list[str]] = {}
@@ -337,25 +352,25 @@ def _plan_table() -> list[str]:
 
 def decisions() -> str:
     """docs/decision-study.md, whole."""
-    found = read("decision_study.json")
-    constants, study = found["constants"], found["new_study"]
-    numbers = {key: constants[key] for key in ("runs", "swaps")} | study
-    intro = DECISIONS_INTRO.format(command=found["command"], tells=found["tells"], **numbers)
+    study = read("decision_study.json")
+    constants, under_way = study["constants"], study["new_study"]
+    numbers = {key: constants[key] for key in ("runs", "swaps")} | under_way
+    intro = DECISIONS_INTRO.format(command=study["command"], tells=study["tells"], **numbers)
 
     def number(key):
-        return "not measured" if found[key] is None else f"{found[key]:g}"
+        return "not measured" if study[key] is None else f"{study[key]:g}"
 
     lines = [intro]
     for title, key in LEFT_OUT.items():
-        lines += [f"## {title}", "", *_decision_table(found[key]), "", *_stated_table(found[key]), ""]
-        lines += [*_coverage_table(found[key]["forecasts"]), ""]
+        lines += [f"## {title}", "", *_decision_table(study[key]), "", *_stated_table(study[key]), ""]
+        lines += [*_coverage_table(study[key]["forecasts"]), ""]
     lines += [
         FIGURES_READ,
         "## Swap by swap",
         "",
         "What races of automatic length said, leaving the swap out.",
         "",
-        *_swap_table(found["swaps"]),
+        *_swap_table(study["swaps"]),
         "",
         "## Ranks",
         "",
@@ -363,24 +378,27 @@ def decisions() -> str:
         f"within a swap {number('spearman_smoke_full')} (mean over swaps), of all strategies of all swaps "
         f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}.",
         "",
-        f"Near VAE swaps ({', '.join(found['near'])}): the cheapest strategy took {number('near_steps_ratio')} of scratch's steps, mean; "
+        f"Near VAE swaps ({', '.join(study['near'])}): the cheapest strategy took "
+        f"{number('near_steps_ratio')} of scratch's steps, mean; "
         "by swap below.",
         "",
-        *_savings(found["swaps"]),
+        *_savings(study["swaps"]),
         "",
-        STUDY_UNDER_WAY.format(**study_numbers(), **study),
+        STUDY_UNDER_WAY.format(**study_numbers(), **under_way),
         *_plan_table(),
     ]
     return "\n".join(lines) + "\n"
 
 
 LEFT_OUT = {"Leave one swap out": "leave_one_swap_out", "Leave one base out": "leave_one_base_out"}
-FIGURES_READ = """**How to read the tables.** Cost is over a race of exactly 100 steps, the search of learning rates with it. The Brier score is the mean
-squared difference between the stated probability and what happened (0 is perfect); beside it, that of always saying how often it happens.
-Coverage counts a run that ended without arriving as what it shows, by Kaplan and Meier's estimate: the true steps are above the steps it
-was run. Most of the forecasts are censored, so the intervals are wide. The interval score is of uncensored forecasts, in the logarithm of
-steps: width plus what a miss costs; lower is better, and a certain forecast that is right scores 0. "Shown": of the strategies that ran
-to the race's end, the forecasts that a user sees. No core larger than the others was run, so calibration across sizes is not known.
+FIGURES_READ = """**How to read the tables.** Cost is over a race of exactly 100 steps, the search of learning rates
+with it. The Brier score is the mean squared difference between the stated probability and what happened (0 is perfect);
+beside it, that of always saying how often it happens. Coverage counts a run that ended without arriving as what it
+shows, by Kaplan and Meier's estimate: the true steps are above the steps it was run. Most of the forecasts are
+censored, so the intervals are wide. The interval score is of uncensored forecasts, in the logarithm of steps: width
+plus what a miss costs; lower is better, and a certain forecast that is right scores 0. "Shown": of the strategies that
+ran to the race's end, the forecasts that a user sees. No core larger than the others was run, so calibration across
+sizes is not known.
 """
 
 
@@ -396,8 +414,10 @@ def _decision_table(figures: dict[str, Any]) -> list[str]:
     for row in figures["decisions"]:
         name = "automatic length" if row["race"] == "auto" else f"{row['race']} steps"
         lines.append(
-            f"| {name} | {row['told']} of {row['runs']} {_span(row['told_interval'])} | {row['right_of_told']} | {row['right']} "
-            f"{_span(row['right_interval'])} | {row['mean_cost']:.2f} {_span(row['cost_interval'])} | {row['median_cost']:.2f} | "
+            f"| {name} | {row['told']} of {row['runs']} {_span(row['told_interval'])} | "
+            f"{row['right_of_told']} | {row['right']} "
+            f"{_span(row['right_interval'])} | {row['mean_cost']:.2f} {_span(row['cost_interval'])} | "
+            f"{row['median_cost']:.2f} | "
             f"{row['brier']:.3f} {_span(row['brier_interval'])} | {row['brier_of_base_rate']:.3f} |"
         )
     auto = next(row for row in figures["decisions"] if row["race"] == "auto")
@@ -442,7 +462,8 @@ def _swap_table(rows: list[dict[str, Any]]) -> list[str]:
     for row in rows:
         steps = " | ".join(_steps(row, name) for name in names)
         lines.append(
-            f"| {row['base']} | {_candidate(row)} | {steps} | {row['truth']} | {row['recommended']} | {row['probability']:.2f} "
+            f"| {row['base']} | {_candidate(row)} | {steps} | {row['truth']} | {row['recommended']} | "
+            f"{row['probability']:.2f} "
             f"| {row['race_steps']} | {'yes' if row['right'] else 'no'} |"
         )
     return lines
@@ -457,7 +478,10 @@ def _savings(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Against scratch",
         "",
-        'Steps to the base\'s quality. Scratch at its best rate of the sweep; where it did not get there ("> n"), the share is',
+        (
+            'Steps to the base\'s quality. Scratch at its best rate of the sweep; where it did not get there ("> n"), '
+            "the share is"
+        ),
         "an upper bound.",
         "",
         "| base | candidate | cheapest | steps | scratch | share |",
@@ -491,11 +515,9 @@ def performance() -> str:
     """docs/performance.md with its table filled anew; the text around it, and rows of other studies, stay."""
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = {}
-    for found in json.loads((RESULTS / "performance.json").read_text()):
-        values = (
-            f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
-        )
-        rows[found["name"]] = f"| {found['name']} | {values} | {found['date']} | `{found['command']}` |"
+    for row in json.loads((RESULTS / "performance.json").read_text()):
+        values = f"{row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} | {row['meaning']} | {row['peer']}"
+        rows[row["name"]] = f"| {row['name']} | {values} | {row['date']} | `{row['command']}` |"
     table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
     lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
     ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]

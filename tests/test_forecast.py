@@ -1,9 +1,7 @@
 """The forecast: its law, the answer of a race, how far it is calibrated, and what is said of it. No torch is needed."""
 
-import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -139,7 +137,8 @@ def test_the_packaged_constants_are_whole_and_read_back():
 
 
 def test_a_forecast_needs_no_torch():
-    code = "import sys, sanakit.swap.forecast, sanakit.swap.slope_law, sanakit.swap.calibration; print('torch' in sys.modules)"
+    names = "sanakit.swap.forecast, sanakit.swap.slope_law, sanakit.swap.calibration"
+    code = f"import sys, {names}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
@@ -166,7 +165,8 @@ RACE = {
     "stopped_by": "told",
     "extrapolated": None,
     "candidates": [
-        {"name": "finetune", "predicted_steps": 400.0, "predicted_steps_low": 229.4, "predicted_steps_high": 1757.0, "interval": 0.8}
+        {"name": "finetune", "predicted_steps": 400.0, "predicted_steps_low": 229.4, "predicted_steps_high": 1757.0,
+         "interval": 0.8}
     ],
 }  # fmt: skip
 
@@ -174,7 +174,8 @@ RACE = {
 def test_what_a_race_says_in_sentences():
     told, ended = race_answer(RACE)
     assert told == (
-        "finetune is within 10% of the cheapest with probability .86; reaches the base's quality within 2,000 steps with .97 "
+        "finetune is within 10% of the cheapest with probability .86; "
+        "reaches the base's quality within 2,000 steps with .97 "
         "(80% interval 229 to 1,757 steps)"
     )
     assert ended == "the race ended after 50 steps: its answer was sure enough"
@@ -182,8 +183,8 @@ def test_what_a_race_says_in_sentences():
     assert last[-1] == "extrapolated: x" and "time limit" in last[1]
     told = race_answer(RACE | {"in_sight": False, "probability": 0.999})[0]
     assert told == (
-        "no strategy is expected to reach the base's quality within 2,000 steps, with probability .99; finetune is nearest"
+        "no strategy is expected to reach the base's quality within 2,000 steps, with probability .99; "
+        "finetune is nearest"
     )
     assert race_answer({"recommended": "lora", "candidates": []}) == [], "a run of an earlier version"
     assert [share(p) for p in (0, 0.001, 0.5, 0.999, 1)] == ["0", ".01", ".50", ".99", "1"]
-    assert json.dumps(RACE) and Path(__file__).is_file()

@@ -1,4 +1,5 @@
-"""The decision study: its plan, what its runs leave on disk, that they resume, and that the evaluation third is used once."""
+"""The decision study: its plan, what its runs leave on disk, that they resume,
+and that the evaluation third is used once."""
 
 import ast
 import copy
@@ -200,7 +201,7 @@ def study(tiny_system, tiny_data):
         num_held_out=16,
         fingerprint=lambda stage: stage,
         base_fingerprint={"core": "f0"},
-        dataset=SimpleNamespace(fingerprint="d"),
+        images=SimpleNamespace(fingerprint="d"),
     )
     listed = plan.StudySwap(base="dc-minilm", kind="vae", candidate="turned", scratch="near")
     return swap, plan.StudyRun(swap=listed, seed=0, evaluation=False)
@@ -243,8 +244,8 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
         runner = study_run.Runner(swap=swap, run=run, folder=folder, length=length)
         keeper, steps = runner.keeper, []
 
-        def mortal(course, arm):
-            keep = keeper(course, arm)
+        def mortal(setup, arm):
+            keep = keeper(setup, arm)
 
             def after(step):
                 steps.append(step)

@@ -1,16 +1,16 @@
 """Is the smoke stage right? Every strategy of a swap is run to the end and compared with what its race would have said.
 
-    python experiments/studies/study_world.py base tiny-sana      # once for each base: its core, and its fingerprint in study_bases.json
+    python experiments/studies/study_world.py base tiny-sana      # once for each base: core and fingerprint
     python experiments/studies/study_candidates.py                # once: candidates that no package ships
     python experiments/studies/decision_study.py status           # how many runs of how many are done
-    python experiments/studies/decision_study.py work             # the next unfinished run of the plan, and on until stopped
+    python experiments/studies/decision_study.py work             # the plan's next unfinished run, until stopped
     python experiments/studies/decision_study.py work --only dc-minilm --count 3
     python experiments/studies/decision_study.py evaluate         # once, at the end: the evaluation third
-    python experiments/studies/decision_study.py summary          # fits the forecast's law, and what is said of it on swaps left out
+    python experiments/studies/decision_study.py summary          # fits the forecast, prints what it was worth
 
-The plan is experiments/studies/study_plan.py; what a run trains is in the docstring of study_run.py. Runs are JSON lines in
-experiments/results. A run that is stopped goes on from its checkpoint (runs/study/work), by `work` again; several processes may
-work side by side, each takes a run that no other has.
+The plan is experiments/studies/study_plan.py; what a run trains is in the docstring of study_run.py. Runs are JSON
+lines in experiments/results. A run that is stopped goes on from its checkpoint (runs/study/work), by `work` again;
+several processes may work side by side, each takes a run that no other has.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def print_status(results: Path = RESULTS) -> None:
 
 
 def next_run(only: str, taken: set[str], results: Path = RESULTS) -> StudyRun | None:
-    """The first run of the plan whose name holds `only`, that is not done, whose base is there, and that is not in `taken`."""
+    """The first run of the plan whose name holds `only`, that is not done, whose base is there,
+    and that is not in `taken`."""
     done, late = done_runs(results)
     bases = read_bases(results)
     for run in runs(late):
@@ -131,22 +132,23 @@ def open_swap(run: StudyRun) -> Any:
 
 
 def require_base(name: str, fingerprint: dict[str, str], data: str, results: Path = RESULTS) -> None:
-    """Refuse a base, or images and captions, other than those that study_bases.json names: rows of two bases do not mix."""
+    """Refuse a base, or images and captions, other than those that study_bases.json names:
+    rows of two bases do not mix."""
     from sanakit.hashing import hash_record
 
-    known, own = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
-    for key, value in own.items():
+    known, facts = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
+    for key, value in facts.items():
         if known.get(key) != value:
             raise SystemExit(
                 f"base {name}: its {key} is {value[:12]}, study_bases.json says {str(known.get(key))[:12]}. "
-                f"If the base was made anew, run `python experiments/studies/study_world.py base {name}`: runs on the old one "
-                "then no longer count."
+                f"If the base was made anew, run `python experiments/studies/study_world.py base {name}`: runs on the "
+                "old one then no longer count."
             )
 
 
 def evaluate(results: Path = RESULTS) -> dict[str, Any]:
-    """Evaluate the race on the evaluation third, under the constants of the package: once, when all of its runs are done. Raises
-    SystemExit otherwise."""
+    """Evaluate the race on the evaluation third, under the constants of the package: once, when all of its runs are
+    done. Raises SystemExit otherwise."""
     import study_figures
     from study_curves import from_row
     from study_replay import row_of
@@ -163,7 +165,7 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
     records = [from_row(row) for row in read_evaluation(results) if row["run"] in done]
     laws = {record.swap: packaged_law() for record in records}
     said = study_figures.decisions(records, laws)
-    found = {
+    verdicts = {
         "plan": plan_fingerprint(),
         "date": f"{datetime.date.today()}",
         "constants": packaged()["data"],
@@ -173,9 +175,9 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
         "forecasts": study_figures.forecast_figures(records, laws),
         "swaps": [row_of(record, one) for record, one in zip(records, said["auto"], strict=True)],
     }
-    verdict.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key != "swaps"}, indent=1))
-    return found
+    verdict.write_text(json.dumps(verdicts, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in verdicts.items() if key != "swaps"}, indent=1))
+    return verdicts
 
 
 def main() -> None:

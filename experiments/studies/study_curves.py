@@ -1,8 +1,9 @@
-"""What the decision study has measured of each swap, in one shape for both studies: the arms of its race, run to their ends.
+"""What the decision study has measured of each swap, in one shape for both studies: the arms of its race, run to their
+ends.
 
-The earlier study's curves lie in experiments/results/decision_study; those of the study under way are read by study_rows.py, of
-which the evaluation third is not read here. As soon as the new study has as many swaps of a kind as the earlier one, the
-earlier curves of that kind are left out.
+The earlier study's curves lie in experiments/results/decision_study; those of the study under way are read by
+study_rows.py, of which the evaluation third is not read here. As soon as the new study has as many swaps of a kind as
+the earlier one, the earlier curves of that kind are left out.
 """
 
 import hashlib
@@ -23,8 +24,8 @@ from sanakit.swap.slope_law import Curve
 EARLIER = "decision_study"
 KINDS = {"vae": "vae", "text": "text_encoder"}
 VAE_MEASURE = "velocity loss over the best linear denoiser's"
-# Cores of the earlier study (study_world.CONFIG, in_channels 32, captions of 384 and 256 values), its tokens and batch. Its text
-# encoders were counted in units of what shuffled prompts cost the base.
+# Cores of the earlier study (study_world.CONFIG, in_channels 32, captions of 384 and 256 values), its tokens and batch.
+# Its text encoders were counted in units of what shuffled prompts cost the base.
 EARLIER_CORES = {
     "dc-minilm": {"parameters": 1_272_608, "tokens": 16, "batch": 32},
     "pca-wordllama": {"parameters": 1_256_224, "tokens": 16, "batch": 32},
@@ -34,8 +35,9 @@ EARLIER_MEASURES = {"vae": VAE_MEASURE, "text_encoder": "velocity loss in units 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyArm:
-    """steps (K,), errors (K, N) relative, per image. step_cost: time of a step over the slowest arm's; once: spent before the first
-    step, in the same unit. rates: how many learning rates were tried. trained: False for a closed form alone."""
+    """steps (K,), errors (K, N) relative, per image. step_cost: time of a step over the slowest arm's; once: spent
+    before the first step, in the same unit. rates: how many learning rates were tried. trained: False for a closed
+    form alone."""
 
     curve: Curve
     errors: np.ndarray
@@ -50,8 +52,8 @@ class StudyArm:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyRecord:
-    """One swap with one seed. kind: "vae" or "text_encoder". base_errors: (N,). core: {"parameters", "tokens", "batch"}.
-    facts: what the results keep beside."""
+    """One swap with one seed. kind: "vae" or "text_encoder". base_errors: (N,). core: {"parameters", "tokens",
+    "batch"}. facts: what the results keep beside."""
 
     kind: str
     base: str
@@ -130,7 +132,8 @@ def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> Study
 
 
 def from_row(row: dict[str, Any]) -> StudyRecord:
-    """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be there yet."""
+    """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be
+    there yet."""
     costs, once, arms = row.get("step_cost", {}), row.get("cost_once", {}), {}
     names = raced(row["arms"])
     for name in [*names, *(control for control in ("naive", "scratch") if control in row["arms"])]:

@@ -1,8 +1,9 @@
 """Figures over the swaps of the decision study, and the constants of the forecast.
 
-`decision_study.py summary` fits the law of sanakit/swap/slope_law.py to all curves that rules may be made from and writes it to
-sanakit/swap/forecast.json. What is said of the law is measured on swaps that it had not seen: every swap is replayed under the law of
-the others (leave one swap out), and once more under the law of the other base (leave one base out). Figures go to decision_study.json.
+`decision_study.py summary` fits the law of sanakit/swap/slope_law.py to all curves that rules may be made from and
+writes it to sanakit/swap/forecast.json. What is said of the law is measured on swaps that it had not seen: every swap
+is replayed under the law of the others (leave one swap out), and once more under the law of the other base (leave one
+base out). Figures go to decision_study.json.
 """
 
 import functools
@@ -50,8 +51,8 @@ def decisions(records: Sequence[StudyRecord], laws: Laws) -> dict[str, list[Said
 
 
 def decision_figures(records: Sequence[StudyRecord], said: dict[str, list[Said]]) -> list[dict[str, Any]]:
-    """By length of the race: how many it could tell, how many of those and of all were right, cost over a race of 100 steps, and
-    the Brier score of its stated probability."""
+    """By length of the race: how many it could tell, how many of those and of all were right, cost over a race of
+    100 steps, and the Brier score of its stated probability."""
     base = {id(record): one.spent for record, one in zip(records, said["100"], strict=True)}
     figures = []
     for name, ones in said.items():
@@ -111,8 +112,9 @@ def stated_probabilities(said: dict[str, list[Said]]) -> list[dict[str, Any]]:
 
 
 def forecast_figures(records: Sequence[StudyRecord], laws: Laws) -> list[dict[str, Any]]:
-    """By length of the race: coverage and interval score of the forecasts of every arm that trains, has not arrived by then and
-    was run further. `shown`: of the arms alone that ran to the race's end, whose forecasts a user sees."""
+    """By length of the race: coverage and interval score of the forecasts of every arm that trains, has not arrived
+    by then and was run further. `shown`: of the arms alone that ran to the race's end, whose forecasts a user
+    sees."""
     figures = []
     for budget in BUDGETS:
         every, shown = [], []
@@ -133,7 +135,8 @@ def forecast_figures(records: Sequence[StudyRecord], laws: Laws) -> list[dict[st
 
 
 def coverage_figures(found: Sequence[measures.Forecasted]) -> dict[str, Any]:
-    """Censor-adjusted coverage of the 80% and 90% intervals and the score of the uncensored ones; None where there are none."""
+    """Censor-adjusted coverage of the 80% and 90% intervals and the score of the uncensored ones; None where there
+    are none."""
     scored = [one for one in found if one.score is not None]
     figures: dict[str, Any] = {"forecasts": len(found), "censored": len(found) - len(scored)}
     for level in (80, 90):
@@ -155,7 +158,8 @@ def mean_score(found: Sequence[measures.Forecasted]) -> float:
 
 
 def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> dict[str, Any] | None:
-    """Forecasts of the curves of the largest core, by the law of the smaller ones; None where one size alone was run."""
+    """Forecasts of the curves of the largest core, by the law of the smaller ones; None where one size alone was
+    run."""
     sizes = [record.core["parameters"] for record in records]
     own = [record for record in records if record.core["parameters"] * LARGER > max(sizes)]
     smaller = [record for record in records if record not in own]
@@ -173,8 +177,8 @@ def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> di
 
 
 def same_step_errors(record: StudyRecord, end: int) -> tuple[list[float], list[float]] | None:
-    """The trained strategies' errors at the end of a race and at the last step that all of them ran; None where that is no
-    further."""
+    """The trained strategies' errors at the end of a race and at the last step that all of them ran; None where that
+    is no further."""
     trained = [arm.curve for arm in record.arms.values() if arm.trained]
     last = min(curve.steps[-1] for curve in trained)
     if len(trained) < 3 or last <= end:
@@ -183,8 +187,8 @@ def same_step_errors(record: StudyRecord, end: int) -> tuple[list[float], list[f
 
 
 def ranks(records: Sequence[StudyRecord], end: int = 100) -> dict[str, float | None]:
-    """Spearman of a race of 100 steps and the end: of the strategies of one swap (mean over swaps), of all strategies of all
-    swaps, and of the swaps by their best strategy, which is how candidates are compared."""
+    """Spearman of a race of 100 steps and the end: of the strategies of one swap (mean over swaps), of all
+    strategies of all swaps, and of the swaps by their best strategy, which is how candidates are compared."""
     pairs = [pair for record in records if (pair := same_step_errors(record, end))]
     if len(pairs) < 3:
         return dict.fromkeys(("spearman_smoke_full", "spearman_pooled", "spearman_candidates"))
@@ -192,17 +196,17 @@ def ranks(records: Sequence[StudyRecord], end: int = 100) -> dict[str, float | N
     def rank(smoke: Any, full: Any) -> float:
         return float(spearmanr(smoke, full)[0])
 
-    found = {
+    spearman = {
         "spearman_smoke_full": np.mean([rank(*pair) for pair in pairs]),
         "spearman_pooled": rank(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
         "spearman_candidates": rank(*([min(errors) for errors in side] for side in zip(*pairs, strict=True))),
     }
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(float(value), 4) for name, value in spearman.items()}
 
 
 def scratch_ratio(row: dict[str, Any]) -> float | None:
-    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain: then
-    an upper bound. None where scratch was not run."""
+    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain:
+    then an upper bound. None where scratch was not run."""
     if row["truth"] == "not reached" or "scratch" not in row["steps"]:
         return None
     return float(row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"]))
@@ -221,7 +225,8 @@ def near_ratio(rows: Sequence[dict[str, Any]]) -> float | None:
 def write_constants(records: Sequence[StudyRecord], law: SlopeLaw) -> dict[str, Any]:
     """forecast.json of the package."""
     constants = {
-        "recipe": f"experiments/studies/study_fit.py: ridge {RIDGE:g}, t with {TAIL} degrees of freedom, floors of {list(FLOORS)}",
+        "recipe": f"experiments/studies/study_fit.py: ridge {RIDGE:g}, t with {TAIL} degrees of freedom, "
+        f"floors of {list(FLOORS)}",
         "command": COMMAND,
         "data": fingerprint(records),
         "curves": sum(len(record.curves()) for record in records),
@@ -237,8 +242,8 @@ def write_constants(records: Sequence[StudyRecord], law: SlopeLaw) -> dict[str, 
 def evaluate_law(
     records: Sequence[StudyRecord], floors: dict[str, float], key: str
 ) -> tuple[dict[str, Any], list[Said]]:
-    """Figures of decisions and forecasts under laws that leave out a swap or a base, and what the races of automatic length
-    said."""
+    """Figures of decisions and forecasts under laws that leave out a swap or a base, and what the races of automatic
+    length said."""
     laws = left_out(records, floors, lambda record: str(getattr(record, key)))
     said = decisions(records, laws)
     figures = {
@@ -276,11 +281,12 @@ def summarise(records: Sequence[StudyRecord], done: int, planned: int) -> dict[s
 
 def summary(done: set[str], planned: int, results: Path = RESULTS) -> None:
     """Fit, replay, write forecast.json and decision_study.json, and print the figures."""
-    found = summarise(read_records(done, results), len(done), planned)
-    (results / "decision_study.json").write_text(json.dumps(found, indent=1) + "\n")
-    for row in found["swaps"]:
+    figures = summarise(read_records(done, results), len(done), planned)
+    (results / "decision_study.json").write_text(json.dumps(figures, indent=1) + "\n")
+    for row in figures["swaps"]:
         print(
-            f"{row['base']:14} {row['kind']:12} {row['candidate']:36} truth {row['truth']:16} said {row['recommended']:32} "
+            f"{row['base']:14} {row['kind']:12} {row['candidate']:36} truth {row['truth']:16} "
+            f"said {row['recommended']:32} "
             f"P {row['probability']:.2f} after {row['race_steps']} {'right' if row['right'] else 'WRONG'}"
         )
-    print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))
+    print(json.dumps({k: v for k, v in figures.items() if k != "swaps"}, indent=1))

@@ -1,8 +1,9 @@
 """The fit of the forecast's law (sanakit/swap/slope_law.py) to the decision study's curves.
 
-From every finished curve: pairs of a race's end and a later evaluation. The slope between them is regressed on what the race had
-shown, by ridge. Scales are the maximum of a t likelihood of the errors that the regression makes on swaps that it did not see
-(jackknife over swaps). The floor of a kind of swap is the one of FLOORS whose predictions of left-out errors are likeliest.
+From every finished curve: pairs of a race's end and a later evaluation. The slope between them is regressed on what the
+race had shown, by ridge. Scales are the maximum of a t likelihood of the errors that the regression makes on swaps that
+it did not see (jackknife over swaps). The floor of a kind of swap is the one of FLOORS whose predictions of left-out
+errors are likeliest.
 """
 
 from collections import defaultdict
@@ -37,7 +38,8 @@ GROUPS = ("trained", "fresh")
 
 @dataclass(frozen=True, kw_only=True)
 class StudyCurve:
-    """One strategy of one swap, run to its end. kind: "vae" or "text_encoder". target: the relative error to be reached."""
+    """One strategy of one swap, run to its end. kind: "vae" or "text_encoder". target: the relative error to be
+    reached."""
 
     swap: str
     base: str
@@ -53,8 +55,8 @@ class StudyCurve:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A race's end and a later evaluation of one curve. row: features. slope: that followed. reach: logarithm of later steps
-    over the race's. errors: at both."""
+    """A race's end and a later evaluation of one curve. row: features. slope: that followed. reach: logarithm of
+    later steps over the race's. errors: at both."""
 
     of: StudyCurve
     end: int
@@ -113,7 +115,8 @@ def ridge(rows: np.ndarray, slopes: np.ndarray, weights: np.ndarray) -> np.ndarr
 
 @dataclass(frozen=True, kw_only=True)
 class GroupFit:
-    """theta, noise by kind and spread of one group; log_likelihood by kind and standardised residuals of left-out swaps."""
+    """theta, noise by kind and spread of one group; log_likelihood by kind and standardised residuals of left-out
+    swaps."""
 
     theta: np.ndarray
     noise: dict[str, float]
@@ -186,8 +189,8 @@ def teachers(curves: Sequence[StudyCurve]) -> set[str]:
 
 
 def correlation_of(residuals: dict[tuple[str, int, int, str], float], without: set[str]) -> float:
-    """Mean correlation of two strategies' residuals at the same end and reach of one race; each pair of strategies counts as
-    often as it was seen. without: strategies that learn from something else than images."""
+    """Mean correlation of two strategies' residuals at the same end and reach of one race; each pair of strategies
+    counts as often as it was seen. without: strategies that learn from something else than images."""
     by_race: dict[tuple[str, int, int], dict[str, float]] = defaultdict(dict)
     for (run, end, factor, name), residual in residuals.items():
         if name not in without:
@@ -201,7 +204,8 @@ def correlation_of(residuals: dict[tuple[str, int, int, str], float], without: s
 
 
 def choose_floors(curves: Sequence[StudyCurve]) -> dict[str, float]:
-    """Of every kind the floor of FLOORS under which the errors of left-out swaps are likeliest, the other kind's as it was."""
+    """Of every kind the floor of FLOORS under which the errors of left-out swaps are likeliest, the other kind's as
+    it was."""
     floors = dict(START)
     for kind in floors:
         told = {floor: log_likelihood(curves, floors | {kind: floor}, kind) for floor in FLOORS}

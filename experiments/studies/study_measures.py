@@ -1,8 +1,8 @@
 """Figures of forecasts and decisions, each with a bootstrap interval over swaps.
 
-Coverage with censored runs: the share of a forecast's draws below the true steps is uniform where the forecast is right. A strategy
-that was run for n steps in vain tells that its share is above that of n. The Kaplan-Meier estimate of the distribution of shares takes
-both; coverage of the 80% interval is its value at .9 less its value at .1.
+Coverage with censored runs: the share of a forecast's draws below the true steps is uniform where the forecast is
+right. A strategy that was run for n steps in vain tells that its share is above that of n. The Kaplan-Meier estimate of
+the distribution of shares takes both; coverage of the 80% interval is its value at .9 less its value at .1.
 """
 
 from collections import defaultdict
@@ -20,8 +20,8 @@ SEED = 0
 
 @dataclass(frozen=True, kw_only=True)
 class Forecasted:
-    """One forecast and what became of it. share: of draws at most the true steps, or, where censored, at most the steps it
-    was run in vain. score: of the 80% interval, None where censored."""
+    """One forecast and what became of it. share: of draws at most the true steps, or, where censored, at most the
+    steps it was run in vain. score: of the 80% interval, None where censored."""
 
     swap: str
     share: float
@@ -38,8 +38,8 @@ def forecasted(swap: str, draws: np.ndarray, arrival: float | None, run_to: floa
 
 
 def interval_score(draws: np.ndarray, arrival: float, horizon: float, level: float = 0.8) -> float:
-    """Of the interval in the logarithm of steps, cut at the horizon: its width and what a miss costs (Gneiting and Raftery
-    2007). Lower is better."""
+    """Of the interval in the logarithm of steps, cut at the horizon: its width and what a miss costs (Gneiting and
+    Raftery 2007). Lower is better."""
     edge = (1 - level) / 2
     ends = np.quantile(draws, [edge, 1 - edge], method="inverted_cdf")
     low, high = np.log1p(np.minimum(ends, horizon))

@@ -1,8 +1,9 @@
-"""The decision study's races, replayed: what the race of the first steps would have said, and what became of every strategy.
+"""The decision study's races, replayed: what the race of the first steps would have said,
+and what became of every strategy.
 
-The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms that train.
-Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's step time, measured side by
-side, and what distillation spends on the base's trajectories before its first step.
+The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms
+that train. Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's
+step time, measured side by side, and what distillation spends on the base's trajectories before its first step.
 """
 
 from collections.abc import Sequence
@@ -109,8 +110,8 @@ def stay_there(arm: Arm, rung: int) -> None:
 
 
 def draws_at(record: StudyRecord, law: SlopeLaw, names: Sequence[str], end: int) -> Draws:
-    """Joint draws of strategies as a race that ends at `end` sees them, whether it had dropped them or not. A curve that ends
-    before, or was not evaluated there, is left out."""
+    """Joint draws of strategies as a race that ends at `end` sees them, whether it had dropped them or not. A curve
+    that ends before, or was not evaluated there, is left out."""
     curves = []
     for name in names:
         curve = record.arms[name].curve

@@ -34,7 +34,8 @@ Budget = Annotated[
     typer.Option(
         "--budget-steps",
         callback=whole_or_auto,
-        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, at most "
+        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, "
+        "at most "
         "smoke.max_budget_steps.",
     ),
 ]
@@ -150,8 +151,8 @@ def _stages(text: str) -> list[str]:
 
 
 def check_names(config: Any) -> None:
-    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder is
-    made."""
+    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
+    is made."""
     from sanakit.registry import Registry
 
     cache_dir()
@@ -231,7 +232,8 @@ def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not be evaluated because it raised; it is in the table, with the verdict of everything else."""
+    """5 where something could not be evaluated because it raised; it is in the table,
+    with the verdict of everything else."""
     if _broken(validation):
         return ExitCode.ERROR
     verdict = validation["verdict"]

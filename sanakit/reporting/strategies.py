@@ -29,10 +29,12 @@ def race_answer(strategy: Row) -> list[str]:
     sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
     if strategy["in_sight"]:
         margin = f"{strategy['margin'] - 1:.0%}"
-        told = f"{name} is within {margin} of the cheapest with probability {sure}; reaches the base's quality within {horizon} with {within}"
+        told = f"{name} is within {margin} of the cheapest with probability {sure}; "
+        told += f"reaches the base's quality within {horizon} with {within}"
         told += _interval(next((c for c in strategy["candidates"] if c["name"] == name), {}))
     else:
-        told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; {name} is nearest"
+        told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; "
+        told += f"{name} is nearest"
     ended = f"the race ended after {strategy['budget_steps']:,} steps: {WHY_ENDED[strategy['stopped_by']]}"
     return [told, ended, *([strategy["extrapolated"]] if strategy.get("extrapolated") else [])]
 
@@ -75,7 +77,8 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     title = "The race: error over the base's, with forecast bands"
     options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
     svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
-    note = f"Dashed: the base. Shaded: between the early and the late end of the forecast ({level(race)}), cut at four races."
+    note = f"Dashed: the base. Shaded: between the early and the late end of the forecast ({level(race)}), "
+    note += "cut at four lengths of the race."
     return panel(
         title,
         svg,
@@ -92,21 +95,22 @@ def level(race: Row) -> str:
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
-    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    """Feature distance to the base by depth before any step;
+    a start that several strategies share under the first's name."""
     starts: dict[str, Mapping[str, list[float]]] = {}
     for c in candidates:
-        found = c.get("feature_distance")
-        if isinstance(found, Mapping) and found not in starts.values():
-            starts[c["name"]] = found
+        distances = c.get("feature_distance")
+        if isinstance(distances, Mapping) and distances not in starts.values():
+            starts[c["name"]] = distances
     if not starts:
         return []
     sigmas = list(next(iter(starts.values())))
     middle = sigmas[len(sigmas) // 2]
-    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    lines: list[Series] = [(name, list(enumerate(distances.get(middle) or []))) for name, distances in starts.items()]
     rows = [
         [name, sigma, depth, value]
-        for name, found in starts.items()
-        for sigma, values in found.items()
+        for name, distances in starts.items()
+        for sigma, values in distances.items()
         for depth, value in enumerate(values)
     ]
     title = f"Feature distance to the base before any step, sigma {middle}"

@@ -20,7 +20,8 @@ class RaceFacts:
 
 
 def calibrated_for(kind: str) -> dict[str, Any]:
-    """{"parameters", "tokens", "batch"}: [least, most], and "measure", of the runs that the constants were fitted to."""
+    """{"parameters", "tokens", "batch"}: [least, most], and "measure", of the runs that the constants were fitted
+    to."""
     return dict(packaged()["calibrated_for"][kind])
 
 
@@ -32,7 +33,8 @@ def why_extrapolated(kind: str, facts: RaceFacts) -> str:
         spans = "; ".join(f"{key} {asked[key]:,}, studied {_span(known[key])}" for key in outside)
         return f"extrapolated: the probability is not calibrated for a core of this size ({spans})"
     if facts.measure != known["measure"]:
-        return f"extrapolated: the probability is not calibrated for errors in this unit ({facts.measure}; studied {known['measure']})"
+        units = f"{facts.measure}; studied {known['measure']}"
+        return f"extrapolated: the probability is not calibrated for errors in this unit ({units})"
     return ""
 
 

@@ -49,8 +49,8 @@ class Question:
 
 @dataclass(frozen=True, kw_only=True)
 class RaceResult:
-    """finalists: the arms that ran to the end. best: the one that is recommended. step: where the race ended. stopped_by: TOLD (its
-    answer was sure enough), STEPS (its budget was spent) or TIME."""
+    """finalists: the arms that ran to the end. best: the one that is recommended. step: where the race ended.
+    stopped_by: TOLD (its answer was sure enough), STEPS (its budget was spent) or TIME."""
 
     finalists: list[Arm]
     best: Arm
@@ -72,9 +72,9 @@ def has_arrived(arm: Arm, level: float, step: int) -> bool:
 def conclude(
     question: Question, arms: Sequence[Arm], running: Sequence[Arm], rungs: Rungs, step: int
 ) -> tuple[Answer, Arm]:
-    """The answer of a race that ends at `step`, and the arm that it names; forecasts the arms that can be recommended: those that
-    ran to the end, whose arrival was measured, or that train nothing. Raises SK0512 where all that train diverged and no other
-    is at the target."""
+    """The answer of a race that ends at `step`, and the arm that it names; forecasts the arms that can be
+    recommended: those that ran to the end, whose arrival was measured, or that train nothing. Raises SK0512 where
+    all that train diverged and no other is at the target."""
     asked = standing(arms)
     trained = [arm for arm in arms if arm.state or arm.diverged]
     lost = bool(trained) and all(arm.diverged for arm in trained)

@@ -1,8 +1,8 @@
 """How many steps until a strategy reaches the base's quality, with an interval, and which strategy reaches it cheapest.
 
-Both read the same joint draws of the law in slope_law.py. A forecast is their median and their INTERVAL; the answer of a race is the
-strategy that is within a tenth of the cheapest in most draws, or that none arrives within the horizon, with the share
-of draws in which that is right.
+Both read the same joint draws of the law in slope_law.py. A forecast is their median and their INTERVAL; the answer of
+a race is the strategy that is within a tenth of the cheapest in most draws, or that none arrives within the horizon,
+with the share of draws in which that is right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +19,8 @@ Draws = Mapping[str, np.ndarray]  # by strategy, steps to the target, infinite w
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """Steps to the base's quality: the median and the ends of the INTERVAL, infinite beyond the horizon. within: probability
-    of arriving within the horizon, in steps. reached: it is there at its last evaluation."""
+    """Steps to the base's quality: the median and the ends of the INTERVAL, infinite beyond the horizon. within:
+    probability of arriving within the horizon, in steps. reached: it is there at its last evaluation."""
 
     steps: float
     low: float
@@ -55,8 +55,8 @@ NOTHING: dict[str, float | None] = dict.fromkeys(
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What a race says. name: the strategy that is recommended. in_sight: it is expected within the horizon; where not, it is
-    the one with the lowest error. probability: that this is right."""
+    """What a race says. name: the strategy that is recommended. in_sight: it is expected within the horizon; where
+    not, it is the one with the lowest error. probability: that this is right."""
 
     name: str
     in_sight: bool
@@ -90,9 +90,9 @@ def answer_of(
 ) -> Answer:
     """The answer from the joint draws of every strategy that raced.
 
-    finalists: who can be recommended, those that train least first: ties go to them; of equal standing in "not in sight", the first
-    as well, so it is the caller's choice. cost: of so many steps (D,) of a strategy. step: cost of one step of the slowest: two costs
-    that differ by less are alike.
+    finalists: who can be recommended, those that train least first: ties go to them; of equal standing in "not in
+    sight", the first as well, so it is the caller's choice. cost: of so many steps (D,) of a strategy. step: cost of
+    one step of the slowest: two costs that differ by less are alike.
     """
     costs = {name: np.where(steps <= horizon, cost(name, steps), np.inf) for name, steps in draws.items()}
     cheapest = np.min(list(costs.values()), axis=0)
@@ -108,7 +108,7 @@ def answer_of(
 
 
 def steps_that_tell(found: Forecast, steps: int) -> int:
-    """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end twice the
-    forecast; where nothing is in sight twice the steps of this race."""
+    """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end
+    twice the forecast; where nothing is in sight twice the steps of this race."""
     ends = [value for value in (found.high, 2 * found.steps) if np.isfinite(value) and value > steps]
     return int(np.ceil(ends[0])) if ends else 2 * steps

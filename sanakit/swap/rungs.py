@@ -18,8 +18,8 @@ EVALUATED_STEPS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Rungs:
-    """The steps of one race. halving: the budget whose rungs choose rates and strategies. ends: where the race may end, in
-    order; the last one is where it ends in any case."""
+    """The steps of one race. halving: the budget whose rungs choose rates and strategies. ends: where the race may
+    end, in order; the last one is where it ends in any case."""
 
     halving: int
     ends: tuple[int, ...]
@@ -49,8 +49,8 @@ def fixed_rungs(budget: int) -> Rungs:
 
 
 def auto_rungs(max_steps: int) -> Rungs:
-    """Of a race that ends when it can tell: after AUTO steps, twice as many, and so on, at the latest after max_steps. Its
-    first HALVING steps are those of a race of HALVING steps."""
+    """Of a race that ends when it can tell: after AUTO steps, twice as many, and so on, at the latest after
+    max_steps. Its first HALVING steps are those of a race of HALVING steps."""
     ends = [AUTO]
     while 2 * ends[-1] <= max_steps:
         ends.append(2 * ends[-1])
@@ -80,8 +80,8 @@ def rungs(budget: int) -> list[int]:
 
 
 def survivors(errors: Sequence[np.ndarray], rung: int, budget: int) -> int:
-    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for noise:
-    who is not clearly worse than the last survivor, image by image, goes on too."""
+    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for
+    noise: who is not clearly worse than the last survivor, image by image, goes on too."""
     running = len(errors)
     if rung == max(1, budget // 4):
         keep = max(KEEP_AT_LEAST, math.ceil(running / 2))

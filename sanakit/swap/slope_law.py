@@ -1,12 +1,13 @@
 """The law behind a forecast: how fast a strategy's error falls after the race, learnt from the decision study's curves.
 
 The excess of the relative error over a floor falls as a power of steps: log(e - floor) falls by `slope` per unit of
-log(step + OFFSET). What a short race shows of one curve predicts the slope that follows by a ridge regression pooled over all
-curves of the study; what it does not show has a Student t distribution whose scale was fitted to the regression's errors on
-swaps that it had not seen. Arms of one race err together. docs/forecast.md states the model, its priors and its limits.
+log(step + OFFSET). What a short race shows of one curve predicts the slope that follows by a ridge regression pooled
+over all curves of the study; what it does not show has a Student t distribution whose scale was fitted to the
+regression's errors on swaps that it had not seen. Arms of one race err together. docs/forecast.md states the model, its
+priors and its limits.
 
-The constants are in forecast.json beside this module; `experiments/studies/decision_study.py summary` writes it. Only numpy is
-imported here.
+The constants are in forecast.json beside this module; `experiments/studies/decision_study.py summary` writes it. Only
+numpy is imported here.
 """
 
 import json
@@ -45,9 +46,10 @@ class Curve:
 
 @dataclass(frozen=True, kw_only=True)
 class SlopeLaw:
-    """floors: by kind of swap ("vae", "text_encoder"), of the relative error. theta: (P,) ridge coefficients of `features`;
-    noise: by kind, standard deviation of log e about a smooth curve; spread: the slope's own scale is spread[0] +
-    spread[1] * slope. All three by group, "trained" and "fresh". correlation: of the errors of two arms of a race."""
+    """floors: by kind of swap ("vae", "text_encoder"), of the relative error. theta: (P,) ridge coefficients of
+    `features`; noise: by kind, standard deviation of log e about a smooth curve; spread: the slope's own scale is
+    spread[0] + spread[1] * slope. All three by group, "trained" and "fresh". correlation: of the errors of two arms
+    of a race."""
 
     floors: dict[str, float]
     theta: dict[str, np.ndarray]
@@ -104,7 +106,8 @@ def magnified(error: float, floor: float) -> float:
 
 
 def features(curve: Curve, kind: str, floor: float, target: float) -> np.ndarray:
-    """What a race has shown of a curve: its last slopes, where it is and began over the target, its rate, and what it is. (P,)"""
+    """What a race has shown of a curve: its last slopes, where it is and began over the target, its rate, and what
+    it is. (P,)"""
     x, y = np.log(curve.steps + OFFSET), log_excess(curve.errors, floor)
     goal = float(log_excess(target, floor))
     earlier = (-2, max(-3, -len(x)), 0)
@@ -117,15 +120,15 @@ def features(curve: Curve, kind: str, floor: float, target: float) -> np.ndarray
 def draw_arrivals(
     law: SlopeLaw, curves: Sequence[Curve], target: float, kind: str, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Steps at which each curve reaches the target, DRAWS draws each, joint over the arms of one race; infinite where a draw
-    never does, equal numbers where the arrival was measured. By name, (DRAWS,)."""
+    """Steps at which each curve reaches the target, DRAWS draws each, joint over the arms of one race; infinite
+    where a draw never does, equal numbers where the arrival was measured. By name, (DRAWS,)."""
     shared = _noise(seed, "")
     return {curve.name: _draw(law, curve, target, kind, shared, _noise(seed, curve.name)) for curve in curves}
 
 
 def measured_arrival(steps: np.ndarray, errors: np.ndarray, target: float) -> float | None:
-    """The step at which a curve was first at the target: between two evaluations by the line through them in log steps; None
-    where it was not."""
+    """The step at which a curve was first at the target: between two evaluations by the line through them in log
+    steps; None where it was not."""
     there = np.flatnonzero(errors <= target)
     if not len(there):
         return None
@@ -138,8 +141,8 @@ def measured_arrival(steps: np.ndarray, errors: np.ndarray, target: float) -> fl
 
 
 def _noise(seed: int, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """Draws of an arm (of the race for an empty name): t for the slope, normal for the level. They depend on nothing but seed and
-    name, so a race that goes on and a race that was resumed read the same ones."""
+    """Draws of an arm (of the race for an empty name): t for the slope, normal for the level. They depend on nothing
+    but seed and name, so a race that goes on and a race that was resumed read the same ones."""
     generator = np.random.default_rng([seed, zlib.crc32(name.encode())])
     return generator.standard_t(TAIL, DRAWS), generator.standard_normal(DRAWS)
 

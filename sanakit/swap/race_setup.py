@@ -16,12 +16,12 @@ from sanakit.training.batches import TrainOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class RaceSetup:
     """What every arm of a race shares.
 
-    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning rate are each
-    arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
-    kind, horizon: of the `Question`. limit: of time, None for none.
+    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning
+    rate are each arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None
+    for nowhere. kind, horizon: of the `Question`. limit: of time, None for none.
     """
 
     data: LatentDataset
