@@ -20,7 +20,8 @@ from sanakit.swap import stages as engine
 from sanakit.swap.full import starting_system
 from sanakit.swap.lineup import raced_names, resting_controls, write_plan
 from sanakit.swap.rates import GRID
-from sanakit.swap.settings import strategy_of, with_adapter
+from sanakit.swap.rungs import auto_rungs, fixed_rungs
+from sanakit.swap.settings import horizon_of, rungs_in, strategy_of, with_adapter
 
 NAMES = ["finetune", "naive", "scratch"]
 
@@ -57,6 +58,26 @@ def test_a_flag_of_every_command_that_races_asks_for_them(command, monkeypatch):
     for more in ([], ["--controls"]):
         assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
     assert [config.smoke.controls for config in configs] == [False, True]
+
+
+@pytest.mark.parametrize("command", ["swap-vae", "swap-text-encoder"])
+def test_the_length_of_a_race_is_automatic_or_named(command, monkeypatch):
+    configs = []
+    monkeypatch.setattr(commands, "run", lambda config, *rest, **more: configs.append(config))
+    candidate = "pca-f16c32" if command == "swap-vae" else "wordllama"
+    for more in ([], ["--budget-steps", "16", "--time-limit", "7.5"]):
+        assert CliRunner().invoke(app, [command, "--candidate", candidate, *more]).exit_code == 0
+    assert [config.smoke.budget_steps for config in configs] == ["auto", 16]
+    assert [config.smoke.time_limit for config in configs] == [None, 7.5]
+    assert rungs_in(configs[0]) == auto_rungs(400) and rungs_in(configs[1]) == fixed_rungs(16)
+    for wrong in ("7", "often", "-16"):
+        refused = CliRunner().invoke(app, [command, "--candidate", candidate, "--budget-steps", wrong])
+        assert refused.exit_code == 2 and len(configs) == 2
+
+
+def test_the_horizon_is_as_far_as_the_study_went_or_as_interface_layers_alone_were_trained():
+    assert [horizon_of(config_of(), embedded=embedded) for embedded in (True, False)] == [2000, 50_000]
+    assert horizon_of(make_config({"smoke": {"horizon": 700}}), embedded=False) == 700
 
 
 def test_an_adapter_brings_one_arm_and_the_others_stay_plain(tiny_system, monkeypatch):

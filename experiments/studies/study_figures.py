@@ -134,27 +134,27 @@ def forecast_figures(records: Sequence[StudyRecord], laws: Laws) -> list[dict[st
     return figures
 
 
-def coverage_figures(found: Sequence[measures.Forecasted]) -> dict[str, Any]:
+def coverage_figures(forecasts: Sequence[measures.Forecasted]) -> dict[str, Any]:
     """Censor-adjusted coverage of the 80% and 90% intervals and the score of the uncensored ones; None where there
     are none."""
-    scored = [one for one in found if one.score is not None]
-    figures: dict[str, Any] = {"forecasts": len(found), "censored": len(found) - len(scored)}
+    scored = [one for one in forecasts if one.score is not None]
+    figures: dict[str, Any] = {"forecasts": len(forecasts), "censored": len(forecasts) - len(scored)}
     for level in (80, 90):
-        figures |= figure(f"coverage_{level}", found, functools.partial(measures.coverage, level=level / 100))
+        figures |= figure(f"coverage_{level}", forecasts, functools.partial(measures.coverage, level=level / 100))
     return figures | figure("interval_score", scored, mean_score)
 
 
 def figure(
-    name: str, found: Sequence[measures.Forecasted], measure: Callable[[Sequence[measures.Forecasted]], float]
+    name: str, forecasts: Sequence[measures.Forecasted], measure: Callable[[Sequence[measures.Forecasted]], float]
 ) -> dict[str, Any]:
-    if not found:
+    if not forecasts:
         return {name: None, f"{name}_interval": None}
-    interval = measures.bootstrap(found, lambda one: one.swap, measure)
-    return {name: round(measure(found), 3), f"{name}_interval": interval}
+    interval = measures.bootstrap(forecasts, lambda one: one.swap, measure)
+    return {name: round(measure(forecasts), 3), f"{name}_interval": interval}
 
 
-def mean_score(found: Sequence[measures.Forecasted]) -> float:
-    return float(np.mean([one.score for one in found if one.score is not None]))
+def mean_score(forecasts: Sequence[measures.Forecasted]) -> float:
+    return float(np.mean([one.score for one in forecasts if one.score is not None]))
 
 
 def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> dict[str, Any] | None:

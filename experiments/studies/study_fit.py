@@ -74,7 +74,7 @@ def seen_by(steps: np.ndarray, end: int) -> np.ndarray:
 
 
 def pairs_of(one: StudyCurve, floor: float) -> list[Pair]:
-    steps, errors, found = one.curve.steps, one.curve.errors, []
+    steps, errors, pairs = one.curve.steps, one.curve.errors, []
     for j, end in enumerate(steps):
         if not ENDS[0] <= end <= ENDS[1]:
             continue
@@ -87,7 +87,7 @@ def pairs_of(one: StudyCurve, floor: float) -> list[Pair]:
             if later:
                 reach = float(np.log((steps[later[0]] + OFFSET) / (end + OFFSET)))
                 fall = log_excess(errors[j], floor) - log_excess(errors[later[0]], floor)
-                found.append(
+                pairs.append(
                     Pair(
                         of=one,
                         end=int(end),
@@ -98,7 +98,7 @@ def pairs_of(one: StudyCurve, floor: float) -> list[Pair]:
                         errors=(float(errors[j]), float(errors[later[0]])),
                     )
                 )
-    return found
+    return pairs
 
 
 def ridge(rows: np.ndarray, slopes: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -153,16 +153,16 @@ def fit_group(pairs: Sequence[Pair], floors: dict[str, float]) -> GroupFit:
         return np.log(scale) / 2 + (TAIL + 1) / 2 * np.log1p(off**2 / scale / TAIL)
 
     first = [-3.0, -2.3, *(np.log(0.01) for _ in kinds)]
-    found = minimize(lambda p: float(weights @ terms(p)), first, method="Nelder-Mead", options={"maxiter": 1500}).x
-    told = np.log(lifts[:, 1]) - terms(found)
+    scales = minimize(lambda p: float(weights @ terms(p)), first, method="Nelder-Mead", options={"maxiter": 1500}).x
+    told = np.log(lifts[:, 1]) - terms(scales)
     return GroupFit(
         theta=ridge(rows, slopes, weights),
-        noise={kind: float(np.exp(v)) for kind, v in zip(kinds, found[2:], strict=True)},
-        spread=(float(np.exp(found[0])), float(np.exp(found[1]))),
+        noise={kind: float(np.exp(v)) for kind, v in zip(kinds, scales[2:], strict=True)},
+        spread=(float(np.exp(scales[0])), float(np.exp(scales[1]))),
         log_likelihood={kind: float((weights * chosen[:, i]) @ told) for i, kind in enumerate(kinds)},
         residuals={
             (p.of.run, p.end, p.factor, p.of.curve.name): float(r)
-            for p, r in zip(pairs, off / np.sqrt(scale_of(found)), strict=True)
+            for p, r in zip(pairs, off / np.sqrt(scale_of(scales)), strict=True)
         },
     )
 

@@ -47,16 +47,16 @@ def interval_score(draws: np.ndarray, arrival: float, horizon: float, level: flo
     return float(high - low + 2 / (1 - level) * (max(low - true, 0) + max(true - high, 0)))
 
 
-def coverage(found: Sequence[Forecasted], level: float) -> float:
+def coverage(forecasts: Sequence[Forecasted], level: float) -> float:
     """Censor-adjusted coverage of the central interval of a level."""
     edge = (1 - level) / 2
-    low, high = kaplan_meier(found, (edge, 1 - edge))
+    low, high = kaplan_meier(forecasts, (edge, 1 - edge))
     return high - low
 
 
-def kaplan_meier(found: Sequence[Forecasted], levels: Sequence[float]) -> list[float]:
+def kaplan_meier(forecasts: Sequence[Forecasted], levels: Sequence[float]) -> list[float]:
     """Estimated probability that a share is at most each level. Of equal shares the censored ones count as larger."""
-    ordered = sorted((one.share, one.censored) for one in found)
+    ordered = sorted((one.share, one.censored) for one in forecasts)
     shares = np.array([share for share, _ in ordered])
     at_risk = len(ordered) - np.arange(len(ordered))
     left = np.where([censored for _, censored in ordered], 1.0, 1 - 1 / at_risk)

@@ -1,4 +1,4 @@
-"""When a race ends and what it then says: the answer from the arms' joint forecasts, or the time that is left."""
+"""When a race ends and what it then says: the answer from the forecasts of all arms together, or the time left."""
 
 import time
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
 """How many steps until a strategy reaches the base's quality, with an interval, and which strategy reaches it cheapest.
 
-Both read the same joint draws of the law in slope_law.py. A forecast is their median and their INTERVAL; the answer of
-a race is the strategy that is within a tenth of the cheapest in most draws, or that none arrives within the horizon,
-with the share of draws in which that is right.
+Both read the same draws of the law in slope_law.py, each draw of all strategies together. A forecast is their median
+and their INTERVAL; the answer of a race is the strategy that is within a tenth of the cheapest in most draws, or that
+none arrives within the horizon, with the share of draws in which that is right.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -88,7 +88,7 @@ def answer_of(
     horizon: int,
     step: float,
 ) -> Answer:
-    """The answer from the joint draws of every strategy that raced.
+    """The answer from the draws of every strategy that raced, made together.
 
     finalists: who can be recommended, those that train least first: ties go to them; of equal standing in "not in
     sight", the first as well, so it is the caller's choice. cost: of so many steps (D,) of a strategy. step: cost of
@@ -107,8 +107,8 @@ def answer_of(
     return Answer(name=best, in_sight=True, probability=near[best])
 
 
-def steps_that_tell(found: Forecast, steps: int) -> int:
+def steps_that_tell(forecasted: Forecast, steps: int) -> int:
     """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end
     twice the forecast; where nothing is in sight twice the steps of this race."""
-    ends = [value for value in (found.high, 2 * found.steps) if np.isfinite(value) and value > steps]
+    ends = [value for value in (forecasted.high, 2 * forecasted.steps) if np.isfinite(value) and value > steps]
     return int(np.ceil(ends[0])) if ends else 2 * steps

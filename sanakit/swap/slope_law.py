@@ -120,7 +120,7 @@ def features(curve: Curve, kind: str, floor: float, target: float) -> np.ndarray
 def draw_arrivals(
     law: SlopeLaw, curves: Sequence[Curve], target: float, kind: str, *, seed: int = 0
 ) -> dict[str, np.ndarray]:
-    """Steps at which each curve reaches the target, DRAWS draws each, joint over the arms of one race; infinite
+    """Steps at which each curve reaches the target, DRAWS draws of all arms of one race together; infinite
     where a draw never does, equal numbers where the arrival was measured. By name, (DRAWS,)."""
     shared = _noise(seed, "")
     return {curve.name: _draw(law, curve, target, kind, shared, _noise(seed, curve.name)) for curve in curves}
