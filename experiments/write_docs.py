@@ -236,9 +236,9 @@ on which swaps that was measured. The model behind the probability is in [foreca
 Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; `{command}`
 writes that file and the constants of the forecast (`sanakit/swap/forecast.json`). **What was measured:** the
 earlier study, {runs} runs of {swaps} swaps in a small world (64 px, 16 tokens, cores of 1.3 M parameters trained for
-8,000 steps). Every strategy of a swap was trained on, and races are replayed from those runs. **What was not:** of the {planned} runs of
-the larger study ([below](#the-study-under-way)) {done} are done, and its evaluation third has not been read. No figure
-on this page is of a swap that was kept back.
+8,000 steps). Every strategy of a swap was trained on, and races are replayed from those runs. **What was
+not:** of the {planned} runs of the larger study ([below](#the-study-under-way)) {done} are done, and its evaluation
+third has not been read. No figure on this page is of a swap that was kept back.
 
 **Left out.** No race is replayed under constants that its own swap helped to fit: the law is fitted to the other swaps
 (leave one swap out, both seeds of it), and once more to the swaps of the other base (leave one base out). Figures in

@@ -65,8 +65,10 @@ def test_an_exact_law_is_followed_to_the_target():
 @pytest.mark.parametrize("slope", [0.0, -0.2], ids=["flat", "rising"])
 def test_a_curve_that_does_not_fall_never_arrives(slope):
     draws = draw_arrivals(exact_law(), [curve_of(slope)], 1.05, "vae")["finetune"]
-    told = forecast_from(draws, 2000, reached=False)
-    assert np.isinf(draws).mean() >= 0.4 and told.steps == np.inf and told.as_dict()["predicted_steps"] is None
+    forecasted = forecast_from(draws, 2000, reached=False)
+    assert (
+        np.isinf(draws).mean() >= 0.4 and forecasted.steps == np.inf and forecasted.as_dict()["predicted_steps"] is None
+    )
     alone = Curve(name="align", scope="interface", rate=1.0, steps=np.zeros(1), errors=np.array([1.4]))
     nothing = forecast_from(draw_arrivals(exact_law(), [alone], 1.05, "vae")["align"], 2000, reached=False)
     assert (nothing.steps, nothing.low, nothing.high, nothing.within) == (np.inf, np.inf, np.inf, 0.0)
@@ -100,24 +102,24 @@ def cost_of_steps(name, steps):
 
 def test_the_answer_is_the_strategy_within_a_tenth_of_the_cheapest_in_most_draws():
     draws = {"a": np.array([100.0] * 6 + [300] * 4), "b": np.array([104.0] * 8 + [900] * 2), "c": np.full(10, 90.0)}
-    told = answer_of({n: draws[n] for n in "ab"}, cost_of_steps, ["a", "b"], horizon=2000, step=1.0)
-    assert (told.name, told.in_sight, told.probability, told.told) == ("a", True, 0.8, True)
-    told = answer_of(draws, cost_of_steps, ["a", "b"], horizon=2000, step=1.0)
-    assert told.probability == 0 and not told.told, "an arm that was dropped may be cheaper"
+    answer = answer_of({n: draws[n] for n in "ab"}, cost_of_steps, ["a", "b"], horizon=2000, step=1.0)
+    assert (answer.name, answer.in_sight, answer.probability, answer.told) == ("a", True, 0.8, True)
+    answer = answer_of(draws, cost_of_steps, ["a", "b"], horizon=2000, step=1.0)
+    assert answer.probability == 0 and not answer.told, "an arm that was dropped may be cheaper"
     alike = {"a": np.zeros(4), "b": np.zeros(4)}
     assert answer_of(alike, cost_of_steps, ["b", "a"], horizon=2000, step=1.0).name == "b", "the first of two alike"
 
 
 def test_not_in_sight_is_as_sure_as_that_nobody_arrives():
     draws = {"a": np.array([np.inf] * 7 + [500.0] * 3), "dropped": np.array([100.0] * 2 + [np.inf] * 8)}
-    told = answer_of(draws, cost_of_steps, ["a"], horizon=2000, step=1.0)
-    assert (told.name, told.in_sight) == ("", False) and told.probability == pytest.approx(0.5)
+    answer = answer_of(draws, cost_of_steps, ["a"], horizon=2000, step=1.0)
+    assert (answer.name, answer.in_sight) == ("", False) and answer.probability == pytest.approx(0.5)
     assert answer_of(draws, cost_of_steps, ["a"], horizon=400, step=1.0).probability == pytest.approx(0.8)
 
 
 def test_a_forecast_is_median_and_80_percent_interval_cut_at_the_horizon():
-    told = forecast_from(np.arange(1.0, 101), 2000, reached=False)
-    assert (told.low, told.steps, told.high, told.within) == (10, 50, 90, 1.0)
+    forecasted = forecast_from(np.arange(1.0, 101), 2000, reached=False)
+    assert (forecasted.low, forecasted.steps, forecasted.high, forecasted.within) == (10, 50, 90, 1.0)
     record = forecast_from(np.arange(1.0, 101), 80, reached=False).as_dict()
     assert record["predicted_steps_high"] is None and record["predicted_steps"] == 50
     assert record["interval"] == 0.8 and record["probability_within_horizon"] == 0.8

@@ -321,6 +321,10 @@ def test_the_packaged_constants_are_those_of_the_committed_curves(earlier):
         np.testing.assert_allclose(law["theta"][group], theta, rtol=1e-3, atol=1e-5)
         np.testing.assert_allclose(law["spread"][group], constants["law"]["spread"][group], rtol=0.05, atol=0.005)
     assert law["correlation"] == pytest.approx(constants["law"]["correlation"], abs=0.01)
+    no_text_controls = [c for r in records if r.kind == "vae" or r.base == "dc-minilm" for c in r.curves()]
+    no_text_controls = [c for c in no_text_controls if c.kind == "vae" or c.curve.scope not in ("naive", "scratch")]
+    noise = fit_law(no_text_controls, constants["law"]["floors"]).noise
+    assert noise["fresh"]["text_encoder"] == noise["trained"]["text_encoder"] != noise["fresh"]["vae"]
 
 
 def test_decisions_on_swaps_left_out_reach_what_they_must(earlier):

@@ -168,12 +168,12 @@ def fit_group(pairs: Sequence[Pair], floors: dict[str, float]) -> GroupFit:
 
 
 def fit_law(curves: Sequence[StudyCurve], floors: dict[str, float]) -> SlopeLaw:
-    """The law of these curves."""
+    """The law of these curves. Noise of a kind of which a group has no curves is the other group's."""
     fits = {group: fit_group(pairs_in(curves, floors, group), floors) for group in GROUPS}
     return SlopeLaw(
         floors=floors,
         theta={group: fit.theta for group, fit in fits.items()},
-        noise={group: fit.noise for group, fit in fits.items()},
+        noise={group: fits["trained"].noise | fit.noise for group, fit in fits.items()},
         spread={group: fit.spread for group, fit in fits.items()},
         correlation=correlation_of(fits["trained"].residuals, teachers(curves)),
     )
