@@ -182,7 +182,7 @@ def test_an_automatic_race_with_resting_controls_and_an_adapter_in_plan_report_a
     print_plan(plan)
     print_validation(validation, tmp_path / "run", tmp_path / "page.html")
     told = " ".join(capsys.readouterr().out.split())
-    assert "not trained" in told and "--controls" in told and "steps to base quality (80%)" in told
+    assert "not trained" in told and "--controls" in told and "(80%)" in told
     assert (
         "with probability" in told and "extrapolated: the probability is not calibrated for a core of this size" in told
     )
