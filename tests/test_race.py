@@ -134,9 +134,7 @@ def automatic_race(system, data, monkeypatch, folder, *, sure, stop_at=None, lim
         return race(race_setup, arms, budget=auto_rungs(8), on_step=on_step), arms
 
 
-@pytest.mark.parametrize(
-    ("sure", "step", "stopped_by"), [(2, 2, "told"), (8, 8, "told"), (9, 8, "steps")]
-)
+@pytest.mark.parametrize(("sure", "step", "stopped_by"), [(2, 2, "told"), (8, 8, "told"), (9, 8, "steps")])
 def test_an_automatic_race_ends_when_it_can_tell(tiny_system, tiny_data, monkeypatch, tmp_path, sure, step, stopped_by):
     result, arms = automatic_race(tiny_system, tiny_data, monkeypatch, tmp_path, sure=sure)
     assert (result.step, result.stopped_by) == (step, stopped_by) and result.answer.told == (sure <= 8)

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 from sanakit.swap.arm import Arm
 from sanakit.swap.calibration import RaceFacts, calibrated_for, why_extrapolated
 from sanakit.swap.ending import RaceResult
-from sanakit.swap.forecast import CHEAPEST, INTERVAL
+from sanakit.swap.forecast import CHEAPEST, INTERVAL, steps_that_tell
 from sanakit.swap.settings import horizon_of
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 
-def comparison(swap: "Swap", arms: Sequence[Arm], result: RaceResult, more: int) -> dict[str, Any]:
-    """Every arm of the race, and which one is recommended. more: steps after which a race that cannot tell would."""
+def comparison(swap: "Swap", arms: Sequence[Arm], result: RaceResult) -> dict[str, Any]:
+    """Every arm of the race, and which one is recommended."""
     target, answer, kind = swap.target, result.answer, swap.config.kind
     facts = race_facts(swap)
     best = result.best.forecast
@@ -35,7 +35,7 @@ def comparison(swap: "Swap", arms: Sequence[Arm], result: RaceResult, more: int)
         "extrapolated": why_extrapolated(kind, facts) or None,
         "candidates": [arm.as_dict() | {"finalist": arm in result.finalists} for arm in arms],
         "budget_steps": result.step,
-        "steps_that_tell": more,
+        "steps_that_tell": steps_that_tell(best, result.step),
         "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
         "base_held_out_loss": swap.base_held_out.loss,
     }

@@ -29,9 +29,10 @@ from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
+from sanakit.swap.ending import RaceResult
 from sanakit.swap.forecast import steps_that_tell
-from sanakit.swap.full import prompt_gains, train_full
-from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
+from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
+from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.outcome import comparison
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.settings import rungs_in
@@ -81,30 +82,31 @@ def component(swap: Swap) -> StageResult:
 
 
 def smoke(swap: Swap) -> StageResult:
-    """Race the strategies under one budget against the base."""
-    config, base = swap.config, swap.base_system
-    (train, test), plan = swap.candidate_data, rungs_in(config)
+    """Race the strategies against the base: plan, race, evidence."""
     names, broken = raced_names(swap)
     if not names:
         return StageResult(results=broken)
     write_plan(swap, names)
     arms, result, starts = run_race(swap, names)
+    _record_race(swap, arms, result)
+    stage_result = evaluate_stage("smoke", _race_evidence(swap, arms, result, starts), swap.policy)
+    stage_result.results += broken
+    return stage_result
 
+
+def _record_race(swap: Swap, arms: list[Arm], result: RaceResult) -> None:
+    """Rows of metrics.jsonl, strategy.json, and samples of the recommended arm."""
+    swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
+    swap.run.write_json("strategy.json", comparison(swap, arms, result))
+    with averaged(result.best.system.core, result.best.average):
+        swap.add_figures("smoke", _sample_figures(swap, result.best, result.step))
+
+
+def _race_evidence(swap: Swap, arms: list[Arm], result: RaceResult, starts: Starts) -> dict[str, Any]:
+    """What the gates of the stage read. starts: systems before any step, by `Strategy.start_key`."""
     best = result.best
     assert best.forecast is not None
-    more = steps_that_tell(best.forecast, result.step)
-    swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json("strategy.json", comparison(swap, arms, result, more))
-    with averaged(best.system.core, best.average):
-        figures = _sample_figures(swap, best, result.step)
-        gains = prompt_gains(swap, best.system, test)
-        wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
-    swap.add_figures("smoke", figures)
-    wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
-    wiring |= course_evidence(best.system, train, best.options)
-    if best.state:
-        wiring |= movement_evidence(starts[best.strategy.start_key()][0].core, best.system.core, best.average)
-
+    train, test = swap.candidate_data
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
@@ -114,21 +116,28 @@ def smoke(swap: Swap) -> StageResult:
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
-        "steps_that_tell": more,
+        "steps_that_tell": steps_that_tell(best.forecast, result.step),
         "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     }
-    evidence |= wiring | gains
+    with averaged(best.system.core, best.average):
+        gains = prompt_gains(swap, best.system, test)
+        evidence |= sample_evidence(best.system, test, swap.sample_prompts(), swap.config.train.seed)
+    evidence |= gains | base_evidence(swap.base_system, swap.base_data[1], swap.base_held_out)
+    evidence |= course_evidence(best.system, train, best.options)
+    if best.state:
+        before = starts[best.strategy.start_key()][0].core
+        evidence |= movement_evidence(before, best.system.core, best.average)
     if naive or best.state:  # else nothing is trained
         evidence["start_losses"] = start.losses.mean(0).numpy()
     if isinstance(swap.candidate, TextEncoder):
+        race = swap.run.read_json("strategy.json", {})
+        swap.run.write_json("strategy.json", race | {"prompt_gain": gains_by_caption(gains, test)})
         with stopping(race_store(swap)):
-            evidence |= control_evidence(swap, plan.halving)
+            evidence |= control_evidence(swap, rungs_in(swap.config).halving)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    stage_result = evaluate_stage("smoke", evidence, swap.policy)
-    stage_result.results += broken
-    return stage_result
+    return evidence
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
