@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "hashing",
     "flow",
+    "placement",
     "kernels",
     "files",
     "folders",

@@ -83,7 +83,7 @@ def new_state(
         _refuse_sharded(options, record)
     if options.gradient_checkpointing:
         core.enable_gradient_checkpointing()  # type: ignore[operator]
-    accelerator = make_accelerator(options.precision)
+    accelerator = make_accelerator(options.precision, torch.device("cpu"))
     accelerator.free_memory()  # of an earlier state: a race makes several
     if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included
         core.forward = core._original_forward
