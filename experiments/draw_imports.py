@@ -18,6 +18,7 @@ ORDER = [
     "hashing",
     "flow",
     "placement",
+    "batching",
     "kernels",
     "files",
     "folders",

@@ -192,6 +192,22 @@ def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
     return float(table[:, 0].sum()), int(table[:, 1].max())
 
 
+def agreed_figures(loss: Any, norm: Any, number: int) -> tuple[float, float, int]:
+    """The sum of a loss over the ranks, the gradient norm that they share, and the largest signal number that any of them received.
+    The host waits for the device once."""
+    import torch
+
+    if world_size() == 1:
+        value, length = torch.stack([loss, norm.to(loss)]).tolist()
+        return value, length, number
+    own = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    _group().all_gather(gathered, own)
+    table = torch.stack(gathered)
+    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(own), table[:, 1].max()]).tolist()
+    return total, length, int(stop)
+
+
 def agreed_stop() -> int:
     """The largest signal number that any rank has received, 0 for none; every rank asks."""
     if world_size() == 1:

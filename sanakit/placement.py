@@ -1,13 +1,11 @@
 """Where a command computes: one device, the precision of its frozen parts, and what is held on the device when.
 
 The only module that names devices. `choose` makes one Placement from `--device`; it is handed down from there. The rule: what is
-public or cached lives on the CPU; a device exists inside a component or inside the loop. Nothing is imported from torch before
-a device is asked for.
+public or cached lives on the CPU; a device exists inside a component or inside the loop. torch is imported when it is needed.
 """
 
 import os
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,6 @@ KNOWN = ("auto", "cpu", "cuda", "mps", "xpu")
 HELP = "Where to compute: auto, cpu, cuda[:n], mps or xpu; auto takes the accelerator that PyTorch finds, else the CPU."
 PARTS = ("vae", "text_encoder", "base")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-SHARE = 0.8  # of the free memory that a batch of encoding may take
 
 
 @dataclass(frozen=True)
@@ -48,8 +45,7 @@ class Placement:
 
     def compute_facts(self, part: str) -> dict[str, str]:
         """What the key of a cache says of the precision: empty for fp32."""
-        name = getattr(self, part)
-        return {} if name == "fp32" else {"compute": DTYPES[name]}
+        return {} if getattr(self, part) == "fp32" else {"compute": DTYPES[getattr(self, part)]}
 
     @contextmanager
     def holding(self, *modules: "torch.nn.Module | None", part: str = "") -> Iterator[None]:
@@ -108,22 +104,12 @@ class Placement:
         """Free and total bytes of the device; None on the CPU and where the device does not say."""
         return device_memory(self.device)
 
-    def batch(self, most: int, probe: Callable[[], int]) -> int:
-        """Rows of an encoding batch: `most` on the CPU, else as many as SHARE of the free memory holds. probe: runs one row and
-        returns the bytes that it took at its peak, 0 where they are not known."""
-        if not self.accelerated:
-            return most
-        each, found = probe(), self.memory()
-        if not each or found is None:
-            return most
-        return max(1, min(most, int(SHARE * found[0]) // each))
-
     def peak_of(self, work: Callable[[], object]) -> int:
         """Bytes that a piece of work allocates on the device over what is there; 0 where the device does not count."""
         import torch
 
         module: Any = torch.get_device_module(self.device) if self.accelerated else None
-        if module is None or not hasattr(module, "reset_peak_memory_stats"):
+        if not hasattr(module, "reset_peak_memory_stats"):
             work()
             return 0
         module.reset_peak_memory_stats(self.device)
@@ -144,13 +130,9 @@ class Placement:
 
     def as_dict(self) -> dict[str, Any]:
         """For provenance.json: the device, its name and memory, and the precision of the frozen parts."""
-        found = self.memory()
-        return {
-            "device": str(self.device),
-            "name": device_name(self.device),
-            "memory": None if found is None else found[1],
-            **{part: getattr(self, part) for part in PARTS},
-        }
+        memory, precisions = self.memory(), {part: getattr(self, part) for part in PARTS}
+        facts = {"device": str(self.device), "name": device_name(self.device), "memory": memory and memory[1]}
+        return facts | precisions
 
 
 class _Held:
@@ -316,29 +298,3 @@ def is_rocm() -> bool:
 def same_device(first: "torch.device", second: "torch.device") -> bool:
     """Equal kinds and numbers; no number is the first."""
     return first.type == second.type and (first.index or 0) == (second.index or 0)
-
-
-def in_batches(
-    rows: Sequence[Any],
-    size: int,
-    work: Callable[[Any], Any],
-    *,
-    what: str,
-    said: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
-) -> tuple[list[Any], int]:
-    """`work` on slices of `rows` of at most `size`, halved wherever the device runs out of memory, and said; the results and the
-    size that was left. One row that does not fit raises SK0906."""
-    import torch
-
-    results, start = [], 0
-    while start < len(rows):
-        try:
-            results.append(work(rows[start : start + size]))
-        except torch.OutOfMemoryError as error:
-            if size == 1:
-                raise SanakitError("SK0906", f"{what}: one of them does not fit: {error}") from error
-            size = max(1, min(size, len(rows) - start) // 2)
-            said(f"{what}: out of memory, on with {size} at a time")
-            continue
-        start += size
-    return results, size

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 import sanakit
+from sanakit.batching import batch_size, in_batches
 from sanakit.errors import SanakitError
-from sanakit.placement import Placement, choose, find_device, in_batches
+from sanakit.placement import Placement, choose, find_device
 
 ROOT = Path(sanakit.__file__).parent
 NAMES = re.compile(r"^(cuda|hip|mps|xpu|npu|hpu|mtia)(:\d+)?$")
@@ -109,8 +110,12 @@ def test_a_batch_that_does_not_fit_is_halved_and_said(fake_device):
 def test_the_batch_is_what_the_free_memory_holds(fake_device):
     placement = choose()
     with fake_device.present(memory=fake_device.read()["allocated"] + 1000):
-        assert placement.batch(32, lambda: 100) == 8
-        assert placement.batch(4, lambda: 100) == 4
-        assert placement.batch(32, lambda: 0) == 32
-    assert choose("cpu").batch(32, lambda: 100) == 32
+
+        def probe():
+            torch.ones(25, device="fakegpu")  # 100 bytes
+
+        assert batch_size(placement, 32, probe) == 8
+        assert batch_size(placement, 4, probe) == 4
+        assert batch_size(placement, 32, lambda: None) == 32
+    assert choose("cpu").accelerated is False and batch_size(choose("cpu"), 32, probe) == 32
     assert placement.peak_of(lambda: torch.ones(1000, device="fakegpu")) == 4000
