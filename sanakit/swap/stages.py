@@ -24,6 +24,7 @@ from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_grid
 from sanakit.evaluation.held_out import averaged
+from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -51,7 +52,7 @@ def component(swap: Swap) -> StageResult:
     evaluation_images = held_out.subset(range(min(swap.config.component.num_images, len(held_out))))
     is_vae = isinstance(swap.candidate, VAE)
     own = None if swap.bare else swap.base_system.vae if is_vae else swap.base_system.text_encoder
-    with swap.placement.holding(swap.candidate, own):
+    with swap.placement.holding(swap.candidate, own, extractor()):
         measured = _measured(swap, own, evaluation_images)
     if not is_vae:
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
@@ -64,7 +65,7 @@ def component(swap: Swap) -> StageResult:
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
         images = to_images(dataset.pixels(swap.config.data.image_size))
-        with swap.placement.holding(swap.candidate, own):
+        with swap.placement.holding(swap.candidate, own, extractor()):
             measured.rows += compare_panels(own, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
