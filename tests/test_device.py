@@ -1,5 +1,5 @@
-"""Both kinds of swap on a second device (tests/fake_accelerator): everything that a model computes is computed there, nothing stays
-there, and the host waits once a step."""
+"""Both kinds of swap on a second device (tests/fake_accelerator): everything that a model computes is computed there,
+nothing stays there, and the host waits once a step."""
 
 import json
 from collections import Counter
@@ -185,7 +185,8 @@ def test_component_and_race_of_every_strategy_on_the_device(kind, small_world, t
     assert "fakegpu" not in (tmp_path / "run" / "config.yaml").read_text()
 
 
-# every pair of a preset's kind of training with a precision, an average, checkpointing and a micro-batch stands in one of them
+# every pair of a preset's kind of training with a precision, an average, checkpointing and a micro-batch stands in one
+# of them
 FULL = {
     "finetune": ("vae", "train.strategy=finetune", "train.ema_decay=0.9", "train.micro_batch=2"),
     "lora, checkpointed": ("vae", "train.strategy=lora", "train.gradient_checkpointing=true", "train.precision=fp32"),

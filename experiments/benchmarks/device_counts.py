@@ -1,9 +1,10 @@
-"""What an accelerator is asked for, counted on the fake one: layers of models by device, waits of the host, bytes to the device.
+"""What an accelerator is asked for, counted on the fake one: layers of models by device, waits of the host, bytes to
+the device.
 
 PYTHONPATH=tests:. python experiments/benchmarks/device_counts.py [--json FILE]
 
-Prints a row for each goal: what it was before there was a placement, the goal, and what is measured. Counts, no times: nothing here
-depends on how fast the machine is. Needs g++ (tests/fake_accelerator/README.md); takes about two minutes.
+Prints a row for each goal: what it was before there was a placement, the goal, and what is measured. Counts, no times:
+nothing here depends on how fast the machine is. Needs g++ (tests/fake_accelerator/README.md); takes about two minutes.
 """
 
 import argparse
