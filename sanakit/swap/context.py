@@ -115,7 +115,7 @@ class Swap:
         texts = [captions[-1] for captions in self.splits[0].captions]
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
-        with self.placement.holding(encoder, base.text_encoder):
+        with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
             ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
 
