@@ -143,7 +143,8 @@ class Monitors:
         if self.prompts is not None:
             embeds = batch.prompt.embeds[: self.prompts.wanted]
             if self.null is not None:
-                dropped = (embeds == self.null.to(embeds)).flatten(1).all(1)
+                self.null = self.null.to(embeds)  # copied to the device once
+                dropped = (embeds == self.null).flatten(1).all(1)
                 embeds = _left_out(embeds, dropped)
             self.prompts.observe(embeds, batch.prompt.mask)
             self.prompts.bad = None  # dropped prompts are no defect; a prompt that is not finite stops the step itself
