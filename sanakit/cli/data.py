@@ -69,8 +69,7 @@ def encode(
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
 
-    placement = _place(device, vae_dtype, text_encoder_dtype)
-    autoencoder = load_vae(vae) if vae else None
+    placement, autoencoder = _place(device, vae_dtype, text_encoder_dtype), load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
@@ -78,8 +77,8 @@ def encode(
     (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
-        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress, placement)
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement)
+        rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement))
     if as_json:
