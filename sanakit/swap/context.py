@@ -69,11 +69,8 @@ class Swap:
     def base_system(self) -> LatentDiffusion:
         system = self.base.system(placement=self.placement, part="base")
         if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
+            asked, trained = self.config.data.image_size, system.image_size
+            raise SanakitError("SK0104", f"data.image_size is {asked}, {self.base.name} was trained at {trained}")
         return system
 
     @cached_property
