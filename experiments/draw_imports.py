@@ -29,6 +29,7 @@ ORDER = [
     "config",
     "presets",
     "run",
+    "decision",
     "reporting",
     "doctor",
     "vaes",

@@ -94,7 +94,7 @@ CODES: dict[str, Code] = {
     "SK0113": Code(
         title="policy refused",
         why="A policy names gates and numbers; a misspelt one would silently keep the default.",
-        fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`.",
+        fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`; `allowed_loss` takes the measures of docs/decision.md.",
     ),
     "SK0114": Code(
         title="a plugin raised an error",

@@ -27,6 +27,14 @@ PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gat
 Controls = Annotated[
     bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
 ]
+FailOn = Annotated[
+    str | None,
+    typer.Option("--fail-on", help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI."),
+]
+SecondsPerStep = Annotated[
+    float | None,
+    typer.Option("--seconds-per-step", min=0, help="Of the machine that the full run is planned for: device-hours."),
+]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -46,12 +54,15 @@ def swap_vae(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    fail_on: FailOn = None,
+    seconds_per_step: SecondsPerStep = None,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    options = {"policy": policy, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    _swap(values, set_, stages, run_dir, force, as_json, options)
 
 
 @app.command("swap-text-encoder")
@@ -70,12 +81,15 @@ def swap_text_encoder(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    fail_on: FailOn = None,
+    seconds_per_step: SecondsPerStep = None,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    options = {"policy": policy, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    _swap(values, set_, stages, run_dir, force, as_json, options)
 
 
 def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
@@ -94,14 +108,14 @@ def _swap(
     run_dir: Path | None,
     force: bool,
     as_json: bool,
-    policy: str,
+    options: dict[str, Any],
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy)
+    run(config, run_dir, chosen, force=force, as_json=as_json, **options)
 
 
 def _stages(text: str) -> list[str]:
@@ -147,6 +161,8 @@ def run(
     markdown: Path | None = None,
     policy: str = "default",
     resume: str = "auto",
+    fail_on: str | None = None,
+    seconds_per_step: float | None = None,
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
@@ -155,6 +171,8 @@ def run(
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
     gate_policy = load_policy(policy, gate_names())
+    if fail_on not in (None, *FAILS):
+        raise SanakitError("SK0104", f"--fail-on is {fail_on!r}, expected {' or '.join(FAILS)}")
     for option, path in (("--junit", junit), ("--markdown", markdown)):
         if path is not None and path.is_dir():
             raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
@@ -168,6 +186,7 @@ def run(
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_display() as progress, kept_in(known):
             swap = engine.prepare(config, folder, progress, gate_policy)
+            swap.seconds_per_step = seconds_per_step
             if is_main():
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
@@ -191,17 +210,23 @@ def run(
             print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
-    raise typer.Exit(_exit_code(validation))
+    raise typer.Exit(_exit_code(validation, fail_on))
 
 
 def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
     return [gate for stage in validation["stages"].values() for gate in stage["gates"] if gate.get("error")]
 
 
-def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not be evaluated because it raised; it is in the table, with the verdict of everything else."""
+FAILS: dict[str, tuple[str, ...]] = {"do-not": ("do-not",), "not-yet": ("do-not", "not-yet")}
+
+
+def _exit_code(validation: dict[str, Any], fail_on: str | None = None) -> int:
+    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict of
+    everything else. fail_on: 1 where the decision's answer is that, or worse."""
     if _broken(validation):
         return ExitCode.ERROR
+    if fail_on and validation["decision"]["answer"] in FAILS[fail_on]:
+        return ExitCode.GATE_FAILED
     verdict = validation["verdict"]
     return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
 
@@ -225,6 +250,8 @@ def validate(
     controls: Controls = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
+    fail_on: FailOn = None,
+    seconds_per_step: SecondsPerStep = None,
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
@@ -247,4 +274,15 @@ def validate(
         }
         config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
+    run(
+        config,
+        run_dir,
+        chosen,
+        force=force,
+        as_json=as_json,
+        junit=junit,
+        markdown=markdown,
+        policy=policy,
+        fail_on=fail_on,
+        seconds_per_step=seconds_per_step,
+    )

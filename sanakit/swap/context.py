@@ -41,7 +41,8 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 @dataclass(kw_only=True)
 class Swap:
     """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused data
-    is written; None is a file in the cache."""
+    is written; None is a file in the cache. seconds_per_step: of the machine that the full run is planned for, where the
+    user states it."""
 
     config: Config
     run: RunFolder
@@ -49,6 +50,7 @@ class Swap:
     resume: str = "auto"
     policy: Policy = DEFAULT
     ledger: Path | None = None
+    seconds_per_step: float | None = None
 
     @property
     def bare(self) -> bool:

@@ -5,6 +5,7 @@ agrees.
 """
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 from sanakit.checks import StageResult, evaluate_stage
-from sanakit.checks.causes import decisive
 from sanakit.checks.component import measure_text_encoder, measure_vae
 from sanakit.checks.diffusability import FEWEST, compare_panels
 from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
@@ -29,6 +29,7 @@ from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
+from sanakit.swap.decided import decided, tokens_row
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import prompt_gains, train_full
 from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
@@ -71,6 +72,7 @@ def component(swap: Swap) -> StageResult:
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
         images = to_images(dataset.pixels(swap.config.data.image_size))
+        measured.rows += tokens_row(swap)
         measured.rows += compare_panels(None if swap.bare else swap.base_system.vae, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
@@ -208,6 +210,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             validation["stages"][stage] = _evaluated(stage_result.results) | {
                 "not_applied": stage_result.not_applied,
                 "seconds": round(time.perf_counter() - start, 1),
+                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
                 "measured": measured,
                 "fingerprint": fingerprint,
             }
@@ -253,26 +256,8 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
     if layers := swap.run.read_json("layers.json"):
         validation["layers"] = layers
-    verdict = Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()])
-    validation["verdict"] = str(verdict)
+    validation["verdict"] = str(Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()]))
     validation["policy"] = swap.policy.as_dict()
-    validation["next"] = _next_command(swap, validation, verdict)
+    validation |= decided(swap, validation)
     swap.run.write_json("validation.json", validation)
     return validation
-
-
-def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> str:
-    gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
-    first = decisive(gates) or next((gate for gate in gates if gate.get("error")), None)
-    if first:
-        return f"sanakit explain {first['code']}"
-    if swap.bare:
-        kind = "vae" if swap.config.kind == "vae" else "text-encoder"
-        return f"sanakit swap-{kind} --candidate {swap.config.candidate}"
-    wanted = ("full",) if swap.config.train.target == "vae" else STAGES
-    pending = [s for s in wanted if s not in validation["stages"]]
-    if pending:
-        return f"sanakit validate --stage {pending[0]} --run-dir {swap.run.path}"
-    if swap.config.train.target == "vae":
-        return f"sanakit swap-vae --candidate path:{swap.run.path}/vae"
-    return f"sanakit sample --model {swap.run.path}/model --prompt 'red apple' --out sample.png"
