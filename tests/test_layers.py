@@ -104,7 +104,7 @@ def test_names_with_and_without_a_layer():
 
 
 def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
-    from sanakit.cli.view import print_validation
+    from sanakit.cli.verdict_view import print_validation
     from sanakit.reporting import write_report
 
     row = {"error": 0.4, "more": 0.0, "noise": 0.0}

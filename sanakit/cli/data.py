@@ -54,7 +54,8 @@ def encode(
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
     require_utf8(out, "--out")
-    from sanakit.cli.view import print_data, progress_display
+    from sanakit.cli.progress import progress_display
+    from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae

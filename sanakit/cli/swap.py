@@ -7,9 +7,22 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
+from sanakit.cli.ending import broken_gates, exit_code_of, refuse_options, show_result
+from sanakit.cli.options import (
+    AllowPickle,
+    AsJson,
+    FailOn,
+    ProgressKind,
+    Quiet,
+    RunDir,
+    SecondsPerStep,
+    Seed,
+    Sets,
+    Verbose,
+    convert_native,
+)
 from sanakit.cli.output import print_json
-from sanakit.errors import ExitCode, SanakitError
+from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
@@ -26,14 +39,6 @@ Force = Annotated[bool, typer.Option("--force", help="Run later stages even when
 PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
 Controls = Annotated[
     bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
-]
-FailOn = Annotated[
-    str | None,
-    typer.Option("--fail-on", help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI."),
-]
-SecondsPerStep = Annotated[
-    float | None,
-    typer.Option("--seconds-per-step", min=0, help="Of the machine that the full run is planned for: device-hours."),
 ]
 DEFAULT_STAGES = "component,smoke"
 
@@ -56,12 +61,16 @@ def swap_vae(
     policy: PolicyName = "default",
     fail_on: FailOn = None,
     seconds_per_step: SecondsPerStep = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
     options = {"policy": policy, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
     _swap(values, set_, stages, run_dir, force, as_json, options)
 
 
@@ -83,12 +92,16 @@ def swap_text_encoder(
     policy: PolicyName = "default",
     fail_on: FailOn = None,
     seconds_per_step: SecondsPerStep = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
     options = {"policy": policy, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
     _swap(values, set_, stages, run_dir, force, as_json, options)
 
 
@@ -163,6 +176,9 @@ def run(
     resume: str = "auto",
     fail_on: str | None = None,
     seconds_per_step: float | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+    progress: str = "auto",
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
@@ -171,23 +187,20 @@ def run(
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
     gate_policy = load_policy(policy, gate_names())
-    if fail_on not in (None, *FAILS):
-        raise SanakitError("SK0104", f"--fail-on is {fail_on!r}, expected {' or '.join(FAILS)}")
-    for option, path in (("--junit", junit), ("--markdown", markdown)):
-        if path is not None and path.is_dir():
-            raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
+    refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
 
     with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.view import print_data, print_plan, print_validation, progress_display
+        from sanakit.cli.progress import progress_of
+        from sanakit.cli.view import print_data
         from sanakit.reporting import write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
-        with progress_display() as progress, kept_in(known):
-            swap = engine.prepare(config, folder, progress, gate_policy)
+        with progress_of("none" if quiet else progress) as advance, kept_in(known):
+            swap = engine.prepare(config, folder, advance, gate_policy)
             swap.seconds_per_step = seconds_per_step
-            if is_main():
+            if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
                 validation = engine.run_stages(swap, stages, force=force, resume=resume)
@@ -203,32 +216,12 @@ def run(
         write_markdown(validation, markdown)
     if as_json:
         print_json(validation)
-        for gate in _broken(validation):
+        for gate in broken_gates(validation):
             print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
-        if plan := swap.run.read_json("plan.json"):
-            print_plan(plan)
-        print_validation(validation, run_path, report)
+        show_result(validation, swap.run, report, verbose=verbose, quiet=quiet)
     barrier()
-    raise typer.Exit(_exit_code(validation, fail_on))
-
-
-def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
-    return [gate for stage in validation["stages"].values() for gate in stage["gates"] if gate.get("error")]
-
-
-FAILS: dict[str, tuple[str, ...]] = {"do-not": ("do-not",), "not-yet": ("do-not", "not-yet")}
-
-
-def _exit_code(validation: dict[str, Any], fail_on: str | None = None) -> int:
-    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict of
-    everything else. fail_on: 1 where the decision's answer is that, or worse."""
-    if _broken(validation):
-        return ExitCode.ERROR
-    if fail_on and validation["decision"]["answer"] in FAILS[fail_on]:
-        return ExitCode.GATE_FAILED
-    verdict = validation["verdict"]
-    return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
+    raise typer.Exit(exit_code_of(validation, fail_on))
 
 
 @app.command()
@@ -252,6 +245,9 @@ def validate(
     allow_pickle: AllowPickle = False,
     fail_on: FailOn = None,
     seconds_per_step: SecondsPerStep = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
@@ -285,4 +281,7 @@ def validate(
         policy=policy,
         fail_on=fail_on,
         seconds_per_step=seconds_per_step,
+        verbose=verbose,
+        quiet=quiet,
+        progress=progress,
     )

@@ -78,7 +78,8 @@ def _answer(
     if losses:
         limited = all(row["allowed"] is not None for row in losses)
         told = "within what the policy allows" if limited else "the policy does not say how much is allowed"
-        return WITH_LOSS, f"It works, and it loses: {_named(losses)} ({told})."
+        count = "1 measure is" if len(losses) == 1 else f"{len(losses)} measures are"
+        return WITH_LOSS, f"It works, and {count} worse than the base's ({told})."
     return SWAP, "It works, and no measure is worse than the base's."
 
 

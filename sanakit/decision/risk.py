@@ -55,6 +55,6 @@ def _near(gate: Row) -> dict[str, Any] | None:
     if gate["verdict"] != "pass" or not limit or value is None or gate.get("at_least") is None:
         return None
     room = (value - limit if gate["at_least"] else limit - value) / abs(limit)
-    if room >= NEAR:
+    if not 0 < room < NEAR:  # on the threshold stands what is exact, such as every image once
         return None
     return {"gate": gate["gate"], "code": gate["code"], "value": value, "threshold": limit, "margin": room}

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
-from sanakit.checks.component import psnr
+from sanakit.checks.measure_vae import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
