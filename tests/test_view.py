@@ -11,8 +11,9 @@ import pytest
 
 from sanakit.cli.progress import json_progress, progress_display
 from sanakit.cli.silence import silence_libraries
-from sanakit.cli.verdict_view import outcome, print_validation
+from sanakit.cli.verdict_view import print_validation
 from sanakit.decision import decide_swap
+from sanakit.reporting.strategies import outcome
 
 GATE = {
     "gate": "component/repeatable-embeddings",

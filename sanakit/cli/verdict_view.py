@@ -7,9 +7,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from sanakit.cli.view import COLOURS, number_text, plain, steps_text
+from sanakit.cli.view import COLOURS, number_text, plain
 from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
 from sanakit.reporting.decided import MOODS, WORDS, headline, lines_of
+from sanakit.reporting.strategies import outcome
 
 NARROW = 60  # columns below which rows are stacked, as a table would break every word
 LABEL = 8
@@ -136,20 +137,6 @@ def _course(row: dict[str, Any]) -> str:
     errors = row.get("relative_errors") or []
     start = f"{number_text(errors[0], '.3f')} -> " if errors else ""
     return start + number_text(row["relative_error"], ".3f")
-
-
-def outcome(row: dict[str, Any], strategy: dict[str, Any]) -> str:
-    """What the race says of a strategy. A forecast means something for one that arrived or ran to the end; of any other it
-    is said why it left."""
-    if not row.get("raced", True):
-        return "not trained (--controls)"
-    if row.get("diverged"):
-        return "diverged"
-    steps, budget = row.get("steps") or [], strategy.get("budget_steps")
-    arrived = row.get("predicted_steps") is not None and steps and row["predicted_steps"] <= steps[-1]
-    if steps and budget and 0 < steps[-1] < budget and not arrived and not row.get("finalist", True):
-        return f"left at step {steps[-1]}: clearly worse"
-    return steps_text(row)
 
 
 def _layers(found: dict[str, Any]) -> Table:

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.table import Table
 
 from sanakit.reporting.ci import CAUSE, likely_causes
+from sanakit.reporting.strategies import steps_text
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
@@ -77,12 +78,6 @@ def print_drift(found: dict[str, Any]) -> None:
 
 def number_text(value: float | None, form: str = ".3g") -> str:
     return "" if value is None else f"{value:{form}}"
-
-
-def steps_text(row: dict[str, Any]) -> str:
-    steps, low, high = (row.get(f"predicted_steps{end}") for end in ("", "_low", "_high"))
-    known = "not in sight" if steps is None else f"{steps:,.0f}"
-    return known if low is None else f"{known} ({low:,.0f} to {'open' if high is None else f'{high:,.0f}'})"
 
 
 def plain(text: str) -> str:

@@ -85,7 +85,7 @@ def _answer(
 
 def _failure(gate: Row) -> str:
     own = gate["gate"].startswith(OWN_STAGES)
-    what = f"{gate['gate']} ({gate['code']}) failed"
+    what = f"{gate['gate']} ({gate.get('code', '')}) failed"
     if own and not gate["gate"].startswith(WORTH):
         return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth."
     return f"{what}."
@@ -97,7 +97,7 @@ def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row
         return f"{broken[0]} could not be evaluated."
     if undecided := open_gates(gates):
         more = f" and {len(undecided) - 1} more" if len(undecided) > 1 else ""
-        return f"{undecided[0]['gate']} ({undecided[0]['code']}){more} could not be decided."
+        return f"{undecided[0]['gate']} ({undecided[0].get('code', '')}){more} could not be decided."
     if straddling := list(open_losses(losses)):
         return f"The interval of a loss holds its limit, more images are needed: {_named(straddling)}."
     if "full" in stages:

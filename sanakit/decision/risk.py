@@ -29,7 +29,9 @@ def risk_of(gates: Sequence[Row], strategy: Row, *, trained: bool) -> dict[str, 
     return {
         "probabilities": {} if trained else probabilities(strategy),
         "extrapolated": None if trained else extrapolated(strategy),
-        "open": [{"gate": g["gate"], "code": g["code"], "hint": g.get("hint") or ""} for g in open_gates(gates)],
+        "open": [
+            {"gate": g["gate"], "code": g.get("code", ""), "hint": g.get("hint") or ""} for g in open_gates(gates)
+        ],
         "near_threshold": [row for gate in gates if (row := _near(gate))],
     }
 
@@ -57,4 +59,4 @@ def _near(gate: Row) -> dict[str, Any] | None:
     room = (value - limit if gate["at_least"] else limit - value) / abs(limit)
     if not 0 < room < NEAR:  # on the threshold stands what is exact, such as every image once
         return None
-    return {"gate": gate["gate"], "code": gate["code"], "value": value, "threshold": limit, "margin": room}
+    return {"gate": gate["gate"], "code": gate.get("code", ""), "value": value, "threshold": limit, "margin": room}

@@ -1,8 +1,9 @@
-"""The HTML report of a run folder: verdict first, then what it stands on."""
+"""The HTML report of a run folder: the decision first, then what it stands on."""
 
 from pathlib import Path
 from typing import Any
 
+from sanakit.decision import decide_swap
 from sanakit.reporting.ci import in_doubt
 from sanakit.reporting.component import (
     MEASURED,
@@ -14,6 +15,8 @@ from sanakit.reporting.component import (
     measured_layers,
     similarity_maps,
 )
+from sanakit.reporting.decided import cost_text
+from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, side_by_side
 from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
@@ -33,6 +36,8 @@ Row = dict[str, Any]
 LEDGER_SHOWN = 50
 RAW = ("validation.json", "component.json", "strategy.json", "plan.json")
 STAGES = ("component", "smoke", "full")
+DATA: Row = {"source": "", "images": None, "captions": None, "captions_per_image": None, "set_aside": 0, "fit": "crop"}
+DATA |= {"area_share": 0.0, "sizes": "", "examples": []}
 GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""}
 
 
@@ -56,9 +61,26 @@ def collect(run_dir: Path) -> Row:
     # one colour a strategy in all charts
     names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
     colours = {name: index for index, name in enumerate(names)}
-    plan = read_json(run_dir / "plan.json", None)
+    plan: Row | None = read_json(run_dir / "plan.json", None)
+    if plan:
+        plan = {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []}
     ledger = read_lines(run_dir / "ledger.jsonl")
+    race = read_json(run_dir / "strategy.json", {})
+    if "decision" not in validation:  # a run of an earlier version
+        tolerance = ((race or strategy).get("target") or {}).get("tolerance")
+        facts: Row = {"component": component.get("rows") or [], "plan": plan, "tolerance": tolerance}
+        validation["decision"] = decide_swap({**validation, "stages": validation.get("stages") or {}}, **facts)
+    pairs, provenance = side_by_side(run_dir), read_json(run_dir / "provenance.json", {})
     return {
+        "first": first_screen(
+            {**validation, "stages": validation.get("stages") or {}}, component.get("rows") or [], pairs
+        ),
+        "pairs": pairs,
+        "sides": SIDES,
+        "changes": change_rows(validation["decision"]),
+        "same": validation["decision"]["same"],
+        "cost_line": cost_text(validation["decision"]["cost"]),
+        "data": DATA | described if (described := (provenance.get("data") or {}).get("description")) else {},
         "run": run_dir.resolve().name,
         "validation": validation,
         "why": why(validation["verdict"], stages),
@@ -72,12 +94,12 @@ def collect(run_dir: Path) -> Row:
         + [c for curve in component.get("curves") or [] for c in measured_curve(curve)]
         + similarity_maps(component.get("similarity") or {}, component.get("prompts") or []),
         **component_readings([r for r in readings if r["stage"] == "component"]),
-        "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
+        "plan": plan,
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
         "in_doubt": in_doubt(strategy),
-        "candidates": with_forecast_bars(candidates),
-        "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)
+        "candidates": with_forecast_bars(candidates, race or strategy),
+        "curves": race_chart(candidates, race, colours)
         + distance_chart(candidates, colours)
         + [
             c for stage in STAGES for c in loss_curves(stage, metrics, colours) + loss_by_sigma(stage, metrics, colours)
@@ -89,6 +111,6 @@ def collect(run_dir: Path) -> Row:
         "cost": cost_rows(stages, candidates),
         "raw": [(name, text) for name in RAW if (text := read_text(run_dir / name))],
         "policy": (validation.get("policy") or {}).get("name", "default"),
-        "provenance": list(flattened(read_json(run_dir / "provenance.json", {}))),
+        "provenance": list(flattened(provenance)),
         "config": read_text(run_dir / "config.yaml"),
     }

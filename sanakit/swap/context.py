@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
@@ -14,7 +16,7 @@ from sanakit.checks import Policy
 from sanakit.config import Config
 from sanakit.data import ImageDataset, load_images
 from sanakit.data.buckets import bucket_sizes
-from sanakit.data.cache import Progress, silent
+from sanakit.data.cache import Progress, silent, to_images
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
@@ -218,13 +220,21 @@ class Swap:
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training images, half held out; spread over the data set."""
-        train, test = self.splits
+        return [captions[0] for part, _ in self._sample_parts() for captions in part.captions]
 
-        def pick(p: ImageDataset, n: int) -> list[str]:
-            return [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
+    def sample_truth(self) -> tuple[Tensor, list[str]]:
+        """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
+        parts, size = self._sample_parts(), self.config.data.image_size
+        images = torch.cat([to_images(part.pixels(size)) for part, _ in parts])
+        return images, [split for part, split in parts for _ in range(len(part))]
 
-        count = self.config.smoke.samples
-        return pick(train, count // 2) + pick(test, count - count // 2)
+    def _sample_parts(self) -> list[tuple[ImageDataset, str]]:
+        count, parts = self.config.smoke.samples, []
+        for data, split, share in zip(
+            self.splits, ("training", "held out"), (count // 2, count - count // 2), strict=True
+        ):
+            parts.append((data.subset(np.linspace(0, len(data) - 1, share).astype(int)), split))
+        return parts
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""

@@ -16,7 +16,7 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import barrier, exit_code, is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import conditional_gain
-from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
@@ -239,7 +239,10 @@ def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
             swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
         )
 
-    swap.add_figures("full", [grid(label) for label in images])
+    truth, splits = swap.sample_truth()
+    told = list(zip(prompts, splits, strict=True))
+    compared = save_compared(swap.run.path, "full", told, {"truth": truth} | images)
+    swap.add_figures("full", [grid(label) for label in images] + compared)
 
 
 def reference_latents(stream: LatentDataset) -> list[Tensor]:

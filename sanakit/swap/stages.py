@@ -21,7 +21,7 @@ from sanakit.contracts import GateResult, Verdict
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
-from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
@@ -162,12 +162,15 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
         "base": "base",
         "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
     }
+    sides = {}
     for done, (label, system) in enumerate((("base", swap.base_system), ("candidate", best.system))):
         swap.progress("sampling", done, 2)
-        images = sample_images(system, prompts, seed=swap.config.train.seed)
+        sides[label] = sample_images(system, prompts, seed=swap.config.train.seed)
         name = f"samples-smoke-{label}"
-        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], "; ".join(prompts)))
-    return figures
+        figures.append(save_grid(swap.run.path, name, sides[label], "samples", titles[label], "; ".join(prompts)))
+    truth, splits = swap.sample_truth()
+    told = list(zip(prompts, splits, strict=True))
+    return figures + save_compared(swap.run.path, "smoke", told, {"truth": truth} | sides)
 
 
 def full(swap: Swap) -> StageResult:
