@@ -114,7 +114,7 @@ def _fill_latents(
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
         job = latent_job(vae, some, size, mirror=mirror, progress=progress)
-        entries.append(_fill(job, out, "vae", name, keep, vae.normalize))
+        entries.append(_fill(job, out, {"vae": name, "data": dataset.source}, keep, vae.normalize))
     return entries
 
 
@@ -138,14 +138,15 @@ def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress:
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
-    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep)
+    stated = {"text_encoder": name, "data": dataset.source}
+    return _fill(embedding_job(encoder, prompts, progress=progress), out, stated, keep)
 
 
 def _fill(
-    job: Any, out: Path, role: str, name: str, keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+    job: Any, out: Path, stated: dict[str, str], keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by."""
+    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for its header."""
     import torch
 
     from sanakit.data.store import save_tensors
@@ -161,11 +162,11 @@ def _fill(
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
+    save_tensors(content | keep(chosen.tolist()), temporary, metadata=stated)
     temporary.replace(file)
     return {
         "kind": entry.facts["kind"],
-        "name": name,
+        "name": next(iter(stated.values())),
         "folder": str(entry.folder),
         "file": str(file),
         "count": count,

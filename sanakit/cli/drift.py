@@ -1,7 +1,8 @@
 """drift: two caches, runs, snapshots or files of latents or embeddings compared, with one verdict."""
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -61,7 +62,11 @@ def drift(
             }
             for kind, parts in shown.items()
         }
-        write_drift_report(found, moments, shown, carried, str(reference), str(current), html)
+        about = {
+            "reference": _about(reference, paths[0], first),
+            "current": _about(current, paths[1], second),
+        }
+        write_drift_report(found, moments, shown, carried, str(reference), str(current), html, about)
     if as_json:
         print_json(found)
     else:
@@ -78,3 +83,27 @@ def _resolve(path: Path) -> Path:
     if not found:
         raise SanakitError("SK0701", f"run {path} holds no {SNAPSHOT}; stage component writes it")
     return found[0]
+
+
+def _about(asked: Path, path: Path, samples: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of every kind of a side: how many samples, of which encoder and data; a run says it in provenance.json, a file of
+    `encode` in its header."""
+    from safetensors import SafetensorError, safe_open
+
+    stated: dict[str, Any] = {}
+    try:
+        if (asked / "provenance.json").is_file():
+            record = json.loads((asked / "provenance.json").read_text(encoding="utf-8"))
+            name, data = record["candidate"]["name"], record["data"]["source"]
+            stated = {"vae": name, "text_encoder": name, "data": data}
+        else:
+            one = sorted(path.glob("*.safetensors"))[0] if path.is_dir() else path
+            with safe_open(one, "pt") as handle:
+                stated = handle.metadata() or {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError):
+        stated = {}  # a page without these facts is still a page
+    roles = {"latents": "vae", "embeddings": "text_encoder"}
+    return [
+        {"kind": kind, "count": sample.count, "encoder": stated.get(roles[kind]), "data": stated.get("data")}
+        for kind, sample in samples.items()
+    ]

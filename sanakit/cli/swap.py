@@ -192,7 +192,7 @@ def run(
     with STOP.installed(), rank_folder(run_dir) as folder:
         from sanakit.cli.progress import progress_of
         from sanakit.cli.view import print_data
-        from sanakit.reporting import write_report
+        from sanakit.reporting import report_path, write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
@@ -209,7 +209,7 @@ def run(
         raise typer.Exit
     run_path = swap.run.path
     with kept_in(run_path):
-        report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
+        report = write_report(run_path, report_path(run_path))
     if junit:
         write_junit(validation, junit)
     if markdown:

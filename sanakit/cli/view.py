@@ -1,12 +1,15 @@
 """Tables of the terminal that several commands share, and the words in them."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from sanakit.reporting.ci import CAUSE, likely_causes
+from sanakit.reporting.decided import MOODS
 from sanakit.reporting.strategies import steps_text
 
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -21,31 +24,24 @@ def print_data(dataset: Any, folder: Path, *, buckets: bool = False, as_json: bo
         console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
-    table = Table(title="runs, best first", title_justify="left")
-    for column in (
-        "#",
-        "candidate",
-        "run",
-        "verdict",
-        "error over base",
-        "PSNR",
-        "strategy",
-        "steps to base quality (90%)",
-    ):
-        right = column in ("#", "error over base", "PSNR", "steps to base quality (90%)")
-        table.add_column(column, justify="right" if right else "left")
+def print_leaderboard(rows: list[dict[str, Any]], page: Path | None, warnings: Sequence[str] = ()) -> None:
+    """Fits 80 columns: the run stands under its candidate, the forecast under its strategy."""
+    table = Table(title="runs, best first", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("#", "candidate, run", "decision, wiring", "error\nover base", "PSNR", "strategy, steps"):
+        table.add_column(
+            column, justify="right" if column in ("#", "error\nover base", "PSNR") else "left", overflow="fold"
+        )
     for row in rows:
         table.add_row(
             str(row["rank"]),
-            plain(row["candidate"]),
-            plain(row["run"]),
-            f"[{COLOURS[row['verdict']]}]{row['verdict']}[/]",
+            f"{plain(row['candidate'])}\n[dim]{plain(row['run'])}[/]",
+            f"[{COLOURS[MOODS[row['answer']]]}]{row['answer']}[/]\n[{COLOURS[row['verdict']]}]{row['verdict']}[/]",
             number_text(row["error_ratio"]),
             number_text(row["psnr"]),
-            plain(row["strategy"] or ""),
-            steps_text(row) if row["strategy"] else "",
+            f"{plain(row['strategy'])}\n{plain(steps_text(row))}" if row["strategy"] else "",
         )
+    for warning in warnings:
+        Console(stderr=True).print(f"careful: {warning}", highlight=False, markup=False, soft_wrap=True)
     console = Console()
     console.print(table)
     if page:

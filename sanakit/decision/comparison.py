@@ -39,6 +39,7 @@ class Compared:
             "ci_low": self.low,
             "ci_high": self.high,
             "unit": self.measure.change_unit,
+            "exact": self.measure.exact,
             "why": self.measure.why,
         }
 

@@ -29,11 +29,18 @@ def risk_of(gates: Sequence[Row], strategy: Row, *, trained: bool) -> dict[str, 
     return {
         "probabilities": {} if trained else probabilities(strategy),
         "extrapolated": None if trained else extrapolated(strategy),
-        "open": [
-            {"gate": g["gate"], "code": g.get("code", ""), "hint": g.get("hint") or ""} for g in open_gates(gates)
-        ],
+        "open": _open(gates, strategy, trained=trained),
         "near_threshold": [row for gate in gates if (row := _near(gate))],
     }
+
+
+def _open(gates: Sequence[Row], strategy: Row, *, trained: bool) -> list[dict[str, str]]:
+    """Undecided gates, and the race where it could not tell."""
+    found = [{"gate": g["gate"], "code": g.get("code", ""), "hint": g.get("hint") or ""} for g in open_gates(gates)]
+    if not trained and not strategy.get("conclusive", True):
+        hint = f"the forecast of {strategy.get('recommended')} has no late end"
+        found.append({"gate": "race", "code": "", "hint": hint})
+    return found
 
 
 def probabilities(strategy: Row) -> dict[str, float]:

@@ -50,7 +50,7 @@ def change_text(one: Row) -> str:
 def interval_text(one: Row) -> str:
     """The change's 90% interval in words; empty where it has none."""
     if not (is_number(one["ci_low"]) and is_number(one["ci_high"])):
-        return "counted" if one["ci_low"] is None else ""
+        return "counted" if one.get("exact") else "not measured"
     ends = [said_change({**one, "change": one[end]}) for end in ("ci_low", "ci_high")]
     return f"{ends[0]} to {ends[1]}"
 

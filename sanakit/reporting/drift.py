@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
 from sanakit.reporting.ci import CAUSE, likely_causes
+from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
@@ -40,8 +41,9 @@ def write_drift_report(
     reference: str,
     current: str,
     out: Path,
+    about: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
-    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of the
+    """about: {kind, count, encoder, data} of each side. found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of the
     rows that differ most, where a side has them."""
 
     def order(r: Any) -> tuple[bool, float]:
@@ -55,6 +57,8 @@ def write_drift_report(
         verdict=found["verdict"],
         why=why(found["verdict"], readings),
         causes=likely_causes(found["readings"]),
+        **summary(found["verdict"], evidence, carried),
+        sides=sides_text(about or {}),
         readings=readings,
         panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
         farthest=[

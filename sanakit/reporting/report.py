@@ -1,9 +1,11 @@
 """The HTML report of a run folder: the decision first, then what it stands on."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
-from sanakit.decision import decide_swap
+from sanakit.decision import MEASURES, decide_swap
+from sanakit.decision.comparison import METRIC_TITLES
 from sanakit.reporting.ci import in_doubt
 from sanakit.reporting.component import (
     MEASURED,
@@ -34,6 +36,7 @@ from sanakit.reporting.strategies import (
 Row = dict[str, Any]
 
 LEDGER_SHOWN = 50
+HEAD = 1000  # characters of a page in which its mark stands
 RAW = ("validation.json", "component.json", "strategy.json", "plan.json")
 STAGES = ("component", "smoke", "full")
 DATA: Row = {"source": "", "images": None, "captions": None, "captions_per_image": None, "set_aside": 0, "fit": "crop"}
@@ -46,6 +49,22 @@ def write_report(run_dir: Path, out: Path) -> Path:
     with read_as_run(run_dir):
         html = environment().get_template("template.html.j2").render(collect(run_dir))
     return write_html(html, out)
+
+
+def report_path(run_dir: Path) -> Path:
+    """reports/<run>.html, or with a hash of the folder where that page is of another folder of the same name."""
+    mark, folder = page_mark(run_dir), Path("reports")
+    plain = folder / f"{run_dir.resolve().name}.html"
+    try:
+        taken = plain.is_file() and mark not in plain.read_text(encoding="utf-8", errors="replace")[:HEAD]
+    except OSError:
+        taken = False
+    return folder / f"{run_dir.resolve().name}-{mark}.html" if taken else plain
+
+
+def page_mark(run_dir: Path) -> str:
+    """Tells the folders of two runs apart without naming them."""
+    return hashlib.sha256(str(run_dir.resolve()).encode(errors="surrogateescape")).hexdigest()[:8]
 
 
 def collect(run_dir: Path) -> Row:
@@ -78,10 +97,11 @@ def collect(run_dir: Path) -> Row:
         "pairs": pairs,
         "sides": SIDES,
         "changes": change_rows(validation["decision"]),
-        "same": validation["decision"]["same"],
+        "same": [METRIC_TITLES.get(name, MEASURES[name].metric) for name in validation["decision"]["same"]],
         "cost_line": cost_text(validation["decision"]["cost"]),
         "data": DATA | described if (described := (provenance.get("data") or {}).get("description")) else {},
         "run": run_dir.resolve().name,
+        "mark": page_mark(run_dir),
         "validation": validation,
         "why": why(validation["verdict"], stages),
         "open_gates": open_gates(validation["verdict"], stages),
