@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sanakit.decision import MEASURES
 from sanakit.reporting import conclusions
 from sanakit.reporting.charts import Series, bar_chart, heat_map, is_number, legend, line_chart
 from sanakit.reporting.page import panel
@@ -12,6 +13,7 @@ Row = dict[str, Any]
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
 MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
 SHORT = {"mean": "mean", "std": "sd", "skewness": "skewness", "kurtosis": "kurtosis"}
+NOISE = {measure.metric: measure.noise for measure in MEASURES.values() if not measure.unit}
 PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
 
 
@@ -24,6 +26,8 @@ def compared(row: Row) -> Row:
     if is_number(ends[0]) and is_number(ends[1]) and ends[0] <= 0 <= ends[1]:
         return row | {"change": "same", "sense": ""}
     up, change = candidate > base, (candidate - base) / abs(base)
+    if abs(change) <= NOISE.get(row["metric"], 0.0):
+        return row | {"change": "same", "sense": ""}
     sense = "" if candidate == base or not row["better"] else "better" if up == (row["better"] == "higher") else "worse"
     text = "same" if not change else f"× {candidate / base:.3g}" if abs(change) >= 10 else f"{change:+.1%}"
     return row | {"change": text, "sense": sense}

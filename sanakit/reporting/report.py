@@ -77,6 +77,8 @@ def collect(run_dir: Path) -> Row:
     candidates = [CANDIDATE | c for c in strategy.get("candidates") or []]
     readings = [READING | r for r in read_lines(run_dir / "readings.jsonl")]
     metrics = read_lines(run_dir / "metrics.jsonl")
+    resting = {c["name"] for c in candidates if not c["raced"]}  # controls that were not trained
+    trained = [row for row in metrics if row["strategy"] not in resting]
     # one colour a strategy in all charts
     names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
     colours = {name: index for index, name in enumerate(names)}
@@ -122,7 +124,7 @@ def collect(run_dir: Path) -> Row:
         "curves": race_chart(candidates, race, colours)
         + distance_chart(candidates, colours)
         + [
-            c for stage in STAGES for c in loss_curves(stage, metrics, colours) + loss_by_sigma(stage, metrics, colours)
+            c for stage in STAGES for c in loss_curves(stage, trained, colours) + loss_by_sigma(stage, trained, colours)
         ],
         "drift_charts": drift_charts([r for r in readings if r["stage"] != "component"]),
         "alarms": [r for r in readings if r["alarm"] and r["stage"] != "component"],

@@ -63,7 +63,7 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     lines: list[Series] = []
     bands: list[Series] = []
     rows: list[list[Any]] = []
-    for c in candidates:
+    for c in (c for c in candidates if c["raced"]):  # a control before any step would stretch the axis
         points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("relative_errors") or [], strict=False)]
         if not points:
             continue
