@@ -54,7 +54,8 @@ class LatentDiffusion:
         return height * width // self.core.config.patch_size**2
 
     def velocity(self, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> Tensor:
-        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's device."""
+        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's
+        device."""
         device = next(self.core.parameters()).device
         return self.core(
             hidden_states=noisy.to(device),

@@ -63,7 +63,8 @@ def _group() -> Any:
 
 
 class StopRequest:
-    """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at
+    once."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -123,8 +124,9 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
     """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones,
     parameters of other modules as they are.
 
-    By torch itself: accelerate turns FSDP into DDP on a CPU without a word. Timesteps stay in fp32: FSDP's own cast of inputs
-    would round them to bf16 (873.2 becomes 872), so the core's inputs are cast here and the time embedding is computed first.
+    By torch itself: accelerate turns FSDP into DDP on a CPU without a word. Timesteps stay in fp32: FSDP's own cast of
+    inputs would round them to bf16 (873.2 becomes 872), so the core's inputs are cast here and the time embedding is
+    computed first.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh

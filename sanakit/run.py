@@ -50,9 +50,9 @@ class RunFolder:
         return run
 
     def _refuse_other(self, text: str) -> None:
-        own, other = dump_config(self.config).splitlines(), text.splitlines()
-        if own != other:
-            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(own, other, strict=False) if a != b]
+        asked, other = dump_config(self.config).splitlines(), text.splitlines()
+        if asked != other:
+            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(asked, other, strict=False) if a != b]
             raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:3]) or 'other keys'}")
 
     def write_text(self, name: str, text: str) -> None:

@@ -80,7 +80,7 @@ FULL = ("component", "smoke", "full")
     ("checked", "component", "expected", "said"),
     [
         (validation(), [], "swap", "no measure is worse"),
-        (validation(), [WORSE], "swap-with-loss", "1 measure is worse than the base's (the policy does not say how much is allowed)"),
+        (validation(), [WORSE], "swap-with-loss", "1 measure is worse than the base's (the policy does not say"),
         (validation(allowed={"psnr": 4.5}), [WORSE], "swap-with-loss", "within what the policy allows"),
         (validation(allowed={"psnr": 3.0}), [WORSE], "do-not", "larger than the policy allows: PSNR -3.80 dB"),
         (validation(allowed={"psnr": 3.8}), [WORSE], "not-yet", "holds its limit"),

@@ -176,14 +176,14 @@ def test_charts_skip_what_is_no_number(bad):
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-3.2, 17), (1e-9, 3e-9), (0, 0), (999, 12345)])
 def test_ticks_are_few_round_and_inside(low, high):
-    found = charts.ticks(low, high)
-    assert 1 <= len(found) <= 6 and all(low <= t <= high * (1 + 1e-9) for t in found)
+    ticks = charts.ticks(low, high)
+    assert 1 <= len(ticks) <= 6 and all(low <= t <= high * (1 + 1e-9) for t in ticks)
 
 
 @pytest.mark.parametrize("low, high", [(0.3, 9), (1e-6, 1e6), (0.01, 1)])
 def test_log_ticks_are_few_and_inside(low, high):
-    found = charts.log_ticks(low, high)
-    assert 2 <= len(found) <= 12 and all(low <= t <= high for t in found)
+    ticks = charts.log_ticks(low, high)
+    assert 2 <= len(ticks) <= 12 and all(low <= t <= high for t in ticks)
 
 
 def test_chart_text_is_escaped():
@@ -315,10 +315,14 @@ def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
     assert "left the race" in row and "at step 4: clearly worse" in row and "320" not in row
 
 
+ENDS = [("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]
+ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
+
+
 @pytest.mark.parametrize(
     ("told", "said"),
     [
-        (conclusions.nearest_at_the_end([("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]), "a ends nearest the base: 1.2 times its error after 100 steps."),
+        (conclusions.nearest_at_the_end(ENDS), "a ends nearest the base: 1.2 times its error after 100 steps."),
         (conclusions.nearest_start({"a": [0.2, 0.4], "b": [0.1, 0.1]}), "b starts nearest the base: 0.1"),
         (conclusions.largest_loss([("a", [(0.1, 1.0), (0.9, 2.0)])]), "largest at sigma 0.9: 2 (a)"),
         (conclusions.ranges([("base", [0.5, None, -1.0])]), "base -1 to 0.5"),
@@ -326,7 +330,7 @@ def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
         (conclusions.curve("Power spectra", [("base", [(1, 0.9), (2, 0.1)])]), "base 10.0%"),
         (conclusions.curve("Token norms", [("base", [(0, 1.0), (1, 3.0)])]), "Median: base 2."),
         (conclusions.cosines([[1, 0.2], [0.2, 1]]), "prompts: 0.2"),
-        (conclusions.alarms([READING | {"alarm": True, "step": 5, "where": "channel 1"}, READING]), "1 of 2 readings raised an alarm, the first at step 5 at channel 1."),
+        (conclusions.alarms([ALARM, READING]), "1 of 2 readings raised an alarm, the first at step 5 at channel 1."),
     ],
 )  # fmt: skip
 def test_every_chart_says_what_to_conclude(told, said):

@@ -13,7 +13,8 @@ from sanakit.contracts import LatentSpec, TextSpec
 
 
 def fitted_patch(patch_size: int, base_ratio: int, ratio: int) -> int:
-    """Patch of the core for latents of another spatial ratio: tokens stay as wide as the base's where the grid allows it."""
+    """Patch of the core for latents of another spatial ratio: tokens stay as wide as the base's where the grid allows
+    it."""
     return max(1, base_ratio * patch_size // ratio)
 
 

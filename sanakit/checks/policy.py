@@ -1,9 +1,9 @@
 """Thresholds of gates as a policy: `default`, `strict`, or a YAML file that overrides single gates.
 
-Each gate states both thresholds in its rule. A threshold is either what the gate's words mean (the rule's definition), or
-it stands between what clean systems read in A/A runs (experiments/faults/calibrate_gates.py) and the nearest planted fault
-(experiments/faults/fault_catalogue.py): beyond the 95% quantile of the worst clean system by at least the distance from its median
-to that quantile, twice that for `default`. docs/gates.md has both readings of every gate.
+Each gate states both thresholds in its rule. A threshold is either what the gate's words mean (the rule's definition),
+or it stands between what clean systems read in A/A runs (experiments/faults/calibrate_gates.py) and the nearest planted
+fault (experiments/faults/fault_catalogue.py): beyond the 95% quantile of the worst clean system by at least the
+distance from its median to that quantile, twice that for `default`. docs/gates.md has both readings of every gate.
 """
 
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ BUILTIN = ("default", "strict")
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """name: what was asked for. thresholds: of every gate that differs from its own default. allowed_loss: how much worse than
-    the base's a measure of the decision may be (sanakit/decision/measures.py), in the unit of its change."""
+    """name: what was asked for. thresholds: of every gate that differs from its own default. allowed_loss: how much
+    worse than the base's a measure of the decision may be (sanakit/decision/measures.py), in the unit of its change."""
 
     name: str = "default"
     thresholds: tuple[tuple[str, float], ...] = ()
@@ -45,7 +45,8 @@ class Policy:
         return dict(self.thresholds).get(gate, default)
 
     def apply(self, results: Sequence[GateResult]) -> list[GateResult]:
-        """Recorded results evaluated by this policy, whatever they were evaluated by before; nothing is measured again."""
+        """Recorded results evaluated by this policy, whatever they were evaluated by before; nothing is measured
+        again."""
         return [r if r.error else decided_again(r, self.limit(r.gate, default_of(r))) for r in results]
 
 
@@ -82,7 +83,8 @@ def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
     """`default`, `strict`, or a YAML file `thresholds: {GATE: number}`, optionally with `from: strict` and
     `allowed_loss: {MEASURE: number}`.
 
-    known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or values.
+    known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or
+    values.
     """
     if name in BUILTIN:
         if name == "default":
@@ -126,8 +128,8 @@ def _numbers(path: Path, values: dict[str, Any], section: str, what: str, known:
     return {name: float(limit) for name, limit in changes.items()}
 
 
-def _refuse(path: Path, what: str, found: dict[Any, Any], known: list[str]) -> None:
-    for key in found:
+def _refuse(path: Path, what: str, given: dict[Any, Any], known: list[str]) -> None:
+    for key in given:
         if key not in known:
             raise SanakitError("SK0113", f"{path}: unknown {what} {key!r:.60}{did_you_mean(str(key), known)}")
 

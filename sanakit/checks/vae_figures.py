@@ -86,7 +86,8 @@ VAE_ROWS: tuple[tuple[str, str, str, Callable[[VAEFigures], Any], Each], ...] = 
 
 
 def difference(each: Each, own: VAEFigures, reference: VAEFigures | None) -> dict[str, float]:
-    """The 90% interval of candidate less base, paired over images, or over batches of a speed; empty where there is none."""
+    """The 90% interval of candidate less base, paired over images, or over batches of a speed; empty where there is
+    none."""
     if each is None or reference is None:
         return {}
     return difference_interval(each(own), each(reference))

@@ -146,7 +146,7 @@ def _fill(
     job: Any, out: Path, stated: dict[str, str], keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for its header."""
+    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header."""
     import torch
 
     from sanakit.data.store import save_tensors

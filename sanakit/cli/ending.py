@@ -32,8 +32,8 @@ def broken_gates(validation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def exit_code_of(validation: dict[str, Any], fail_on: str | None = None) -> int:
-    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict of
-    everything else. fail_on: 1 where the decision's answer is that, or worse."""
+    """The verdict's; 5 where something could not be evaluated because it raised: it is in the table, with the verdict
+    of everything else. fail_on: 1 where the decision's answer is that, or worse."""
     if broken_gates(validation):
         return ExitCode.ERROR
     if fail_on and validation["decision"]["answer"] in FAILS[fail_on]:

@@ -79,7 +79,8 @@ def progress_of(kind: Kind) -> Iterator[Advance]:
 
 
 def json_progress() -> Advance:
-    """One JSON object a line, {label, done, total, seconds}: when a label begins, when it ends, and once a second between."""
+    """One JSON object a line, {label, done, total, seconds}: when a label begins, when it ends, and once a second
+    between."""
     begun: dict[str, float] = {}
     told: dict[str, float] = {}
 

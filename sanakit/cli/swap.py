@@ -145,8 +145,8 @@ def _stages(text: str) -> list[str]:
 
 
 def check_names(config: Any) -> None:
-    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder is
-    made."""
+    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
+    is made."""
     from sanakit.registry import Registry
 
     cache_dir()

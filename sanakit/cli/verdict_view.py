@@ -83,7 +83,8 @@ def _print_stage(console: Console, name: str, stage: dict[str, Any], *, narrow: 
 
 
 def _gates(name: str, gates: list[dict[str, Any]]) -> Table:
-    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value, the hint under both."""
+    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value, the hint under
+    both."""
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
     table.add_column("gate and metric", overflow="fold", ratio=1)
     for column in ("value", "threshold", "margin", "verdict"):

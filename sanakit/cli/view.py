@@ -48,12 +48,12 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None, warnings: S
         console.print(f"page {page}", highlight=False, markup=False, soft_wrap=True)
 
 
-def print_drift(found: dict[str, Any]) -> None:
+def print_drift(comparison: dict[str, Any]) -> None:
     """Alarms first, then by p-value."""
     table = Table(title_justify="left")
     for column in ("statistic", "value", "p, corrected", "where", "alarm"):
         table.add_column(column, justify="right" if column in ("value", "p, corrected") else "left")
-    rows = [row for row in found["readings"] if row["name"] != CAUSE and not row.get("error")]
+    rows = [row for row in comparison["readings"] if row["name"] != CAUSE and not row.get("error")]
     for row in sorted(rows, key=lambda r: (not r["alarm"], 1.0 if r["p_value"] is None else r["p_value"])):
         p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
         value = "" if row["value"] is None else f"{row['value']:.4g}"
@@ -61,11 +61,11 @@ def print_drift(found: dict[str, Any]) -> None:
         table.add_row(plain(row["title"] or row["name"]), value, p, plain(row["where"]), alarm)
     console = Console()
     console.print(table)
-    colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(found["verdict"], "inconclusive")]
-    console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
-    for told in likely_causes(found["readings"]):
+    colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(comparison["verdict"], "inconclusive")]
+    console.print(f"[bold {colour}]{comparison['verdict']}[/]", highlight=False)
+    for told in likely_causes(comparison["readings"]):
         console.print(plain(told), highlight=False)
-    for row in found["readings"]:
+    for row in comparison["readings"]:
         if row.get("error"):
             console.print(
                 f"{row['name']} could not be evaluated: {row['error']}", highlight=False, markup=False, soft_wrap=True

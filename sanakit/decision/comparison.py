@@ -13,7 +13,8 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """low, high: the change's 90% interval, None where it has none. worse: the change and its interval with the bad side up."""
+    """low, high: the change's 90% interval, None where it has none. worse: the change and its interval with the bad
+    side up."""
 
     key: str
     measure: Measure
@@ -53,8 +54,8 @@ METRIC_TITLES = {
 
 
 def compare(rows: Sequence[Row], gates: Sequence[Row], tolerance: float | None) -> list[Compared]:
-    """Every measure that both sides have. rows: of component.json. gates: of all stages. tolerance: the relative error that
-    counts as the base's quality, such as 1.05; None where no race was run."""
+    """Every measure that both sides have. rows: of component.json. gates: of all stages. tolerance: the relative error
+    that counts as the base's quality, such as 1.05; None where no race was run."""
     named = {row["metric"]: row for row in rows}
     results = {gate["gate"]: gate for gate in gates}
     found = []
@@ -92,8 +93,8 @@ def _of_ratio(key: str, measure: Measure, gate: Row | None) -> Compared | None:
 def sort_changes(
     compared: Sequence[Compared], allowed_loss: Mapping[str, float], tolerance: float | None
 ) -> dict[str, list[Any]]:
-    """`gains`, `losses` and the names of measures that are the `same` within noise. allowed_loss: by name of the measure, in
-    the unit of its change."""
+    """`gains`, `losses` and the names of measures that are the `same` within noise. allowed_loss: by name of the
+    measure, in the unit of its change."""
     sorted_rows: dict[str, list[Any]] = {"gains": [], "losses": [], "same": []}
     for one in compared:
         noise = one.measure.noise
@@ -114,8 +115,8 @@ def sort_changes(
 
 
 def within(one: Compared, allowed: float | None) -> bool | str:
-    """Whether a loss is within what is allowed: by its whole interval, and `unknown` where nothing is said of it, where the
-    interval holds the limit, or where it has none though it is measured on a sample."""
+    """Whether a loss is within what is allowed: by its whole interval, and `unknown` where nothing is said of it, where
+    the interval holds the limit, or where it has none though it is measured on a sample."""
     change, low, high = one.worse
     if allowed is None:
         return UNKNOWN

@@ -13,8 +13,8 @@ CHECKPOINTS = 4  # on disk at the same time: two, one that is being written, and
 def cost_of(
     stages: Row, strategy: Row, plan: Row, rows: list[Row], *, trained_steps: int | None, seconds_per_step: float | None
 ) -> dict[str, Any]:
-    """Numbers that are not known are None. trained_steps: of a stage full that is done. seconds_per_step: of another machine,
-    stated by the user."""
+    """Numbers that are not known are None. trained_steps: of a stage full that is done. seconds_per_step: of another
+    machine, stated by the user."""
     best = recommended(strategy)
     measured = best.get("seconds_per_step")
     steps = {end: best.get(f"predicted_steps{end}") for end in ("", "_low", "_high")}

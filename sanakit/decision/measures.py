@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """metric: its name in component.json, or the gate that measured it. lower_is_better: the good side. unit: `dB` or `share`
-    for a change that is a difference, empty for one that is a share of the base's value. exact: counted, so that every
-    difference is real. noise: the least change that counts, in the unit of the change. why: what it means for the swap."""
+    """metric: its name in component.json, or the gate that measured it. lower_is_better: the good side. unit: `dB` or
+    `share` for a change that is a difference, empty for one that is a share of the base's value. exact: counted, so
+    that every difference is real. noise: the least change that counts, in the unit of the change. why: what it means
+    for the swap."""
 
     metric: str
     lower_is_better: bool

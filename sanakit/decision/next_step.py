@@ -24,8 +24,8 @@ def next_command(
     trained_steps: int | None = None,
     refused: bool = False,
 ) -> str:
-    """first_failed: the failed gate to check first, if any. trained_steps: of a stage full that is done. refused: a loss is
-    beyond what the policy allows."""
+    """first_failed: the failed gate to check first, if any. trained_steps: of a stage full that is done. refused: a
+    loss is beyond what the policy allows."""
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     noun, run = ("vae" if kind == "vae" else "text-encoder"), shlex.quote(run_dir)
     broken = next((gate for gate in gates if gate.get("error")), None)

@@ -44,7 +44,8 @@ def _open(gates: Sequence[Row], strategy: Row, *, trained: bool) -> list[dict[st
 
 
 def probabilities(strategy: Row) -> dict[str, float]:
-    """What the forecast states of the recommendation: every number of strategy.json whose name speaks of a probability."""
+    """What the forecast states of the recommendation: every number of strategy.json whose name speaks of a
+    probability."""
     stated = {**recommended(strategy), **strategy}
     return {key: value for key, value in stated.items() if PROBABILITY in key and isinstance(value, float)}
 

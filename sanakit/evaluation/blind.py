@@ -1,10 +1,10 @@
 """How much of a system's held-out quality comes from its prompts: losses of a prediction that does not see them.
 
 A loss with the null prompt alone misleads where a core was never trained on the null prompt, and one with other images'
-prompts pays for what those prompts say wrongly. Both are predictions that know nothing of the image's own prompt, and so
-is any linear combination of them and of the noisy latents. The best combination at every sigma (least squares, three
-coefficients) is the estimate: an upper bound on the loss of the best prompt-blind prediction. docs/strategies.md has how
-near it comes to a core that was trained with every prompt dropped.
+prompts pays for what those prompts say wrongly. Both are predictions that know nothing of the image's own prompt, and
+so is any linear combination of them and of the noisy latents. The best combination at every sigma (least squares, three
+coefficients) is the estimate: an upper bound on the loss of the best prompt-blind prediction. docs/strategies.md has
+how near it comes to a core that was trained with every prompt dropped.
 """
 
 import torch
@@ -34,7 +34,7 @@ def blind_held_out(
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
-    own = data.prompts(indices, torch.ones_like(indices))
+    prompts = data.prompts(indices, torch.ones_like(indices))
     losses = torch.empty(len(sigmas), count)
     with evaluating(system.core):
         for row, sigma in enumerate(sigmas):
@@ -48,8 +48,8 @@ def blind_held_out(
                 def ask(prompt: PromptEmbeds, x: Tensor = noisy, s: Tensor = level) -> Tensor:
                     return system.velocity(x, s, prompt)
 
-                strangers = [ask(own[(part + 1 + k * (count - 1) // others) % count]) for k in range(others)]
-                null = ask(system.drop_prompts(own[part], torch.ones(len(part), dtype=torch.bool)))
+                strangers = [ask(prompts[(part + 1 + k * (count - 1) // others) % count]) for k in range(others)]
+                null = ask(system.drop_prompts(prompts[part], torch.ones(len(part), dtype=torch.bool)))
                 products.append(_products(strangers, [null, noisy, noise[part] - latents]))
             losses[row] = _combined(torch.cat(products)).float()
     return HeldOut(sigmas, losses)
@@ -58,10 +58,10 @@ def blind_held_out(
 def conditional_gain(
     system: LatentDiffusion, data: LatentDataset, *, count: int = 256, weights: Tensor | None = None
 ) -> Tensor:
-    """Loss of the prompt-blind prediction less the loss with the image's own prompt, summed over EVAL_SIGMAS by `weights`
-    (S,), by default their mean. (N,)"""
-    own = held_out(system, data, count=count)
-    gain = blind_held_out(system, data, count=count).losses - own.losses
+    """Loss of the prompt-blind prediction less the loss with the image's own prompt, summed over EVAL_SIGMAS by
+    `weights` (S,), by default their mean. (N,)"""
+    evaluated = held_out(system, data, count=count)
+    gain = blind_held_out(system, data, count=count).losses - evaluated.losses
     return gain.mean(0) if weights is None else weights.to(gain.dtype) @ gain
 
 

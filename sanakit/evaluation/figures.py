@@ -37,8 +37,8 @@ def save_grid(
 def save_compared(
     run_dir: Path, stage: str, prompts: Sequence[tuple[str, str]], sides: dict[str, Tensor]
 ) -> list[dict[str, str]]:
-    """Images that a page shows side by side, one row of figures.json a prompt. prompts: with the split that each comes from.
-    sides: (B, 3, H, W) in [-1, 1] by name; images of more than SHOWN pixels a side are shrunk."""
+    """Images that a page shows side by side, one row of figures.json a prompt. prompts: with the split that each comes
+    from. sides: (B, 3, H, W) in [-1, 1] by name; images of more than SHOWN pixels a side are shrunk."""
     folder = run_dir / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     rows = []

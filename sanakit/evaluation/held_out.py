@@ -47,12 +47,12 @@ def held_out(
     count = min(count, len(data))
     indices = torch.arange(count)
     noise = fixed_noise(data, count, seed)
-    own = data.prompts(indices, torch.full((count,), 1))
+    prompts = data.prompts(indices, torch.full((count,), 1))
     if prompt == "null":
-        own = system.drop_prompts(own, torch.ones(count, dtype=torch.bool))
+        prompts = system.drop_prompts(prompts, torch.ones(count, dtype=torch.bool))
     elif prompt == "shuffled":
         order = torch.roll(indices, count // 2)
-        own = PromptEmbeds(own.embeds[order], own.mask[order])
+        prompts = PromptEmbeds(prompts.embeds[order], prompts.mask[order])
     losses = torch.empty(len(sigmas), count)
     with evaluating(system.core):
         for row, sigma in enumerate(sigmas):
@@ -60,7 +60,7 @@ def held_out(
                 part = slice(start, min(start + CHUNK, count))
                 latents, level = data.latents[part, 0], torch.full((part.stop - start,), sigma)
                 noisy = interpolate(latents, noise[part], level)
-                velocity = system.velocity(noisy, level, own[part])
+                velocity = system.velocity(noisy, level, prompts[part])
                 losses[row, part] = velocity_loss(velocity, latents, noise[part])
     return HeldOut(sigmas, losses)
 
@@ -76,9 +76,9 @@ def averaged(core: nn.Module, average: dict[str, Tensor] | None) -> Iterator[Non
     if average is None:
         yield
         return
-    own = {k: v.clone() for k, v in core.state_dict().items()}
+    trained = {k: v.clone() for k, v in core.state_dict().items()}
     core.load_state_dict(average)
     try:
         yield
     finally:
-        core.load_state_dict(own)
+        core.load_state_dict(trained)

@@ -76,7 +76,8 @@ def advice_for(verdict: str, found: Row | None) -> str:
     check = TEXT if found["kind"] == "embeddings" else CHECKS.get(found["feature"], "")
     if not check:
         return ""
-    return f"What to do: {check}. Both sides have to come from the same encoder; an encoder that is trained drifts by design."
+    same = "Both sides have to come from the same encoder; one that is trained drifts by design."
+    return f"What to do: {check}. {same}"
 
 
 def sides_text(about: Mapping[str, Sequence[Row]]) -> list[str]:

@@ -110,7 +110,8 @@ def side_by_side(run_dir: Path) -> list[Row]:
 
 
 def change_rows(decision: Mapping[str, Any]) -> list[Row]:
-    """Gains and losses of the decision as rows of one table; a loss is amber, or red where the policy does not allow it."""
+    """Gains and losses of the decision as rows of one table; a loss is amber, or red where the policy does not allow
+    it."""
     rows = []
     for kind in ("losses", "gains"):
         for one in decision[kind]:

@@ -16,7 +16,8 @@ FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
 
 
 def left_at(row: Row, race: Row) -> int | None:
-    """The step at which an arm left the race because it was clearly worse; None for one that arrived or ran to the end."""
+    """The step at which an arm left the race because it was clearly worse; None for one that arrived or ran to the
+    end."""
     steps, budget = row.get("steps") or [], race.get("budget_steps")
     arrived = is_number(row.get("predicted_steps")) and steps and row["predicted_steps"] <= steps[-1]
     if not steps or not budget or not 0 < steps[-1] < budget or arrived or row.get("finalist", True):
@@ -25,8 +26,8 @@ def left_at(row: Row, race: Row) -> int | None:
 
 
 def outcome(row: Row, race: Row) -> str:
-    """What the race says of a strategy. A forecast means something for one that arrived or ran to the end; of any other it
-    is said why it left."""
+    """What the race says of a strategy. A forecast means something for one that arrived or ran to the end; of any other
+    it is said why it left."""
     if not row.get("raced", True):
         return "not trained (--controls)"
     if row.get("diverged"):
@@ -92,21 +93,22 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
-    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    """Feature distance to the base by depth before any step;
+    a start that several strategies share under the first's name."""
     starts: dict[str, Mapping[str, list[float]]] = {}
     for c in candidates:
-        found = c.get("feature_distance")
-        if isinstance(found, Mapping) and found not in starts.values():
-            starts[c["name"]] = found
+        distances = c.get("feature_distance")
+        if isinstance(distances, Mapping) and distances not in starts.values():
+            starts[c["name"]] = distances
     if not starts:
         return []
     sigmas = list(next(iter(starts.values())))
     middle = sigmas[len(sigmas) // 2]
-    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    lines: list[Series] = [(name, list(enumerate(distances.get(middle) or []))) for name, distances in starts.items()]
     rows = [
         [name, sigma, depth, value]
-        for name, found in starts.items()
-        for sigma, values in found.items()
+        for name, distances in starts.items()
+        for sigma, values in distances.items()
         for depth, value in enumerate(values)
     ]
     title = f"Feature distance to the base before any step, sigma {middle}"

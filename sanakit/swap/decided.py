@@ -51,8 +51,8 @@ def command_after(
 
 
 def tokens_row(swap: "Swap") -> list[dict[str, Any]]:
-    """The row of component.json that says how many tokens the core reads for an image; empty without a base, and where the
-    candidate's cells do not fit the images."""
+    """The row of component.json that says how many tokens the core reads for an image; empty without a base, and where
+    the candidate's cells do not fit the images."""
     if swap.bare or not isinstance(swap.candidate, VAE):
         return []
     base = swap.base_system

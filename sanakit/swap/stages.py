@@ -48,7 +48,7 @@ STAGES = ("component", "smoke", "full")
 def component(swap: Swap) -> StageResult:
     """The candidate by itself, next to the base's own component."""
     held_out = swap.splits[1]
-    evaluation_images = held_out.subset(range(min(swap.config.component.num_images, len(held_out))))
+    evaluation_images = held_out.subset(list(range(min(swap.config.component.num_images, len(held_out)))))
     if isinstance(swap.candidate, VAE):
         measured = measure_vae(
             swap.candidate,
@@ -66,7 +66,7 @@ def component(swap: Swap) -> StageResult:
             swap.run.write_json("layers.json", swap.layers)
         if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
             measured.evidence |= meaning_evidence(swap)
-    dataset = held_out.subset(range(min(PANEL, len(held_out))))
+    dataset = held_out.subset(list(range(min(PANEL, len(held_out)))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
@@ -149,7 +149,7 @@ def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, mo
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
-    row = {"stage": "smoke", "strategy": arm.strategy.name}
+    row: dict[str, Any] = {"stage": "smoke", "strategy": arm.strategy.name}
     return [
         row | {"step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
         for s, r in zip(arm.steps, arm.results, strict=True)

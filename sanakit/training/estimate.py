@@ -29,7 +29,8 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes are of one rank, the checkpoint's of the whole. tokens: of images and captions, a step, padding included."""
+    """Bytes are of one rank, the checkpoint's of the whole. tokens: of images and captions, a step,
+    padding included."""
 
     world_size: int
     parameters: int
@@ -61,8 +62,8 @@ def fake_core(
     base_ratio: int = 32,
     image_size: int = 1024,
 ) -> tuple[SanaTransformer2DModel, FakeTensorMode]:
-    """A core of the config without memory; with `latents` or `text` the interface layers are those of that candidate, joined by
-    `adapter`. adapters: that the base has already."""
+    """A core of the config without memory; with `latents` or `text` the interface layers are those of that candidate,
+    joined by `adapter`. adapters: that the base has already."""
     mode = FakeTensorMode()
     with mode:
         core = SanaTransformer2DModel(**{k: v for k, v in config.items() if not k.startswith("_")})
@@ -160,11 +161,11 @@ def _forward_bytes(
     core: nn.Module, options: TrainOptions, micro: int, latent_shape: tuple[int, int, int], caption_length: int
 ) -> int:
     storages: dict[int, torch.UntypedStorage] = {}
-    own = {p.untyped_storage()._cdata for p in core.parameters()}
+    parameter_storages = {p.untyped_storage()._cdata for p in core.parameters()}
 
     def keep(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage._cdata not in own:
+        if storage._cdata not in parameter_storages:
             storages[storage._cdata] = storage
         return tensor
 
