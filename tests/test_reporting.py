@@ -359,7 +359,7 @@ def test_a_comparison_warns_where_runs_differ_and_links_their_reports(run_dir, t
     write_report(folder / "a", folder / "a.html")
     html = write_comparison(rows, folder / "c.html").read_text(encoding="utf-8")
     assert "differ in their base" in html and '<a href="a.html">report</a>' in html and 'href="b.html"' not in html
-    assert html.count("Not yet") == 2 and "20 steps of finetune" in html
+    assert html.count("Not yet") == 3 and "20 steps of finetune" in html
 
 
 def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from sanakit.decision import decide_swap
+from sanakit.decision import ANSWERS, decide_swap
 from sanakit.reporting.charts import is_number, legend, line_chart
 from sanakit.reporting.conclusions import nearest_at_the_end
 from sanakit.reporting.decided import MOODS, WORDS, cost_text
@@ -23,13 +23,16 @@ THUMBNAILS = 2  # prompts a run
 
 
 def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
-    """One row a run, best first: verdict, then the error over the base's. Raises SK0109 for a folder that is no run."""
+    """One row a run, best first: decision, verdict, then the error over the base's.
+
+    Raises SK0109 for a folder that is no run.
+    """
     rows = [_row(path) for path in dict.fromkeys(p.resolve() for p in run_dirs)]
 
     def far(row: Any) -> float:
         return row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
 
-    rows.sort(key=lambda row: (ORDER.index(row["verdict"]), far(row), row["run"]))
+    rows.sort(key=lambda row: (ANSWERS.index(row["answer"]), ORDER.index(row["verdict"]), far(row), row["run"]))
     return [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
 
 

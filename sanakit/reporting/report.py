@@ -17,7 +17,6 @@ from sanakit.reporting.component import (
     measured_layers,
     similarity_maps,
 )
-from sanakit.reporting.decided import cost_text
 from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, side_by_side
 from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
@@ -88,20 +87,9 @@ def collect(run_dir: Path) -> Row:
         plan = {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []}
     ledger = read_lines(run_dir / "ledger.jsonl")
     race = read_json(run_dir / "strategy.json", {})
-    if "decision" not in validation:  # a run of an earlier version
-        tolerance = ((race or strategy).get("target") or {}).get("tolerance")
-        facts: Row = {"component": component.get("rows") or [], "plan": plan, "tolerance": tolerance}
-        validation["decision"] = decide_swap({**validation, "stages": validation.get("stages") or {}}, **facts)
-    pairs, provenance = side_by_side(run_dir), read_json(run_dir / "provenance.json", {})
+    provenance = read_json(run_dir / "provenance.json", {})
     return {
-        "first": first_screen(
-            {**validation, "stages": validation.get("stages") or {}}, component.get("rows") or [], pairs
-        ),
-        "pairs": pairs,
-        "sides": SIDES,
-        "changes": change_rows(validation["decision"]),
-        "same": [METRIC_TITLES.get(name, MEASURES[name].metric) for name in validation["decision"]["same"]],
-        "cost_line": cost_text(validation["decision"]["cost"]),
+        **_decided(run_dir, validation, component.get("rows") or [], race or strategy, plan),
         "data": DATA | described if (described := (provenance.get("data") or {}).get("description")) else {},
         "run": run_dir.resolve().name,
         "mark": page_mark(run_dir),
@@ -136,4 +124,20 @@ def collect(run_dir: Path) -> Row:
         "policy": (validation.get("policy") or {}).get("name", "default"),
         "provenance": list(flattened(provenance)),
         "config": read_text(run_dir / "config.yaml"),
+    }
+
+
+def _decided(run_dir: Path, validation: Row, component: list[Row], race: Row, plan: Row | None) -> Row:
+    """The first screen, and what was gained and lost; of a run of an earlier version the decision is made here."""
+    known = {**validation, "stages": validation.get("stages") or {}}
+    if "decision" not in known:
+        tolerance = (race.get("target") or {}).get("tolerance")
+        known["decision"] = decide_swap(known, component=component, plan=plan, tolerance=tolerance)
+    decision, pairs = known["decision"], side_by_side(run_dir)
+    return {
+        "first": first_screen(known, component, pairs),
+        "pairs": pairs,
+        "sides": SIDES,
+        "changes": change_rows(decision),
+        "same": [METRIC_TITLES.get(name, MEASURES[name].metric) for name in decision["same"]],
     }
