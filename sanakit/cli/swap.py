@@ -8,6 +8,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.ending import broken_gates, exit_code_of, refuse_options, show_result
+from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
     AllowPickle,
     AsJson,
@@ -23,7 +24,7 @@ from sanakit.cli.options import (
 )
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import cache_dir, require_utf8
+from sanakit.files import require_utf8
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
@@ -144,25 +145,6 @@ def _stages(text: str) -> list[str]:
     return chosen
 
 
-def check_names(config: Any) -> None:
-    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
-    is made."""
-    from sanakit.registry import Registry
-
-    cache_dir()
-    for kind, package, name in (
-        ("vaes", "sanakit.vaes", config.vae.name),
-        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
-        ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
-    ):
-        name = name.partition("?")[0] if name and kind == "text-encoders" else name
-        if name and name.partition(":")[0] not in ("path", "hub"):
-            registry: Registry[Any] = Registry(kind, package)
-            if name not in registry.entries():
-                registry.get(name)  # raises with suggestions
-
-
 def run(
     config: Any,
     run_dir: Path | None,
@@ -198,7 +180,7 @@ def run(
 
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_of("none" if quiet else progress) as advance, kept_in(known):
-            swap = engine.prepare(config, folder, advance, gate_policy)
+            swap = engine.prepare(config, folder, advance, gate_policy, stages)
             swap.seconds_per_step = seconds_per_step
             if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
@@ -258,6 +240,8 @@ def validate(
         convert_native(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
+    if run_dir is not None and not (vae or text_encoder):
+        require_run(run_dir)
     if run_dir is not None and (run_dir / "config.yaml").is_file():
         config = load_config(run_dir / "config.yaml", sets)
     else:
@@ -285,3 +269,25 @@ def validate(
         quiet=quiet,
         progress=progress,
     )
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A folder under runs/ that was interrupted, or that has a stage left.")
+    ],
+    set_: Sets = None,
+    as_json: AsJson = False,
+    policy: PolicyName = "default",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
+) -> None:
+    """Go on with a run where it stopped: a stage that was interrupted, else the next one."""
+    from sanakit.cli.names import stage_to_resume
+    from sanakit.config import load_config
+
+    require_run(run_dir)
+    config = load_config(run_dir / "config.yaml", set_)
+    options: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress, "policy": policy}
+    run(config, run_dir, [stage_to_resume(run_dir)], force=False, as_json=as_json, **options)

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.names import check_names
 from sanakit.cli.options import AsJson, ProgressKind, Quiet, RunDir, Sets, Verbose
 from sanakit.cli.output import print_json
-from sanakit.cli.swap import check_names, run
+from sanakit.cli.swap import run
 from sanakit.errors import SanakitError, did_you_mean
 
 if TYPE_CHECKING:

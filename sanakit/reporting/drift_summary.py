@@ -30,9 +30,10 @@ FEW = "Compare more images or prompts; the reading below says how many."
 def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
     """effect: one sentence; moved: what moved most; advice: what to do."""
     found = largest_effect(evidence)
+    chance = verdict == "no-drift"
     return {
-        "effect": effect_text(found) if found else "",
-        "moved": moved_most(evidence, carried),
+        "effect": effect_text(found, chance=chance) if found else "",
+        "moved": "" if chance else moved_most(evidence, carried),
         "advice": advice_for(verdict, found),
     }
 
@@ -49,11 +50,14 @@ def largest_effect(evidence: Mapping[str, Row]) -> dict[str, Any] | None:
     return max(found, key=lambda one: abs(one["effect"]), default=None)
 
 
-def effect_text(found: Row) -> str:
+def effect_text(found: Row, *, chance: bool = False) -> str:
+    """chance: nothing drifted, so that the largest effect is one of many that chance brings."""
     size = abs(found["effect"])
     word = "small" if size < SMALL else "large" if size >= LARGE else "medium"
     place = "norm" if found["feature"] == "norms" else f"{found['feature']} of channel {found['channel']}"
     way = "up" if found["effect"] > 0 else "down"
+    if chance:
+        return f"Largest difference: {place} ({found['kind']}), {size:.2f} standard deviations {way}, within chance."
     return f"Largest effect: {place} ({found['kind']}), {size:.2f} standard deviations {way}, a {word} one."
 
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from sanakit.alignment import rank_layers
@@ -16,7 +15,7 @@ from sanakit.checks import Policy
 from sanakit.config import Config
 from sanakit.data import ImageDataset, load_images
 from sanakit.data.buckets import bucket_sizes
-from sanakit.data.cache import Progress, silent, to_images
+from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
@@ -24,7 +23,8 @@ from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
-from sanakit.run import RunFolder
+from sanakit.run import RunFolder, stage_key
+from sanakit.swap.early import refuse_image_size, sample_parts, truth_of
 from sanakit.swap.plan import swap_core
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -68,12 +68,7 @@ class Swap:
     @cached_property
     def base_system(self) -> LatentDiffusion:
         system = self.base.system()
-        if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
+        refuse_image_size(self.base, self.config.data.image_size)
         return system
 
     @cached_property
@@ -224,23 +219,20 @@ class Swap:
 
     def sample_truth(self) -> tuple[Tensor, list[str]]:
         """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
-        parts, size = self._sample_parts(), self.config.data.image_size
-        images = torch.cat([to_images(part.pixels(size)) for part, _ in parts])
-        return images, [split for part, split in parts for _ in range(len(part))]
+        return truth_of(self._sample_parts(), self.config.data.image_size)
 
     def _sample_parts(self) -> list[tuple[ImageDataset, str]]:
-        count, parts = self.config.smoke.samples, []
-        for data, split, share in zip(
-            self.splits, ("training", "held out"), (count // 2, count - count // 2), strict=True
-        ):
-            parts.append((data.subset(np.linspace(0, len(data) - 1, share).astype(int)), split))
-        return parts
+        return sample_parts(self.splits, self.config.smoke.samples)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        return hash_record([stage, self.run.key, self.candidate_identity, self.images.fingerprint, base])
+        if stage == "full" and self.config.train.strategy == "auto":  # what is trained is the race's recommendation
+            base = base | {"strategy": str(self.run.read_json("strategy.json", {}).get("recommended"))}
+        return hash_record(
+            [stage, stage_key(self.config, stage), self.candidate_identity, self.images.fingerprint, base]
+        )
 
     @property
     def candidate_identity(self) -> str:
@@ -281,8 +273,10 @@ def identity_of(component: VAE | TextEncoder) -> str:
     return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
 
 
-def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
-    """Load what can be refused (base, candidate, images) before a run folder is made."""
+def prepare(
+    config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT, stages: Sequence[str] = ()
+) -> Swap:
+    """Load what can be refused (base, candidate, images) before a run folder is made. stages: that are about to run."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
     swap = Swap(
@@ -292,7 +286,9 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
         policy=policy,
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
     )
+    if not swap.bare:
+        refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir)
+    swap.run = RunFolder.open(config, run_dir, stages)
     return swap

@@ -16,7 +16,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
     """`decision` and `next` of a validation whose stages, strategy and policy are complete."""
     stages = validation["stages"]
     gates = [gate for stage in stages.values() for gate in stage["gates"]]
-    trained = swap.config.train.max_steps if "full" in stages else None
+    trained = (stages["full"].get("steps") or swap.config.train.max_steps) if "full" in stages else None
     decision = decide_swap(
         validation,
         component=swap.run.read_json("component.json", {}).get("rows", []),

@@ -23,6 +23,7 @@ from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
 from sanakit.swap.distill import Teacher
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
+from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.gradual import join_gradually
 from sanakit.swap.journal import Journal
 from sanakit.swap.model_folder import gathered, write_model
@@ -48,8 +49,11 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
-    config, test = swap.config, swap.candidate_data[1]
-    strategy = strategy_of(config, swap.run.read_json("strategy.json") or {})
+    raced = swap.run.read_json("strategy.json") or {}
+    config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
+    if config.kind == "text_encoder":
+        assert swap.target  # a base that ignores its captions is refused before anything is trained
+    test, strategy = swap.candidate_data[1], strategy_of(config, raced)
     system = starting_system(swap, strategy)
     encoder: TextEncoder | None = None
     if config.text_encoder.learning_rate:
@@ -70,7 +74,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         torch.manual_seed(config.train.seed)
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
-    share, steps = config.train.gradual, config.train.max_steps
+    share, steps = config.train.gradual, config.train.steps
     groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     if encoder and (strategy.teacher or not groups):
         what = "learns from the base's own images" if strategy.teacher else "trains no core beside it"

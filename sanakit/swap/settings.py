@@ -8,6 +8,8 @@ from sanakit.config import Config, TrainSection
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.training.loop import TrainOptions
 
+UNDECIDED = 1  # steps of options that are not trained by: a race has steps of its own, stage full decides first
+
 
 def with_adapter(config: Config, name: str) -> str:
     """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER,
@@ -41,6 +43,7 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     section = config.train
     same = {f.name: getattr(section, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
+        "max_steps": section.max_steps or UNDECIDED,
         "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }

@@ -215,6 +215,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                 "seconds": round(time.perf_counter() - start, 1),
                 "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
                 "measured": measured,
+                **({"steps": swap.config.train.max_steps} if stage == "full" else {}),
                 "fingerprint": fingerprint,
             }
             finish(swap, validation)

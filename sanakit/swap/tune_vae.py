@@ -24,6 +24,7 @@ from sanakit.data.order import batch_indices
 from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
+from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.resume import pick_up, resume_facts, watched
 from sanakit.swap.settings import flat_config, options_of, strategy_of
 from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
@@ -107,7 +108,8 @@ def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
-    config, held = swap.config, swap.splits[1]
+    config = swap.config = decide_steps(swap.config, {}, run_dir=str(swap.run.path))
+    held = swap.splits[1]
     if not isinstance(swap.candidate, VAE):
         raise SanakitError("SK0104", "train.target vae needs a VAE")
     if config.train.parallel == "fsdp":

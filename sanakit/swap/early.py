@@ -1,0 +1,42 @@
+"""What is known of a swap before anything is measured: whether images have the base's size, and which ones are
+sampled."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanakit.data import ImageDataset
+from sanakit.data.cache import to_images
+from sanakit.errors import SanakitError
+from sanakit.loading import Base
+
+SPLITS = ("training", "held out")
+
+
+def refuse_image_size(base: Base, image_size: int) -> None:
+    """Raises SK0104 where images of another size than the base's are asked for; read from its card alone."""
+    trained_at = base.card.get("image_size")
+    if trained_at is not None and trained_at != image_size:
+        raise SanakitError(
+            "SK0104",
+            f"data.image_size is {image_size}, {base.name} was trained at {trained_at}",
+            fix=f"Use --set data.image_size={trained_at}",
+        )
+
+
+def sample_parts(splits: Sequence[ImageDataset], count: int) -> list[tuple[ImageDataset, str]]:
+    """Images whose captions are the sample prompts: half of the training split, half held out, spread over the data
+    set."""
+    shares = (count // 2, count - count // 2)
+    return [
+        (data.subset(np.linspace(0, len(data) - 1, share).astype(int)), split)
+        for data, split, share in zip(splits, SPLITS, shares, strict=True)
+    ]
+
+
+def truth_of(parts: Sequence[tuple[ImageDataset, str]], size: int) -> tuple[Tensor, list[str]]:
+    """Their images, (B, 3, size, size) in [-1, 1], and the split of each."""
+    images = torch.cat([to_images(part.pixels(size)) for part, _ in parts])
+    return images, [split for part, split in parts for _ in range(len(part))]
