@@ -70,6 +70,7 @@ def answer(checked, **facts):
     return decide_swap(checked, tolerance=1.05, **facts)
 
 
+HOPELESS = RACED | {"in_sight": False, "probability": 0.97, "horizon": 2000}
 LATE = RACED["candidates"][0] | {"predicted_steps_high": None}
 OPEN_RACE = RACED | {"conclusive": False, "candidates": [LATE]}
 NO_SIGHT = RACED | {"conclusive": False, "candidates": [LATE | {"predicted_steps": None}]}
@@ -91,7 +92,16 @@ FULL = ("component", "smoke", "full")
         (validation(gate("smoke/control", "inconclusive")), [], "not-yet", "smoke/control (SK0000) could not"),
         (validation(race=OPEN_RACE), [], "not-yet", "no late end"),
         (validation(race=NO_SIGHT), [], "not-yet", "not in sight: finetune was nearest"),
-        (validation(race=RACED | {"extrapolated": True}), [], "not-yet", "extrapolated"),
+        (validation(race=RACED | {"extrapolated": "a larger core"}), [], "not-yet", "extrapolated"),
+        (
+            validation(race=HOPELESS),
+            [],
+            "do-not",
+            "No strategy is expected to reach the base's quality within 2000 steps",
+        ),
+        (validation(race=HOPELESS | {"extrapolated": "x"}), [], "not-yet", "extrapolated"),
+        (validation(race=OPEN_RACE | {"probability": 0.55}), [], "not-yet", "right strategy with probability 0.55"),
+        (validation(race=RACED | {"candidates": [LATE]}), [], "not-yet", "has no late end"),
         (validation(race={"recommended": None, "candidates": []}), [], "not-yet", "No strategy"),
         (validation(race=OPEN_RACE, stages=FULL), [], "swap", "no measure is worse"),
         (validation(gate("full/quality", "fail", 1.4), stages=FULL), [], "do-not", "full/quality"),
@@ -232,7 +242,9 @@ def read_race(replay, path):
 def test_every_run_of_the_study_is_answered_as_its_race_tells(study, path):
     race, best = read_race(study[0], path)
     found = answer(validation(race=race))
-    told = best.forecast.conclusive and best.forecast.as_dict()["predicted_steps"] is not None
+    forecast = best.forecast.as_dict()
+    arrived = best.forecast.reached or forecast["predicted_steps_high"] is not None
+    told = race["conclusive"] and forecast["predicted_steps"] is not None and arrived
     assert found["answer"] == ("swap" if told else "not-yet"), found["reason"]
     assert answer(validation(race=race), component=[WORSE])["answer"] == ("swap-with-loss" if told else "not-yet")
     assert found["cost"]["steps"] == best.forecast.as_dict()["predicted_steps"]

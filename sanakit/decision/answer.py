@@ -70,6 +70,8 @@ def _answer(
     failed = first_failed or next((gate for gate in gates if gate["verdict"] == "fail"), None)
     if failed is not None:
         return DO_NOT, _failure(failed)
+    if told := _hopeless(stages, strategy):
+        return DO_NOT, told
     beyond = [row for row in losses if row["within_allowed"] is False]
     if beyond:
         return DO_NOT, f"The loss is larger than the policy allows: {_named(beyond)}."
@@ -89,6 +91,16 @@ def _failure(gate: Row) -> str:
     if own and not gate["gate"].startswith(WORTH):
         return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth."
     return f"{what}."
+
+
+def _hopeless(stages: Row, strategy: Row) -> str:
+    """What a race says that is sure that nobody arrives; empty for any other, and where the full run was measured."""
+    told = strategy.get("conclusive") is True and strategy.get("in_sight") is False
+    if not told or "full" in stages or extrapolated(strategy):
+        return ""
+    sure = strategy.get("probability")
+    share = f" (probability {sure:.2f})" if isinstance(sure, float) else ""
+    return f"No strategy is expected to reach the base's quality within {strategy.get('horizon')} steps{share}."
 
 
 def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row]) -> str:
@@ -118,9 +130,15 @@ def _forecast(strategy: Row) -> str:
         return "No strategy was recommended."
     if best.get("predicted_steps") is None:
         return f"The base's quality is not in sight: {name} was nearest."
-    if not strategy.get("conclusive", True):
-        return f"The race could not tell: the forecast of {name} has no late end."
     arrived = best["predicted_steps"] <= ((best.get("steps") or [0])[-1])
+    if not strategy.get("conclusive", True):
+        sure = strategy.get("probability")
+        why = f"the forecast of {name} has no late end"
+        if isinstance(sure, float):
+            why = f"{name} is the right strategy with probability {sure:.2f}"
+        return f"The race could not tell: {why}."
+    if best.get("predicted_steps_high") is None and not arrived and "predicted_steps_high" in best:
+        return f"The forecast of {name} has no late end."
     if extrapolated(strategy) and not arrived:
         return "The forecast is extrapolated: it is not calibrated for a core of this size."
     return ""

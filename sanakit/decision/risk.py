@@ -52,12 +52,7 @@ def probabilities(strategy: Row) -> dict[str, float]:
 
 def extrapolated(strategy: Row) -> bool | None:
     """Whether the forecast was made outside the range that it is calibrated for; None where nothing is said."""
-    calibrated = strategy.get("calibrated_for")
-    if isinstance(strategy.get("extrapolated"), bool):
-        return bool(strategy["extrapolated"])
-    if isinstance(calibrated, Mapping) and "within" in calibrated:
-        return not calibrated["within"]
-    return None
+    return bool(strategy["extrapolated"]) if "extrapolated" in strategy else None
 
 
 def _near(gate: Row) -> dict[str, Any] | None:

@@ -12,6 +12,10 @@ Row = Mapping[str, Any]
 WORDS = {"swap": "Swap", "swap-with-loss": "Swap, with a loss", "not-yet": "Not yet", "do-not": "Do not swap"}
 # the class of a page and the colour of a terminal: a loss is amber, never green
 MOODS = {"swap": "pass", "swap-with-loss": "inconclusive", "not-yet": "inconclusive", "do-not": "fail"}
+PROBABILITIES = {  # of strategy.json
+    "probability": "probability that the recommendation is right",
+    "probability_within_horizon": "probability that it reaches the base's quality within the horizon",
+}
 HOUR = 3600.0
 MOST = 4  # changes that a line names
 
@@ -82,7 +86,9 @@ def _span(cost: Row, name: str) -> str:
 
 def risk_text(risk: Row) -> str:
     """Probabilities, extrapolation, open questions, and gates near their threshold."""
-    told = [f"{key.replace('_', ' ')} {value:.2f}" for key, value in risk["probabilities"].items()]
+    told = [
+        f"{PROBABILITIES.get(key, key.replace('_', ' '))}: {value:.2f}" for key, value in risk["probabilities"].items()
+    ]
     if risk["extrapolated"]:
         told.append("the forecast is extrapolated: its probability is not calibrated for a core of this size")
     if risk["open"]:

@@ -11,6 +11,7 @@ from sanakit.reporting.page import duration, number
 
 Row = dict[str, Any]
 SIDES = {"truth": "true image", "base": "base", "candidate": "candidate"}
+ARRIVES = "probability_within_horizon"
 FIRST = 4  # prompts on the first screen
 HOUR = 3600.0
 SIGNS = {"swap": "✓", "swap-with-loss": "!", "not-yet": "?", "do-not": "✕"}
@@ -90,8 +91,8 @@ def risk(found: Row) -> Row:
     """A probability where the forecast states one; else the number of open questions."""
     label, stated = "Risk", found["probabilities"]
     if stated:
-        key, value = next(iter(stated.items()))
-        return {"label": label, "value": f"{value:.0%}", "note": f"{key.replace('_', ' ')}; {risk_text(found)}"}
+        key = ARRIVES if ARRIVES in stated else next(iter(stated))
+        return {"label": "Probability", "value": f"{stated[key]:.0%}", "note": risk_text(found)}
     count = len(found["open"])
     value = "none open" if not count else "1 open question" if count == 1 else f"{count} open questions"
     return {"label": label, "value": value, "note": risk_text(found)}

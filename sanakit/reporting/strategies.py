@@ -32,6 +32,8 @@ def outcome(row: Row, race: Row) -> str:
         return "not trained (--controls)"
     if row.get("diverged"):
         return "diverged"
+    if row.get("dropped"):
+        return "dropped"
     left = left_at(row, race)
     return steps_text(row) if left is None else f"left at step {left}: clearly worse"
 

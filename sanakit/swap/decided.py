@@ -26,7 +26,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
         trained_steps=trained,
         seconds_per_step=swap.seconds_per_step,
     )
-    refused = any(row["within_allowed"] is False for row in decision["losses"])
+    refused = decision["answer"] == "do-not"
     decision["next"] = command_after(swap, validation, trained_steps=trained, refused=refused)
     return {"decision": decision, "next": decision["next"]}
 
@@ -34,7 +34,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
 def command_after(
     swap: "Swap", validation: dict[str, Any], *, trained_steps: int | None = None, refused: bool = False
 ) -> str:
-    """The one command that comes next. refused: a loss is beyond what the policy allows."""
+    """The one command that comes next. refused: the decision is do-not."""
     stages = validation["stages"]
     return next_command(
         stages,
