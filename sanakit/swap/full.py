@@ -22,6 +22,7 @@ from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
 from sanakit.swap.distill import Teacher
+from sanakit.swap.early import require_that_prompts_matter
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.gradual import join_gradually
@@ -51,8 +52,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     """
     raced = swap.run.read_json("strategy.json") or {}
     config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
-    if config.kind == "text_encoder":
-        assert swap.target  # a base that ignores its captions is refused before anything is trained
+    require_that_prompts_matter(swap)
     test, strategy = swap.candidate_data[1], strategy_of(config, raced)
     system = starting_system(swap, strategy)
     encoder: TextEncoder | None = None
