@@ -42,7 +42,7 @@ def base_cards() -> dict[str, dict[str, Any]]:
 def base_row(name: str, card: dict[str, Any]) -> dict[str, Any]:
     title = f"{card['image_size']} px, {card['vae']}, {card['text_encoder']}"
     row = {"kind": BASES, "name": name, "title": title, "origin": "builtin", "embedded": True}
-    return row | {"licence": card.get("licence", ""), "error": ""}
+    return row | {"licence": card.get("licence", ""), "error": None}
 
 
 @app.command("ls")

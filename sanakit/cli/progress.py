@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -22,7 +22,6 @@ from rich.text import Text
 
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 JSON_EVERY = 1.0  # seconds between two lines of one label for a program
-Kind = Literal["auto", "json", "none"]
 Advance = Callable[[str, int, int], None]
 
 
@@ -67,7 +66,7 @@ def progress_display() -> Iterator[Advance]:
 
 
 @contextmanager
-def progress_of(kind: Kind) -> Iterator[Advance]:
+def progress_of(kind: str) -> Iterator[Advance]:
     """auto: bars, or lines where standard error is no terminal. json: for a program. none: nothing."""
     if kind == "json":
         yield json_progress()

@@ -131,7 +131,7 @@ def _print_race(console: Console, strategy: dict[str, Any], *, narrow: bool) -> 
 
 
 def strategy_name(row: dict[str, Any], strategy: dict[str, Any]) -> str:
-    return row["name"] + (" (recommended)" if row["name"] == strategy["recommended"] else "")
+    return str(row["name"]) + (" (recommended)" if row["name"] == strategy["recommended"] else "")
 
 
 def _course(row: dict[str, Any]) -> str:

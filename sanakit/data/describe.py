@@ -87,7 +87,7 @@ def _cost(facts: dict[str, Any]) -> str:
 
 def examples(dataset: ImageDataset) -> list[dict[str, str]]:
     """The first caption of EXAMPLES images at even distances."""
-    chosen = np.linspace(0, len(dataset) - 1, min(EXAMPLES, len(dataset))).astype(int) if len(dataset) else []
+    chosen = _spread(len(dataset), EXAMPLES)
     return [
         {
             "name": safe_name(dataset.names[i]),
@@ -97,9 +97,14 @@ def examples(dataset: ImageDataset) -> list[dict[str, str]]:
     ]
 
 
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` rows of `length` at even distances."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist() if length else []
+
+
 def _sizes_text(dataset: ImageDataset) -> str:
     """`96 x 96 px`, or from the smallest to the largest by area, of MEASURED images at even distances."""
-    chosen = np.linspace(0, len(dataset) - 1, min(MEASURED, len(dataset))).astype(int) if len(dataset) else []
+    chosen = _spread(len(dataset), MEASURED)
     sizes = sorted((image_size(dataset.images[i]) for i in chosen), key=lambda size: (size[0] * size[1], size))
     if not sizes:
         return ""

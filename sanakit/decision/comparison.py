@@ -77,7 +77,7 @@ def _of_row(key: str, measure: Measure, row: Row | None) -> Compared | None:
         return None
     scale = 1.0 if measure.unit else abs(base)
     ends = [row.get(end) for end in ("difference_low", "difference_high")]
-    low, high = (end / scale if _known(end) else None for end in ends)
+    low, high = (float(end) / scale if end is not None and _known(end) else None for end in ends)
     change = (candidate - base) / scale
     return Compared(key=key, measure=measure, base=base, candidate=candidate, change=change, low=low, high=high)
 

@@ -47,7 +47,8 @@ def changes_text(changes: Sequence[Row]) -> str:
 
 def change_text(one: Row) -> str:
     """`PSNR 26.7 to 23 (-3.78 dB)`; a loss that the policy limits says where it stands."""
-    verdict = {True: ", allowed", False: ", not allowed"}.get(one.get("within_allowed"), "")
+    within = one.get("within_allowed")
+    verdict = ", allowed" if within is True else ", not allowed" if within is False else ""
     return f"{one['metric']} {number(one['base'])} to {number(one['candidate'])} ({said_change(one)}{verdict})"
 
 

@@ -118,14 +118,19 @@ def change_rows(decision: Mapping[str, Any]) -> list[Row]:
         for one in decision[kind]:
             verdict = one.get("within_allowed")
             mood = "pass" if kind == "gains" else "fail" if verdict is False else "inconclusive"
-            told = {
-                True: "allowed",
-                False: "not allowed",
-                "unknown": "unknown" if one.get("allowed") is not None else "no limit stated",
-            }
+            limit = "unknown" if one.get("allowed") is not None else "no limit stated"
+            told = (
+                ""
+                if verdict is None
+                else "allowed"
+                if verdict is True
+                else "not allowed"
+                if verdict is False
+                else limit
+            )
             rows.append(
                 dict(one)
                 | {"kind": "gain" if kind == "gains" else "loss", "mood": mood, "said": said_change(one)}
-                | {"interval": interval_text(one), "allowed_text": told.get(verdict, "")}
+                | {"interval": interval_text(one), "allowed_text": told}
             )
     return rows
