@@ -9,7 +9,7 @@ from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
 from sanakit.registry import Registry
 
-OTHER_KIND = {"vaes": ("text-encoders", "sanakit.text_encoders"), "text-encoders": ("vaes", "sanakit.vaes")}
+OTHER_KIND = {"vaes": "text-encoders", "text-encoders": "vaes"}
 NOUNS = {"vaes": "VAE", "text-encoders": "text encoder"}
 COMMANDS = {"vaes": "swap-vae", "text-encoders": "swap-text-encoder"}
 
@@ -18,16 +18,16 @@ def check_names(config: Any) -> None:
     """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
     is made."""
     cache_dir()
-    for kind, package, name in (
-        ("vaes", "sanakit.vaes", config.vae.name),
-        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
-        ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
+    for kind, name in (
+        ("vaes", config.vae.name),
+        ("text-encoders", config.text_encoder.name),
+        ("adapters", config.adapter.name),
+        ("strategies", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if not name or name.partition(":")[0] in ("path", "hub"):
             continue
-        registry: Registry[Any] = Registry(kind, package)
+        registry: Registry[Any] = Registry(kind)
         if name not in registry.entries():
             if kind in OTHER_KIND:
                 _refuse_what_was_meant(kind, name)
@@ -41,8 +41,8 @@ def _refuse_what_was_meant(kind: str, name: str) -> None:
     """A path without its `path:`, or a component of the other kind."""
     if looks_like_a_path(name):
         raise SanakitError("SK0101", f"{name!r} is a path, expected a name", fix=f"Use path:{name}")
-    other, package = OTHER_KIND[kind]
-    registry: Registry[Any] = Registry(other, package)
+    other = OTHER_KIND[kind]
+    registry: Registry[Any] = Registry(other)
     if name in registry.entries():
         raise SanakitError(
             "SK0101",

@@ -7,7 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.ending import broken_gates, exit_code_of, refuse_options, show_result
+from sanakit.cli.ending import exit_code_of, refuse_options, show_result
+from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
     AllowPickle,
@@ -198,7 +199,7 @@ def run(
         write_markdown(validation, markdown)
     if as_json:
         print_json(validation)
-        for gate in broken_gates(validation):
+        for gate in unevaluated_gates(validation):
             print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
         show_result(validation, swap.run, report, verbose=verbose, quiet=quiet)

@@ -34,7 +34,7 @@ def blind_held_out(
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
-    prompts = data.prompts(indices, torch.ones_like(indices))
+    prompts = data.evaluation_prompts(indices)
     losses = torch.empty(len(sigmas), count)
     with evaluating(system.core):
         for row, sigma in enumerate(sigmas):

@@ -28,6 +28,7 @@ from sanakit.reporting.strategies import (
     distance_chart,
     loss_by_sigma,
     loss_curves,
+    prompt_gains,
     race_chart,
     with_forecast_bars,
 )
@@ -110,6 +111,7 @@ def collect(run_dir: Path) -> Row:
         "recommended": strategy.get("recommended"),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates, race or strategy),
+        "prompt_gains": prompt_gains(strategy),
         "curves": race_chart(candidates, race, colours)
         + distance_chart(candidates, colours)
         + [

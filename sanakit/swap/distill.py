@@ -143,14 +143,14 @@ def embedding_mse(
 def _feature_loss(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
 ) -> Tensor:
-    own, base = captions.candidate[rows], captions.base[rows]
+    candidate, base = captions.candidate[rows], captions.base[rows]
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
-    features = core.caption_norm(core.caption_projection(own.embeds.float()))
+    features = core.caption_norm(core.caption_projection(candidate.embeds.float()))
     if captions.spans is None:
-        features, goals = mean_tokens(features, own.mask), mean_tokens(goals, base.mask)
+        features, goals = mean_tokens(features, candidate.mask), mean_tokens(goals, base.mask)
     else:
-        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], own.mask, base.mask)
+        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], candidate.mask, base.mask)
         paired = shares.sum(2) > 0
         features, goals = features[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
     return F.mse_loss(features, goals) / goals.square().mean()

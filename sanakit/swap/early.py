@@ -37,17 +37,17 @@ def require_that_prompts_matter(swap: "Swap") -> None:
         assert target.unit > 0
 
 
-def sample_parts(splits: Sequence[ImageDataset], count: int) -> list[tuple[ImageDataset, str]]:
-    """Images whose captions are the sample prompts: half of the training split, half held out, spread over the data
-    set."""
-    shares = (count // 2, count - count // 2)
-    return [
-        (data.subset(np.linspace(0, len(data) - 1, share).astype(int)), split)
-        for data, split, share in zip(splits, SPLITS, shares, strict=True)
-    ]
+def sample_parts(splits: Sequence[ImageDataset], count: int) -> list[tuple[ImageDataset, list[str], str]]:
+    """Images, the sample prompts that describe them, and the split: half of the training split, half held out, spread
+    over the data set."""
+    parts = []
+    for data, split, share in zip(splits, SPLITS, (count // 2, count - count // 2), strict=True):
+        rows, captions = np.linspace(0, len(data) - 1, share).astype(int), data.evaluation_captions()
+        parts.append((data.subset(rows), [captions[row] for row in rows], split))
+    return parts
 
 
-def truth_of(parts: Sequence[tuple[ImageDataset, str]], size: int) -> tuple[Tensor, list[str]]:
+def truth_of(parts: Sequence[tuple[ImageDataset, list[str], str]], size: int) -> tuple[Tensor, list[str]]:
     """Their images, (B, 3, size, size) in [-1, 1], and the split of each."""
-    images = torch.cat([to_images(part.pixels(size)) for part, _ in parts])
-    return images, [split for part, split in parts for _ in range(len(part))]
+    images = torch.cat([to_images(part.pixels(size)) for part, _, _ in parts])
+    return images, [split for part, _, split in parts for _ in range(len(part))]
