@@ -255,21 +255,9 @@ def validate(
         }
         config = make_config(values, sets)
     check_names(config)
-    run(
-        config,
-        run_dir,
-        chosen,
-        force=force,
-        as_json=as_json,
-        junit=junit,
-        markdown=markdown,
-        policy=policy,
-        fail_on=fail_on,
-        seconds_per_step=seconds_per_step,
-        verbose=verbose,
-        quiet=quiet,
-        progress=progress,
-    )
+    options: dict[str, Any] = {"policy": policy, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    options |= {"junit": junit, "markdown": markdown, "verbose": verbose, "quiet": quiet, "progress": progress}
+    run(config, run_dir, chosen, force=force, as_json=as_json, **options)
 
 
 @app.command()
