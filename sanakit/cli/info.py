@@ -93,7 +93,7 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if error is not None:
         facts["error"] = holders[0].blame(name, error)[1]
     facts |= more or {}
-    if facts["kind"] == "datasets" and "error" not in facts:
+    if facts["kind"] == "datasets" and not facts["error"]:
         facts["data"] = _data_facts(name)
     _print_facts(facts, as_json=as_json)
 

@@ -11,7 +11,10 @@ from sanakit.registry import Registry
 
 OTHER_KIND = {"vaes": "text-encoders", "text-encoders": "vaes"}
 NOUNS = {"vaes": "VAE", "text-encoders": "text encoder"}
-COMMANDS = {"vaes": "swap-vae", "text-encoders": "swap-text-encoder"}
+OTHER_COMMAND = {
+    "vaes": "Run `sanakit swap-vae --candidate NAME`.",
+    "text-encoders": "Run `sanakit swap-text-encoder --candidate NAME`.",
+}
 
 
 def check_names(config: Any) -> None:
@@ -47,7 +50,7 @@ def _refuse_what_was_meant(kind: str, name: str) -> None:
         raise SanakitError(
             "SK0101",
             f"{name!r} is a {NOUNS[other]}, expected a {NOUNS[kind]}",
-            fix=f"Run `sanakit {COMMANDS[other]} --candidate {name}`.",
+            fix=OTHER_COMMAND[other].replace("NAME", name),
         )
 
 

@@ -15,6 +15,7 @@ from sanakit.distributed import is_main
 from sanakit.errors import SanakitError
 from sanakit.reporting.page import duration
 
+OWN_NUMBER = "Name a number: `sanakit validate --stage full --run-dir RUN --set train.max_steps=N`."
 PERCENTILE = 0.8
 INTERVAL = 0.9  # of forecasts of earlier versions, which do not state it
 HORIZON = 2000  # steps, where strategy.json does not state it
@@ -37,7 +38,7 @@ def percentile_steps(raced: Mapping[str, Any], *, run_dir: str, horizon: int) ->
     """Steps and seconds a step of the recommended strategy. Raises SK0513 where no number can be told."""
     name = raced.get("recommended")
     best = next((row for row in raced.get("candidates") or [] if name and row["name"] == name), None)
-    fix = f"Run `sanakit validate --stage full --run-dir {run_dir} --set train.max_steps=N` with a number of your own."
+    fix = OWN_NUMBER.replace("RUN", run_dir)
     if best is None:
         raise SanakitError("SK0513", "train.max_steps is not set and no race recommends a strategy", fix=fix)
     middle, late = best.get("predicted_steps"), best.get("predicted_steps_high")
