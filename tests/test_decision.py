@@ -253,3 +253,46 @@ def test_every_run_of_the_study_is_answered_as_its_race_tells(study, path):
 def test_the_page_of_rules_names_every_answer_and_measure():
     page = (ROOT / "docs" / "decision.md").read_text()
     assert all(f"`{name}`" in page for name in (*ANSWERS, *MEASURES))
+
+
+def test_what_trains_nothing_costs_nothing_and_rounding_is_no_loss():
+    still = RACED | {"candidates": [RACED["candidates"][0] | {"trained_parameters": 0, "predicted_steps": 0.0}]}
+    prompts = gate("full/prompt-effect", value=1 - 3e-8, ci_low=1 - 4e-8, ci_high=1 - 1e-8)
+    found = answer(validation(prompts, race=still, stages=FULL), trained_steps=400)
+    assert found["cost"]["trained_steps"] == 0 and found["same"] == ["prompt-gain"] and found["answer"] == "swap"
+
+
+def test_speeds_are_timed_in_turn():
+    """A machine that slows down meets both sides alike: the candidate is not called slower than itself."""
+    import numpy as np
+    import torch
+
+    from sanakit.checks import vae_figures
+    from sanakit.checks.base import interval
+    from sanakit.checks.vae_figures import VAEFigures, timed_in_turn
+
+    class Slowing:
+        clock, calls = 0.0, []
+
+        def __init__(self, side):
+            self.side = side
+
+        def encode_raw(self, images):
+            Slowing.calls.append(self.side)
+            Slowing.clock += 1 + 0.2 * len(Slowing.calls)
+            return images
+
+        decode_raw = encode_raw
+
+    nothing = torch.zeros(1)
+    blank = dict.fromkeys(("latents", "raw", "reconstructed"), nothing) | {"psnr": np.zeros(1), "ssim": np.zeros(1)}
+    rates = {"encode_rate": 1.0, "decode_rate": 1.0, "encode_rates": np.ones(1), "decode_rates": np.ones(1)}
+    figures = VAEFigures(**blank, **rates, perceptual=None, megabytes=1.0)
+    sides = {side: (Slowing(side), figures) for side in ("candidate", "base")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(vae_figures.time, "perf_counter", lambda: Slowing.clock)
+        timed = timed_in_turn(sides, torch.zeros(20, 3, 8, 8))
+    assert Slowing.calls[:8] == ["candidate"] * 2 + ["base"] * 4 + ["candidate"] * 2
+    low, high = interval(timed["candidate"].encode_rates - timed["base"].encode_rates)[1]
+    assert low <= 0 <= high
+    assert timed["base"].encode_rate == pytest.approx(timed["candidate"].encode_rate, rel=0.1)

@@ -21,6 +21,7 @@ from sanakit.checks.vae_figures import (
     difference_interval,
     measure_one,
     table_row,
+    timed_in_turn,
 )
 from sanakit.contracts import Reading
 from sanakit.data import ImageDataset
@@ -77,7 +78,11 @@ def measure_vae(
     if spec != candidate.spec:
         return Measured(rows=[], evidence=evidence)
     measured = measure_one(candidate, images, progress)
-    reference = measure_one(base, images, progress) if base else None
+    reference = None
+    if base:
+        both = {"candidate": (candidate, measured), "base": (base, measure_one(base, images, progress))}
+        timed = timed_in_turn(both, images)
+        measured, reference = timed["candidate"], timed["base"]
 
     small = dataset.subset(list(range(len(images)))).pixels(min(size, SIDE))
 
@@ -180,7 +185,7 @@ def _figures(run_dir: Path, images: Tensor, measured: VAEFigures, reference: VAE
 
 
 SHOWN_PROMPTS = 12
-TIMED = 4
+TIMED = 6
 TEXT_ROWS = (
     ("token norm", "", ""),
     ("largest token norm over the median", "", "lower"),
@@ -219,7 +224,9 @@ def measure_text_encoder(
 
     sample = {"embeddings": sample_embeddings(encoded.embeds, encoded.mask)}
     write_snapshot(sample, run_dir / "embeddings.snapshot.safetensors", carry=carry)
-    speeds = {side: _prompts_per_second(encoder, prompts) for side, encoder in sides.items()}
+    speeds = _prompts_per_second(sides, prompts)
+    for side, rates in speeds.items():
+        facts[side]["encode"] = float(rates.mean())
     rows = [
         table_row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
         | (difference_interval(speeds["candidate"], speeds.get("base")) if metric == "encode" else {})
@@ -234,15 +241,18 @@ def measure_text_encoder(
     )
 
 
-def _prompts_per_second(encoder: TextEncoder, prompts: list[str]) -> np.ndarray:
-    """Of TIMED batches of the same size, for the interval of a speed. (TIMED,)"""
+def _prompts_per_second(sides: dict[str, TextEncoder], prompts: list[str]) -> dict[str, np.ndarray]:
+    """Of TIMED batches of the same size, timed in turn, so that what else the machine does meets both sides.
+    (TIMED,)"""
     size = max(1, min(16, len(prompts) // TIMED))
-    rates = []
-    for start in range(0, TIMED * size, size):
-        begin = time.perf_counter()
-        encoder.encode(prompts[start : start + size])
-        rates.append(size / (time.perf_counter() - begin))
-    return np.asarray(rates)
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(TIMED):
+        batch = prompts[number * size : (number + 1) * size]
+        for side in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            begin = time.perf_counter()
+            sides[side].encode(batch)
+            rates[side].append(len(batch) / (time.perf_counter() - begin))
+    return {side: np.asarray(values) for side, values in rates.items()}
 
 
 def _text_facts(encoder: TextEncoder, encoded: PromptEmbeds, seconds: float) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from sanakit.data.cache import Progress
 from sanakit.evaluation.perceptual import perceptual_distance
 from sanakit.vaes import VAE
 
+TIMED = 6  # batches a side
 PERCEIVED = 64  # images behind the perceptual distance
 
 
@@ -29,7 +30,7 @@ class VAEFigures:
     perceptual: np.ndarray | None  # of the first PERCEIVED images
     encode_rate: float
     decode_rate: float
-    encode_rates: np.ndarray  # of every batch
+    encode_rates: np.ndarray  # of every batch; of the same moments on both sides where they were timed in turn
     decode_rates: np.ndarray
     megabytes: float
 
@@ -64,6 +65,33 @@ def measure_one(vae: VAE, images: Tensor, progress: Progress) -> VAEFigures:
         decode_rates=count / seconds[:, 1],
         megabytes=sum(t.numel() * t.element_size() for t in vae.model.state_dict().values()) / 1e6,
     )
+
+
+def timed_in_turn(sides: dict[str, tuple[VAE, VAEFigures]], images: Tensor) -> dict[str, VAEFigures]:
+    """The figures with speeds that were timed batch by batch in turn, so that what else the machine does meets every
+    side; the order is reversed from batch to batch."""
+    batch = images[:16]
+    spent: dict[str, list[tuple[float, float]]] = {side: [] for side in sides}
+    for number in range(TIMED):
+        for side in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            vae = sides[side][0]
+            begin = time.perf_counter()
+            raw = vae.encode_raw(batch)
+            middle = time.perf_counter()
+            vae.decode_raw(raw)
+            spent[side].append((middle - begin, time.perf_counter() - middle))
+    timed = {}
+    for side, (_, figures) in sides.items():
+        rates = len(batch) / np.asarray(spent[side])  # (TIMED, 2)
+        means = len(batch) / np.mean(spent[side], axis=0)
+        timed[side] = replace(
+            figures,
+            encode_rate=float(means[0]),
+            decode_rate=float(means[1]),
+            encode_rates=rates[:, 0],
+            decode_rates=rates[:, 1],
+        )
+    return timed
 
 
 Each = Callable[[VAEFigures], Any] | None  # the values behind a figure, one an image or a batch

@@ -9,6 +9,7 @@ from sanakit.decision.measures import MEASURES, RATIOS, Measure
 
 Row = Mapping[str, Any]
 UNKNOWN = "unknown"
+ROUNDING = 1e-3  # a measured change below it is arithmetic, whatever its interval says
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +98,7 @@ def sort_changes(
     measure, in the unit of its change."""
     sorted_rows: dict[str, list[Any]] = {"gains": [], "losses": [], "same": []}
     for one in compared:
-        noise = one.measure.noise
+        noise = one.measure.noise if one.measure.exact else max(one.measure.noise, ROUNDING)
         if one.key == "denoising-error" and tolerance:
             noise = tolerance - 1
         change, low, high = one.worse

@@ -18,6 +18,8 @@ def cost_of(
     best = recommended(strategy)
     measured = best.get("seconds_per_step")
     steps = {end: best.get(f"predicted_steps{end}") for end in ("", "_low", "_high")}
+    if trained_steps is not None and best.get("trained_parameters") == 0:
+        trained_steps = 0  # the recommended strategy trains nothing
     once = (best.get("seconds_once") or 0.0) if steps[""] else 0.0
     cost: dict[str, Any] = {
         "strategy": strategy.get("recommended"),

@@ -24,6 +24,7 @@ class Measure:
 
 TIMING = 0.1  # two timings of one component on a machine that others use differ by this much
 MEMORY = 0.05
+PROMPTS = 0.01
 
 MEASURES: dict[str, Measure] = {
     "psnr": Measure(
@@ -82,6 +83,7 @@ MEASURES: dict[str, Measure] = {
     "prompt-gain": Measure(
         metric="full/prompt-effect",
         lower_is_better=False,
+        noise=PROMPTS,
         why="prompt following: what prompts are worth to the trained system, where 1 is the base",
     ),
 }

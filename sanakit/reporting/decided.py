@@ -62,6 +62,8 @@ def interval_text(one: Row) -> str:
 
 def cost_text(cost: Row) -> str:
     """Steps with their interval and time on this machine; of the stated one where it is stated."""
+    if cost["trained_steps"] == 0:
+        return f"no training step ({cost['strategy']}), {duration(cost['seconds_spent'])} in all"
     if is_number(cost["trained_steps"]):
         return f"{number(cost['trained_steps'])} steps trained, {duration(cost['seconds_spent'])} in all"
     if not is_number(cost["steps"]):

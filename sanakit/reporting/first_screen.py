@@ -66,7 +66,7 @@ def quality(validation: Mapping[str, Any], component: Sequence[Row]) -> Row:
 def cost(found: Row) -> Row:
     """Steps as the figure, their interval and time as the note."""
     label = "Cost"
-    if is_number(found["trained_steps"]):
+    if is_number(found["trained_steps"]) and found["trained_steps"]:
         return {
             "label": label,
             "value": f"{number(found['trained_steps'])} steps",

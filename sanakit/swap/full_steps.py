@@ -27,7 +27,8 @@ def decide_steps(config: Config, raced: Mapping[str, Any], *, run_dir: str) -> C
     if config.train.max_steps is not None:
         return config
     steps, rate = percentile_steps(raced, run_dir=run_dir, horizon=horizon_of(config, raced))
-    if is_main():
+    best = next(row for row in raced["candidates"] if row["name"] == raced["recommended"])
+    if is_main() and best.get("trained_parameters") != 0:
         hours = f", about {duration(steps * rate)} on this machine" if rate else ""
         told = f"{steps:,} steps of {raced['recommended']}, the 80th percentile of the race's forecast{hours}"
         print(f"full: {told}; --set train.max_steps=N takes another number", file=sys.stderr)
