@@ -185,6 +185,9 @@ def test_cost_and_risk():
     assert risk["probabilities"] == {"probability_within_10": 0.86} and risk["extrapolated"] is None
     assert [(one["gate"], one["hint"]) for one in risk["open"]] == [("smoke/within-reach", "train longer")]
     assert [one["gate"] for one in risk["near_threshold"]] == ["component/scale-high"]
+    assert risk["failed"] == []
+    failed = answer(validation(gate("smoke/control", "fail")))["risk"]["failed"]
+    assert failed == [{"gate": "smoke/control", "code": "SK0000"}]
     # what a short race leaves open is settled by the full run
     settled = answer(validation(open_one, gate("full/quality", value=1.0, threshold=1.25), stages=FULL))
     assert settled["risk"]["open"] == [] and settled["answer"] == "swap"

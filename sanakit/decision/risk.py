@@ -29,6 +29,7 @@ def risk_of(gates: Sequence[Row], strategy: Row, *, trained: bool) -> dict[str, 
     return {
         "probabilities": {} if trained else probabilities(strategy),
         "extrapolated": None if trained else extrapolated(strategy),
+        "failed": [{"gate": g["gate"], "code": g.get("code", "")} for g in gates if g["verdict"] == "fail"],
         "open": _open(gates, strategy, trained=trained),
         "near_threshold": [row for gate in gates if (row := _near(gate))],
     }

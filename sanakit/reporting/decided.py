@@ -94,6 +94,8 @@ def risk_text(risk: Row) -> str:
     ]
     if risk["extrapolated"]:
         told.append("the forecast is extrapolated: its probability is not calibrated for a core of this size")
+    if risk["failed"]:
+        told.append(f"failed: {', '.join(row['gate'] for row in risk['failed'])}")
     if risk["open"]:
         told.append(f"open: {', '.join(row['gate'] for row in risk['open'])}")
     if risk["near_threshold"]:

@@ -93,6 +93,10 @@ def risk(found: Row) -> Row:
     if stated:
         key = ARRIVES if ARRIVES in stated else next(iter(stated))
         return {"label": "Probability", "value": f"{stated[key]:.0%}", "note": risk_text(found)}
+    if found["failed"]:
+        failed = len(found["failed"])
+        value = "1 gate failed" if failed == 1 else f"{failed} gates failed"
+        return {"label": label, "value": value, "note": risk_text(found)}
     count = len(found["open"])
     value = "none open" if not count else "1 open question" if count == 1 else f"{count} open questions"
     return {"label": label, "value": value, "note": risk_text(found)}
