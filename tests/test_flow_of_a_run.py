@@ -100,7 +100,7 @@ def test_settings_of_a_later_stage_may_change_and_others_are_named(tmp_path):
         RunFolder.open(wider, tmp_path / "run", ["full"])
     with pytest.raises(SanakitError, match="SK0105.*base is 'tiny-sana' there, 'path:x' asked") as refused:
         RunFolder.open(make_config({"base": "path:x"}, ["train.max_steps=100"]), tmp_path / "run", ["component"])
-    assert "stage" not in refused.value.found
+    assert "has read it" not in refused.value.found
 
 
 @pytest.mark.parametrize(("short", "long", "branch"), [(6, 10, 4), pytest.param(60, 100, 40, marks=pytest.mark.slow)])
