@@ -19,6 +19,8 @@ def left_at(row: Row, race: Row) -> int | None:
     """The step at which an arm left the race because it was clearly worse; None for one that arrived or ran to the
     end."""
     steps, budget = row.get("steps") or [], race.get("budget_steps")
+    if row.get("dropped"):
+        return int(steps[-1]) if steps else 0
     arrived = is_number(row.get("predicted_steps")) and steps and row["predicted_steps"] <= steps[-1]
     if not steps or not budget or not 0 < steps[-1] < budget or arrived or row.get("finalist", True):
         return None
@@ -32,10 +34,13 @@ def outcome(row: Row, race: Row) -> str:
         return "not trained (--controls)"
     if row.get("diverged"):
         return "diverged"
-    if row.get("dropped"):
-        return "dropped"
     left = left_at(row, race)
-    return steps_text(row) if left is None else f"left at step {left}: clearly worse"
+    return steps_text(row) if left is None else f"left at step {left}: {why_left(row)}"
+
+
+def why_left(row: Row) -> str:
+    """The reason that strategy.json states; runs of earlier versions dropped an arm for one reason only."""
+    return str(row.get("dropped") or "clearly worse")
 
 
 def steps_text(row: Row) -> str:
@@ -46,7 +51,7 @@ def steps_text(row: Row) -> str:
 
 def with_forecast_bars(candidates: list[Row], race: Row) -> list[Row]:
     """Rows of the table: what is told of each, and a bar for a forecast that means something."""
-    told = [c | {"left": left_at(c, race)} for c in candidates]
+    told = [c | {"left": left_at(c, race), "left_why": why_left(c)} for c in candidates]
     means = [c for c in told if c["left"] is None and c["raced"] and not c["diverged"]]
     limit = max((c[n] for c in means for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
     return [
