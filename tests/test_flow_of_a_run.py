@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
-from sanakit.cli import info, swap  # noqa: F401  they add their commands
+from sanakit.cli import info, swap, train  # noqa: F401  they add their commands
 from sanakit.cli.app import app
 from sanakit.cli.names import check_names, require_run, stage_to_resume
 from sanakit.config import make_config

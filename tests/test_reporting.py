@@ -312,7 +312,7 @@ def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
     (run_dir / "validation.json").write_text(json.dumps(validation))
     table = write_report(run_dir, run_dir / "r.html").read_text().split('id="race"')[1].split("</table>")[0]
     row = table.split("<strong>lora</strong>")[1].split("</tr>")[0]
-    assert "left the race" in row and "at step 4: clearly worse" in row and "320" not in row
+    assert "left the race" in row and "clearly worse at step 4" in row and "320" not in row
 
 
 ENDS = [("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]

@@ -102,12 +102,12 @@ def test_forty_columns_are_read_without_a_table(shown):
 def test_a_strategy_that_left_says_why_and_has_no_forecast():
     race = {"budget_steps": 100, "recommended": "finetune"}
     row = {"predicted_steps": 320.0, "predicted_steps_low": 200.0, "predicted_steps_high": None, "relative_error": 2.4}
-    assert outcome(row | {"steps": [0, 25, 50], "finalist": False}, race) == "left at step 50: clearly worse"
+    assert outcome(row | {"steps": [0, 25, 50], "finalist": False}, race) == "left: clearly worse at step 50"
     assert outcome(row | {"steps": [0, 50, 100], "finalist": True}, race) == "320 (200 to open)"
     arrived = row | {"predicted_steps": 25.0, "steps": [0, 25, 50], "finalist": False}
     assert outcome(arrived, race).startswith("25")
     stated = row | {"steps": [0, 25], "finalist": False, "dropped": "three others are better"}
-    assert outcome(stated, race) == "left at step 25: three others are better"
+    assert outcome(stated, race) == "left: three others are better"
 
 
 def test_other_libraries_are_silent_and_our_own_warnings_are_one_line(monkeypatch, capsys):

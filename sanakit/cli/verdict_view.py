@@ -10,7 +10,7 @@ from rich.table import Table
 from sanakit.cli.view import COLOURS, number_text, plain
 from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
 from sanakit.reporting.decided import MOODS, WORDS, headline, lines_of
-from sanakit.reporting.strategies import outcome
+from sanakit.reporting.strategies import level, outcome, race_answer
 
 NARROW = 60  # columns below which rows are stacked, as a table would break every word
 LABEL = 8
@@ -118,16 +118,19 @@ def _print_race(console: Console, strategy: dict[str, Any], *, narrow: bool) -> 
         table = Table(title="strategies", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1))
         table.add_column("strategy", overflow="fold")
         table.add_column("error, base = 1\nstart -> end", justify="right")
-        table.add_column("steps to base quality\n(interval)", justify="right", overflow="fold")
+        table.add_column(f"steps to base quality\n({level(strategy)})", justify="right", overflow="fold")
         for row in candidates:
             table.add_row(plain(strategy_name(row, strategy)), _course(row), plain(outcome(row, strategy)))
         console.print(table)
-    for row in candidates:
-        if row.get("diverged"):
-            told = f"{row['name']} left the race: {row['diverged']}"
-            console.print(told, highlight=False, markup=False, soft_wrap=True)
-    if told := in_doubt(strategy):
+    for told in race_lines(strategy):
         console.print(told, highlight=False, markup=False, soft_wrap=True)
+
+
+def race_lines(strategy: dict[str, Any]) -> list[str]:
+    """Below the table of strategies: who left the race and why, what it says, and where it cannot tell."""
+    rows, lines = strategy["candidates"], []
+    lines += [f"{row['name']} left the race: {row['diverged']}" for row in rows if row.get("diverged")]
+    return [*lines, *race_answer(strategy), *([told] if (told := in_doubt(strategy)) else [])]
 
 
 def strategy_name(row: dict[str, Any], strategy: dict[str, Any]) -> str:

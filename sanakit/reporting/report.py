@@ -29,6 +29,7 @@ from sanakit.reporting.strategies import (
     loss_by_sigma,
     loss_curves,
     prompt_gains,
+    race_answer,
     race_chart,
     with_forecast_bars,
 )
@@ -109,6 +110,7 @@ def collect(run_dir: Path) -> Row:
         "plan": plan,
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
+        "race_answer": race_answer(strategy),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates, race or strategy),
         "prompt_gains": prompt_gains(strategy),

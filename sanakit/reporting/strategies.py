@@ -5,14 +5,47 @@ from typing import Any
 
 from sanakit.reporting import conclusions
 from sanakit.reporting.charts import Series, forecast_bar, is_number, legend, line_chart
+from sanakit.reporting.ci import share
 from sanakit.reporting.page import duration, number, panel
 
 Row = dict[str, Any]
 
+WHY_ENDED = {
+    "told": "its answer was sure enough",
+    "steps": "its steps were spent",
+    "time": "no further step would have fitted into the time limit",
+}
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
 OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
-CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged")) | {"title": "", "raced": True}
-FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
+CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged", "dropped")) | {"title": "", "raced": True}
+FORECAST_SHOWN = 4.0  # lengths of the race: a forecast further out is drawn to here
+
+
+def race_answer(strategy: Row) -> list[str]:
+    """What a race says, in sentences: the answer with its probability, why it ended, and where its probability is not
+    calibrated. Empty for runs of earlier versions."""
+    if strategy.get("probability") is None:
+        return []
+    name, horizon = strategy["recommended"], f"{strategy['horizon']:,} steps"
+    sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
+    if strategy["in_sight"]:
+        margin = f"{strategy['margin'] - 1:.0%}"
+        told = f"{name} is within {margin} of the cheapest with probability {sure}; "
+        told += f"reaches the base's quality within {horizon} with {within}"
+        told += _interval(next((c for c in strategy["candidates"] if c["name"] == name), {}))
+    else:
+        told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; "
+        told += f"{name} is nearest"
+    ended = f"the race ended after {strategy['budget_steps']:,} steps: {WHY_ENDED[strategy['stopped_by']]}"
+    return [told, ended, *([strategy["extrapolated"]] if strategy.get("extrapolated") else [])]
+
+
+def _interval(row: Row) -> str:
+    """The interval of a forecast in words; empty where the arrival was measured, or where nothing was forecast."""
+    low, high = row.get("predicted_steps_low"), row.get("predicted_steps_high")
+    if low is None or low == high:
+        return ""
+    return f" ({row['interval']:.0%} interval {low:,.0f} to {'open' if high is None else f'{high:,.0f}'} steps)"
 
 
 def left_at(row: Row, race: Row) -> int | None:
@@ -35,12 +68,12 @@ def outcome(row: Row, race: Row) -> str:
     if row.get("diverged"):
         return "diverged"
     left = left_at(row, race)
-    return steps_text(row) if left is None else f"left at step {left}: {why_left(row)}"
+    return steps_text(row) if left is None else f"left: {why_left(row, left)}"
 
 
-def why_left(row: Row) -> str:
+def why_left(row: Row, step: int | None) -> str:
     """The reason that strategy.json states; runs of earlier versions dropped an arm for one reason only."""
-    return str(row.get("dropped") or "clearly worse")
+    return str(row.get("dropped") or f"clearly worse at step {step}")
 
 
 def steps_text(row: Row) -> str:
@@ -51,7 +84,7 @@ def steps_text(row: Row) -> str:
 
 def with_forecast_bars(candidates: list[Row], race: Row) -> list[Row]:
     """Rows of the table: what is told of each, and a bar for a forecast that means something."""
-    told = [c | {"left": left_at(c, race), "left_why": why_left(c)} for c in candidates]
+    told = [c | {"left": (left := left_at(c, race)), "left_why": why_left(c, left)} for c in candidates]
     means = [c for c in told if c["left"] is None and c["raced"] and not c["diverged"]]
     limit = max((c[n] for c in means for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
     return [
@@ -95,7 +128,8 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     title = "The race: error over the base's, with forecast bands"
     options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
     svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
-    note = "Dashed: the base. Shaded: between the early and the late end of the forecast (90%), cut at four budgets."
+    note = f"Dashed: the base. Shaded: between the early and the late end of the forecast ({level(race)}), "
+    note += "cut at four lengths of the race."
     return panel(
         title,
         svg,
@@ -105,6 +139,11 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
         note=note,
         says=conclusions.nearest_at_the_end(lines),
     )
+
+
+def level(race: Row) -> str:
+    """Of a run's intervals; runs of earlier versions do not name it."""
+    return f"{race.get('interval', 0.9):.0%}"
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
