@@ -107,21 +107,21 @@ def test_settings_of_a_later_stage_may_change_and_others_are_named(tmp_path):
 def test_sixty_steps_continued_to_a_hundred_are_a_hundred_at_once(small_world, tmp_path, capsys, short, long, branch):
     from sanakit.swap import stages as engine
 
-    def train(folder, steps):
+    def trained_for(folder, steps):
         sets = [f"train.max_steps={steps}", "train.checkpoint_every=1000", "monitors.num_evaluations=1"]
         config = make_config(small_world, sets)
         run = engine.prepare(config, tmp_path / folder, lambda *_: None, stages=["full"])
         validation = engine.run_stages(run, ["full"], force=True)
         return validation, load_file(tmp_path / folder / "model" / "diffusion_pytorch_model.safetensors")
 
-    train("grown", short)
-    validation, grown = train("grown", long)
+    trained_for("grown", short)
+    validation, grown = trained_for("grown", long)
     assert (
         f"goes on from step-{branch:08d}, where the learning rate of the earlier run began to fall"
         in capsys.readouterr().err
     )
     assert validation["stages"]["full"]["steps"] == long
-    _, at_once = train("at-once", long)
+    _, at_once = trained_for("at-once", long)
     assert grown.keys() == at_once.keys() and all((grown[key] == at_once[key]).all() for key in grown)
 
 

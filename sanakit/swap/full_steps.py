@@ -66,4 +66,4 @@ def percentile(middle: float, late: float, interval: float) -> float:
 
 def horizon_of(config: Config, raced: Mapping[str, Any]) -> int:
     """`smoke.horizon` where it is set, else what the race was asked within."""
-    return int(getattr(config.smoke, "horizon", None) or raced.get("horizon") or HORIZON)
+    return int(config.smoke.horizon or raced.get("horizon") or HORIZON)
