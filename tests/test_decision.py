@@ -233,9 +233,10 @@ def replayed():
 
 def race_record(said):
     """strategy.json as the race would have written it."""
-    answer, best = said.result.answer, said.result.best
+    answer, best, end = said.result.answer, said.result.best, said.result.step
     candidates = [
-        {"name": name, "steps": arm.steps, **(arm.forecast.as_dict() if arm.forecast else {"predicted_steps": None})}
+        {"name": name, "steps": [step for step in arm.steps if step <= end]}
+        | (arm.forecast.as_dict() if arm.forecast else {"predicted_steps": None})
         for name, arm in said.arms.items()
     ]
     stated = {"probability": answer.probability, "in_sight": answer.in_sight, "conclusive": answer.told}
