@@ -31,6 +31,7 @@ ORDER = [
     "config",
     "presets",
     "run",
+    "decision",
     "reporting",
     "doctor",
     "vaes",

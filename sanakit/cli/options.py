@@ -22,6 +22,27 @@ Device = Annotated[str, typer.Option("--device", help=HELP)]
 
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
 
+FailOn = Annotated[
+    str | None,
+    typer.Option("--fail-on", help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI."),
+]
+
+SecondsPerStep = Annotated[
+    float | None,
+    typer.Option("--seconds-per-step", min=0, help="Of the machine that the full run is planned for: device-hours."),
+]
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Also gates that passed, the plan, and what other libraries print."),
+]
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="The six lines of the decision alone; no progress.")]
+
+ProgressKind = Annotated[
+    str, typer.Option("--progress", help="auto; or json: one JSON object a line on standard error, for a program.")
+]
+
 
 def place(device: str, config: Any = None) -> Any:
     """The placement that `--device` and a configuration's dtypes ask for."""

@@ -3,14 +3,15 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AsJson, Device, RunDir, Sets
+from sanakit.cli.names import check_names, require_run, stage_to_resume
+from sanakit.cli.options import AsJson, Device, ProgressKind, Quiet, RunDir, Sets, Verbose
 from sanakit.cli.output import print_json
-from sanakit.cli.swap import check_names, run
+from sanakit.cli.swap import PolicyName, run
 from sanakit.errors import SanakitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ def train(
     ] = None,
     as_json: AsJson = False,
     device: Device = "auto",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Stage full from a configuration: train, watched and resumable, and write the model.
 
@@ -87,7 +91,8 @@ def train(
             amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
             sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
         return
-    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device)
+    shown: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress}
+    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device, **shown)
 
 
 def _needs(config: "Config", world_size: int) -> dict[str, int]:
@@ -132,3 +137,24 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         world_size=world_size,
     )
     return estimated.as_dict() | needs
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A folder under runs/ that was interrupted, or that has a stage left.")
+    ],
+    set_: Sets = None,
+    as_json: AsJson = False,
+    policy: PolicyName = "default",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
+) -> None:
+    """Go on with a run where it stopped: a stage that was interrupted, else the next one."""
+    from sanakit.config import load_config
+
+    require_run(run_dir)
+    config = load_config(run_dir / "config.yaml", set_)
+    options: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress, "policy": policy}
+    run(config, run_dir, [stage_to_resume(run_dir)], force=False, as_json=as_json, **options)
