@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
+from sanakit.cli.options import AllowPickle, AsJson, Device, RunDir, Seed, Sets, convert_native, place
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 from sanakit.files import cache_dir, require_utf8
@@ -46,12 +46,13 @@ def swap_vae(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    device: Device = "auto",
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
 
 
 @app.command("swap-text-encoder")
@@ -70,12 +71,13 @@ def swap_text_encoder(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    device: Device = "auto",
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
 
 
 def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
@@ -95,13 +97,14 @@ def _swap(
     force: bool,
     as_json: bool,
     policy: str,
+    device: str,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy)
+    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device)
 
 
 def _stages(text: str) -> list[str]:
@@ -147,6 +150,7 @@ def run(
     markdown: Path | None = None,
     policy: str = "default",
     resume: str = "auto",
+    device: str = "auto",
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
@@ -165,9 +169,10 @@ def run(
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
+        placement = place(device, config)
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_display() as progress, kept_in(known):
-            swap = engine.prepare(config, folder, progress, gate_policy)
+            swap = engine.prepare(config, folder, progress, gate_policy, placement)
             if is_main():
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
@@ -225,6 +230,7 @@ def validate(
     controls: Controls = False,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
+    device: Device = "auto",
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
@@ -247,4 +253,5 @@ def validate(
         }
         config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
+    written = {"junit": junit, "markdown": markdown}
+    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device, **written)

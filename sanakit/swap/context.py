@@ -1,7 +1,7 @@
 """What the stages of a swap share: base, candidate, images and their encodings, loaded when first asked for."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,9 @@ from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
+from sanakit.placement import Placement, host
 from sanakit.run import RunFolder
+from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.plan import swap_core
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -49,6 +51,7 @@ class Swap:
     resume: str = "auto"
     policy: Policy = DEFAULT
     ledger: Path | None = None
+    placement: Placement = field(default_factory=host)
 
     @property
     def bare(self) -> bool:
@@ -63,7 +66,7 @@ class Swap:
 
     @cached_property
     def base_system(self) -> LatentDiffusion:
-        system = self.base.system()
+        system = self.base.system(placement=self.placement, part="base")
         if system.image_size != self.config.data.image_size:
             raise SanakitError(
                 "SK0104",
@@ -112,7 +115,8 @@ class Swap:
         texts = [captions[-1] for captions in self.splits[0].captions]
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
-        found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+        with self.placement.holding(encoder, base.text_encoder):
+            found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return found | {"used": found["best"]} if self.automatic_layer else found
 
     @cached_property
@@ -166,6 +170,7 @@ class Swap:
             buckets=buckets,
             at_least=self.config.train.batch_size,
             sample_posterior=sample_posterior,
+            placement=self.placement,
         )
 
     @cached_property
@@ -180,6 +185,7 @@ class Swap:
             text_encoder=self.base_system.text_encoder if is_vae else self.candidate,
             core=swap_core(self.base_system, self.candidate, self.config.train.seed),
             image_size=self.base_system.image_size,
+            placement=self.placement,
         )
         return self.dataset(probe, False), self.dataset(probe, True)
 
@@ -269,7 +275,13 @@ def identity_of(component: VAE | TextEncoder) -> str:
     return own if null is None else hash_record([own, null.embeds.tolist(), null.mask.tolist()])
 
 
-def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
+def prepare(
+    config: Config,
+    run_dir: Path | None,
+    progress: Progress,
+    policy: Policy = DEFAULT,
+    placement: Placement | None = None,
+) -> Swap:
     """Load what can be refused (base, candidate, images) before a run folder is made."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
@@ -279,8 +291,10 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
         progress=progress,
         policy=policy,
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
+        placement=placement or host(),
     )
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir)
+    swap.run = RunFolder.open(config, run_dir, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+    swap.config = swap.run.config
     return swap

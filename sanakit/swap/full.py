@@ -35,6 +35,7 @@ from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
 from sanakit.training.monitors import make_monitors
 from sanakit.training.parameters import check_movement, parameter_digests
 from sanakit.training.schedules import decay_start
+from sanakit.training.state import park
 from sanakit.training.watch import Watch
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
     added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        system, name = swap.base.system(), strategy.adapter
+        system, name = swap.base.system(placement=swap.placement), strategy.adapter
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
@@ -145,7 +146,7 @@ def train(
     if encoder:
         assert config.text_encoder.learning_rate
         groups.append(encoder_group(encoder, config.text_encoder.learning_rate, options.learning_rate))
-    state = new_state(system.core, groups, options, encoder)
+    state = new_state(system.core, groups, options, encoder, swap.placement)
     untouched = parameter_digests(state.module)
     facts, checkpoints = resume_facts(swap, strategy.name), swap.run.path / "checkpoints"
     pick_up(checkpoints, swap.resume, state, facts)
@@ -187,6 +188,7 @@ def train(
     if options.max_steps >= 3:
         check_movement(state.module, untouched)
     keep_result(journal, encoder)
+    park(state)
     return journal
 
 

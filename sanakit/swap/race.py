@@ -9,6 +9,8 @@ stands for a run that could end there, and the points of one curve can be fitted
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every arm that
 is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
+An arm is on the device while it trains or is evaluated, and waits in the host's memory.
+
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
 """
 
@@ -38,6 +40,7 @@ from sanakit.swap.rates import RateSearch
 from sanakit.swap.rungs import decides_at, evaluated_steps_between, rungs, survivors
 from sanakit.training.batches import Batch, TrainOptions
 from sanakit.training.loop import fit, layer_groups, new_state
+from sanakit.training.state import at_work
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
@@ -120,12 +123,14 @@ def enter(
         groups = strategy.parameter_groups(system.core)
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
-        arm.state = new_state(system.core, layer_groups(system.core, groups, course.layer_decay), options)
-    if arm.state and course.store and course.store.restore(arm):
-        return arm
-    if alike is None:
-        course.evaluate(arm)
-    else:
+        layers = layer_groups(system.core, groups, course.layer_decay)
+        arm.state = new_state(system.core, layers, options, placement=system.placement)
+    with at_work(arm.state):
+        if arm.state and course.store and course.store.restore(arm):
+            return arm
+        if alike is None:
+            course.evaluate(arm)
+    if alike is not None:
         arm.steps, arm.results, arm.errors_by_evaluation = (
             alike.steps[:1],
             alike.results[:1],
@@ -198,7 +203,7 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
         arm.seconds_once = course.teacher.seconds
     if arm.state.step == arm.steps[-1]:
         arm.recent = []
-    with STOP.at_step_border():
+    with STOP.at_step_border(), at_work(arm.state):
         _train(course, arm, until, recorder(arm, on_step), draw)
         if not arm.diverged and not arm.state.stopped:
             course.evaluate(arm)

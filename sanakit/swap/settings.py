@@ -5,6 +5,7 @@ from typing import Any
 
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
+from sanakit.distributed import world_size
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.training.loop import TrainOptions
 
@@ -40,10 +41,23 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     own = config.train
     same = {f.name: getattr(own, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
+        # a configuration that was not resolved (swap/fitting.py) is the CPU's
+        "precision": "fp32" if own.precision == "auto" else own.precision,
+        "gradient_checkpointing": own.gradient_checkpointing is True,
+        "accumulate": parts_of(own, own.batch_size // world_size()),
         "learning_rate": own.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)
+
+
+def parts_of(train: TrainSection, images: int) -> int:
+    """Into how many micro-batches a rank's `images` of a step are cut: `train.accumulate`, or the fewest equal ones beyond that of
+    at most `train.micro_batch`."""
+    parts, most = train.accumulate, images if train.micro_batch == "auto" else train.micro_batch
+    while parts < images and (images % parts or images // parts > most):
+        parts += 1
+    return train.accumulate if images % train.accumulate else parts
 
 
 def flat_config(config: Config) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import check_movement, parameter_digests
 from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
+from sanakit.training.state import park
 from sanakit.training.tracking import Trackers
 from sanakit.training.watch import Watch
 from sanakit.vaes import VAE
@@ -94,15 +95,14 @@ def draw_images(swap: "Swap", options: TrainOptions, step: int, cells: int) -> T
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
     """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
-    images = images.to(vae.latents_mean.device)
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
-    unit, errors = raw.var(), torch.zeros(len(images), device=images.device)
+    unit, errors = raw.var(), torch.zeros(len(images))
     for turns, share in ((1, 1.0), (0, 0.5)):
         cells = max(1, int(raw.shape[-1] * share))
         moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
         other = torch.cat([vae.encode_raw(part) for part in moved.split(CHUNK)])
         errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
-    return errors.cpu().numpy()
+    return errors.numpy()
 
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
@@ -114,7 +114,8 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
     images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
-    before = measured(swap.candidate, images)
+    with swap.placement.holding(swap.candidate):
+        before = measured(swap.candidate, images)
     tuning = Tuning(swap, swap.candidate, vae, images)
     untouched = parameter_digests(tuning.model)
     tuning.start()
@@ -126,12 +127,14 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     check_movement(tuning.model, untouched)
     if tuning.state.ema is not None:
         tuning.model.load_state_dict(tuning.state.ema)
-    vae.requires_grad_(False).eval().cpu()
-    restate(vae, images)
+    park(tuning.state)
+    vae.requires_grad_(False).eval()
+    with swap.placement.holding(vae):
+        restate(vae, images)
+        after = measured(vae, images)
     folder = swap.run.path / "vae"
     shutil.rmtree(folder, ignore_errors=True)
     save_vae(vae, folder, stock=False)
-    after = measured(vae, images)
     return {
         "psnr_before": before[0] - FLOOR_DB,
         "psnr_after": after[0],
@@ -154,7 +157,7 @@ class Tuning:
         self.model = Reconstruction(vae)
         self.cells = vae.spec.shape(*images.shape[-2:])[-1]
         group = {"params": reached(self.model, images[:1], self.cells, vae), "scale": 1.0, "name": "vae"}
-        self.state = new_state(self.model, [group], self.options)
+        self.state = new_state(self.model, [group], self.options, placement=swap.placement)
         self.facts, self.checkpoints = resume_facts(swap, "vae"), run.path / "checkpoints"
 
     def start(self) -> None:
@@ -165,11 +168,11 @@ class Tuning:
             swap.run.append(row["file"], [row["row"]])
         branch = decay_start(options.schedule, options.max_steps)
         preflight(self.checkpoints, checkpoint_bytes(self.model, state), always=branch)
-        reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
+        with swap.placement.holding(self.candidate):
+            reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
         self.evaluate_every = max(1, options.max_steps // config.monitors.num_evaluations)
         component = component_stream(config.monitors, "VAE", self.evaluate_every, reference)
-        device = self.vae.latents_mean.device
-        self.monitors = Monitors(config.monitors, component=component, device=device)
+        self.monitors = Monitors(config.monitors, component=component)
         self.monitors.restore(state.extras)
         self.trackers = Trackers(config.train.report_to, swap.run.path, flat_config(config))
         self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
@@ -219,7 +222,7 @@ class Tuning:
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
         elif component is not None:
-            component.observe(self.candidate.normalize(raw[: component.wanted].cpu()))
+            component.observe(self.candidate.normalize(raw[: component.wanted]))
         if step % self.evaluate_every == 0:
             self.evaluate(step, loss)
         if saves_at(step, self.options, self.swap.config.train.checkpoint_every):
@@ -241,9 +244,8 @@ class Tuning:
 
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """PSNR and equivariance error of every image, in eval mode: as the VAE will be used."""
-    side = vae.latents_mean.device
     with evaluating(vae):
-        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part.to(side))).cpu() for part in images.split(CHUNK)])
+        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part)) for part in images.split(CHUNK)])
         return psnr(images, reconstructed), equivariance_errors(vae, images)
 
 
