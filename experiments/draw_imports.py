@@ -50,6 +50,7 @@ ORDER = [
     "interop",
     "checks",
     "swap",
+    "needs",
     "cli",
 ]
 FLOORS = {  # what the drawing shows as one box, from the bottom up

@@ -36,6 +36,11 @@ class Placement:
     def accelerated(self) -> bool:
         return self.device.type != "cpu"
 
+    @property
+    def fused_attention(self) -> bool:
+        """Whether PyTorch's attention keeps no matrix of queries x keys there."""
+        return self.device.type in ("cpu", "cuda", "xpu")
+
     def dtype_of(self, part: str) -> "torch.dtype | None":
         """The dtype that a frozen part computes in, None where it stays as it was loaded: fp32, and what is no part."""
         import torch

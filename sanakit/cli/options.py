@@ -20,6 +20,28 @@ Seed = Annotated[int, typer.Option("--seed", min=0)]
 
 Device = Annotated[str, typer.Option("--device", help=HELP)]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what every stage will need of device, host, disk and time, and stop.")
+]
+
+WorldSize = Annotated[int | None, typer.Option("--world-size", min=1, help="With --dry-run: ranks of the run.")]
+
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option("--device-memory", help="With --dry-run: memory of the device, 24GB say; by default this machine's."),
+]
+
+SecondsPerStep = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds-per-step", min=0, help="With --dry-run: of a training step on the device; by default the run's own."
+    ),
+]
+
+NumImages = Annotated[
+    int | None, typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data.")
+]
+
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
 
 

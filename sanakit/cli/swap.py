@@ -7,7 +7,23 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AllowPickle, AsJson, Device, RunDir, Seed, Sets, convert_native, place
+from sanakit.cli.dry_run import dry_run as print_needs
+from sanakit.cli.dry_run import refuse_alone
+from sanakit.cli.options import (
+    AllowPickle,
+    AsJson,
+    Device,
+    DeviceMemory,
+    DryRun,
+    NumImages,
+    RunDir,
+    SecondsPerStep,
+    Seed,
+    Sets,
+    WorldSize,
+    convert_native,
+    place,
+)
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 from sanakit.files import cache_dir, require_utf8
@@ -47,12 +63,23 @@ def swap_vae(
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
     device: Device = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
+    asked = {
+        "world_size": world_size,
+        "device_memory": device_memory,
+        "seconds_per_step": seconds_per_step,
+        "num_images": num_images,
+    }
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device, dry_run, asked)
 
 
 @app.command("swap-text-encoder")
@@ -72,12 +99,23 @@ def swap_text_encoder(
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
     device: Device = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
+    asked = {
+        "world_size": world_size,
+        "device_memory": device_memory,
+        "seconds_per_step": seconds_per_step,
+        "num_images": num_images,
+    }
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device, dry_run, asked)
 
 
 def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
@@ -98,12 +136,18 @@ def _swap(
     as_json: bool,
     policy: str,
     device: str,
+    dry_run: bool,
+    asked: dict[str, Any],
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
+    if dry_run:
+        print_needs(config, chosen, device=device, run_dir=run_dir, as_json=as_json, **asked)
+        return
+    refuse_alone(**asked)
     run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device)
 
 

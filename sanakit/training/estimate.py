@@ -28,6 +28,7 @@ from sanakit.training.loop import TrainOptions
 from sanakit.training.optimizers import OPTIMIZERS
 
 FP32 = 4
+HOST = "cpu"  # fake tensors are the host's: their operators and autocast rules keep the same tensors as a device's
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 TRACED = (2, 3)  # blocks
 
@@ -213,6 +214,11 @@ def attention(fused: bool) -> Iterator[None]:
         yield
 
 
+def _autocast(precision: str) -> Any:
+    half = AUTOCAST.get(precision)
+    return torch.autocast(HOST, half) if half else nullcontext()
+
+
 def _traced_step(
     core: SanaTransformer2DModel,
     options: TrainOptions,
@@ -259,8 +265,7 @@ def _loss(
     core: nn.Module, options: TrainOptions, latents: Tensor, noise: Tensor, sigmas: Tensor, embeds: Tensor, mask: Tensor
 ) -> Tensor:
     """The loss of a micro-batch, as the loop (loop.py) computes it."""
-    half = AUTOCAST.get(options.precision)
-    with torch.autocast("cpu", half) if half else nullcontext():
+    with _autocast(options.precision):
         predicted = core(
             hidden_states=interpolate(latents, noise, sigmas),
             encoder_hidden_states=embeds,
@@ -269,3 +274,37 @@ def _loss(
             return_dict=False,
         )[0]
     return velocity_loss(predicted.float(), latents, noise).mean()
+
+
+def forward_bytes(
+    core: SanaTransformer2DModel,
+    mode: FakeTensorMode,
+    images: int,
+    latent_shape: tuple[int, int, int],
+    caption_length: int,
+    *,
+    precision: str = "fp32",
+    fused_attention: bool = True,
+) -> tuple[int, int]:
+    """Of a forward pass without gradients: bytes beyond the weights, and floating-point operations. precision: that of autocast; a
+    core whose weights are in half precision computes in it."""
+    dtype = next(core.parameters()).dtype
+    blocks, found = core.transformer_blocks, []
+    try:
+        for number in sorted({min(len(blocks), n) for n in TRACED}):
+            core.transformer_blocks = nn.ModuleList(list(blocks)[:number])
+            with mode, attention(fused_attention), torch.no_grad(), _autocast(precision), LiveBytes(core) as live:
+                weights = live.now
+                core(
+                    hidden_states=torch.empty(images, *latent_shape, dtype=dtype),
+                    encoder_hidden_states=torch.empty(images, caption_length, core.config.caption_channels, dtype=dtype),
+                    encoder_attention_mask=torch.ones(images, caption_length, dtype=torch.bool),
+                    timestep=torch.empty(images),
+                    return_dict=False,
+                )
+            found.append((live.peak - weights, live.flops))
+    finally:
+        core.transformer_blocks = blocks
+    more = max(0, len(blocks) - TRACED[-1])
+    first, last = found[0], found[-1]
+    return last[0] + more * (last[0] - first[0]), last[1] + more * (last[1] - first[1])
