@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AsJson, Device, RunDir, Sets
+from sanakit.cli.dry_run import dry_run as print_needs
+from sanakit.cli.dry_run import refuse_alone
+from sanakit.cli.options import AsJson, Device, DeviceMemory, NumImages, RunDir, SecondsPerStep, Sets, WorldSize
 from sanakit.cli.output import print_json
 from sanakit.cli.swap import check_names, run
 from sanakit.errors import SanakitError, did_you_mean
@@ -48,9 +50,10 @@ def train(
         str | None, typer.Option("--report-to", help="Comma-separated: tensorboard, wandb, trackio, mlflow.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    world_size: Annotated[
-        int | None, typer.Option("--world-size", min=1, help="With --dry-run: what a run of so many ranks will need.")
-    ] = None,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
     as_json: AsJson = False,
     device: Device = "auto",
 ) -> None:
@@ -74,8 +77,14 @@ def train(
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
     check_names(config)
-    if world_size is not None and not dry_run:
-        raise SanakitError("SK0104", "--world-size belongs to --dry-run; torchrun --nproc_per_node starts ranks")
+    asked = {"device_memory": device_memory, "seconds_per_step": seconds_per_step, "num_images": num_images}
+    if not dry_run:
+        if world_size is not None:
+            raise SanakitError("SK0104", "--world-size belongs to --dry-run; torchrun --nproc_per_node starts ranks")
+        refuse_alone(**asked)
+    elif any(value is not None for value in asked.values()):
+        print_needs(config, ["full"], device=device, world_size=world_size, run_dir=run_dir, as_json=as_json, **asked)
+        return
     if dry_run:
         needs = _needs(config, world_size) if world_size else {}
         if as_json:
