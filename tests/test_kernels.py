@@ -50,19 +50,19 @@ def agrees(function, specification, inputs, grad, dtype):
         close(own.grad, wanted.grad, dtype)
 
 
-def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False):
+def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False, images=2):
     torch.manual_seed(queries + dim)
     if transposed:  # (B, H, N, D) in memory
 
         def make(n):
-            return torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
+            return torch.randn(images, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
     else:
 
         def make(n):
-            return torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+            return torch.randn(images, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
 
     inputs = [make(n).requires_grad_() for n in (queries, keys, keys)]
-    grad = torch.randn(2, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
+    grad = torch.randn(images, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
     agrees(linear_attention, attention_naive.linear_attention, inputs, grad, dtype)
 
 
@@ -80,14 +80,14 @@ def moments_case(shape, dtype, layout, device="cpu"):
         torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
-def glumbconv_case(half, height, width, dtype, channels_last, device="cpu"):
+def glumbconv_case(half, height, width, dtype, channels_last, device="cpu", *, images=2):
     torch.manual_seed(half)
-    hidden = torch.randn(2, 2 * half, height, width, dtype=dtype, device=device)
+    hidden = torch.randn(images, 2 * half, height, width, dtype=dtype, device=device)
     if channels_last:
         hidden = hidden.to(memory_format=torch.channels_last)
     weight = torch.randn(2 * half, 1, 3, 3, dtype=dtype, device=device)
     bias = torch.randn(2 * half, dtype=dtype, device=device)
-    grad = torch.randn(2, half, height, width, dtype=dtype, device=device)
+    grad = torch.randn(images, half, height, width, dtype=dtype, device=device)
     inputs = [t.requires_grad_() for t in (hidden, weight, bias)]
     agrees(gated_depthwise, glumbconv_naive.gated_depthwise, inputs, grad, dtype)
 
@@ -98,6 +98,8 @@ if INTERPRETED:
     from triton.runtime import interpreter
 
     from sanakit.kernels.glumbconv import triton as glumbconv_triton
+
+    ON_A_GPU = {name: getattr(glumbconv_triton, name) for name in ("TILE", "ROWS", "BLOCK_C")}
 
     @pytest.fixture(autouse=True, scope="module")
     def _interpreter():
@@ -178,6 +180,25 @@ if INTERPRETED:
     def test_glumbconv(half, height, width, dtype, channels_last):
         glumbconv_case(half, height, width, dtype, channels_last)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])  # tokens of 512 and 1024 px
+    @pytest.mark.parametrize("heads", [36, 70])  # Sana-0.6B, Sana-1.6B
+    def test_sana_attention(heads, side):
+        attention_case(side**2, side**2, heads, 32, F32, images=1)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])
+    @pytest.mark.parametrize("half", [2880, 5600])
+    def test_sana_glumbconv(half, side, monkeypatch):
+        for name, value in ON_A_GPU.items():
+            monkeypatch.setattr(glumbconv_triton, name, value)
+        glumbconv_case(half, side, side, F32, True, images=1)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])
+    def test_sana_moments(side):
+        moments_case((2, 32, side, side), F32, "contiguous")
+
 else:
     from sanakit.core.attention import KernelLinearAttention, remove_kernel_attention, set_kernel_attention
     from sanakit.core.dit import new_core
@@ -195,8 +216,14 @@ else:
     )
 
     @triton_installed
+    @pytest.mark.slow
+    def test_shapes_of_sana_in_the_interpreter():
+        out = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", __file__, TRITON_INTERPRET="1")
+        assert "10 passed" in out, out
+
+    @triton_installed
     def test_in_the_interpreter():
-        options = ("-q", "-p", "no:cacheprovider", "-m", "not gpu", "--durations=3")
+        options = ("-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow", "--durations=3")
         out = python("-m", "pytest", *options, __file__, TRITON_INTERPRET="1")
         assert " passed" in out and "failed" not in out
 
