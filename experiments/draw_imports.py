@@ -122,14 +122,14 @@ def package_edges(edges: Edges) -> Edges:
 
 
 def reachable(edges: Edges, start: str) -> set[str]:
-    found: set[str] = set()
+    seen: set[str] = set()
     pending = list(edges.get(start, ()))
     while pending:
         node = pending.pop()
-        if node not in found:
-            found.add(node)
+        if node not in seen:
+            seen.add(node)
             pending += edges.get(node, ())
-    return found
+    return seen
 
 
 def circles(edges: Edges) -> list[list[str]]:

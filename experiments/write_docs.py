@@ -1,6 +1,6 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results and the plan of the one
-under way, the table of docs/performance.md from its results.
+measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results
+and the plan of the one under way, the table of docs/performance.md from its results.
 
 python experiments/write_docs.py
 """
@@ -27,7 +27,10 @@ def codes() -> str:
     lines = [
         "# Codes",
         "",
-        "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same. Gates: [gates.md](gates.md).",
+        (
+            "Written by `python experiments/write_docs.py`; `sanakit explain CODE` says the same. Gates: "
+            "[gates.md](gates.md)."
+        ),
         "",
         "| code | title | why | fix |",
         "|---|---|---|---|",
@@ -42,10 +45,10 @@ Written by `python experiments/write_docs.py` from the registry, `sanakit/checks
 `experiments/results/`.
 
 A gate is a rule on one number. A value with an interval (90%, bootstrap over images or prompts) that straddles the
-threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by which
-key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of smoke and
-full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has. The first gate
-that fails in a stage names the cause: causes stand before what follows from them.
+threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by
+which key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of
+smoke and full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has.
+The first gate that fails in a stage names the cause: causes stand before what follows from them.
 
 `--policy default|strict|FILE` chooses the thresholds. A file overrides single gates; unknown keys are refused:
 
@@ -55,8 +58,8 @@ thresholds:
   component/truncation: 0.1
 ```
 
-The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy decides again on what was
-measured, nothing is measured twice.
+The policy is recorded in `validation.json` and is part of a stage's fingerprint: another policy decides again on what
+was measured, nothing is measured twice.
 
 A component alone, with no base: `sanakit validate --stage component --base none --vae NAME` (or `--text-encoder`).
 For machines that build: `--json`, `--junit FILE`, `--markdown FILE`.
@@ -77,10 +80,11 @@ def thresholds() -> list[str]:
         "",
         "**A/A**: clean systems, "
         f"{sum(row['runs'] for row in measured.values()):,} readings of {len(calibration.get('systems', []))} "
-        f"(`{calibration.get('command', '')}`; the systems are in `experiments/faults/clean_runs.py`). Of the system nearest to the "
-        "threshold, q is the 95% quantile of its readings towards it and s the way from its median to q. A strict threshold "
-        "leaves at least s beyond q, a default one 2 s, and both stand short of the nearest planted fault. "
-        "**Definition**: the threshold is what the words mean; clean readings are there to see that it holds.",
+        f"(`{calibration.get('command', '')}`; the systems are in `experiments/faults/clean_runs.py`). Of the system "
+        "nearest to the threshold, q is the 95% quantile of its readings towards it and s the way from its median to "
+        "q. A strict threshold leaves at least s beyond q, a default one 2 s, and both stand short of the nearest "
+        "planted fault. **Definition**: the threshold is what the words mean; clean readings are there to see that it "
+        "holds.",
         "",
         "| gate | asks whether | default | strict | comes from | readings | q of clean systems | nearest fault |",
         "|---|---|---|---|---|---|---|---|",
@@ -117,16 +121,16 @@ def nearest_fault(gate: str, threshold: float, faults: list[dict[str, Any]]) -> 
     return min(values, key=lambda value: abs(value - threshold), default=None)
 
 
-def catalogue(found: dict[str, Any]) -> list[str]:
-    if not found:
+def catalogue(results: dict[str, Any]) -> list[str]:
+    if not results:
         return []
-    s = found["summary"]
+    s = results["summary"]
     lines = [
         "## The fault catalogue",
         "",
-        f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} caught, "
-        f"{s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
-        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{found['command']}`",
+        f"Small real systems, each broken in one way (`experiments/faults/faults.py`): {s['caught']} of {s['faults']} "
+        f"caught, {s['named_cause']} by what names the cause, {s['caught_before_full']} before any step beyond smoke. "
+        f"Clean systems: {s['alarms']} alarms in {s['clean']}. `{results['command']}`",
         "",
         "| fault | public threads | caught by | code | stage | caught | cause named |",
         "|---|---|---|---|---|---|---|",
@@ -135,13 +139,15 @@ def catalogue(found: dict[str, Any]) -> list[str]:
     def yes(value):
         return "yes" if value else "**no**"
 
-    for row in found["faults"]:
+    for row in results["faults"]:
         lines.append(
             f"| {cell(row['fault'])} | {cell(row['threads'])} | {row['gate']} | {row['code']} | {row['stage']} "
             f"| {yes(row['caught'])} | {yes(row['named_cause'])} |"
         )
     lines += ["", "| clean system | verdict | not passed |", "|---|---|---|"]
-    lines += [f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in found["clean"]]
+    lines += [
+        f"| {cell(r['system'])} | {r['verdict']} | {cell(', '.join(r['not_passed']))} |" for r in results["clean"]
+    ]
     return lines
 
 
@@ -158,10 +164,10 @@ def zoo() -> str:
     lines = [
         "# The zoo",
         "",
-        "Written by `python experiments/write_docs.py` from the records; `sanakit describe NAME` shows one. Every name has a",
-        "tiny twin built from its real class, on which the contract tests run. Nothing is fetched before a name is used;",
-        "`hub:` needs a network, and where a title says gated, `hf auth login`. A licence that reads *see repository* is not",
-        "known here: check before you use it.",
+        "Written by `python experiments/write_docs.py` from the records; `sanakit describe NAME` shows one. Every name",
+        "has a tiny twin built from its real class, on which the contract tests run. Nothing is fetched before a name",
+        "is used; `hub:` needs a network, and where a title says gated, `hf auth login`. A licence that reads *see",
+        "repository* is not known here: check before you use it.",
         "",
         "## VAEs",
         "",
@@ -224,70 +230,80 @@ def _reading(spec: TextSpec) -> str:
 
 DECISIONS_INTRO = """# Is the smoke stage right?
 
-Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; how it is measured is in the
-docstring of `experiments/studies/decision_study.py`. A small world (64 px, 16 tokens, cores of 1.3 M parameters trained for 8,000
-steps): every strategy of a swap is trained on, and the race of the first 100 steps is replayed from those very runs.
+Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; how it is measured is in
+the docstring of `experiments/studies/decision_study.py`. A small world (64 px, 16 tokens, cores of 1.3 M parameters
+trained for 8,000 steps): every strategy of a swap is trained on, and the race of the first 100 steps is replayed from
+those very runs.
 
 **Reached** means a relative error of at most 1.05 (VAE) or 1.10 (text encoder), 1 being the base
-([strategies.md](strategies.md)). Rows of text encoders are in the old unit (2 = the base with shuffled prompts, mean over noise levels), and all rows
-were measured on the first rows of the data. Steps are those at which a strategy got there; "> n": it was run for n steps and did not.
-Cost is steps times the strategy's step time, and what distillation spends on the base's trajectories first. **Right**: the recommendation reached it at most 10% dearer than the
-cheapest, or it said "not in sight" where nobody got there. **Could it tell**: the recommended strategy is there or its
-forecast's interval has two ends; an open interval makes the recommendation inconclusive, and sanakit says how many steps would tell.
+([strategies.md](strategies.md)). Rows of text encoders are in the old unit (2 = the base with shuffled prompts, mean
+over noise levels), and all rows were measured on the first rows of the data. Steps are those at which a strategy got
+there; "> n": it was run for n steps and did not. Cost is steps times the strategy's step time, and what distillation
+spends on the base's trajectories first. **Right**: the recommendation reached it at most 10% dearer than the cheapest,
+or it said "not in sight" where nobody got there. **Could it tell**: the recommended strategy is there or its forecast's
+interval has two ends; an open interval makes the recommendation inconclusive, and sanakit says how many steps would
+tell.
 
-**Measured on the first rows of the data.** The 128 held-out images of this study are the first ones in file order: all of
-them emoji. sanakit itself now evaluates on a random sample; the next study does too.
+**Measured on the first rows of the data.** The 128 held-out images of this study are the first ones in file order: all
+of them emoji. sanakit itself now evaluates on a random sample; the next study does too.
 
-**Read it with care.** One seed for most swaps. Rows with distillation and those against scratch beyond 500 steps were run
-last, on bases trained anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to 800
-steps under earlier defaults of the script. The rule that nobody leaves a race for noise, and that only finalists are recommended by forecast,
-were made while reading the first sixteen swaps; the interval's quantiles come from the same curves, so their coverage is also given for
-left-out swaps. moved-dc, pca-f16c24 and pca-rotated (pca-wordllama) were added afterwards and changed no rule. Added last, each named before it
-was run, on bases trained once more (.706 and .777 again): first kl-f8c4 and untrained-minilm on pca-wordllama, pca-f8c8 and pca-f16c48 on dc-minilm,
-with pca-f32c64, untrained-dc and pca-f16c48 run again to the forecast's horizon of 2,000 steps; then, when it had been seen that all wrong
-recommendations have open intervals, those that could contradict it: pca-f16c16 and pca-f8c4 on pca-wordllama, pca-f16c24 on dc-minilm,
-and a second seed of wordllama. untrained-minilm (dc-minilm) was run twice: stopped at 1,500 steps it had not arrived where the forecast said 1,750,
-and counted as wrong; run to 2,000 it arrives. A race of 200 steps forecasts up to step 4,000, further than any run went: what it calls in sight
-and is not there by the last step counts as wrong.
+**Read it with care.** One seed for most swaps. Rows with distillation and those against scratch beyond 500 steps were
+run last, on bases trained anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first
+training. near-dc was run to 800 steps under earlier defaults of the script. The rule that nobody leaves a race for
+noise, and that only finalists are recommended by forecast, were made while reading the first sixteen swaps; the
+interval's quantiles come from the same curves, so their coverage is also given for left-out swaps. moved-dc, pca-f16c24
+and pca-rotated (pca-wordllama) were added afterwards and changed no rule. Added last, each named before it was run, on
+bases trained once more (.706 and .777 again): first kl-f8c4 and untrained-minilm on pca-wordllama, pca-f8c8 and
+pca-f16c48 on dc-minilm, with pca-f32c64, untrained-dc and pca-f16c48 run again to the forecast's horizon of 2,000
+steps; then, when it had been seen that all wrong recommendations have open intervals, those that could contradict it:
+pca-f16c16 and pca-f8c4 on pca-wordllama, pca-f16c24 on dc-minilm, and a second seed of wordllama. untrained-minilm
+(dc-minilm) was run twice: stopped at 1,500 steps it had not arrived where the forecast said 1,750, and counted as
+wrong; run to 2,000 it arrives. A race of 200 steps forecasts up to step 4,000, further than any run went: what it calls
+in sight and is not there by the last step counts as wrong.
 """
 
 
 STUDY_UNDER_WAY = """## The study under way
 
-What stands above is the earlier study. A larger one follows it, on bases that are trained on the captions of today. This section
-is its plan. It says nothing about results: none of its figures stands on this page yet.
+What stands above is the earlier study. A larger one follows it, on bases that are trained on the captions of today.
+This section is its plan. It says nothing about results: none of its figures stands on this page yet.
 
-**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in `experiments/studies/study_plan.py`
-before any of them was run. {earlier} of them are swaps that the earlier study ran too (on other bases); the other {new} are new. Text
-encoders were chosen among those whose closed form starts near the base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and
-1.28 on the tiny-sana of then (1 is the base, 2 does not see the prompt). Where others start was not measured before they were named.
+**Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in
+`experiments/studies/study_plan.py` before any of them was run. {earlier} of them are swaps that the earlier study ran
+too (on other bases); the other {new} are new. Text encoders were chosen among those whose closed form starts near the
+base: MiniLM's layers 5, 4, 3 and 1 start at 1.18, 1.19, 1.25 and 1.28 on the tiny-sana of then (1 is the base, 2 does
+not see the prompt). Where others start was not measured before they were named.
 
-**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are drawn from the new ones by
-a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed {seed} and the swap's name. Their runs lie
-in a file of their own. One function reads that file, one command calls it, and that command refuses to run twice or too early.
+**The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are
+drawn from the new ones by a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed
+{seed} and the swap's name. Their runs lie in a file of their own. One function reads that file, one command calls it,
+and that command refuses to run twice or too early.
 
-**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every block, at three
-learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has reached the base's quality by
-then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and the race says "not in sight", the two nearest run to
-4,000. From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than 200 steps
-is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors of every image at
-17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
+**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every
+block, at three learning rates until step 50, then at the best one. All strategies run to step 500. Where nobody has
+reached the base's quality by then, lora and finetune run to 2,000 steps from both starts; where nobody has by then and
+the race says "not in sight", the two nearest run to 4,000. From scratch: five near and five other VAE swaps, until the
+target or 3,000 steps. A swap that arrives after more than 200 steps is run with a second seed. The 128 held-out images
+are a random sample of all sources. Curves hold the errors of every image at 17 steps up to 4,000 (75, 150 and 300 among
+them) and the training losses.
 
 **How to run it.**
 
 ```
-python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes the base and notes its fingerprint
+python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes and notes the base
 python experiments/studies/study_candidates.py                # candidates that no package ships
 python experiments/studies/decision_study.py work             # takes the next unfinished run, and goes on until stopped
 python experiments/studies/decision_study.py status           # how many runs of how many are done
 python experiments/studies/decision_study.py evaluate         # once, at the end
 ```
 
-`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five minutes and goes on
-from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base other than the noted one is refused; when a
-base is made anew, runs on the old one no longer count. Order: the evaluation third, the other swaps, second seeds.
+`mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five
+minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base
+other than the noted one is refused; when a base is made anew, runs on the old one no longer count. Order: the
+evaluation third, the other swaps, second seeds.
 
-**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had begun.
+**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had
+begun.
 """
 
 
@@ -316,7 +332,8 @@ def study_plan() -> dict[str, Any]:
 
 
 def _plan_table() -> list[str]:
-    """The candidates of every base; bold: of the evaluation third, with an asterisk: run before by the earlier study."""
+    """The candidates of every base; bold: of the evaluation third, with an asterisk:
+    run before by the earlier study."""
     plan = study_plan()
     held = plan["evaluation_third"]()
     cells: dict[tuple[str, str], list[str]] = {}
@@ -335,14 +352,14 @@ def _plan_table() -> list[str]:
 
 def decisions() -> str:
     """docs/decision-study.md, whole."""
-    found = read("decision_study.json")
+    study = read("decision_study.json")
     names = ("reuse", "align", "align+head", "lora", "cross-attention", "distill", "finetune", "naive", "scratch")
     lines = [
         DECISIONS_INTRO,
         "| base | candidate | " + " | ".join(names) + " | cheapest | smoke said | could it tell | right |",
         "|---|---|" + "---|" * (len(names) + 4),
     ]
-    for row in found["swaps"]:
+    for row in study["swaps"]:
         steps = [_steps(row, name) for name in names]
         candidate = row["candidate"].split("/")[-1] + (f" (seed {row['seed']})" if row["seed"] else "")
         verdict, told = ("yes" if row[key] else "no" for key in ("right", "conclusive"))
@@ -352,32 +369,39 @@ def decisions() -> str:
         )
 
     def number(key):
-        return "not measured" if found[key] is None else f"{found[key]:g}"
+        return "not measured" if study[key] is None else f"{study[key]:g}"
 
     lines += [
         "",
-        f"- Decisions that were right: {number('decision_accuracy')} of {len(found['swaps'])} runs, {_first_seeds(found['swaps'])} "
-        "swaps without their second seeds. Aimed at: .90. By whether the race could tell:",
+        f"- Decisions that were right: {number('decision_accuracy')} of {len(study['swaps'])} runs, "
+        f"{_first_seeds(study['swaps'])} swaps without their second seeds. Aimed at: .90. By whether the race could "
+        "tell:",
         "",
         "| race of | could tell | right of these | interval open | right of these | right of all |",
         "|---|---|---|---|---|---|",
         *(
-            f"| {row['budget']} steps | {row['conclusive']} | {row['right']} | {row['open']} | {row['right_open']} | {row['right_of_all']:.3f} |"
-            for row in found["by_budget"]
+            (
+                f"| {row['budget']} steps | {row['conclusive']} | {row['right']} | {row['open']} | {row['right_open']} "
+                f"| {row['right_of_all']:.3f} |"
+            )
+            for row in study["by_budget"]
         ),
         "",
-        f"- Spearman of errors at the end of smoke and at the last step that all strategies of a swap ran: of the strategies "
-        f"within a swap {number('spearman_smoke_full')} (mean over swaps), of all strategies of all swaps "
-        f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}. Aimed at: .95.",
-        f"- 90% intervals covered {found['interval_coverage']:.0%} of {found['forecasts']} forecasts (one that says "
-        f'"more than n" covers a strategy that was run for n steps without getting there). Aimed at: 85%. The median closed '
+        "- Spearman of errors at the end of smoke and at the last step that all strategies of a swap ran: of the "
+        f"strategies within a swap {number('spearman_smoke_full')} (mean over swaps), of all strategies of all swaps "
+        f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}. Aimed at: "
+        ".95.",
+        f"- 90% intervals covered {study['interval_coverage']:.0%} of {study['forecasts']} forecasts (one that says "
+        '"more than n" covers a strategy that was run for n steps without getting there). Aimed at: 85%. The median '
+        "closed "
         f"interval's ends are {number('interval_width')} times apart.",
-        f"- Near VAE swaps ({', '.join(found['near'])}): the cheapest strategy took {number('near_steps_ratio')} of scratch's steps, mean; "
-        "by swap below. Aimed at: .05.",
-        f"- Stretch (docstring of `sanakit/swap/forecast.py`), 5% and 95%: {found['stretch'][0]:g} to {found['stretch'][1]:g}; "
-        f"quantiles of the other swaps cover a left-out swap's curves {found['stretch_coverage_left_out']:g} of the time.",
+        f"- Near VAE swaps ({', '.join(study['near'])}): the cheapest strategy took {number('near_steps_ratio')} of "
+        "scratch's steps, mean; by swap below. Aimed at: .05.",
+        f"- Stretch (docstring of `sanakit/swap/forecast.py`), 5% and 95%: {study['stretch'][0]:g} to "
+        f"{study['stretch'][1]:g}; quantiles of the other swaps cover a left-out swap's curves "
+        f"{study['stretch_coverage_left_out']:g} of the time.",
         "",
-        *_savings(found["swaps"]),
+        *_savings(study["swaps"]),
         "",
         STUDY_UNDER_WAY.format(**study_numbers()),
         *_plan_table(),
@@ -395,7 +419,10 @@ def _savings(rows: list[dict[str, Any]]) -> list[str]:
     lines = [
         "## Against scratch",
         "",
-        'Steps to the base\'s quality. Scratch at its best rate of the sweep; where it did not get there ("> n"), the share is',
+        (
+            'Steps to the base\'s quality. Scratch at its best rate of the sweep; where it did not get there ("> n"), '
+            "the share is"
+        ),
         "an upper bound.",
         "",
         "| base | candidate | cheapest | steps | scratch | share |",
@@ -430,11 +457,9 @@ def performance() -> str:
     """docs/performance.md with its table filled anew; the text around it, and rows of other studies, stay."""
     page = (ROOT / "docs" / "performance.md").read_text()
     rows = {}
-    for found in json.loads((RESULTS / "performance.json").read_text()):
-        values = (
-            f"{found['ratio']:.3g} | {found['low']:.3g} to {found['high']:.3g} | {found['meaning']} | {found['peer']}"
-        )
-        rows[found["name"]] = f"| {found['name']} | {values} | {found['date']} | `{found['command']}` |"
+    for row in json.loads((RESULTS / "performance.json").read_text()):
+        values = f"{row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} | {row['meaning']} | {row['peer']}"
+        rows[row["name"]] = f"| {row['name']} | {values} | {row['date']} | `{row['command']}` |"
     table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
     lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
     ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]

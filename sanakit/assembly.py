@@ -19,7 +19,8 @@ from sanakit.vaes import VAE
 class LatentDiffusion:
     """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling.
 
-    placement: where its parts compute. part: "base" for a frozen core, which computes in the placement's precision for it.
+    placement: where its parts compute. part: "base" for a frozen core, which computes in the placement's precision for
+    it.
     """
 
     vae: VAE
@@ -61,7 +62,8 @@ class LatentDiffusion:
         return height * width // self.core.config.patch_size**2
 
     def velocity(self, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> Tensor:
-        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's device."""
+        """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's
+        device."""
         weight = next(self.core.parameters())
         device, dtype = weight.device, weight.dtype
         half = dtype in (torch.float16, torch.bfloat16)  # the core itself, as a frozen base's may be
@@ -82,8 +84,8 @@ class LatentDiffusion:
 
 @contextmanager
 def core_at_work(*systems: LatentDiffusion, exact: bool = False) -> Iterator[None]:
-    """Cores on their devices, in eval mode and without gradients; afterwards where and as they were. exact: a frozen base's too in
-    the precision that it was loaded in."""
+    """Cores on their devices, in eval mode and without gradients; afterwards where and as they were. exact: a frozen
+    base's too in the precision that it was loaded in."""
     with ExitStack() as stack:
         for system in systems:
             stack.enter_context(system.placement.holding(system.core, part="" if exact else system.part))

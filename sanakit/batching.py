@@ -13,7 +13,8 @@ SHARE = 0.8  # of the free memory that a batch may take
 
 
 def batch_size(placement: Placement, most: int, probe: Callable[[], object]) -> int:
-    """Rows of an encoding batch: `most` on the CPU, else as many as SHARE of the free memory holds. probe: encodes one row."""
+    """Rows of an encoding batch: `most` on the CPU, else as many as SHARE of the free memory holds. probe: encodes one
+    row."""
     if not placement.accelerated or most == 1:
         return most
     each, found = placement.peak_of(probe), placement.memory()
@@ -31,8 +32,9 @@ def in_batches(
     said: Callable[[str], None] = lambda text: print(text, file=sys.stderr),
     smaller: Callable[[], bool] = lambda: False,
 ) -> tuple[list[Any], int]:
-    """`work` on slices of `rows` of at most `size`, halved wherever the device runs out of memory, and said; the results and the
-    size that was left. smaller: makes one row need less, and says whether it could. One row that does not fit raises SK0906."""
+    """`work` on slices of `rows` of at most `size`, halved wherever the device runs out of memory, and said; the
+    results and the size that was left. smaller: makes one row need less, and says whether it could. One row that does
+    not fit raises SK0906."""
     results, start = [], 0
     while start < len(rows):
         try:

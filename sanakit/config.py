@@ -56,8 +56,8 @@ class TrainSection(Section):
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on an accelerator that has it, else fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = Field(default=1, ge=1)
-    # images of a rank that go through the core at once; auto: the batch in train.accumulate parts, on an accelerator smaller
-    # ones where its free memory asks for it. What a step sees stays train.batch_size.
+    # images of a rank that go through the core at once; auto: the batch in train.accumulate parts, on an accelerator
+    # smaller ones where its free memory asks for it. What a step sees stays train.batch_size.
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
@@ -128,8 +128,8 @@ class SmokeSection(Section):
     )
     # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
     controls: bool = False
-    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for (docs/strategies.md);
-    # train.learning_rate overrides
+    # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for
+    # (docs/strategies.md); train.learning_rate overrides
     rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
     held_out: int = Field(default=128, ge=16)  # held-out images used to evaluate smoke and full; at most all
     samples: int = Field(default=8, ge=8)  # images drawn by base and candidate used to evaluate smoke and full
@@ -199,7 +199,8 @@ class Config(Section):
 
 
 def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> Config:
-    """Nested values and `key=value` overrides to a Config. Raises SK0104 naming the key, what was found and expected."""
+    """Nested values and `key=value` overrides to a Config. Raises SK0104 naming the key,
+    what was found and expected."""
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for item in overrides or []:
         key, equals, text = item.partition("=")
@@ -232,8 +233,8 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         if first["type"] == "extra_forbidden":
             renamed = RENAMED_KEYS.get(key)
             hint = f": it is called {renamed} now" if renamed else did_you_mean(key, known_keys())
-        found = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
-        raise SanakitError("SK0104", f"{key}: {first['msg']}{found}{hint}") from error
+        given = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
+        raise SanakitError("SK0104", f"{key}: {first['msg']}{given}{hint}") from error
 
 
 ALIASES = {"base.dtype": "base_dtype"}

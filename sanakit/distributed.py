@@ -65,7 +65,8 @@ def _group() -> Any:
 
 
 class StopRequest:
-    """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at once."""
+    """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at
+    once."""
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -108,7 +109,8 @@ STOP = StopRequest()
 
 @functools.lru_cache(maxsize=1)
 def make_accelerator(precision: str, device: Any) -> Any:
-    """accelerate's engine for this process on a torch.device: autocast, and DDP where torchrun started several ranks."""
+    """accelerate's engine for this process on a torch.device: autocast, and DDP where torchrun started several
+    ranks."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState, PartialState
 
@@ -141,8 +143,9 @@ def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) 
     """FSDP2, in place, a unit a block; the optimiser groups with the sharded parameters in the place of the whole ones,
     parameters of other modules as they are.
 
-    By torch itself: accelerate turns FSDP into DDP on a CPU without a word. Timesteps stay in fp32: FSDP's own cast of inputs
-    would round them to bf16 (873.2 becomes 872), so the core's inputs are cast here and the time embedding is computed first.
+    By torch itself: accelerate turns FSDP into DDP on a CPU without a word. Timesteps stay in fp32: FSDP's own cast of
+    inputs would round them to bf16 (873.2 becomes 872), so the core's inputs are cast here and the time embedding is
+    computed first.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -193,8 +196,8 @@ def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
 
 
 def agreed_figures(loss: Any, norm: Any, number: int) -> tuple[float, float, int]:
-    """The sum of a loss over the ranks, the gradient norm that they share, and the largest signal number that any of them received.
-    The host waits for the device once."""
+    """The sum of a loss over the ranks, the gradient norm that they share, and the largest signal number that any of
+    them received. The host waits for the device once."""
     import torch
 
     if world_size() == 1:

@@ -52,16 +52,20 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     """Rows of {check, status: ok|warn|fail, detail, fix}."""
     rows = [_row("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")]
     for name, (floor, why) in FLOORS.items():
-        found = _version(name)
-        good = found is not None and _numbers(found) >= _numbers(floor)
+        version = _version(name)
+        good = version is not None and _numbers(version) >= _numbers(floor)
         rows.append(
-            _row(name, good, found or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else ""))
+            _row(name, good, version or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else ""))
         )
     for name in DEMO:
-        found = _version(name)
+        version = _version(name)
         rows.append(
             _row(
-                name, found is not None, found or "missing (embedded world only)", "pip install 'sanakit[demo]'", "warn"
+                name,
+                version is not None,
+                version or "missing (embedded world only)",
+                "pip install 'sanakit[demo]'",
+                "warn",
             )
         )
     cache = cache_path()

@@ -94,13 +94,15 @@ CODES: dict[str, Code] = {
     "SK0113": Code(
         title="policy refused",
         why="A policy names gates and numbers; a misspelt one would silently keep the default.",
-        fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of `sanakit ls gates`.",
+        fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of "
+        "`sanakit ls gates`.",
     ),
     "SK0114": Code(
         title="a plugin raised an error",
-        why="A gate, statistic, strategy, data set or component of an installed plugin raised an error while it measured "
-        "or evaluated. It could not be evaluated; everything else was measured.",
-        fix="Report it to the plugin's authors with the traceback file that the message names, or uninstall the plugin.",
+        why="A gate, statistic, strategy, data set or component of an installed plugin raised an error while it "
+        "measured or evaluated. It could not be evaluated; everything else was measured.",
+        fix="Report it to the plugin's authors with the traceback file that the message names, or uninstall the "
+        "plugin.",
         exit_code=ExitCode.ERROR,
     ),
     "SK0119": Code(
@@ -112,9 +114,10 @@ CODES: dict[str, Code] = {
     ),
     "SK0120": Code(
         title="quantised weights",
-        why="The weights are quantised (GPTQ, AWQ, torchao, bitsandbytes, FP8 ...): they need a package and often a device of "
-        "their own, and a component is frozen, compared and exported in floating point.",
-        fix="Take the repository with the weights in bf16, fp16 or fp32, or dequantise them and call `save_pretrained`.",
+        why="The weights are quantised (GPTQ, AWQ, torchao, bitsandbytes, FP8 ...): they need a package and often a "
+        "device of their own, and a component is frozen, compared and exported in floating point.",
+        fix="Take the repository with the weights in bf16, fp16 or fp32, or dequantise them and call "
+        "`save_pretrained`.",
     ),
     "SK0121": Code(
         title="a Git LFS pointer in the place of a file",
@@ -128,8 +131,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0123": Code(
         title="weights of several models",
-        why="The tensors of this component lie under more than one prefix (a model and its average, for instance), and nothing "
-        "says which one is meant.",
+        why="The tensors of this component lie under more than one prefix (a model and its average, for instance), and "
+        "nothing says which one is meant.",
         fix="Keep one of them: load the file, keep the tensors of one prefix, and save them again.",
     ),
     "SK0124": Code(
@@ -139,16 +142,16 @@ CODES: dict[str, Code] = {
     ),
     "SK0125": Code(
         title="a low-rank adapter is not merged",
-        why="The folder holds a PEFT or LoRA adapter: alone it is no model, and beside the weights it is ambiguous whether it "
-        "belongs to the component.",
+        why="The folder holds a PEFT or LoRA adapter: alone it is no model, and beside the weights it is ambiguous "
+        "whether it belongs to the component.",
         fix="Merge it into the weights with peft's `merge_and_unload`, call `save_pretrained`, and name that folder.",
     ),
     "SK0126": Code(
         title="tokenizer and text encoder do not fit",
-        why="There is no tokenizer that loads, it has no vocabulary, or it has tokens for which the model's embedding has no row: "
-        "a prompt with one of them cannot be read.",
-        fix="Use the tokenizer that was saved with the model; after adding tokens call `resize_token_embeddings(len(tokenizer))` "
-        "and save both.",
+        why="There is no tokenizer that loads, it has no vocabulary, or it has tokens for which the model's embedding "
+        "has no row: a prompt with one of them cannot be read.",
+        fix="Use the tokenizer that was saved with the model; after adding tokens call "
+        "`resize_token_embeddings(len(tokenizer))` and save both.",
     ),
     "SK0127": Code(
         title="a normalisation that cannot be applied",
@@ -163,9 +166,10 @@ CODES: dict[str, Code] = {
     ),
     "SK0129": Code(
         title="the config states the normalisation in more than one way",
-        why="latents_mean with latents_std, and scaling_factor with shift_factor, are two statements of the same thing; one of "
-        "them is not used.",
-        fix="Remove the statement that does not hold from the config; `--set vae.scaling_factor=VALUE` overrides the std.",
+        why="latents_mean with latents_std, and scaling_factor with shift_factor, are two statements of the same "
+        "thing; one of them is not used.",
+        fix="Remove the statement that does not hold from the config; `--set vae.scaling_factor=VALUE` overrides "
+        "the std.",
     ),
     # 02: latents and VAEs
     "SK0201": Code(
@@ -226,20 +230,23 @@ CODES: dict[str, Code] = {
     ),
     "SK0212": Code(
         title="images are turned or mirrored",
-        why="Reconstructions fit the images better turned or mirrored: EXIF rotation, or height and width in another order.",
+        why="Reconstructions fit the images better turned or mirrored: EXIF rotation, or height and width in "
+        "another order.",
         fix="Apply EXIF rotation when reading, and keep (B, C, H, W) everywhere.",
     ),
     "SK0213": Code(
         title="seams between tiles",
-        why="The error jumps at few borders of the latent grid: the VAE works tile by tile without blending, or its decoder is "
-        "not trained enough to join its patches.",
-        fix="Turn tiling off at this size, or blend overlapping tiles; where the VAE does not tile, train its decoder longer.",
+        why="The error jumps at few borders of the latent grid: the VAE works tile by tile without blending, or its "
+        "decoder is not trained enough to join its patches.",
+        fix="Turn tiling off at this size, or blend overlapping tiles; where the VAE does not tile, train its "
+        "decoder longer.",
     ),
     "SK0214": Code(
         title="the latents have collapsed",
-        why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is easy and the images are lost.",
-        fix="Where images do not come back, load trained weights or train the VAE longer, and never train an adapter before the "
-        "noising; where they do, take a VAE with fewer channels or with channels that differ.",
+        why="The channels repeat one another: nearly all of their variance lies in few directions, so the loss is "
+        "easy and the images are lost.",
+        fix="Where images do not come back, load trained weights or train the VAE longer, and never train an adapter "
+        "before the noising; where they do, take a VAE with fewer channels or with channels that differ.",
     ),
     "SK0215": Code(
         title="normalising cannot be undone",
@@ -295,7 +302,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0324": Code(
         title="the mask points at padding",
-        why="The words lie where the mask says padding: tokens are padded left and the mask right, or the other way round.",
+        why="The words lie where the mask says padding: tokens are padded left and the mask right, or the other "
+        "way round.",
         fix="Pad right (Gemma's tokenizer pads left by default), or use the tokenizer's own mask.",
     ),
     "SK0325": Code(
@@ -315,16 +323,17 @@ CODES: dict[str, Code] = {
     ),
     "SK0328": Code(
         title="only the first word is read",
-        why="A prompt's embedding does not change with its last word: the encoder reads one token, or the kept tokens are "
-        "those of the first word.",
+        why="A prompt's embedding does not change with its last word: the encoder reads one token, or the kept tokens "
+        "are those of the first word.",
         fix="Search for a slice of the hidden states ([:, :1], a pooled vector) and for max_length of the tokenizer.",
     ),
     "SK0329": Code(
         title="the encoder says no more than random weights",
-        why="Which words the encoder finds alike agrees with the base's encoder no better than its own class with random weights "
-        "does: its weights are not trained or not loaded, or its tokenizer's numbers name other words.",
-        fix="Load the trained weights (a warning about newly initialised weights names those that are missing) with the "
-        "tokenizer that they were trained with.",
+        why="Which words the encoder finds alike agrees with the base's encoder no better than its own class with "
+        "random weights does: its weights are not trained or not loaded, or its tokenizer's numbers name other "
+        "words.",
+        fix="Load the trained weights (a warning about newly initialised weights names those that are missing) with "
+        "the tokenizer that they were trained with.",
     ),
     "SK0306": Code(
         title="a reading policy that the encoder cannot follow",
@@ -343,8 +352,8 @@ CODES: dict[str, Code] = {
     "SK0402": Code(
         title="too many images set aside",
         why="More images than tolerated are corrupt, too large or without a caption.",
-        fix="The ledger names each with the reason. Repair them, or raise the share: `--set data.max_set_aside=SHARE`, or "
-        "`sanakit encode --max-set-aside SHARE`.",
+        fix="The ledger names each with the reason. Repair them, or raise the share: `--set data.max_set_aside=SHARE`, "
+        "or `sanakit encode --max-set-aside SHARE`.",
     ),
     "SK0403": Code(
         title="too few images",
@@ -358,8 +367,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0405": Code(
         title="much of the images is cut off or padded",
-        why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never learnt, "
-        "and white borders are.",
+        why="Images that are no squares are cropped to their middle, or padded with white: what is cut is never "
+        "learnt, and white borders are.",
         fix="Set data.fit to the other of crop and pad, or data.aspect_buckets=true, which trains on whole images; of "
         "`sanakit encode` the options are `--fit` and `--aspect-buckets`.",
     ),
@@ -387,10 +396,10 @@ CODES: dict[str, Code] = {
     ),
     "SK0503": Code(
         title="the prompt has too little effect",
-        why="The prompt lowers the held-out loss by too small a share of what it lowers the base's (prompt gain), or the "
-        "base's own prompts have no effect, so that there is nothing to compare.",
-        fix="Check that captions belong to their images, then the null embedding, the mask and the caption adapter; a longer "
-        "race (--budget-steps) tells more.",
+        why="The prompt lowers the held-out loss by too small a share of what it lowers the base's (prompt gain), or "
+        "the base's own prompts have no effect, so that there is nothing to compare.",
+        fix="Check that captions belong to their images, then the null embedding, the mask and the caption adapter; a "
+        "longer race (--budget-steps) tells more.",
     ),
     "SK0504": Code(
         title="no strategy comes near the base",
@@ -409,13 +418,15 @@ CODES: dict[str, Code] = {
     ),
     "SK0507": Code(
         title="samples are broken",
-        why="Sampled latents are far wider or narrower than those of the data: sampling is not the inverse of training.",
-        fix="Check the sign of the velocity, the sigmas and the timestep scale that the sampler uses; compare the sample grids: "
-        "noise means a scale error, grey too little training.",
+        why="Sampled latents are far wider or narrower than those of the data: sampling is not the inverse of "
+        "training.",
+        fix="Check the sign of the velocity, the sigmas and the timestep scale that the sampler uses; compare the "
+        "sample grids: noise means a scale error, grey too little training.",
     ),
     "SK0508": Code(
         title="the wrong parameters moved",
-        why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is at fault.",
+        why="A parameter that is trained stands still, or a frozen one moved: precision, grouping or a wrapper is "
+        "at fault.",
         fix="Train in fp32 or autocast bf16 with a larger learning rate; report it where a frozen parameter moved.",
     ),
     "SK0509": Code(
@@ -433,26 +444,30 @@ CODES: dict[str, Code] = {
     ),
     "SK0511": Code(
         title="a monitor stopped the run",
-        why="A drift monitor alarmed, and its action is to stop, or to roll back where it could not or had done so before.",
-        fix="readings.jsonl and `sanakit report RUN` show channel, effect, step and likely cause; `--set monitors.NAME=warn` "
-        "goes on regardless.",
+        why="A drift monitor alarmed, and its action is to stop, or to roll back where it could not or had done so "
+        "before.",
+        fix="readings.jsonl and `sanakit report RUN` show channel, effect, step and likely cause; `--set "
+        "monitors.NAME=warn` goes on regardless.",
         exit_code=ExitCode.GATE_FAILED,
     ),
     "SK0512": Code(
         title="every strategy diverged",
-        why="The loss of every strategy that trains became NaN or Inf before the end of the race, so none can be recommended.",
-        fix="Lower the learning rates (--set smoke.rates=[0.25,0.0625] or train.learning_rate), train in fp32 or bf16, or check "
-        "the latents' scale (SK0203).",
+        why="The loss of every strategy that trains became NaN or Inf before the end of the race, so none can be "
+        "recommended.",
+        fix="Lower the learning rates (--set smoke.rates=[0.25,0.0625] or train.learning_rate), train in fp32 or bf16, "
+        "or check the latents' scale (SK0203).",
     ),
     "SK0517": Code(
         title="the text encoder is worth no more than random weights",
-        why="After the same steps the candidate's class with random weights has nearly the candidate's held-out loss: its "
-        "embeddings tell prompts apart, but say nothing that the core can use.",
-        fix="Check that the trained weights are loaded and that the tokenizer is theirs; then a longer race (--budget-steps).",
+        why="After the same steps the candidate's class with random weights has nearly the candidate's held-out loss: "
+        "its embeddings tell prompts apart, but say nothing that the core can use.",
+        fix="Check that the trained weights are loaded and that the tokenizer is theirs; then a longer race "
+        "(--budget-steps).",
     ),
     "SK0520": Code(
         title="the base does not denoise its own latents",
-        why="The base does no better than a map that knows nothing but the latents' power: another VAE of the same shape, another scale, or untrained weights.",
+        why="The base does no better than a map that knows nothing but the latents' power: another VAE of the same "
+        "shape, another scale, or untrained weights.",
         fix="Name the VAE and the scaling factor that the base was trained with in its card.",
     ),
     "SK0521": Code(
@@ -511,11 +526,13 @@ CODES: dict[str, Code] = {
         title="nothing to compare",
         why="The file or folder holds no `latents`, `raw_latents`, `embeddings` or `embeds`, is damaged, or is no "
         "cache, run or snapshot.",
-        fix="Name a .safetensors file with `latents` (N, C, H, W) or `embeddings` (N, L, D) and `attention_mask` (N, L).",
+        fix="Name a .safetensors file with `latents` (N, C, H, W) or `embeddings` (N, L, D) and `attention_mask` "
+        "(N, L).",
     ),
     "SK0702": Code(
         title="the two sides cannot be compared",
-        why="Their fingerprints differ in kind, channels, size or normalisation: a distance between them means nothing.",
+        why="Their fingerprints differ in kind, channels, size or normalisation: a distance between them means "
+        "nothing.",
         fix="Encode both sides with the same component, size and normalisation.",
     ),
     "SK0703": Code(
@@ -549,8 +566,9 @@ CODES: dict[str, Code] = {
     ),
     "SK0905": Code(
         title="the device is not there",
-        why="PyTorch finds no such device: another build of PyTorch, no driver, or a number beyond the devices of this machine.",
-        fix="Use --device auto or cpu, or install the PyTorch build for the device; `sanakit doctor` says what is found.",
+        why="PyTorch finds no such device: another build of PyTorch, no driver, or a number beyond the devices of this "
+        "machine.",
+        fix="Use --device auto or cpu, or install the PyTorch build for it; `sanakit doctor` says what is found.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0906": Code(
@@ -569,8 +587,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0999": Code(
         title="an unexpected error",
-        why="sanakit, or a package that it calls, raised an error that nobody foresaw. Nothing is said about the model: "
-        "exit code 5 is never a verdict.",
+        why="sanakit, or a package that it calls, raised an error that nobody foresaw. Nothing is said about the "
+        "model: exit code 5 is never a verdict.",
         fix="Report the message and the traceback file that it names; remove from both what is private.",
         exit_code=ExitCode.ERROR,
     ),

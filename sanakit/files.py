@@ -64,8 +64,8 @@ def weightless(folder: Path) -> SanakitError:
 
 def refuse_adapter(folder: Path) -> None:
     """Raises SK0125 for a folder that holds a low-rank adapter, alone or beside weights."""
-    found = [name for name in ADAPTER_FILES if (folder / name).is_file()]
-    if not found:
+    adapter_files = [name for name in ADAPTER_FILES if (folder / name).is_file()]
+    if not adapter_files:
         return
     alone = not any(p.name not in ADAPTER_FILES for p in folder.glob("*.safetensors"))
     base = ""
@@ -74,16 +74,19 @@ def refuse_adapter(folder: Path) -> None:
         base = f", which was trained on {named}" if named else ""
     raise SanakitError(
         "SK0125",
-        f"{folder} holds a low-rank adapter {'without the model' if alone else 'beside the weights'} ({found[0]}){base}",
-        fix="Merge it first: peft's `AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, then name OUT."
+        f"{folder} holds a low-rank adapter {'without the model' if alone else 'beside the weights'} "
+        f"({adapter_files[0]}){base}",
+        fix="Merge it first: peft's `AutoPeftModel.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)`, "
+        "then name OUT."
         if alone
-        else f"Merge it into the weights with peft's `merge_and_unload`, or, to read the model without it, move {found[0]} "
-        "out of the folder.",
+        else "Merge it into the weights with peft's `merge_and_unload`, "
+        f"or, to read the model without it, move {adapter_files[0]} out of the folder.",
     )
 
 
 def refuse_quantised(folder: Path, config: dict[str, Any]) -> None:
-    """Raises SK0120 for a config.json, or a file beside it, that says the weights are quantised (GPTQ, AWQ, torchao ...)."""
+    """Raises SK0120 for a config.json, or a file beside it, that says the weights are quantised (GPTQ, AWQ, torchao
+    ...)."""
     stated = config.get("quantization_config") or config.get("quantization")
     beside = next((n for n in ("quantize_config.json", "quant_config.json") if (folder / n).is_file()), None)
     if not stated and beside is None:
@@ -109,15 +112,16 @@ def require_utf8(path: Path, source: str, code: str = "SK0104") -> Path:
         raise SanakitError(
             code,
             f"{source}: the path {shown} is not UTF-8",
-            cause="A name in it was written in another encoding, such as Latin-1, and safetensors files cannot be opened there.",
+            cause="A name in it was written in another encoding, such as Latin-1, "
+            "and safetensors files cannot be opened there.",
             fix="Rename the folder, or name another one.",
         ) from error
     return path
 
 
 def cache_path() -> Path:
-    """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not: SANAKIT_CACHE
-    (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""
+    """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not:
+    SANAKIT_CACHE (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""
     named = os.environ.get("SANAKIT_CACHE")
     try:
         return Path(named or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sanakit").expanduser()

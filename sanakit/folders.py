@@ -14,7 +14,8 @@ NAMED = 8  # parts of a folder that a message names
 
 
 def local_path(text: str) -> Path:
-    """The path that `path:TEXT` names: `~` expanded, and in a folder of the hub's cache its snapshot. It need not exist.
+    """The path that `path:TEXT` names: `~` expanded, and in a folder of the hub's cache its snapshot. It need not
+    exist.
 
     Raises SK0106 for a cache folder with several snapshots, none of which is `main`.
     """
@@ -32,21 +33,21 @@ def local_path(text: str) -> Path:
 
 def snapshot(folder: Path) -> Path:
     """The snapshot of a `models--owner--repo` folder: that of `refs/main`, or the only one. Raises SK0106."""
-    found = sorted(p for p in (folder / "snapshots").iterdir() if p.is_dir())
+    snapshots = sorted(p for p in (folder / "snapshots").iterdir() if p.is_dir())
     main = folder / "refs" / "main"
     if main.is_file():
         named = folder / "snapshots" / main.read_text(encoding="utf-8").strip()
-        if named in found:
+        if named in snapshots:
             return named
-    if len(found) != 1:
-        names = ", ".join(p.name for p in found[:3]) or "none"
+    if len(snapshots) != 1:
+        names = ", ".join(p.name for p in snapshots[:3]) or "none"
         raise SanakitError(
             "SK0106",
-            f"{folder} is a folder of the hub's cache with {len(found)} snapshots: {names}",
+            f"{folder} is a folder of the hub's cache with {len(snapshots)} snapshots: {names}",
             cause="The files of a cached repository lie in its snapshots, and none of these is the branch main.",
             fix=f"Name one of them: path:{folder}/snapshots/REVISION",
         )
-    return found[0]
+    return snapshots[0]
 
 
 def require_folder(folder: Path, name: str, known: list[str]) -> Path:
@@ -61,7 +62,8 @@ def require_folder(folder: Path, name: str, known: list[str]) -> Path:
 
 
 def spellings(folder: Path) -> list[Path]:
-    """The folder by its full path as it was named, and where symbolic links lead: what lies beside it may lie beside either."""
+    """The folder by its full path as it was named, and where symbolic links lead: what lies beside it may lie beside
+    either."""
     named = Path(os.path.normpath(folder.absolute()))
     real = named.resolve()
     return [named] if real == named else [named, real]

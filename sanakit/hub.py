@@ -10,8 +10,8 @@ CONFIGS = ["model_index.json", "config.json", "*/config.json"]
 
 
 def download(reference: str, check: Callable[[Path], None] | None = None) -> Path:
-    """`owner/repo[@revision][:subfolder]` to a local folder. check: what a whole repository must pass by its config files,
-    before its weights are fetched. Raises SK0902 when it cannot be had."""
+    """`owner/repo[@revision][:subfolder]` to a local folder. check: what a whole repository must pass by its config
+    files, before its weights are fetched. Raises SK0902 when it cannot be had."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
@@ -57,15 +57,19 @@ def fetch(hub: str | None, revision: str | None) -> Path:
 
 
 def push(folder: Path, repository: str) -> str:
-    """Upload a folder to a model repository, private where it is new; its address. Raises SK0902 when it cannot be done."""
+    """Upload a folder to a model repository, private where it is new; its address. Raises SK0902 when it cannot be
+    done."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
+    # the first base of HfHubHTTPError is the HTTP client's own error, httpx or requests by the version
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    errors: tuple[type[Exception], ...] = (*bases, OSError, ValueError)
     try:
         api = HfApi()
         address = api.create_repo(repository, private=True, exist_ok=True)
         api.upload_folder(folder_path=folder, repo_id=repository, commit_message="sanakit export")
-    except (*HfHubHTTPError.__bases__, OSError, ValueError) as error:  # its first base is the HTTP client's own error
+    except errors as error:
         raise SanakitError(
             "SK0902",
             f"cannot push to {repository}: {(str(error) or type(error).__name__).splitlines()[0]}",

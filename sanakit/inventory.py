@@ -2,8 +2,8 @@
 
 An entry is a folder `latents-KEY` or `embeddings-KEY`, KEY being 20 hexadecimal digits, that holds nothing but
 manifest.json, shards `00000.safetensors` and files that one of these was being written to. Every other folder or file,
-and every link, belongs to somebody else: it is neither listed nor removed. An entry into which somebody else put a file is
-listed and left alone.
+and every link, belongs to somebody else: it is neither listed nor removed. An entry into which somebody else put a file
+is listed and left alone.
 """
 
 import hashlib
@@ -57,8 +57,8 @@ class Entry:
 
     def damage(self, *, hashes: bool = True) -> list[str]:
         """What is wrong, one line a shard; empty when the entry is whole."""
-        found = (_damage(self.folder / shard["name"], shard, hashes) for shard in self.manifest["shards"])
-        return [line for line in found if line]
+        damages = (_damage(self.folder / shard["name"], shard, hashes) for shard in self.manifest["shards"])
+        return [line for line in damages if line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,14 +121,14 @@ def scan(root: Path, kind: str = "") -> list[Item]:
 
 def entries(root: Path, kind: str = "") -> list[Entry]:
     """Entries with a sound manifest below `root`, those behind a link too; a damaged one hides no other."""
-    found = []
+    listed = []
     for path in sorted(root.glob(f"{kind or '*'}-*")):
         if NAME.fullmatch(path.name) and (path / MANIFEST).is_file():
             try:
-                found.append(Entry(path, read_manifest(path)))
+                listed.append(Entry(path, read_manifest(path)))
             except ValueError:
                 continue
-    return found
+    return listed
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

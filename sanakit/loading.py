@@ -96,8 +96,8 @@ def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
 class Base:
     """A working model on disk: folder of the core, card with VAE, text encoder, image size and flow shift.
 
-    embedded: whether the core has the size that the strategies' own learning rates were measured on: it is packaged, or its
-    card says so (`"embedded": true`), as that of a model that was trained on from a packaged one does.
+    embedded: whether the core has the size that the strategies' own learning rates were measured on: it is packaged, or
+    its card says so (`"embedded": true`), as that of a model that was trained on from a packaged one does.
     """
 
     name: str
@@ -128,7 +128,8 @@ class Base:
 
 def load_base(name: str) -> Base:
     """An embedded core by name; `path:` a folder as `full` writes it, a diffusers pipeline folder, or a native Sana
-    `.pth` that was converted with --allow-pickle; `hub:` a pipeline repository. Raises SK0101, SK0106, SK0601 or SK0603."""
+    `.pth` that was converted with --allow-pickle; `hub:` a pipeline repository. Raises SK0101, SK0106,
+    SK0601 or SK0603."""
     scheme, _, rest = name.partition(":")
     folder = local_path(rest) if scheme == "path" else CORES / name
     if scheme == "hub":
@@ -158,8 +159,8 @@ def load_base(name: str) -> Base:
     if missing:
         raise SanakitError("SK0106", f"{folder / 'card.json'} lacks {', '.join(sorted(missing))}")
     # a component that was trained with the core lies beside it
-    own = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
-    return Base(name=name, folder=folder, card=own, embedded=scheme != "path" or own.get("embedded") is True)
+    resolved = {k: v.replace("path:./", f"path:{folder}/", 1) if isinstance(v, str) else v for k, v in card.items()}
+    return Base(name=name, folder=folder, card=resolved, embedded=scheme != "path" or resolved.get("embedded") is True)
 
 
 def load_base_encoder(reference: str, core_folder: Path, placement: Placement | None = None) -> TextEncoder:

@@ -1,12 +1,13 @@
 """Where a command computes: one device, the precision of its frozen parts, and what is held on the device when.
 
-The only module that names devices. `choose` makes one Placement from `--device`; it is handed down from there. The rule: what is
-public or cached lives on the CPU; a device exists inside a component or inside the loop. torch is imported when it is needed.
+The only module that names devices. `choose` makes one Placement from `--device`; it is handed down from there. The
+rule: what is public or cached lives on the CPU; a device exists inside a component or inside the loop. torch is
+imported when it is needed.
 """
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,8 @@ DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 @dataclass(frozen=True)
 class Placement:
-    """device: where components and the loop compute. vae, text_encoder, base: precision of the frozen parts there, a key of
-    DTYPES."""
+    """device: where components and the loop compute. vae, text_encoder, base: precision of the frozen parts there, a
+    key of DTYPES."""
 
     device: "torch.device"
     vae: str = "fp32"
@@ -54,22 +55,19 @@ class Placement:
 
     @contextmanager
     def holding(self, *modules: "torch.nn.Module | None", part: str = "") -> Iterator[None]:
-        """The modules on the device, in the precision of their part (`module.part`, or `part`), and back where they were afterwards.
+        """The modules on the device, in the precision of their part (`module.part`, or `part`), and back where they
+        were afterwards.
 
-            What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is copied back.
-            Calls nest. A module that a training state keeps on the device stays as it is. Not for an optimiser's steps: a fused one
+            What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is
+            copied back. Calls nest. A module that a training state keeps on the device stays as it is. Not for an
+            optimiser's steps: a fused one
         writes without a trace.
         """
-        entered: list[torch.nn.Module] = []
-        try:
-            for module in modules:
-                if module is not None:
-                    self._enter(module, part or getattr(module, "part", ""))
-                    entered.append(module)
+        with ExitStack() as leaving:
+            for module in (module for module in modules if module is not None):
+                self._enter(module, part or getattr(module, "part", ""))
+                leaving.callback(self._leave, module)
             yield
-        finally:
-            for module in reversed(entered):
-                self._leave(module)
 
     def _enter(self, module: "torch.nn.Module", part: str) -> None:
         known = self._held.get(id(module))
@@ -123,8 +121,8 @@ class Placement:
         return max(0, module.max_memory_allocated(self.device) - before)
 
     def train_precision(self, wanted: str) -> str:
-        """`train.precision` with `auto` resolved: bf16 on an accelerator that has it, else fp32. Raises SK0104 for fp16 on the
-        CPU."""
+        """`train.precision` with `auto` resolved: bf16 on an accelerator that has it, else fp32. Raises SK0104 for
+        fp16 on the CPU."""
         if wanted == "auto":
             return "bf16" if self.accelerated and runs_bf16(self.device) else "fp32"
         if wanted == "fp16" and not self.accelerated:
@@ -176,9 +174,9 @@ def choose(
 ) -> Placement:
     """The placement that `--device` and `vae.dtype`, `text_encoder.dtype`, `base.dtype` ask for.
 
-    auto: on an accelerator bf16 for text encoder and base where it has bf16; fp32 for the VAE and on the CPU. rank: of several
-    processes on this machine, by default LOCAL_RANK. Raises SK0104 for a device that is not known, SK0905 for one that is not
-    here.
+    auto: on an accelerator bf16 for text encoder and base where it has bf16; fp32 for the VAE and on the CPU. rank: of
+    several processes on this machine, by default LOCAL_RANK. Raises SK0104 for a device that is not known, SK0905 for
+    one that is not here.
     """
     found = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank)
     half = "bf16" if found.type != "cpu" and runs_bf16(found) else "fp32"

@@ -27,7 +27,8 @@ def pretrain() -> Config:
 
 
 def finetune() -> Config:
-    """The base on a few thousand pairs: interface layers at full rate, early blocks slowest, what was learnt protected."""
+    """The base on a few thousand pairs: interface layers at full rate, early blocks slowest,
+    what was learnt protected."""
     train = TrainSection(
         strategy="finetune",
         max_steps=1_000,

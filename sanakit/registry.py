@@ -101,7 +101,8 @@ class Registry(Generic[T]):
         return self._objects[name]
 
     def blame(self, name: str, error: BaseException) -> tuple[str, str]:
-        """Code and text of what a registered object raised: whose it is, the error in one line, the traceback's file."""
+        """Code and text of what a registered object raised: whose it is, the error in one line,
+        the traceback's file."""
         if isinstance(error, SanakitError):
             return error.code, error.found
         entry = self.entries().get(name)
@@ -140,8 +141,8 @@ class Registry(Generic[T]):
             try:  # whatever is wrong with a plugin is a row of the list
                 row = replace(row, module=point.module, attribute=point.attr)
                 path = _find_source(point)
-                found = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
-                row = replace(found[0], attribute=point.attr) if found else row
+                registered = [e for e in self._read(path, point.module, origin=origin) if e.name == point.name]
+                row = replace(registered[0], attribute=point.attr) if registered else row
             except Exception as error:
                 row = replace(row, error=f"{type(error).__name__}: {error}")
             entries.append(row)
@@ -167,7 +168,8 @@ class Registry(Generic[T]):
 
 
 def uninstall(entry: Entry) -> str:
-    """What mends a broken plugin, by the name of its real distribution; for a name used twice, of those that claim it."""
+    """What mends a broken plugin, by the name of its real distribution; for a name used twice,
+    of those that claim it."""
     others = [origin for origin in dict.fromkeys(entry.claimed_by or (entry.origin,)) if origin != BUILTIN]
     known = [f"pip uninstall {origin}" for origin in others if origin != UNKNOWN]
     return " or ".join(known) or f"remove the package that names {entry.module or entry.title} in its entry points"

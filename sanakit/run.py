@@ -35,9 +35,9 @@ class RunFolder:
     def open(
         cls, config: Config, folder: Path | None, resolve: Callable[[Config], Config] = lambda config: config
     ) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one. resolve: puts values in the place of
-        `auto`, as the device allows; what an earlier start of the run chose and its results depend on stays. Raises SK0105 or
-        SK0903."""
+        """The named folder, the newest of this configuration under runs/, or a new one. resolve: puts values in the
+        place of `auto`, as the device allows; what an earlier start of the run chose and its results depend on stays.
+        Raises SK0105 or SK0903."""
         if folder is None:
             slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())
             slug = slug[:48].strip("-")
@@ -59,12 +59,12 @@ class RunFolder:
 
     def _refuse_other(self, text: str) -> None:
         free = tuple(f"  {key.partition('.')[2]}:" for key in FREE)
-        own, other = (
+        asked, other = (
             [line for line in lines.splitlines() if not line.startswith(free)]
             for lines in (dump_config(self.config), text)
         )
-        if own != other:
-            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(own, other, strict=False) if a != b]
+        if asked != other:
+            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(asked, other, strict=False) if a != b]
             raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:3]) or 'other keys'}")
 
     def write_text(self, name: str, text: str) -> None:
@@ -133,8 +133,8 @@ def _agrees(config: Config, stated: dict[str, Any]) -> bool:
 
 
 def _continued(config: Config, folder: Path) -> Config:
-    """The configuration as a run in `folder` goes on with it: precision as an earlier start chose it, and what may change with the
-    device chosen anew where it was not asked for."""
+    """The configuration as a run in `folder` goes on with it: precision as an earlier start chose it, and what may
+    change with the device chosen anew where it was not asked for."""
     stated, own = _stated(folder), config.train
     changes: dict[str, Any] = {}
     if own.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:

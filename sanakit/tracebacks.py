@@ -63,7 +63,8 @@ def stops(error: BaseException) -> bool:
 
 
 def of_environment(error: BaseException) -> SanakitError | None:
-    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package. None for the rest."""
+    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package.
+    None for the rest."""
     said = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return SanakitError("SK0903", said, cause="The system refuses to read or write there.")
@@ -99,7 +100,7 @@ def plugin_of(error: BaseException) -> str | None:
 
 def plugin_modules() -> dict[str, str]:
     """Modules named by entry points of sanakit's groups, and their packages: the distribution of each."""
-    found: dict[str, str] = {}
+    modules: dict[str, str] = {}
     for distribution in importlib.metadata.distributions():
         try:
             points = [point for point in distribution.entry_points if point.group.startswith(f"{OWN}.")]
@@ -108,9 +109,9 @@ def plugin_modules() -> dict[str, str]:
             continue
         for point in points:
             module = point.value.partition(":")[0].strip()
-            found |= {module: name, module.partition(".")[0]: name}
-    found.pop(OWN, None)
-    return found
+            modules |= {module: name, module.partition(".")[0]: name}
+    modules.pop(OWN, None)
+    return modules
 
 
 def write_traceback(error: BaseException) -> Path | None:

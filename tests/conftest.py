@@ -11,8 +11,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # the hub client reads it once, wh
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """A test marked `own_process` runs in an interpreter of its own: its children train after a fork, which autograd refuses
-    once another test of the same process has made it start threads."""
+    """A test marked `own_process` runs in an interpreter of its own: its children train after a fork, which autograd
+    refuses once another test of the same process has made it start threads."""
     if not pyfuncitem.get_closest_marker("own_process") or "SANAKIT_OWN_PROCESS" in os.environ:
         return None
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")} | {"SANAKIT_OWN_PROCESS": "1"}

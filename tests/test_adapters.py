@@ -53,10 +53,10 @@ def test_fits_the_candidate_and_keeps_the_rest(tiny_system, name):
     assert (core.config.in_channels == 3) == (kind == "latents")
     assert (core.config.caption_channels == 24) == (kind == "tokens")
     interface = ("input", "output") if kind == "latents" else ("caption",)
-    own = dict(core.named_parameters())
+    parameters = dict(core.named_parameters())
     for key, value in base.named_parameters():
         if group_of(key) not in interface:
-            torch.testing.assert_close(own[key], value)
+            torch.testing.assert_close(parameters[key], value)
 
 
 @pytest.mark.parametrize("name", OWN)
@@ -169,7 +169,7 @@ def test_a_head_that_reads_neighbours_is_solved_better(tiny_system, tiny_data):
 @pytest.mark.parametrize("name", [n for n in OWN if n.endswith("caption")])
 def test_caption_adapters_are_aligned_like_the_linear_joint(tiny_system, tiny_data, name):
     core = ADAPTERS.get(name).fit(tiny_system.core, TextSpec(embed_dim=16, max_tokens=16), seed=5)
-    same = Captions(own=tiny_data.captions, base=tiny_data.captions)
+    same = Captions(candidate=tiny_data.captions, base=tiny_data.captions)
     align_caption(core, tiny_system.core, same)
     plain = ADAPTERS.get("linear-caption").fit(tiny_system.core, TextSpec(embed_dim=16, max_tokens=16), seed=5)
     align_caption(plain, tiny_system.core, same)

@@ -116,9 +116,9 @@ def test_offsets_are_those_of_the_embedded_tokens(tiny_system):
 
 
 def test_pairs_share_characters_and_marks_pair_with_marks():
-    own = torch.tensor([[[0, 0], [0, 6], [7, 9], [0, 0]]])  # <s> purple ox <pad>
+    candidate_spans = torch.tensor([[[0, 0], [0, 6], [7, 9], [0, 0]]])  # <s> purple ox <pad>
     base = torch.tensor([[[0, 0], [0, 3], [3, 6], [6, 9], [0, 0]]])  # [CLS] pur ##ple _ox [SEP]
-    shares = pair_tokens(own, base, torch.tensor([[1, 1, 1, 0]]).bool(), torch.ones(1, 5).bool())[0]
+    shares = pair_tokens(candidate_spans, base, torch.tensor([[1, 1, 1, 0]]).bool(), torch.ones(1, 5).bool())[0]
     torch.testing.assert_close(shares[0], torch.tensor([1.0, 0, 0, 0, 0]))
     torch.testing.assert_close(shares[1], torch.tensor([0, 0.5, 0.5, 0, 0]))
     torch.testing.assert_close(shares[2], torch.tensor([0, 0, 0, 1.0, 0]))
@@ -132,16 +132,16 @@ def test_captions_are_aligned_token_by_token_and_say_when_they_cannot(tiny_syste
     texts = [" ".join("abcdefgh"[(i * k) % 8] for k in range(1, 3 + i % 3)) for i in range(200)]
     base = tiny_system.text_encoder.encode(texts)
     turn = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(0)))[0]
-    own = type(base)(base.embeds @ turn, base.mask)
+    turned = type(base)(base.embeds @ turn, base.mask)
     encoder = tiny_system.text_encoder
     for name, written, pairing in (("tokens", texts, "tokens"), ("none", [], "mean tokens")):
         core = ADAPTERS.get("linear-caption").fit(tiny_system.core, encoder.spec, seed=1)
-        found = align_caption(core, tiny_system.core, pair_captions(own, base, written, encoder, encoder))
-        assert found["caption_pairing"] == pairing and ("caption_note" in found) == (not written), name
-        assert found["caption_r2"] > (0.95 if written else 0.5)
+        report = align_caption(core, tiny_system.core, pair_captions(turned, base, written, encoder, encoder))
+        assert report["caption_pairing"] == pairing and ("caption_note" in report) == (not written), name
+        assert report["caption_r2"] > (0.95 if written else 0.5)
     silent = type(encoder)(encoder.model, encoder.tokenizer, encoder.spec)
     silent.tokenizer, silent.name = None, "mute"
-    assert "no offsets of mute" in pair_captions(own, base, texts, silent, encoder).note
+    assert "no offsets of mute" in pair_captions(turned, base, texts, silent, encoder).note
 
 
 def test_few_rows_shrink_the_map_and_say_so():

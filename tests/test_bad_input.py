@@ -1,4 +1,5 @@
-"""What the swap engine does with input that determines little or nothing: a clear error, or a finite answer that says so."""
+"""What the swap engine does with input that determines little or nothing: a clear error,
+or a finite answer that says so."""
 
 from copy import deepcopy
 from dataclasses import replace
@@ -84,17 +85,19 @@ def test_the_panel_of_a_collapsed_space_is_finite(tiny_system, openclipart_image
 @pytest.mark.parametrize("texts", [["a b"] * 40, ["a"] * 3 + ["b c"] * 3])
 def test_captions_that_say_little_give_finite_caption_layers(tiny_system, texts):
     encoder, core = tiny_system.text_encoder, deepcopy(tiny_system.core)
-    own = encoder.encode(texts)
-    found = align_caption(core, tiny_system.core, pair_captions(own, own, texts, encoder, encoder))
-    assert core.caption_projection.linear_1.weight.isfinite().all() and np.isfinite(found["caption_r2"])
+    embedded = encoder.encode(texts)
+    report = align_caption(core, tiny_system.core, pair_captions(embedded, embedded, texts, encoder, encoder))
+    assert core.caption_projection.linear_1.weight.isfinite().all() and np.isfinite(report["caption_r2"])
 
 
 def test_embeddings_that_are_not_finite_are_named(tiny_system):
     encoder, texts = tiny_system.text_encoder, ["a b"] * 8
-    own = encoder.encode(texts)
-    bad = PromptEmbeds(own.embeds.index_fill(2, torch.tensor([3]), float("inf")), own.mask)
+    embedded = encoder.encode(texts)
+    bad = PromptEmbeds(embedded.embeds.index_fill(2, torch.tensor([3]), float("inf")), embedded.mask)
     with pytest.raises(SanakitError, match="SK0204.*candidate.*column 3"):
-        align_caption(deepcopy(tiny_system.core), tiny_system.core, pair_captions(bad, own, texts, encoder, encoder))
+        align_caption(
+            deepcopy(tiny_system.core), tiny_system.core, pair_captions(bad, embedded, texts, encoder, encoder)
+        )
 
 
 def test_a_layer_that_overflows_is_left_out_of_the_ranking(tiny_system, monkeypatch):
@@ -103,9 +106,9 @@ def test_a_layer_that_overflows_is_left_out_of_the_ranking(tiny_system, monkeypa
     texts = [" ".join("abcdefgh"[(i * k + i // 8) % 8] for k in range(1, 4 + i % 3)) for i in range(64)]
 
     def overflow(self, prompts, layers):
-        found = read(self, prompts, layers)
-        broken = PromptEmbeds(found[layers.index("mean")].embeds * float("inf"), found[0].mask)
-        return [broken if layer == "mean" else f for layer, f in zip(layers, found, strict=True)]
+        states = read(self, prompts, layers)
+        broken = PromptEmbeds(states[layers.index("mean")].embeds * float("inf"), states[0].mask)
+        return [broken if layer == "mean" else f for layer, f in zip(layers, states, strict=True)]
 
     monkeypatch.setattr(type(encoder), "encode_layers", overflow)
     rows = rank_layers(encoder, texts, tiny_system.core, encoder, layers=["mean"])

@@ -10,6 +10,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out, conditional_gain
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.flow import EVAL_SIGMAS
+from sanakit.placement import host
 from sanakit.swap.quality import TEXT_TOLERANCE, prompt_weights, text_target
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 
@@ -23,6 +24,7 @@ class Ideal:
 
     def __init__(self, null, deaf=False):
         self.core, self.null, self.deaf = nn.Identity(), null, deaf
+        self.placement, self.part = host(), ""
 
     def drop_prompts(self, prompt, drop):
         return PromptEmbeds(torch.full_like(prompt.embeds, 99.0), prompt.mask)
@@ -85,11 +87,11 @@ def test_no_single_prompt_blind_prediction_is_better_than_their_combination(tiny
 
 def test_a_candidate_that_ignores_its_prompts_is_at_2(world):
     base = Ideal("blind")
-    own, blind = held_out(base, world), blind_held_out(base, world)
-    target = text_target(own, blind, prompt_weights(own, blind))
-    assert target.relative(own).mean() == pytest.approx(1)
+    sighted, blind = held_out(base, world), blind_held_out(base, world)
+    target = text_target(sighted, blind, prompt_weights(sighted, blind))
+    assert target.relative(sighted).mean() == pytest.approx(1)
     assert target.relative(held_out(Ideal("blind", deaf=True), world)).mean() == pytest.approx(2, abs=0.03)
-    assert target.reached(own) and not target.reached(held_out(Ideal("blind", deaf=True), world))
+    assert target.reached(sighted) and not target.reached(held_out(Ideal("blind", deaf=True), world))
     assert target.weights.sum() == pytest.approx(1) and target.tolerance == TEXT_TOLERANCE < 1.2
 
 
@@ -99,29 +101,29 @@ def constant(*losses):
 
 
 def test_noise_levels_count_by_what_prompts_are_worth_there():
-    own = constant(0.5, 0.4, 0.4, 0.5, 0.6)
-    weights = prompt_weights(own, constant(0.49, 0.4, 0.41, 0.53, 0.66))
+    sighted = constant(0.5, 0.4, 0.4, 0.5, 0.6)
+    weights = prompt_weights(sighted, constant(0.49, 0.4, 0.41, 0.53, 0.66))
     np.testing.assert_allclose(weights, [0, 0, 0.1, 0.3, 0.6], atol=1e-6)
     with pytest.raises(SanakitError, match="SK0503"):
-        prompt_weights(own, own)
+        prompt_weights(sighted, sighted)
 
 
 def test_a_base_whose_prompts_do_not_matter_judges_no_text_encoder():
-    own = constant(0.5, 0.4, 0.4, 0.5, 0.6)
+    sighted = constant(0.5, 0.4, 0.4, 0.5, 0.6)
     noise = torch.randn(5, 64, generator=torch.Generator().manual_seed(0))
     with pytest.raises(SanakitError, match=r"SK0503.*within its noise on 64 images"):
-        text_target(own, HeldOut(EVAL_SIGMAS, own.losses + 0.1 * (noise - noise.mean())), np.full(5, 0.2))
+        text_target(sighted, HeldOut(EVAL_SIGMAS, sighted.losses + 0.1 * (noise - noise.mean())), np.full(5, 0.2))
 
 
 @pytest.mark.parametrize("name", TEXT_ENCODERS.names())
 def test_every_encoder_has_a_control_with_random_weights(name):
     encoder = TEXT_ENCODERS.get(name).tiny()
     before, prompts = encoder.fingerprint(), ["a b", "c d e"]
-    own, first, again = (
+    trained, first, again = (
         e.encode(prompts) for e in (encoder, encoder.with_random_weights(3), encoder.with_random_weights(3))
     )
     other = encoder.with_random_weights(4).encode(prompts)
-    assert torch.equal(first.embeds, again.embeds) and torch.equal(first.mask, own.mask)
-    assert not torch.allclose(first.embeds, own.embeds) and not torch.allclose(first.embeds, other.embeds)
+    assert torch.equal(first.embeds, again.embeds) and torch.equal(first.mask, trained.mask)
+    assert not torch.allclose(first.embeds, trained.embeds) and not torch.allclose(first.embeds, other.embeds)
     assert encoder.fingerprint() == before and encoder.with_random_weights(3).spec == encoder.spec
     assert next(encoder.with_random_weights(0).model.parameters()).dtype == next(encoder.model.parameters()).dtype

@@ -76,9 +76,9 @@ def test_a_walk_is_the_cores_own_forward_pass(trained, tiny_data):
                 for chunk, part in enumerate((slice(0, 5), slice(5, 8))):
                     walk.add(chunk, walk.branch(chunk, number, name, sigmas[part], prompt[part]).addition)
         head = trained.core.proj_out
-        found = torch.cat([head(walk.last_features(0, sigmas[:5])), head(walk.last_features(1, sigmas[5:]))])
+        walked = torch.cat([head(walk.last_features(0, sigmas[:5])), head(walk.last_features(1, sigmas[5:]))])
         wanted = trained.velocity(noisy, sigmas, prompt)
-    torch.testing.assert_close(found.mT.unflatten(2, (4, 4)), wanted, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(walked.mT.unflatten(2, (4, 4)), wanted, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["vae", "text_encoder"])
@@ -95,14 +95,15 @@ def test_nothing_changes_where_the_candidate_is_the_base(trained, tiny_data, kin
 
 @pytest.mark.parametrize(("width", "patch"), [(4, 1), (3, 2), (6, 1)])
 def test_it_starts_nearer_to_the_base_than_align(trained, fine_vae, tiny_data, width, patch):
-    """Streams behind the last block, base against swapped, on draws that were not solved from; patch size 2 among them."""
+    """Streams behind the last block, base against swapped, on draws that were not solved from;
+    patch size 2 among them."""
     vae = fine_vae if patch == 2 else deepcopy(trained.vae)
     if patch == 1:
         vae.spec = LatentSpec(latent_channels=width, spatial_compression_ratio=8)
     data = turned(tiny_data, width, patch)
-    found = {name: started(trained, vae, name, data, tiny_data, draws=256)[0] for name in (ALIGN, BLOCKS)}
-    assert found[BLOCKS].core.config.patch_size == patch
-    missing = {name: stream_distance(system, trained, data, tiny_data) for name, system in found.items()}
+    systems = {name: started(trained, vae, name, data, tiny_data, draws=256)[0] for name in (ALIGN, BLOCKS)}
+    assert systems[BLOCKS].core.config.patch_size == patch
+    missing = {name: stream_distance(system, trained, data, tiny_data) for name, system in systems.items()}
     assert missing[BLOCKS] < missing[ALIGN]
 
 
@@ -111,12 +112,12 @@ def stream_distance(system, base, data, base_data):
     pairs = draw_pairs(Side(system=system, data=data), Side(system=base, data=base_data), count=64, seed=5)
     with torch.no_grad():
         walks = enter(pairs)
-        for walk, side in zip(walks, (pairs.own, pairs.base), strict=True):
+        for walk, side in zip(walks, (pairs.candidate, pairs.base), strict=True):
             for number in range(len(side.system.core.transformer_blocks)):
                 for name in BRANCHES:
                     move_on(pairs, walk, side, number, name)
-    own, theirs = (torch.cat(walk.streams) for walk in walks)
-    return ((own - theirs).square().sum() / theirs.square().sum()).item()
+    candidate_streams, theirs = (torch.cat(walk.streams) for walk in walks)
+    return ((candidate_streams - theirs).square().sum() / theirs.square().sum()).item()
 
 
 def other_captions(data, width=12):
@@ -144,12 +145,12 @@ def test_another_text_encoder_moves_the_outputs_of_cross_attention_alone(trained
     built = {
         n: started(trained, other_encoder, n, data, tiny_data, draws=256, adapter=adapter)[0] for n in (ALIGN, BLOCKS)
     }
-    own, aligned = (parameters(built[name].core) for name in (BLOCKS, ALIGN))
-    moved = {name for name in own if not torch.equal(own[name], aligned[name])}
+    solved, aligned = (parameters(built[name].core) for name in (BLOCKS, ALIGN))
+    moved = {name for name in solved if not torch.equal(solved[name], aligned[name])}
     layers = {f"transformer_blocks.{number}.attn2.to_out.0" for number in range(2)}
     assert moved == {f"{layer}.{part}" for layer in layers for part in ("weight", "bias")}
-    found = {name: stream_distance(system, trained, data, tiny_data) for name, system in built.items()}
-    assert found[BLOCKS] < found[ALIGN]
+    distances = {name: stream_distance(system, trained, data, tiny_data) for name, system in built.items()}
+    assert distances[BLOCKS] < distances[ALIGN]
 
 
 def test_a_head_that_reads_its_neighbours_is_solved_too(trained, tiny_data):
@@ -162,27 +163,27 @@ def test_a_head_that_reads_its_neighbours_is_solved_too(trained, tiny_data):
 
 def test_chunks_change_nothing(trained, tiny_data):
     data = turned(tiny_data)
-    found = []
+    solved = []
     for size in (64, 16, 7):
         system, _ = started(trained, trained.vae, ALIGN, data, tiny_data)
         align_blocks(system, trained, data, tiny_data, swapped="vae", draws=64, chunk_size=size)
-        found.append(parameters(system.core))
-    for other in found[1:]:
-        for name, value in found[0].items():
+        solved.append(parameters(system.core))
+    for other in solved[1:]:
+        for name, value in solved[0].items():
             torch.testing.assert_close(other[name], value, atol=2e-4, rtol=2e-3, msg=name)
 
 
 def test_noise_that_is_coupled_stays_unit_gaussian_and_goes_with_the_candidates():
     generator = torch.Generator().manual_seed(0)
-    for own, base in ((12, 8), (8, 12)):  # values of a patch: 3 x 2 x 2 and 8, 2 x 2 x 2 and 12
-        rotation = torch.linalg.qr(torch.randn(max(own, base), min(own, base), generator=generator))[0]
-        rotation = rotation.T if own > base else rotation
-        noise = torch.randn(4000, own // 4, 2, 2, generator=generator)
+    for candidate, base in ((12, 8), (8, 12)):  # values of a patch: 3 x 2 x 2 and 8, 2 x 2 x 2 and 12
+        rotation = torch.linalg.qr(torch.randn(max(candidate, base), min(candidate, base), generator=generator))[0]
+        rotation = rotation.T if candidate > base else rotation
+        noise = torch.randn(4000, candidate // 4, 2, 2, generator=generator)
         free = torch.randn(4000, base, 1, 1, generator=generator)
-        found = couple_noise(rotation, noise, free, patch_size=2, base_patch_size=1)
-        covariance = found.flatten(1).T @ found.flatten(1) / 4000
+        coupled = couple_noise(rotation, noise, free, patch_size=2, base_patch_size=1)
+        covariance = coupled.flatten(1).T @ coupled.flatten(1) / 4000
         torch.testing.assert_close(covariance, torch.eye(base), atol=0.1, rtol=0)
-        reached = found.flatten(1) @ rotation  # the directions that the candidate's noise reaches
+        reached = coupled.flatten(1) @ rotation  # the directions that the candidate's noise reaches
         rows = nn.functional.pixel_unshuffle(noise, 2).flatten(1) @ (rotation.T @ rotation)
         torch.testing.assert_close(reached, rows, atol=1e-4, rtol=0)
 

@@ -171,9 +171,9 @@ def test_embeddings_are_right_padded_masked_and_independent_of_neighbours(encode
 
 
 def test_encoding_is_deterministic_and_tells_prompts_apart(encoder):
-    found = plain(encoder, "a b c", "c b a")
-    assert torch.equal(found.embeds, plain(encoder, "a b c", "c b a").embeds)
-    assert (found.embeds[0] - found.embeds[1]).abs().max() > 1e-4
+    embedded = plain(encoder, "a b c", "c b a")
+    assert torch.equal(embedded.embeds, plain(encoder, "a b c", "c b a").embeds)
+    assert (embedded.embeds[0] - embedded.embeds[1]).abs().max() > 1e-4
 
 
 def test_the_length_that_is_padded_to_changes_embeddings_only_where_the_record_says_so(encoder):
@@ -199,9 +199,9 @@ def test_truncation_is_counted(encoder):
 def test_bf16_embeddings_are_the_fp32_ones_but_for_rounding(encoder):
     rounded = copy(encoder)
     rounded.model = deepcopy(encoder.model).to(torch.bfloat16)
-    exact, found = plain(encoder, "a b c").embeds, plain(rounded, "a b c").embeds
-    assert found.dtype == torch.float32
-    assert (found - exact).norm() < 0.05 * exact.norm()
+    exact, rounded_embeds = plain(encoder, "a b c").embeds, plain(rounded, "a b c").embeds
+    assert rounded_embeds.dtype == torch.float32
+    assert (rounded_embeds - exact).norm() < 0.05 * exact.norm()
 
 
 def test_an_encoder_is_frozen_and_gives_no_gradients(encoder):

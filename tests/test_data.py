@@ -87,12 +87,14 @@ def test_openclipart_is_packed_with_captions_and_unique_names():
 
 def test_folder_and_manifest_give_the_same_images(tmp_path):
     folder = folder_of(tmp_path / "a")
-    found = load_images(str(folder))
-    assert len(found) == 10 and found.captions[0] == ["image 0", "another name"]
-    rows = [{"image": name, "caption": captions} for name, captions in zip(found.names, found.captions, strict=True)]
+    dataset = load_images(str(folder))
+    assert len(dataset) == 10 and dataset.captions[0] == ["image 0", "another name"]
+    rows = [
+        {"image": name, "caption": captions} for name, captions in zip(dataset.names, dataset.captions, strict=True)
+    ]
     (folder / "m.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     (folder / "m.csv").write_text("image,caption\n" + "".join(f"{r['image']},{r['caption'][0]}\n" for r in rows))
-    assert load_images(str(folder / "m.jsonl")).fingerprint == found.fingerprint
+    assert load_images(str(folder / "m.jsonl")).fingerprint == dataset.fingerprint
     assert len(load_images(str(folder / "m.csv"))) == 10
 
 
@@ -104,9 +106,9 @@ def test_bad_images_are_set_aside_with_the_reason(tmp_path, monkeypatch):
     (folder / "huge.png").write_bytes(png(size=(200, 200)))
     (folder / "huge.txt").write_text("x")
     (folder / "silent.png").write_bytes(png())
-    found = load_images(str(folder), max_set_aside=0.5)
-    reasons = {row["name"]: row["reason"] for row in found.ledger}
-    assert len(found) == 10 and set(reasons) == {"corrupt.png", "huge.png", "silent.png"}
+    dataset = load_images(str(folder), max_set_aside=0.5)
+    reasons = {row["name"]: row["reason"] for row in dataset.ledger}
+    assert len(dataset) == 10 and set(reasons) == {"corrupt.png", "huge.png", "silent.png"}
     assert "40000" in reasons["huge.png"] or "200 x 200" in reasons["huge.png"]
     assert "no caption" in reasons["silent.png"]
     with pytest.raises(SanakitError, match="SK0402.*3 of 13"):
@@ -268,10 +270,10 @@ def test_webdataset_shards_lose_no_sample_and_open_nothing_else(tmp_path):
         members += [("3.json", json.dumps({"caption": ["first", "second"], "score": 1}).encode())]
         members += [("evil.pyd", b"cos\nsystem\n(S'touch /tmp/x'\ntR."), ("9.txt", b"no image")]
         tar_of(tmp_path / f"part-{shard:02d}.tar", members)
-    found = load_images(f"{tmp_path}/part-{{00..02}}.tar", max_set_aside=0.5)
-    assert found.names == [f"part-{s:02d}.tar/{i}" for s in range(3) for i in range(4)]
-    assert found.captions[0] == ["image 0 of 0", "by hand"] and found.captions[3] == ["first", "second"]
-    assert [row["name"] for row in found.ledger] == [f"part-{s:02d}.tar/9" for s in range(3)]
+    dataset = load_images(f"{tmp_path}/part-{{00..02}}.tar", max_set_aside=0.5)
+    assert dataset.names == [f"part-{s:02d}.tar/{i}" for s in range(3) for i in range(4)]
+    assert dataset.captions[0] == ["image 0 of 0", "by hand"] and dataset.captions[3] == ["first", "second"]
+    assert [row["name"] for row in dataset.ledger] == [f"part-{s:02d}.tar/9" for s in range(3)]
     for bad in (f"{tmp_path}/part-{{00..03}}.tar", "pipe:cat x.tar", "nonsense://bucket/x.tar"):
         with pytest.raises(SanakitError, match="SK0401"):
             load_images(bad)
@@ -378,9 +380,9 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
     table = pa.Table.from_pylist(rows_of())
     for number in range(2):
         pq.write_table(table, tmp_path / f"part-{number}.parquet")
-    found = load_images(f"{tmp_path}/part-{{0..1}}.parquet")
-    assert found.names == [f"part-{n}.parquet/{i}" for n in range(2) for i in range(4)]
-    assert found.captions[1] == ["good 1", "bad 1"] and found.scores[1] == [1.0, 0.0]
+    dataset = load_images(f"{tmp_path}/part-{{0..1}}.parquet")
+    assert dataset.names == [f"part-{n}.parquet/{i}" for n in range(2) for i in range(4)]
+    assert dataset.captions[1] == ["good 1", "bad 1"] and dataset.scores[1] == [1.0, 0.0]
 
     saved = tmp_path / "saved" / "train"
     saved.mkdir(parents=True)
@@ -389,7 +391,7 @@ def test_parquet_files_saved_data_sets_and_remote_shards_give_every_row(tmp_path
     with pa.ipc.new_stream(str(saved / "data-00000-of-00001.arrow"), table.schema) as stream:
         stream.write_table(table)
     for folder in (saved, saved.parent):
-        assert load_images(str(folder)).images == found.images[:4]
+        assert load_images(str(folder)).images == dataset.images[:4]
     assert load_images(str(saved.parent)).survey.ignored.as_dict() == {"split test": {"count": 1, "first": "test"}}
     (saved / "state.json").write_text('{"_data_files": [{"filename": "../../../x.arrow"}]}')
     with pytest.raises(SanakitError, match="SK0401.*outside its folder"):
@@ -415,8 +417,8 @@ def test_a_saved_data_set_of_the_package_datasets_is_read_and_hf_names_need_it(t
     made.save_to_disk(str(tmp_path / "saved"))
     made.to_parquet(str(tmp_path / "hub" / "train.parquet"))
     for source in (f"{tmp_path}/saved", f"hf:{tmp_path}/hub"):
-        found = load_images(source)
-        assert found.images == [row["image"]["bytes"] for row in rows_of()] and found.scores == [[1.0, 0.0]] * 4
+        dataset = load_images(source)
+        assert dataset.images == [row["image"]["bytes"] for row in rows_of()] and dataset.scores == [[1.0, 0.0]] * 4
 
 
 def test_captions_are_drawn_by_score_and_temperature():
@@ -434,10 +436,10 @@ def test_captions_are_drawn_by_score_and_temperature():
             count=count,
             chances=caption_chances(scores, temperature),
         )
-        for image, own in enumerate(scores):
+        for image, image_scores in enumerate(scores):
             rows = data.caption_rows(torch.full_like(choice, image), choice) - data.first[image]
-            expected = (torch.tensor(own) / temperature).softmax(0)
-            assert torch.allclose(torch.bincount(rows, minlength=len(own)) / len(choice), expected, atol=0.01)
+            expected = (torch.tensor(image_scores) / temperature).softmax(0)
+            assert torch.allclose(torch.bincount(rows, minlength=len(image_scores)) / len(choice), expected, atol=0.01)
         largest = torch.full(
             (3,), CHOICES - 1
         )  # float32 rounds CHOICES - 1 over CHOICES to 1: the next image's caption
@@ -467,12 +469,12 @@ def test_buckets_show_every_image_as_often_as_any_other():
 
     members = [torch.arange(0, 10), torch.arange(10, 15), torch.arange(15, 40)]
     batches = [bucket_batch_indices(members, 5, step, seed=3) for step in range(40)]
-    for own in members:
-        mine = [b for b in batches if b[0] in own]
-        assert all(set(b.tolist()) <= set(own.tolist()) for b in mine)
+    for bucket in members:
+        mine = [b for b in batches if b[0] in bucket]
+        assert all(set(b.tolist()) <= set(bucket.tolist()) for b in mine)
         stream = torch.cat(mine).tolist()
-        for start in range(0, len(stream), len(own)):
-            assert sorted(stream[start : start + len(own)]) == own.tolist()
+        for start in range(0, len(stream), len(bucket)):
+            assert sorted(stream[start : start + len(bucket)]) == bucket.tolist()
     assert torch.bincount(torch.cat(batches)).tolist() == [5] * 40
     first = torch.bincount(torch.cat(batches[:8]), minlength=40)  # an epoch's worth: no more than a batch astray
     assert first.max() <= 2 and abs(int(first.sum()) - 40) == 0
@@ -500,5 +502,5 @@ def test_bucketed_latents_have_the_shape_of_their_images(tmp_path):
     latents = data.latents[rows, torch.zeros(3, dtype=torch.long)]
     height, width = (8 * side for side in latents.shape[-2:])
     assert width > height
-    own = vae.encode(to_images(dataset.subset(rows.tolist()).pixels((height, width))))
-    assert torch.allclose(latents, own, atol=1e-5)
+    encoded = vae.encode(to_images(dataset.subset(rows.tolist()).pixels((height, width))))
+    assert torch.allclose(latents, encoded, atol=1e-5)

@@ -15,7 +15,7 @@ from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import distill
 from sanakit.swap.distill import Teacher, embedding_mse, trajectories
 from sanakit.swap.plan import applicable
-from sanakit.swap.race import Course, advance, enter
+from sanakit.swap.race import RaceSetup, advance, enter
 from sanakit.training.loop import TrainOptions, fit, new_state
 
 OPTIONS = TrainOptions(max_steps=60, batch_size=16, learning_rate=5e-3, warmup=5, schedule="constant")
@@ -43,8 +43,8 @@ def test_a_drawn_batch_is_a_state_of_the_teacher(base, tiny_data):
     assert teacher.seconds == 0.0
     batch = teacher.draws(base, tiny_data, OPTIONS)(5, slice(None))
     with torch.no_grad():
-        own = base.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
-    torch.testing.assert_close(own, batch.noise - batch.latents, atol=1e-4, rtol=1e-4)
+        velocity = base.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
+    torch.testing.assert_close(velocity, batch.noise - batch.latents, atol=1e-4, rtol=1e-4)
     again = teacher.draws(base, tiny_data, OPTIONS)(5, slice(4, 8))
     torch.testing.assert_close(again.latents, batch.latents[4:8])
 
@@ -100,9 +100,9 @@ def test_a_race_without_a_teacher_refuses_to_distil(student, tiny_data):
     class Flat:
         relative = staticmethod(lambda result: result.losses.mean(0).numpy())
 
-    course = Course(
+    setup = RaceSetup(
         data=tiny_data, test=tiny_data, target=Flat(), count=16, options=TrainOptions(max_steps=1, batch_size=32)
     )
-    arm = enter(course, STRATEGIES.get("distill"), replace(student), budget=8)
+    arm = enter(setup, STRATEGIES.get("distill"), replace(student), budget=8)
     with pytest.raises(SanakitError, match="SK0110.*teacher"):
-        advance(course, arm, 4)
+        advance(setup, arm, 4)

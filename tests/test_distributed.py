@@ -24,7 +24,7 @@ from sanakit.flow import EVAL_SIGMAS
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.encoder_training import encoder_group, trainable_copy
 from sanakit.swap.quality import Target
-from sanakit.swap.race import Course, RaceStopped, enter, race
+from sanakit.swap.race import RaceSetup, RaceStopped, enter, race
 from sanakit.swap.race_store import RaceStore
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training import loop as train
@@ -110,7 +110,7 @@ def tensors(folder):
     load_checkpoint(latest(folder), state.module, state, {})
     parts = {"core": state.module.state_dict(), "ema": state.ema}
     parts |= {f"optimizer/{name}": slots for name, slots in optimizer_slots(state.module, state).items()}
-    return {f"{part}/{key}": value for part, own in parts.items() for key, value in own.items()}
+    return {f"{part}/{key}": value for part, entries in parts.items() for key, value in entries.items()}
 
 
 def facts(folder, number=0):
@@ -230,7 +230,8 @@ def test_a_sharded_checkpoint_is_written_by_its_ranks_and_goes_on_with_one(folde
 
 
 def race_on_ranks(folder):
-    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives; both curves and the steps."""
+    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives;
+    both curves and the steps."""
     losses, count = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS)), 8
     target = Target(
         measure="loss", weights=losses, floor=np.zeros(count), unit=1.0, base=np.ones(count), tolerance=1e-9
@@ -238,7 +239,7 @@ def race_on_ranks(folder):
 
     def run_race(store, stop_at=0):
         system, data = system_and_data()
-        shared = Course(data=data, test=data, target=target, count=count, options=options(), store=store)
+        shared = RaceSetup(data=data, test=data, target=target, count=count, options=options(), store=store)
         steps = []
 
         def on_step(arm, step):
@@ -255,9 +256,9 @@ def race_on_ranks(folder):
 
     store = RaceStore(folder=folder / "race", facts={})
     with STOP.installed():
-        found = [run_race(None), run_race(store, stop_at=5)]
-    found.append(run_race(store))
-    (folder / f"race-{rank()}.json").write_text(json.dumps(found))
+        curves = [run_race(None), run_race(store, stop_at=5)]
+    curves.append(run_race(store))
+    (folder / f"race-{rank()}.json").write_text(json.dumps(curves))
 
 
 def hang(folder):

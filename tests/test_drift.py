@@ -43,9 +43,9 @@ def test_statistics_are_silent_without_one(name):
 
 
 def test_features_are_one_row_a_image():
-    found = latent_features(latents(0, 5, 3))
-    assert found.shape == (5, 6)
-    torch.testing.assert_close(found[:, :3], latents(0, 5, 3).mean((2, 3)))
+    features = latent_features(latents(0, 5, 3))
+    assert features.shape == (5, 6)
+    torch.testing.assert_close(features[:, :3], latents(0, 5, 3).mean((2, 3)))
 
 
 def test_moments_merge_to_those_of_one_pass():
@@ -66,9 +66,9 @@ def test_moments_merge_to_those_of_one_pass():
     ids=["clean", "scale", "shift"],
 )
 def test_verdicts_and_where(change, verdict, where):
-    found = compare({"latents": sample_latents(latents(0))}, {"latents": sample_latents(change(latents(1)))})
-    assert found.verdict == verdict
-    alarms = [r for r in found.readings if r.alarm]
+    comparison = compare({"latents": sample_latents(latents(0))}, {"latents": sample_latents(change(latents(1)))})
+    assert comparison.verdict == verdict
+    alarms = [r for r in comparison.readings if r.alarm]
     assert bool(alarms) == (verdict == "drift")
     assert not alarms or any(where in r.where for r in alarms)
 
@@ -100,25 +100,25 @@ def test_a_likely_cause_is_named_where_undoing_it_explains_what_moved(change, ca
         return latents(seed, 300) * uneven + latents(seed + 50, 300)[:, :, :1, :1] + uneven
 
     torch.manual_seed(0)
-    found = compare({"latents": sample_latents(draw(0))}, {"latents": sample_latents(change(draw(1)))})
-    named = [r for r in found.readings if r.name == "likely-cause"]
-    assert found.verdict == "drift" and len(named) == (cause is not None)
+    comparison = compare({"latents": sample_latents(draw(0))}, {"latents": sample_latents(change(draw(1)))})
+    named = [r for r in comparison.readings if r.name == "likely-cause"]
+    assert comparison.verdict == "drift" and len(named) == (cause is not None)
     if cause:
         assert cause in named[0].title and named[0].where == "latents" and not named[0].alarm and named[0].value > 0.5
 
 
 def test_few_samples_are_inconclusive_and_say_how_many_are_needed():
-    found = compare({"latents": sample_latents(latents(0, 8))}, {"latents": sample_latents(latents(1))})
-    assert found.verdict == "inconclusive"
-    assert "32 needed" in found.readings[-1].title
+    comparison = compare({"latents": sample_latents(latents(0, 8))}, {"latents": sample_latents(latents(1))})
+    assert comparison.verdict == "inconclusive"
+    assert "32 needed" in comparison.readings[-1].title
 
 
 def test_values_that_are_not_finite_alarm_and_are_counted():
     broken = latents(1)
     broken[3, 2, 0, :2] = float("nan")
-    found = compare({"latents": sample_latents(latents(0))}, {"latents": sample_latents(broken)})
-    row = next(r for r in found.readings if r.name == "non-finite")
-    assert found.verdict == "drift" and row.value == 2 and "channel 2" in row.where
+    comparison = compare({"latents": sample_latents(latents(0))}, {"latents": sample_latents(broken)})
+    row = next(r for r in comparison.readings if r.name == "non-finite")
+    assert comparison.verdict == "drift" and row.value == 2 and "channel 2" in row.where
 
 
 def test_other_channels_are_refused():
@@ -149,9 +149,9 @@ def test_the_command_prints_one_document_and_its_exit_code(tmp_path):
     save_file({"latents": latents(0)}, tmp_path / "a.safetensors")
     save_file({"latents": latents(1) * 1.3}, tmp_path / "b.safetensors")
     result = drift("a.safetensors", "b.safetensors", "--json", "--html", "d.html", "--snapshot", ".", cwd=tmp_path)
-    found = json.loads(result.stdout)
+    document = json.loads(result.stdout)
     assert result.returncode == 1, result.stderr
-    assert set(found) == {"verdict", "readings"} and all(set(r) == set(KEYS) for r in found["readings"])
+    assert set(document) == {"verdict", "readings"} and all(set(r) == set(KEYS) for r in document["readings"])
     page = (tmp_path / "d.html").read_text()
     assert "<script" not in page and "Content-Security-Policy" in page and "channel" in page
     snapshot = next(tmp_path.glob("snapshot-*.safetensors"))
@@ -174,8 +174,8 @@ def test_one_blank_frame_among_many_is_an_outlier():
     current = latents(1, 256)
     current[7] = 0.3
     current[2, 0, 0, 0] = float("nan")  # set aside; the others keep their numbers
-    found = compare({"latents": sample_latents(latents(0, 256))}, {"latents": sample_latents(current)})
-    outlier = next(r for r in found.readings if r.name == "outlier-images")
+    comparison = compare({"latents": sample_latents(latents(0, 256))}, {"latents": sample_latents(current)})
+    outlier = next(r for r in comparison.readings if r.name == "outlier-images")
     assert outlier.alarm and outlier.where == "row 7"
 
 
@@ -185,8 +185,8 @@ def test_nothing_and_one_sample_end_in_words(count):
         with pytest.raises(SanakitError, match="SK0704"):
             sample_latents(latents(0, 0))
         return
-    found = compare({"latents": sample_latents(latents(0, 1))}, {"latents": sample_latents(latents(1, 1))})
-    assert found.verdict == "inconclusive"
+    comparison = compare({"latents": sample_latents(latents(0, 1))}, {"latents": sample_latents(latents(1, 1))})
+    assert comparison.verdict == "inconclusive"
 
 
 def test_constant_channels_are_no_drift_and_other_normalisations_are_refused():
@@ -209,9 +209,9 @@ def test_the_page_shows_what_the_sides_carry_and_says_what_they_do_not(tmp_path)
     save_file({"embeds": torch.zeros(5, 2, 3), "mask": torch.ones(5, 2)}, tmp_path / "a" / "1.safetensors")
     save_file({"latents": latents(0)[100:], "images": frames[100:]}, tmp_path / "a" / "2.safetensors")
     first, second = read_samples(tmp_path / "a")["latents"], sample_latents(latents(1) + 1)
-    found = shown_rows(tmp_path / "a", "latents", [3, 120, 500])
-    assert set(found) == {3, 120} and found[3].label == "image é 3" and not found[120].label
-    assert np.array_equal(found[120].image, frames[120])
+    side_rows = shown_rows(tmp_path / "a", "latents", [3, 120, 500])
+    assert set(side_rows) == {3, 120} and side_rows[3].label == "image é 3" and not side_rows[120].label
+    assert np.array_equal(side_rows[120].image, frames[120])
 
     snapshot = write_snapshot(
         {"latents": first}, tmp_path, carry=lambda kind, rows: shown_rows(tmp_path / "a", kind, rows)

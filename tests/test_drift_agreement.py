@@ -1,4 +1,5 @@
-"""Every statistic's plain value, before its permutation null is taken away, against a library that computes the same."""
+"""Every statistic's plain value, before its permutation null is taken away,
+against a library that computes the same."""
 
 import numpy as np
 import ot
@@ -40,19 +41,19 @@ def test_sliced_wasserstein_is_that_of_pot_on_the_same_directions():
 def test_along_one_line_it_is_the_exact_transport_cost():
     for column in range(3):
         x, y = X[:, column], Y[:, column]
-        found = labelled_wasserstein(POOLED[:, [column]], LABELS)[0]
-        assert found == pytest.approx(float(ot.wasserstein_1d(x, y, p=1)), rel=1e-5)
-        assert found == pytest.approx(ot.emd2([], [], np.abs(x[:, None] - y)), rel=1e-5)  # linear program
-        assert found == pytest.approx(stats.wasserstein_distance(x, y), rel=1e-5)
+        distance = labelled_wasserstein(POOLED[:, [column]], LABELS)[0]
+        assert distance == pytest.approx(float(ot.wasserstein_1d(x, y, p=1)), rel=1e-5)
+        assert distance == pytest.approx(ot.emd2([], [], np.abs(x[:, None] - y)), rel=1e-5)  # linear program
+        assert distance == pytest.approx(stats.wasserstein_distance(x, y), rel=1e-5)
 
 
 def test_frechet_is_the_squared_bures_distance_of_pot_and_scipy():
     covariances = np.cov(X.T), np.cov(Y.T)
     means = X.mean(0), Y.mean(0)
-    found = frechet_distance(means[0][None], covariances[0][None], means[1][None], covariances[1][None])[0]
-    assert found == pytest.approx(ot.gaussian.bures_wasserstein_distance(*means, *covariances) ** 2)
+    distance = frechet_distance(means[0][None], covariances[0][None], means[1][None], covariances[1][None])[0]
+    assert distance == pytest.approx(ot.gaussian.bures_wasserstein_distance(*means, *covariances) ** 2)
     root = linalg.sqrtm(covariances[0] @ covariances[1]).real
-    assert found == pytest.approx(((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances) - 2 * root))
+    assert distance == pytest.approx(((means[0] - means[1]) ** 2).sum() + np.trace(sum(covariances) - 2 * root))
 
 
 def test_energy_and_mmd():
@@ -68,8 +69,8 @@ def test_energy_and_mmd():
     def plain(a, b):
         return np.mean([rbf_kernel(a, b, gamma=g).mean() for g in gammas])
 
-    found = labelled_mean_difference(kernel(POOLED), LABELS)[0]
-    assert found == pytest.approx(plain(X, X) + plain(Y, Y) - 2 * plain(X, Y), rel=1e-4)
+    distance = labelled_mean_difference(kernel(POOLED), LABELS)[0]
+    assert distance == pytest.approx(plain(X, X) + plain(Y, Y) - 2 * plain(X, Y), rel=1e-4)
 
 
 def test_gaussian_divergences_and_shrinkage():
@@ -122,25 +123,25 @@ def test_ranks_means_and_the_classifier(monkeypatch):
     assert DRIFT.get("welch-max")(X, Y, 0.05).value == pytest.approx(t)
     scores = stats.norm.ppf(stats.rankdata(POOLED, axis=0) / (len(POOLED) + 1))
     np.testing.assert_allclose(normal_scores(POOLED), stats.zscore(scores), atol=1e-6)
-    found = columns_shift(normal_scores(POOLED), LABELS)[0] / np.sqrt(len(POOLED) / (len(POOLED) - 1))
+    shift = columns_shift(normal_scores(POOLED), LABELS)[0] / np.sqrt(len(POOLED) / (len(POOLED) - 1))
     pooled_variance = [stats.ttest_ind(s[60:], s[:60]).statistic for s in scores.T]
     # a permutation z of scores and Student's t of them are one statistic: t = z sqrt((N - 2) / (N - 1 - z^2))
-    np.testing.assert_allclose(found * np.sqrt(108 / (109 - found**2)), pooled_variance, rtol=1e-5)
+    np.testing.assert_allclose(shift * np.sqrt(108 / (109 - shift**2)), pooled_variance, rtol=1e-5)
     scored = []
     test = stats.mannwhitneyu
     monkeypatch.setattr(
         stats, "mannwhitneyu", lambda *sides, **options: (scored.extend(sides), test(*sides, **options))[1]
     )
-    found = DRIFT.get("classifier")(X, Y, 0.05).value
+    shift = DRIFT.get("classifier")(X, Y, 0.05).value
     truth = np.repeat([1, 0], [len(side) for side in scored])
-    assert found == pytest.approx(roc_auc_score(truth, np.concatenate(scored))) and found > 0.5
+    assert shift == pytest.approx(roc_auc_score(truth, np.concatenate(scored))) and shift > 0.5
 
 
 def test_the_permutation_p_value_is_that_of_scipy():
     def mean(pooled, labels):
         return (labels @ pooled[:, 0]) / labels.sum(1) - ((1 - labels) @ pooled[:, 0]) / (1 - labels).sum(1)
 
-    found = permutation_test(mean, X, Y, seed=0).p_value
+    p_value = permutation_test(mean, X, Y, seed=0).p_value
 
     def difference(x, y, axis):
         return y.mean(axis) - x.mean(axis)
@@ -148,7 +149,7 @@ def test_the_permutation_p_value_is_that_of_scipy():
     wanted = stats.permutation_test(
         (X[:, 0], Y[:, 0]), difference, alternative="greater", vectorized=True, n_resamples=4999, rng=1
     ).pvalue
-    assert found == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / 999) + 1e-3)
+    assert p_value == pytest.approx(wanted, abs=4 * np.sqrt(wanted * (1 - wanted) / 999) + 1e-3)
     np.testing.assert_allclose(holm(np.array([0.01, 0.04, 0.03])), [0.03, 0.06, 0.06])  # Holm (1979), by hand
 
 

@@ -1,4 +1,5 @@
-"""Drift of fine detail: rings of frequencies, what a comparison and a stream see of noise, blur, rounding and resampling."""
+"""Drift of fine detail: rings of frequencies, what a comparison and a stream see of noise, blur,
+rounding and resampling."""
 
 import numpy as np
 import pytest
@@ -58,11 +59,11 @@ def test_noise_of_a_tenth_on_smooth_latents_with_heavy_tails_is_drift():
     reference, current = averaged(0, 320), noisy(averaged(1, 320), 0.1)
     powers = [np.log(np.abs(fft.fft2(x)) ** 2)[..., 4:7, 4:7].mean((1, 2, 3)) for x in (reference, current)]
     assert stats.ttest_ind(*powers, equal_var=False).pvalue < 1e-20
-    found = compared(reference, current)
-    assert found.verdict == "drift"
-    ranks = next(r for r in found.readings if r.name == "rank-max")
+    comparison = compared(reference, current)
+    assert comparison.verdict == "drift"
+    ranks = next(r for r in comparison.readings if r.name == "rank-max")
     assert ranks.alarm and "corner of the spectrum" in ranks.where and ranks.value > 0.5
-    cause = next(r for r in found.readings if r.name == "likely-cause")
+    cause = next(r for r in comparison.readings if r.name == "likely-cause")
     assert "noise was added (about 0.1 of a channel's spread)" in cause.title
     assert compared(reference, averaged(1, 320)).verdict == "no-drift"
 
@@ -78,9 +79,9 @@ def test_noise_of_a_tenth_on_smooth_latents_with_heavy_tails_is_drift():
     ids=["noise", "blur", "resampling", "quantisation"],
 )
 def test_changed_detail_is_drift_and_its_cause_is_named(change, cause):
-    found = compared(smooth(0, 128), change(smooth(1, 128)))
-    assert found.verdict == "drift"
-    assert any(r.name == "likely-cause" and cause in r.title for r in found.readings), found.readings
+    comparison = compared(smooth(0, 128), change(smooth(1, 128)))
+    assert comparison.verdict == "drift"
+    assert any(r.name == "likely-cause" and cause in r.title for r in comparison.readings), comparison.readings
 
 
 @pytest.mark.parametrize(
@@ -96,15 +97,15 @@ def test_changed_detail_is_drift_and_its_cause_is_named(change, cause):
 def test_what_happened_to_one_channel_is_said_of_it(change, cause):
     current = smooth(1, 320, 8)
     current[:, 3] = change(current[:, 3:4])[:, 0]
-    found = compared(smooth(0, 320, 8), current)
-    told = [r.title for r in found.readings if r.name == "likely-cause"]
+    comparison = compared(smooth(0, 320, 8), current)
+    told = [r.title for r in comparison.readings if r.name == "likely-cause"]
     assert told and told[0].startswith("channel 3 alone") and cause in told[0], told
 
 
 def test_weak_noise_on_channels_that_are_alike_is_no_other_order():
-    found = compared(averaged(10, 128, 8), noisy(averaged(11, 128, 8), 0.06))
-    assert found.verdict == "drift"
-    assert not any("another order" in r.title for r in found.readings)
+    comparison = compared(averaged(10, 128, 8), noisy(averaged(11, 128, 8), 0.06))
+    assert comparison.verdict == "drift"
+    assert not any("another order" in r.title for r in comparison.readings)
 
 
 @pytest.mark.parametrize("rows", [(32, 32), (32, 96)], ids=str)
@@ -169,8 +170,8 @@ def test_the_divergence_of_spectra_sees_a_weak_ring_beside_a_strong_one():
     reference, current = (strength + generator.normal(size=(2, 64, 6))).astype(np.float32)
     current[:, 5] += 1.2
     names = [f"ring {k}" for k in range(6)]
-    found = DRIFT.get("spectrum-kl")(reference, current, 0.05, names=names)
-    assert found.p_value <= 0.01 and found.where == "ring 5" and found.value > 0.03
+    reading = DRIFT.get("spectrum-kl")(reference, current, 0.05, names=names)
+    assert reading.p_value <= 0.01 and reading.where == "ring 5" and reading.value > 0.03
     assert (
         DRIFT.get("spectrum-kl")(reference, reference[::-1] + 3, 0.05, names=names).p_value > 0.5
     )  # a scale is no shape
@@ -192,8 +193,8 @@ def test_the_monitor_of_latents_sees_noise():
         latents = tensor(noisy(averaged(20 + step, 64), 0.15 * (step - 1)))
         batch = Batch(latents, torch.randn_like(latents), torch.full((64,), 0.5), None)
         monitor.observe(batch, batch.noise - batch.latents)
-        found = [r for r in monitor.report(step) if r.name == "latents"]
-        assert [r.alarm for r in found] == [step == 2]
+        readings = [r for r in monitor.report(step) if r.name == "latents"]
+        assert [r.alarm for r in readings] == [step == 2]
 
 
 def test_shapes_of_a_stream_may_differ():

@@ -40,9 +40,9 @@ def test_an_e_process_keeps_its_bound_however_often_it_is_looked_at(tied):
     for seed in range(120):
         process = EProcess(make(seed, 60))
         for evaluate in range(12):
-            found = process.add(make(1000 + 50 * seed + evaluate, 12))
+            evidence = process.add(make(1000 + 50 * seed + evaluate, 12))
         highest.append(process.highest)
-        last.append(found.value)
+        last.append(evidence.value)
     assert np.mean(np.array(highest) >= 20) <= 0.05
     assert np.mean(last) <= 1 + 3 * np.std(last) / np.sqrt(len(last))
 
@@ -52,9 +52,9 @@ def test_an_e_process_names_column_block_and_effect():
     for evaluate in range(12):
         block = rows(evaluate + 1, 40)
         block[:, 2] += 1.0 if evaluate >= 6 else 0.0
-        found = process.add(block)
-    assert process.highest >= 20 and found.column == 2 and found.since == 6
-    assert 0.4 < found.effect < 1.1 and found.ci_low > 0
+        evidence = process.add(block)
+    assert process.highest >= 20 and evidence.column == 2 and evidence.since == 6
+    assert 0.4 < evidence.effect < 1.1 and evidence.ci_low > 0
 
 
 def test_cusum_runs_about_its_length_and_is_quick_after_a_shift():
@@ -134,21 +134,21 @@ def test_a_moving_stream_alarms_outside_its_band_only():
     for scale, alarm in ((1.02, False), (3.0, True)):
         stream = Stream("components", latents(0, 200), **shared)
         stream.observe(latents(1, 100) * scale)
-        found = stream.report(5)[0]
-        assert found.alarm == alarm and found.threshold == 0.5
+        reported = stream.report(5)[0]
+        assert reported.alarm == alarm and reported.threshold == 0.5
     stream = Stream("components", latents(0, 200), where="VAE", **shared)
-    found = {}
+    reported = {}
     for step, scale in ((5, 1.0), (10, 3.0), (15, 3.0), (20, 1.0)):
         stream.observe(latents(step, 100) * scale)
         resumed = Stream("components", latents(0, 200), where="VAE", **shared)
         resumed.restore(stream.tensors("s"), "s")
         stream = resumed
-        found[step] = stream.report(step)[0]
+        reported[step] = stream.report(step)[0]
         if step == 15:
             assert stream.since == 5 and all(
-                part in found[15].where for part in ("VAE: channel", "since step 10", "cause")
+                part in reported[15].where for part in ("VAE: channel", "since step 10", "cause")
             )
-    assert [r.alarm for r in found.values()] == [False, True, True, False]
+    assert [r.alarm for r in reported.values()] == [False, True, True, False]
     texts = Stream("embeddings", torch.randn(64, 5, 8), torch.ones(64, 5), **shared)
     texts.observe(torch.randn(40, 7, 8), torch.ones(40, 7))
     assert texts.report(1)

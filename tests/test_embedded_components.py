@@ -1,4 +1,5 @@
-"""Every component of the embedded world passes the stages it is made for: fast by its evidence, slow by the commands."""
+"""Every component of the embedded world passes the stages it is made for: fast by its evidence,
+slow by the commands."""
 
 import json
 import subprocess

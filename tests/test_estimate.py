@@ -96,8 +96,8 @@ def test_ranks_shards_and_frozen_groups_are_counted():
 @pytest.mark.parametrize("name", [None, *ADAPTERS.names()])
 def test_the_adapter_that_was_asked_for_is_counted(name, tiny_system):
     """As many parameters as the core that the swap builds has, the adapter's own apart."""
-    own = tiny_system.core
-    shapes = {k: v for k, v in own.config.items() if not k.startswith("_")}
+    base_core = tiny_system.core
+    shapes = {k: v for k, v in base_core.config.items() if not k.startswith("_")}
     is_vae = name is None or ADAPTERS.get(name).kind == "latents"
     candidate = tiny_system.vae if is_vae else tiny_system.text_encoder
     real = swap_core(tiny_system, candidate, 0, name)
@@ -109,7 +109,7 @@ def test_the_adapter_that_was_asked_for_is_counted(name, tiny_system):
     def count(core):
         return sum(p.numel() for p in core.parameters())
 
-    assert said.parameters == count(real) == count(own) + said.adapter_parameters
+    assert said.parameters == count(real) == count(base_core) + said.adapter_parameters
     assert (said.adapter_parameters > 0) == bool(adapters_of(real))
     assert said.trained_parameters == sum(p.numel() for g in strategy.parameter_groups(real) for p in g["params"])
     if name:  # the base's own, and one that is added to it

@@ -96,8 +96,8 @@ def test_an_unexpected_error_is_5_one_line_and_a_traceback_in_a_file(call, raise
     ids=lambda v: type(v).__name__ if isinstance(v, BaseException) else None,
 )
 def test_what_the_environment_or_the_user_does_keeps_its_own_code(call, raised, code, name, tmp_path):
-    found, out, err = call("ls", raised=raised)
-    assert found == code and out == "" and err.startswith(f"error[{name}]" if name else "")
+    exit_code, out, err = call("ls", raised=raised)
+    assert exit_code == code and out == "" and err.startswith(f"error[{name}]" if name else "")
     assert not list((tmp_path / "cache").rglob("*.txt"))
 
 
@@ -116,8 +116,8 @@ def test_json_has_neither_nan_nor_infinity(capsys):
     def refuse(name):
         return pytest.fail(name)
 
-    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert found == {"value": None, "span": [1.0, None], "rows": [{"p": None}], "path": "a"}
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document == {"value": None, "span": [1.0, None], "rows": [{"p": None}], "path": "a"}
 
 
 def test_in_a_run_the_traceback_lies_in_the_run_folder(tmp_path, monkeypatch, capsys, small_world):

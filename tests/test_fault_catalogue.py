@@ -1,5 +1,5 @@
-"""Every fault of the catalogue is caught by the gate, or refused by the error, that names its cause; clean systems raise
-no alarm."""
+"""Every fault of the catalogue is caught by the gate, or refused by the error, that names its cause; clean systems
+raise no alarm."""
 
 import importlib.util
 import json

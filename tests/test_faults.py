@@ -1,4 +1,5 @@
-"""Signals, kills at every write point and at random, a full disk, flipped bits: nothing is lost, everything is named."""
+"""Signals, kills at every write point and at random, a full disk, flipped bits: nothing is lost,
+everything is named."""
 
 import json
 import os
@@ -72,7 +73,7 @@ def wait(child):
 
 
 @pytest.fixture
-def course(tiny_system, tiny_data):
+def states(tiny_system, tiny_data):
     """Everything that a checkpoint must hold, by step, of a run that nobody disturbed."""
     fresh = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
     state, by_step = start(tiny_system), {}
@@ -88,9 +89,9 @@ def course(tiny_system, tiny_data):
 def go_on(system, data, folder, steps):
     """Resume from the latest checkpoint, or start, and save after every step: what a child does until it is killed."""
     state = start(system)
-    found = latest(folder)
-    if found:
-        load_checkpoint(found, system.core, state, FACTS)
+    checkpoint = latest(folder)
+    if checkpoint:
+        load_checkpoint(checkpoint, system.core, state, FACTS)
 
     def save(*_):
         return save_checkpoint(folder, system.core, state, FACTS)
@@ -98,18 +99,18 @@ def go_on(system, data, folder, steps):
     fit(system, data, OPTIONS, state, until=state.step + steps, after_step=save)
 
 
-def check(system, folder, course, at_least):
+def check(system, folder, states, at_least):
     """The latest checkpoint is whole and bit-equal to the undisturbed run."""
-    found = latest(folder)
-    if found is None:
+    checkpoint = latest(folder)
+    if checkpoint is None:
         assert not at_least
         return 0
     fresh = {k: v.clone() for k, v in system.core.state_dict().items()}
     state = start(system)
-    load_checkpoint(found, system.core, state, FACTS)
+    load_checkpoint(checkpoint, system.core, state, FACTS)
     assert at_least <= state.step
-    if state.step in course:
-        expected = course[state.step]
+    if state.step in states:
+        expected = states[state.step]
         now = everything(system.core, state)
         assert now.keys() == expected.keys() and all(torch.equal(now[k], v) for k, v in expected.items())
     system.core.load_state_dict(fresh)
@@ -117,7 +118,7 @@ def check(system, folder, course, at_least):
 
 
 @pytest.mark.own_process
-def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path, monkeypatch):
+def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_data, states, tmp_path, monkeypatch):
     """Every call that changes the disk is a kill point; the child dies just before it."""
     calls, deadly = 0, 0
 
@@ -150,13 +151,13 @@ def test_a_kill_before_any_write_leaves_a_whole_checkpoint(tiny_system, tiny_dat
             go_on(tiny_system, tiny_data, work, 1)
 
         status = wait(forked(die))
-        step = check(tiny_system, work, course, at_least=3)
+        step = check(tiny_system, work, states, at_least=3)
         deaths += status == -signal.SIGKILL
     assert status == 0 and step == 4 and deaths >= 20, (status, step, deaths)
 
 
 @pytest.mark.own_process
-def test_fifty_kills_at_random_always_resume_from_a_whole_checkpoint(tiny_system, tiny_data, course, tmp_path):
+def test_fifty_kills_at_random_always_resume_from_a_whole_checkpoint(tiny_system, tiny_data, states, tmp_path):
     chance, step, kills = random.Random(0), 0, 0
     deadline = time.monotonic() + 60
     while kills < 50 and time.monotonic() < deadline:
@@ -165,7 +166,7 @@ def test_fifty_kills_at_random_always_resume_from_a_whole_checkpoint(tiny_system
         os.kill(child, signal.SIGKILL)
         assert wait(child) == -signal.SIGKILL
         kills += 1
-        step = check(tiny_system, tmp_path, course, at_least=step)
+        step = check(tiny_system, tmp_path, states, at_least=step)
         if step >= 25:
             shutil.rmtree(tmp_path)
             tmp_path.mkdir()
@@ -209,7 +210,7 @@ def test_a_configuration_that_differs_is_refused_field_by_field(tiny_system, tin
 
 
 @pytest.mark.own_process
-def test_a_full_disk_keeps_the_earlier_checkpoint(tiny_system, tiny_data, tmp_path, course):
+def test_a_full_disk_keeps_the_earlier_checkpoint(tiny_system, tiny_data, tmp_path, states):
     def short_of_room():
         go_on(tiny_system, tiny_data, tmp_path, 3)
         size = (latest(tmp_path) / "optimizer.safetensors").stat().st_size
@@ -220,13 +221,13 @@ def test_a_full_disk_keeps_the_earlier_checkpoint(tiny_system, tiny_data, tmp_pa
             preflight(tmp_path, size * 2)
 
     assert wait(forked(short_of_room)) == 0
-    assert check(tiny_system, tmp_path, course, at_least=3) == 3
+    assert check(tiny_system, tmp_path, states, at_least=3) == 3
     assert not list(tmp_path.glob(".*"))
 
 
-def test_no_space_left_on_a_small_file_system(tiny_system, tiny_data, tmp_path, course):
+def test_no_space_left_on_a_small_file_system(tiny_system, tiny_data, tmp_path, states):
     go_on(tiny_system, tiny_data, tmp_path / "probe", 1)
-    tiny_system.core.load_state_dict({k: course[1][k] for k in tiny_system.core.state_dict()})
+    tiny_system.core.load_state_dict({k: states[1][k] for k in tiny_system.core.state_dict()})
     size = sum(p.stat().st_size for p in latest(tmp_path / "probe").iterdir())
     small = tmp_path / "small"
     small.mkdir()
@@ -500,31 +501,32 @@ def test_training_in_aspect_buckets_keeps_the_images_shapes(small_run, tmp_path,
 
 
 def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatch):
-    """Core, its configuration, VAE, flow shift, normalisation and text encoder: stages are evaluated again and a checkpoint is refused."""
+    """Core, its configuration, VAE, flow shift, normalisation and text encoder:
+    stages are evaluated again and a checkpoint is refused."""
     folder = Path(small_world["base"].removeprefix("path:"))
 
-    def found():
+    def identities():
         swap = engine.prepare(make_config(small_world), folder.parent / "run", lambda *_: None)
         facts = {k: v for k, v in resume_facts(swap, "finetune").items() if k.startswith("base ")}
         return swap.fingerprint("component"), swap.fingerprint("full"), tuple(facts.items())
 
-    before = found()
-    assert found() == before and len(before[2]) == 4
+    before = identities()
+    assert identities() == before and len(before[2]) == 4
     seen = [before]
     for path in (folder / "diffusion_pytorch_model.safetensors", next((folder.parent / "vae").glob("*.safetensors"))):
         tensors = load_file(path)
         name = next(n for n, t in tensors.items() if t.is_floating_point() and t.numel() > 1)
         save_file(tensors | {name: tensors[name] * 1.001}, path, metadata={"format": "pt"})
-        seen.append(found())
+        seen.append(identities())
     for path, change in (
         (folder / "card.json", {"flow_shift": 2.0}),
         (folder / "config.json", {"norm_eps": 1e-5}),
         (folder.parent / "vae" / "config.json", {"latents_std": [4.0]}),
     ):
         path.write_text(json.dumps(json.loads(path.read_text()) | change))
-        seen.append(found())
+        seen.append(identities())
     monkeypatch.setattr("sanakit.text_encoders.base.tokenizer_facts", lambda tokenizer: "another")
-    seen.append(found())
+    seen.append(identities())
     for part in range(3):
         assert len({state[part] for state in seen}) == len(seen)
 
@@ -535,8 +537,8 @@ def test_a_base_that_is_changed_in_place_is_another_base(small_world, monkeypatc
 
 @pytest.fixture
 def small_race(small_world, monkeypatch):
-    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head` diverges at
-    step 3; returns validation.json."""
+    """`run(folder, stop_at=..., by=...)` is stage smoke of two strategies on the small world, of which `align+head`
+    diverges at step 3; returns validation.json."""
     draw = train.draw_batch
     small_world |= {
         "smoke": {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["align+head", "finetune"]}
@@ -586,7 +588,8 @@ def test_a_signal_in_stage_smoke_recommends_nothing_and_the_same_command_goes_on
     )
     same = ("name", "losses", "relative_errors", "steps", "predicted_steps", "diverged", "finalist")
     rows = [
-        [{key: row[key] for key in same} for row in found["candidates"]] for found in (straight, validation["strategy"])
+        [{key: row[key] for key in same} for row in outcome["candidates"]]
+        for outcome in (straight, validation["strategy"])
     ]
     assert rows[0] == rows[1] and not (folder / "race").exists()
 

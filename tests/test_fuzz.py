@@ -1,4 +1,5 @@
-"""Whatever is in a file that somebody else wrote: an error with a code, or a result; never a traceback, never a hang."""
+"""Whatever is in a file that somebody else wrote: an error with a code, or a result; never a traceback,
+never a hang."""
 
 import io
 import json
@@ -69,8 +70,8 @@ def test_manifest_rows(tmp_path, row):
 def test_captions_are_text_whatever_their_bytes(tmp_path, data):
     (tmp_path / "a.png").write_bytes(PNG)
     (tmp_path / "a.txt").write_bytes(data)
-    found = survives(lambda: load_images(str(tmp_path)))
-    assert found is None or all(isinstance(caption, str) and caption for caption in found.captions[0])
+    dataset = survives(lambda: load_images(str(tmp_path)))
+    assert dataset is None or all(isinstance(caption, str) and caption for caption in dataset.captions[0])
 
 
 @FUZZ

@@ -157,25 +157,28 @@ def test_the_hint_of_values_that_are_not_finite_says_where_they_begin(facts, sai
     ],
 )
 def test_the_hint_of_seams_tells_tiles_from_an_undertrained_decoder(crossing, said, unsaid):
-    found = hint_of(
+    hint = hint_of(
         "component/seams",
         seam_ratio=2.0,
         seam_crossing=crossing,
         psnr=np.full(100, 22.0),
         psnr_of_mean_colour=np.full(100, 10.0),
     )
-    assert re.search(said, found) and unsaid not in found
+    assert re.search(said, hint) and unsaid not in hint
 
 
 @pytest.mark.parametrize(
     ("gain", "said"),
-    [(1.0, "1.0 directions, and the images are lost with them .1.0 dB.*untrained"), (12.0, "1.0 directions, while images come back 12.0 dB.*fewer channels")],
-)  # fmt: skip
+    [
+        (1.0, "1.0 directions, and the images are lost with them .1.0 dB.*untrained"),
+        (12.0, "1.0 directions, while images come back 12.0 dB.*fewer channels"),
+    ],
+)
 def test_the_hint_of_a_collapse_fits_an_untrained_vae_too(gain, said):
-    found = hint_of(
+    hint = hint_of(
         "component/collapse", effective_channels=0.26, psnr=np.full(100, gain), psnr_of_mean_colour=np.zeros(100)
     )
-    assert re.search(said, found)
+    assert re.search(said, hint)
 
 
 def test_what_crosses_a_border_is_measured(openclipart_images):
@@ -247,11 +250,11 @@ def smoke_evidence(ratio, arrives):
 def test_a_short_race_says_neither_out_of_reach_nor_near_what_no_strategy_arrives_at(ratio, arrives, verdict):
     for policy in ("default", "strict"):
         results = {r.gate: r for r in run_gates("smoke", smoke_evidence(ratio, arrives), load_policy(policy))}
-        found = results["smoke/within-reach"]
-        assert found.verdict == verdict
-        assert "--budget-steps 340 would tell" in found.hint
-        assert ("no strategy is forecast to arrive" in found.hint) is not arrives
-        kept = [GateResult.from_dict(found.as_dict())]  # as validation.json holds it, evaluated by the other policies
+        result = results["smoke/within-reach"]
+        assert result.verdict == verdict
+        assert "--budget-steps 340 would tell" in result.hint
+        assert ("no strategy is forecast to arrive" in result.hint) is not arrives
+        kept = [GateResult.from_dict(result.as_dict())]  # as validation.json holds it, evaluated by the other policies
         assert [load_policy(p).apply(kept)[0].verdict for p in ("strict", "default")] == [verdict, verdict]
         assert results["smoke/progress"].verdict == Verdict.PASS
 
@@ -262,7 +265,7 @@ def spread_about(mean, count=128):
 
 @pytest.mark.parametrize("stage", ["smoke", "full"])
 @pytest.mark.parametrize(
-    ("own", "base", "verdict", "said"),
+    ("gain", "base", "verdict", "said"),
     [
         (spread_about(0.3), spread_about(0.3), Verdict.PASS, ""),
         (spread_about(0.003), spread_about(0.3), Verdict.FAIL, "null embedding, mask"),
@@ -272,10 +275,10 @@ def spread_about(mean, count=128):
         (spread_about(0.3), spread_about(-0.3), Verdict.FAIL, "captions may belong to other images"),
     ],
 )
-def test_prompts_must_be_worth_a_share_of_what_they_are_worth_to_the_base(stage, own, base, verdict, said):
-    (found,) = run_gates(stage, {"prompt_gain": own, "base_prompt_gain": base})
-    assert (found.gate, found.code, found.verdict) == (f"{stage}/prompt-effect", "SK0503", verdict)
-    assert said in found.hint and np.isfinite(found.value)
+def test_prompts_must_be_worth_a_share_of_what_they_are_worth_to_the_base(stage, gain, base, verdict, said):
+    (result,) = run_gates(stage, {"prompt_gain": gain, "base_prompt_gain": base})
+    assert (result.gate, result.code, result.verdict) == (f"{stage}/prompt-effect", "SK0503", verdict)
+    assert said in result.hint and np.isfinite(result.value)
 
 
 def test_prompts_that_work_a_little_after_a_short_race_in_other_latents_are_inconclusive():
@@ -288,29 +291,29 @@ def test_prompts_that_work_a_little_after_a_short_race_in_other_latents_are_inco
 
 @pytest.mark.parametrize(("lead", "verdict"), [(0.1, Verdict.PASS), (0.0, Verdict.INCONCLUSIVE), (-0.1, Verdict.FAIL)])
 def test_an_encoder_must_be_worth_more_than_its_class_with_random_weights(lead, verdict):
-    (found,) = run_gates("smoke", {"control_lead": spread_about(lead)})
-    assert (found.gate, found.code, found.verdict) == ("smoke/control", "SK0517", verdict)
+    (result,) = run_gates("smoke", {"control_lead": spread_about(lead)})
+    assert (result.gate, result.code, result.verdict) == ("smoke/control", "SK0517", verdict)
 
 
 def test_an_encoder_that_is_the_control_itself_is_worth_no_more():
-    (found,) = run_gates("smoke", {"control_lead": np.zeros(64)})
-    assert found.verdict == Verdict.FAIL
+    (result,) = run_gates("smoke", {"control_lead": np.zeros(64)})
+    assert result.verdict == Verdict.FAIL
 
 
 @pytest.mark.parametrize(("lead", "verdict"), [(0.5, Verdict.PASS), (0.0, Verdict.FAIL), (0.03, Verdict.FAIL)])
 def test_an_encoder_must_mean_more_by_words_than_its_class_with_random_weights(lead, verdict):
     terms = spread_about(0.07, 256)
-    (found,) = run_gates("component", {"agreement": terms + lead, "control_agreement": terms})
-    assert (found.gate, found.code, found.verdict) == ("component/meaning", "SK0329", verdict)
+    (result,) = run_gates("component", {"agreement": terms + lead, "control_agreement": terms})
+    assert (result.gate, result.code, result.verdict) == ("component/meaning", "SK0329", verdict)
 
 
 @pytest.mark.parametrize(
     ("cut", "base", "verdict"), [(20, 0, Verdict.FAIL), (20, 19, Verdict.PASS), (3, 19, Verdict.PASS)]
 )
 def test_truncation_counts_what_the_base_reads_whole(cut, base, verdict):
-    (found,) = run_gates("component", {"truncated": cut, "prompts": 192, "base_truncated": base})
-    assert (found.gate, found.verdict) == ("component/truncation", verdict)
-    assert "beyond the base's 0.099" in found.metric or not base
+    (result,) = run_gates("component", {"truncated": cut, "prompts": 192, "base_truncated": base})
+    assert (result.gate, result.verdict) == ("component/truncation", verdict)
+    assert "beyond the base's 0.099" in result.metric or not base
 
 
 def committed(name):
@@ -357,9 +360,9 @@ def test_a_policy_judges_again_what_was_measured(tmp_path):
     assert load_policy("default").apply(strict) == first
     path = tmp_path / "policy.yaml"
     path.write_text("from: strict\nthresholds:\n  component/seams: 1.7\n")
-    own = load_policy(str(path))
-    assert {r.gate: r.verdict for r in own.apply(first)}["component/seams"] == Verdict.PASS
-    assert len({own.fingerprint, load_policy("strict").fingerprint, load_policy("default").fingerprint}) == 3
+    policy = load_policy(str(path))
+    assert {r.gate: r.verdict for r in policy.apply(first)}["component/seams"] == Verdict.PASS
+    assert len({policy.fingerprint, load_policy("strict").fingerprint, load_policy("default").fingerprint}) == 3
 
 
 @pytest.mark.parametrize(

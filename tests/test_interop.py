@@ -186,10 +186,10 @@ def test_what_stock_would_render_wrong_names_our_class(name, reason, tmp_path):
         diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")
     pipe = SanakitPipeline.from_pretrained(tmp_path / "pipe")
     pipe.set_progress_bar_config(disable=True)
-    found = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    image = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
     expected = pixels(system, num_steps=2, seed=3)
     assert expected.std() > 0.01
-    assert abs(found - expected).max() < 1e-4
+    assert abs(image - expected).max() < 1e-4
     back = load_base(f"path:{tmp_path / 'pipe'}").system()
     assert abs(pixels(back, num_steps=2, seed=3) - expected).max() < 1e-4
 
@@ -217,12 +217,12 @@ def test_every_text_encoder_reads_back_or_is_refused(name, tmp_path):
     except SanakitError as error:
         assert error.code == "SK0604" and not TEXT_ENCODERS.entries()[name].embedded
         return
-    back, own = (
+    back, exported = (
         load_text_encoder(f"path:{tmp_path / 'pipe' / 'text_encoder'}").encode([PROMPT]),
         encoder.encode([PROMPT]),
     )
-    assert torch.equal(back.mask, own.mask)
-    torch.testing.assert_close(back.embeds, own.embeds)
+    assert torch.equal(back.mask, exported.mask)
+    torch.testing.assert_close(back.embeds, exported.embeds)
 
 
 class Flipped(DiffusersVAE):
@@ -249,12 +249,12 @@ def test_more_images_of_more_prompts_keep_their_masks(tmp_path):
     pipe.set_progress_bar_config(disable=True)
     prompts, noise = ["a", "a b c d e f"], torch.randn(4, 8, 16, 16, generator=torch.Generator().manual_seed(0))
     options = dict(num_inference_steps=1, output_type="latent")
-    found = pipe(prompts, num_images_per_prompt=2, latents=noise, **options).images
+    images = pipe(prompts, num_images_per_prompt=2, latents=noise, **options).images
     for i in range(4):
         alone = pipe(prompts[i // 2], latents=noise[i : i + 1], **options).images
-        torch.testing.assert_close(found[i : i + 1], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(images[i : i + 1], alone, atol=1e-4, rtol=1e-4)
     other = pipe(prompts[0], latents=noise[2:3], **options).images
-    assert (other - found[2:3]).abs().max() > 1e-3
+    assert (other - images[2:3]).abs().max() > 1e-3
 
 
 def test_sizes_that_do_not_divide_are_refused():
@@ -411,7 +411,8 @@ def test_a_package_adds_a_vae_and_a_text_encoder_by_entry_points_alone(tmp_path,
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-parts\nVersion: 1.0\n")
     (info / "entry_points.txt").write_text(
-        "[sanakit.vaes]\ntheirs-f4c48 = their_parts:Stacked\n\n[sanakit.text_encoders]\ntheirs-bytes = their_parts:Bytes\n"
+        "[sanakit.vaes]\ntheirs-f4c48 = their_parts:Stacked\n\n"
+        "[sanakit.text_encoders]\ntheirs-bytes = their_parts:Bytes\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     for registry in (VAES, TEXT_ENCODERS):

@@ -118,13 +118,13 @@ def test_a_folder_with_files_is_left_alone(run, tmp_path, monkeypatch, capsys):
     assert [p.name for p in (tmp_path / "pipe").iterdir()] == ["mine.txt"]
 
 
-@pytest.mark.parametrize(("prepare", "found"), [(lambda run: None, "has no model"), (None, "is not a run folder")])
-def test_a_run_without_a_full_stage_is_refused(run, tmp_path, monkeypatch, capsys, prepare, found):
+@pytest.mark.parametrize(("prepare", "refusal"), [(lambda run: None, "has no model"), (None, "is not a run folder")])
+def test_a_run_without_a_full_stage_is_refused(run, tmp_path, monkeypatch, capsys, prepare, refusal):
     (run / "model" / "card.json").unlink()
     folder = run if prepare else tmp_path / "nothing"
     assert sanakit(monkeypatch, "export", "--run-dir", folder, "--out", tmp_path / "pipe") == 2
     message = capsys.readouterr().err
-    assert "error[SK0605]" in message and found in message and "--stage full" in message
+    assert "error[SK0605]" in message and refusal in message and "--stage full" in message
 
 
 def test_push_without_a_network_says_what_to_do(run, tmp_path, monkeypatch, capsys):

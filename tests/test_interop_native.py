@@ -100,8 +100,8 @@ def test_a_sprint_core_folds_exactly():
     guidance = torch.full((3,), 4.5 * sprint.config.guidance_embeds_scale)
     with torch.no_grad():
         expected = sprint(x, text, time, guidance=guidance).sample
-        found = plain(x, text, 1000 * time * plain.config.timestep_scale).sample
-    torch.testing.assert_close(found, expected)
+        folded = plain(x, text, 1000 * time * plain.config.timestep_scale).sample
+    torch.testing.assert_close(folded, expected)
 
 
 def test_a_file_is_converted_once_with_leave(tmp_path):

@@ -31,9 +31,9 @@ CORE = {
 }  # fmt: skip
 
 
-def close(found, expected, dtype):
-    error = (found.cpu().double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12)
-    assert found.isfinite().all() and error < TOLERANCE[dtype], error.item()
+def close(actual, expected, dtype):
+    error = (actual.cpu().double() - expected.double()).norm() / expected.double().norm().clamp_min(1e-12)
+    assert actual.isfinite().all() and error < TOLERANCE[dtype], error.item()
 
 
 def agrees(function, specification, inputs, grad, dtype):
@@ -41,13 +41,13 @@ def agrees(function, specification, inputs, grad, dtype):
     exact = [t.detach().cpu().double().requires_grad_() for t in inputs]
     expected = specification(*exact)
     expected.backward(grad.cpu().double())
-    found = function(*inputs)
-    found.backward(grad)
-    assert found.dtype == dtype
-    close(found, expected, dtype)
-    for own, wanted in zip(inputs, exact, strict=True):
-        assert own.grad.shape == own.shape
-        close(own.grad, wanted.grad, dtype)
+    output = function(*inputs)
+    output.backward(grad)
+    assert output.dtype == dtype
+    close(output, expected, dtype)
+    for leaf, wanted in zip(inputs, exact, strict=True):
+        assert leaf.grad.shape == leaf.shape
+        close(leaf.grad, wanted.grad, dtype)
 
 
 def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False, images=2):
@@ -74,10 +74,10 @@ def moments_case(shape, dtype, layout, device="cpu"):
     elif layout == "strided":
         latents = latents[:, :, ::2, 1:]
     for per_image in (False, True):
-        found = latent_moments(latents, per_image=per_image)
+        moments = latent_moments(latents, per_image=per_image)
         total, products = moments_naive.latent_moments(latents.cpu(), per_image)
-        torch.testing.assert_close(found.total.cpu(), total, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
+        torch.testing.assert_close(moments.total.cpu(), total, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(moments.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
 def glumbconv_case(half, height, width, dtype, channels_last, device="cpu", *, images=2):
@@ -269,14 +269,14 @@ else:
         assert set_kernel_attention(core) == 2 and set_kernel_attention(core) == 0
         assert set_kernel_feed_forward(core) == 2 and set_kernel_feed_forward(core) == 0
         assert all(isinstance(b.attn1.processor, KernelLinearAttention) for b in core.transformer_blocks)
-        for own, wanted in zip(run(), expected, strict=True):
-            close(own, wanted, dtype)
+        for actual, wanted in zip(run(), expected, strict=True):
+            close(actual, wanted, dtype)
         assert remove_kernel_attention(core) == 2 and remove_kernel_feed_forward(core) == 2
         assert [b.attn1.processor for b in core.transformer_blocks] == processors
         assert list(core.state_dict()) == list(weights)
         assert all(torch.equal(v, weights[k]) for k, v in core.state_dict().items())
-        for own, wanted in zip(run(), expected, strict=True):
-            assert torch.equal(own, wanted)
+        for actual, wanted in zip(run(), expected, strict=True):
+            assert torch.equal(actual, wanted)
 
     def test_an_adapter_on_the_depthwise_convolution_is_not_passed_over():
         """LoRA wraps the layer; reading the weight alone would drop it."""
@@ -323,8 +323,8 @@ else:
         )
         rows = CrossMoments.empty(3, 2)
         rows.add(*(t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, y)))
-        for own, wanted in zip(cross.ridge(), rows.ridge(), strict=True):
-            torch.testing.assert_close(own, wanted)
+        for actual, wanted in zip(cross.ridge(), rows.ridge(), strict=True):
+            torch.testing.assert_close(actual, wanted)
         torch.testing.assert_close(m.covariance, torch.cov(both.double().transpose(0, 1).flatten(1), correction=0))
         torch.testing.assert_close(latent_moments(x, per_image=True).features, latent_features(x))
 
@@ -347,9 +347,9 @@ else:
             core(**core_inputs())
         set_kernel_attention(core)
         set_kernel_feed_forward(core)
-        with Counted() as own:
+        with Counted() as specification:
             core(**core_inputs())
-        assert len(own.names) <= len(diffusers.names)
+        assert len(specification.names) <= len(diffusers.names)
 
     def test_a_training_step_synchronises_twice(tiny_system, tiny_data):
         """Loss and gradient norm are read (SK0501); nothing else may wait for the device."""

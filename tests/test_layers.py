@@ -48,32 +48,34 @@ def swap_of(system, name, **config):
 def test_the_layer_that_the_base_reads_predicts_it_best_and_nothing_is_left_behind(base, folder):
     encoder = load_text_encoder(f"path:{folder}?max_tokens=16")
     spec = encoder.spec
-    found = rank_layers(encoder, TEXTS, base.core, base.text_encoder)
-    rows = {row["layer"]: row for row in found["layers"]}
-    assert list(rows) == ["last", 3, 2, "mean"] and found["pairing"] == "tokens" and found["captions"] == 256
-    assert found["used"] == "last" and found["best"] == "mean" and rows["mean"]["error"] < 0.05
+    ranking = rank_layers(encoder, TEXTS, base.core, base.text_encoder)
+    rows = {row["layer"]: row for row in ranking["layers"]}
+    assert list(rows) == ["last", 3, 2, "mean"] and ranking["pairing"] == "tokens" and ranking["captions"] == 256
+    assert ranking["used"] == "last" and ranking["best"] == "mean" and rows["mean"]["error"] < 0.05
     assert rows["last"]["more"] == 0 and rows["mean"]["more"] == pytest.approx(
         rows["mean"]["error"] - rows["last"]["error"], abs=1e-6
     )
     assert encoder.spec is spec
-    assert json.loads(json.dumps(found)) == found
+    assert json.loads(json.dumps(ranking)) == ranking
 
 
 def test_all_layers_in_one_pass_are_the_layers_one_by_one(folder):
     layers = ["last", 1, "mean"]
     encoder = load_text_encoder(f"path:{folder}?max_tokens=16")
     together = encoder.encode_layers(TEXTS[:5], layers)
-    for layer, found in zip(layers, together, strict=True):
+    for layer, in_one_pass in zip(layers, together, strict=True):
         alone = load_text_encoder(f"path:{folder}?max_tokens=16&layer={layer}").encode(TEXTS[:5])
-        torch.testing.assert_close(found.embeds, alone.embeds)
-        assert torch.equal(found.mask, alone.mask)
+        torch.testing.assert_close(in_one_pass.embeds, alone.embeds)
+        assert torch.equal(in_one_pass.mask, alone.mask)
 
 
 def test_a_lead_within_the_noise_does_not_pick_another_layer(base, folder):
     """The base reads the record's own layer, and noise is no reason to leave it."""
-    own = replace(base, text_encoder=load_text_encoder(f"path:{folder}?max_tokens=16"))
-    found = rank_layers(load_text_encoder(f"path:{folder}?max_tokens=16"), TEXTS, own.core, own.text_encoder)
-    assert found["best"] == found["used"] == "last"
+    same_encoder = replace(base, text_encoder=load_text_encoder(f"path:{folder}?max_tokens=16"))
+    ranking = rank_layers(
+        load_text_encoder(f"path:{folder}?max_tokens=16"), TEXTS, same_encoder.core, same_encoder.text_encoder
+    )
+    assert ranking["best"] == ranking["used"] == "last"
 
 
 def test_auto_is_the_measured_layer_under_its_own_name_and_key(base, folder):

@@ -74,9 +74,9 @@ def test_an_adapter_brings_one_arm_and_the_others_stay_plain(tiny_system, monkey
 
 
 def test_an_arm_searches_its_rate_as_the_record_of_the_base_says(tiny_system, monkeypatch):
-    searches, course = [], SimpleNamespace()
+    searches, setup = [], SimpleNamespace()
 
-    def at_best_rate(course, strategy, start, *, search, **rest):
+    def at_best_rate(setup, strategy, start, *, search, **rest):
         searches.append(search)
         return SimpleNamespace(scores={})
 
@@ -84,7 +84,7 @@ def test_an_arm_searches_its_rate_as_the_record_of_the_base_says(tiny_system, mo
     starts = {("align", ""): (tiny_system, {})}
     for embedded in (True, False):
         swap = SimpleNamespace(config=config_of(), base=SimpleNamespace(embedded=embedded), progress=lambda *_: None)
-        lineup._arm(swap, course, STRATEGIES.get("lora"), starts, [])
+        lineup._arm(swap, setup, STRATEGIES.get("lora"), starts, [])
     assert list(searches[0].rates) == [0.004, 0.002, 0.0005] and not searches[0].goes_on
     assert searches[1].rates == GRID and searches[1].goes_on
 

@@ -25,7 +25,10 @@ from sanakit.vaes import VAES
 from sanakit.weights.find import find_weights, read_header
 
 WEIGHTS = {"vae": "diffusion_pytorch_model.safetensors", "text": "model.safetensors"}
-POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+POINTER = (
+    "version https://git-lfs.github.com/spec/v1\n"
+    "oid sha256:4d7a214614ab2935c943f9e0ff69d22eadbb8f32b1258daaa5e2ca24d17e2393\nsize 12345\n"
+)
 LLAMA = {
     "vocab_size": 260,
     "hidden_size": 16,
@@ -125,9 +128,9 @@ def test_a_folder_that_holds_a_variant_only_is_loaded(saved, folders, kind, layo
     if layout == "plain index too":
         listed = {"metadata": {}, "weight_map": {"a": f"{stem}-00001-of-00009.safetensors"}}
         (path.parent / f"{stem}.safetensors.index.json").write_text(json.dumps(listed))
-    found = load(folders, kind)
-    assert same(found, load(saved, kind))
-    assert "sanakit-" not in str(getattr(found.model.config, "_name_or_path", "")), "no temporary folder stays behind"
+    loaded = load(folders, kind)
+    assert same(loaded, load(saved, kind))
+    assert "sanakit-" not in str(getattr(loaded.model.config, "_name_or_path", "")), "no temporary folder stays behind"
 
 
 def test_the_plain_weights_go_before_a_variant_and_bf16_before_fp16(folders):
@@ -140,7 +143,8 @@ def test_the_plain_weights_go_before_a_variant_and_bf16_before_fp16(folders):
 
 
 def test_a_whole_pipeline_of_variants_is_a_base(folders):
-    """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant, its tokenizer beside the encoder."""
+    """As `Sana_1600M_1024px_BF16_diffusers` lies in the hub's cache: every part a variant,
+    its tokenizer beside the encoder."""
     from sanakit.loading import load_base
 
     pipe = whole_pipeline(folders)
@@ -264,8 +268,8 @@ def test_a_core_behind_a_prefix_or_as_a_variant_is_loaded(saved, folders):
     path = folders / "core" / WEIGHTS["vae"]
     renamed(path, lambda name: f"transformer._orig_mod.{name}")
     path.rename(path.with_name(f"{path.stem}.fp16.safetensors"))
-    found, expected = (load_core(root / "core").state_dict() for root in (folders, saved))
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    loaded, expected = (load_core(root / "core").state_dict() for root in (folders, saved))
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_two_models_in_one_file_are_named(folders):
@@ -497,11 +501,11 @@ def test_a_cache_folder_with_several_snapshots_and_no_main_names_them(tmp_path):
 
 
 @pytest.mark.parametrize("how", ["dot", "relative", "above", "link to encoder", "links in pipeline"])
-@pytest.mark.parametrize("own", [True, False])
-def test_a_tokenizer_beside_the_encoder_is_found_by_every_spelling(folders, monkeypatch, how, own):
-    """own: the tokenizer of a Sana pipeline, which is read by Sana's policy; otherwise of another pipeline."""
+@pytest.mark.parametrize("stated", [True, False])
+def test_a_tokenizer_beside_the_encoder_is_found_by_every_spelling(folders, monkeypatch, how, stated):
+    """stated: the tokenizer of a Sana pipeline, which is read by Sana's policy; otherwise of another pipeline."""
     pipe = whole_pipeline(folders)
-    if not own:
+    if not stated:
         (pipe / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
     expected = load_text_encoder(f"path:{pipe}/text_encoder")
     name = "text_encoder"
@@ -520,9 +524,9 @@ def test_a_tokenizer_beside_the_encoder_is_found_by_every_spelling(folders, monk
         shutil.move(pipe / "text_encoder", folders / "weights-elsewhere")
         (pipe / "text_encoder").symlink_to(folders / "weights-elsewhere")
         name = str(pipe / "text_encoder")
-    found = load_text_encoder(f"path:{name}")
-    assert found.spec == expected.spec and (found.spec.max_tokens == 300) == own
-    assert found.fingerprint() == expected.fingerprint()
+    encoder = load_text_encoder(f"path:{name}")
+    assert encoder.spec == expected.spec and (encoder.spec.max_tokens == 300) == stated
+    assert encoder.fingerprint() == expected.fingerprint()
 
 
 def test_another_folder_in_a_sana_pipeline_is_not_taken_for_its_text_encoder(folders):
@@ -574,13 +578,13 @@ def test_a_latin_1_file_name_is_made_safe_and_a_broken_caption_is_set_aside(tmp_
     for stem in (b"caf\xe9", b"plain"):
         image.save(Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + stem + b".png")))
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + stem + b".txt")).write_text("a red apple")
-    found = load_images(str(tmp_path))
-    assert found.names == [r"caf\udce9.png", "plain.png"] and len(found.fingerprint) == 64
+    dataset = load_images(str(tmp_path))
+    assert dataset.names == [r"caf\udce9.png", "plain.png"] and len(dataset.fingerprint) == 64
     rows = [{"image": "plain.png", "caption": text} for text in ["fine"] * 30 + ["broken \ud800 caption"]]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    found = load_images(str(tmp_path / "rows.jsonl"))
-    assert len(found) == 30 and len(found.fingerprint) == 64
-    assert found.ledger == [
+    dataset = load_images(str(tmp_path / "rows.jsonl"))
+    assert len(dataset) == 30 and len(dataset.fingerprint) == 64
+    assert dataset.ledger == [
         {"name": "plain.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
     ]
 

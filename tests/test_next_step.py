@@ -126,7 +126,7 @@ def text_of(node):
 
 def advice():
     """Texts by where they stand: every fix and hint, and whatever else, docstrings apart, names a command or a key."""
-    found = {f"{code} {entry.title}": entry.fix for code, entry in CODES.items()}
+    texts = {f"{code} {entry.title}": entry.fix for code, entry in CODES.items()}
     for path in sorted(Path(sanakit.__file__).parent.rglob("*.py")):
         tree = ast.parse(path.read_text(encoding="utf-8"))
         told = {keyword.value for node in ast.walk(tree) if isinstance(node, ast.Call) for keyword in node.keywords
@@ -136,8 +136,8 @@ def advice():
         for node in ast.walk(tree):
             text = None if node in docstrings else text_of(node)
             if text and path.name != "errors.py" and (node in told or "--set " in text or "`sanakit " in text):
-                found[f"{path.name}:{node.lineno}:{node.col_offset} {text[:40]}"] = text
-    return found
+                texts[f"{path.name}:{node.lineno}:{node.col_offset} {text[:40]}"] = text
+    return texts
 
 
 ADVICE = advice()

@@ -1,5 +1,5 @@
-"""The report, the leaderboard and the drift page as a reader meets them: in a real browser, on a phone, on paper, in the
-dark, and by a screen reader."""
+"""The report, the leaderboard and the drift page as a reader meets them: in a real browser, on a phone, on paper, in
+the dark, and by a screen reader."""
 
 import html.parser
 import json
@@ -35,12 +35,15 @@ QUIET = [
 ]
 # scripts are forbidden inside a page, so the page around it measures: sideways scroll on a phone, what leaves the paper
 PROBE = """<body style="margin:0">
-<iframe src="{0}.html" style="width:390px;height:800px"></iframe><iframe src="{0}-paper.html" style="width:{1}px;height:800px"></iframe>
+<iframe src="{0}.html" style="width:390px;height:800px"></iframe>
+<iframe src="{0}-paper.html" style="width:{1}px;height:800px"></iframe>
 <script>onload = () => {{
   const [phone, paper] = [...document.querySelectorAll("iframe")].map(f => f.contentDocument);
   const wide = [...paper.querySelectorAll("td, th, h1, h2, h3, p, pre, li, img, svg, dd")].filter(
-    e => e.getBoundingClientRect().right > paper.documentElement.clientWidth + 1 || e.matches("pre") && e.scrollWidth > e.clientWidth + 1);
-  document.title = JSON.stringify({{scroll: phone.documentElement.scrollWidth, client: phone.documentElement.clientWidth,
+    e => e.getBoundingClientRect().right > paper.documentElement.clientWidth + 1
+      || e.matches("pre") && e.scrollWidth > e.clientWidth + 1);
+  document.title = JSON.stringify({{scroll: phone.documentElement.scrollWidth,
+    client: phone.documentElement.clientWidth,
     cut: wide.map(e => e.tagName + " " + e.textContent.slice(0, 40))}});
 }}</script>"""
 
@@ -77,11 +80,11 @@ def drift_findings():
 
 
 def chromium(*arguments):
-    found = shutil.which("chromium")
-    if found is None:
+    browser = shutil.which("chromium")
+    if browser is None:
         assert not os.environ.get("SANAKIT_REQUIRE_BROWSER"), "chromium must be installed here"
         pytest.skip("chromium is not installed (apt-get install chromium)")
-    return subprocess.run([found, *QUIET, *arguments], capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run([browser, *QUIET, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -92,9 +95,9 @@ def test_a_phone_scrolls_one_way_paper_cuts_nothing_and_the_console_is_silent(pa
     profile = f"--user-data-dir={pages / 'profile'}"
     done = chromium(profile, "--virtual-time-budget=4000", "--dump-dom", (pages / "probe.html").as_uri())
     assert ":CONSOLE" not in done.stderr, done.stderr
-    found = json.loads(html.unescape(done.stdout.split("<title>")[1].split("</title>")[0]))
-    assert found["scroll"] <= found["client"], found
-    assert found["cut"] == []
+    measured = json.loads(html.unescape(done.stdout.split("<title>")[1].split("</title>")[0]))
+    assert measured["scroll"] <= measured["client"], measured
+    assert measured["cut"] == []
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -121,14 +124,16 @@ class Outline(html.parser.HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
-        found = dict(attrs)
-        self.inside = tag == "h2" and "screen" not in (found.get("class") or "")
+        attributes = dict(attrs)
+        self.inside = tag == "h2" and "screen" not in (attributes.get("class") or "")
         if self.inside:
             self.headings.append("")
         if tag == "img":
-            self.images.append(found.get("alt"))
+            self.images.append(attributes.get("alt"))
         if tag == "svg":
-            self.images.append(found.get("aria-hidden") or (found.get("role") == "img" and found.get("aria-label")))
+            self.images.append(
+                attributes.get("aria-hidden") or (attributes.get("role") == "img" and attributes.get("aria-label"))
+            )
 
     def handle_endtag(self, tag):
         self.inside = False

@@ -1,4 +1,5 @@
-"""Where things are computed: one module names devices, parts are on the device only while they are needed, and come back."""
+"""Where things are computed: one module names devices, parts are on the device only while they are needed, and come
+back."""
 
 import ast
 import re

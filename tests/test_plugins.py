@@ -1,4 +1,5 @@
-"""Plugins of somebody else: written as the docs say they work, and broken ones never pass for a verdict or end a run."""
+"""Plugins of somebody else: written as the docs say they work,
+and broken ones never pass for a verdict or end a run."""
 
 import json
 import re
@@ -122,12 +123,12 @@ def test_a_statistic_may_take_either_keyword():
 
     rows = np.zeros((4, 2))
     try:
-        found = ask("takes-all", rows, rows, 0.05, names=["a", "b"], seed=3)
+        reading = ask("takes-all", rows, rows, 0.05, names=["a", "b"], seed=3)
         assert ask("takes-seed", rows, rows, 0.05, names=["a", "b"], seed=3).error == ""
     finally:
         del DRIFT._objects["takes-all"], DRIFT._objects["takes-seed"]
     assert seen == [{"names": ["a", "b"], "seed": 3}, 3]
-    assert found.name == "takes-all" and type(found.value) is type(found.p_value) is float
+    assert reading.name == "takes-all" and type(reading.value) is type(reading.p_value) is float
 
 
 BROKEN_STATISTICS = """
@@ -159,9 +160,9 @@ def test_a_statistic_that_raises_is_a_row_and_the_others_are_measured(plugin, tm
     plugin("bad_drift", BROKEN_STATISTICS, {"drift": {name: name.replace("-", "_") for name in NAMES}})
     page = tmp_path / "page.html"
     assert exit_code(monkeypatch, "drift", *two_sides(tmp_path), "--json", "--html", page) == 5
-    found = json.loads(capsys.readouterr().out)
-    broken = {row["name"]: row for row in found["readings"] if row.get("error")}
-    assert broken.keys() == NAMES.keys() and found["verdict"] == "inconclusive"
+    document = json.loads(capsys.readouterr().out)
+    broken = {row["name"]: row for row in document["readings"] if row.get("error")}
+    assert broken.keys() == NAMES.keys() and document["verdict"] == "inconclusive"
     for name, said in NAMES.items():
         row = broken[name]
         assert (
@@ -169,7 +170,7 @@ def test_a_statistic_that_raises_is_a_row_and_the_others_are_measured(plugin, tm
         )
         assert row["value"] is row["p_value"] is None and not row["alarm"]
         assert Path(row["error"].rpartition("traceback: ")[2]).is_file()
-    assert [row for row in found["readings"] if not row.get("error")] == clean["readings"]
+    assert [row for row in document["readings"] if not row.get("error")] == clean["readings"]
     assert "could not be evaluated" in page.read_text()
     assert exit_code(monkeypatch, "drift", *two_sides(tmp_path, 3.0)) == 5
     out = capsys.readouterr().out

@@ -25,7 +25,7 @@ from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
 from sanakit.swap.race import (
     OWN_OPTIONS,
-    Course,
+    RaceSetup,
     RaceStopped,
     advance,
     at_best_rate,
@@ -44,14 +44,14 @@ from sanakit.training.loop import TrainOptions
 
 
 @pytest.fixture
-def course(tiny_data):
-    return course_of(tiny_data)
+def race_setup(tiny_data):
+    return setup_of(tiny_data)
 
 
-def course_of(data, **changes):
+def setup_of(data, **changes):
     options = TrainOptions(max_steps=1, batch_size=8)
-    own = {"data": data, "test": data, "target": target_of(1e-9), "count": 16, "options": options}
-    return Course(**own | changes)
+    defaults = {"data": data, "test": data, "target": target_of(1e-9), "count": 16, "options": options}
+    return RaceSetup(**defaults | changes)
 
 
 def target_of(tolerance):
@@ -61,14 +61,14 @@ def target_of(tolerance):
     return Target(measure="loss", weights=weights, floor=nothing, unit=1.0, base=nothing + 1, tolerance=tolerance)
 
 
-def arm_of(course, system, name, budget=16):
-    return enter(course, STRATEGIES.get(name), replace(system, core=copy.deepcopy(system.core)), budget=budget)
+def arm_of(race_setup, system, name, budget=16):
+    return enter(race_setup, STRATEGIES.get(name), replace(system, core=copy.deepcopy(system.core)), budget=budget)
 
 
-def test_half_of_the_arms_go_on_and_every_arm_is_forecast(course, tiny_system):
+def test_half_of_the_arms_go_on_and_every_arm_is_forecast(race_setup, tiny_system):
     names = ("align", "align+head", "lora", "finetune", "naive", "scratch")
-    arms = [arm_of(course, tiny_system, name) for name in names]
-    finalists = race(course, arms, budget=16)
+    arms = [arm_of(race_setup, tiny_system, name) for name in names]
+    finalists = race(race_setup, arms, budget=16)
     lengths = sorted(a.steps[-1] for a in arms)
     assert len(finalists) >= 2 and all(a.steps[-1] == 16 for a in finalists)
     assert lengths[0] == 0 and set(lengths[1:]) <= {4, 8, 16}
@@ -87,17 +87,17 @@ def test_the_better_half_goes_on_and_nobody_is_dropped_for_noise():
     assert survivors([*level[:2], level[2] + 5, *[e + 9 for e in level[3:]]], 8, 16) == 2
 
 
-def test_arms_that_start_alike_share_their_first_result(course, tiny_system):
-    first, own = arm_of(course, tiny_system, "align"), arm_of(course, tiny_system, "lora")
+def test_arms_that_start_alike_share_their_first_result(race_setup, tiny_system):
+    first, second = arm_of(race_setup, tiny_system, "align"), arm_of(race_setup, tiny_system, "lora")
     system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
-    shared = enter(course, STRATEGIES.get("lora"), system, budget=16, alike=first)
-    assert shared.steps == own.steps == [0]
-    torch.testing.assert_close(shared.results[0].losses, own.results[0].losses)
+    shared = enter(race_setup, STRATEGIES.get("lora"), system, budget=16, alike=first)
+    assert shared.steps == second.steps == [0]
+    torch.testing.assert_close(shared.results[0].losses, second.results[0].losses)
 
 
-def test_the_cheapest_arm_that_arrives_wins(course, tiny_system):
-    arms = [arm_of(course, tiny_system, name) for name in ("align", "finetune")]
-    race(replace(course, target=target_of(1e3)), arms, budget=8)
+def test_the_cheapest_arm_that_arrives_wins(race_setup, tiny_system):
+    arms = [arm_of(race_setup, tiny_system, name) for name in ("align", "finetune")]
+    race(replace(race_setup, target=target_of(1e3)), arms, budget=8)
     assert recommend(arms).strategy.name == "align"
 
 
@@ -117,9 +117,9 @@ def test_an_open_end_is_inconclusive_and_said():
     assert in_doubt(raced | {"conclusive": True}) == in_doubt({"recommended": None}) == ""
 
 
-def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, tiny_system):
+def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(race_setup, tiny_system):
     """Two arms of the same forecast: the one that spent time before its first step is the dearer."""
-    arms = [arm_of(course, tiny_system, name) for name in ("align+head", "cross-attention")]
+    arms = [arm_of(race_setup, tiny_system, name) for name in ("align+head", "cross-attention")]
     for arm in arms:
         arm.steps, arm.seconds, arm.forecast = [0, 8], 8.0, Forecast(steps=20, low=10, high=40, reached=False)
     assert arms[1].trained_parameters > arms[0].trained_parameters and recommend(arms) is arms[0]
@@ -129,10 +129,10 @@ def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(course, 
 
 
 @pytest.mark.parametrize("name", ["align+head", "lora", "cross-attention", "finetune"])
-def test_only_the_named_groups_move(course, tiny_system, name):
-    arm = arm_of(course, tiny_system, name)
+def test_only_the_named_groups_move(race_setup, tiny_system, name):
+    arm = arm_of(race_setup, tiny_system, name)
     before = {k: v.detach().clone() for k, v in arm.system.core.named_parameters()}
-    race(course, [arm], budget=8)
+    race(race_setup, [arm], budget=8)
     scales = arm.strategy.scales
     from sanakit.core.dit import group_of
 
@@ -144,22 +144,22 @@ def test_only_the_named_groups_move(course, tiny_system, name):
             assert moved or value.numel() == 0, key
 
 
-def test_lora_starts_as_the_same_core_and_folds_into_a_plain_one(course, tiny_system):
-    plain = held_out(tiny_system, course.test).loss
-    arm = arm_of(course, tiny_system, "lora")
-    assert held_out(arm.system, course.test).loss == pytest.approx(plain, rel=1e-6)
-    race(course, [arm], budget=8)
-    trained = held_out(arm.system, course.test).loss
+def test_lora_starts_as_the_same_core_and_folds_into_a_plain_one(race_setup, tiny_system):
+    plain = held_out(tiny_system, race_setup.test).loss
+    arm = arm_of(race_setup, tiny_system, "lora")
+    assert held_out(arm.system, race_setup.test).loss == pytest.approx(plain, rel=1e-6)
+    race(race_setup, [arm], budget=8)
+    trained = held_out(arm.system, race_setup.test).loss
     arm.strategy.finish(arm.system.core)
     assert set(arm.system.core.state_dict()) == set(tiny_system.core.state_dict())
-    assert held_out(arm.system, course.test).loss == pytest.approx(trained, rel=1e-5)
+    assert held_out(arm.system, race_setup.test).loss == pytest.approx(trained, rel=1e-5)
 
 
-def test_averaged_restores_the_weights(course, tiny_system):
-    own = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
-    with averaged(tiny_system.core, {k: torch.zeros_like(v) for k, v in own.items()}):
+def test_averaged_restores_the_weights(race_setup, tiny_system):
+    weights = {k: v.clone() for k, v in tiny_system.core.state_dict().items()}
+    with averaged(tiny_system.core, {k: torch.zeros_like(v) for k, v in weights.items()}):
         assert not any(v.any() for v in tiny_system.core.state_dict().values())
-    assert all(torch.equal(v, own[k]) for k, v in tiny_system.core.state_dict().items())
+    assert all(torch.equal(v, weights[k]) for k, v in tiny_system.core.state_dict().items())
 
 
 def test_feature_distance_of_a_core_to_itself_is_zero(tiny_system, tiny_data):
@@ -202,7 +202,7 @@ def whole_race(system, data, folder=None, *, trained=None, stop_at=None, by=sign
     Returns the arms, the finalists, and the steps that were trained (also in `trained`, where the race is stopped).
     """
     store = RaceStore(folder=folder, facts=facts or {"stage": "x"}) if folder else None
-    course = course_of(data, store=store)
+    race_setup = setup_of(data, store=store)
     trained = [] if trained is None else trained
 
     def on_step(phase, name, step):
@@ -215,7 +215,7 @@ def whole_race(system, data, folder=None, *, trained=None, stop_at=None, by=sign
         for name in NAMES:
             arms.append(
                 at_best_rate(
-                    course,
+                    race_setup,
                     STRATEGIES.get(name),
                     system,
                     budget=BUDGET,
@@ -225,7 +225,7 @@ def whole_race(system, data, folder=None, *, trained=None, stop_at=None, by=sign
                 )
             )
         finalists = race(
-            course, arms, budget=BUDGET, on_step=lambda arm, step: on_step("race", arm.strategy.name, step)
+            race_setup, arms, budget=BUDGET, on_step=lambda arm, step: on_step("race", arm.strategy.name, step)
         )
     return arms, finalists, trained
 
@@ -288,32 +288,32 @@ def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice
 
 
 def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, tiny_data, tmp_path, capsys):
-    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={"stage": "x"}))
-    arm = arm_of(course, tiny_system, "finetune")
-    advance(course, arm, 4)
+    race_setup = setup_of(tiny_data, store=RaceStore(folder=tmp_path, facts={"stage": "x"}))
+    arm = arm_of(race_setup, tiny_system, "finetune")
+    advance(race_setup, arm, 4)
 
     def again(facts):
-        return arm_of(replace(course, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune")
+        return arm_of(replace(race_setup, store=RaceStore(folder=tmp_path, facts=facts)), tiny_system, "finetune")
 
     assert again({"stage": "x"}).state.step == 4
     blob = next(tmp_path.rglob("core.safetensors"))
     blob.write_bytes(blob.read_bytes()[:-1] + b"x")
     assert again({"stage": "x"}).state.step == 0
     assert "finetune starts anew" in (told := capsys.readouterr().err) and "core.safetensors is damaged" in told
-    advance(course, arm, 8)
+    advance(race_setup, arm, 8)
     assert again({"stage": "y"}).state.step == 0
     assert "stage is x, this run has y" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
 def test_a_full_disk_ends_the_keeping_and_not_the_race(tiny_system, tiny_data, tmp_path, monkeypatch, capsys):
-    course = course_of(tiny_data, store=RaceStore(folder=tmp_path / "race", facts={}))
-    arm = arm_of(course, tiny_system, "align+head")
-    advance(course, arm, 2)
+    race_setup = setup_of(tiny_data, store=RaceStore(folder=tmp_path / "race", facts={}))
+    arm = arm_of(race_setup, tiny_system, "align+head")
+    advance(race_setup, arm, 2)
     monkeypatch.setattr(
         "sanakit.training.checkpoint.save_tensors", lambda *a: (_ for _ in ()).throw(OSError(28, "No space left"))
     )
-    race(course, [arm], budget=16)
-    assert arm.steps == [0, 2, 4, 8, 16] and "No space left" in course.store.lost
+    race(race_setup, [arm], budget=16)
+    assert arm.steps == [0, 2, 4, 8, 16] and "No space left" in race_setup.store.lost
     assert capsys.readouterr().err.count("not kept from here on") == 1 and not (tmp_path / "race").exists()
 
 
@@ -330,14 +330,14 @@ def diverging(monkeypatch, names, at):
 
 
 def test_an_arm_that_diverges_leaves_the_race_and_the_others_go_on(tiny_system, tiny_data, tmp_path, monkeypatch):
-    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
+    race_setup = setup_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
     rates = {"align+head": 0.5, "lora": 0.002, "finetune": 0.001, "naive": 0.0007}
-    arms = [arm_of(course, tiny_system, "align")]
+    arms = [arm_of(race_setup, tiny_system, "align")]
     for name, rate in rates.items():
         system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
-        arms.append(enter(course, STRATEGIES.get(name), system, budget=16, learning_rate=rate))
+        arms.append(enter(race_setup, STRATEGIES.get(name), system, budget=16, learning_rate=rate))
     diverging(monkeypatch, ("0.5",), 3)
-    finalists = race(course, arms, budget=16)
+    finalists = race(race_setup, arms, budget=16)
     lost = arms[1]
     assert lost.diverged.startswith("loss nan") and "at step 3" in lost.diverged and lost.steps == [0, 2]
     assert lost.forecast is None and lost not in finalists and len(finalists) >= 2
@@ -346,34 +346,34 @@ def test_an_arm_that_diverges_leaves_the_race_and_the_others_go_on(tiny_system, 
     assert record["diverged"] == lost.diverged and record["predicted_steps"] is None and len(record["losses"]) == 2
     assert not list(tmp_path.glob("align+head-0.5/step-*")) and (tmp_path / "align+head-0.5" / "curve.json").is_file()
     system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
-    kept = enter(course, STRATEGIES.get("align+head"), system, budget=16, learning_rate=0.5)
+    kept = enter(race_setup, STRATEGIES.get("align+head"), system, budget=16, learning_rate=0.5)
     assert kept.diverged == lost.diverged and kept.steps == [0, 2]  # and is not trained again
-    advance(course, kept, 16)
+    advance(race_setup, kept, 16)
     assert kept.steps == [0, 2]
 
 
 def test_a_rate_that_diverges_leaves_the_sweep(tiny_system, tiny_data, monkeypatch):
-    course = course_of(tiny_data)
+    race_setup = setup_of(tiny_data)
     diverging(monkeypatch, ("0.001",), 3)
-    arm = at_best_rate(course, STRATEGIES.get("finetune"), tiny_system, budget=16, rates=(1.0, 0.25))
+    arm = at_best_rate(race_setup, STRATEGIES.get("finetune"), tiny_system, budget=16, rates=(1.0, 0.25))
     assert not arm.diverged and arm.options.learning_rate == 0.00025
     assert arm.scores["rates"]["0.001"] is None and arm.scores["rates"]["0.00025"] > 0
 
 
-def test_the_learning_rate_is_chosen_at_half_the_budget(course, tiny_system, monkeypatch):
+def test_the_learning_rate_is_chosen_at_half_the_budget(race_setup, tiny_system, monkeypatch):
     """At a quarter the lower rate is ahead, by no more than noise at the images; at half the higher one is."""
     noise = np.random.default_rng(0).normal(size=16)
     curves = {0.002: {1: 1.4, 2: 1.31, 4: 1.1}, 0.001: {1: 1.4, 2: 1.30, 4: 1.2}, 0.00025: {1: 1.5, 2: 1.45, 4: 1.0}}
     trained = []
 
-    def advance(course, arm, until, on_step):
+    def advance(race_setup, arm, until, on_step):
         rate = arm.options.learning_rate
         trained.append((rate, until))
         arm.steps.append(until)
         arm.errors_by_evaluation.append(curves[rate][until] + noise * (0.1 if rate == 0.001 else 0))
 
     monkeypatch.setattr("sanakit.swap.race.advance", advance)
-    arm = at_best_rate(course, STRATEGIES.get("finetune"), tiny_system, budget=8, rates=(1.0, 0.25, 2.0))
+    arm = at_best_rate(race_setup, STRATEGIES.get("finetune"), tiny_system, budget=8, rates=(1.0, 0.25, 2.0))
     assert arm.options.learning_rate == 0.002
     assert trained == [
         (0.002, 1),
@@ -447,18 +447,18 @@ def test_looks_between_the_rungs_are_kept_and_change_nothing(tiny_system, tiny_d
         and evaluated_steps_between(0, 100) == [75]
         and evaluated_steps_between(75, 150) == []
     )
-    straight = arm_of(course_of(tiny_data), tiny_system, "finetune")
-    race(course_of(tiny_data), [straight], budget=16)
+    straight = arm_of(setup_of(tiny_data), tiny_system, "finetune")
+    race(setup_of(tiny_data), [straight], budget=16)
     monkeypatch.setattr(
         rungs_module, "EVALUATED_STEPS", (3, 4, 11, 40)
     )  # the second is a rung, the last lies beyond the budget
-    course = course_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
-    arm = arm_of(course, tiny_system, "finetune")
-    race(course, [arm], budget=16)
+    race_setup = setup_of(tiny_data, store=RaceStore(folder=tmp_path, facts={}))
+    arm = arm_of(race_setup, tiny_system, "finetune")
+    race(race_setup, [arm], budget=16)
     assert arm.extra_steps == [3, 11] and arm.steps == straight.steps == [0, 2, 4, 8, 16]
     assert np.array_equal(arm.errors, straight.errors) and arm.forecast == straight.forecast
     assert arm.train_loss == straight.train_loss
-    kept = arm_of(course, tiny_system, "finetune")
+    kept = arm_of(race_setup, tiny_system, "finetune")
     assert kept.extra_losses == arm.extra_losses and np.array_equal(kept.extra_errors, arm.extra_errors)
     record = json.loads(json.dumps(arm.as_dict()))
     assert record["extra_evaluations"]["steps"] == [3, 11] and record["extra_evaluations"]["losses"] == arm.extra_losses
@@ -468,24 +468,24 @@ def test_looks_between_the_rungs_are_kept_and_change_nothing(tiny_system, tiny_d
     assert record["steps"] == [0, 2, 4, 8, 16] and record["train_losses"] == [list(p) for p in arm.train_loss] != []
 
 
-def test_a_held_out_error_that_is_not_finite_has_diverged_too(course, tiny_system, monkeypatch):
-    arm = arm_of(course, tiny_system, "finetune")
+def test_a_held_out_error_that_is_not_finite_has_diverged_too(race_setup, tiny_system, monkeypatch):
+    arm = arm_of(race_setup, tiny_system, "finetune")
     monkeypatch.setattr(
         "sanakit.swap.race.held_out", lambda *a, **k: replace(arm.results[0], losses=arm.results[0].losses * np.nan)
     )
-    advance(course, arm, 2)
+    advance(race_setup, arm, 2)
     assert arm.diverged == "held-out loss nan after step 2" and arm.steps == [0]
 
 
 def test_where_every_arm_diverged_the_race_says_so(tiny_system, tiny_data, monkeypatch):
-    course = course_of(tiny_data)
-    arms = [arm_of(course, tiny_system, name) for name in ("align", "align+head", "finetune")]
+    race_setup = setup_of(tiny_data)
+    arms = [arm_of(race_setup, tiny_system, name) for name in ("align", "align+head", "finetune")]
     diverging(monkeypatch, ("0.001", "0.002"), 3)
     with pytest.raises(
         SanakitError, match=r"SK0512.*align\+head at 0.002: loss nan.*; finetune at 0.001: loss nan.*step 3"
     ):
-        race(course, arms, budget=16)
-    there = replace(course, target=target_of(1e3))  # what trains nothing is at the base's quality already
+        race(race_setup, arms, budget=16)
+    there = replace(race_setup, target=target_of(1e3))  # what trains nothing is at the base's quality already
     race(there, arms, budget=16)
     assert recommend(arms).strategy.name == "align"
 
@@ -493,9 +493,9 @@ def test_where_every_arm_diverged_the_race_says_so(tiny_system, tiny_data, monke
 def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny_data):
     """Every key of the section is the loop's, of the groups, or named here as a key of stage full alone."""
     changed = {
-        "batch_size": 8, "seed": 3, "weight_decay": 0.2, "max_grad_norm": 0.5, "prompt_dropout": 0.3, "sigmas": "uniform",
-        "accumulate": 2, "precision": "bf16", "gradient_checkpointing": True, "max_skipped": 4, "optimizer": "came",
-        "compile": True, "warmup": 1,
+        "batch_size": 8, "seed": 3, "weight_decay": 0.2, "max_grad_norm": 0.5, "prompt_dropout": 0.3,
+        "sigmas": "uniform", "accumulate": 2, "precision": "bf16", "gradient_checkpointing": True, "max_skipped": 4,
+        "optimizer": "came", "compile": True, "warmup": 1,
     }  # fmt: skip
     config = make_config({"train": changed | {"parallel": "fsdp", "ema_decay": 0.5}, "data": {"workers": 0}})
     options = options_of(config, STRATEGIES.get("finetune"))
@@ -519,16 +519,16 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
     assert TrainSection.model_fields.keys() == (loop - {"workers", "live_captions"}) | groups | full
 
     usable = replace(options, optimizer="adamw", compile=False)
-    arm = enter(course_of(tiny_data, options=usable), STRATEGIES.get("finetune"), tiny_system, budget=16)
-    own = OWN_OPTIONS | {"max_steps": 16, "learning_rate": 1e-3}
-    assert arm.options == replace(usable, **own) and arm.options.parallel == "ddp"
+    arm = enter(setup_of(tiny_data, options=usable), STRATEGIES.get("finetune"), tiny_system, budget=16)
+    expected = OWN_OPTIONS | {"max_steps": 16, "learning_rate": 1e-3}
+    assert arm.options == replace(usable, **expected) and arm.options.parallel == "ddp"
     assert tiny_system.core.is_gradient_checkpointing
 
 
 def test_rates_by_group_and_depth_are_of_the_race_too(tiny_system, tiny_data):
     config = make_config({"train": {"rates": {"input": 0.0, "core": 0.5}, "lora_rank": 3}})
     strategy = configured(config, STRATEGIES.get("finetune"))
-    arm = enter(course_of(tiny_data, layer_decay=0.5), strategy, tiny_system, budget=16)
+    arm = enter(setup_of(tiny_data, layer_decay=0.5), strategy, tiny_system, budget=16)
     assert strategy.name == "finetune" and not tiny_system.core.patch_embed.proj.weight.requires_grad
     scales = {id(p): group["scale"] for group in arm.state.optimizer.param_groups for p in group["params"]}
     assert scales[id(tiny_system.core.transformer_blocks[0].ff.conv_inverted.weight)] == 0.25
@@ -544,8 +544,8 @@ def test_a_step_that_may_be_left_out_is_named_and_spoils_no_curve(tiny_system, t
         return batch.map(lambda x: x * float("nan") if x.is_floating_point() and step == 4 else x)
 
     monkeypatch.setattr(train, "draw_batch", spoilt)
-    course = course_of(tiny_data, options=TrainOptions(max_steps=1, batch_size=8, max_skipped=1))
-    arm = arm_of(course, tiny_system, "align+head")
-    race(course, [arm], budget=16)
+    race_setup = setup_of(tiny_data, options=TrainOptions(max_steps=1, batch_size=8, max_skipped=1))
+    arm = arm_of(race_setup, tiny_system, "align+head")
+    race(race_setup, [arm], budget=16)
     assert arm.steps == [0, 2, 4, 8, 16] and not arm.diverged and arm.as_dict()["skipped_steps"] == [4]
     assert [step for step, _ in arm.train_loss] == [10] and np.isfinite(arm.train_loss[0][1])

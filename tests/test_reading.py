@@ -1,4 +1,5 @@
-"""Every file seen is read as it is meant, set aside with the reason, or counted as ignored; nothing is altered unsaid."""
+"""Every file seen is read as it is meant, set aside with the reason, or counted as ignored;
+nothing is altered unsaid."""
 
 import io
 import json
@@ -107,9 +108,9 @@ def test_captions_that_do_not_decode_are_set_aside_with_the_reason(tmp_path, kin
     good = [("1.png", png("blue")), ("1.txt", b"fine")]
     members = [("0.png", png()), ("0.txt", data), *good]
     source = folder_of(tmp_path / "a", dict(members)) if reader == "folder" else tar_of(tmp_path / "a.tar", members)
-    found = read(source)
-    assert found.captions == [["fine"]]
-    assert reason in next(iter(reasons(found).values())) and len(found.ledger) == 1
+    dataset = read(source)
+    assert dataset.captions == [["fine"]]
+    assert reason in next(iter(reasons(dataset).values())) and len(dataset.ledger) == 1
 
 
 NO_TEXT = {
@@ -135,9 +136,9 @@ def test_what_is_no_text_never_becomes_words(tmp_path, value):
         [("0.png", png()), ("0.json", record.encode()), ("1.png", png()), ("1.json", good.encode())],
     )
     for source in (tmp_path / "m.jsonl", shard):
-        found = read(source)
-        assert found.captions == [["fine"]] and len(found.ledger) == 1
-        assert NO_TEXT[value] in found.ledger[0]["reason"]
+        dataset = read(source)
+        assert dataset.captions == [["fine"]] and len(dataset.ledger) == 1
+        assert NO_TEXT[value] in dataset.ledger[0]["reason"]
 
 
 def test_tables_set_aside_what_is_no_text_and_read_the_rest(tmp_path):
@@ -147,31 +148,31 @@ def test_tables_set_aside_what_is_no_text_and_read_the_rest(tmp_path):
     rows = [{"image": png((i, 0, 0)), "captions": c, "name": n} for i, (c, n) in enumerate([(["a"], "x"), (None, "y")])]
     rows += [{"image": png(), "captions": ["b", None], "name": None}, {"image": None, "captions": ["c"], "name": "z"}]
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "a.parquet")
-    found = read(tmp_path / "a.parquet")
-    assert found.names == ["x"] and found.captions == [["a"]]
-    assert "caption is null" in reasons(found)["y"] and "caption 2 of 2 is null" in reasons(found)["a.parquet/2"]
-    assert "no image: the row holds null" in reasons(found)["z"]
+    dataset = read(tmp_path / "a.parquet")
+    assert dataset.names == ["x"] and dataset.captions == [["a"]]
+    assert "caption is null" in reasons(dataset)["y"] and "caption 2 of 2 is null" in reasons(dataset)["a.parquet/2"]
+    assert "no image: the row holds null" in reasons(dataset)["z"]
     raw = pa.array([b"good", b"caf\xe9", b"fine"], pa.binary())
     text = pa.Array.from_buffers(pa.string(), len(raw), raw.buffers())
     pq.write_table(pa.table({"image": [png()] * 3, "caption": text}), tmp_path / "b.parquet")
-    found = read(tmp_path / "b.parquet")
-    assert found.captions == [["good"], ["fine"]]
-    assert reasons(found) == {"b.parquet/1": "text that is not UTF-8: byte 0xe9"}
+    dataset = read(tmp_path / "b.parquet")
+    assert dataset.captions == [["good"], ["fine"]]
+    assert reasons(dataset) == {"b.parquet/1": "text that is not UTF-8: byte 0xe9"}
     paths = pa.array([{"bytes": None, "path": "far/away.png"}], pa.struct({"bytes": pa.binary(), "path": pa.string()}))
     pq.write_table(pa.table({"image": paths, "caption": ["a"]}), tmp_path / "c.parquet")
     with pytest.raises(SanakitError, match="SK0401.*only the path far/away.png"):
         read(tmp_path / "c.parquet")
     pq.write_table(pa.table({"image": [png()], "text": ["short"], "caption": ["long"]}), tmp_path / "d.parquet")
-    found = read(tmp_path / "d.parquet")
-    assert found.captions == [["long"]] and [*describe(found)["ignored"]] == ["columns text beside caption"]
+    dataset = read(tmp_path / "d.parquet")
+    assert dataset.captions == [["long"]] and [*describe(dataset)["ignored"]] == ["columns text beside caption"]
 
 
 def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     lines = [b"image,caption", b"0.png,fine", b"0.png", b"0.png,red, round", b"0.png,caf\xe9", b'0.png,"red, round"']
     folder_of(tmp_path, {"0.png": png(), "m.csv": b"\n".join(lines)})
-    found = read(tmp_path / "m.csv")
-    assert found.captions == [["fine"], ["red, round"]]
-    told = [row["reason"] for row in found.ledger]
+    dataset = read(tmp_path / "m.csv")
+    assert dataset.captions == [["fine"], ["red, round"]]
+    told = [row["reason"] for row in dataset.ledger]
     assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not valid Unicode" in told[2]
     folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
     with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
@@ -185,9 +186,9 @@ def test_a_json_line_that_is_wrong_is_set_aside_and_separators_inside_a_caption_
     rows = ['{"image": "0.png", "caption": "one\u2028two\x85three"}', "{broken", '{"image": null, "caption": "a"}']
     rows += ['{"image": "gone.png", "caption": "a"}', '{"image": "0.png", "caption": "a", "scores": [NaN]}']
     folder_of(tmp_path, {"0.png": png(), "m.jsonl": "\n".join(rows)})
-    found = read(tmp_path / "m.jsonl")
-    assert found.captions == [["one\u2028two\x85three"]]
-    told = [row["reason"] for row in found.ledger]
+    dataset = read(tmp_path / "m.jsonl")
+    assert dataset.captions == [["one\u2028two\x85three"]]
+    told = [row["reason"] for row in dataset.ledger]
     assert [reason.partition(":")[0] for reason in told[:3]] == ["no JSON", "no image", "file does not exist"]
     assert "scores is [nan]" in told[3]
 
@@ -198,10 +199,10 @@ def test_a_caption_file_is_a_caption_a_line_or_one_caption(tmp_path):
     )
     shard = tar_of(tmp_path / "a.tar", [(p.name, p.read_bytes()) for p in sorted(folder.iterdir())])
     for source in (folder, shard):
-        found = read(source)
-        assert found.captions == [["red", "apple"], ["one"]]
-        assert describe(found)["lines"] == 2
-        assert "2 captions are lines of caption files with several" in describe_lines(found)[0]
+        dataset = read(source)
+        assert dataset.captions == [["red", "apple"], ["one"]]
+        assert describe(dataset)["lines"] == 2
+        assert "2 captions are lines of caption files with several" in describe_lines(dataset)[0]
         whole = read(source, captions="whole")
         assert whole.captions == [["red apple"], ["one"]] and describe(whole)["lines"] == 0
     folder_of(folder, {"m.csv": "image,caption\n0.png,a\n"})
@@ -230,8 +231,8 @@ def test_16_bit_grey_is_scaled_not_clipped():
     ramp = np.linspace(0, 65535, 64 * 64).round().astype(np.uint16).reshape(64, 64)
     expected = np.round(ramp / 257).astype(int)
     for file_format in ("PNG", "TIFF", "PPM"):
-        found = decode(encoded(Image.fromarray(ramp), file_format), 64)
-        assert np.abs(found - expected[..., None]).max() <= 1, file_format
+        decoded = decode(encoded(Image.fromarray(ramp), file_format), 64)
+        assert np.abs(decoded - expected[..., None]).max() <= 1, file_format
     clear = encoded(Image.fromarray(np.full((8, 8), 300, np.uint16)), transparency=300)
     assert (decode(clear, 8) == 255).all()
     for values in (ramp.astype(np.float32), ramp.astype(np.int32)):
@@ -260,8 +261,8 @@ def test_a_colour_profile_is_converted_to_srgb(file_format, mode):
     image = colours().convert(mode)
     pixels = np.asarray(image.convert("RGB")).astype(int)
     options = {"lossless": True} if file_format == "WEBP" else {}
-    found = decode(encoded(image, file_format, icc_profile=profile(), **options), 16)
-    assert np.abs(found - pixels[..., [1, 0, 2]]).max() <= 2  # the file's red is shown as green
+    decoded = decode(encoded(image, file_format, icc_profile=profile(), **options), 16)
+    assert np.abs(decoded - pixels[..., [1, 0, 2]]).max() <= 2  # the file's red is shown as green
     plain = decode(encoded(image, file_format, icc_profile=profile(swap=None), **options), 16)
     assert np.array_equal(plain, pixels)  # sRGB itself changes no bit
 
@@ -283,14 +284,14 @@ def grey_profile():
 
 @pytest.mark.parametrize("mode", ["L", "LA"])
 def test_a_grey_profile_is_converted_to_srgb(mode):
-    found = decode(png((128, 255)[: len(mode)] if mode == "LA" else 128, mode=mode, icc_profile=grey_profile()), 8)
-    assert np.abs(found.astype(int) - 188).max() <= 1
+    decoded = decode(png((128, 255)[: len(mode)] if mode == "LA" else 128, mode=mode, icc_profile=grey_profile()), 8)
+    assert np.abs(decoded.astype(int) - 188).max() <= 1
     assert (decode(png((128,) * 3, icc_profile=grey_profile()), 8) == 128).all()  # not one of colours
 
 
 def test_alpha_stays_with_a_converted_profile():
-    found = decode(png((255, 0, 0, 0), mode="RGBA", icc_profile=profile()), 8)
-    assert (found == 255).all()
+    decoded = decode(png((255, 0, 0, 0), mode="RGBA", icc_profile=profile()), 8)
+    assert (decoded == 255).all()
     half = decode(png((255, 0, 0, 128), mode="RGBA", icc_profile=profile()), 8)
     assert np.abs(half[0, 0].astype(int) - [127, 255, 127]).max() <= 2
 
@@ -306,17 +307,17 @@ def test_a_profile_that_cannot_be_used_is_read_as_srgb_and_said(tmp_path):
         "moving.gif": encoded(image, "GIF", save_all=True, append_images=[Image.new("RGB", (16, 16), "blue")]),
     }
     folder_of(tmp_path / "a", files | {name.rpartition(".")[0] + ".txt": "x" for name in files})
-    found = read(tmp_path / "a")
-    assert len(found) == 6 and not found.ledger
-    changed = {kind: row["count"] for kind, row in describe(found)["changed"].items()}
+    dataset = read(tmp_path / "a")
+    assert len(dataset) == 6 and not dataset.ledger
+    changed = {kind: row["count"] for kind, row in describe(dataset)["changed"].items()}
     assert changed == {
         "colour profile that cannot be used, read as sRGB": 2,
         "converted to sRGB from another colour profile": 2,
         "16 bits a pixel, scaled to 8": 1,
         "several frames, the first is read": 1,
     }
-    assert np.array_equal(found.subset([found.names.index("garbage.png")]).pixels(16)[0], np.asarray(image))
-    assert "2 colour profile that cannot be used, read as sRGB (first cmyk.jpg)" in describe_lines(found)[1]
+    assert np.array_equal(dataset.subset([dataset.names.index("garbage.png")]).pixels(16)[0], np.asarray(image))
+    assert "2 colour profile that cannot be used, read as sRGB (first cmyk.jpg)" in describe_lines(dataset)[1]
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "WEBP", "PNG", "TIFF", *(["AVIF"] if AVIF else [])])
@@ -344,13 +345,13 @@ def test_a_photograph_is_cropped_or_padded_and_the_share_is_said(tmp_path):
     assert (cropped.pixels(20) == 60).all() and cropped.fit == "crop"
     assert (padded.pixels(30)[0, :5] == 255).all() and (padded.pixels(30)[0, 5:25] == image).all()
     assert (padded.split(False).subset([]).fit, cropped.fingerprint == padded.fingerprint) == ("pad", False)
-    for found, told in (
+    for dataset, told in (
         (cropped, "fit crop cuts off 33% of the area"),
         (padded, "fit pad adds white to 33% of the area"),
     ):
-        lines = describe_lines(found)
+        lines = describe_lines(dataset)
         assert told in lines[0] and "warning: SK0405: data.fit" in lines[-1] and "25% expected" in lines[-1]
-        assert not any("SK0405" in line for line in describe_lines(found, buckets=True))
+        assert not any("SK0405" in line for line in describe_lines(dataset, buckets=True))
     assert not any("SK0405" in line for line in describe_lines(load_images("openclipart")))
     assert load_images("openclipart").fit == "pad" and load_images("openclipart", fit="crop").fit == "crop"
 
@@ -388,23 +389,23 @@ def test_an_image_whose_exif_cannot_be_read_is_named_and_the_others_are_read(tmp
     turned = encoded(Image.new("RGB", (12, 8), "red"), exif=exif)
     files = {"bad.png": png(pnginfo=bad), "good.png": png(), "turned.png": turned}
     folder_of(tmp_path / "a", files | {"bad.txt": "x", "good.txt": "y", "turned.txt": "z"})
-    found = read(tmp_path / "a")
-    assert found.names == ["good.png", "turned.png"] and list(reasons(found)) == ["bad.png"]
-    assert found.survey.sizes == [(12, 8), (8, 12)]
+    dataset = read(tmp_path / "a")
+    assert dataset.names == ["good.png", "turned.png"] and list(reasons(dataset)) == ["bad.png"]
+    assert dataset.survey.sizes == [(12, 8), (8, 12)]
 
 
 def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
     folder_of(tmp_path / "a", {"0.png": png("red"), "0.txt": "x", "1.png": png("blue"), "1.txt": "y"})
-    own = images.open_image
+    open_image = images.open_image
 
     def fails(data, least):
         if data == png("red"):
             raise AttributeError("'str' object has no attribute 'decode'")
-        return own(data, least)
+        return open_image(data, least)
 
     monkeypatch.setattr("sanakit.data.load.open_image", fails)
-    found = read(tmp_path / "a")
-    assert found.names == ["1.png"] and reasons(found)["0.png"].startswith("AttributeError: 'str' object")
+    dataset = read(tmp_path / "a")
+    assert dataset.names == ["1.png"] and reasons(dataset)["0.png"].startswith("AttributeError: 'str' object")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -414,9 +415,9 @@ def test_a_second_caption_file_of_one_stem_is_counted(tmp_path):
     folder = folder_of(tmp_path / "a", {"0.png": png(), "0.TXT": "read", "0.txt": "counted"})
     if len(list(folder.iterdir())) < 3:
         pytest.skip("this file system does not tell capitals apart")
-    found = read(folder)
-    assert found.captions == [["read"]]
-    assert describe(found)["ignored"] == {
+    dataset = read(folder)
+    assert dataset.captions == [["read"]]
+    assert describe(dataset)["ignored"] == {
         ".txt that differ from another in capitals alone": {"count": 1, "first": "0.txt"}
     }
 
@@ -454,9 +455,9 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     (folder / "u.png").symlink_to(folder / "gone.png")
     (folder / "u.txt").write_text("x")
     os.mkfifo(folder / "v.pipe")  # to open one would wait for ever
-    found = read(folder)
-    assert found.names == sorted(data) and not {name for name in found.names if name.startswith(".")}
-    told = reasons(found)
+    dataset = read(folder)
+    assert dataset.names == sorted(data) and not {name for name in dataset.names if name.startswith(".")}
+    told = reasons(dataset)
     assert set(told) == {*aside, "q.png", "t.png", "u.png"}
     for name, part in {
         "i.heic": "HEIC",
@@ -471,7 +472,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         "u.png": "link to a file that does not exist",
     }.items():
         assert part in told[name], told[name]
-    ignored = {kind: row["count"] for kind, row in describe(found)["ignored"].items()}
+    ignored = {kind: row["count"] for kind, row in describe(dataset)["ignored"].items()}
     assert ignored == {
         "hidden files": 2,
         "hidden folders": 2,
@@ -482,9 +483,9 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         ".txt without an image": 1,
         "links and devices": 1,
     }
-    seen = len(found) + len(told) + sum(ignored.values())
+    seen = len(dataset) + len(told) + sum(ignored.values())
     assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.caption, t.png, u.png, v.pipe, p.txt
-    line = describe_lines(found)[1]
+    line = describe_lines(dataset)[1]
     assert line.startswith("  ignored: 2 .tar, 2 hidden files, 2 hidden folders") and "README.md" in line
 
 
@@ -493,9 +494,9 @@ def test_names_in_another_encoding_are_escaped_wherever_they_are_told(tmp_path):
     for name, content in ((b"caf\xe9.png", png()), (b"caf\xe9.txt", b"b"), (b"th\xe9.md", b""), (b"th\xe9.heic", b"x")):
         with open(os.path.join(os.fsencode(folder), name), "wb") as file:  # noqa: PTH118, PTH123
             file.write(content)
-    found = read(folder)
-    assert found.names == ["0.png", "caf\\udce9.png"] and found.fingerprint
-    assert "th\\udce9.md" in describe_lines(found)[1] and "\n".join(describe_lines(found)).encode()
+    dataset = read(folder)
+    assert dataset.names == ["0.png", "caf\\udce9.png"] and dataset.fingerprint
+    assert "th\\udce9.md" in describe_lines(dataset)[1] and "\n".join(describe_lines(dataset)).encode()
 
 
 def test_linked_folders_are_read_once_and_loops_end(tmp_path):
@@ -506,9 +507,9 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     (folder / "linked").symlink_to(elsewhere)
     (folder / "again").symlink_to(folder / "x")
     (folder / "x" / "loop").symlink_to(folder)
-    found = read(folder)
-    assert found.names == ["linked/1.png", "linked/deep/2.png", "x/0.png"]
-    assert describe(found)["ignored"]["folders linked twice"]["count"] == 2
+    dataset = read(folder)
+    assert dataset.names == ["linked/1.png", "linked/deep/2.png", "x/0.png"]
+    assert describe(dataset)["ignored"]["folders linked twice"]["count"] == 2
 
 
 def test_a_registered_data_set_that_is_not_ours_is_screened_and_states_its_own_fit(monkeypatch):
@@ -518,8 +519,8 @@ def test_a_registered_data_set_that_is_not_ours_is_screened_and_states_its_own_f
         return ImageDataset(source="mine", names=["a", "b"], captions=[["x"]] * 2, images=[png(), b"broken"], fit="pad")
 
     monkeypatch.setitem(DATASETS._objects, "mine", mine)
-    found = read("mine")
-    assert found.names == ["a"] and found.fit == "pad" and "no image that can be read" in reasons(found)["b"]
+    dataset = read("mine")
+    assert dataset.names == ["a"] and dataset.fit == "pad" and "no image that can be read" in reasons(dataset)["b"]
     assert read("mine", fit="crop").fit == "crop"
 
 
@@ -550,15 +551,15 @@ def test_every_member_of_a_shard_is_read_set_aside_or_counted(tmp_path):
         ("8.png", png()),
     ]
     members += [("9.png", png()), ("9.json", b'{"caption": ["a"], "scores": ["high"]}')]
-    found = read(tar_of(tmp_path / "a.tar", members))
-    assert found.names == [f"a.tar/{i}" for i in (0, 1, 2, 5)]
-    assert found.captions == [["first", "third"], ["one"], ["two"], ["five"]] and found.images[0] == png("red")
-    second = [row["reason"] for row in found.ledger if row["name"] == "a.tar/0"]
+    dataset = read(tar_of(tmp_path / "a.tar", members))
+    assert dataset.names == [f"a.tar/{i}" for i in (0, 1, 2, 5)]
+    assert dataset.captions == [["first", "third"], ["one"], ["two"], ["five"]] and dataset.images[0] == png("red")
+    second = [row["reason"] for row in dataset.ledger if row["name"] == "a.tar/0"]
     assert second == [f"second sample of this key: {name} came before" for name in ("0.png", "0.jpg")]
-    told = reasons(found)
+    told = reasons(dataset)
     assert "HEIC" in told["a.tar/3.heic"] and "no JSON" in told["a.tar/6"] and "scores is ['high']" in told["a.tar/9"]
     assert told["a.tar/7"] == "no caption: found .json" and told["a.tar/8"] == "no caption: found the image alone"
-    assert describe(found)["ignored"] == {
+    assert describe(dataset)["ignored"] == {
         "hidden files": {"count": 2, "first": "._0.png"},
         ".cls": {"count": 1, "first": "4.cls"},
     }
@@ -627,8 +628,8 @@ def test_a_run_reads_its_images_and_captions_by_its_configuration(tmp_path):
     source = str(folder_of(tmp_path / "a", files))
     for options, fit, captions in (({}, "crop", ["a", "b"]), ({"fit": "pad", "captions": "whole"}, "pad", ["a b"])):
         config = make_config({"data": {"source": source} | options})
-        found = Swap(config=config, run=RunFolder(tmp_path, config)).splits
-        assert {half.fit for half in found} == {fit} and found[0].captions[0] == captions
+        splits = Swap(config=config, run=RunFolder(tmp_path, config)).splits
+        assert {half.fit for half in splits} == {fit} and splits[0].captions[0] == captions
     with pytest.raises(SanakitError, match="SK0104.*data.fit"):
         make_config({"data": {"fit": "stretch"}})
 

@@ -173,14 +173,14 @@ def test_charts_skip_what_is_no_number(bad):
 
 @pytest.mark.parametrize("low, high", [(0, 1), (-3.2, 17), (1e-9, 3e-9), (0, 0), (999, 12345)])
 def test_ticks_are_few_round_and_inside(low, high):
-    found = charts.ticks(low, high)
-    assert 1 <= len(found) <= 6 and all(low <= t <= high * (1 + 1e-9) for t in found)
+    ticks = charts.ticks(low, high)
+    assert 1 <= len(ticks) <= 6 and all(low <= t <= high * (1 + 1e-9) for t in ticks)
 
 
 @pytest.mark.parametrize("low, high", [(0.3, 9), (1e-6, 1e6), (0.01, 1)])
 def test_log_ticks_are_few_and_inside(low, high):
-    found = charts.log_ticks(low, high)
-    assert 2 <= len(found) <= 12 and all(low <= t <= high for t in found)
+    ticks = charts.log_ticks(low, high)
+    assert 2 <= len(ticks) <= 12 and all(low <= t <= high for t in ticks)
 
 
 def test_chart_text_is_escaped():

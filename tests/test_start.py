@@ -54,10 +54,14 @@ def swap_of(monkeypatch, errors, start="auto"):
 
 def test_three_strategies_follow_the_start_and_the_others_do_not():
     for name in STRATEGIES.names():
-        own = STRATEGIES.get(name)
-        found = starting_at(own, "align-blocks")
-        assert (found.initialise == "align-blocks") == (name in FOLLOW | {"align-blocks"}), name
-        assert found.name == name and found.scales == own.scales and starting_at(own, "align") is own
+        strategy = STRATEGIES.get(name)
+        following = starting_at(strategy, "align-blocks")
+        assert (following.initialise == "align-blocks") == (name in FOLLOW | {"align-blocks"}), name
+        assert (
+            following.name == name
+            and following.scales == strategy.scales
+            and starting_at(strategy, "align") is strategy
+        )
 
 
 @pytest.mark.parametrize(("blocks", "best"), [(1.2, "align-blocks"), (1.4, "align")])
@@ -95,10 +99,10 @@ def test_unequal_token_grids_are_started_by_align(tiny_system, tiny_data):
     data = replace(
         tiny_data, latents=torch.nn.functional.avg_pool2d(tiny_data.latents.flatten(0, 1), 2).unflatten(0, (64, 2))
     )
-    found = {n: build(tiny_system, vae, STRATEGIES.get(n), data, tiny_data, seed=0) for n in ("align", "align-blocks")}
-    assert "16 tokens an image -> 4" in found["align-blocks"][1]["start_note"] and "start_note" not in found["align"][1]
-    own, other = (system.core.state_dict() for system, _ in found.values())
-    assert all(torch.equal(own[name], other[name]) for name in own)
+    built = {n: build(tiny_system, vae, STRATEGIES.get(n), data, tiny_data, seed=0) for n in ("align", "align-blocks")}
+    assert "16 tokens an image -> 4" in built["align-blocks"][1]["start_note"] and "start_note" not in built["align"][1]
+    aligned, other = (system.core.state_dict() for system, _ in built.values())
+    assert all(torch.equal(aligned[name], other[name]) for name in aligned)
 
 
 def test_plan_and_dry_run_say_how_many_draws_and_what_they_take(tiny_system):

@@ -1,4 +1,5 @@
-"""The decision study: its plan, what its runs leave on disk, that they resume, and that the evaluation third is used once."""
+"""The decision study: its plan, what its runs leave on disk, that they resume,
+and that the evaluation third is used once."""
 
 import ast
 import copy
@@ -118,8 +119,10 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path):
         decision_study.evaluate(tmp_path)
     assert decision_study.next_run("", set(), tmp_path) == held[0]
     study_rows.add_run(finished(held[0]), evaluation=True, late=False, results=tmp_path)
-    found = decision_study.evaluate(tmp_path)
-    assert found["runs"] == 16 and {row["candidate"] for row in found["swaps"]} == {r.swap.candidate for r in held}
+    verdicts = decision_study.evaluate(tmp_path)
+    assert verdicts["runs"] == 16 and {row["candidate"] for row in verdicts["swaps"]} == {
+        r.swap.candidate for r in held
+    }
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)
 
@@ -232,8 +235,8 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
         runner = study_run.Runner(swap=swap, run=run, folder=folder, length=length)
         keeper, steps = runner.keeper, []
 
-        def mortal(course, arm):
-            keep = keeper(course, arm)
+        def mortal(setup, arm):
+            keep = keeper(setup, arm)
 
             def after(step):
                 steps.append(step)
@@ -274,9 +277,9 @@ def test_the_earlier_study_replays_to_the_rows_that_are_committed():
             f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
         )
         path = EXPERIMENTS.parent / "results" / "decision_study" / f"{stem}.json"
-        found = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
-        same = found.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
-        assert {key: row[key] for key in same} == json.loads(json.dumps({key: found[key] for key in same}))
+        replayed = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
+        same = replayed.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
+        assert {key: row[key] for key in same} == json.loads(json.dumps({key: replayed[key] for key in same}))
         assert {"truth", "right", "recommended", "steps", "covered"} <= same
 
 

@@ -157,7 +157,8 @@ def test_the_model_samples_and_serves_as_a_base(world, finished):
 
 @pytest.mark.slow
 def test_an_adapter_is_trained_saved_and_sampled(world):
-    """--set adapter.name reaches the smoke race, the model on disk and the sampler; the export is not a stock pipeline."""
+    """--set adapter.name reaches the smoke race, the model on disk and the sampler;
+    the export is not a stock pipeline."""
     result = swap(
         world, "vae", "pca-f16c32", "--stages", "smoke,full", "--force", "--strategy", "finetune",
         "--set", "adapter.name=conv-latents", "--json", run_dir="adapted",

@@ -38,8 +38,8 @@ def test_agreement_is_the_correlation_of_cosines_word_by_word():
 def test_an_encoder_agrees_with_itself_and_its_control_does_not():
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     words = [a + b + c for a in "abcd" for b in "efgh" for c in "ijkl"]
-    found = agreement_with_base(encoder, encoder, words)
-    assert found["agreement"].mean() == pytest.approx(1) and found["control_agreement"].mean() < 0.9
+    terms = agreement_with_base(encoder, encoder, words)
+    assert terms["agreement"].mean() == pytest.approx(1) and terms["control_agreement"].mean() < 0.9
 
 
 class FakeSwap:

@@ -189,16 +189,16 @@ def goal_of(count=64, level=1.0):
 def test_a_curve_that_does_not_fall_has_an_open_interval_from_the_end_of_the_race(curve):
     steps = [0, 12, 25, 50, 100]
     noise = 1 + 0.002 * np.random.default_rng(0).normal(size=64)
-    found = forecast(steps, np.outer(curve, noise), goal_of())
-    assert (found.steps, found.low, found.high) == (np.inf, 100, np.inf) and not found.conclusive
-    assert found.as_dict()["predicted_steps_low"] == 100
+    forecasted = forecast(steps, np.outer(curve, noise), goal_of())
+    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf, 100, np.inf) and not forecasted.conclusive
+    assert forecasted.as_dict()["predicted_steps_low"] == 100
 
 
 def test_no_end_of_an_interval_lies_beyond_the_horizon_but_an_open_one():
     steps = [0, 12, 25, 50, 100]
     curve = np.array([1.9, 1.8999, 1.8998, 1.8997, 1.8996])
-    found = forecast(steps, np.outer(curve, np.ones(64)), goal_of())
-    assert (found.steps, found.low, found.high) == (np.inf, HORIZON * 100, np.inf)
+    forecasted = forecast(steps, np.outer(curve, np.ones(64)), goal_of())
+    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf, HORIZON * 100, np.inf)
 
 
 def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
@@ -206,14 +206,14 @@ def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
     steps, law = [0, 12, 25, 50, 100], lambda s: 2 * (s + 1) ** -0.2
     curve = np.array([0.76, 0.77, 0.78, law(50), law(100)])
     assert steps_to_reach(steps, curve, law(149)) == pytest.approx(149, rel=1e-6)
-    found = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(149)))
-    assert found.steps == pytest.approx(149) and found.conclusive
-    assert 100 < found.low < found.steps < found.high < np.inf
+    forecasted = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(149)))
+    assert forecasted.steps == pytest.approx(149) and forecasted.conclusive
+    assert 100 < forecasted.low < forecasted.steps < forecasted.high < np.inf
 
 
 def test_an_arm_that_trains_nothing_never_arrives():
-    found = forecast([0], np.full((1, 64), 1.2), goal_of())
-    assert (found.steps, found.low, found.high) == (np.inf,) * 3
+    forecasted = forecast([0], np.full((1, 64), 1.2), goal_of())
+    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf,) * 3
 
 
 def test_noise_of_a_image_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):

@@ -41,15 +41,15 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
 
 def test_more_images_make_narrower_intervals_and_more_samples_judge(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    found = []
+    intervals = []
     for count in (16, 144):
         options = (*BARE, "--vae", "pca-f16c16", "--run-dir", str(count), "--set", f"component.num_images={count}")
         gates = json.loads(run(app, [*options]).stdout)["stages"]["component"]["gates"]
         judged = [g for g in gates if g["ci_low"] is not None]
         assert judged and {g["samples"] for g in judged} == {count}
-        found.append({g["gate"]: g["ci_high"] - g["ci_low"] for g in judged})
+        intervals.append({g["gate"]: g["ci_high"] - g["ci_low"] for g in judged})
         assert f"worst of {count}" in (tmp_path / str(count) / "figures.json").read_text()
-    wider = [few / many for few, many in zip(found[0].values(), found[1].values(), strict=True)]
+    wider = [few / many for few, many in zip(intervals[0].values(), intervals[1].values(), strict=True)]
     assert 1.5 < sorted(wider)[len(wider) // 2] < 6, "the root of 9 is 3"
 
 

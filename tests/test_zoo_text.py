@@ -42,8 +42,8 @@ def test_published_configuration_has_the_declared_width(name):
         ids = torch.zeros(1, 8, dtype=torch.long, device="meta")
         # T5Gemma would read the mask's values, which a meta tensor has not; given masks are taken as they are
         masks = {"full_attention": None, "sliding_attention": None} if "T5Gemma" in entry.model_class else None
-        found = model(input_ids=ids, attention_mask=masks).last_hidden_state
-    assert found.shape == (1, 8, entry.spec.embed_dim)
+        states = model(input_ids=ids, attention_mask=masks).last_hidden_state
+    assert states.shape == (1, 8, entry.spec.embed_dim)
     assert token_limit(model) >= entry.spec.max_tokens
 
 
@@ -73,12 +73,16 @@ def test_a_twin_reads_by_the_policy_of_its_record():
 def test_sanas_reading_drops_the_instruction_after_it_was_read():
     encoder = TEXT_ENCODERS.get("gemma-2-2b-it").tiny()
     assert encoder.spec.instruction == INSTRUCTION and len(INSTRUCTION) > 1000
-    found, bare = encoder.encode(["A Cat "]), encoder.encode(["a cat"], instruction=False)
+    instructed, bare = encoder.encode(["A Cat "]), encoder.encode(["a cat"], instruction=False)
     assert bare.mask.sum() == 6  # <bos> and five bytes
-    assert found.mask.sum() == 7  # the prompt is stripped; SanaPipeline's arithmetic keeps the instruction's last token
-    torch.testing.assert_close(found.embeds[:, 0], bare.embeds[:, 0], atol=1e-4, rtol=1e-4)  # before the instruction
-    assert torch.equal(found.embeds, encoder.encode(["a cat"]).embeds)  # lower-cased
-    assert (found.embeds[:, 1] - bare.embeds[:, 1]).abs().max() > 1e-3
+    assert (
+        instructed.mask.sum() == 7
+    )  # the prompt is stripped; SanaPipeline's arithmetic keeps the instruction's last token
+    torch.testing.assert_close(
+        instructed.embeds[:, 0], bare.embeds[:, 0], atol=1e-4, rtol=1e-4
+    )  # before the instruction
+    assert torch.equal(instructed.embeds, encoder.encode(["a cat"]).embeds)  # lower-cased
+    assert (instructed.embeds[:, 1] - bare.embeds[:, 1]).abs().max() > 1e-3
     assert encoder.null().mask.sum() == 1
 
 
@@ -149,8 +153,8 @@ def test_a_folder_with_a_head_gives_the_base_models_hidden_states(name, tmp_path
     mask = torch.ones_like(batch["attention_mask"]) if encoder.spec.attend_padding else batch["attention_mask"]
     with torch.no_grad():
         hidden = part(whole)(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state
-    found = encoder.encode(["a cat"])
-    torch.testing.assert_close(found.embeds, hidden * found.mask[..., None], atol=1e-5, rtol=1e-4)
+    embedded = encoder.encode(["a cat"])
+    torch.testing.assert_close(embedded.embeds, hidden * embedded.mask[..., None], atol=1e-5, rtol=1e-4)
 
 
 def test_a_model_that_gives_logits_is_refused(llama):
@@ -172,14 +176,14 @@ def test_a_name_can_carry_a_reading_policy(llama):
         ("instruction=sana&select=first-last", True),
     ):
         encoder = load_text_encoder(f"path:{llama}?{query}")
-        found = encoder.encode(["A b"]).embeds
-        assert found.shape[1] == encoder.spec.max_tokens
-        assert torch.allclose(found[:, 1:4], plain.embeds[:, 1:4], atol=1e-5) != changed, query
+        embeds = encoder.encode(["A b"]).embeds
+        assert embeds.shape[1] == encoder.spec.max_tokens
+        assert torch.allclose(embeds[:, 1:4], plain.embeds[:, 1:4], atol=1e-5) != changed, query
     assert load_text_encoder(f"path:{llama}?instruction=sana").spec.instruction == INSTRUCTION
     output = encoder.model(input_ids=torch.tensor([[1, 70]]), output_hidden_states=True)
     normed = [torch.nn.functional.layer_norm(state, (16,)) for state in output.hidden_states[1:]]
-    found = encoder._hidden(output, "mean")
-    torch.testing.assert_close(found, sum(normed) / 2)
+    embeds = encoder._hidden(output, "mean")
+    torch.testing.assert_close(embeds, sum(normed) / 2)
 
 
 @pytest.mark.parametrize(
@@ -258,10 +262,10 @@ def test_an_encoder_of_another_pipeline_finds_its_tokenizer_beside_it(llama, tmp
     for file in (pipe / "text_encoder_2").glob("tokenizer*"):
         file.rename(pipe / "tokenizer_2" / file.name)
     (pipe / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline"}))
-    found = load_text_encoder(f"path:{pipe / 'text_encoder_2'}")
+    encoder = load_text_encoder(f"path:{pipe / 'text_encoder_2'}")
     expected = load_text_encoder(f"path:{llama}")
-    assert torch.equal(found.encode(["a"]).embeds, expected.encode(["a"]).embeds)
-    assert found.fingerprint() == expected.fingerprint()
+    assert torch.equal(encoder.encode(["a"]).embeds, expected.encode(["a"]).embeds)
+    assert encoder.fingerprint() == expected.fingerprint()
 
 
 def test_a_repository_that_cannot_be_had_says_what_to_do():
@@ -290,11 +294,11 @@ def clip(tmp_path):
 def test_an_open_clip_folder_gives_the_tokens_behind_its_pooled_vector(clip):
     folder, model = clip
     encoder = load_text_encoder(f"path:{folder}")
-    found = encoder.encode(["a red apple"])
-    assert found.embeds.shape == (1, 16, 16) and found.mask.sum() == 5
+    embedded = encoder.encode(["a red apple"])
+    assert embedded.embeds.shape == (1, 16, 16) and embedded.mask.sum() == 5
     with torch.no_grad():
         pooled = model.encode_text(encoder.tokenizer(["a red apple"], context_length=16))
-        torch.testing.assert_close(found.embeds[:, 4] @ model.text_projection, pooled, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(embedded.embeds[:, 4] @ model.text_projection, pooled, atol=1e-5, rtol=1e-4)
 
 
 def test_an_open_clip_folder_around_a_transformers_model_is_refused(clip):
@@ -320,7 +324,7 @@ def test_a_packaged_encoder_puts_like_prompts_near(name):
         encoder = load_text_encoder(name)
     except SanakitError as error:
         pytest.skip(str(error))
-    found = encoder.encode(["a red apple", "a red fruit", "a steam locomotive"])
-    pooled = found.embeds.sum(1) / found.mask.sum(1, keepdim=True)
+    embedded = encoder.encode(["a red apple", "a red fruit", "a steam locomotive"])
+    pooled = embedded.embeds.sum(1) / embedded.mask.sum(1, keepdim=True)
     near, far = torch.nn.functional.cosine_similarity(pooled[:1], pooled[1:])
     assert near > far

@@ -2,12 +2,14 @@
 
     apt-get download openclipart-svg openclipart-png
     for deb in openclipart-*.deb; do dpkg-deb -x $deb openclipart; done
-    python experiments/assets/pack_openclipart.py openclipart/usr/share/openclipart --out sanakit/assets/openclipart-96.parquet
+    python experiments/assets/pack_openclipart.py openclipart/usr/share/openclipart \\
+        --out sanakit/assets/openclipart-96.parquet
 
 One row per image: `name` (the path inside the collection, the identity that the split hashes), `captions`
 (title, title with keywords), `creator`, `image` (WebP, 96 px, on white). The SVG of an image gives its words
 and its licence, the PNG its pixels. An image stays only if its own metadata carries the public-domain tag,
-it opens, it shows something and nothing already packed evaluations the same. Everything set aside is a row of the ledger beside the output, with the reason.
+it opens, it shows something and nothing already packed evaluations the same. Everything set aside is a row of the
+ledger beside the output, with the reason.
 """
 
 import argparse
@@ -114,7 +116,8 @@ def captions(drawing: Drawing, common_titles: set[str]) -> list[str]:
 
 
 def drop_duplicates(drawings: list[Drawing]) -> None:
-    """The same drawing: thumbnails (12 x 12) that differ by under a tenth of what the image itself differs from white."""
+    """The same drawing: thumbnails (12 x 12) that differ by under a tenth of what the image itself differs from
+    white."""
     candidates = [p for p in drawings if not p.reason]
     signatures = np.stack([p.signature for p in candidates])
     ink = np.abs(signatures - 255).mean(1)

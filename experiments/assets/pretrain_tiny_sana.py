@@ -3,8 +3,8 @@
     python experiments/assets/pretrain_tiny_sana.py --minutes 85 --threads 2
 
 Recipe: latents of dc-f16c32 in ten views of every image (itself, mirrored, eight shifted, scaled and mirrored at
-random), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a cosine to zero over the given
-time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
+random), MiniLM tokens, logit-normal sigmas, 10% null prompts, bf16 autocast, AdamW with warm-up and a cosine to zero
+over the given time, EMA .999. Checkpoints every 500 steps under --work; the same command goes on from the last one.
 """
 
 import argparse
@@ -131,12 +131,12 @@ def main() -> None:
     def evaluate() -> None:
         trained = {k: v.clone() for k, v in core.state_dict().items()}
         core.load_state_dict(state.ema)
-        own = held_out(system, test).loss
+        own_loss = held_out(system, test).loss
         known = held_out(system, train).loss
-        gain = held_out(system, test, prompt="null").loss - own
-        shuffled = held_out(system, test, prompt="shuffled").loss - own
+        gain = held_out(system, test, prompt="null").loss - own_loss
+        shuffled = held_out(system, test, prompt="shuffled").loss - own_loss
         core.load_state_dict(trained)
-        curve.append([state.step, *(round(value, 4) for value in (running, known, own, gain, shuffled))])
+        curve.append([state.step, *(round(value, 4) for value in (running, known, own_loss, gain, shuffled))])
         for old in args.work.glob("ema-*.safetensors"):
             old.unlink()
         save_file({k: v.contiguous() for k, v in state.ema.items()}, args.work / f"ema-{state.step}.safetensors")
@@ -151,9 +151,9 @@ def main() -> None:
         if state.step % 500 == 0:
             evaluate()
     core.load_state_dict(state.ema)
-    own = held_out(system, test, count=len(test)).loss
+    own_loss = held_out(system, test, count=len(test)).loss
     quality = {
-        "held_out_loss": own,
+        "held_out_loss": own_loss,
         "train_loss": held_out(system, train, count=len(test)).loss,
         "null_prompt_loss": held_out(system, test, count=len(test), prompt="null").loss,
         "shuffled_prompt_loss": held_out(system, test, count=len(test), prompt="shuffled").loss,

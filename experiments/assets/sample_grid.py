@@ -1,6 +1,6 @@
-"""Draw docs/tiny-sana.png: eight held-in prompts of the embedded world and, below them, eight held-out ones, each as its
-sample over the image that has this name. The prompts are drawn among OpenMoji's names, which say what an image shows
-(titles of openclipart often do not); --seed draws others, --data among others.
+"""Draw docs/tiny-sana.png: eight held-in prompts of the embedded world and, below them, eight held-out ones, each as
+its sample over the image that has this name. The prompts are drawn among OpenMoji's names, which say what an image
+shows (titles of openclipart often do not); --seed draws others, --data among others.
 
     python experiments/assets/sample_grid.py
     python experiments/assets/sample_grid.py --recognise 256
@@ -40,8 +40,9 @@ def recognise(base: str, data: str, count: int, seed: int) -> None:
         nearer = (distance < distance.diagonal()[:, None]).float().sum(1)
         share = nearer / (len(names) - 1)
         print(
-            f"{label}: {len(names)} samples; of the others' images {share.median():.3f} are nearer than the own one (median), "
-            f"{share.mean():.3f} (mean); own image nearest in {(nearer == 0).float().mean():.1%}, chance {1 / len(names):.1%}"
+            f"{label}: {len(names)} samples; of the others' images {share.median():.3f} are nearer than the own one "
+            f"(median), {share.mean():.3f} (mean); own image nearest in {(nearer == 0).float().mean():.1%}, chance "
+            f"{1 / len(names):.1%}"
         )
 
 

@@ -164,8 +164,8 @@ def main() -> None:
     quality = psnr(model, held_out)
     model.half().save_pretrained(folder)
     card = {
-        "recipe": f"experiments/assets/train_vae.py {args.name} --minutes {args.minutes:g} --batch-size {args.batch_size} "
-        f"--learning-rate {args.learning_rate:g} --threads {args.threads}",
+        "recipe": f"experiments/assets/train_vae.py {args.name} --minutes {args.minutes:g} "
+        f"--batch-size {args.batch_size} --learning-rate {args.learning_rate:g} --threads {args.threads}",
         "started_at": before and {key: before[key] for key in ("recipe", "seed", "steps", "quality")},
         "seed": args.seed,
         "steps": step,

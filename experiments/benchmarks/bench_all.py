@@ -95,7 +95,8 @@ def training_step(repeats: int) -> list[Row]:
         optimizer.zero_grad(set_to_none=True)
 
     return [
-        compare("training step", ours, bare, meaning="times a bare step", against="bare PyTorch loop", share=True, repeats=4 * repeats)
+        compare("training step", ours, bare, meaning="times a bare step", against="bare PyTorch loop", share=True,
+                repeats=4 * repeats)
     ]  # fmt: skip
 
 
@@ -113,7 +114,8 @@ def ema(repeats: int) -> list[Row]:
 
     return [
         compare("EMA", ours, one_by_one, meaning="times faster", against="tensor by tensor", repeats=repeats),
-        compare("EMA, part of a step", ours, step, meaning="of a training step", against="training step", share=True, repeats=repeats),
+        compare("EMA, part of a step", ours, step, meaning="of a training step", against="training step", share=True,
+                repeats=repeats),
     ]  # fmt: skip
 
 
@@ -183,7 +185,8 @@ def alignment(repeats: int) -> list[Row]:
     together = torch.randn(1024, 64, 6, 6)
     rows = together.permute(0, 2, 3, 1).flatten(0, 2)
     return [
-        compare("alignment of the input, 1,024 images", lambda: align_input(system.core, base, latents, latents), step, **part),
+        compare("alignment of the input, 1,024 images", lambda: align_input(system.core, base, latents, latents), step,
+                **part),
         compare("alignment of the head, 1,024 draws", lambda: align_output(system, data, count=1024), step, **part),
         compare("moments, 36,864 positions of 32 + 32 channels", lambda: latent_moments(together),
                 lambda: CrossMoments.empty(32, 32).add(rows[:, :32], rows[:, 32:]), meaning="times faster",
@@ -200,7 +203,8 @@ def start(repeats: int) -> list[Row]:
         return subprocess.run([sys.executable, *arguments], capture_output=True, check=True)
 
     return [
-        compare("CLI start (--help)", lambda: call("-c", "from sanakit.cli import main; main()", "--help"), lambda: call("-c", "import typer, rich"),
+        compare("CLI start (--help)", lambda: call("-c", "from sanakit.cli import main; main()", "--help"),
+                lambda: call("-c", "import typer, rich"),
                 meaning="times the start of its libraries", against="python -c 'import typer, rich'", share=True,
                 repeats=repeats, clock=child)
     ]  # fmt: skip
@@ -209,11 +213,12 @@ def start(repeats: int) -> list[Row]:
 def kernels_on_a_cpu(repeats: int) -> list[Row]:
     """Without a GPU the specifications run: they must not cost more than diffusers' own."""
     step, *_ = trainer()
-    own, system, _ = trainer()
+    kernel_step, system, _ = trainer()
     set_kernel_attention(system.core)
     set_kernel_feed_forward(system.core)
     return [
-        compare("step with kernels set, on a CPU", own, step, meaning="times diffusers' speed", against="diffusers' modules", repeats=2 * repeats)
+        compare("step with kernels set, on a CPU", kernel_step, step, meaning="times diffusers' speed",
+                against="diffusers' modules", repeats=2 * repeats)
     ]  # fmt: skip
 
 
@@ -229,9 +234,9 @@ def growth(repeats: int) -> list[Row]:
         return lambda: latent_moments(latents)
 
     def merged(ranks: int):
-        own = CrossMoments.empty(32, 32)
-        own.add(torch.randn(64, 32), torch.randn(64, 32))
-        return lambda: reduce(CrossMoments.merge, [own] * ranks)
+        rank_moments = CrossMoments.empty(32, 32)
+        rank_moments.add(torch.randn(64, 32), torch.randn(64, 32))
+        return lambda: reduce(CrossMoments.merge, [rank_moments] * ranks)
 
     rows = []
     for name, small, large in (
@@ -241,7 +246,8 @@ def growth(repeats: int) -> list[Row]:
         ("growth: moments merged, 4 -> 64 ranks", merged(4), merged(64)),
     ):
         rows.append(
-            compare(name, large, small, meaning="times the cost at 16 times the size", against="the small size", share=True, repeats=repeats)
+            compare(name, large, small, meaning="times the cost at 16 times the size", against="the small size",
+                    share=True, repeats=repeats)
         )  # fmt: skip
         print(f"{'':<48}exponent {math.log(rows[-1].ratio, 16):.2f}")
     return rows

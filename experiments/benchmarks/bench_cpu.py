@@ -2,7 +2,8 @@
 
     python experiments/benchmarks/bench_cpu.py [--repeats 15] [--threads 1]
 
-A core of 2.4 M parameters (5 layers, 160 wide, 36 tokens: tiny-sana's depth, not its width of 256), forward, backward, clip, AdamW.
+A core of 2.4 M parameters (5 layers, 160 wide, 36 tokens: tiny-sana's depth, not its width of 256), forward, backward,
+clip, AdamW.
 """
 
 import argparse

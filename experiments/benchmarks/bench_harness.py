@@ -21,7 +21,8 @@ RESULTS = Path("experiments/results/performance.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """ratio: `meaning` says of what; [low, high] its 95% interval; seconds: medians of one call, ours and the peer's."""
+    """ratio: `meaning` says of what; [low, high] its 95% interval; seconds: medians of one call,
+    ours and the peer's."""
 
     name: str
     ratio: float
@@ -48,13 +49,13 @@ def machine() -> str:
 
 def versions() -> str:
     names = ("torch", "triton", "diffusers")
-    found = []
+    stated = []
     for name in names:
         try:
-            found.append(f"{name} {importlib.metadata.version(name)}")
+            stated.append(f"{name} {importlib.metadata.version(name)}")
         except importlib.metadata.PackageNotFoundError:
-            found.append(f"no {name}")
-    return f"Python {platform.python_version()}, {', '.join(found)}"
+            stated.append(f"no {name}")
+    return f"Python {platform.python_version()}, {', '.join(stated)}"
 
 
 def compare(
@@ -83,8 +84,8 @@ def compare(
         first, second = (ours, peer) if repeat % 2 else (peer, ours)
         times = {first: measure(first), second: measure(second)}
         pairs.append((times[ours], times[peer]))
-    own, other = np.array(pairs).T
-    ratios = own / other if share else other / own
+    measured, other = np.array(pairs).T
+    ratios = measured / other if share else other / measured
     draws = np.random.default_rng(0).choice(ratios, (2000, repeats))
     low, high = np.quantile(np.median(draws, 1), (0.025, 0.975))
     row = Row(
@@ -94,7 +95,7 @@ def compare(
         high=float(high),
         meaning=meaning,
         peer=against,
-        seconds=float(np.median(own)),
+        seconds=float(np.median(measured)),
         peer_seconds=float(np.median(other)),
         repeats=repeats,
         machine=machine(),

@@ -75,8 +75,8 @@ def main() -> None:
             ("cross-attention (attn2)", block.attn2, (tokens, caption)),
             ("mix-FFN (GLUMBConv)", block.ff, (image,)),
         ):
-            found = traffic(module, *inputs)
-            print(f"{label:<28}{found.products / 1e6:>10.0f}{found.others / 1e6:>10.0f}")
+            moved = traffic(module, *inputs)
+            print(f"{label:<28}{moved.products / 1e6:>10.0f}{moved.others / 1e6:>10.0f}")
     unit = tokens.nbytes / 1e6
     print(
         f"kernels instead of the rest: linear attention {11 * unit:.0f} (4 passes over the tokens forward, 7 backward),"

@@ -1,4 +1,5 @@
-"""What the engine costs, as ratios of interleaved pairs on the embedded world (absolute times say little on a shared machine).
+"""What the engine costs, as ratios of interleaved pairs on the embedded world (absolute times say little on a shared
+machine).
 
     python experiments/benchmarks/bench_train.py --pairs 12 [--json FILE]
 

@@ -1,8 +1,8 @@
 """How long a page takes to open in a real headless Chromium: from navigation to a finished layout, on this machine.
 
 python experiments/benchmarks/page_opening.py reports/*.html [--repeats 5]
-Prints one JSON line a page: bytes, and milliseconds, median and worst. Scripts are forbidden inside a page, so a page around
-it loads it in a frame and reads the frame's own clock.
+Prints one JSON line a page: bytes, and milliseconds, median and worst. Scripts are forbidden inside a page, so a page
+around it loads it in a frame and reads the frame's own clock.
 """
 
 import argparse

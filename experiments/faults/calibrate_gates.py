@@ -65,7 +65,7 @@ def main() -> None:
     by_gate: dict[str, list[tuple[str, GateResult]]] = {}
     for system, result in rows:
         by_gate.setdefault(result.gate, []).append((system, result))
-    gates = [calibrated(gate, found) for gate, found in by_gate.items()]
+    gates = [calibrated(gate, readings) for gate, readings in by_gate.items()]
     systems = list(dict.fromkeys(system for system, _ in rows))
     result = {"gates": gates, "systems": systems, "missing": missing, "command": command}
     OUT.write_text(json.dumps(result, indent=1) + "\n")

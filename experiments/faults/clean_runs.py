@@ -51,7 +51,8 @@ Readings = Iterator[list[GateResult]]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """One system, measured apart and kept. size: runs. measure: yields the gates' results of one run after the other."""
+    """One system, measured apart and kept. size: runs. measure:
+    yields the gates' results of one run after the other."""
 
     system: str
     stage: str
@@ -112,7 +113,7 @@ def pieces(splits: int, seeds: int) -> list[Piece]:
     ]
     wiring = [
         Piece(system="base on its own latents", stage="smoke", size=CHUNK, measure=base_alone),
-        Piece(system="order and sigmas of the base", stage="smoke", size=COURSES, measure=course),
+        Piece(system="order and sigmas of the base", stage="smoke", size=COURSES, measure=order_and_sigmas),
         Piece(system="samples of the base", stage="smoke", size=SAMPLED, measure=samples),
         Piece(system="samples of the base, other seeds", stage="full", size=SAMPLED, measure=other_samples),
         Piece(system="frozen streams of a training", stage="full", size=STREAMS, measure=frozen_streams),
@@ -150,12 +151,12 @@ def text_splits(world: CleanWorld, encoder: TextEncoder, count: int) -> Readings
     generator = np.random.default_rng(0)
     other = ENCODERS[encoder.spec.embed_dim == world.encoders[ENCODERS[0]].spec.embed_dim]
     sides = (encoder, encoder.with_random_weights(SEED), world.encoders[other])
-    own, control, base = (word_features(side, world.words) for side in sides)
+    candidate_features, control, base = (word_features(side, world.words) for side in sides)
     for _ in range(count):
         prompts = [world.prompts[i] for i in choose(len(world.prompts), generator)]
         rows = torch.from_numpy(choose(len(world.words), generator))
         both = {
-            "agreement": agreement(own[rows], base[rows]),
+            "agreement": agreement(candidate_features[rows], base[rows]),
             "control_agreement": agreement(control[rows], base[rows]),
         }
         yield run_gates("component", text_evidence(encoder, prompts) | both)
@@ -179,7 +180,7 @@ def base_alone(world: CleanWorld) -> Readings:
         yield run_gates("smoke", evidence | prompt_gains(world.base, data))
 
 
-def course(world: CleanWorld) -> Readings:
+def order_and_sigmas(world: CleanWorld) -> Readings:
     """Small batches are the noisiest; the base's own shift, and one that Sana has at 1024 px."""
     data = world.base_data
     for seed in range(COURSES):
@@ -203,8 +204,9 @@ def other_samples(world: CleanWorld) -> Readings:
 
 
 def frozen_streams(world: CleanWorld) -> Readings:
-    """The training images' latents and prompts as STEPS steps draw them, watched as stage full watches them: a test that
-    alarms with probability alpha over a run must be tried with many seeds. Nothing is trained, as both parts are frozen."""
+    """The training images' latents and prompts as STEPS steps draw them, watched as stage full watches them: a test
+    that alarms with probability alpha over a run must be tried with many seeds. Nothing is trained,
+    as both parts are frozen."""
     section, data = MonitorsSection(adapters="off", activations="off"), world.training_data
     for seed in range(STREAMS):
         options = TrainOptions(max_steps=STEPS, batch_size=BATCH, seed=seed)

@@ -35,7 +35,10 @@ def clean_systems() -> list[Clean]:
         (f"VAE PCA f{ratio}c{channels}, fitted here", lambda w, r=ratio, c=channels: evaluated_vae(w, fitted(w, r, c)))
         for ratio, channels in ((8, 8), (8, 16), (16, 8), (16, 24), (16, 64))
     ]
-    systems += [(f"VAE {n} at {s} px", lambda w, n=n, s=s: evaluated_vae(w, w.vae(n), at_size(w, s))) for n, s in (("kl-f8c4", 64), ("pca-f16c32", 128))]  # fmt: skip
+    systems += [
+        (f"VAE {n} at {s} px", lambda w, n=n, s=s: evaluated_vae(w, w.vae(n), at_size(w, s)))
+        for n, s in (("kl-f8c4", 64), ("pca-f16c32", 128))
+    ]
     encoders = ["minilm", "wordllama"]
     systems += [(f"text encoder {n}", lambda w, n=n: evaluated_text(w, w.encoder(n))) for n in encoders]
     systems += [

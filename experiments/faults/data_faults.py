@@ -70,12 +70,12 @@ def read_as(decode: Callable[[bytes, int], np.ndarray]) -> Iterator[None]:
     """Images read by another program's rules, as a cache written elsewhere holds them."""
     from sanakit.data import table as base
 
-    own = base.decode
+    right_decode = base.decode
     base.decode = decode
     try:
         yield
     finally:
-        base.decode = own
+        base.decode = right_decode
 
 
 def photographs(alpha: bool) -> ImageDataset:

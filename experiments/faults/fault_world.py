@@ -61,8 +61,8 @@ class World:
 
     @cached_property
     def image_set(self) -> ImageDataset:
-        found = load_images("embedded").split(True)
-        return found.subset(range(min(self.count, len(found))))
+        dataset = load_images("embedded").split(True)
+        return dataset.subset(range(min(self.count, len(dataset))))
 
     @cached_property
     def images(self) -> Tensor:
@@ -135,8 +135,8 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """threads: public threads where it cost somebody days. gate: what must catch it, or what refuses. stage: load, data,
-    component, smoke or full."""
+    """threads: public threads where it cost somebody days. gate: what must catch it, or what refuses. stage: load,
+    data, component, smoke or full."""
 
     name: str
     threads: str

@@ -16,9 +16,9 @@ def saved(world: World, name: str, facts: dict[str, Any]) -> tuple[Path, LatentD
     _, system, state = trained(world, steps=2)
     folder = world.fresh(name)
     save_checkpoint(folder, system.core, state, facts)
-    found = latest(folder)
-    assert found
-    return found, system, state
+    checkpoint = latest(folder)
+    assert checkpoint
+    return checkpoint, system, state
 
 
 FACTS = {"train.learning_rate": 1e-3, "train.batch_size": 16, "images": "a"}

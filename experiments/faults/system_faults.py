@@ -78,12 +78,12 @@ def order(world: World) -> list[GateResult]:
 
 @contextmanager
 def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
-    own = getattr(owner, name)
+    original = getattr(owner, name)
     setattr(owner, name, value)
     try:
         yield
     finally:
-        setattr(owner, name, own)
+        setattr(owner, name, original)
 
 
 @fault(
@@ -96,9 +96,11 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
 def shifted(world: World) -> list[GateResult]:
     system, data = world.small_system()
     system.flow_shift = 3.0
-    own = batches.sample_sigmas
+    sample_sigmas = batches.sample_sigmas
     with patched(
-        batches, "sample_sigmas", lambda count, *, shift, generator: own(count, shift=1.0, generator=generator)
+        batches,
+        "sample_sigmas",
+        lambda count, *, shift, generator: sample_sigmas(count, shift=1.0, generator=generator),
     ):
         return run_gates("smoke", course_evidence(system, data, OPTIONS))
 
@@ -201,12 +203,12 @@ def nan_loss(world: World) -> list[GateResult]:
 def full_evidence(start: LatentDiffusion, end: LatentDiffusion, data: LatentDataset, base: HeldOut) -> dict[str, Any]:
     """What stage full measures of a run that should have kept the base's quality, in the base's own latents."""
     before, after = (held_out(system, data, count=len(data)) for system in (start, end))
-    own = base.losses.mean(0).numpy()
+    base_losses = base.losses.mean(0).numpy()
     return {
         "start_losses": before.losses.mean(0).numpy(),
         "end_losses": after.losses.mean(0).numpy(),
-        "relative_error": after.losses.mean(0).numpy() / own.mean(),
-        "base_relative_error": own / own.mean(),
+        "relative_error": after.losses.mean(0).numpy() / base_losses.mean(),
+        "base_relative_error": base_losses / base_losses.mean(),
     }
 
 

@@ -61,8 +61,8 @@ def scale_missing(world: World) -> list[GateResult]:
     stage="component",
 )
 def scale_inverted(world: World) -> list[GateResult]:
-    own = float(world.vae("pca-f8c4").latents_std.mean())
-    return scaled(world, "pca-f8c4", own)
+    std = float(world.vae("pca-f8c4").latents_std.mean())
+    return scaled(world, "pca-f8c4", std)
 
 
 @fault(

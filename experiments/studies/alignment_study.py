@@ -1,9 +1,10 @@
-"""Which closed form starts a swap best: input maps, heads and adapters on tiny-sana, distance and loss, before and after training.
+"""Which closed form starts a swap best: input maps, heads and adapters on tiny-sana, distance and loss,
+before and after training.
 
     python experiments/studies/alignment_study.py vae dc-f16c16       # one candidate; adds its rows
     python experiments/studies/alignment_study.py text wordllama
     python experiments/studies/alignment_study.py distill wordllama   # from the base instead of from images
-    python experiments/studies/alignment_study.py blocks dc-f16c16    # the closed form of every block, by draws; --seed, --images
+    python experiments/studies/alignment_study.py blocks dc-f16c16    # every block's closed form, by draws
     python experiments/studies/alignment_study.py table               # the tables of docs/alignment.md
 
 Rows go to experiments/results/alignment_study.json. Held-out images throughout; one seed. Distance: squared, relative,
@@ -67,22 +68,22 @@ def trained_loss(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> 
         warmup=10,
     )
     state = new_state(system.core, strategy.parameter_groups(system.core), options)
-    found = {}
+    losses = {}
     for until in (steps // 2, steps):
         fit(system, swap.candidate_data[0], options, state, until=until)
         with averaged(system.core, state.ema):
-            found[str(until)] = held_out(system, swap.candidate_data[1], count=IMAGES).loss
-    return found
+            losses[str(until)] = held_out(system, swap.candidate_data[1], count=IMAGES).loss
+    return losses
 
 
 def distances(system: LatentDiffusion, swap: Swap) -> dict[str, list[float]]:
-    own, theirs = swap.candidate_data[1], swap.base_data[1]
+    candidate_test, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(64)
     first = torch.ones_like(rows)
-    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    prompts = candidate_test.prompts(rows, first), theirs.prompts(rows, first)
     return {
         f"{sigma:g}": feature_distance(
-            system, swap.base_system, own.latents[rows, 0], theirs.latents[rows, 0], *prompts, sigma=sigma
+            system, swap.base_system, candidate_test.latents[rows, 0], theirs.latents[rows, 0], *prompts, sigma=sigma
         )
         for sigma in EVAL_SIGMAS
     }
@@ -132,14 +133,14 @@ def vae_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
 
 def context_r2(core: Any, base_core: Any, train: tuple, test: tuple, size: int) -> float:
     """Held-out R2 of the base's patch from size x size of the candidate's, clean regression."""
-    own, patch = deepcopy(core.patch_embed.proj), core.config.patch_size
-    own.kernel_size, own.padding = (size * patch,) * 2, (size // 2 * patch,) * 2
+    projection, patch = deepcopy(core.patch_embed.proj), core.config.patch_size
+    projection.kernel_size, projection.padding = (size * patch,) * 2, (size // 2 * patch,) * 2
 
     def chunks(data):
         return iter(data.latents[:2048, 0].split(256))
 
-    weight, offset = input_moments(own, base_core.patch_embed.proj, *map(chunks, train)).ridge()
-    unseen = input_moments(own, base_core.patch_embed.proj, *map(chunks, test))
+    weight, offset = input_moments(projection, base_core.patch_embed.proj, *map(chunks, train)).ridge()
+    unseen = input_moments(projection, base_core.patch_embed.proj, *map(chunks, test))
     return unseen.r2(weight, offset)
 
 
@@ -200,7 +201,7 @@ def draw(
 def text_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     base, (train, test), (base_train, base_test) = swap.base_system, swap.candidate_data, swap.base_data
     paired = pair_captions(train.captions, base_train.captions, train.texts, swap.candidate, base.text_encoder)
-    pooled = Captions(own=train.captions, base=base_train.captions)
+    pooled = Captions(candidate=train.captions, base=base_train.captions)
 
     def losses(system, data):
         return {p: held_out(system, data, count=IMAGES, prompt=p).loss for p in ("own", "shuffled")}
@@ -310,38 +311,39 @@ def blocks_study(candidate: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 @torch.no_grad()
-def match_scale(core: Any, base_core: Any, own: Any, base: Any) -> None:
+def match_scale(core: Any, base_core: Any, candidate_data: Any, base: Any) -> None:
     """Spread of the first layer's outputs set to the base's: what ridge takes away is given back."""
 
     def spread(layer, prompt):
         return layer(prompt.embeds[:2000].float())[prompt.mask[:2000]]
 
     layer, goal = core.caption_projection.linear_1, spread(base_core.caption_projection.linear_1, base)
-    mine = spread(layer, own)
+    mine = spread(layer, candidate_data)
     ratio = goal.std(0).norm() / mine.std(0).norm()
     layer.weight.mul_(ratio)
     layer.bias.copy_(mine.mean(0) + ratio * (layer.bias - mine.mean(0)))
 
 
 def table(results: dict[str, Any]) -> None:
-    if blocks := {name: found for name, found in results.items() if found["kind"] == "blocks"}:
+    if blocks := {name: study for name, study in results.items() if study["kind"] == "blocks"}:
         blocks_table(blocks)
-    for name, found in results.items():
-        if found["kind"] == "blocks":
+    for name, study in results.items():
+        if study["kind"] == "blocks":
             continue
-        if found["kind"] == "vae":
-            context = ", ".join(f"{k} {v:.3f}" for k, v in found["context_r2"].items())
-            print(f"\n**{name}** (clean R2 from {context}; base loss {found['base_loss']:.3f})\n")
+        if study["kind"] == "vae":
+            context = ", ".join(f"{k} {v:.3f}" for k, v in study["context_r2"].items())
+            print(f"\n**{name}** (clean R2 from {context}; base loss {study['base_loss']:.3f})\n")
             print("| input | distance at sigma .1 / .5 / .9, patch embedding | last block | loss at 0 | after steps |")
             print("|---|---|---|---|---|")
         else:
             print(
-                f"\n**{name}** (base: own {found['base_loss']['own']:.4f}, shuffled {found['base_loss']['shuffled']:.4f})\n"
+                f"\n**{name}** (base: own {study['base_loss']['own']:.4f}, shuffled "
+                f"{study['base_loss']['shuffled']:.4f})\n"
             )
             print("| captions | own captions | shuffled | after steps |\n|---|---|---|---|")
-        for row in found["rows"]:
+        for row in study["rows"]:
             after = " / ".join(f"{v:.4f}" for v in row.get("trained", {}).values())
-            if found["kind"] == "vae":
+            if study["kind"] == "vae":
                 near, deep = (
                     " / ".join(f"{row['distance'][s][depth]:.3f}" for s in ("0.1", "0.5", "0.9"))
                     if "distance" in row
@@ -355,14 +357,15 @@ def table(results: dict[str, Any]) -> None:
 
 def blocks_table(results: dict[str, Any]) -> None:
     print(
-        "| candidate, seed | start | draws | relative error before any step | less than `align` | CPU seconds | in steps |"
+        "| candidate, seed | start | draws | relative error before any step | less than `align` | CPU seconds | in "
+        "steps |"
     )
     print("|---|---|---|---|---|---|---|")
-    for name, found in results.items():
-        for row in found["rows"]:
+    for name, study in results.items():
+        for row in study["rows"]:
             less = f"{row['less_than_align']:.3f} +- {row['standard_error']:.3f}" if row["draws"] else ""
             start = f"| {name.removeprefix('blocks ')} | `{row['method']}` | {row['draws'] or ''}"
-            cost = f"{row['seconds']:.1f} | {row['seconds'] / found['seconds_per_step']:.0f}"
+            cost = f"{row['seconds']:.1f} | {row['seconds'] / study['seconds_per_step']:.0f}"
             print(f"{start} | {row['relative_error']:.3f} | {less} | {cost} |")
 
 
@@ -382,16 +385,16 @@ def main() -> None:
     results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if args.kind != "table":
         if args.kind == "blocks":
-            found = blocks_study(args.candidate, args)
+            measured = blocks_study(args.candidate, args)
         else:
             swap = open_swap(args.kind, args.candidate, args.seed)
-            found = {"vae": vae_study, "text": text_study, "distill": distill_study}[args.kind](swap, args)
+            measured = {"vae": vae_study, "text": text_study, "distill": distill_study}[args.kind](swap, args)
         facts = {"kind": args.kind, "base": "tiny-sana", "seed": args.seed, "steps": args.steps}
         facts["machine"] = f"{platform.machine()}, one thread, shared"
         facts["command"] = "python experiments/studies/alignment_study.py " + " ".join(sys.argv[1:])
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another candidate may have finished
         name = f"{args.kind} {args.candidate}" + (f", seed {args.seed}" if args.kind == "blocks" else "")
-        results[name] = facts | found
+        results[name] = facts | measured
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     table(results)
 

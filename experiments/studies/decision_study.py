@@ -1,16 +1,16 @@
 """Is the smoke stage right? Every strategy of a swap is run to the end and compared with what its race would have said.
 
-    python experiments/studies/study_world.py base tiny-sana      # once for each base: its core, and its fingerprint in study_bases.json
+    python experiments/studies/study_world.py base tiny-sana      # once for each base: core and fingerprint
     python experiments/studies/study_candidates.py                # once: candidates that no package ships
     python experiments/studies/decision_study.py status           # how many runs of how many are done
-    python experiments/studies/decision_study.py work             # the next unfinished run of the plan, and on until stopped
+    python experiments/studies/decision_study.py work             # the plan's next unfinished run, until stopped
     python experiments/studies/decision_study.py work --only dc-minilm --count 3
     python experiments/studies/decision_study.py evaluate         # once, at the end: the evaluation third
-    python experiments/studies/decision_study.py summary          # the earlier study: decisions, rates and intervals over its curves
+    python experiments/studies/decision_study.py summary          # the earlier study: what its curves say
 
-The plan is experiments/studies/study_plan.py; what a run trains is in the docstring of study_run.py. Runs are JSON lines in
-experiments/results. A run that is stopped goes on from its checkpoint (runs/study/work), by `work` again; several processes may
-work side by side, each takes a run that no other has.
+The plan is experiments/studies/study_plan.py; what a run trains is in the docstring of study_run.py. Runs are JSON
+lines in experiments/results. A run that is stopped goes on from its checkpoint (runs/study/work), by `work` again;
+several processes may work side by side, each takes a run that no other has.
 """
 
 import argparse
@@ -61,7 +61,8 @@ def print_status(results: Path = RESULTS) -> None:
 
 
 def next_run(only: str, taken: set[str], results: Path = RESULTS) -> StudyRun | None:
-    """The first run of the plan whose name holds `only`, that is not done, whose base is there, and that is not in `taken`."""
+    """The first run of the plan whose name holds `only`, that is not done, whose base is there,
+    and that is not in `taken`."""
     done, late = done_runs(results)
     bases = read_bases(results)
     for run in runs(late):
@@ -131,16 +132,17 @@ def open_swap(run: StudyRun) -> Any:
 
 
 def require_base(name: str, fingerprint: dict[str, str], data: str, results: Path = RESULTS) -> None:
-    """Refuse a base, or images and captions, other than those that study_bases.json names: rows of two bases do not mix."""
+    """Refuse a base, or images and captions, other than those that study_bases.json names:
+    rows of two bases do not mix."""
     from sanakit.hashing import hash_record
 
-    known, own = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
-    for key, value in own.items():
+    known, facts = read_bases(results).get(name, {}), {"fingerprint": hash_record(fingerprint), "data": data}
+    for key, value in facts.items():
         if known.get(key) != value:
             raise SystemExit(
                 f"base {name}: its {key} is {value[:12]}, study_bases.json says {str(known.get(key))[:12]}. "
-                f"If the base was made anew, run `python experiments/studies/study_world.py base {name}`: runs on the old one "
-                "then no longer count."
+                f"If the base was made anew, run `python experiments/studies/study_world.py base {name}`: runs on the "
+                "old one then no longer count."
             )
 
 
@@ -157,7 +159,7 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
         raise SystemExit(f"{len(missing)} runs of the evaluation third are not done, first {missing[0]}")
     rows = [replay(*as_curves(row)) for row in read_evaluation(results) if row["run"] in done]
     told = [row["right"] for row in rows if row["conclusive"]]
-    found = {
+    verdicts = {
         "plan": plan_fingerprint(),
         "date": f"{datetime.date.today()}",
         "runs": len(rows),
@@ -166,9 +168,9 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
         "right_of_conclusive": sum(told),
         "swaps": rows,
     }
-    verdict.write_text(json.dumps(found, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in found.items() if key != "swaps"}, indent=1))
-    return found
+    verdict.write_text(json.dumps(verdicts, indent=1) + "\n")
+    print(json.dumps({key: value for key, value in verdicts.items() if key != "swaps"}, indent=1))
+    return verdicts
 
 
 def main() -> None:

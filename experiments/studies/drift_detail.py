@@ -1,8 +1,8 @@
 """Power and false alarms of `compare` where fine detail changes, on synthetic latents, beside an oracle.
 
-Called by drift_study.py (part `detail`). The oracle knows where the change is: Welch's t at .05 on one statistic, the mean log
-power of the highest frequencies over all channels; as power or as share of an image's variance, whichever has the higher
-power in the cell. `compare` evaluations everywhere and holds .05 over all that it reads.
+Called by drift_study.py (part `detail`). The oracle knows where the change is: Welch's t at .05 on one statistic, the
+mean log power of the highest frequencies over all channels; as power or as share of an image's variance, whichever has
+the higher power in the cell. `compare` evaluations everywhere and holds .05 over all that it reads.
 """
 
 import json
@@ -32,8 +32,8 @@ def averaged(generator: np.random.Generator, shape: tuple[int, ...]) -> np.ndarr
 
 
 def filtered(generator: np.random.Generator, shape: tuple[int, ...], correlation: float, tails: bool) -> np.ndarray:
-    """Gaussian values whose neighbours have this correlation; tails: their hyperbolic sine, times a scale of every image
-    that makes its values Student t with 4 degrees of freedom."""
+    """Gaussian values whose neighbours have this correlation; tails: their hyperbolic sine, times a scale of every
+    image that makes its values Student t with 4 degrees of freedom."""
     margin = 32
     values = generator.standard_normal((*shape[:2], shape[2] + margin, shape[3] + margin))
     for axis in (2, 3):
@@ -102,15 +102,15 @@ for _name in TEXTURES:
 
 
 def oracle(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
-    found: dict[str, list[np.ndarray]] = {"power": [], "share": []}
+    statistics: dict[str, list[np.ndarray]] = {"power": [], "share": []}
     for side in (reference, current):
         centred = side - side.mean((2, 3), keepdims=True)
         size = side.shape[-1]
         radius = np.hypot(np.arange(size)[:, None], np.arange(size)[None]) / size
         power = np.log(fft.dctn(centred, axes=(2, 3), norm="ortho")[..., radius > 1] ** 2 + 1e-12).mean((1, 2))
-        found["power"].append(power)
-        found["share"].append(power - np.log(centred.var((2, 3)) + 1e-12).mean(1))
-    return {name: float(stats.ttest_ind(*sides, equal_var=False).pvalue) <= ALPHA for name, sides in found.items()}
+        statistics["power"].append(power)
+        statistics["share"].append(power - np.log(centred.var((2, 3)) + 1e-12).mean(1))
+    return {name: float(stats.ttest_ind(*sides, equal_var=False).pvalue) <= ALPHA for name, sides in statistics.items()}
 
 
 class Cell:
@@ -144,16 +144,16 @@ def alarms(cell: Cell, current: np.ndarray) -> dict[str, Any]:
     """Verdict, the readings that alarm, the likely cause, and what the oracle says."""
     from sanakit.drift.compare import compare
 
-    found = compare(cell.sample, sampled(current), alpha=ALPHA)
-    names = [r.name for r in found.readings if r.alarm]
-    cause = next((r.title for r in found.readings if r.name == "likely-cause"), "")
-    verdict = found.verdict == "drift"
+    comparison = compare(cell.sample, sampled(current), alpha=ALPHA)
+    names = [r.name for r in comparison.readings if r.alarm]
+    cause = next((r.title for r in comparison.readings if r.name == "likely-cause"), "")
+    verdict = comparison.verdict == "drift"
     return {"drift": verdict, "readings": names, "cause": cause, "oracle": oracle(cell.reference, current)}
 
 
 def run(path: Path, repeats: int, clean_repeats: int) -> None:
-    """Append one row a comparison to `path`; what is there is not done again. Repeats are the outer loop, so a run that is
-    stopped has seen every cell."""
+    """Append one row a comparison to `path`; what is there is not done again. Repeats are the outer loop, so a run that
+    is stopped has seen every cell."""
     done = {tuple(row["key"]) for row in read_rows(path)}
     for repeat in range(max(repeats, clean_repeats)):
         for key, cell, change in cells(repeat, repeat < repeats, repeat < clean_repeats):
@@ -189,24 +189,24 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
-    """power: {shift: {texture: {"4 x 8 x 8": {sanakit, oracle, draws}}}}; false_alarms: the same by rows a side, with the
-    readings that alarmed."""
+    """power: {shift: {texture: {"4 x 8 x 8": {sanakit, oracle, draws}}}}; false_alarms: the same by rows a side, with
+    the readings that alarmed."""
     cells: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for row in rows:
         cells.setdefault(tuple(row["key"][:-1]), []).append(row)
     power: dict[str, Any] = {}
     clean: dict[str, Any] = {}
-    for (shift, texture, channels, side, first, second), found in cells.items():
-        rate = float(np.mean([row["drift"] for row in found]))
+    for (shift, texture, channels, side, first, second), draws in cells.items():
+        rate = float(np.mean([row["drift"] for row in draws]))
         shape = f"{channels} x {side} x {side}"
         if shift == "none":
-            named = sorted(name for row in found for name in row["readings"])
-            cell = {"alarm_rate": rate, "draws": len(found), "readings": named}
+            named = sorted(name for row in draws for name in row["readings"])
+            cell = {"alarm_rate": rate, "draws": len(draws), "readings": named}
             clean.setdefault(texture, {}).setdefault(shape, {})[f"{first} and {second}"] = cell
         else:
-            best = max(float(np.mean([row["oracle"][name] for row in found])) for name in ("power", "share"))
-            cell = {"sanakit": rate, "oracle": best, "draws": len(found)}
+            best = max(float(np.mean([row["oracle"][name] for row in draws])) for name in ("power", "share"))
+            cell = {"sanakit": rate, "oracle": best, "draws": len(draws)}
             power.setdefault(shift, {}).setdefault(texture, {})[shape] = cell
-    none = [row for key, found in cells.items() if key[0] == "none" for row in found]
+    none = [row for key, draws in cells.items() if key[0] == "none" for row in draws]
     total = {"draws": len(none), "alarm_rate": float(np.mean([row["drift"] for row in none])) if none else None}
     return {"detail": {"seed": SEED, "rows_a_side": ROWS, "power": power, "false_alarms": clean, "all_clean": total}}

@@ -29,7 +29,7 @@ def alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
     """(n, C, h, w) twice -> alarm of every way, named tool/way."""
     flat = tuple(x.reshape(len(x), -1) for x in (reference, current))
     few = tuple(np.concatenate([x.mean((2, 3)), np.log(x.std((2, 3)) + 1e-6)], 1) for x in (reference, current))
-    found = {}
+    alarmed = {}
     for label, (first, second) in (("flat", flat), ("moments", few)):
         detectors: dict[str, Callable[[np.ndarray], Any]] = {
             "KSDrift": lambda x: KSDrift(x, p_val=ALPHA),
@@ -47,19 +47,19 @@ def alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
             ),
         }
         for name, make in detectors.items():
-            found[f"alibi_detect/{name} {label}"] = bool(make(first).predict(second)["data"]["is_drift"])
+            alarmed[f"alibi_detect/{name} {label}"] = bool(make(first).predict(second)["data"]["is_drift"])
         columns = [str(i) for i in range(first.shape[1])]
         frames = [pd.DataFrame(x, columns=columns) for x in (second, first)]
         methods = {"model": model(bootstrap=True), "distance": distance(bootstrap=True), "mmd": mmd(bootstrap=True)}
         for name, method in (methods | {"ratio": ratio()}).items():
-            found[f"evidently/embeddings {name} {label}"] = bool(method(*(f.copy() for f in frames))[1])
+            alarmed[f"evidently/embeddings {name} {label}"] = bool(method(*(f.copy() for f in frames))[1])
     p_values = [
         ks_stat_test(pd.Series(few[0][:, i]), pd.Series(few[1][:, i]), ColumnType.Numerical, ALPHA).drift_score
         for i in range(few[0].shape[1])
     ]
-    found["evidently/preset, half of the columns"] = bool(np.mean(np.array(p_values) < ALPHA) >= 0.5)
-    found["evidently/preset, any column, Bonferroni"] = bool(min(p_values) < ALPHA / len(p_values))
-    return found
+    alarmed["evidently/preset, half of the columns"] = bool(np.mean(np.array(p_values) < ALPHA) >= 0.5)
+    alarmed["evidently/preset, any column, Bonferroni"] = bool(min(p_values) < ALPHA / len(p_values))
+    return alarmed
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python experiments/studies/drift_study.py [--peers PYTHON]    writes experiments/results/drift_study.json
 
-PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it their rates stay as the
-file has them, which are of the same draws. Latents are those of the packaged images (OpenMoji and openclipart, 96 px)
-under the PCA autoencoder f16c16; those of part `detail` are synthetic (drift_detail.py). Every part is resumable.
+PYTHON is an interpreter of an environment of its own with evidently and alibi-detect; without it their rates stay as
+the file has them, which are of the same draws. Latents are those of the packaged images (OpenMoji and openclipart, 96
+px) under the PCA autoencoder f16c16; those of part `detail` are synthetic (drift_detail.py). Every part is resumable.
 """
 
 import argparse
@@ -175,9 +175,9 @@ def run_draws(out: Path, alarms: Callable[[np.ndarray, np.ndarray], dict[str, bo
         with np.load(path) as sides:
             for shift in ("none", *SHIFTS):
                 if (shift, int(path.stem)) not in done:
-                    found = alarms(sides[f"{shift}/reference"], sides[f"{shift}/current"])
+                    alarmed = alarms(sides[f"{shift}/reference"], sides[f"{shift}/current"])
                     with out.open("a", encoding="utf-8") as file:
-                        file.write(json.dumps({"shift": shift, "repeat": int(path.stem), "alarms": found}) + "\n")
+                        file.write(json.dumps({"shift": shift, "repeat": int(path.stem), "alarms": alarmed}) + "\n")
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -195,14 +195,14 @@ def own_alarms(reference: np.ndarray, current: np.ndarray) -> dict[str, bool]:
 
     sides = [{"latents": sample_latents(torch.from_numpy(x))} for x in (reference, current)]
     flat = [x.reshape(len(x), -1) for x in (reference, current)]
-    found = {
+    alarmed = {
         "sanakit/verdict": compare(*sides, alpha=ALPHA).verdict == "drift",
         "raw_mmd/flat": DRIFT.get("mmd")(*flat, ALPHA).alarm,
     }
     for label, (first, second) in (("flat", flat), ("channel means", [x.mean((2, 3)) for x in (reference, current)])):
         lowest = float(stats.ks_2samp(first, second, axis=0, method="asymp").pvalue.min())
-        found[f"ks/{label}"] = lowest <= ALPHA / first.shape[1]
-    return found
+        alarmed[f"ks/{label}"] = lowest <= ALPHA / first.shape[1]
+    return alarmed
 
 
 STREAMS, NUM_EVALUATIONS, ROWS, REFERENCE = 200, 100, 32, 1024
@@ -216,8 +216,8 @@ def columns(latents: np.ndarray) -> np.ndarray:
     from sanakit.drift.compare import STRUCTURED
     from sanakit.drift.features import latent_blocks
 
-    found = latent_blocks(torch.from_numpy(latents))
-    return torch.cat([found[name] for name in STRUCTURED if name in found], 1).numpy()
+    blocks = latent_blocks(torch.from_numpy(latents))
+    return torch.cat([blocks[name] for name in STRUCTURED if name in blocks], 1).numpy()
 
 
 def calibrated(features: np.ndarray) -> float:
@@ -234,10 +234,10 @@ def over_processes(work: Callable[[int], Any], count: int) -> list[Any]:
     done = {row["number"]: row["found"] for row in read_rows(path)}
     left = [number for number in range(count) if number not in done]
     with multiprocessing.get_context("fork").Pool(SHARED.get("processes")) as pool:
-        for number, found in zip(left, pool.imap(work, left), strict=True):
-            done[number] = found
+        for number, result in zip(left, pool.imap(work, left), strict=True):
+            done[number] = result
             with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps({"number": number, "found": found}) + "\n")
+                file.write(json.dumps({"number": number, "found": result}) + "\n")
     return [done[number] for number in range(count)]
 
 
@@ -263,8 +263,8 @@ def clean_stream(number: int) -> dict[str, bool]:
 
 
 def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
-    """Evaluations from the change (after evaluation 30 of 100) to the alarm, by shift and test; 0 for an alarm before it, null for
-    none. `cusum on the mean` watches channel means alone, calibrated alike."""
+    """Evaluations from the change (after evaluation 30 of 100) to the alarm, by shift and test; 0 for an alarm before
+    it, null for none. `cusum on the mean` watches channel means alone, calibrated alike."""
     from sanakit.drift.cusum import Cusum
     from sanakit.drift.sequential import EProcess
 
@@ -272,7 +272,7 @@ def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
     channels = data["clean"].shape[1]
     order = np.random.default_rng([SEED, 2, number]).permutation(len(clean))
     reference, stream = clean[order[:REFERENCE]], order[REFERENCE : REFERENCE + NUM_EVALUATIONS * ROWS]
-    found: dict[str, dict[str, float | None]] = {}
+    delays_by_shift: dict[str, dict[str, float | None]] = {}
     for shift in SHIFTS:
         generator = np.random.default_rng([SEED, 4, number])
         moved = generator.permutation(columns(shifted(data, shift, stream[CHANGE * ROWS :], generator)))
@@ -288,36 +288,39 @@ def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
         first = {
             name: next((k for k, rows in enumerate(blocks) if alarms(rows)), None) for name, alarms in watch.items()
         }
-        found[shift] = {name: None if k is None else float(max(0, k - CHANGE + 1)) for name, k in first.items()}
-    return found
+        delays_by_shift[shift] = {
+            name: None if k is None else float(max(0, k - CHANGE + 1)) for name, k in first.items()
+        }
+    return delays_by_shift
 
 
 def delays(runs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, float | None]]:
     """Median of the runs that had no alarm before the change; null where most of them end first."""
-    found: dict[str, dict[str, float | None]] = {}
+    medians: dict[str, dict[str, float | None]] = {}
     for shift in SHIFTS:
-        found[shift] = {}
+        medians[shift] = {}
         for name in runs[0][shift]:
             waits = [np.inf if (wait := run[shift][name]) is None else wait for run in runs]
             median = float(np.median([wait for wait in waits if wait > 0]))
-            found[shift][name] = median if np.isfinite(median) else None
-    return found
+            medians[shift][name] = median if np.isfinite(median) else None
+    return medians
 
 
 def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Alarm rates of every way on the draws that all tools have seen; a tool's power at a shift is that of its best way
-    among those that hold their level: false alarms on clean draws not above alpha, by a one-sided binomial test at .05."""
+    among those that hold their level: false alarms on clean draws not above alpha,
+    by a one-sided binomial test at .05."""
     from scipy.stats import binom
 
     seen: dict[tuple[str, int], dict[str, bool]] = {}
     for row in rows:
         seen.setdefault((row["shift"], row["repeat"]), {}).update(row["alarms"])
-    ways = sorted({way for found in seen.values() for way in found})
-    complete = {key: found for key, found in seen.items() if len(found) == len(ways)}
+    ways = sorted({way for alarmed in seen.values() for way in alarmed})
+    complete = {key: alarmed for key, alarmed in seen.items() if len(alarmed) == len(ways)}
     count = {shift: sum(key[0] == shift for key in complete) for shift in ("none", *SHIFTS)}
     rate = {
         way: {
-            shift: sum(found[way] for key, found in complete.items() if key[0] == shift) / max(1, count[shift])
+            shift: sum(alarmed[way] for key, alarmed in complete.items() if key[0] == shift) / max(1, count[shift])
             for shift in ("none", *SHIFTS)
         }
         for way in ways
@@ -327,8 +330,8 @@ def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
     for shift in SHIFTS:
         power[shift] = {}
         for tool in ("sanakit", "evidently", "alibi_detect", "ks", "raw_mmd"):
-            own = [rate[way][shift] for way in ways if way.startswith(tool + "/") and holds[way]]
-            power[shift][tool] = max(own) if own else None
+            tool_rates = [rate[way][shift] for way in ways if way.startswith(tool + "/") and holds[way]]
+            power[shift][tool] = max(tool_rates) if tool_rates else None
     return {
         "power": power,
         "draws": count,
@@ -337,8 +340,9 @@ def powers(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def overhead(steps: int = 110) -> dict[str, float]:
-    """Seconds of all monitors over those of the training steps between, at the default number of evaluations, in the embedded
-    world: observing is timed in every step, an evaluation once in every `steps` / evaluations; both in one process."""
+    """Seconds of all monitors over those of the training steps between, at the default number of evaluations, in the
+    embedded world: observing is timed in every step, an evaluation once in every `steps` / evaluations; both in one
+    process."""
     sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
     from bench_all import OPTIONS, trainer
 
@@ -396,7 +400,7 @@ def main() -> None:
         np.savez(WORK / "data.npz", **prepare())
     data = dict(np.load(WORK / "data.npz")) if (WORK / "data.npz").is_file() else {}
     for part in parts:
-        found = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
+        results = json.loads(OUT.read_text(encoding="utf-8")) if OUT.is_file() else {}
         if part in ("false_alarms", "delay") and not SHARED:
             clean = columns(data["clean"])
             channels = data["clean"].shape[1]
@@ -406,23 +410,23 @@ def main() -> None:
             from drift_detail import run, summary
 
             run(WORK / "detail.jsonl", *options.detail_repeats)
-            found |= summary(read_rows(WORK / "detail.jsonl"))
+            results |= summary(read_rows(WORK / "detail.jsonl"))
         elif part == "false_alarms":
             runs = over_processes(clean_stream, options.streams)
             rates = {name: sum(run[name] for run in runs) / len(runs) for name in runs[0]}
-            found |= {
+            results |= {
                 "false_alarm_rate": rates["e-process"],
                 "false_alarm_rate_cusum": rates["cusum"],
                 "runs": len(runs),
             }
         elif part == "delay":
-            found |= {"delay": delays(over_processes(stream_delays, DELAY_RUNS)), "delay_runs": DELAY_RUNS}
+            results |= {"delay": delays(over_processes(stream_delays, DELAY_RUNS)), "delay_runs": DELAY_RUNS}
         elif part == "overhead":
             measured = overhead()
-            found |= {"monitor_overhead_ratio": measured["ratio"], "monitor_overhead": measured}
+            results |= {"monitor_overhead_ratio": measured["ratio"], "monitor_overhead": measured}
         else:
-            found |= measure_power(data, options.repeats, options.peers, found)
-        found |= {
+            results |= measure_power(data, options.repeats, options.peers, results)
+        results |= {
             "alpha": ALPHA,
             "num_evaluations": NUM_EVALUATIONS,
             "rows_per_evaluation": ROWS,
@@ -430,27 +434,28 @@ def main() -> None:
             "machine": f"{platform.machine()}, {os.cpu_count()} cores, torch {torch.__version__}, one thread",
             "command": "python experiments/studies/drift_study.py --peers PEERS/bin/python",
         }
-        OUT.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        OUT.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
 
 
 def measure_power(
     data: dict[str, np.ndarray], repeats: int, peers: str | None, known: dict[str, Any]
 ) -> dict[str, Any]:
-    """Resumable: what WORK holds is not measured again. known: the results so far, whose peers stay where none run now."""
+    """Resumable: what WORK holds is not measured again. known: the results so far,
+    whose peers stay where none run now."""
     write_draws(data, repeats)
     script = Path(__file__).with_name("drift_peers.py")
     other = subprocess.Popen([peers, script, WORK / "peers.jsonl"]) if peers else None
     run_draws(WORK / "own.jsonl", own_alarms)
     if other and other.wait():
         raise SystemExit(f"{script.name} failed in {peers}")
-    found = powers(read_rows(WORK / "own.jsonl") + read_rows(WORK / "peers.jsonl"))
+    measured = powers(read_rows(WORK / "own.jsonl") + read_rows(WORK / "peers.jsonl"))
     for tool in ("evidently", "alibi_detect"):
-        if any(way.startswith(tool + "/") for way in found["ways"]):
+        if any(way.startswith(tool + "/") for way in measured["ways"]):
             continue
-        found["ways"] |= {way: rates for way, rates in known.get("ways", {}).items() if way.startswith(tool + "/")}
+        measured["ways"] |= {way: rates for way, rates in known.get("ways", {}).items() if way.startswith(tool + "/")}
         for shift in SHIFTS:
-            found["power"][shift][tool] = known.get("power", {}).get(shift, {}).get(tool)
-    return found
+            measured["power"][shift][tool] = known.get("power", {}).get(shift, {}).get(tool)
+    return measured
 
 
 if __name__ == "__main__":

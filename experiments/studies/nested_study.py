@@ -2,10 +2,11 @@
 
     python experiments/studies/nested_study.py 0 1     # seeds; adds their rows to experiments/results/nested_study.json
 
-Swap: pca-f16c32 to pca-f16c48 on the study's base pca-wordllama (`study_world.py base`, `study_candidates.py pca-f16c48`). Starts:
-`plain` is the closed form of patch embedding and output projection; `zero` reads the directions that the base knows and predicts
-nothing along the others (DA-VAE, arXiv 2603.22125), the base's own output projection turned; `carried` is `align`
-(sanakit/alignment/carried.py); `blocks` is align-blocks. All layers are trained at 2e-3, 32 images a step, moving average .98.
+Swap: pca-f16c32 to pca-f16c48 on the study's base pca-wordllama (`study_world.py base`, `study_candidates.py
+pca-f16c48`). Starts: `plain` is the closed form of patch embedding and output projection; `zero` reads the directions
+that the base knows and predicts nothing along the others (DA-VAE, arXiv 2603.22125), the base's own output projection
+turned; `carried` is `align` (sanakit/alignment/carried.py); `blocks` is align-blocks. All layers are trained at 2e-3,
+32 images a step, moving average .98.
 """
 
 import json
@@ -52,7 +53,8 @@ def started(name: str, swap: Any, seed: int) -> LatentDiffusion:
 
 @torch.no_grad()
 def turn_head(system: LatentDiffusion, base: LatentDiffusion, rotation: torch.Tensor) -> None:
-    """The base's output projection along the directions that it knows, zero along the others (patches of one latent)."""
+    """The base's output projection along the directions that it knows,
+    zero along the others (patches of one latent)."""
     system.core.proj_out.weight.copy_(rotation.mT @ base.core.proj_out.weight)
     system.core.proj_out.bias.copy_(rotation.mT @ base.core.proj_out.bias)
 
@@ -65,13 +67,13 @@ def errors(system: LatentDiffusion, swap: Any, seed: int) -> list[float]:
 
     options = TrainOptions(max_steps=STEPS[-1], batch_size=32, learning_rate=RATE, ema_decay=0.98, seed=seed, warmup=10)
     options = replace(options, **constant())
-    found = [measure()]
+    curve = [measure()]
     state = new_state(system.core, STRATEGIES.get("finetune").parameter_groups(system.core), options)
     for step in STEPS:
         fit(system, swap.candidate_data[0], options, state, until=step)
         with averaged(system.core, state.ema):
-            found.append(measure())
-    return [round(error, 4) for error in found]
+            curve.append(measure())
+    return [round(error, 4) for error in curve]
 
 
 def constant() -> dict[str, Any]:

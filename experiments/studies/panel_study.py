@@ -1,7 +1,7 @@
-"""Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of plain
-reconstruction, with what became of the decision study's VAE swaps.
+"""Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of
+plain reconstruction, with what became of the decision study's VAE swaps.
 
-    python experiments/studies/panel_study.py      # after `decision_study.py summary`; writes experiments/results/panel_study.json
+    python experiments/studies/panel_study.py      # after `decision_study.py summary`; writes results/panel_study.json
 
 Outcome: relative error of `finetune` (closed form, every layer) after 100 steps, the last step that every swap has. The
 panel is read at the study's image size on 512 training images.
@@ -28,12 +28,14 @@ STEP = 100
 def outcomes() -> dict[str, float]:
     """Mean relative error of `finetune` at STEP by candidate, over bases and seeds."""
     swaps = json.loads((RESULTS / "decision_study.json").read_text())["swaps"]
-    found: dict[str, list[float]] = {}
+    errors_by_vae: dict[str, list[float]] = {}
     for row in swaps:
         if row["kind"] == "vae":
             steps, errors = row["curves"]["finetune"]
-            found.setdefault(row["candidate"], []).append(errors[max(i for i, s in enumerate(steps) if s <= STEP)])
-    return {name: sum(values) / len(values) for name, values in found.items()}
+            errors_by_vae.setdefault(row["candidate"], []).append(
+                errors[max(i for i, s in enumerate(steps) if s <= STEP)]
+            )
+    return {name: sum(values) / len(values) for name, values in errors_by_vae.items()}
 
 
 def measure(name: str, images: torch.Tensor) -> dict[str, float]:
@@ -59,9 +61,9 @@ def main() -> None:
     for metric in metrics:
         result = spearmanr([v[metric] for v in vaes.values()], list(errors.values()))
         ranks[metric] = {"spearman": round(float(result.statistic), 3), "p_value": round(float(result.pvalue), 3)}
-    found = {"outcome": f"finetune's relative error at {STEP} steps", "ranks": ranks, "vaes": vaes}
-    found["command"] = "python experiments/studies/panel_study.py"
-    (RESULTS / "panel_study.json").write_text(json.dumps(found, indent=1) + "\n")
+    study = {"outcome": f"finetune's relative error at {STEP} steps", "ranks": ranks, "vaes": vaes}
+    study["command"] = "python experiments/studies/panel_study.py"
+    (RESULTS / "panel_study.json").write_text(json.dumps(study, indent=1) + "\n")
     print(json.dumps(ranks, indent=1))
 
 

@@ -1,10 +1,12 @@
-"""How good the unit of a text swap is: losses of tiny-sana on held-out images without the prompt, estimated in several ways.
+"""How good the unit of a text swap is: losses of tiny-sana on held-out images without the prompt,
+estimated in several ways.
 
 python experiments/studies/prompt_unit.py [--count 256] [--steps 50]    a few minutes on one core
 
-Rows: the null prompt alone; the mean over other images' prompts; their combination (sanakit/evaluation/blind.py), which is used; the
-same two of a base whose null prompt is garbage, as of one trained without prompt dropout; and the base after `steps` more
-steps with every prompt dropped, which an estimate should not be far above. Prints the table of docs/strategies.md.
+Rows: the null prompt alone; the mean over other images' prompts; their combination (sanakit/evaluation/blind.py), which
+is used; the same two of a base whose null prompt is garbage, as of one trained without prompt dropout; and the base
+after `steps` more steps with every prompt dropped, which an estimate should not be far above. Prints the table of
+docs/strategies.md.
 """
 
 import argparse
@@ -36,14 +38,14 @@ def main() -> None:
         build_dataset(system.vae, system.text_encoder, part, system.image_size, mirror=part is parts[0])
         for part in (parts[0] if arguments.steps else parts[0].subset(range(64)), parts[1])
     )
-    own = held_out(system, test, count=arguments.count)
+    own_result = held_out(system, test, count=arguments.count)
     weights = torch.from_numpy(
         prompt_weights(held_out(system, train, count=64), blind_held_out(system, train, count=64))
     )
-    print("| without the prompt | " + " | ".join(f"{s:g}" for s in own.sigmas) + " | gain |")
-    for name, found in [("(with it)", own), *estimates(system, train, test, arguments)]:
-        gain = weights @ (found.losses - own.losses).double()
-        cells = [f"{loss:.4f}" for loss in found.losses.mean(1).tolist()]
+    print("| without the prompt | " + " | ".join(f"{s:g}" for s in own_result.sigmas) + " | gain |")
+    for name, result in [("(with it)", own_result), *estimates(system, train, test, arguments)]:
+        gain = weights @ (result.losses - own_result.losses).double()
+        cells = [f"{loss:.4f}" for loss in result.losses.mean(1).tolist()]
         noise = float(gain.std()) / len(gain) ** 0.5
         print(f"| {name} | {' | '.join(cells)} | {float(gain.mean()):.4f} +- {noise:.4f} |", flush=True)
 

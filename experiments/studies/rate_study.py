@@ -1,14 +1,14 @@
 """How does the best learning rate move with the width of a core?
 
     python experiments/studies/study_world.py base dc-minilm     # once: the core of 1.3 M parameters
-    python experiments/studies/rate_study.py                     # every cell that is not finished; the same command goes on
+    python experiments/studies/rate_study.py                     # every unfinished cell; run again to go on
     python experiments/studies/rate_study.py --cell tiny-sana/vae --seed 1
     python experiments/studies/rate_study.py --base path:DIR --cell wide/vae --image-size 96  # a core of another width
 
-A cell is one swap into one core: `finetune` from the closed form of the swapped layers (`train.start: align`), at every rate of RATES, constant
-after the warm-up, for the steps of a race (100). Errors are relative (1 = the base's), at the rungs of the race. Every
-rate is written to experiments/results/rate_study.json as soon as it is measured, so an interrupted cell repeats one rate at most. A
-cell takes about eight times a race of one strategy: minutes.
+A cell is one swap into one core: `finetune` from the closed form of the swapped layers (`train.start: align`), at every
+rate of RATES, constant after the warm-up, for the steps of a race (100). Errors are relative (1 = the base's), at the
+rungs of the race. Every rate is written to experiments/results/rate_study.json as soon as it is measured, so an
+interrupted cell repeats one rate at most. A cell takes about eight times a race of one strategy: minutes.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.plan import build
-from sanakit.swap.race import Course, advance, enter
+from sanakit.swap.race import RaceSetup, advance, enter
 from sanakit.swap.rungs import rungs
 from sanakit.swap.settings import options_of
 
@@ -81,7 +81,7 @@ def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, res
     (train, test), base_train = swap.candidate_data, swap.base_data[0]
     start, _ = build(swap.base_system, swap.candidate, strategy, train, base_train, seed=seed)
     options = options_of(swap.config, strategy)
-    course = Course(data=train, test=test, target=swap.target, count=swap.num_held_out, options=options)
+    setup = RaceSetup(data=train, test=test, target=swap.target, count=swap.num_held_out, options=options)
     core = start.core
     record |= {
         "base": cell.base,
@@ -94,9 +94,9 @@ def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, res
         "command": f"python experiments/studies/rate_study.py --cell {cell.name} --seed {seed} --steps {steps}",
     }
     for rate in missing:
-        arm = enter(course, strategy, replace(start, core=deepcopy(core)), budget=steps, learning_rate=rate)
+        arm = enter(setup, strategy, replace(start, core=deepcopy(core)), budget=steps, learning_rate=rate)
         for rung in rungs(steps):
-            advance(course, arm, rung)
+            advance(setup, arm, rung)
         record["rates"][f"{rate:g}"] = {
             "steps": arm.steps,
             "errors": [round(float(errors.mean()), 4) for errors in arm.errors_by_evaluation],

@@ -2,9 +2,9 @@
 
     python experiments/studies/study_candidates.py            # all that are missing, in order: minutes on one core
 
-VAEs: principal components at other widths, ratios, bases and data; a cosine basis; the embedded deep-compression VAEs trained
-on. Text encoders: noised and cut MiniLM (folders), WordLlama's table at fewer dimensions and with noise (registered when this
-file is imported). A folder is written aside and renamed, so one that exists is whole.
+VAEs: principal components at other widths, ratios, bases and data; a cosine basis; the embedded deep-compression VAEs
+trained on. Text encoders: noised and cut MiniLM (folders), WordLlama's table at fewer dimensions and with noise
+(registered when this file is imported). A folder is written aside and renamed, so one that exists is whole.
 """
 
 import argparse
@@ -88,7 +88,8 @@ def cosines(folder: Path, *, channels: int, ratio: int) -> None:
 
 
 def tuned(folder: Path, *, of: str, steps: int, rate: float) -> None:
-    """An embedded diffusers VAE trained on at 64 px by squared error; without steps, its architecture with random weights."""
+    """An embedded diffusers VAE trained on at 64 px by squared error; without steps,
+    its architecture with random weights."""
     model: Any = copy.deepcopy(load_vae(of).model)
     if not steps:
         config = {name: value for name, value in model.config.items() if not name.startswith("_")}
@@ -116,7 +117,8 @@ def encoded(model: nn.Module, batch: Tensor) -> Tensor:
 
 
 def changed_minilm(folder: Path, *, layers: int = 6, noise: float = 0.0, untrained: bool = False) -> None:
-    """MiniLM with its first layers only, with every matrix noised by `noise` times its own deviation, or with random weights."""
+    """MiniLM with its first layers only, with every matrix noised by `noise` times its own deviation,
+    or with random weights."""
     encoder: Any = load_text_encoder("minilm")
     config = copy.deepcopy(encoder.model.config)
     config.num_hidden_layers = layers
@@ -183,7 +185,8 @@ def make(name: str) -> None:
 
 
 class ChangedTable(WordLlama):
-    """WordLlama's table at its first `width` dimensions (it was trained to be cut so), noised by `noise` times its deviation."""
+    """WordLlama's table at its first `width` dimensions (it was trained to be cut so),
+    noised by `noise` times its deviation."""
 
     width = 256
     noise = 0.0

@@ -1,8 +1,8 @@
 """Figures over the swaps of the earlier decision study: decisions, rank agreement, share of scratch's steps, stretch.
 
-`decision_study.py summary` writes them to decision_study.json from the curves in experiments/results/decision_study. That study
-ran every strategy of 25 swaps to 500 steps and further by hand, evaluated on the first rows of the data; the runs of the study that
-follows are in study_run.py.
+`decision_study.py summary` writes them to decision_study.json from the curves in experiments/results/decision_study.
+That study ran every strategy of 25 swaps to 500 steps and further by hand, evaluated on the first rows of the data; the
+runs of the study that follows are in study_run.py.
 """
 
 import json
@@ -39,8 +39,8 @@ def same_step_errors(row: dict[str, Any]) -> tuple[list[float], list[float]] | N
 
 
 def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
-    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and of
-    the swaps by their best strategy, which is how candidates are compared."""
+    """Spearman of smoke and full: of the strategies of one swap (mean over swaps), of all strategies of all swaps, and
+    of the swaps by their best strategy, which is how candidates are compared."""
     pairs = [pair for row in rows if (pair := same_step_errors(row))]
     if len(pairs) < 3:
         return dict.fromkeys(("spearman_smoke_full", "spearman_pooled", "spearman_candidates"))
@@ -48,17 +48,17 @@ def ranks(rows: list[dict[str, Any]]) -> dict[str, float | None]:
     def rank(smoke, full):
         return float(spearmanr(smoke, full)[0])
 
-    found = {
+    spearman = {
         "spearman_smoke_full": np.mean([rank(*pair) for pair in pairs]),
         "spearman_pooled": rank(*(np.concatenate(side) for side in zip(*pairs, strict=True))),
         "spearman_candidates": rank(*([min(errors) for errors in side] for side in zip(*pairs, strict=True))),
     }
-    return {name: round(float(value), 4) for name, value in found.items()}
+    return {name: round(float(value), 4) for name, value in spearman.items()}
 
 
 def scratch_ratio(row: dict[str, Any]) -> float | None:
-    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain: then
-    an upper bound."""
+    """Steps of the cheapest sufficient strategy over those of scratch, or of as many as scratch was run for in vain:
+    then an upper bound."""
     if row["truth"] == "not reached":
         return None
     return row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"])
@@ -67,9 +67,9 @@ def scratch_ratio(row: dict[str, Any]) -> float | None:
 def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """By swap: log(true steps / BUDGET) over log(forecast steps / BUDGET), the target any error that a strategy reached
     after the race. What STRETCH of swap/forecast.py is made of."""
-    found: dict[str, list[float]] = {}
+    stretch_factors: dict[str, list[float]] = {}
     for row in rows:
-        factors = found.setdefault(f"{row['base']} {row['candidate']} {row['seed']}", [])
+        factors = stretch_factors.setdefault(f"{row['base']} {row['candidate']} {row['seed']}", [])
         for steps, curve in row["curves"].values():
             seen = [i for i, s in enumerate(steps) if s <= BUDGET]
             for i in range(len(seen), len(steps)):
@@ -77,7 +77,7 @@ def stretches(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
                     predicted = steps_to_reach(steps[: len(seen)], np.array(curve[: len(seen)]), curve[i])
                     if BUDGET < predicted < np.inf:
                         factors.append(np.log((steps[i] + 1) / (BUDGET + 1)) / np.log((predicted + 1) / (BUDGET + 1)))
-    return {name: factors for name, factors in found.items() if factors}
+    return {name: factors for name, factors in stretch_factors.items() if factors}
 
 
 def leave_one_out(by_swap: dict[str, list[float]]) -> tuple[list[float], float]:
@@ -125,7 +125,7 @@ def summary() -> None:
         if name in row["covered"] and f["predicted_steps_high"]
     ]
     stretch, left_out = leave_one_out(stretches(rows))
-    found = {
+    figures = {
         "swaps": rows,
         "decision_accuracy": mean([row["right"] for row in rows]),
         "by_budget": by_budget,
@@ -141,9 +141,10 @@ def summary() -> None:
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "command": "python experiments/studies/decision_study.py summary, after one `run` a swap",
     }
-    (RESULTS / "decision_study.json").write_text(json.dumps(found, indent=1) + "\n")
+    (RESULTS / "decision_study.json").write_text(json.dumps(figures, indent=1) + "\n")
     for row in rows:
         print(
-            f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said {row['recommended']:32} {row['right']} {row['regret']}"
+            f"{row['base']:14} {row['kind']:5} {row['candidate']:36} truth {row['truth']:16} said "
+            f"{row['recommended']:32} {row['right']} {row['regret']}"
         )
-    print(json.dumps({k: v for k, v in found.items() if k != "swaps"}, indent=1))
+    print(json.dumps({k: v for k, v in figures.items() if k != "swaps"}, indent=1))

@@ -1,8 +1,8 @@
 """The decision study's plan: which swaps are run, and which of them only the final evaluation reads.
 
-The list stood before any of these swaps was run. Swaps that the earlier study ran (EARLIER, on bases and captions of then) may
-fit the forecast; the evaluation third is drawn by a seeded rule from the others. Changing this file after runs have begun changes
-`plan_fingerprint`, which every run carries.
+The list stood before any of these swaps was run. Swaps that the earlier study ran (EARLIER, on bases and captions of
+then) may fit the forecast; the evaluation third is drawn by a seeded rule from the others. Changing this file after
+runs have begun changes `plan_fingerprint`, which every run carries.
 """
 
 import hashlib
@@ -18,8 +18,9 @@ LATE = 200
 
 @dataclass(frozen=True, order=True, kw_only=True)
 class StudySwap:
-    """base: of study_world.BASES. kind: "vae" or "text". candidate: as study_candidates.name_of reads it. scratch: is the
-    core trained from scratch too, and is the candidate "near" the base's own component or one of the "others"; "" for not."""
+    """base: of study_world.BASES. kind: "vae" or "text". candidate: as study_candidates.name_of reads it. scratch: is
+    the core trained from scratch too, and is the candidate "near" the base's own component or one of the "others";
+    "" for not."""
 
     base: str
     kind: str
@@ -77,7 +78,8 @@ SWAPS = EARLIER + NEW
 
 
 def evaluation_third() -> set[StudySwap]:
-    """The swaps that only the final evaluation reads: of every kind, those of NEW with the lowest hash of seed and name."""
+    """The swaps that only the final evaluation reads: of every kind,
+    those of NEW with the lowest hash of seed and name."""
     chosen: set[StudySwap] = set()
     for kind, count in EVALUATED.items():
         eligible = [swap for swap in NEW if swap.kind == kind]
@@ -90,8 +92,8 @@ def draw(swap: StudySwap) -> str:
 
 
 def runs(late: Collection[str] = ()) -> list[StudyRun]:
-    """In the order in which they are run: the evaluation third, the other swaps, then second seeds. late: names of swaps
-    that arrived after LATE steps at the first seed."""
+    """In the order in which they are run: the evaluation third, the other swaps, then second seeds. late: names of
+    swaps that arrived after LATE steps at the first seed."""
     held = evaluation_third()
     ordered = sorted(SWAPS, key=lambda swap: swap not in held)  # stable: else as listed
     first = [StudyRun(swap=swap, seed=0, evaluation=swap in held) for swap in ordered]

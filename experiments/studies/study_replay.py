@@ -1,7 +1,8 @@
-"""The decision study's races, replayed: what the race of the first steps would have said, and what became of every strategy.
+"""The decision study's races, replayed: what the race of the first steps would have said,
+and what became of every strategy.
 
-Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step time, measured side
-by side, and what distillation spends on the base's trajectories before its first step.
+Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step time,
+measured side by side, and what distillation spends on the base's trajectories before its first step.
 """
 
 from types import SimpleNamespace
@@ -126,16 +127,16 @@ def replay(record: dict[str, Any], curves: Curves, budget: int = BUDGET) -> dict
 
 
 def covered(arms: list[Any], needed: dict[str, float | None], steps: dict[str, np.ndarray]) -> dict[str, bool]:
-    """Of every forecast, not of what was measured or run no further: do its ends hold the steps that were needed? One that
-    says "more than n" holds a strategy that was run for n steps without getting there."""
-    found = {}
+    """Of every forecast, not of what was measured or run no further: do its ends hold the steps that were needed? One
+    that says "more than n" holds a strategy that was run for n steps without getting there."""
+    coverage = {}
     for arm in arms:
         last, actual = float(steps[arm.name][-1]), needed[arm.name]
         if arm.forecast.reached or last <= arm.steps[-1]:
             continue
         low, high = arm.forecast.low, arm.forecast.high
-        found[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
-    return found
+        coverage[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
+    return coverage
 
 
 def arrays(names: list[str], curves: Curves) -> tuple[dict[str, np.ndarray], ...]:
@@ -152,8 +153,8 @@ def at(steps: np.ndarray, values: np.ndarray, step: int) -> float:
 def cost_to(
     steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float = 1.0, once: float = 0.0
 ) -> float | None:
-    """Steps x step cost (and what is spent once) until the curve is first at the target, between two evaluations by the line
-    through them in log steps; None where it never is."""
+    """Steps x step cost (and what is spent once) until the curve is first at the target, between two evaluations by the
+    line through them in log steps; None where it never is."""
     for i, value in enumerate(curve):
         if value <= target:
             needed = reached_at(steps, curve, target, i)

@@ -1,8 +1,8 @@
 """What the decision study has measured, on disk: one JSON line a finished run.
 
-The runs of the evaluation third lie in a file of their own. `read_evaluation` alone reads it, for the command that evaluates the
-forecast once at the end; who fits or draws anything reads FITTING. LEDGER says which runs are done, and nothing of what
-they measured but whether a second seed is due.
+The runs of the evaluation third lie in a file of their own. `read_evaluation` alone reads it, for the command that
+evaluates the forecast once at the end; who fits or draws anything reads FITTING. LEDGER says which runs are done, and
+nothing of what they measured but whether a second seed is due.
 """
 
 import base64

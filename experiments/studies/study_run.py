@@ -1,12 +1,14 @@
-"""One run of the decision study: every strategy of a swap trained on until the base's quality, from checkpoints that resume.
+"""One run of the decision study: every strategy of a swap trained on until the base's quality,
+from checkpoints that resume.
 
-Strategies begin at the closed form of the swapped layers; align+head, lora and finetune also at that of every block, under the
-name `STRATEGY@align-blocks` (align+head at the better of the two alone). Every trained one tries the learning rates RATES times
-its own and goes on with the best after half of the race's budget. Rates are constant after the warm-up and every point is the
-moving average of the weights, so a race is the beginning of the very same run.
+Strategies begin at the closed form of the swapped layers; align+head, lora and finetune also at that of every block,
+under the name `STRATEGY@align-blocks` (align+head at the better of the two alone). Every trained one tries the learning
+rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after the
+warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
 
-Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in sight", the best
-TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly there.
+Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in
+sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly
+there.
 """
 
 import time
@@ -28,7 +30,7 @@ from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap
 from sanakit.swap.distill import Teacher
 from sanakit.swap.plan import applicable, build
-from sanakit.swap.race import Course, advance, enter
+from sanakit.swap.race import RaceSetup, advance, enter
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.start import starting_at
 from sanakit.training.loop import TrainOptions, fit, new_state
@@ -77,7 +79,7 @@ class Runner:
     folder: Path
     length: Length = Length()
     arms: dict[str, Arm] = field(default_factory=dict)
-    courses: dict[str, Course] = field(default_factory=dict)
+    setups: dict[str, RaceSetup] = field(default_factory=dict)
     tried: dict[str, dict[str, float | None]] = field(default_factory=dict)
     clock: float = field(default_factory=time.monotonic)
 
@@ -142,37 +144,37 @@ class Runner:
             known[key] = build(swap.base_system, swap.candidate, strategy, *data, seed=self.run.seed)
         return known[key]
 
-    def course_of(self, name: str) -> Course:
+    def setup_of(self, name: str) -> RaceSetup:
         """What all arms share; each has a folder of its own, as two may differ in their start alone."""
         swap = self.swap
         if "shared" not in self.__dict__:
             teacher = Teacher(base=swap.base_system, data=swap.base_data[0], seed=self.run.seed)
             options = TrainOptions(max_steps=self.length.budget, batch_size=BATCH, seed=self.run.seed)
             train, test = swap.candidate_data
-            self.shared = Course(
+            self.shared = RaceSetup(
                 data=train, test=test, target=swap.target, count=swap.num_held_out, options=options, teacher=teacher
             )
         facts = {"swap": swap.fingerprint("study"), "budget": self.length.budget}
         store = RaceStore(folder=self.folder / name, facts=facts)
-        return self.courses.setdefault(name, replace(self.shared, store=store))
+        return self.setups.setdefault(name, replace(self.shared, store=store))
 
     def at_best_rate(self, name: str, strategy: type[Strategy], start: LatentDiffusion) -> Arm:
         """The strategy at the rate that is best after half of the budget; the others' curves are kept."""
-        course, budget = self.course_of(name), self.length.budget
+        setup, budget = self.setup_of(name), self.length.budget
         tries: list[Arm] = []
         for factor in self.length.rates if strategy.scales else (1.0,):
             system = replace(start, core=deepcopy(start.core))
             rate = factor * strategy.learning_rate
-            arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=tries[0] if tries else None)
+            arm = enter(setup, strategy, system, budget=budget, learning_rate=rate, alike=tries[0] if tries else None)
             for step in self.length.upto(budget // 2):
-                advance(course, arm, step, self.keeper(course, arm))
+                advance(setup, arm, step, self.keeper(setup, arm))
             tries.append(arm)
         half = budget // 2
         errors = [np.inf if arm.diverged else float(arm.errors_at(half).mean()) for arm in tries]
         best = tries[int(np.argmin(errors))]
         for arm in tries:
-            if arm is not best and course.store:
-                course.store.settle(arm)
+            if arm is not best and setup.store:
+                setup.store.settle(arm)
         if best.state:
             self.tried[name] = {
                 f"{arm.options.learning_rate:g}": round(error, 5) if np.isfinite(error) else None
@@ -182,18 +184,18 @@ class Runner:
 
     def go_on(self, name: str, last: int) -> None:
         """Train an arm to step `last`, unless it is clearly there before."""
-        arm, course = self.arms[name], self.course_of(name)
+        arm, setup = self.arms[name], self.setup_of(name)
         for step in self.length.upto(last):
             if step > self.length.budget and arm.errors_at(step).mean() <= self.swap.target.tolerance - MARGIN:
                 return
-            advance(course, arm, step, self.keeper(course, arm))
+            advance(setup, arm, step, self.keeper(setup, arm))
 
-    def keeper(self, course: Course, arm: Arm) -> Callable[[int], None]:
+    def keeper(self, setup: RaceSetup, arm: Arm) -> Callable[[int], None]:
         """Called after a step: keeps the arm where the last time is CHECKPOINT_SECONDS ago."""
 
         def keep(step: int) -> None:
-            if course.store and time.monotonic() - self.clock >= CHECKPOINT_SECONDS:
-                course.store.save(arm)
+            if setup.store and time.monotonic() - self.clock >= CHECKPOINT_SECONDS:
+                setup.store.save(arm)
                 self.clock = time.monotonic()
 
         return keep
@@ -256,15 +258,15 @@ class Runner:
 
     def time_of_steps(self, name: str, steps: int = 2) -> float:
         """Seconds of a step of a copy of an arm, which is thrown away."""
-        arm, course = self.arms[name], self.course_of(name)
+        arm, setup = self.arms[name], self.setup_of(name)
         assert arm.state is not None
         core = deepcopy(arm.system.core)
         trained = {key for key, p in arm.system.core.named_parameters() if p.requires_grad}
         groups = [{"params": [p for key, p in core.named_parameters() if key in trained]}]
         system, state = replace(arm.system, core=core), new_state(core, groups, arm.options)
         draw = None
-        if arm.strategy.teacher and course.teacher:
-            draw = course.teacher.draws(system, course.data, arm.options)
+        if arm.strategy.teacher and setup.teacher:
+            draw = setup.teacher.draws(system, setup.data, arm.options)
         begun = time.perf_counter()
-        fit(system, course.data, arm.options, state, until=steps, draw=draw)
+        fit(system, setup.data, arm.options, state, until=steps, draw=draw)
         return (time.perf_counter() - begun) / steps

@@ -76,15 +76,20 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
     ):
         fit(system, train, options, state, until=until)
         with averaged(core, state.ema):
-            own, known = held_out(system, test, count=len(test)).loss, held_out(system, train, count=len(test)).loss
-        rows.append([until, round(known, 4), round(own, 4)])
+            own_loss, known = (
+                held_out(system, test, count=len(test)).loss,
+                held_out(system, train, count=len(test)).loss,
+            )
+        rows.append([until, round(known, 4), round(own_loss, 4)])
         print(vae_name, encoder_name, rows[-1], f"{time.monotonic() - start:.0f} s", flush=True)
     assert state.ema is not None
     core.load_state_dict(state.ema)
     loss = {p: held_out(system, test, count=len(test), prompt=p).loss for p in ("own", "null", "shuffled")}
     core.save_pretrained(folder)
     card = {
-        "recipe": f"experiments/studies/study_world.py, {steps} steps of 32, learning rate {rate:g}, cosine, average .998",
+        "recipe": (
+            f"experiments/studies/study_world.py, {steps} steps of 32, learning rate {rate:g}, cosine, average .998"
+        ),
         "seed": seed,
         "vae": vae_name,
         "text_encoder": encoder_name,

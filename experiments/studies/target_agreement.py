@@ -87,22 +87,22 @@ def read(system: LatentDiffusion, base: LatentDiffusion) -> dict[str, float]:
 def main() -> None:
     torch.set_num_threads(1)
     base = load_base(f"path:{WORLD / 'base-dc-minilm'}").system()
-    own = read(base, base)
+    base_reading = read(base, base)
     rows: dict[str, Any] = {}
     others = [*sorted(WORLD.glob("reference-*/card.json")), WORLD / "base-pca-wordllama" / "card.json"]
     for folder in others:
-        found = read(load_base(f"path:{folder.parent}").system(), base)
+        measured = read(load_base(f"path:{folder.parent}").system(), base)
         name = folder.parent.name.removeprefix("reference-")
-        rows[name] = {k: round(found[k] / own[k], 3) for k in own}
+        rows[name] = {k: round(measured[k] / base_reading[k], 3) for k in base_reading}
         print(name, json.dumps(rows[name], indent=1), flush=True)
     worst = {
         k: round(max(abs(np.log(row[k])) for row in rows.values()), 3) if all(r[k] > 0 for r in rows.values()) else None
-        for k in own
+        for k in base_reading
     }
     RESULTS.write_text(
         json.dumps(
             {
-                "base": own,
+                "base": base_reading,
                 "references": rows,
                 "largest_log_ratio": worst,
                 "command": "python experiments/studies/target_agreement.py",

@@ -1,8 +1,8 @@
 """The adapter registry, and the one way a core is rebuilt with other shapes.
 
-An adapter is what joins a component to the core: it fits the core's interface layers to the candidate's spec, and may put modules
-of its own in their place, never another forward pass. Where it sits: an input adapter after the noising, never before it
-(a learnable map before the noising could collapse the latents, and the loss would still fall).
+An adapter is what joins a component to the core: it fits the core's interface layers to the candidate's spec, and may
+put modules of its own in their place, never another forward pass. Where it sits: an input adapter after the noising,
+never before it (a learnable map before the noising could collapse the latents, and the loss would still fall).
 """
 
 from typing import Any, ClassVar
@@ -17,8 +17,8 @@ ADAPTERS: Registry[type["Adapter"]] = Registry("adapters", "sanakit.adapters")
 
 
 class Adapter:
-    """kind: "latents" or "tokens", the interface layers that it serves. saves: what was measured of it, for the plan; empty where
-    nothing was."""
+    """kind: "latents" or "tokens", the interface layers that it serves. saves: what was measured of it, for the plan;
+    empty where nothing was."""
 
     name: ClassVar[str] = ""
     title: ClassVar[str] = ""
@@ -27,8 +27,8 @@ class Adapter:
 
     @classmethod
     def fit(cls, core: SanaTransformer2DModel, spec: Any, *, seed: int = 0, **geometry: Any) -> SanaTransformer2DModel:
-        """A new core whose interface layers have the candidate's shape, drawn anew, with this adapter's modules; every tensor whose
-        shape did not change, and every adapter of the other component, is kept."""
+        """A new core whose interface layers have the candidate's shape, drawn anew, with this adapter's modules; every
+        tensor whose shape did not change, and every adapter of the other component, is kept."""
         raise NotImplementedError
 
     @classmethod
@@ -62,8 +62,8 @@ def rebuild_core(
     """A core of the changed config: tensors of equal name and shape are copied, the others start fresh by `seed`.
     adapters: to install, by default the core's own."""
     rebuilt = fresh_core(core, seed=seed, adapters=adapters, **changes)
-    own = rebuilt.state_dict()
-    kept = {k: v for k, v in core.state_dict().items() if k in own and own[k].shape == v.shape}
+    fresh = rebuilt.state_dict()
+    kept = {k: v for k, v in core.state_dict().items() if k in fresh and fresh[k].shape == v.shape}
     rebuilt.load_state_dict(kept, strict=False)
     return rebuilt
 
@@ -92,6 +92,7 @@ def adapter_class_of(adapter: str | None, is_vae: bool, candidate: str) -> type[
     if adapter_class.kind != ("latents" if is_vae else "tokens"):
         raise SanakitError(
             "SK0110",
-            f"adapter {adapter_class.name} joins {adapter_class.kind}, {candidate} is a {'VAE' if is_vae else 'text encoder'}",
+            f"adapter {adapter_class.name} joins {adapter_class.kind}, "
+            f"{candidate} is a {'VAE' if is_vae else 'text encoder'}",
         )
     return adapter_class

@@ -1,4 +1,5 @@
-"""Residual two-layer perceptrons beside the linear interface layers, zero at their last layer: the identity until trained."""
+"""Residual two-layer perceptrons beside the linear interface layers, zero at their last layer: the identity until
+trained."""
 
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
 """A resampler on the embeddings: learned queries read all tokens, every token reads what they found.
 
-As in Perceiver (arXiv 2103.03206) and its use between language and vision models (arXiv 2204.14198), but the tokens stay
-as many and the answer is added to them, so that the core sees what it knows until the adapter is trained. The encoder
-zeroes its padding, which is how padded tokens are told here.
+As in Perceiver (arXiv 2103.03206) and its use between language and vision models (arXiv 2204.14198), but the tokens
+stay as many and the answer is added to them, so that the core sees what it knows until the adapter is trained. The
+encoder zeroes its padding, which is how padded tokens are told here.
 """
 
 import torch
@@ -44,12 +44,13 @@ class Resampler(nn.Linear):
         keep = keep | ~keep.any(1, keepdim=True)  # a prompt of padding alone attends to all of it
         tokens = self.norm(embeds)
         queries = self.queries.expand(len(embeds), -1, -1)
-        read = attend(queries, *self.reads(tokens).chunk(2, -1), mask=keep[:, None, None, :])
+        key, value = self.reads(tokens).chunk(2, -1)
+        read = attend(queries, key, value, mask=keep[:, None, None, :])
         mixed = attend(self.asks(tokens), *self.found(read).chunk(2, -1))
         return super().forward(embeds + self.answer(mixed))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention of (B, M, W) over (B, L, W); mask (B, 1, 1, L), True = keep."""
-    heads = [t.unflatten(2, (-1, HEAD)).transpose(1, 2) for t in (query, key, value)]
-    return F.scaled_dot_product_attention(*heads, attn_mask=mask).transpose(1, 2).flatten(2)
+    query, key, value = (t.unflatten(2, (-1, HEAD)).transpose(1, 2) for t in (query, key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask).transpose(1, 2).flatten(2)

@@ -1,4 +1,5 @@
-"""A timestep-aware connector on the embeddings (the idea of ELLA, arXiv 2403.05135): what the prompt says, by noise level.
+"""A timestep-aware connector on the embeddings (the idea of ELLA, arXiv 2403.05135): what the prompt says, by noise
+level.
 
 The core embeds time before it projects the captions; a hook hands that embedding over, for one forward pass.
 """
@@ -45,5 +46,5 @@ class TimestepLinear(nn.Linear):
         if time is None:
             time = embeds.new_zeros(1, self.modulation.in_features)
         scale, shift = self.modulation(F.silu(time))[:, None].chunk(2, -1)
-        found = F.gelu(self.inner(embeds)) * (1 + scale) + shift
-        return super().forward(embeds + self.outer(found))
+        features = F.gelu(self.inner(embeds)) * (1 + scale) + shift
+        return super().forward(embeds + self.outer(features))

@@ -1,11 +1,11 @@
-"""Directions of a candidate that the base has no values for, carried through the base's stream (nested start, after DA-VAE, arXiv
-2603.22125).
+"""Directions of a candidate that the base has no values for, carried through the base's stream (nested start, after
+DA-VAE, arXiv 2603.22125).
 
-A candidate with more values a token than the base has directions that no base value stands for: the closed form of the patch
-embedding does not read them, and DA-VAE starts them at zero. Half of what a velocity holds along them is then lost: the noise, which
-the noisy latents show. Here each of these directions enters the residual stream along a direction of its own, chosen among those in
-which the base's blocks write and read least, as strongly as the base's own values enter. The output projection is solved
-afterwards, on features that hold them.
+A candidate with more values a token than the base has directions that no base value stands for: the closed form of the
+patch embedding does not read them, and DA-VAE starts them at zero. Half of what a velocity holds along them is then
+lost: the noise, which the noisy latents show. Here each of these directions enters the residual stream along a
+direction of its own, chosen among those in which the base's blocks write and read least, as strongly as the base's own
+values enter. The output projection is solved afterwards, on features that hold them.
 """
 
 import torch
@@ -36,9 +36,9 @@ def carry_rest(
     """Add to `core.patch_embed`, which is aligned already, what carries the candidate's other directions; returns
     {"carried": how many}, nothing where there are none.
 
-    data, base_data: the same images in both latent spaces, the first `count` of them. Nothing changes where the base has as
-    many values a token, where the rest would take more than a SHARE-th of the stream, and in a patch embedding that reads its
-    neighbours too (it is solved with what they say).
+    data, base_data: the same images in both latent spaces, the first `count` of them. Nothing changes where the base
+    has as many values a token, where the rest would take more than a SHARE-th of the stream, and in a patch embedding
+    that reads its neighbours too (it is solved with what they say).
     """
     proj, theirs = core.patch_embed.proj, base.core.patch_embed.proj
     values, known = (layer.in_channels * layer.stride[0] * layer.stride[1] for layer in (proj, theirs))

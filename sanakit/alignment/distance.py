@@ -32,9 +32,9 @@ def feature_distance(
     images in both spaces."""
     noise, base_noise = matched_noise(system, base, latents, base_latents, seed)
     level = torch.full((len(latents),), sigma)
-    own = block_features(system, interpolate(latents, noise, level), level, prompt)
-    theirs = block_features(base, interpolate(base_latents, base_noise, level), level, base_prompt)
-    return [_relative(a, b) for a, b in zip(own, theirs, strict=True)]
+    features = block_features(system, interpolate(latents, noise, level), level, prompt)
+    base_features = block_features(base, interpolate(base_latents, base_noise, level), level, base_prompt)
+    return [_relative(a, b) for a, b in zip(features, base_features, strict=True)]
 
 
 def matched_noise(
@@ -54,10 +54,10 @@ def matched_noise(
 
 def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> list[Tensor]:
     """(N, tokens, hidden) after the patch embedding and after every block."""
-    found: list[Tensor] = []
+    features: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
-        found.append(output.float())
+        features.append(output.float())
 
     handles = [m.register_forward_hook(keep) for m in (system.core.patch_embed, *system.core.transformer_blocks)]
     try:
@@ -66,14 +66,14 @@ def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, promp
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return features
 
 
-def _relative(own: Tensor, base: Tensor) -> float:
-    if own.shape[1] != base.shape[1]:
-        coarse = min(own.shape[1], base.shape[1])
-        own, base = (_pool(t, coarse) for t in (own, base))
-    return ((own - base).square().sum() / base.square().sum()).item()
+def _relative(features: Tensor, base_features: Tensor) -> float:
+    if features.shape[1] != base_features.shape[1]:
+        coarse = min(features.shape[1], base_features.shape[1])
+        features, base_features = (_pool(t, coarse) for t in (features, base_features))
+    return ((features - base_features).square().sum() / base_features.square().sum()).item()
 
 
 def _pool(features: Tensor, tokens: int) -> Tensor:

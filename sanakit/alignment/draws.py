@@ -1,7 +1,7 @@
 """What two cores read side by side: the same images, captions, sigmas and coupled noise, from a seed alone.
 
-Noise is drawn anew whenever it is asked for, by the seed of its own draw: nothing but indices is kept, and the size of a chunk
-changes no number.
+Noise is drawn anew whenever it is asked for, by the seed of its own draw: nothing but indices is kept, and the size of
+a chunk changes no number.
 """
 
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ class Side:
 
 @dataclass(frozen=True, kw_only=True)
 class PairedDraws:
-    """own, base: both sides. indices, views, choices, dropped, seeds: (N,) image, mirrored view, caption, null prompt and
-    seed of the noise of every draw. sigmas: (N,). rotation: from the candidate's patches to the base's; None where both read
-    the same latents and so the same noise."""
+    """candidate, base: both sides. indices, views, choices, dropped, seeds: (N,) image, mirrored view, caption, null
+    prompt and seed of the noise of every draw. sigmas: (N,). rotation: from the candidate's patches to the base's; None
+    where both read the same latents and so the same noise."""
 
-    own: Side
+    candidate: Side
     base: Side
     indices: Tensor
     views: Tensor
@@ -58,21 +58,21 @@ class PairedDraws:
 
     def noisy(self, rows: slice) -> tuple[Tensor, Tensor]:
         """Noised latents of the candidate (B, C, h, w) and of the base."""
-        own, base = self._latents(self.own, rows), self._latents(self.base, rows)
-        noise = self._noise(own, rows)
+        latents, base_latents = self._latents(self.candidate, rows), self._latents(self.base, rows)
+        noise = self._noise(latents, rows)
         base_noise = noise
         if self.rotation is not None:
-            free = self._noise(base, rows, other=True)
+            free = self._noise(base_latents, rows, other=True)
             patches = {
-                "patch_size": self.own.system.core.config.patch_size,
+                "patch_size": self.candidate.system.core.config.patch_size,
                 "base_patch_size": self.base.system.core.config.patch_size,
             }
             base_noise = couple_noise(self.rotation, noise, free, **patches)
-        return interpolate(own, noise, self.sigmas[rows]), interpolate(base, base_noise, self.sigmas[rows])
+        return interpolate(latents, noise, self.sigmas[rows]), interpolate(base_latents, base_noise, self.sigmas[rows])
 
     def velocity(self, rows: slice) -> Tensor:
         """`noise - latents` of the candidate. (B, C, h, w)"""
-        latents = self._latents(self.own, rows)
+        latents = self._latents(self.candidate, rows)
         return self._noise(latents, rows) - latents
 
     def _latents(self, side: Side, rows: slice) -> Tensor:
@@ -82,21 +82,21 @@ class PairedDraws:
         return row_noise(like, torch.Generator(), self.seeds[rows] + int(other))
 
 
-def draw_pairs(own: Side, base: Side, *, count: int, seed: int, chunk_size: int = 64) -> PairedDraws:
+def draw_pairs(candidate: Side, base: Side, *, count: int, seed: int, chunk_size: int = 64) -> PairedDraws:
     """`count` draws of both sides' training images in a random order, every image once before any is seen again."""
     generator = torch.Generator().manual_seed(seed)
-    total = len(own.data)
+    total = len(candidate.data)
     rounds = [torch.randperm(total, generator=generator) for _ in range(-(-count // total))]
-    shift = float(own.system.flow_shift or 1.0)
+    shift = float(candidate.system.flow_shift or 1.0)
     rotation = None
-    if not same_latents(own.data, base.data):
-        cores = own.system.core, base.system.core
-        rotation = patch_rotation(*cores, own.data.latents, base.data.latents)
+    if not same_latents(candidate.data, base.data):
+        cores = candidate.system.core, base.system.core
+        rotation = patch_rotation(*cores, candidate.data.latents, base.data.latents)
     return PairedDraws(
-        own=own,
+        candidate=candidate,
         base=base,
         indices=torch.cat(rounds)[:count],
-        views=torch.randint(own.data.latents.shape[1], (count,), generator=generator),
+        views=torch.randint(candidate.data.latents.shape[1], (count,), generator=generator),
         choices=torch.randint(CHOICES, (count,), generator=generator),
         dropped=torch.rand(count, generator=generator) < PROMPT_DROPOUT,
         seeds=2 * torch.randint(1 << 61, (count,), generator=generator),
@@ -109,15 +109,15 @@ def draw_pairs(own: Side, base: Side, *, count: int, seed: int, chunk_size: int 
 def same_latents(data: LatentDataset, base_data: LatentDataset) -> bool:
     """Do both sides hold the same numbers, as they do where the text encoder is swapped?"""
     rows = torch.arange(min(COMPARED, len(data)))
-    own, base = data.latents[rows, 0], base_data.latents[rows, 0]
-    return own.shape == base.shape and bool(torch.equal(own, base))
+    latents, base_latents = data.latents[rows, 0], base_data.latents[rows, 0]
+    return latents.shape == base_latents.shape and bool(torch.equal(latents, base_latents))
 
 
 def same_captions(data: LatentDataset, base_data: LatentDataset) -> bool:
     """Do both text encoders give the same embeddings?"""
-    own, base = data.captions[:COMPARED], base_data.captions[:COMPARED]
+    captions, base_captions = data.captions[:COMPARED], base_data.captions[:COMPARED]
 
     def same(a: Tensor, b: Tensor) -> bool:
         return a.shape == b.shape and bool(torch.equal(a, b))
 
-    return same(own.embeds, base.embeds) and same(own.mask, base.mask)
+    return same(captions.embeds, base_captions.embeds) and same(captions.mask, base_captions.mask)

@@ -1,8 +1,10 @@
-"""The ridge step of one output layer, from streaming normal equations: what it adds brings a stream to where it should be.
+"""The ridge step of one output layer, from streaming normal equations: what it adds brings a stream to where it should
+be.
 
-A branch writes `gate * (W x + b)` to the stream; the gate depends on sigma and channel. The direction of the step weighs every
-draw by its gates' mean square, so that one matrix serves all channels (products of a chunk in float32, sums in float64); its length is then exact for each channel along that
-direction, measured on a sample of rows. Memory depends on the layer alone, never on the number of draws.
+A branch writes `gate * (W x + b)` to the stream; the gate depends on sigma and channel. The direction of the step
+weighs every draw by its gates' mean square, so that one matrix serves all channels (products of a chunk in float32,
+sums in float64); its length is then exact for each channel along that direction, measured on a sample of rows. Memory
+depends on the layer alone, never on the number of draws.
 """
 
 import torch
@@ -17,9 +19,11 @@ LONGEST = 50.0  # times the step of the direction: a channel whose gate is nearl
 
 
 class LayerStep:
-    """Sums over draws for `layer`: a linear layer or a 1 x 1 convolution of D features (one more with a bias) and H outputs.
+    """Sums over draws for `layer`: a linear layer or a 1 x 1 convolution of D features (one more with a bias) and H
+    outputs.
 
-    gates: (N, H) of all draws, None where the branch has no gate. tokens: of a draw. where: what an error calls the layer.
+    gates: (N, H) of all draws, None where the branch has no gate. tokens: of a draw. where: what an error calls the
+    layer.
     """
 
     def __init__(
@@ -53,8 +57,9 @@ class LayerStep:
         self.rows += len(flat)
 
     def solve(self, penalty: float) -> Tensor:
-        """The addition to the layer (H, D), the bias in the last column. penalty: ridge, times the mean of the features'
-        power; it grows where rows are too few, as CrossMoments.ridge's does. Raises SK0204 for values that are not finite."""
+        """The addition to the layer (H, D), the bias in the last column. penalty: ridge, times the mean of the
+        features' power; it grows where rows are too few, as CrossMoments.ridge's does. Raises SK0204 for values that
+        are not finite."""
         bad = int((~self.xx.isfinite()).sum() + (~self.yx.isfinite()).sum())
         if bad:
             raise SanakitError(
@@ -68,11 +73,11 @@ class LayerStep:
 
     @torch.no_grad()
     def apply(self, step: Tensor) -> None:
-        own = step.to(self.layer.weight)
+        addition = step.to(self.layer.weight)
         if self.layer.bias is not None:
-            self.layer.bias += own[:, -1]
-            own = own[:, :-1]
-        self.layer.weight += own.reshape(self.layer.weight.shape)
+            self.layer.bias += addition[:, -1]
+            addition = addition[:, :-1]
+        self.layer.weight += addition.reshape(self.layer.weight.shape)
 
     def _lengths(self, step: Tensor) -> Tensor:
         """Of the step of every channel, the one that leaves least of what is missing. (H,)"""

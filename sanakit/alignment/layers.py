@@ -1,5 +1,6 @@
-"""Which hidden layer of a text encoder says most of the base's caption features: the closed form of every layer, evaluated on
-captions that it was not solved from (arXiv 2506.08210 finds the normalised average of all layers best for generation).
+"""Which hidden layer of a text encoder says most of the base's caption features: the closed form of every layer,
+evaluated on captions that it was not solved from (arXiv 2506.08210 finds the normalised average of all layers best for
+generation).
 """
 
 from collections.abc import Sequence
@@ -27,7 +28,8 @@ Layer = int | str
 
 @dataclass
 class Trial:
-    """One layer's map, solved from most captions and evaluated on the others. errors: of each of those; power: its variance."""
+    """One layer's map, solved from most captions and evaluated on the others. errors: of each of those; power: its
+    variance."""
 
     layer: Layer
     moments: CrossMoments
@@ -37,7 +39,7 @@ class Trial:
     finite: bool = True
 
     def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
-        self.finite = self.finite and bool(pairs.own.embeds.isfinite().all())
+        self.finite = self.finite and bool(pairs.candidate.embeds.isfinite().all())
         if not self.finite:
             return
         if not judging:
@@ -46,17 +48,17 @@ class Trial:
         self.map = self.map or self.moments.ridge(PENALTY)
         weight, offset = self.map
         centre = (self.moments.y / self.moments.count).float()
-        for row in range(len(pairs.own)):
-            x, y = _rows(pairs, slice(row, row + 1), base_layer)
+        for row in range(len(pairs.candidate)):
+            x, y = (rows.cpu() for rows in _rows(pairs, slice(row, row + 1), base_layer))
             self.errors.append(float((y - x @ weight.T - offset).square().sum()))
             self.power.append(float((y - centre).square().sum()))
 
-    def row(self, own: "Trial") -> dict[str, Any]:
+    def row(self, declared: "Trial") -> dict[str, Any]:
         """Against the record's own layer, caption by caption."""
         if not self.finite:
             return {"layer": self.layer, "error": None, "more": None, "noise": None, "note": "not finite"}
-        total = max(sum(own.power), 1e-12)
-        more = (np.array(self.errors) - np.array(own.errors)) / total
+        total = max(sum(declared.power), 1e-12)
+        more = (np.array(self.errors) - np.array(declared.errors)) / total
         noise = float(more.std(ddof=1) * len(more) ** 0.5)
         return {"layer": self.layer, "error": sum(self.errors) / total, "more": float(more.sum()), "noise": noise}
 
@@ -81,9 +83,9 @@ def rank_layers(
 
     error: of the linear map from the layer to the base's caption features on every HELD_OUT-th caption, over the
     features' variance there; more: that less the error of the layer that the record names, noise its standard error.
-    best: the layer of the smallest error among those that are better than the record's own by CLEAR times the noise, else
-    the record's own. A layer that is not finite has a note in their place. Raises SK0306 for an encoder without a choice
-    of layers, SK0403 for fewer than FEWEST texts, SK0204 where the record's own layer is not finite.
+    best: the layer of the smallest error among those that are better than the record's own by CLEAR times the noise,
+    else the record's own. A layer that is not finite has a note in their place. Raises SK0306 for an encoder without a
+    choice of layers, SK0403 for fewer than FEWEST texts, SK0204 where the record's own layer is not finite.
     """
     if not isinstance(encoder, TransformerEncoder):
         raise SanakitError("SK0306", f"{encoder.name or type(encoder).__name__} has no layers to choose from")
@@ -97,23 +99,25 @@ def rank_layers(
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
     solving, judging = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
-    parts = [(own[i : i + CHUNK], own is judging) for own in (solving, judging) for i in range(0, len(own), CHUNK)]
+    parts = [
+        (split[i : i + CHUNK], split is judging) for split in (solving, judging) for i in range(0, len(split), CHUNK)
+    ]
     for number, (part, held_out) in enumerate(parts, 1):
-        found = encoder.encode_layers(part, names)
-        pairs = pair_captions(found[0], base_encoder.encode(part), part, encoder, base_encoder)
-        for trial, embeds in zip(trials, found, strict=True):
-            trial.see(replace(pairs, own=embeds), base_layer, judging=held_out)
+        encoded = encoder.encode_layers(part, names)
+        pairs = pair_captions(encoded[0], base_encoder.encode(part), part, encoder, base_encoder)
+        for trial, embeds in zip(trials, encoded, strict=True):
+            trial.see(replace(pairs, candidate=embeds), base_layer, judging=held_out)
         progress("measuring layers", number, len(parts))
-    own = trials[0]
-    if not own.finite:
-        raise SanakitError("SK0204", f"layer {own.layer} of {encoder.name} is not finite")
-    rows = [trial.row(own) for trial in trials]
+    declared = trials[0]
+    if not declared.finite:
+        raise SanakitError("SK0204", f"layer {declared.layer} of {encoder.name} is not finite")
+    rows = [trial.row(declared) for trial in trials]
     better = [row for row in rows if row["error"] is not None and row["more"] + CLEAR * row["noise"] < 0]
-    best = min(better, key=lambda row: row["error"])["layer"] if better else own.layer
+    best = min(better, key=lambda row: row["error"])["layer"] if better else declared.layer
     pairing = "tokens" if pairs.spans else "mean tokens"
-    return {"layers": rows, "used": own.layer, "best": best, "pairing": pairing, "captions": len(texts)}
+    return {"layers": rows, "used": declared.layer, "best": best, "pairing": pairing, "captions": len(texts)}
 
 
 def _rows(pairs: Captions, rows: slice, base_layer: nn.Module) -> tuple[Tensor, Tensor]:
     spans = tuple(s[rows] for s in pairs.spans) if pairs.spans else None
-    return paired_rows(pairs.own[rows], pairs.base[rows], base_layer, spans)
+    return paired_rows(pairs.candidate[rows], pairs.base[rows], base_layer, spans)

@@ -16,8 +16,8 @@ ENOUGH = 4  # rows a dimension; below it, the penalty of ridge grows in proporti
 
 @dataclass
 class CrossMoments:
-    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D), sum y^2 (E). On the CPU in
-    float64; rows are multiplied where x is."""
+    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D), sum y^2 (E). On
+    the CPU in float64; rows are multiplied where x is."""
 
     count: int
     x: Tensor
@@ -117,11 +117,11 @@ class CrossMoments:
         """Share of the variance of y that `weight` (E, D) explains, with its own best offset or the one given (E); 0
         where y does not vary."""
         mean_x, mean_y, cov_xx, cov_yx = self.centred()
-        own = weight.double()
+        mapping = weight.double()
         total = (self.yy / self.count - mean_y.square()).sum()
-        explained = 2 * (own * cov_yx).sum() - ((own @ cov_xx) * own).sum()
+        explained = 2 * (mapping * cov_yx).sum() - ((mapping @ cov_xx) * mapping).sum()
         if offset is not None:
-            explained -= (mean_y - own @ mean_x - offset.double()).square().sum()
+            explained -= (mean_y - mapping @ mean_x - offset.double()).square().sum()
         return (explained / total).item() if total > 1e-12 else 0.0
 
 

@@ -1,8 +1,8 @@
-"""Does a text encoder mean by words what the base's does: do both find the same words alike (representational similarity
-analysis, Kriegeskorte et al. 2008)?
+"""Does a text encoder mean by words what the base's does: do both find the same words alike (representational
+similarity analysis, Kriegeskorte et al. 2008)?
 
-Words are encoded one by one. Captions would not do: two that share a word, a style or a length are alike to any encoder,
-one with random weights included.
+Words are encoded one by one. Captions would not do: two that share a word, a style or a length are alike to any
+encoder, one with random weights included.
 """
 
 import re
@@ -33,13 +33,13 @@ def word_features(encoder: TextEncoder, words: list[str]) -> Tensor:
     return F.normalize(features - features.mean(0), dim=1)
 
 
-def agreement(own: Tensor, base: Tensor) -> np.ndarray:
+def agreement(candidate: Tensor, base: Tensor) -> np.ndarray:
     """Correlation of two encoders' cosines over all pairs of words, as one term for each word: their mean is the
-    correlation. own (N, D), base (N, E) -> (N,)"""
-    count = len(own)
+    correlation. candidate (N, D), base (N, E) -> (N,)"""
+    count = len(candidate)
     pairs = ~torch.eye(count, dtype=torch.bool)
     standard = []
-    for features in (own, base):
+    for features in (candidate, base):
         cosines = features @ features.T
         chosen = cosines[pairs]
         standard.append((cosines - chosen.mean()) / chosen.std(unbiased=False).clamp_min(1e-12) * pairs)

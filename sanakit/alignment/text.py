@@ -1,8 +1,8 @@
 """Closed-form alignment of the caption projection to another text encoder.
 
 The new first layer is the ridge solution that gives every token of the candidate the base's first-layer output
-(before the activation) for the same characters; tokens of two tokenizers are paired by offsets (tokens.py). Marks at the
-begin and end of a prompt, where attention sinks live, are paired with the base's; padding takes no part. Where a
+(before the activation) for the same characters; tokens of two tokenizers are paired by offsets (tokens.py). Marks at
+the begin and end of a prompt, where attention sinks live, are paired with the base's; padding takes no part. Where a
 tokenizer gives no offsets, each caption's mean token is mapped instead, and the result says so.
 """
 
@@ -27,26 +27,32 @@ class Captions:
     """The same captions in both encoders' embeddings. spans: (N, L, 2) offsets of both sides' tokens, where both give
     them; note: why not."""
 
-    own: PromptEmbeds
+    candidate: PromptEmbeds
     base: PromptEmbeds
     spans: tuple[Tensor, Tensor] | None = None
     note: str = ""
 
 
 def pair_captions(
-    own: PromptEmbeds, base: PromptEmbeds, texts: list[str] | None, encoder: TextEncoder, base_encoder: TextEncoder
+    candidate: PromptEmbeds,
+    base: PromptEmbeds,
+    texts: list[str] | None,
+    encoder: TextEncoder,
+    base_encoder: TextEncoder,
 ) -> Captions:
     """Captions with the offsets of their tokens. texts: as they were written."""
     if not texts:
-        return Captions(own=own, base=base, note="the data holds no texts: mean tokens are mapped")
+        return Captions(candidate=candidate, base=base, note="the data holds no texts: mean tokens are mapped")
     texts = texts[:CAPTIONS]
-    found = [e.offsets(texts) for e in (encoder, base_encoder)]
+    offsets = [e.offsets(texts) for e in (encoder, base_encoder)]
     silent = [
-        e.name or type(e).__name__ for e, spans in zip((encoder, base_encoder), found, strict=True) if spans is None
+        e.name or type(e).__name__ for e, spans in zip((encoder, base_encoder), offsets, strict=True) if spans is None
     ]
     if silent:
-        return Captions(own=own, base=base, note=f"no offsets of {' and '.join(silent)}: mean tokens are mapped")
-    return Captions(own=own, base=base, spans=(found[0], found[1]))  # type: ignore[arg-type]
+        return Captions(
+            candidate=candidate, base=base, note=f"no offsets of {' and '.join(silent)}: mean tokens are mapped"
+        )
+    return Captions(candidate=candidate, base=base, spans=(offsets[0], offsets[1]))  # type: ignore[arg-type]
 
 
 def pool(prompt: PromptEmbeds) -> Tensor:
@@ -72,14 +78,14 @@ def align_caption(
     """
     layer, base_layer = core.caption_projection.linear_1, base_core.caption_projection.linear_1
     moments = CrossMoments.empty(layer.in_features, layer.out_features)
-    total = min(CAPTIONS, len(captions.own), *(len(s) for s in captions.spans or ()))
+    total = min(CAPTIONS, len(captions.candidate), *(len(s) for s in captions.spans or ()))
     for start in range(0, total, CHUNK):
         rows = slice(start, min(start + CHUNK, total))
         spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
-        moments.add(*paired_rows(captions.own[rows], captions.base[rows], base_layer, spans))
+        moments.add(*paired_rows(captions.candidate[rows], captions.base[rows], base_layer, spans))
     if nulls is not None:
-        own, base = nulls
-        x, y = paired_rows(own, base, base_layer, null_spans(nulls) if captions.spans else None)
+        null, base_null = nulls
+        x, y = paired_rows(null, base_null, base_layer, null_spans(nulls) if captions.spans else None)
         moments.add(x.repeat(max(1, total // NULL_EVERY), 1), y.repeat(max(1, total // NULL_EVERY), 1))
     weight, bias = moments.ridge(penalty=PENALTY)
     with torch.no_grad():
@@ -97,15 +103,15 @@ def null_spans(nulls: tuple[PromptEmbeds, PromptEmbeds]) -> tuple[Tensor, ...]:
 
 @torch.no_grad()
 def paired_rows(
-    own: PromptEmbeds, base: PromptEmbeds, base_layer: nn.Module, spans: tuple[Tensor, ...] | None
+    candidate: PromptEmbeds, base: PromptEmbeds, base_layer: nn.Module, spans: tuple[Tensor, ...] | None
 ) -> tuple[Tensor, Tensor]:
     """Candidate tokens (N, D) that have a partner and the base's first-layer output for them (N, E); mean tokens
     without spans."""
     device = next(base_layer.parameters()).device
     goals = base_layer(base.embeds.to(device).float())
     if spans is None:
-        return pool(own).to(device), mean_tokens(goals, base.mask.to(device))
-    shares = pair_tokens(spans[0], spans[1], own.mask, base.mask)
+        return pool(candidate).to(device), mean_tokens(goals, base.mask.to(device))
+    shares = pair_tokens(spans[0], spans[1], candidate.mask, base.mask)
     paired = shares.sum(2) > 0
-    found = torch.einsum("blm,bme->ble", shares.to(device), goals)
-    return own.embeds[paired].float().to(device), found[paired.to(device)]
+    paired_goals = torch.einsum("blm,bme->ble", shares.to(device), goals)
+    return candidate.embeds[paired].float().to(device), paired_goals[paired.to(device)]

@@ -4,17 +4,17 @@ import torch
 from torch import Tensor
 
 
-def pair_tokens(own: Tensor, base: Tensor, own_mask: Tensor, base_mask: Tensor) -> Tensor:
+def pair_tokens(spans: Tensor, base_spans: Tensor, mask: Tensor, base_mask: Tensor) -> Tensor:
     """Share of every base token in a candidate's token, by characters in common: (B, L, L_base), rows sum to 1 or 0.
 
-    own (B, L, 2), base (B, L_base, 2): spans in the same prompts, (0, 0) for special tokens. A special token that
-    begins (ends) a prompt is paired with the base's; what has no partner gets a row of zeros.
+    spans (B, L, 2), base_spans (B, L_base, 2): characters in the same prompts, (0, 0) for special tokens. A special
+    token that begins (ends) a prompt is paired with the base's; what has no partner gets a row of zeros.
     """
-    starts = torch.maximum(own[:, :, None, 0], base[:, None, :, 0])
-    ends = torch.minimum(own[:, :, None, 1], base[:, None, :, 1])
-    shared = (ends - starts).clamp_min(0).float() * (own_mask[:, :, None] & base_mask[:, None, :])
+    starts = torch.maximum(spans[:, :, None, 0], base_spans[:, None, :, 0])
+    ends = torch.minimum(spans[:, :, None, 1], base_spans[:, None, :, 1])
+    shared = (ends - starts).clamp_min(0).float() * (mask[:, :, None] & base_mask[:, None, :])
     for edge in (_first, _last):
-        (mine, has_mine), (theirs, has_theirs) = edge(own, own_mask), edge(base, base_mask)
+        (mine, has_mine), (theirs, has_theirs) = edge(spans, mask), edge(base_spans, base_mask)
         rows = (has_mine & has_theirs).nonzero()[:, 0]
         shared[rows, mine[rows], theirs[rows]] = 1.0
     return shared / shared.sum(2, keepdim=True).clamp_min(1e-9)

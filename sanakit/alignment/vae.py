@@ -25,7 +25,8 @@ from sanakit.errors import SanakitError, did_you_mean
 from sanakit.flow import interpolate, noise_power_ratio, sample_sigmas
 
 INPUT_METHODS = ("procrustes", "ridge", "independent", "coupled", "blend")
-BLEND = 3.0  # measured by experiments/studies/alignment_study.py: between clean regression (0) and Procrustes (without bound)
+# between clean regression (0) and Procrustes (without bound), measured by experiments/studies/alignment_study.py
+BLEND = 3.0
 CHUNK = 256
 
 
@@ -49,26 +50,26 @@ def align_input(
 
     A coarser candidate grid is matched by average-pooling the base's patches; a finer one by repeating them.
     """
-    own, theirs = core.patch_embed.proj, base_core.patch_embed.proj
-    moments = input_moments(own, theirs, latent_chunks(latents, count), latent_chunks(base_latents, count))
-    mapping, offset = solve_input(moments, method, flow_shift, centre=_centre(own))
-    base_weight = _plain_weight(theirs)  # (hidden, base patch)
+    layer, base_layer = core.patch_embed.proj, base_core.patch_embed.proj
+    moments = input_moments(layer, base_layer, latent_chunks(latents, count), latent_chunks(base_latents, count))
+    mapping, offset = solve_input(moments, method, flow_shift, centre=_centre(layer))
+    base_weight = _plain_weight(base_layer)  # (hidden, base patch)
     with torch.no_grad():
-        own.weight.copy_((base_weight @ mapping).reshape(own.weight.shape))
-        own.bias.copy_(theirs.bias + base_weight @ offset)
+        layer.weight.copy_((base_weight @ mapping).reshape(layer.weight.shape))
+        layer.bias.copy_(base_layer.bias + base_weight @ offset)
     return {"input_r2": moments.r2(mapping)} | ({"input_note": moments.note} if moments.note else {})
 
 
 def input_moments(
-    own: nn.Conv2d, theirs: nn.Conv2d, latents: Iterator[Tensor], base_latents: Iterator[Tensor]
+    layer: nn.Conv2d, base_layer: nn.Conv2d, latents: Iterator[Tensor], base_latents: Iterator[Tensor]
 ) -> CrossMoments:
     """Of what the candidate's patch embedding reads at a token (D) and the base's patch there (E); one pass."""
-    rows = own.in_channels * own.kernel_size[0] * own.kernel_size[1]
-    moments = CrossMoments.empty(rows, theirs.in_channels * theirs.stride[0] * theirs.stride[1])
+    rows = layer.in_channels * layer.kernel_size[0] * layer.kernel_size[1]
+    moments = CrossMoments.empty(rows, base_layer.in_channels * base_layer.stride[0] * base_layer.stride[1])
     for first, second in zip(latents, base_latents, strict=True):
-        read = F.unfold(first, own.kernel_size, padding=own.padding, stride=own.stride)  # (B, D, T)
-        height, width = (side // own.stride[0] for side in first.shape[-2:])
-        goal = _resized(patch_rows(second, theirs.stride[0]), (height, width))
+        read = F.unfold(first, layer.kernel_size, padding=layer.padding, stride=layer.stride)  # (B, D, T)
+        height, width = (side // layer.stride[0] for side in first.shape[-2:])
+        goal = _resized(patch_rows(second, base_layer.stride[0]), (height, width))
         moments.add(read.transpose(1, 2).flatten(0, 1), goal.flatten(2).transpose(1, 2).flatten(0, 1))
     return moments
 
@@ -77,9 +78,9 @@ def paired_patches(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, latents: Tensor, base_latents: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Candidate patches (T, D) and the base's (T, E) at the same places, T = images x candidate tokens."""
-    own = patch_rows(latents, core.config.patch_size)
-    target = _resized(patch_rows(base_latents, base_core.config.patch_size), tuple(own.shape[-2:]))
-    rows, goals = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (own, target))
+    patches = patch_rows(latents, core.config.patch_size)
+    target = _resized(patch_rows(base_latents, base_core.config.patch_size), tuple(patches.shape[-2:]))
+    rows, goals = (t.permute(0, 2, 3, 1).flatten(0, 2) for t in (patches, target))
     return rows, goals
 
 
@@ -121,9 +122,9 @@ def align_output(
                 sigmas = sample_sigmas(len(indices), shift=float(system.flow_shift or 1.0), generator=generator)
                 prompt = data.prompts(indices, torch.randint(1 << 30, (len(indices),), generator=generator))
                 system.velocity(interpolate(latents, noise, sigmas), sigmas, prompt)
-                found = features.pop().flatten(0, 1)
-                moments = moments or CrossMoments.empty(found.shape[1], head.out_features)
-                moments.add(found, head_rows(noise - latents, patch).flatten(0, 1))
+                rows = features.pop().flatten(0, 1)
+                moments = moments or CrossMoments.empty(rows.shape[1], head.out_features)
+                moments.add(rows, head_rows(noise - latents, patch).flatten(0, 1))
     finally:
         handle.remove()
     assert moments is not None
@@ -132,8 +133,8 @@ def align_output(
 
 @torch.no_grad()
 def write_head(head: nn.Linear, moments: CrossMoments) -> dict[str, object]:
-    """The ridge solution of what the head reads (`head.read`, where it has one) to the velocity; returns output_note where
-    there is something to say."""
+    """The ridge solution of what the head reads (`head.read`, where it has one) to the velocity; returns output_note
+    where there is something to say."""
     weight, bias = moments.ridge(penalty=1e-3)
     getattr(head, "write", head.weight.copy_)(weight)
     head.bias.copy_(bias)

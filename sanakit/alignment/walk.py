@@ -1,7 +1,8 @@
 """One core walked branch by branch over a set of draws: its residual stream is kept on the host, nothing else is.
 
-A block of a Sana core adds three branches to its stream: linear self-attention, cross-attention and mix-FFN (arXiv 2410.10629).
-The walk runs one branch over one chunk of draws at a time, and shows what the branch's last layer reads and writes.
+A block of a Sana core adds three branches to its stream: linear self-attention, cross-attention and mix-FFN (arXiv
+2410.10629). The walk runs one branch over one chunk of draws at a time, and shows what the branch's last layer reads
+and writes.
 """
 
 from dataclasses import dataclass, field
@@ -19,7 +20,8 @@ MASKED = -10_000.0  # what diffusers adds to the attention scores of padding
 
 @dataclass(frozen=True)
 class Branch:
-    """features: (B, T, D), read by the branch's last layer. output: (B, T, H). gate: (B, 1, H), None where it has none."""
+    """features: (B, T, D), read by the branch's last layer. output: (B, T, H). gate: (B, 1, H), None where it has
+    none."""
 
     features: Tensor
     output: Tensor
@@ -52,7 +54,8 @@ class Walk:
         return None if name == "attn2" else modulation[GATE[name]][:, 0].clone()
 
     def branch(self, chunk: int, number: int, name: str, sigmas: Tensor, prompt: PromptEmbeds | None) -> Branch:
-        """A branch of block `number` on a chunk's stream, which stays as it is. prompt: read by cross-attention alone."""
+        """A branch of block `number` on a chunk's stream, which stays as it is. prompt: read by cross-attention
+        alone."""
         block, stream = self.core.transformer_blocks[number], self.streams[chunk].to(self._device)
         seen: list[Tensor] = []
         handle = last_layer(block, name).register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))

@@ -1,5 +1,5 @@
-"""Gates of the stages smoke and full on the system's wiring: does the base work, do training and sampling agree, did what should
-move move. They stand before the gates on its quality."""
+"""Gates of the stages smoke and full on the system's wiring: does the base work, do training and sampling agree, did
+what should move move. They stand before the gates on its quality."""
 
 from typing import Any
 

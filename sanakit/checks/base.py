@@ -5,8 +5,8 @@
     def mask(evidence: TextEvidence) -> float:
         return evidence["mask_of_one_word"]
 
-The function returns a number or a `Measurement` with an interval; what it needs is named, so a gate whose evidence was not
-measured is listed as not applied. An interval across the threshold is inconclusive.
+The function returns a number or a `Measurement` with an interval; what it needs is named, so a gate whose evidence was
+not measured is listed as not applied. An interval across the threshold is inconclusive.
 """
 
 import functools
@@ -28,8 +28,9 @@ RESAMPLES = 400
 class Measurement:
     """value, and where it has one its 90% interval `ci` over `samples` images or prompts.
 
-    metric, hint: in place of the rule's, where they name what was measured. decidable: False where the value shows nothing,
-    whatever it is. advisory: True where a value on the bad side shows nothing; the result is then inconclusive.
+    metric, hint: in place of the rule's, where they name what was measured. decidable: False where the value shows
+    nothing, whatever it is. advisory: True where a value on the bad side shows nothing; the result is then
+    inconclusive.
     """
 
     value: float
@@ -50,9 +51,10 @@ class NotApplied:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a measurement is evaluated. default, strict: thresholds of the two policies. at_least: the good side; above: with
-    at_least, the threshold itself fails. needs: keys of the evidence without which the gate does not apply. definition:
-    what the threshold means; empty where it was calibrated on clean systems (experiments/faults/calibrate_gates.py)."""
+    """How a measurement is evaluated. default, strict: thresholds of the two policies. at_least: the good side; above:
+    with at_least, the threshold itself fails. needs: keys of the evidence without which the gate does not apply.
+    definition: what the threshold means; empty where it was calibrated on clean systems
+    (experiments/faults/calibrate_gates.py)."""
 
     code: str
     metric: str
@@ -150,7 +152,8 @@ def rule(
 
 
 def rule_of(name: str) -> Rule | None:
-    """The rule of a registered gate; None for a plugin's plain function, and where nothing of this name can be loaded."""
+    """The rule of a registered gate; None for a plugin's plain function, and where nothing of this name can be
+    loaded."""
     try:
         return getattr(GATES.get(name), "rule", None)
     except SanakitError:

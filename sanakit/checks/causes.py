@@ -1,8 +1,8 @@
 """Which failed gate to check first: the cause, not what follows from it, in the stage that decided.
 
 FOLLOWS lists, for a gate, the gates whose failure explains its own. A failure that another one explains is left out. Of
-the rest the last stage that ran decides, as an earlier one that failed was passed over on purpose (--force), and within it
-the first gate: gates stand in the order cause before consequence.
+the rest the last stage that ran decides, as an earlier one that failed was passed over on purpose (--force), and within
+it the first gate: gates stand in the order cause before consequence.
 """
 
 from collections.abc import Mapping, Sequence

@@ -111,30 +111,30 @@ def measure_vae(
     evidence: dict[str, Any] = {"measured_spec": spec, "declared_spec": candidate.spec}
     if spec != candidate.spec:
         return Measured(rows=[], evidence=evidence)
-    own = measure_one(candidate, images, progress)
+    measured = measure_one(candidate, images, progress)
     reference = measure_one(base, images, progress) if base else None
 
-    small = dataset.subset(range(len(images))).pixels(min(size, SIDE))
+    small = dataset.subset(list(range(len(images)))).pixels(min(size, SIDE))
 
     def carry(kind: str, rows: list[int]) -> dict[int, Shown]:
         return {row: Shown(label=dataset.names[row], image=small[row]) for row in rows}
 
-    write_snapshot({"latents": sample_latents(own.latents)}, run_dir / "latents.snapshot.safetensors", carry=carry)
-    evidence |= evidence_of(candidate, images, own.raw, own.reconstructed)
+    write_snapshot({"latents": sample_latents(measured.latents)}, run_dir / "latents.snapshot.safetensors", carry=carry)
+    evidence |= evidence_of(candidate, images, measured.raw, measured.reconstructed)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
-    sides = {"base": reference, "candidate": own} if reference else {"candidate": own}
+    sides = {"base": reference, "candidate": measured} if reference else {"candidate": measured}
     rows = [
-        _row(metric, unit, read(reference) if reference else None, read(own), better)
+        _row(metric, unit, read(reference) if reference else None, read(measured), better)
         for metric, unit, better, read in VAE_ROWS
-        if read(own) is not None
+        if read(measured) is not None
     ]
     return Measured(
         rows=[*rows, _row("peak memory of the process", "MB", peak if reference else None, peak, "")],
         evidence=evidence,
-        channels={side: channel_moments(found.latents) for side, found in sides.items()},
-        readings=_drift(reference.latents if reference else None, own.latents),
-        figures=_figures(run_dir, images, own, reference),
-        curves=[_spectra(images, {side: found.latents for side, found in sides.items()})],
+        channels={side: channel_moments(side_figures.latents) for side, side_figures in sides.items()},
+        readings=_drift(reference.latents if reference else None, measured.latents),
+        figures=_figures(run_dir, images, measured, reference),
+        curves=[_spectra(images, {side: side_figures.latents for side, side_figures in sides.items()})],
     )
 
 
@@ -156,8 +156,8 @@ def _spectra(images: Tensor, sides: dict[str, Tensor]) -> dict[str, Any]:
     series = {"images": torch.nn.functional.interpolate(images, size=size, mode="area")} | sides
     lines = {}
     for name, maps in series.items():
-        share = radial_power(maps.nan_to_num(0)) if min(maps.shape[-2:]) > 2 else []
-        lines[name] = [[k + 1, round(float(v), 8)] for k, v in enumerate(share)]
+        shares = radial_power(maps.nan_to_num(0)).tolist() if min(maps.shape[-2:]) > 2 else []
+        lines[name] = [[k + 1, round(share, 8)] for k, share in enumerate(shares)]
     return {"title": "Power spectra", "x": "half cycles per image", "y": "share of power", "series": lines}
 
 
@@ -166,12 +166,12 @@ def _row(metric: str, unit: str, base: float | None, candidate: float, better: s
     return {"metric": metric, "unit": unit, "base": reference, "candidate": float(candidate), "better": better}
 
 
-def _drift(reference: Tensor | None, own: Tensor) -> list[Reading]:
+def _drift(reference: Tensor | None, latents: Tensor) -> list[Reading]:
     """Candidate against the base's latents where the channels correspond; else against the unit Gaussian the core was
     trained to start from, channel by channel, said in the name. A swap moves latents by design: no alarm here."""
     readings = []
-    if reference is not None and reference.shape[1:] == own.shape[1:]:
-        first, second = latent_features(reference).numpy(), latent_features(own).numpy()
+    if reference is not None and reference.shape[1:] == latents.shape[1:]:
+        first, second = latent_features(reference).numpy(), latent_features(latents).numpy()
         for name in ("welch-max", "gaussian-kl"):
             reading = DRIFT.get(name)(first, second, 0.05)
             readings.append(
@@ -183,7 +183,7 @@ def _drift(reference: Tensor | None, own: Tensor) -> list[Reading]:
                     p_value=reading.p_value,
                 )
             )
-    mean, std = own.mean((0, 2, 3)).double(), own.std((0, 2, 3)).double().clamp_min(1e-6)
+    mean, std = latents.mean((0, 2, 3)).double(), latents.std((0, 2, 3)).double().clamp_min(1e-6)
     kl = 0.5 * (std**2 + mean**2 - 1) - std.log()
     worst = int(kl.argmax())
     readings.append(
@@ -200,19 +200,19 @@ def _drift(reference: Tensor | None, own: Tensor) -> list[Reading]:
     return readings
 
 
-def _figures(run_dir: Path, images: Tensor, own: VAEFigures, reference: VAEFigures | None) -> list[dict[str, str]]:
-    worst = torch.from_numpy(own.psnr).argsort()[:WORST]
+def _figures(run_dir: Path, images: Tensor, measured: VAEFigures, reference: VAEFigures | None) -> list[dict[str, str]]:
+    worst = torch.from_numpy(measured.psnr).argsort()[:WORST]
     rest = torch.linspace(0, len(images) - 1, 8).long()[: 8 - WORST]
     chosen = torch.cat([rest, worst])
     grid = torch.cat(
         [
             images[chosen],
             *([reference.reconstructed[chosen]] if reference else []),
-            own.reconstructed[chosen],
-            error_map(images[chosen], own.reconstructed[chosen]),
+            measured.reconstructed[chosen],
+            error_map(images[chosen], measured.reconstructed[chosen]),
         ]
     )
-    latent = own.latents[chosen]
+    latent = measured.latents[chosen]
     shown = latent[:, :3] if latent.shape[1] >= 3 else latent[:, :1].expand(-1, 3, -1, -1)
     enlarged = torch.nn.functional.interpolate((shown / 3).clamp(-1, 1), size=images.shape[-2:], mode="nearest")
     return [
@@ -249,24 +249,24 @@ def measure_text_encoder(
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
     prompts = [captions[-1] for captions in dataset.captions]
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
-    facts, norms, cosines, cut, found = {}, {}, {}, {}, None
+    facts, norms, cosines, cut, encoded = {}, {}, {}, {}, None
     for side, encoder in sides.items():
         start = time.perf_counter()
-        found = encoder.encode(prompts)
-        facts[side] = _text_facts(encoder, found, time.perf_counter() - start)
-        cut[side] = found.truncated
-        ordered = found.embeds[found.mask].norm(dim=-1).sort().values
+        encoded = encoder.encode(prompts)
+        facts[side] = _text_facts(encoder, encoded, time.perf_counter() - start)
+        cut[side] = encoded.truncated
+        ordered = encoded.embeds[encoded.mask].norm(dim=-1).sort().values
         places = torch.linspace(0, len(ordered) - 1, 41).long()
         shares = (places / max(1, len(ordered) - 1)).tolist()
         norms[side] = [[round(a, 4), round(b, 4)] for a, b in zip(shares, ordered[places].tolist(), strict=True)]
-        pooled = pool(found[:SHOWN_PROMPTS])
+        pooled = pool(encoded[:SHOWN_PROMPTS])
         cosines[side] = [[round(v, 4) for v in row] for row in (pooled @ pooled.T).tolist()]
-    assert found is not None
+    assert encoded is not None
 
     def carry(kind: str, rows: list[int]) -> dict[int, Shown]:
         return {row: Shown(label=prompts[row]) for row in rows}
 
-    sample = {"embeddings": sample_embeddings(found.embeds, found.mask)}
+    sample = {"embeddings": sample_embeddings(encoded.embeds, encoded.mask)}
     write_snapshot(sample, run_dir / "embeddings.snapshot.safetensors", carry=carry)
     rows = [
         _row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
@@ -274,25 +274,25 @@ def measure_text_encoder(
     ]
     return Measured(
         rows=rows,
-        evidence=text_evidence(candidate, prompts, found, base_truncated=cut.get("base")),
+        evidence=text_evidence(candidate, prompts, encoded, base_truncated=cut.get("base")),
         curves=[{"title": "Token norms", "x": "share of tokens", "y": "norm", "series": norms}],
         similarity=cosines,
         prompts=prompts[:SHOWN_PROMPTS],
     )
 
 
-def _text_facts(encoder: TextEncoder, found: PromptEmbeds, seconds: float) -> dict[str, float]:
-    tokens = found.embeds[found.mask]
+def _text_facts(encoder: TextEncoder, encoded: PromptEmbeds, seconds: float) -> dict[str, float]:
+    tokens = encoded.embeds[encoded.mask]
     norms = tokens.norm(dim=-1)
-    pooled = pool(found)
-    pairs = (pooled @ pooled.T)[~torch.eye(len(found), dtype=torch.bool)]
+    pooled = pool(encoded)
+    pairs = (pooled @ pooled.T)[~torch.eye(len(encoded), dtype=torch.bool)]
     return {
         "token norm": norms.mean().item(),
         "largest token norm over the median": (norms.max() / norms.median().clamp_min(1e-9)).item(),
         "median cosine of two prompts": pairs.median().item(),
-        "tokens a prompt": found.mask.sum(1).float().mean().item(),
+        "tokens a prompt": encoded.mask.sum(1).float().mean().item(),
         "dead channels": int((tokens.std(0) < 1e-6 * tokens.std()).sum()),
-        "truncated prompts": found.truncated / len(found),
-        "encode": len(found) / seconds,
+        "truncated prompts": encoded.truncated / len(encoded),
+        "encode": len(encoded) / seconds,
         "weights in memory": sum(t.numel() * t.element_size() for t in encoder.model.state_dict().values()) / 1e6,
     }

@@ -90,10 +90,10 @@ def viv(latents: Tensor) -> float:
     labels = KMeans(clusters, n_init=1, random_state=0).fit_predict(rows)
     total = 0.0
     for label in range(clusters):
-        own = rows[labels == label]
-        if len(own) > 1:
-            spreads = np.linalg.svd(own - own.mean(0), compute_uv=False) / np.sqrt(len(own) - 1)
-            total += len(own) / len(rows) * spreads.sum()
+        class_rows = rows[labels == label]
+        if len(class_rows) > 1:
+            spreads = np.linalg.svd(class_rows - class_rows.mean(0), compute_uv=False) / np.sqrt(len(class_rows) - 1)
+            total += len(class_rows) / len(rows) * spreads.sum()
     return float(np.pi / 2 * total)
 
 
@@ -142,16 +142,16 @@ class EffLite0(nn.Module):
     num_features = 1280
 
     def forward(self, images: Tensor) -> Tensor:
-        found = _pooled(images.float().div(127.5).sub(1))
-        assert found is not None
-        return found
+        features = _pooled(images.float().div(127.5).sub(1))
+        assert features is not None
+        return features
 
 
 def spectrum_kl(latents: Tensor, images: Tensor) -> float:
     """KL between radial DCT power distributions of latents and of the images at the latents' size."""
     small = F.interpolate(images, size=latents.shape[-2:], mode="area")
-    own, theirs = radial_power(latents), radial_power(small)
-    return float((own * np.log(own / theirs)).sum())
+    latent_power, image_power = radial_power(latents), radial_power(small)
+    return float((latent_power * np.log(latent_power / image_power)).sum())
 
 
 def radial_power(maps: Tensor) -> np.ndarray:

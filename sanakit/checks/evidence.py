@@ -1,5 +1,5 @@
-"""What each stage measures for its gates. Every key is optional: a gate without its evidence is listed as not applied, and
-a key that is not listed here is refused, so a misspelt one cannot skip a gate."""
+"""What each stage measures for its gates. Every key is optional: a gate without its evidence is listed as not applied,
+and a key that is not listed here is refused, so a misspelt one cannot skip a gate."""
 
 from typing import Any, TypedDict, get_type_hints
 
@@ -11,7 +11,8 @@ Statistics = tuple[list[float], list[float]]  # mean and std by channel
 
 
 class VaeEvidence(TypedDict, total=False):
-    """Stage component of a VAE (checks/measure_vae.py, vae_facts.py). Arrays have one value an image, (N,), unless said."""
+    """Stage component of a VAE (checks/measure_vae.py, vae_facts.py). Arrays have one value an image, (N,), unless
+    said."""
 
     measured_spec: LatentSpec
     declared_spec: LatentSpec

@@ -16,27 +16,27 @@ LAST_WORDS = ("apple", "river", "b", "seven")
 
 
 def text_evidence(
-    encoder: TextEncoder, prompts: list[str], found: PromptEmbeds | None = None, *, base_truncated: int | None = None
+    encoder: TextEncoder, prompts: list[str], encoded: PromptEmbeds | None = None, *, base_truncated: int | None = None
 ) -> dict[str, Any]:
-    """Everything that the gates read; found: the prompts' embeddings where they are at hand. base_truncated: prompts that
-    the base's own encoder cuts short."""
-    found = found or encoder.encode(prompts)
+    """Everything that the gates read; encoded: the prompts' embeddings where they are at hand. base_truncated: prompts
+    that the base's own encoder cuts short."""
+    encoded = encoded or encoder.encode(prompts)
     few = prompts[:REPEATED]
     once, again = encoder.encode(few), encoder.encode(few)  # batches alike: half precision rounds by their shape
-    pooled = pool(found)
+    pooled = pool(encoded)
     pairs = pooled @ pooled.T
     distinct = ~torch.eye(len(prompts), dtype=torch.bool)
     kept_share, last_word_change = changes_of_the_last_word(encoder, few)
     evidence: dict[str, Any] = {
-        "nonfinite_embeddings": int((~found.embeds.isfinite()).sum()),
+        "nonfinite_embeddings": int((~encoded.embeds.isfinite()).sum()),
         "embedding_repeat_difference": difference(again, once),
-        "empty_share": empty_share(encoder, found, prompts),
+        "empty_share": empty_share(encoder, encoded, prompts),
         "mask_of_one_word": float(encoder.encode(["a"], instruction=False).mask.float().mean()),
         "changes_kept_share": kept_share,
         "last_word_change": last_word_change,
-        "token_cosine": token_cosine(found),
+        "token_cosine": token_cosine(encoded),
         "nearest_cosine": float(pairs[distinct].median()),
-        "truncated": found.truncated,
+        "truncated": encoded.truncated,
         "prompts": len(prompts),
     }
     if base_truncated is not None:
@@ -54,21 +54,21 @@ def text_evidence(
     return evidence
 
 
-def pool(found: PromptEmbeds) -> Tensor:
+def pool(encoded: PromptEmbeds) -> Tensor:
     """Mean of the kept tokens, of length 1. (N, D)"""
-    weights = found.mask[..., None].float()
-    return F.normalize((found.embeds * weights).sum(1) / weights.sum(1).clamp_min(1), dim=-1)
+    weights = encoded.mask[..., None].float()
+    return F.normalize((encoded.embeds * weights).sum(1) / weights.sum(1).clamp_min(1), dim=-1)
 
 
 def difference(first: PromptEmbeds, second: PromptEmbeds) -> float:
     return float((first.embeds - second.embeds).norm() / second.embeds.norm().clamp_min(1e-9))
 
 
-def empty_share(encoder: TextEncoder, found: PromptEmbeds, prompts: list[str]) -> float:
+def empty_share(encoder: TextEncoder, encoded: PromptEmbeds, prompts: list[str]) -> float:
     """Share of the prompts with words whose embedding is zero, or the null prompt's."""
     null = encoder.null()
-    size = found.embeds.flatten(1).norm(dim=1)
-    away = (found.embeds - null.embeds).flatten(1).norm(dim=1)
+    size = encoded.embeds.flatten(1).norm(dim=1)
+    away = (encoded.embeds - null.embeds).flatten(1).norm(dim=1)
     spoken = torch.tensor([bool(prompt.strip()) for prompt in prompts])
     empty = (size < 1e-6) | (away < 1e-4 * null.embeds.norm().clamp_min(1e-6))
     return float((empty & spoken).float().sum() / spoken.sum().clamp_min(1))
@@ -76,26 +76,26 @@ def empty_share(encoder: TextEncoder, found: PromptEmbeds, prompts: list[str]) -
 
 def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float:
     """Relative change of the kept tokens of the shorter half of the prompts when there is less padding."""
-    own = encoder.encode(prompts, instruction=False)
-    order = own.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
-    length = max(2, int(own.mask[order].sum(1).max()))  # the fewest tokens that a record may name
-    if length >= encoder.spec.max_tokens or not own.mask[order, :length].sum():
+    full = encoder.encode(prompts, instruction=False)
+    order = full.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
+    length = max(2, int(full.mask[order].sum(1).max()))  # the fewest tokens that a record may name
+    if length >= encoder.spec.max_tokens or not full.mask[order, :length].sum():
         return 0.0
     with shortened(encoder, length):
         less = encoder.encode([prompts[i] for i in order.tolist()], instruction=False)
-    kept = own.mask[order, :length, None]
-    changed = (less.embeds - own.embeds[order, :length]) * kept
-    return float(changed.norm() / (own.embeds[order, :length] * kept).norm().clamp_min(1e-9))
+    kept = full.mask[order, :length, None]
+    changed = (less.embeds - full.embeds[order, :length]) * kept
+    return float(changed.norm() / (full.embeds[order, :length] * kept).norm().clamp_min(1e-9))
 
 
 @contextmanager
 def shortened(encoder: TextEncoder, max_tokens: int) -> Iterator[None]:
-    own = encoder.spec
-    encoder.spec = replace(own, max_tokens=max_tokens)
+    spec = encoder.spec
+    encoder.spec = replace(spec, max_tokens=max_tokens)
     try:
         yield
     finally:
-        encoder.spec = own
+        encoder.spec = spec
 
 
 @torch.no_grad()
@@ -116,8 +116,8 @@ def changes_of_the_last_word(encoder: TextEncoder, prompts: list[str]) -> tuple[
     return sum(hits) / len(hits), float(torch.tensor(changes).median())
 
 
-def token_cosine(found: PromptEmbeds) -> float:
+def token_cosine(encoded: PromptEmbeds) -> float:
     """Median cosine of neighbouring kept tokens."""
-    cosines = F.cosine_similarity(found.embeds[:, :-1], found.embeds[:, 1:], dim=-1)
-    both = found.mask[:, :-1] & found.mask[:, 1:]
+    cosines = F.cosine_similarity(encoded.embeds[:, :-1], encoded.embeds[:, 1:], dim=-1)
+    both = encoded.mask[:, :-1] & encoded.mask[:, 1:]
     return float(cosines[both].median()) if both.any() else 0.0

@@ -22,16 +22,16 @@ PROBED = 64  # held-out images where nobody says how many
 STUCK_BELOW = 1e-12
 
 
-def base_evidence(base: LatentDiffusion, data: LatentDataset, own: HeldOut | None = None) -> dict[str, Any]:
+def base_evidence(base: LatentDiffusion, data: LatentDataset, evaluated: HeldOut | None = None) -> dict[str, Any]:
     """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
-    count = min(len(data), own.losses.shape[1] if own else PROBED)
-    own = own or held_out(base, data, count=count)
+    count = min(len(data), evaluated.losses.shape[1] if evaluated else PROBED)
+    evaluated = evaluated or held_out(base, data, count=count)
     visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
     unmasked = held_out(base, replace(data, captions=visible), count=count)
     return {
-        "base_losses": own.losses.mean(0).numpy()[:count],
-        "linear_losses": linear_losses(data.latents[:count, 0], own.sigmas),
-        "masked_losses": own.losses.mean(0).numpy()[:count],
+        "base_losses": evaluated.losses.mean(0).numpy()[:count],
+        "linear_losses": linear_losses(data.latents[:count, 0], evaluated.sigmas),
+        "masked_losses": evaluated.losses.mean(0).numpy()[:count],
         "unmasked_losses": unmasked.losses.mean(0).numpy(),
     }
 
@@ -116,7 +116,7 @@ def movement_evidence(start: nn.Module, core: nn.Module, average: dict[str, Tens
 def sample_evidence(system: LatentDiffusion, data: LatentDataset, prompts: list[str], seed: int) -> dict[str, Any]:
     """Spread of every sampled latent over that of the data, without guidance, which widens by design."""
     with system.placement.holding(system.text_encoder):
-        found = system.text_encoder.encode(prompts)
-    latents = sample_euler(system, found, guidance_scale=1.0, seed=seed)
+        encoded = system.text_encoder.encode(prompts)
+    latents = sample_euler(system, encoded, guidance_scale=1.0, seed=seed)
     spread = data.latents[:PROBED, 0].std((1, 2, 3)).mean()
     return {"sample_spread": (latents.std((1, 2, 3)) / spread).clamp(1e-6, 1e6).nan_to_num(1e6).numpy()}

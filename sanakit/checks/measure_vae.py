@@ -42,7 +42,7 @@ def vae_evidence(vae: VAE, images: Tensor) -> dict[str, Any]:
 def evidence_of(vae: VAE, images: Tensor, raw: Tensor, reconstructed: Tensor) -> dict[str, Any]:
     """The evidence from encodings that were made already: raw (N, C, h, w), reconstructed (N, 3, H, W)."""
     latents = vae.normalize(raw)
-    own = psnr(images, reconstructed)
+    image_psnr = psnr(images, reconstructed)
     std = latents.std((0, 2, 3))
     mean = images.mean((1, 2, 3), keepdim=True), reconstructed.mean((1, 2, 3), keepdim=True)
     covariance = ((images - mean[0]) * (reconstructed - mean[1])).mean((1, 2, 3))
@@ -61,7 +61,7 @@ def evidence_of(vae: VAE, images: Tensor, raw: Tensor, reconstructed: Tensor) ->
         "image_covariance": covariance.numpy(),
         "reconstruction_variance": variance.numpy(),
         "affine_r2": float(covariance.sum() ** 2 / (variance.sum() * power.sum()).clamp_min(1e-12)),
-        "psnr": own,
+        "psnr": image_psnr,
         "psnr_of_mean_colour": psnr(images, flat),
         "channel_order_psnr": {
             "".join("RGB"[i] for i in order): psnr(images, reconstructed[:, list(order)])
@@ -91,8 +91,8 @@ def orientations(maps: Tensor) -> dict[str, Tensor]:
 
 
 def seam_ratio(images: Tensor, reconstructed: Tensor, ratio: int) -> tuple[float, str]:
-    """How much the reconstruction error jumps at the worst border of the latent grid: its jump over the median border's,
-    and where that border lies; 1 with fewer than four borders.
+    """How much the reconstruction error jumps at the worst border of the latent grid: its jump over the median
+    border's, and where that border lies; 1 with fewer than four borders.
 
     A border where the images themselves jump (icons that are framed alike) has a large error without any seam, so an
     error's jump is counted in units of the images' own.
@@ -106,8 +106,8 @@ def seam_ratio(images: Tensor, reconstructed: Tensor, ratio: int) -> tuple[float
 
 
 def border_jumps(maps: Tensor, ratio: int) -> Tensor:
-    """Mean absolute step across each border of the grid over the mean of the steps up to two pixels around it: first the
-    borders between rows, then those between columns. maps (N, C, H, W)."""
+    """Mean absolute step across each border of the grid over the mean of the steps up to two pixels around it: first
+    the borders between rows, then those between columns. maps (N, C, H, W)."""
     jumps = []
     for dim in (2, 3):
         lines = maps.movedim(dim, 3)

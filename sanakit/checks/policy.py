@@ -1,9 +1,9 @@
 """Thresholds of gates as a policy: `default`, `strict`, or a YAML file that overrides single gates.
 
-Each gate states both thresholds in its rule. A threshold is either what the gate's words mean (the rule's definition), or
-it stands between what clean systems read in A/A runs (experiments/faults/calibrate_gates.py) and the nearest planted fault
-(experiments/faults/fault_catalogue.py): beyond the 95% quantile of the worst clean system by at least the distance from its median
-to that quantile, twice that for `default`. docs/gates.md has both readings of every gate.
+Each gate states both thresholds in its rule. A threshold is either what the gate's words mean (the rule's definition),
+or it stands between what clean systems read in A/A runs (experiments/faults/calibrate_gates.py) and the nearest planted
+fault (experiments/faults/fault_catalogue.py): beyond the 95% quantile of the worst clean system by at least the
+distance from its median to that quantile, twice that for `default`. docs/gates.md has both readings of every gate.
 """
 
 from collections.abc import Sequence
@@ -41,7 +41,8 @@ class Policy:
         return dict(self.thresholds).get(gate, default)
 
     def apply(self, results: Sequence[GateResult]) -> list[GateResult]:
-        """Recorded results evaluated by this policy, whatever they were evaluated by before; nothing is measured again."""
+        """Recorded results evaluated by this policy, whatever they were evaluated by before; nothing is measured
+        again."""
         return [r if r.error else decided_again(r, self.limit(r.gate, default_of(r))) for r in results]
 
 
@@ -77,7 +78,8 @@ def rules(origin: str | None = BUILTIN_ORIGIN) -> dict[str, Rule]:
 def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
     """`default`, `strict`, or a YAML file `thresholds: {GATE: number}`, optionally with `from: strict`.
 
-    known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or values.
+    known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or
+    values.
     """
     if name in BUILTIN:
         if name == "default":
@@ -110,8 +112,8 @@ def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
     return Policy(name=str(path), thresholds=tuple(sorted(merged.items())))
 
 
-def _refuse(path: Path, what: str, found: dict[Any, Any], known: list[str]) -> None:
-    for key in found:
+def _refuse(path: Path, what: str, given: dict[Any, Any], known: list[str]) -> None:
+    for key in given:
         if key not in known:
             raise SanakitError("SK0113", f"{path}: unknown {what} {key!r:.60}{did_you_mean(str(key), known)}")
 

@@ -20,8 +20,9 @@ class StageResult:
 
 
 def evaluate_stage(stage: str, evidence: Evidence, policy: Policy | None = None) -> StageResult:
-    """Every registered gate of the stage (its name begins with the stage's). One that raises, or that cannot be imported,
-    is a row that could not be evaluated. Raises KeyError for evidence that no gate knows: a misspelt key would skip one."""
+    """Every registered gate of the stage (its name begins with the stage's). One that raises, or that cannot be
+    imported, is a row that could not be evaluated. Raises KeyError for evidence that no gate knows: a misspelt key
+    would skip one."""
     known = evidence_keys(stage)
     for key in evidence:
         if key not in known:

@@ -84,8 +84,8 @@ def mask(evidence: TextEvidence) -> float:
     hint="pad right, or flip the mask with the tokens",
 )
 def padding_side(evidence: TextEvidence) -> float | NotApplied:
-    """Change the last word: the position that changes most must be one that the mask keeps. Where all tokens of a prompt
-    are one vector, all positions change alike and none of them tells: component/tokens-differ decides that."""
+    """Change the last word: the position that changes most must be one that the mask keeps. Where all tokens of a
+    prompt are one vector, all positions change alike and none of them tells: component/tokens-differ decides that."""
     if evidence.get("token_cosine", 0.0) > ONE_VECTOR:
         return NotApplied("all tokens of a prompt are one vector, so every position changes alike")
     return evidence["changes_kept_share"]

@@ -40,9 +40,9 @@ def full_progress(evidence: QualityEvidence) -> Measurement | NotApplied:
 
 
 def _progress(evidence: QualityEvidence) -> Measurement | NotApplied:
-    """Paired over held-out images: the untouched naive start against the end of training; no gain at all is a failure. A
-    start that is the base's own quality already has nothing to gain, and where nothing is trained nothing can be lowered:
-    there the quality gate decides alone."""
+    """Paired over held-out images: the untouched naive start against the end of training; no gain at all is a failure.
+    A start that is the base's own quality already has nothing to gain, and where nothing is trained nothing can be
+    lowered: there the quality gate decides alone."""
     if evidence.get("start_at_base"):
         return NotApplied("the start is the base's own quality already")
     return mean_of(np.asarray(evidence["start_losses"]) - np.asarray(evidence["end_losses"]))
@@ -55,8 +55,8 @@ def _progress(evidence: QualityEvidence) -> Measurement | NotApplied:
     definition="a tolerance: a quarter of the base's prompt gain, strict two fifths, paired",
 )
 def smoke_prompt(evidence: QualityEvidence) -> Measurement:
-    """After a short race in other latents, prompts that work too little are inconclusive: the patch embedding and the output
-    projection are what is learnt first."""
+    """After a short race in other latents, prompts that work too little are inconclusive: the patch embedding and the
+    output projection are what is learnt first."""
     return _prompt(evidence, learnt_late=not evidence.get("same_latents", True))
 
 
@@ -73,8 +73,8 @@ def full_prompt(evidence: QualityEvidence) -> Measurement:
 def _prompt(evidence: QualityEvidence, *, learnt_late: bool) -> Measurement:
     """What the candidate's prompts are worth (loss of its best prompt-blind prediction less its own) as a share of what
     the base's are worth, paired over images. A base whose own prompts change nothing beyond its noise cannot tell; one
-    whose own prompts raise its loss reads captions of other images, or none. learnt_late: too little is inconclusive, if it
-    is above nothing."""
+    whose own prompts raise its loss reads captions of other images, or none. learnt_late: too little is inconclusive,
+    if it is above nothing."""
     value, ci = ratio_interval(evidence["prompt_gain"], evidence["base_prompt_gain"])
     worth, (low, high) = interval(evidence["base_prompt_gain"])
     hint = "check null embedding, mask and caption adapter, or raise --budget-steps"
@@ -83,7 +83,10 @@ def _prompt(evidence: QualityEvidence, *, learnt_late: bool) -> Measurement:
         value, ci = (value, ci) if np.isfinite([value, *ci]).all() else (0.0, (0.0, 0.0))
     if high < 0:
         value, ci = 0.0, (0.0, 0.0)
-        hint = f"the base's own prompts raise its loss by {-worth:.4f}: captions may belong to other images, or it ignores them"
+        hint = (
+            f"the base's own prompts raise its loss by {-worth:.4f}: "
+            "captions may belong to other images, or it ignores them"
+        )
     return Measurement(
         value=value,
         ci=ci,
@@ -104,8 +107,8 @@ def _prompt(evidence: QualityEvidence, *, learnt_late: bool) -> Measurement:
     hint="the candidate's weights may not be loaded, or not belong to its tokenizer; a larger --budget-steps",
 )
 def control(evidence: SmokeEvidence) -> Measurement:
-    """Loss of the candidate's class with random weights less the candidate's, after the same few steps, paired over images,
-    in units of the base's prompt gain."""
+    """Loss of the candidate's class with random weights less the candidate's, after the same few steps, paired over
+    images, in units of the base's prompt gain."""
     return mean_of(evidence["control_lead"])
 
 
@@ -132,8 +135,8 @@ def alignment(evidence: SmokeEvidence) -> Measurement:
 )
 def within_reach(evidence: SmokeEvidence) -> Measurement:
     """Error over the base's (swap/quality.py), paired: near after the budget. A short race can show that the base is
-    within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass, and an error
-    that is near does not pass where the forecast sees no arrival."""
+    within reach; it cannot show that it is not, so the rest is inconclusive. A forecast never makes a pass, and an
+    error that is near does not pass where the forecast sees no arrival."""
     value, ci = ratio_interval(evidence["relative_error"], evidence["base_relative_error"])
     arrives = bool(evidence["forecast_arrives"])
     hint = f"about --budget-steps {evidence['steps_that_tell']} would tell; or train: sanakit validate --stage full"

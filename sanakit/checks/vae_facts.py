@@ -17,8 +17,8 @@ def hint_facts(vae: VAE, images: Tensor, raw: Tensor, seam: float, place: str) -
     """images (N, 3, H, W), raw (N, C, h, w), the seam ratio and the place of the worst border (`row 48`).
 
     stated_stats, measured_stats: mean and std by channel. nonfinite_weights, vae_precision. seam_crossing: whether a
-    value beyond the worst border is felt on its near side: "none" (there it is not, elsewhere it is: a tile ends there),
-    "never" (at no border), "all"; None where it was not tried.
+    value beyond the worst border is felt on its near side: "none" (there it is not, elsewhere it is: a tile ends
+    there), "never" (at no border), "all"; None where it was not tried.
     """
     weights = list(vae.model.parameters()) + list(vae.model.buffers())
     floating = [w for w in weights if w.is_floating_point()]

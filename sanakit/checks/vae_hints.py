@@ -106,12 +106,13 @@ def collapse_hint(evidence: VaeEvidence) -> str:
         return f"{directions}: the VAE is not trained enough, or an adapter was trained before the noising"
     if gain >= RECONSTRUCTION_FLOOR:
         return (
-            f"{directions}, while images come back {gain:.1f} dB over their mean colour: the channels repeat one another; take a "
-            "VAE with fewer channels or train it longer, and train no adapter before the noising"
+            f"{directions}, while images come back {gain:.1f} dB over their mean colour: "
+            "the channels repeat one another; take a VAE with fewer channels or train it longer, "
+            "and train no adapter before the noising"
         )
     return (
-        f"{directions}, and the images are lost with them ({gain:.1f} dB over their mean colour): the VAE is untrained or its "
-        "weights are not the ones meant; train it, or load its weights"
+        f"{directions}, and the images are lost with them ({gain:.1f} dB over their mean colour): "
+        "the VAE is untrained or its weights are not the ones meant; train it, or load its weights"
     )
 
 
@@ -119,7 +120,10 @@ def finite_hint(evidence: VaeEvidence) -> str:
     """Where values stop being finite: in the weights, in half precision, or in fp32."""
     broken, precision = evidence.get("nonfinite_weights"), evidence.get("vae_precision")
     if broken:
-        return f"{broken} weights of the VAE are not finite themselves: take weights saved in fp32, or fetch the file again"
+        return (
+            f"{broken} weights of the VAE are not finite themselves: "
+            "take weights saved in fp32, or fetch the file again"
+        )
     if precision in ("float16", "bfloat16"):
         return f"the VAE runs in {precision}: load its weights in fp32, or take weights made for half precision"
     if precision:

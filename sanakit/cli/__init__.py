@@ -50,8 +50,8 @@ def _unforeseen(error: BaseException) -> NoReturn:
     if refused is not None:
         _stop(refused)
     plugin = plugin_of(error)
-    found = told(error)
-    _stop(SanakitError("SK0114", f"{plugin}: {found}") if plugin else SanakitError("SK0999", found))
+    account = told(error)
+    _stop(SanakitError("SK0114", f"{plugin}: {account}") if plugin else SanakitError("SK0999", account))
 
 
 def _stop(error: SanakitError) -> NoReturn:

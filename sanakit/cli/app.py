@@ -15,7 +15,8 @@ class Unforeseen(Exception):
 
 
 class Commands(TyperGroup):
-    """EOFError, a broken pipe, the `sys.exit` of a library and a question without an answer reach `main` as they are."""
+    """EOFError, a broken pipe, the `sys.exit` of a library and a question without an answer reach `main` as they
+    are."""
 
     def invoke(self, ctx: Any) -> Any:
         try:

@@ -37,7 +37,7 @@ def drift(
     from sanakit.drift.snapshot import write_snapshot
 
     first, second = (read_samples(path, seed=seed) for path in paths)
-    found = compare(first, second, alpha=alpha, seed=seed).as_dict()
+    comparison = compare(first, second, alpha=alpha, seed=seed).as_dict()
     if snapshot:
         write_snapshot(second, snapshot, seed=seed, carry=lambda kind, rows: shown_rows(paths[1], kind, rows))
     if html:
@@ -61,20 +61,20 @@ def drift(
             }
             for kind, parts in shown.items()
         }
-        write_drift_report(found, moments, shown, carried, str(reference), str(current), html)
+        write_drift_report(comparison, moments, shown, carried, str(reference), str(current), html)
     if as_json:
-        print_json(found)
+        print_json(comparison)
     else:
-        print_drift(found)
-    broken = any(reading.get("error") for reading in found["readings"])
-    raise typer.Exit(ExitCode.ERROR if broken else EXIT[found["verdict"]])
+        print_drift(comparison)
+    broken = any(reading.get("error") for reading in comparison["readings"])
+    raise typer.Exit(ExitCode.ERROR if broken else EXIT[comparison["verdict"]])
 
 
 def _resolve(path: Path) -> Path:
     """A run folder stands for the snapshot of its candidate's latents or embeddings."""
     if not (path / "validation.json").is_file():
         return path
-    found = sorted(path.glob(SNAPSHOT))
-    if not found:
+    snapshots = sorted(path.glob(SNAPSHOT))
+    if not snapshots:
         raise SanakitError("SK0701", f"run {path} holds no {SNAPSHOT}; stage component writes it")
-    return found[0]
+    return snapshots[0]

@@ -63,23 +63,24 @@ def list_names(
 def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")], as_json: AsJson = False) -> None:
     """The facts of one name; for a trained component its card."""
     known = registries()
-    found = [registry for registry in known.values() if name in registry.entries()]
-    if not found:
+    holders = [registry for registry in known.values() if name in registry.entries()]
+    if not holders:
         if name.startswith(("path:", "hub:")):
             raise SanakitError(
                 "SK0101",
                 f"{name!r} is no name of `sanakit ls`",
                 cause="`describe` states what the registry knows; files are measured, not described.",
-                fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, --text-encoder a text encoder.",
+                fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, "
+                "--text-encoder a text encoder.",
             )
         every = [other for registry in known.values() for other in registry.entries()]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
     from sanakit.tracebacks import guarded
 
-    facts = found[0].entries()[name].as_dict()
-    more, error = guarded(lambda: _facts(found[0].get(name), name))
+    facts = holders[0].entries()[name].as_dict()
+    more, error = guarded(lambda: _facts(holders[0].get(name), name))
     if error is not None:
-        facts["error"] = found[0].blame(name, error)[1]
+        facts["error"] = holders[0].blame(name, error)[1]
     facts |= more or {}
     if as_json:
         print_json(facts)

@@ -165,8 +165,8 @@ def _stages(text: str) -> list[str]:
 
 
 def check_names(config: Any) -> None:
-    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder is
-    made."""
+    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
+    is made."""
     from sanakit.registry import Registry
 
     cache_dir()
@@ -248,7 +248,8 @@ def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not be evaluated because it raised; it is in the table, with the verdict of everything else."""
+    """5 where something could not be evaluated because it raised; it is in the table,
+    with the verdict of everything else."""
     if _broken(validation):
         return ExitCode.ERROR
     verdict = validation["verdict"]

@@ -131,7 +131,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
     strategy = strategy_of(config, {})
     shape = vae.spec.shape(config.data.image_size, config.data.image_size)
     needs = start_needs(config, core, shape, [strategy]) if config.candidate else {}
-    found = estimate(
+    estimated = estimate(
         core,
         mode,
         strategy,
@@ -140,4 +140,4 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         caption_length=encoder.spec.max_tokens,
         world_size=world_size,
     )
-    return found.as_dict() | needs
+    return estimated.as_dict() | needs

@@ -115,14 +115,16 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
 
 
-def _layers(found: dict[str, Any]) -> Table:
+def _layers(ranking: dict[str, Any]) -> Table:
     table = Table(title="layers of the text encoder, against the base's caption features", title_justify="left")
     for column in ("layer", "held-out error", "more than the record's own"):
         table.add_column(column, justify="left" if column == "layer" else "right")
-    ranked = sorted((r for r in found["layers"] if r["error"] is not None), key=lambda row: row["error"])
-    for row in ranked + [r for r in found["layers"] if r["error"] is None]:
-        said = [word for word, layer in (("used", found["used"]), ("better", found["best"])) if layer == row["layer"]]
-        said = said if found["best"] != found["used"] else said[:1]
+    ranked = sorted((r for r in ranking["layers"] if r["error"] is not None), key=lambda row: row["error"])
+    for row in ranked + [r for r in ranking["layers"] if r["error"] is None]:
+        said = [
+            word for word, layer in (("used", ranking["used"]), ("better", ranking["best"])) if layer == row["layer"]
+        ]
+        said = said if ranking["best"] != ranking["used"] else said[:1]
         name = f"{row['layer']} ({', '.join(said)})" if said else str(row["layer"])
         more = f"{row['more']:+.3f} +- {row['noise']:.3f}" if row["more"] is not None else row["note"]
         table.add_row(name, _number(row["error"]), more)
@@ -130,7 +132,8 @@ def _layers(found: dict[str, Any]) -> Table:
 
 
 def _gates(name: str, stage: dict[str, Any]) -> Table:
-    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value, the hint under both."""
+    """Narrow enough for 80 columns: the metric stands under its gate, the interval under its value,
+    the hint under both."""
     table = Table(title=f"stage {name}", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1), expand=False)
     table.add_column("gate and metric", overflow="fold", ratio=1)
     for column in ("value", "threshold", "margin", "verdict"):
@@ -205,12 +208,12 @@ def _shape(shape: list[int] | None) -> str:
     return "new" if shape is None else "x".join(map(str, shape))
 
 
-def print_drift(found: dict[str, Any]) -> None:
+def print_drift(comparison: dict[str, Any]) -> None:
     """Alarms first, then by p-value."""
     table = Table(title_justify="left")
     for column in ("statistic", "value", "p, corrected", "where", "alarm"):
         table.add_column(column, justify="right" if column in ("value", "p, corrected") else "left")
-    rows = [row for row in found["readings"] if row["name"] != CAUSE and not row.get("error")]
+    rows = [row for row in comparison["readings"] if row["name"] != CAUSE and not row.get("error")]
     for row in sorted(rows, key=lambda r: (not r["alarm"], 1.0 if r["p_value"] is None else r["p_value"])):
         p = "" if row["p_value"] is None else f"{row['p_value']:.3g}"
         value = "" if row["value"] is None else f"{row['value']:.4g}"
@@ -218,11 +221,11 @@ def print_drift(found: dict[str, Any]) -> None:
         table.add_row(_plain(row["title"] or row["name"]), value, p, _plain(row["where"]), alarm)
     console = Console()
     console.print(table)
-    colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(found["verdict"], "inconclusive")]
-    console.print(f"[bold {colour}]{found['verdict']}[/]", highlight=False)
-    for told in likely_causes(found["readings"]):
+    colour = COLOURS[{"drift": "fail", "no-drift": "pass"}.get(comparison["verdict"], "inconclusive")]
+    console.print(f"[bold {colour}]{comparison['verdict']}[/]", highlight=False)
+    for told in likely_causes(comparison["readings"]):
         console.print(_plain(told), highlight=False)
-    for row in found["readings"]:
+    for row in comparison["readings"]:
         if row.get("error"):
             console.print(
                 f"{row['name']} could not be evaluated: {row['error']}", highlight=False, markup=False, soft_wrap=True

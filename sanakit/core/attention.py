@@ -1,5 +1,8 @@
 """The core's linear attention served by sanakit's kernel, set and removed by one call each; weights untouched."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from diffusers import SanaTransformer2DModel
 from diffusers.models.attention_processor import Attention, SanaLinearAttnProcessor2_0
@@ -43,7 +46,7 @@ def remove_kernel_attention(core: SanaTransformer2DModel) -> int:
     return _exchange(core, KernelLinearAttention, lambda processor: processor.replaced)
 
 
-def _exchange(core: SanaTransformer2DModel, old: type, new) -> int:
+def _exchange(core: SanaTransformer2DModel, old: type, new: Callable[[Any], Any]) -> int:
     chosen = [b.attn1 for b in core.transformer_blocks if type(b.attn1.processor) is old]
     for attn in chosen:
         attn.set_processor(new(attn.processor))

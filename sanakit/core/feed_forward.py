@@ -3,6 +3,8 @@
 GLUMBConv has no processor to exchange, so the module changes its class: weights, names, hooks and state_dict stay.
 """
 
+from typing import Any
+
 from diffusers import SanaTransformer2DModel
 from diffusers.models.transformers.sana_transformer import GLUMBConv
 from torch import Tensor, nn
@@ -31,7 +33,7 @@ def remove_kernel_feed_forward(core: SanaTransformer2DModel) -> int:
 
 
 def _exchange(core: SanaTransformer2DModel, old: type, new: type) -> int:
-    chosen = [block.ff for block in core.transformer_blocks if type(block.ff) is old]
+    chosen: list[Any] = [block.ff for block in core.transformer_blocks if type(block.ff) is old]
     chosen = [ff for ff in chosen if ff.norm is None and not ff.residual_connection]
     for ff in chosen:
         ff.__class__ = new

@@ -1,4 +1,5 @@
-"""`train.kernels: triton`: self-attention and mix-FFN of a core served by sanakit's Triton kernels (sanakit/kernels)."""
+"""`train.kernels: triton`: self-attention and mix-FFN of a core served by sanakit's Triton kernels
+(sanakit/kernels)."""
 
 import importlib.util
 import os
@@ -30,7 +31,8 @@ def serve_by_kernels(core: SanaTransformer2DModel, device: torch.device) -> int:
     if not served and not any(_is_served(block) for block in core.transformer_blocks):
         raise SanakitError(
             "SK0104",
-            "train.kernels is triton, and no block of this core has diffusers' linear attention or mix-FFN as Sana builds them",
+            "train.kernels is triton, and no block of this core has diffusers' linear attention or mix-FFN "
+            "as Sana builds them",
             fix="--set train.kernels=off",
         )
     return served

@@ -59,8 +59,8 @@ class Bucketed:
         self.blocks, self.members = blocks, members
         total = sum(len(m) for m in members)
         self.block, self.row = torch.empty(total, dtype=torch.long), torch.empty(total, dtype=torch.long)
-        for number, own in enumerate(members):
-            self.block[own], self.row[own] = number, torch.arange(len(own))
+        for number, rows in enumerate(members):
+            self.block[rows], self.row[rows] = number, torch.arange(len(rows))
         self.shape = (total, blocks[0].shape[1], blocks[0].shape[2])  # images, views, channels
 
     def __len__(self) -> int:

@@ -1,9 +1,9 @@
 """Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
 A row's key: weights, class and geometry of the encoder, bytes of the image (or the caption), size, preprocessing,
-mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there is a
-posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that was found
-is spot-checked: a few rows are computed again before anything is trained on it.
+mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there
+is a posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that
+was found is spot-checked: a few rows are computed again before anything is trained on it.
 """
 
 import functools
@@ -65,21 +65,21 @@ class Job:
         but does not, with the fields that differ."""
         root = cache or cache_dir()
         single = {key: value for key, value in self.facts.items() if key != "compute"}  # fp32 serves half precision too
-        found = store.find(root, self.facts, self.rows) or store.find(root, single, self.rows)
-        if found is None:
+        match = store.find(root, self.facts, self.rows) or store.find(root, single, self.rows)
+        if match is None:
             if must_exist:
                 store.refuse_other(root, self.facts)
             with self.hold():
                 entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
             shards, where = entry.read(), torch.arange(len(self.rows))
         else:
-            entry, shards, where = found
+            entry, shards, where = match
             every = Rows(shards[self.checked], torch.arange(entry.manifest["count"]))
             tolerance = HALF_TOLERANCE if "compute" in self.facts else store.SPOT_TOLERANCE
             with self.hold():
                 store.spot_check(entry, where, every.__getitem__, self.again, tolerance)
         tensors = {name: Rows(parts, where) for name, parts in shards.items() if name != "rows"}
-        return entry, tensors, found is not None
+        return entry, tensors, match is not None
 
 
 def latent_job(
@@ -102,8 +102,8 @@ def latent_job(
     def encode(images: Tensor) -> dict[str, Tensor]:
         seen = (images, images.flip(-1)) if mirror else (images,)
         means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
-        found = {"raw_latents": torch.stack(means, 1)}
-        return found if stds[0] is None else found | {"raw_std": torch.stack(stds, 1).bfloat16()}
+        encoded = {"raw_latents": torch.stack(means, 1)}
+        return encoded if stds[0] is None else encoded | {"raw_std": torch.stack(stds, 1).bfloat16()}
 
     def compute(part: range) -> dict[str, Tensor]:
         nonlocal most
@@ -152,7 +152,8 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
 def embedding_job(
     encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent, placement: Placement | None = None
 ) -> Job:
-    """embeds (N, L, D) float16, mask (N, L) bool, truncated (N,): a batch's count of prompts cut short, in its first row."""
+    """embeds (N, L, D) float16, mask (N, L) bool, truncated (N,): a batch's count of prompts cut short, in its first
+    row."""
     placement = placement or host()
     what, most = f"encoding prompts with {encoder.name or 'the text encoder'}", 0
 
@@ -233,15 +234,15 @@ def posteriors(
 ) -> tuple[Tensor | Rows, Tensor | Rows | None]:
     """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
     job = latent_job(vae, dataset, size, mirror=mirror, progress=progress, placement=placement)
-    found: dict[str, Rows] | None = None
+    tensors: dict[str, Rows] | None = None
     if not mirror:
         double = latent_job(vae, dataset, size, mirror=True, like=job, placement=placement)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
-            found = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}
-    if found is None:
-        found = job.run(cache, must_exist=must_exist)[1]
-    return _resident(found["raw_latents"]), _resident(found["raw_std"]) if "raw_std" in found else None
+            tensors = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}
+    if tensors is None:
+        tensors = job.run(cache, must_exist=must_exist)[1]
+    return _resident(tensors["raw_latents"]), _resident(tensors["raw_std"]) if "raw_std" in tensors else None
 
 
 def embeddings(
@@ -255,8 +256,8 @@ def embeddings(
 ) -> PromptEmbeds:
     """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents."""
     job = embedding_job(encoder, prompts, progress=progress, placement=placement)
-    _, found, _ = job.run(cache, must_exist=must_exist)
-    return PromptEmbeds(_resident(found["embeds"]), _resident(found["mask"]), int(found["truncated"][:].sum()))  # type: ignore[arg-type]
+    _, tensors, _ = job.run(cache, must_exist=must_exist)
+    return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
 
 
 def _resident(rows: Rows) -> Tensor | Rows:

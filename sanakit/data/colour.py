@@ -1,7 +1,7 @@
 """Images with an embedded ICC profile to sRGB, by LittleCMS as Pillow wraps it.
 
-A profile that cannot be used (damaged, or of another colour space than the pixels) is left aside and the pixels are read as
-sRGB, as web browsers do; the caller is told.
+A profile that cannot be used (damaged, or of another colour space than the pixels) is left aside and the pixels are
+read as sRGB, as web browsers do; the caller is told.
 """
 
 import functools
@@ -34,6 +34,7 @@ def to_srgb(image: Image.Image) -> tuple[Image.Image, str]:
     alpha = image.getchannel("A") if image.mode == "RGBA" else None
     colours = image if image.mode == "CMYK" else image.convert("RGB")
     out = ImageCms.applyTransform(colours.getchannel("R") if mode == "L" else colours, transform)
+    assert out is not None  # None would be of a transform in place
     if alpha is not None:
         out.putalpha(alpha)
     return out, CONVERTED

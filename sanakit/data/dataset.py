@@ -43,8 +43,8 @@ class LatentDataset:
         return len(self.latents)
 
     def draw(self, indices: Tensor, view: Tensor, generator: torch.Generator, seeds: Tensor) -> Tensor:
-        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the seed
-        of each row."""
+        """Latents (B, C, h, w) of images and their views: means, or with `spread` drawn from the posteriors, by the
+        seed of each row."""
         latents = self.latents[indices, view]
         if self.spread is not None:
             latents = latents + self.spread[indices, view].float() * row_noise(latents, generator, seeds)
@@ -84,8 +84,8 @@ def caption_chances(scores: list[list[float]], temperature: float) -> Tensor:
     2410.10629)."""
     widest = max(len(s) for s in scores)
     padded = torch.full((len(scores), widest), -torch.inf, dtype=torch.float64)
-    for row, own in zip(padded, scores, strict=True):
-        row[: len(own)] = torch.tensor(own, dtype=torch.float64) / temperature
+    for row, image_scores in zip(padded, scores, strict=True):
+        row[: len(image_scores)] = torch.tensor(image_scores, dtype=torch.float64) / temperature
     chances = padded.softmax(1).cumsum(1)
     last = torch.tensor([len(s) - 1 for s in scores])
     return torch.where(torch.arange(widest) >= last[:, None], 1.0, chances)
@@ -109,8 +109,8 @@ def build_dataset(
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
-    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where the
-    VAE has none). placement: where what the cache lacks is computed, by default the CPU.
+    of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where
+    the VAE has none). placement: where what the cache lacks is computed, by default the CPU.
     """
     options: dict[str, Any] = {
         "progress": progress,
@@ -131,7 +131,9 @@ def build_dataset(
     spread: Tensor | Rows | Bucketed | None
     if buckets:
         sizes, members = bucketed(dataset, buckets, at_least)
-        parts = [latents(dataset.subset(m.tolist()), own) for own, m in zip(sizes, members, strict=True)]
+        parts = [
+            latents(dataset.subset(m.tolist()), bucket_size) for bucket_size, m in zip(sizes, members, strict=True)
+        ]
         means, stds = zip(*parts, strict=True)
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:

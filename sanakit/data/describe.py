@@ -1,4 +1,5 @@
-"""A data set in one line: how many images and captions, what was set aside, ignored or changed, and what the fit costs."""
+"""A data set in one line: how many images and captions, what was set aside, ignored or changed, and what the fit
+costs."""
 
 from collections import Counter
 from typing import Any
@@ -17,8 +18,9 @@ REASONS = 3  # that the line names
 def describe(dataset: ImageDataset) -> dict[str, Any]:
     """Facts of a data set for a line, a page or JSON.
 
-    area_share: mean share of an image's area that the crop cuts off, or of the square that is padding; area_largest: of the
-    image that loses most. lines: captions that are lines of a caption file with several. reasons: of what was set aside.
+    area_share: mean share of an image's area that the crop cuts off, or of the square that is padding; area_largest: of
+    the image that loses most. lines: captions that are lines of a caption file with several. reasons: of what was set
+    aside.
     """
     counts = np.array([len(captions) for captions in dataset.captions])
     shares = _shares(dataset)
@@ -41,7 +43,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
 
 def describe_lines(dataset: ImageDataset, *, ledger: str = "ledger.jsonl", buckets: bool = False) -> list[str]:
     """The line that describes a data set, then a line of what was changed or ignored where there is any, and a warning
-    (SK0405) where the fit costs much. buckets: training reads whole images in aspect buckets, squares are for evaluation."""
+    (SK0405) where the fit costs much. buckets: training reads whole images in aspect buckets, squares are for
+    evaluation."""
     facts, survey = describe(dataset), dataset.survey
     fewest, most = facts["captions_per_image"]
     each = f"{fewest} an image" if fewest == most else f"{fewest} to {most} an image"

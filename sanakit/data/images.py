@@ -162,7 +162,8 @@ def found_format(data: bytes) -> str:
 
 
 def _eight_bits(image: Image.Image, file_format: str | None) -> Image.Image:
-    """16-bit grey to L, or to LA where one value is transparent. Raises ValueError for 32 bits, whose range is unknown."""
+    """16-bit grey to L, or to LA where one value is transparent. Raises ValueError for 32 bits, whose range is
+    unknown."""
     if not image.mode.startswith("I;16") and (image.mode != "I" or file_format == "TIFF"):
         raise ValueError(f"32 bits a pixel (mode {image.mode}): the range of the values is unknown")
     values = np.asarray(image).astype(np.uint32)

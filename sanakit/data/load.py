@@ -1,4 +1,5 @@
-"""A data set by its name, a folder, files or an address: read, screened, and refused where too much of it is set aside."""
+"""A data set by its name, a folder, files or an address: read, screened, and refused where too much of it is set
+aside."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -65,30 +66,31 @@ def load_images(
     captions: str = "lines",
     ledger: Path | None = None,
 ) -> ImageDataset:
-    """A registered data set, a folder of images with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards, .parquet
-    files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address too.
+    """A registered data set, a folder of images with .txt captions, a .csv/.jsonl manifest, WebDataset .tar shards,
+    .parquet files, a folder of `datasets.save_to_disk`, or `hf:owner/name[:split]`; shards and Parquet by an address
+    too.
 
-    fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a line)
-    or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. Raises SK0104 for an option
-    that does not exist or has no effect, SK0401 and SK0402 for data that is refused.
+    fit: `crop` or `pad`; None takes the data set's own, for files `crop`. captions: of caption files, `lines` (one a
+    line) or `whole`. ledger: where a refused data set's ledger is written, by default in the cache. Raises SK0104 for
+    an option that does not exist or has no effect, SK0401 and SK0402 for data that is refused.
     """
     for key, value, known in (("fit", fit or FITS[0], FITS), ("captions", captions, MODES)):
         if value not in known:
             raise SanakitError(
                 "SK0104", f"data.{key} is {value!r}{did_you_mean(value, [*known])}; {' or '.join(known)}"
             )
-    found = _read(source, captions)
-    trusted = found is None and source in DATASETS.entries() and DATASETS.entries()[source].embedded
-    if found is None and source not in DATASETS.entries() and any(sign in source for sign in "/\\.~"):
+    dataset = _read(source, captions)
+    trusted = dataset is None and source in DATASETS.entries() and DATASETS.entries()[source].embedded
+    if dataset is None and source not in DATASETS.entries() and any(sign in source for sign in "/\\.~"):
         raise SanakitError(
             "SK0101",
             f"{source!r} is no file or folder (searched for in {Path.cwd()}), and no data set has this name",
             cause="The path is misspelt, or relative to another folder.",
             fix="Give the path as it is from here, or a data set of `sanakit ls`.",
         )
-    found = DATASETS.get(source)() if found is None else found
-    found = found if trusted else screen(found, max_set_aside=max_set_aside, ledger=ledger)
-    return replace(found, fit=fit) if fit else found
+    dataset = DATASETS.get(source)() if dataset is None else dataset
+    dataset = dataset if trusted else screen(dataset, max_set_aside=max_set_aside, ledger=ledger)
+    return replace(dataset, fit=fit) if fit else dataset
 
 
 def _read(source: str, captions: str) -> ImageDataset | None:

@@ -27,8 +27,8 @@ def bucket_batch_indices(members: Sequence[Tensor], batch_size: int, step: int, 
     """Image indices of a step, all of one bucket; members: the images of each bucket."""
     counts = tuple(len(m) for m in members)
     bucket, turn = bucket_turn(counts, step)
-    own = members[bucket]
-    return own[batch_indices(len(own), batch_size, turn, seed * len(members) + bucket)]
+    images = members[bucket]
+    return images[batch_indices(len(images), batch_size, turn, seed * len(members) + bucket)]
 
 
 def bucket_turn(counts: tuple[int, ...], step: int) -> tuple[int, int]:
@@ -41,8 +41,8 @@ def bucket_turn(counts: tuple[int, ...], step: int) -> tuple[int, int]:
 
 @functools.lru_cache(maxsize=2)
 def _round(counts: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """A round of sum(counts) steps in which bucket b has counts[b], evenly spread: its j-th is due at (j + 1/2) / counts[b].
-    The second tensor counts how often the bucket of each step came before in the round."""
+    """A round of sum(counts) steps in which bucket b has counts[b], evenly spread: its j-th is due at (j + 1/2) /
+    counts[b]. The second tensor counts how often the bucket of each step came before in the round."""
     due = torch.cat([(torch.arange(n, dtype=torch.float64) + 0.5) / n for n in counts])
     order = due.argsort(stable=True)
     bucket = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))

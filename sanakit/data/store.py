@@ -1,8 +1,8 @@
 """A content-addressed store of rows: sharded safetensors, written aside, read by memory map.
 
-An entry is a folder `KIND-KEY`; KEY hashes the facts (everything that determines a row's value) and the rows' own content
-hashes. A shard is linked into place whole and never replaced, so any number of writers may fill one entry and a killed
-one goes on where it was; manifest.json with the shards' SHA-256 comes last, and a folder without it is not read.
+An entry is a folder `KIND-KEY`; KEY hashes the facts (everything that determines a row's value) and the rows' own
+content hashes. A shard is linked into place whole and never replaced, so any number of writers may fill one entry and a
+killed one goes on where it was; manifest.json with the shards' SHA-256 comes last, and a folder without it is not read.
 """
 
 import errno
@@ -42,8 +42,8 @@ def row_hashes(items: Iterable[bytes]) -> Tensor:
 
 
 class Rows:
-    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and finish
-    just those rows."""
+    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and
+    finish just those rows."""
 
     def __init__(self, shards: list[Tensor], index: Tensor, finish: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         self.shards, self.index, self.finish = shards, index, finish
@@ -64,8 +64,8 @@ class Rows:
             start = int(self.ends[number]) - len(self.shards[number])
             out[mine] = self.shards[number][flat[mine] - start]
         if rest:
-            own = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
-            out = out[(own, *rest)]
+            positions = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
+            out = out[(positions, *rest)]
         return self.finish(out).reshape(where.shape + out.shape[1:])
 
     @property
@@ -91,7 +91,7 @@ class Entry(inventory.Entry):
 
 def entries(root: Path, kind: str = "") -> list[Entry]:
     """Every entry below `root` whose manifest is sound, of one kind or of all; a damaged one hides no other."""
-    return [Entry(found.folder, found.manifest) for found in inventory.entries(root, kind)]
+    return [Entry(entry.folder, entry.manifest) for entry in inventory.entries(root, kind)]
 
 
 def cure(root: Path) -> str:
@@ -149,11 +149,11 @@ def refuse_other(root: Path, facts: dict[str, Any]) -> None:
 
     nearest = min(others, key=lambda e: len(different(e)))
     fields = [f"{key} is {stated(nearest.facts).get(key)}, expected {facts[key]}" for key in different(nearest)]
-    found = f"{nearest.folder}: {'; '.join(fields) or 'the images or captions: some of this run are not in it'}"
+    message = f"{nearest.folder}: {'; '.join(fields) or 'the images or captions: some of this run are not in it'}"
     fix = f"Run `sanakit encode` again with this run's components and data{_options(facts)}."
     if damaged:
-        found, fix = f"{found}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
-    raise SanakitError("SK0404", found, fix=fix)
+        message, fix = f"{message}; another entry is damaged: {damaged[0]}", f"{fix} {cure(root)}"
+    raise SanakitError("SK0404", message, fix=fix)
 
 
 def write(
@@ -177,9 +177,9 @@ def write(
         folder.mkdir(parents=True, exist_ok=True)
         with at_work(folder):
             for number in range(rank(), len(parts), world_size()):
-                path, own = folder / names[number], rows[parts[number].start : parts[number].stop]
-                if not _holds(path, own, facts):
-                    _place(compute(parts[number]) | {"rows": own}, path, facts)
+                path, shard_rows = folder / names[number], rows[parts[number].start : parts[number].stop]
+                if not _holds(path, shard_rows, facts):
+                    _place(compute(parts[number]) | {"rows": shard_rows}, path, facts)
             barrier()
         manifest = {
             "facts": facts,

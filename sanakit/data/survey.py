@@ -1,5 +1,5 @@
-"""What reading a data set found beside its images: files that are no data, images that were changed, ledgers of what was
-set aside."""
+"""What reading a data set found beside its images: files that are no data, images that were changed, ledgers of what
+was set aside."""
 
 import hashlib
 import json
@@ -44,9 +44,9 @@ class Tally:
 
 @dataclass(kw_only=True)
 class Survey:
-    """ignored: files that are no images and no captions, by kind. changed: images that were not read as they are, by what
-    was done. lines: captions of every image whose caption file holds several, by name. sizes: (width, height) of every
-    image as it is shown, where they were screened."""
+    """ignored: files that are no images and no captions, by kind. changed: images that were not read as they are, by
+    what was done. lines: captions of every image whose caption file holds several, by name. sizes: (width, height) of
+    every image as it is shown, where they were screened."""
 
     ignored: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
@@ -73,7 +73,8 @@ def reason_of(error: Exception) -> str:
 
 
 def write_ledger(ledger: list[dict[str, str]], source: str, path: Path | None = None) -> Path:
-    """Write what was set aside, a JSON object a line; without a path into the cache's folder `ledgers`. Raises SK0903."""
+    """Write what was set aside, a JSON object a line; without a path into the cache's folder `ledgers`. Raises
+    SK0903."""
     from sanakit.data.store import write_aside
 
     if path is None:

@@ -56,24 +56,25 @@ class ImageDataset:
         return digest.hexdigest()
 
     def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
-        """One image more; captions without words go, with their scores. Scores that do not count as many set it aside."""
+        """One image more; captions without words go, with their scores. Scores that do not count as many set it
+        aside."""
         name = safe_name(name)
         if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
             self.ledger.append({"name": name, "reason": f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"})
             return
         kept = [number for number, caption in enumerate(captions) if caption.strip()]
-        own = [float(score) for score in scores or []]
-        if own and len(own) != len(captions):
-            self.ledger.append({"name": name, "reason": f"{len(own)} scores of {len(captions)} captions"})
+        numbers = [float(score) for score in scores or []]
+        if numbers and len(numbers) != len(captions):
+            self.ledger.append({"name": name, "reason": f"{len(numbers)} scores of {len(captions)} captions"})
             return
-        if self.names and bool(own) != bool(self.scores):
+        if self.names and bool(numbers) != bool(self.scores):
             self.ledger.append({"name": name, "reason": "has no scores, others have" if self.scores else "has scores"})
             return
         self.names.append(name)
         self.captions.append([captions[number].strip() for number in kept])
         self.images.append(image)
-        if own:
-            self.scores.append([own[number] for number in kept])
+        if numbers:
+            self.scores.append([numbers[number] for number in kept])
 
     def set_aside(self, name: str, reason: str) -> None:
         self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
@@ -100,8 +101,8 @@ class ImageDataset:
         return self.subset(sorted(rows, key=lambda i: evaluation_order(self.names[i])))
 
     def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
-        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for images of
-        unknown origin."""
+        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for images
+        of unknown origin."""
         height, width = (size, size) if isinstance(size, int) else size
         out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
@@ -110,7 +111,8 @@ class ImageDataset:
 
 
 def safe_name(name: str) -> str:
-    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are escaped."""
+    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are
+    escaped."""
     return name.encode("utf-8", "backslashreplace").decode("utf-8")
 
 

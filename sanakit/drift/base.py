@@ -32,16 +32,16 @@ DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift.statistics")
 def ask(
     name: str, reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
-    """A registered statistic's reading. One that raises, or that cannot be imported, gives a reading that has no value and
-    says in `error` whose it is and what was raised."""
+    """A registered statistic's reading. One that raises, or that cannot be imported, gives a reading that has no value
+    and says in `error` whose it is and what was raised."""
 
     def work() -> Reading:
         statistic = DRIFT.get(name)
         return _checked(name, statistic(reference, current, alpha, **_accepted(statistic, names=names, seed=seed)))
 
-    found, error = guarded(work)
-    if found is not None:
-        return found
+    reading, error = guarded(work)
+    if reading is not None:
+        return reading
     assert error is not None
     said = DRIFT.blame(name, error)[1]
     return Reading(name=name, title="could not be evaluated", value=math.nan, where=said, error=said)
@@ -56,17 +56,17 @@ def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in taken}
 
 
-def _checked(name: str, found: Any) -> Reading:
+def _checked(name: str, returned: Any) -> Reading:
     """The reading with its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
-    if not isinstance(found, Reading):
-        raise TypeError(f"the statistic returned {type(found).__name__}, expected Reading")
+    if not isinstance(returned, Reading):
+        raise TypeError(f"the statistic returned {type(returned).__name__}, expected Reading")
     plain: dict[str, Any] = {
-        key: None if getattr(found, key) is None else float(getattr(found, key))
+        key: None if getattr(returned, key) is None else float(getattr(returned, key))
         for key in ("value", "ci_low", "ci_high", "p_value", "threshold")
     }
     if plain["p_value"] is not None and not 0 <= plain["p_value"] <= 1:
         raise ValueError(f"the statistic returned p_value {plain['p_value']}, expected 0 to 1")
-    return replace(found, name=found.name or name, alarm=bool(found.alarm), **plain)
+    return replace(returned, name=returned.name or name, alarm=bool(returned.alarm), **plain)
 
 
 def latent_features(latents: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """What may have happened: a mistake that would explain the features that moved, found by undoing it.
 
-The misfit of the sides is the mean over features of the squared z between the means of their normal scores. A mistake is
-named where undoing it on the current side leaves no more than random splits of all rows show (or next to nothing of what
-moved). Evidence, no proof: other mistakes may leave the same traces.
+The misfit of the sides is the mean over features of the squared z between the means of their normal scores. A mistake
+is named where undoing it on the current side leaves no more than random splits of all rows show (or next to nothing of
+what moved). Evidence, no proof: other mistakes may leave the same traces.
 """
 
 from collections.abc import Iterator, Mapping
@@ -41,7 +41,8 @@ BY_CHANNEL = (
 
 def likely_cause(reference: Sample, current: Sample) -> Reading | None:
     """The simplest mistake that explains what moved: one scale, signs, order of channels, fine detail of one channel,
-    one channel, fine detail, scale and shift of every channel. value: the share that it explains. None where none does."""
+    one channel, fine detail, scale and shift of every channel. value: the share that it explains. None where none
+    does."""
     if not (reference.moments and current.moments) or min(len(reference.rows), len(current.rows)) < 2:
         return None
     reference, current = (subset(s, thin(np.arange(len(s.rows)), MOST_ROWS, 0)) for s in (reference, current))
@@ -57,8 +58,8 @@ def likely_cause(reference: Sample, current: Sample) -> Reading | None:
 
 @dataclass(frozen=True)
 class Misfit:
-    """z: (columns,) of all blocks, squared, of the sides as they are; splits: (SPLITS, columns) of random ones. blocks: whose
-    columns they are."""
+    """z: (columns,) of all blocks, squared, of the sides as they are; splits: (SPLITS, columns) of random ones. blocks:
+    whose columns they are."""
 
     z: np.ndarray
     splits: np.ndarray
@@ -110,7 +111,8 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
     scale = float(np.median(ratio))
     if scale > FLOOR:
         yield (
-            f"every channel is {scale:.3g} times as wide: another scaling factor, or one that is left out or applied twice",
+            f"every channel is {scale:.3g} times as wide: another scaling factor, "
+            "or one that is left out or applied twice",
             undone(scale),
         )
     signs = _signs(before, after)
@@ -149,29 +151,29 @@ def _mistakes(reference: Sample, current: Sample, moved: Misfit) -> Iterator[tup
     if (ratio > FLOOR).all():
         shift = current.moments.mean.numpy() - ratio * reference.moments.mean.numpy()
         yield (
-            "every channel has a scale and a mean of its own: other latent statistics (mean and std by channel), or the "
-            "normalisation is left out",
+            "every channel has a scale and a mean of its own: other latent statistics (mean and std by channel), "
+            "or the normalisation is left out",
             undone(ratio, shift),
         )
 
 
 def _detail_of_channel(channel: int, before: Blocks, after: Blocks, moved: Misfit) -> tuple[str, Misfit]:
     """Fine detail of one channel: what is said, and the misfit without its features of detail."""
-    own = np.isin(moved.blocks, BY_CHANNEL) & (moved.columns == channel)
-    rings_moved = moved.only(own & np.isin(moved.blocks, RINGS)).p_value <= MOVED
+    of_channel = np.isin(moved.blocks, BY_CHANNEL) & (moved.columns == channel)
+    rings_moved = moved.only(of_channel & np.isin(moved.blocks, RINGS)).p_value <= MOVED
     told = detail_change(detail_of_channel(before, channel), detail_of_channel(after, channel), rings_moved)
-    return f"channel {channel} alone, fine detail: {told}", moved.only(~(own & np.isin(moved.blocks, DETAIL)))
+    return f"channel {channel} alone, fine detail: {told}", moved.only(~(of_channel & np.isin(moved.blocks, DETAIL)))
 
 
 def undo(blocks: Blocks, scale: float | np.ndarray, shift: float | np.ndarray = 0.0) -> dict[str, np.ndarray]:
     """Features of (x - shift) / scale, from those of x; scale and shift one for all channels or (C,), no zero."""
-    found = dict(blocks) | {"mean": (blocks["mean"] - shift) / scale}
-    found |= {name: blocks[name] - np.log(np.abs(scale)) for name in LOGS if name in blocks}
+    undone = dict(blocks) | {"mean": (blocks["mean"] - shift) / scale}
+    undone |= {name: blocks[name] - np.log(np.abs(scale)) for name in LOGS if name in blocks}
     if "skewness" in blocks:
-        found["skewness"] = blocks["skewness"] * np.sign(scale)
+        undone["skewness"] = blocks["skewness"] * np.sign(scale)
     if "norms" in blocks and not np.any(shift):
-        found["norms"] = blocks["norms"] - [np.log(np.abs(scale)).mean(), 0, 0]
-    return found
+        undone["norms"] = blocks["norms"] - [np.log(np.abs(scale)).mean(), 0, 0]
+    return undone
 
 
 def _signs(before: Blocks, after: Blocks) -> np.ndarray:
@@ -179,8 +181,10 @@ def _signs(before: Blocks, after: Blocks) -> np.ndarray:
     channels = before["mean"].shape[1]
     kept, turned = Misfit.of(before, after), Misfit.of(before, undo(after, -1.0))
     of_channels = np.isin(kept.blocks, BY_CHANNEL)
-    own, other = (np.bincount(m.columns[of_channels], m.z[of_channels], channels) for m in (kept, turned))
-    return np.where(other < own, -1.0, 1.0)
+    kept_misfit, turned_misfit = (
+        np.bincount(m.columns[of_channels], m.z[of_channels], channels) for m in (kept, turned)
+    )
+    return np.where(turned_misfit < kept_misfit, -1.0, 1.0)
 
 
 def _order(before: Blocks, after: Blocks) -> np.ndarray:

@@ -64,7 +64,8 @@ PLAN: dict[str, dict[str, Sequence[str] | str]] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """verdict: no-drift, drift or inconclusive. readings: of the statistics, and what is likely to have caused a drift."""
+    """verdict: no-drift, drift or inconclusive. readings: of the statistics, and what is likely to have caused a
+    drift."""
 
     verdict: str
     readings: list[Reading]
@@ -98,15 +99,17 @@ def compare(
                 _too_few(s, side) for side, s in (("reference", first), ("current", second)) if len(s.rows) < NEEDED
             ]
         else:
-            own = statistics(first, second, alpha, seed)
+            kind_readings = statistics(first, second, alpha, seed)
             if len(kinds) > 1:
-                own = [replace(r, where=": ".join(part for part in (kind, r.where) if part)) for r in own]
-            readings += own
+                kind_readings = [
+                    replace(r, where=": ".join(part for part in (kind, r.where) if part)) for r in kind_readings
+                ]
+            readings += kind_readings
             compared.append(kind)
     readings = correct(readings, alpha)
     if any(r.alarm for r in readings):
         causes = ((kind, likely_cause(reference[kind], current[kind])) for kind in compared)
-        readings += [replace(found, where=kind) for kind, found in causes if found]
+        readings += [replace(cause, where=kind) for kind, cause in causes if cause]
         return Comparison(verdict="drift", readings=readings + few)
     undecided = few or any(r.error for r in readings)
     return Comparison(verdict="inconclusive" if undecided else "no-drift", readings=readings + few)
@@ -126,10 +129,10 @@ def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> l
         if name in OF_ROWS:
             names = [f"row {row}" for row in current.rows]
         if first.shape[1]:
-            found = ask(name, first, second, alpha, names=names, seed=seed)
-            if blocks == PCA and not found.where:
-                found = replace(found, where=f"all features, as {first.shape[1]} components")
-            readings.append(found)
+            reading = ask(name, first, second, alpha, names=names, seed=seed)
+            if blocks == PCA and not reading.where:
+                reading = replace(reading, where=f"all features, as {first.shape[1]} components")
+            readings.append(reading)
     return readings
 
 
@@ -146,8 +149,8 @@ def project(reference: Sample, current: Sample) -> tuple[np.ndarray, np.ndarray]
     if not count:
         empty = np.empty((len(scores), 0))
         return empty[: len(reference.rows)], empty[len(reference.rows) :]
-    found = Components(count, svd_solver="full" if scores.shape[1] <= 500 else "randomized", random_state=0)
-    rows = found.fit_transform(scores.astype(np.float64))
+    components = Components(count, svd_solver="full" if scores.shape[1] <= 500 else "randomized", random_state=0)
+    rows = components.fit_transform(scores.astype(np.float64))
     return rows[: len(reference.rows)], rows[len(reference.rows) :]
 
 

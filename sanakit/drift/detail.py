@@ -1,7 +1,8 @@
-"""What happened to fine detail: one sentence from the power in rings of frequencies and the smallest steps between neighbours.
+"""What happened to fine detail: one sentence from the power in rings of frequencies and the smallest steps between
+neighbours.
 
-White noise adds the same power to every coefficient; sharpening and another resize filter multiply it. Rounded values lie
-on a grid, so the smallest steps of most images are one and the same number.
+White noise adds the same power to every coefficient; sharpening and another resize filter multiply it. Rounded values
+lie on a grid, so the smallest steps of most images are one and the same number.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,8 @@ ALIKE = 2.5  # the power added to two rings differs by at most this factor where
 
 
 def detail_change(before: Blocks, after: Blocks, rings_moved: bool) -> str:
-    """A sentence. Blocks of the reference and of the current side; rings_moved: beyond chance, the smallest steps aside."""
+    """A sentence. Blocks of the reference and of the current side; rings_moved: beyond chance, the smallest steps
+    aside."""
     grids = [share_on_a_grid(side["grain"]) >= ON_A_GRID for side in (before, after)]
     if grids[0] != grids[1]:
         values = "values" if grids[1] else "the reference's values"
@@ -41,8 +43,8 @@ def detail_change(before: Blocks, after: Blocks, rings_moved: bool) -> str:
 
 
 def explains_the_spread(before: Blocks, after: Blocks) -> bool:
-    """A channel's variance is a mean over frequencies: did it change in the direction of the strongest change among high
-    frequencies, and by less?"""
+    """A channel's variance is a mean over frequencies: did it change in the direction of the strongest change among
+    high frequencies, and by less?"""
     _, power = high_frequencies(before, after)
     variance = 2 * float(np.median(np.median(after["log-sd"], 0) - np.median(before["log-sd"], 0)))
     return 0 <= variance / power <= 1 if power else False

@@ -61,4 +61,5 @@ def equivalence(
         kind, column = np.unravel_index(int(nearest.argmax()), effects.shape)
     at = column_name(names, int(column), len(scale)) + (" (spread)" if kind else "")
     verdict = "outside" if outside else "inside" if inside else "undecided"
-    return Band(verdict, *(float(x[kind, column]) for x in (effects, low, high)), at)
+    effect, ci_low, ci_high = (float(x[kind, column]) for x in (effects, low, high))
+    return Band(verdict, effect, ci_low, ci_high, at)

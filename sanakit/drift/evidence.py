@@ -25,10 +25,10 @@ LABELS = {
 
 
 def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
-    """`effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: (frequency, mean log10
-    power) a ring} where 1 is the Nyquist frequency of a side, `points` {side: (first, second component) a row}, `farthest`
-    {side: [(row, contribution)]}. Points and contributions are of at most 512 rows a side. Parts that the samples cannot
-    carry are empty."""
+    """`effects` {feature: one value a channel, in sd of the ranks' normal scores}, `spectra` {side: (frequency, mean
+    log10 power) a ring} where 1 is the Nyquist frequency of a side, `points` {side: (first, second component) a row},
+    `farthest` {side: [(row, contribution)]}. Points and contributions are of at most 512 rows a side. Parts that the
+    samples cannot carry are empty."""
     sides = {"reference": reference, "current": current}
     if min(len(s.rows) for s in sides.values()) < 2 or reference.channels != current.channels:
         return {"effects": {}, "spectra": {}, "points": {}, "farthest": {}}
@@ -47,8 +47,8 @@ def evidence(reference: Sample, current: Sample) -> dict[str, Any]:
     between = cdist(few["reference"], few["current"])
     farthest = {}
     for side, other in (("reference", between.mean(1)), ("current", between.mean(0))):
-        own = cdist(few[side], few[side]).sum(1) / max(1, len(few[side]) - 1)
-        gain = other - own  # a row's share of the energy distance: farther from the other side than from its own
+        within = cdist(few[side], few[side]).sum(1) / max(1, len(few[side]) - 1)
+        gain = other - within  # a row's share of the energy distance: farther from the other side than from its own
         order = np.argsort(-gain)[:SHOWN]
         farthest[side] = [(int(sides[side].rows[chosen[side][i]]), float(gain[i])) for i in order]
     points = {side: few[side][:, :2].round(3).tolist() for side in sides}

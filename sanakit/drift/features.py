@@ -25,9 +25,9 @@ Blocks = dict[str, Tensor]
 
 
 def latent_blocks(latents: Tensor) -> Blocks:
-    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`), middle,
-    fine and corner (log power in rings of frequencies, `spectra.ring_blocks`); rings (N, 6) and power (N, K), the same over
-    all channels; correlation (N, pairs), Fisher z."""
+    """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`),
+    middle, fine and corner (log power in rings of frequencies, `spectra.ring_blocks`); rings (N, 6) and power (N, K),
+    the same over all channels; correlation (N, pairs), Fisher z."""
     channels, height, width = latents.shape[1:]
     values = latents.float().flatten(2)  # (N, C, hw)
     mean = values.mean(-1)

@@ -48,8 +48,8 @@ def permutation_test(
 def group_means(pooled: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Means (B, d) of the reference and of the current rows under every labelling."""
     count = labels.sum(1, keepdims=True)
-    total, own = pooled.sum(0, dtype=np.float64), labels @ pooled
-    return (total - own) / (len(pooled) - count), own / count
+    total, current_sum = pooled.sum(0, dtype=np.float64), labels @ pooled
+    return (total - current_sum) / (len(pooled) - count), current_sum / count
 
 
 def holm(p_values: np.ndarray) -> np.ndarray:

@@ -33,9 +33,11 @@ def read_samples(source: Path, *, seed: int = 0) -> dict[str, Sample]:
             return read_snapshot(path)
         for kind, part, normalisation in _parts(handle, path):
             stated = {key: metadata[key] for key in NORMALISATION if key in metadata}
-            own = {"normalisation": json.dumps(stated, sort_keys=True) if stated else normalisation}
-            if facts.setdefault(kind, own) != own:
-                raise SanakitError("SK0702", f"shards of {source} differ in normalisation: {facts[kind]} and {own}")
+            kind_facts = {"normalisation": json.dumps(stated, sort_keys=True) if stated else normalisation}
+            if facts.setdefault(kind, kind_facts) != kind_facts:
+                raise SanakitError(
+                    "SK0702", f"shards of {source} differ in normalisation: {facts[kind]} and {kind_facts}"
+                )
             encoder = metadata.get(ENCODER[kind])
             if encoders.setdefault(kind, encoder) != encoder:
                 raise SanakitError(
@@ -46,7 +48,7 @@ def read_samples(source: Path, *, seed: int = 0) -> dict[str, Sample]:
             parts.setdefault(kind, []).append(part)
     if not parts:
         raise SanakitError("SK0701", f"{source} holds {', '.join(open_tensors(files[0]).keys()) or 'no tensor'}")
-    return {kind: collect(kind, found, facts[kind], seed, source) for kind, found in parts.items()}
+    return {kind: collect(kind, kind_parts, facts[kind], seed, source) for kind, kind_parts in parts.items()}
 
 
 def _parts(handle: Any, path: Path) -> Iterator[tuple[str, Part, str]]:

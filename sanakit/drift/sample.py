@@ -49,8 +49,8 @@ class Sample:
 
     def matrix(self, *blocks: str) -> np.ndarray:
         """(rows, columns) of the blocks that there are."""
-        found = [self.blocks[b] for b in blocks if b in self.blocks]
-        return np.concatenate(found, 1) if found else np.empty((len(self.rows), 0), np.float32)
+        chosen = [self.blocks[b] for b in blocks if b in self.blocks]
+        return np.concatenate(chosen, 1) if chosen else np.empty((len(self.rows), 0), np.float32)
 
     def names(self, *blocks: str) -> list[str]:
         return [

@@ -86,8 +86,8 @@ def places(ordered: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 
 def tied_scores(below: np.ndarray, upto: np.ndarray, count: int) -> np.ndarray:
-    """Mean of Phi^-1(i / (count + 1)) over the ranks below < i <= upto. The score of the mean rank would not do: with many
-    ties the scores of a column would no longer sum to zero."""
+    """Mean of Phi^-1(i / (count + 1)) over the ranks below < i <= upto. The score of the mean rank would not do: with
+    many ties the scores of a column would no longer sum to zero."""
     sums = np.concatenate([[0], np.cumsum(stats.norm.ppf(np.arange(1, count + 1) / (count + 1)))])
     return (sums[upto] - sums[below]) / (upto - below)
 

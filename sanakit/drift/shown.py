@@ -56,7 +56,7 @@ def shown_rows(source: Path, kind: str, rows: Sequence[int]) -> dict[int, Shown]
     beside = source.with_name(source.name + ".safetensors")
     if source.is_dir() and (source / "manifest.json").is_file() and beside.is_file():
         return shown_rows(beside, kind, rows) if _count(source, kind) == _count(beside, kind) else {}
-    found: dict[int, Shown] = {}
+    shown_by_row: dict[int, Shown] = {}
     for handle, path, start, count in _files(source, kind):
         for name, number, place in _places(handle, kind, rows, start, count):
             stored = handle.get_slice(name)
@@ -67,8 +67,8 @@ def shown_rows(source: Path, kind: str, rows: Sequence[int]) -> dict[int, Shown]
                     "SK0701",
                     f"{path}: `{name}` is {stored.get_dtype()} {tuple(shape)}, expected uint8 {wanted} of {count} rows",
                 )
-            found[number] = _with(found.get(number, Shown()), name, stored[place : place + 1][0])
-    return found
+            shown_by_row[number] = _with(shown_by_row.get(number, Shown()), name, stored[place : place + 1][0])
+    return shown_by_row
 
 
 def pack(shown: dict[int, Shown], kind: str) -> dict[str, Tensor]:

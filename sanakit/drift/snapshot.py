@@ -89,20 +89,20 @@ def read_snapshot(path: Path) -> dict[str, Sample]:
     tensors = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118  a safetensors handle is no mapping
     if _content_hash(metadata["record"], tensors) != metadata["content"]:
         raise SanakitError("SK0701", f"{path} is a damaged snapshot: its content hash differs from the one it states")
-    found = {}
+    samples = {}
     for kind, record in json.loads(metadata["record"]).items():
         values = record.pop("values")
         prefix = f"{kind}.moments."
         parts = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
         block = f"{kind}.block."
-        found[kind] = Sample(
+        samples[kind] = Sample(
             kind=kind,
             rows=tensors[f"{kind}.rows"].numpy(),
             blocks={k.removeprefix(block): v.numpy() for k, v in tensors.items() if k.startswith(block)},
             moments=Moments(count=values, **parts) if parts else None,
             **record | {"nonfinite": tuple(record["nonfinite"])},
         )
-    return found
+    return samples
 
 
 def _refuse_other_format(path: Path, metadata: dict[str, str]) -> None:
@@ -117,8 +117,8 @@ def _refuse_other_format(path: Path, metadata: dict[str, str]) -> None:
         cause="It was written before the features of latents held the power of high frequencies."
         if older
         else "Another version of sanakit wrote it.",
-        fix="Write it anew from its latents: sanakit drift LATENTS LATENTS --snapshot FILE. For a run, do stage component "
-        "again."
+        fix="Write it anew from its latents: sanakit drift LATENTS LATENTS --snapshot FILE. "
+        "For a run, do stage component again."
         if older
         else "Read it with the version that wrote it, or write it anew with this one.",
     )

@@ -16,9 +16,9 @@ FINEST = 32  # rings of `power` up to the Nyquist frequency of a side, at most
 
 
 def ring_blocks(centred: Tensor, std: Tensor) -> dict[str, Tensor]:
-    """(N, C, h, w) without their means, and (N, C) spreads -> middle, fine, corner (N, C): mean log share of a channel's
-    variance in one coefficient of the ring; rings (N, 6): the means of the three over channels, then those of their log
-    power; power (N, K): mean log power over channels in K narrow rings. Rings without a frequency are 0."""
+    """(N, C, h, w) without their means, and (N, C) spreads -> middle, fine, corner (N, C): mean log share of a
+    channel's variance in one coefficient of the ring; rings (N, 6): the means of the three over channels, then those of
+    their log power; power (N, K): mean log power over channels in K narrow rings. Rings without a frequency are 0."""
     height, width = centred.shape[2:]
     shares = cosine_transform(centred / std[..., None, None]).square_().add_(FLOOR).log_().flatten(2)  # (N, C, hw)
     octaves = torch.stack([mean_over(shares, ring) for ring in octave_rings(height, width)], 2)  # (N, C, 3)

@@ -1,7 +1,8 @@
-"""A stream that is watched: rows of every step are kept on the device, features and tests are computed at an evaluation only.
+"""A stream that is watched: rows of every step are kept on the device, features and tests are computed at an evaluation
+only.
 
-Two kinds. Still streams (latents and prompts of frozen encoders) must not drift: an e-process alarms with probability at
-most alpha over the whole run, however often it is read. Moving streams (outputs of adapters, activations, clean
+Two kinds. Still streams (latents and prompts of frozen encoders) must not drift: an e-process alarms with probability
+at most alpha over the whole run, however often it is read. Moving streams (outputs of adapters, activations, clean
 estimates, encoders in training) drift by design and alarm outside a band of effect sizes.
 """
 
@@ -25,8 +26,8 @@ AT_ONCE = 16  # of a step
 COUNTERS = ("seen", "last", "sound", "outside")  # kept in a checkpoint
 FEWEST = 16  # rows of an evaluation that a band is evaluated on
 CAUSES = {
-    "latents": "data or preprocessing changed (crop, resize, noise, compression, colour order, another cache), as the VAE is "
-    "frozen",
+    "latents": "data or preprocessing changed (crop, resize, noise, compression, colour order, another cache), "
+    "as the VAE is frozen",
     "embeddings": "captions, their instruction or the tokenizer changed, as the text encoder is frozen",
     "adapters": "the learning rate of the input or caption group is too high for aligned weights",
     "activations": "the core leaves what it had learnt: lower its learning rate, or train fewer groups",
@@ -39,8 +40,8 @@ CAUSES = {
 @dataclass
 class Stream:
     """reference: values (N, C, h, w), a list of such by shape, or (N, L, D) with `mask`. still: no drift is expected;
-    otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `num_evaluations` where an evaluation is a test.
-    steps: between evaluations, so that about 128 rows are kept of them."""
+    otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `num_evaluations` where an
+    evaluation is a test. steps: between evaluations, so that about 128 rows are kept of them."""
 
     name: str
     reference: Tensor | list[Tensor]
@@ -137,35 +138,37 @@ class Stream:
 
     def _still(self, process: EProcess, rows: np.ndarray, step: int) -> list[Reading]:
         self.evaluated_at += [step] if len(rows) else []
-        found = process.add(rows)
-        p_value = min(1.0, 1 / found.highest)
-        since = self.evaluated_at[found.since] if self.evaluated_at else step
+        evidence = process.add(rows)
+        p_value = min(1.0, 1 / evidence.highest)
+        since = self.evaluated_at[evidence.since] if self.evaluated_at else step
         alarm = p_value <= self.alpha
         if alarm:
-            self.since = min(self.since, self.evaluated_at[found.since - 1] if found.since else 0)
+            self.since = min(self.since, self.evaluated_at[evidence.since - 1] if evidence.since else 0)
         return [
             self._reading(
                 f"{self.name}: largest shift of the stream in ranks, in sd (e-process)",
-                found.effect,
-                found.ci_low if np.isfinite(found.ci_low) else None,
-                found.ci_high if np.isfinite(found.ci_high) else None,
+                evidence.effect,
+                evidence.ci_low if np.isfinite(evidence.ci_low) else None,
+                evidence.ci_high if np.isfinite(evidence.ci_high) else None,
                 alarm,
-                f"{self.names[found.column]}, since step {since}",
+                f"{self.names[evidence.column]}, since step {since}",
                 step,
                 p_value=p_value,
             )
         ]
 
     def _moving(self, rows: np.ndarray, step: int) -> list[Reading]:
-        found = equivalence(self.base, rows, self.band, self.alpha / self.num_evaluations, names=self.names)
-        title = f"{self.name}: largest effect, in sd, against a band of {self.band:g} (equivalence, {found.verdict})"
-        alarm = found.verdict == "outside"
+        bounds = equivalence(self.base, rows, self.band, self.alpha / self.num_evaluations, names=self.names)
+        title = f"{self.name}: largest effect, in sd, against a band of {self.band:g} (equivalence, {bounds.verdict})"
+        alarm = bounds.verdict == "outside"
         if alarm:
             self.outside, self.since = self.outside or step, min(self.since, self.sound)
         else:
             self.outside, self.sound = 0, step
         when = f"since step {self.outside}" if alarm else "at this evaluation"
-        return [self._reading(title, found.effect, found.ci_low, found.ci_high, alarm, f"{found.where}, {when}", step)]
+        return [
+            self._reading(title, bounds.effect, bounds.ci_low, bounds.ci_high, alarm, f"{bounds.where}, {when}", step)
+        ]
 
     def _reading(
         self,
@@ -195,20 +198,20 @@ class Stream:
 
     def tensors(self, key: str) -> dict[str, Tensor]:
         """For a checkpoint: evidence so far, and what was kept since the last evaluation."""
-        found = {f"{key}.{name}": torch.tensor(getattr(self, name)) for name in COUNTERS}
+        saved = {f"{key}.{name}": torch.tensor(getattr(self, name)) for name in COUNTERS}
         for number, (values, mask) in enumerate(self.kept):
-            found[f"{key}.kept.{number:04}"] = values.cpu()
+            saved[f"{key}.kept.{number:04}"] = values.cpu()
             if mask is not None:
-                found[f"{key}.mask.{number:04}"] = mask.cpu()
+                saved[f"{key}.mask.{number:04}"] = mask.cpu()
         if self.bad is not None:
-            found[f"{key}.bad"] = self.bad.cpu()
+            saved[f"{key}.bad"] = self.bad.cpu()
         if self.process and self.process.sums:
-            found[f"{key}.pool"] = torch.from_numpy(self.process.pool)
-            found[f"{key}.sums"] = torch.from_numpy(np.stack(self.process.sums))
-            found[f"{key}.counts"] = torch.tensor(self.process.counts)
-            found[f"{key}.looked"] = torch.tensor(self.evaluated_at)
-            found[f"{key}.highest"] = torch.tensor(self.process.highest, dtype=torch.float64)
-        return found
+            saved[f"{key}.pool"] = torch.from_numpy(self.process.pool)
+            saved[f"{key}.sums"] = torch.from_numpy(np.stack(self.process.sums))
+            saved[f"{key}.counts"] = torch.tensor(self.process.counts)
+            saved[f"{key}.looked"] = torch.tensor(self.evaluated_at)
+            saved[f"{key}.highest"] = torch.tensor(self.process.highest, dtype=torch.float64)
+        return saved
 
     def restore(self, tensors: dict[str, Tensor], key: str) -> None:
         """To what `tensors` said; to the start where they say nothing."""
@@ -225,7 +228,10 @@ class Stream:
             self.process, self.left_out = EProcess(self.base), ""
             pool = part("pool")
             if pool is not None and len(pool) != self.base.shape[1]:
-                self.left_out = f"the checkpoint's evidence is of {len(pool)} features, those of this version are {self.base.shape[1]}"
+                self.left_out = (
+                    f"the checkpoint's evidence is of {len(pool)} features, "
+                    f"those of this version are {self.base.shape[1]}"
+                )
             elif pool is not None:
                 self.process.pool = pool.numpy()
                 self.process.sums = list(tensors[f"{key}.sums"].numpy())
@@ -244,11 +250,11 @@ def features(parts: list[tuple[Tensor, Tensor | None]], blocks: Sequence[str]) -
     for shape, group in by_shape.items():
         values = torch.cat([v for v, _ in group])
         if len(shape) == 3:
-            found, channels = latent_blocks(values), shape[0]
+            by_block, channels = latent_blocks(values), shape[0]
         else:
             masks = [torch.ones(v.shape[:2], device=v.device) if m is None else m for v, m in group]
-            found, channels = embedding_blocks(values, torch.cat(masks)), shape[-1]
-        chosen = [name for name in blocks if name in found]
-        rows.append(torch.cat([found[name] for name in chosen], 1).cpu().numpy())
-        names = [label for name in chosen for label in block_names(name, found[name].shape[1], channels)]
+            by_block, channels = embedding_blocks(values, torch.cat(masks)), shape[-1]
+        chosen = [name for name in blocks if name in by_block]
+        rows.append(torch.cat([by_block[name] for name in chosen], 1).cpu().numpy())
+        names = [label for name in chosen for label in block_names(name, by_block[name].shape[1], channels)]
     return np.concatenate(rows), names

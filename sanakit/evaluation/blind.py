@@ -1,10 +1,10 @@
 """How much of a system's held-out quality comes from its prompts: losses of a prediction that does not see them.
 
 A loss with the null prompt alone misleads where a core was never trained on the null prompt, and one with other images'
-prompts pays for what those prompts say wrongly. Both are predictions that know nothing of the image's own prompt, and so
-is any linear combination of them and of the noisy latents. The best combination at every sigma (least squares, three
-coefficients) is the estimate: an upper bound on the loss of the best prompt-blind prediction. docs/strategies.md has how
-near it comes to a core that was trained with every prompt dropped.
+prompts pays for what those prompts say wrongly. Both are predictions that know nothing of the image's own prompt, and
+so is any linear combination of them and of the noisy latents. The best combination at every sigma (least squares, three
+coefficients) is the estimate: an upper bound on the loss of the best prompt-blind prediction. docs/strategies.md has
+how near it comes to a core that was trained with every prompt dropped.
 """
 
 import torch
@@ -34,31 +34,31 @@ def blind_held_out(
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
-    own = data.prompts(indices, torch.ones_like(indices))
+    prompts = data.prompts(indices, torch.ones_like(indices))
     put = system.placement.put
     products: list[list[Tensor]] = [[] for _ in sigmas]
     with core_at_work(system):
         for start in range(0, count, CHUNK):  # a chunk and its prompts go to the device once, for all sigmas
             part = torch.arange(start, min(start + CHUNK, count))
             latents, drawn = put(data.latents[part, 0]), put(noise[part])
-            strange = [own[(part + 1 + k * (count - 1) // others) % count].map(put) for k in range(others)]
-            null = system.drop_prompts(own[part], torch.ones(len(part), dtype=torch.bool)).map(put)
-            for found, sigma in zip(products, sigmas, strict=True):
+            strange = [prompts[(part + 1 + k * (count - 1) // others) % count].map(put) for k in range(others)]
+            null = system.drop_prompts(prompts[part], torch.ones(len(part), dtype=torch.bool)).map(put)
+            for sums, sigma in zip(products, sigmas, strict=True):
                 level = torch.full((len(part),), sigma, device=latents.device)
                 noisy = interpolate(latents, drawn, level)
                 blind = [system.velocity(noisy, level, prompt) for prompt in strange]
                 rest = [system.velocity(noisy, level, null), noisy, drawn - latents]
-                found.append(_products(blind, rest).cpu().double())
-    return HeldOut(sigmas, torch.stack([_combined(torch.cat(found)).float() for found in products]))
+                sums.append(_products(blind, rest).cpu().double())
+    return HeldOut(sigmas, torch.stack([_combined(torch.cat(sums)).float() for sums in products]))
 
 
 def conditional_gain(
     system: LatentDiffusion, data: LatentDataset, *, count: int = 256, weights: Tensor | None = None
 ) -> Tensor:
-    """Loss of the prompt-blind prediction less the loss with the image's own prompt, summed over EVAL_SIGMAS by `weights`
-    (S,), by default their mean. (N,)"""
-    own = held_out(system, data, count=count)
-    gain = blind_held_out(system, data, count=count).losses - own.losses
+    """Loss of the prompt-blind prediction less the loss with the image's own prompt, summed over EVAL_SIGMAS by
+    `weights` (S,), by default their mean. (N,)"""
+    evaluated = held_out(system, data, count=count)
+    gain = blind_held_out(system, data, count=count).losses - evaluated.losses
     return gain.mean(0) if weights is None else weights.to(gain.dtype) @ gain
 
 

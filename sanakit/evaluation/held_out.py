@@ -47,18 +47,18 @@ def held_out(
     count = min(count, len(data))
     indices = torch.arange(count)
     noise = fixed_noise(data, count, seed)
-    own = data.prompts(indices, torch.full((count,), 1))
+    prompts = data.prompts(indices, torch.full((count,), 1))
     if prompt == "null":
-        own = system.drop_prompts(own, torch.ones(count, dtype=torch.bool))
+        prompts = system.drop_prompts(prompts, torch.ones(count, dtype=torch.bool))
     elif prompt == "shuffled":
         order = torch.roll(indices, count // 2)
-        own = PromptEmbeds(own.embeds[order], own.mask[order])
+        prompts = PromptEmbeds(prompts.embeds[order], prompts.mask[order])
     losses = torch.empty(len(sigmas), count)
     put = system.placement.put
     with core_at_work(system):
         for start in range(0, count, CHUNK):  # a chunk goes to the device once, for all sigmas
             part = slice(start, min(start + CHUNK, count))
-            latents, drawn, asked = put(data.latents[part, 0]), put(noise[part]), own[part].map(put)
+            latents, drawn, asked = put(data.latents[part, 0]), put(noise[part]), prompts[part].map(put)
             rows = []
             for sigma in sigmas:
                 level = torch.full((part.stop - start,), sigma, device=latents.device)
@@ -79,9 +79,9 @@ def averaged(core: nn.Module, average: dict[str, Tensor] | None) -> Iterator[Non
     if average is None:
         yield
         return
-    own = {k: v.clone() for k, v in core.state_dict().items()}
+    trained = {k: v.clone() for k, v in core.state_dict().items()}
     core.load_state_dict(average)
     try:
         yield
     finally:
-        core.load_state_dict(own)
+        core.load_state_dict(trained)

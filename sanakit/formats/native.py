@@ -68,9 +68,10 @@ INTERPOLATION = {2048: 1.0, 4096: 2.0}  # position embeddings exist at these ima
 
 
 def from_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Native tensors under diffusers' names; the null embedding is left out. Raises SK0602 for names it does not know."""
+    """Native tensors under diffusers' names; the null embedding is left out.
+    Raises SK0602 for names it does not know."""
     names = PARTS | _time(any(name.startswith("cfg_embedder") for name in state))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, tensor in state.items():
         block = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
         prefix, rest = (f"transformer_blocks.{block[1]}.", block[2]) if block else ("", name)
@@ -78,14 +79,14 @@ def from_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
         known = BLOCK if block else names
         if block and stem in STACKED:
             parts = STACKED[stem]
-            found |= {
+            tensors |= {
                 f"{prefix}{part}{suffix}": piece for part, piece in zip(parts, tensor.chunk(len(parts)), strict=True)
             }
         elif stem in known:
-            found[f"{prefix}{known[stem]}{suffix}"] = tensor
+            tensors[f"{prefix}{known[stem]}{suffix}"] = tensor
         elif name not in (NULL, *IGNORED):
             raise SanakitError("SK0602", f"tensor {name} {tuple(tensor.shape)} has no place in a Sana transformer")
-    return found
+    return tensors
 
 
 def to_native(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -151,8 +152,8 @@ def infer_config(state: dict[str, Tensor], image_size: int) -> dict[str, Any]:
 
 
 def read_native(path: Path) -> dict[str, Tensor]:
-    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Names are without what
-    torch.compile, FSDP and DataParallel add. Raises SK0602, SK0121 (a Git LFS pointer) or SK0122 (cut short)."""
+    """Tensors of a `.safetensors`, or of a `.pth` with `weights_only`: nothing else in it is built. Names are without
+    what torch.compile, FSDP and DataParallel add. Raises SK0602, SK0121 (a Git LFS pointer) or SK0122 (cut short)."""
     refuse_pointer(path)
     if path.suffix == ".safetensors":
         return plain_names(path, read_tensors(path))
@@ -170,10 +171,10 @@ def read_native(path: Path) -> dict[str, Tensor]:
 
 def plain_names(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Raises SK0123 where two tensors would get one name."""
-    found = {unwrapped(name): tensor for name, tensor in state.items()}
-    if len(found) < len(state):
+    plain = {unwrapped(name): tensor for name, tensor in state.items()}
+    if len(plain) < len(state):
         raise SanakitError("SK0123", f"{path}: two tensors have one name once torch's prefixes are taken off")
-    return found
+    return plain
 
 
 def is_cut_archive(path: Path) -> bool:
@@ -186,23 +187,25 @@ def is_cut_archive(path: Path) -> bool:
 
 
 def build_native(state: dict[str, Tensor], card: dict[str, Any]) -> SanaTransformer2DModel:
-    """A core in fp32 from native tensors; card: `image_size`, and `config` to override what shapes say. Raises SK0602."""
+    """A core in fp32 from native tensors; card: `image_size`, and `config` to override what shapes say.
+    Raises SK0602."""
     config = infer_config(state, card["image_size"]) | card.get("config", {})
     if config["num_cross_attention_heads"] is None:
         width = config["cross_attention_dim"]
         raise SanakitError(
             "SK0602",
             f"width {width} is none of {', '.join(map(str, CROSS_HEADS))}, so its cross-attention heads are not known",
-            fix='State {"config": {"num_cross_attention_heads": H, "cross_attention_head_dim": D}} in the .json beside it.',
+            fix='State {"config": {"num_cross_attention_heads": H, "cross_attention_head_dim": D}} in the .json '
+            "beside it.",
         )
     try:
         core = SanaTransformer2DModel(**config)
     except TypeError as error:
         raise SanakitError("SK0602", f"config: {error}") from error
     tensors = {name: tensor.float() for name, tensor in from_native(state).items()}
-    own = {name: tensor.shape for name, tensor in core.state_dict().items() if name != "patch_embed.pos_embed"}
-    for name in own.keys() | tensors.keys():
-        there, here = own.get(name), tensors[name].shape if name in tensors else None
+    expected = {name: tensor.shape for name, tensor in core.state_dict().items() if name != "patch_embed.pos_embed"}
+    for name in expected.keys() | tensors.keys():
+        there, here = expected.get(name), tensors[name].shape if name in tensors else None
         if there != here:
             raise SanakitError(
                 "SK0602", f"{name} is {here and tuple(here)}, the config builds {there and tuple(there)}"
@@ -243,7 +246,8 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
 
 
 def convert_base(name: str, cache: Path) -> None:
-    """The permission to unpickle: convert a base that is named as a native file, `path:FILE`; any other name is left alone."""
+    """The permission to unpickle: convert a base that is named as a native file, `path:FILE`;
+    any other name is left alone."""
     scheme, _, rest = name.partition(":")
     path = local_path(rest)
     if scheme == "path" and path.is_file():

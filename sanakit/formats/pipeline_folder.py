@@ -36,29 +36,30 @@ def pipeline_card(reference: str, folder: Path) -> dict[str, Any]:
         if not (folder / name).is_dir():
             raise SanakitError("SK0603", f"{folder} has no subfolder {name}, expected {', '.join(SUBFOLDERS)}")
     separator = ":" if reference.startswith("hub:") and reference.count(":") == 1 else "/"
-    own = index.get("sanakit")
+    stated = index.get("sanakit")
     return {
         "vae": f"{reference}{separator}vae",
         "text_encoder": f"{reference}{separator}text_encoder",
-        "image_size": own["image_size"] if own else _stock_image_size(folder, index),
+        "image_size": stated["image_size"] if stated else _stock_image_size(folder, index),
         "flow_shift": _flow_shift(_read(folder / "scheduler" / "scheduler_config.json")),
         "pipeline": index["_class_name"],
-        "licence": own["licence"] if own else "as stated by its publisher",
+        "licence": stated["licence"] if stated else "as stated by its publisher",
     }
 
 
 def read_index(folder: Path) -> dict[str, Any]:
     index = _read(folder / INDEX)
-    found = index.get("_class_name")
-    if found not in PIPELINES:
-        raise SanakitError("SK0603", f"{folder / INDEX} names {found}, expected one of {', '.join(PIPELINES)}")
-    if found == OWN_CLASS and "sanakit" not in index:
+    class_name = index.get("_class_name")
+    if class_name not in PIPELINES:
+        raise SanakitError("SK0603", f"{folder / INDEX} names {class_name}, expected one of {', '.join(PIPELINES)}")
+    if class_name == OWN_CLASS and "sanakit" not in index:
         raise SanakitError("SK0603", f"{folder / INDEX} names {OWN_CLASS} but lacks its section `sanakit`")
     return index
 
 
 def is_sana_pipeline(folder: Path) -> bool:
-    """Whether a folder is one of the pipelines that sanakit reads; any other pipeline's encoder is read by its class."""
+    """Whether a folder is one of the pipelines that sanakit reads;
+    any other pipeline's encoder is read by its class."""
     return (folder / INDEX).is_file() and _read(folder / INDEX).get("_class_name") in PIPELINES
 
 
@@ -79,7 +80,8 @@ def _stock_image_size(folder: Path, index: dict[str, Any]) -> int:
     if vae.get("_class_name") != "AutoencoderDC":
         raise SanakitError(
             "SK0603",
-            f"{index['_class_name']} with a {vae.get('_class_name')}: it decodes AutoencoderDC only, others silently wrong",
+            f"{index['_class_name']} with a {vae.get('_class_name')}: it decodes AutoencoderDC only, others silently "
+            "wrong",
         )
     try:
         return int(core["sample_size"]) * 2 ** (len(vae["encoder_block_out_channels"]) - 1)
@@ -120,18 +122,18 @@ def _encoder_class(path: str) -> Any:
     allowed = {entry.module for entry in TEXT_ENCODERS.entries().values()} | {"sanakit.text_encoders.transformer"}
     if module not in allowed:
         raise SanakitError("SK0603", f"the text encoder's class {path} belongs to no registered component")
-    found = getattr(importlib.import_module(module), name, None)
-    if not (isinstance(found, type) and issubclass(found, TextEncoder)):
+    encoder_class = getattr(importlib.import_module(module), name, None)
+    if not (isinstance(encoder_class, type) and issubclass(encoder_class, TextEncoder)):
         raise SanakitError("SK0603", f"{path} is no text encoder")
-    return found
+    return encoder_class
 
 
 def read_tensor(path: Path, name: str) -> Tensor:
     """One tensor of a safetensors file. Raises SK0107, SK0121 or SK0122."""
-    found = read_tensors(path)
-    if name not in found:
-        raise SanakitError("SK0107", f"{path} holds {', '.join(sorted(found)[:3]) or 'no tensor'}, expected {name}")
-    return found[name]
+    tensors = read_tensors(path)
+    if name not in tensors:
+        raise SanakitError("SK0107", f"{path} holds {', '.join(sorted(tensors)[:3]) or 'no tensor'}, expected {name}")
+    return tensors[name]
 
 
 def _load_text_model(folder: Path) -> nn.Module:

@@ -13,9 +13,10 @@ from sanakit.vaes import VAES
 
 UNSTATED = "not stated"
 LORA = (
-    "`lora/` holds the low-rank adapter as diffusers and peft read it (`pipe.load_lora_weights`) and the new input, output "
-    "and caption layers that it was trained with (`interface_layers.safetensors`, names of SanaTransformer2DModel). The transformer "
-    "here has both folded in: load the adapter on the base's transformer with the interface layers put in, not on this one."
+    "`lora/` holds the low-rank adapter as diffusers and peft read it (`pipe.load_lora_weights`) and the new input, "
+    "output and caption layers that it was trained with (`interface_layers.safetensors`, names of "
+    "SanaTransformer2DModel). The transformer here has both folded in: load the adapter on the base's transformer with "
+    "the interface layers put in, not on this one."
 )
 
 

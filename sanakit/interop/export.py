@@ -136,8 +136,8 @@ def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder
         return False
     stock = SanaPipeline(text_encoder.tokenizer, text_encoder.model, vae.model, core, scheduler)
     embeds, mask, null, null_mask = stock.encode_prompt(PROBE, complex_human_instruction=INSTRUCTION.split("\n"))
-    own, own_null = text_encoder.encode([PROBE]), text_encoder.null()
-    pairs = ((own, embeds, mask), (own_null, null, null_mask))
+    ours, own_null = text_encoder.encode([PROBE]), text_encoder.null()
+    pairs = ((ours, embeds, mask), (own_null, null, null_mask))
     return all(
         bool(mine.mask.any())  # with nothing to attend to, SanaPipeline attends to padding
         and torch.equal(mine.mask, theirs_mask.bool())
@@ -160,10 +160,10 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
     with torch.no_grad():
         if stock:
             model = AutoencoderDC.from_pretrained(folder)
-            found = model.decode(probe / model.config.scaling_factor).sample.clamp(-1, 1)
+            decoded = model.decode(probe / model.config.scaling_factor).sample.clamp(-1, 1)
         else:
-            found = load_vae(f"path:{folder}").decode(probe)
-    difference = (found - vae.decode(probe)).abs().max().item()
+            decoded = load_vae(f"path:{folder}").decode(probe)
+    difference = (decoded - vae.decode(probe)).abs().max().item()
     if not difference < 1e-3:
         raise SanakitError(
             "SK0604", f"the VAE {vae.name} reads back otherwise: a probe differs by {difference:.3g} of 2"
@@ -205,10 +205,11 @@ def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:
 
 def refuse_unbuildable(text_encoder: TextEncoder) -> None:
     """A reader builds the class from model, tokenizer and spec: what holds more would read back otherwise."""
-    own = text_encoder.encode([PROBE])
+    kept = text_encoder.encode([PROBE])
+    build: Callable[..., TextEncoder] = type(text_encoder)  # the three that a reader has; the class may want others
     try:
-        other = type(text_encoder)(text_encoder.model, text_encoder.tokenizer, text_encoder.spec).encode([PROBE])
-        same = torch.equal(own.mask, other.mask) and torch.allclose(own.embeds, other.embeds, atol=1e-5)
+        rebuilt = build(text_encoder.model, text_encoder.tokenizer, text_encoder.spec).encode([PROBE])
+        same = torch.equal(kept.mask, rebuilt.mask) and torch.allclose(kept.embeds, rebuilt.embeds, atol=1e-5)
     except (TypeError, AttributeError) as error:
         raise SanakitError("SK0604", f"the text encoder {text_encoder.name}: {error}") from error
     if not same:
@@ -216,7 +217,7 @@ def refuse_unbuildable(text_encoder: TextEncoder) -> None:
 
 
 def save_tokenizer(text_encoder: TextEncoder, folder: Path) -> None:
-    tokenizer = getattr(text_encoder, "tokenizer", None)
+    tokenizer: Any = getattr(text_encoder, "tokenizer", None)
     if isinstance(tokenizer, Tokenizer):
         folder.mkdir(parents=True)
         tokenizer.save(str(folder / "tokenizer.json"))

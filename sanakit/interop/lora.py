@@ -1,6 +1,7 @@
 """Low-rank adapters out, before they are folded into the core: the form that diffusers and peft read.
 
-The adapter alone does not carry a swap: the interface layers (input, output, caption layers) are new layers, kept beside it.
+The adapter alone does not carry a swap: the interface layers (input, output, caption layers) are new layers,
+kept beside it.
 """
 
 from pathlib import Path
@@ -16,7 +17,8 @@ INTERFACE = ("input", "output", "caption")
 
 
 def save_lora(core: SanaTransformer2DModel, folder: Path) -> None:
-    """pytorch_lora_weights.safetensors, as `SanaPipeline.load_lora_weights` reads it, and the interface layers under the core's names."""
+    """pytorch_lora_weights.safetensors, as `SanaPipeline.load_lora_weights` reads it,
+    and the interface layers under the core's names."""
     from peft.utils import get_peft_model_state_dict
 
     SanaPipeline.save_lora_weights(

@@ -1,8 +1,8 @@
 """The pipeline class of what SanaPipeline would render wrong: any VAE, any text encoder, Sana's own denoising loop.
 
 A subclass of diffusers' SanaPipeline: prompts are encoded and latents are decoded by sanakit's components, the loop
-in between is the parent's. Its folders name this class, so that DiffusionPipeline.from_pretrained fails on them instead of
-decoding with the wrong ratio, scale or shift.
+in between is the parent's. Its folders name this class, so that DiffusionPipeline.from_pretrained fails on them instead
+of decoding with the wrong ratio, scale or shift.
 """
 
 from collections.abc import Callable
@@ -46,7 +46,8 @@ class SanakitPipeline(SanaPipeline):
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
-        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603, SK0107."""
+        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603,
+        SK0107."""
         root = local_path(str(folder))
         card, core = pipeline_card(f"path:{root}", root), load_core(root / "transformer")
         return cls(
@@ -86,13 +87,13 @@ class SanakitPipeline(SanaPipeline):
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
         """Embeddings (B N, L, D) and masks (B N, L) of prompts and negative prompts, N images of a prompt in a row."""
         prompts = [prompt] if isinstance(prompt, str) else prompt
-        found = self.text_encoder.encode(prompts)
+        embedded = self.text_encoder.encode(prompts)
 
         def each(t: Any) -> Any:
             return t.repeat_interleave(num_images_per_prompt, 0).to(device)
 
         if not do_classifier_free_guidance:
-            return each(found.embeds), each(found.mask), None, None
+            return each(embedded.embeds), each(embedded.mask), None, None
         if negative_prompt == "":
             null = self.text_encoder.null()
         else:
@@ -100,7 +101,7 @@ class SanakitPipeline(SanaPipeline):
             null = self.text_encoder.encode(texts, instruction=False)
         if len(null) == 1:
             null = null[torch.zeros(len(prompts), dtype=torch.long)]
-        return each(found.embeds), each(found.mask), each(null.embeds), each(null.mask)
+        return each(embedded.embeds), each(embedded.mask), each(null.embeds), each(null.mask)
 
     @torch.no_grad()
     def __call__(
@@ -123,7 +124,7 @@ class SanakitPipeline(SanaPipeline):
 
         output_type: "pil", "np", "pt" or "latent" (normalised latents). Raises SK0110 for a size that does not divide.
         """
-        found = (
+        output = (
             super()
             .__call__(
                 prompt,
@@ -143,11 +144,12 @@ class SanakitPipeline(SanaPipeline):
             .images
         )
         if output_type != "latent":
-            found = self.image_processor.postprocess(self.vae.decode(found), output_type)
-        return SanaPipelineOutput(images=found) if return_dict else (found,)
+            output = self.image_processor.postprocess(self.vae.decode(output), output_type)
+        return SanaPipelineOutput(images=output) if return_dict else (output,)
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write a folder that `from_pretrained` and `--base path:DIR` read; stock where SanaPipeline renders the same."""
+        """Write a folder that `from_pretrained` and `--base path:DIR` read;
+        stock where SanaPipeline renders the same."""
         from sanakit.interop.export import export_pipeline
 
         export_pipeline(

@@ -14,10 +14,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from triton.compiler import ASTSource, CompiledKernel
+from triton.runtime import JITFunction
 
 from sanakit.kernels.glumbconv import triton as glumbconv
 from sanakit.kernels.linear_attention import triton as attention
@@ -32,7 +34,7 @@ HALF, SINGLE = "bf16", "fp32"
 FAMILY = ("head 32", " 32 channels", "forward", "backward", "input_grad")
 
 
-def specialisations() -> Iterator[tuple[str, object, str, dict]]:
+def specialisations() -> Iterator[tuple[str, JITFunction, str, dict[str, Any]]]:
     """(label, kernel, input type, compile-time arguments) of the family's shapes."""
     for dtype in (HALF, SINGLE):
         for dim in (32, 72, 112):
@@ -54,7 +56,7 @@ FLOAT32 = {"STATE", "DSTATE", "TOTAL", "PRODUCTS", "DWEIGHT"}
 UNIT_STRIDES = {"u_c", "d_c", "g_c", "o_c", "s_w"}  # channels-last convolutions, contiguous latents
 
 
-def compile_kernel(kernel, dtype: str, shared: dict, target: GPUTarget):
+def compile_kernel(kernel: JITFunction, dtype: str, shared: dict[str, Any], target: GPUTarget) -> CompiledKernel:
     """As a launch of the usual layout would specialise it: aligned pointers and strides, unit strides constant."""
     if target.backend == "hip" and shared.get("PRECISION") == "tf32x3":
         shared = {**shared, "PRECISION": "ieee"}
@@ -82,10 +84,15 @@ def resources(cubin: bytes) -> dict[str, int]:
         file.write(cubin)
         file.flush()
         text = subprocess.run([tool, "-res-usage", file.name], capture_output=True, text=True, check=True).stdout
-    return {
-        "registers": int(re.search(r"REG:(\d+)", text)[1]),
-        "spilled": int(re.search(r"STACK:(\d+)", text)[1]),
-    }
+    return {"registers": _number_after("REG:", text), "spilled": _number_after("STACK:", text)}
+
+
+def _number_after(label: str, text: str) -> int:
+    """Raises ValueError where cuobjdump does not print it."""
+    match = re.search(rf"{label}(\d+)", text)
+    if match is None:
+        raise ValueError(f"cuobjdump printed no {label} in {text!r:.300}")
+    return int(match[1])
 
 
 def main() -> None:

@@ -34,8 +34,8 @@ def line_chart(
     limit: float | None = None,
     bands: Sequence[Series] = (),
 ) -> Markup:
-    """Lines with dots. `faint` lies thin behind them in the colour of its name, `marks` are ringed (alarms), `limit` is a
-    level to reach, `bands` are filled outlines in the colour of their name (forecasts).
+    """Lines with dots. `faint` lies thin behind them in the colour of its name, `marks` are ringed (alarms), `limit` is
+    a level to reach, `bands` are filled outlines in the colour of their name (forecasts).
 
     `colours` keeps a name's colour the same over several charts; `log_y=None` decides by the range; `log_x` counts from
     1 (x is positive).
@@ -66,12 +66,12 @@ def line_chart(
         rule = Markup('<line class="goal" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/>')
         body.append(rule.format(LEFT, WIDTH - RIGHT, y_of(limit)))
     for kind, group in (("faint", behind), ("line", lines)):
-        for name, points in group:
-            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in points)
+        for name, line in group:
+            path = " ".join(f"{x_of(x):.1f},{y_of(y):.1f}" for x, y in line)
             body.append(Markup('<polyline class="{} s{}" points="{}"/>').format(kind, colours[name] % COLOURS, path))
-    for name, points in lines:
+    for name, line in lines:
         dot = Markup('<circle class="dot s{}" cx="{:.1f}" cy="{:.1f}" r="2.8"/>')
-        body += [dot.format(colours[name] % COLOURS, x_of(x), y_of(y)) for x, y in points]
+        body += [dot.format(colours[name] % COLOURS, x_of(x), y_of(y)) for x, y in line]
     ring = Markup('<circle class="ring" cx="{:.1f}" cy="{:.1f}" r="7"/>')
     body += [ring.format(x_of(x), y_of(y)) for x, y in marks if is_number(x) and is_number(y)]
     return _svg(body, f"{title}: {', '.join(name for name, _ in lines)}")
@@ -110,7 +110,8 @@ def bar_chart(
 def heat_map(
     values: Sequence[Sequence[float | None]], *, rows: Sequence[str], columns: Sequence[str], title: str
 ) -> Markup:
-    """Cells filled by size within their row, one colour above zero and another below; names of columns where they fit."""
+    """Cells filled by size within their row, one colour above zero and another below;
+    names of columns where they fit."""
     if not any(v for row in values for v in row if is_number(v)):
         return Markup("")
     names = [_short(name, 22) for name in rows]
@@ -267,7 +268,8 @@ def _axes(
     x_of: Scale, y_of: Scale, x_ticks: Sequence[float], y_ticks: Sequence[float], x_label: str, y_label: str
 ) -> Markup:
     horizontal = Markup(
-        '<line class="rule" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" y="{4:.1f}">{5:.4g}</text>'
+        '<line class="rule" x1="{0}" x2="{1}" y1="{2:.1f}" y2="{2:.1f}"/><text class="end" x="{3}" '
+        'y="{4:.1f}">{5:.4g}</text>'
     )
     parts = [horizontal.format(LEFT, WIDTH - RIGHT, y_of(t), LEFT - 8, y_of(t) + 4, t) for t in y_ticks]
     vertical = Markup('<text class="middle" x="{:.1f}" y="{}">{:.6g}</text>')

@@ -75,7 +75,8 @@ def told(gate: Mapping[str, Any]) -> str:
 def bound(gate: Mapping[str, Any]) -> str:
     if gate["threshold"] is None:
         return ""
-    sense = {True: "at least ", False: "at most "}.get(gate.get("at_least"), "threshold ")
+    senses: dict[bool | None, str] = {True: "at least ", False: "at most "}
+    sense = senses.get(gate.get("at_least"), "threshold ")
     if gate.get("above"):
         sense = "above "
     return f"{sense}{gate['threshold']:.4g}"
@@ -102,7 +103,10 @@ def in_doubt(strategy: Mapping[str, Any]) -> str:
     if strategy.get("conclusive", True):
         return ""
     steps = strategy["steps_that_tell"]
-    return f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} would tell"
+    return (
+        f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} "
+        "would tell"
+    )
 
 
 def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -123,7 +127,8 @@ def samples_option(gate: str) -> str:
 
 
 def margin(gate: Mapping[str, Any]) -> float | None:
-    """How far the value is on the good side of the threshold, in shares of the threshold; None where that means nothing."""
+    """How far the value is on the good side of the threshold, in shares of the threshold;
+    None where that means nothing."""
     if gate.get("at_least") is None or not gate["threshold"]:
         return None
     way = gate["value"] - gate["threshold"] if gate["at_least"] else gate["threshold"] - gate["value"]

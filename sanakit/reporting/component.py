@@ -44,10 +44,10 @@ def channel_heat(channels: Mapping[str, Any]) -> list[Row]:
     rows, values = [], []
     for side, moments in channels.items():
         for moment, target in expected.items():
-            found = (moments or {}).get(moment)
-            if found:
+            moment_values = (moments or {}).get(moment)
+            if moment_values:
                 rows.append(f"{side} {SHORT[moment]}")
-                values.append([v - target if is_number(v) else None for v in found])
+                values.append([v - target if is_number(v) else None for v in moment_values])
     if not rows:
         return []
     count = max(len(row) for row in values)
@@ -77,11 +77,11 @@ def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> li
     return charts
 
 
-def measured_layers(found: Row) -> Row:
+def measured_layers(ranking: Row) -> Row:
     """Hidden layers of the encoder, best first, what could not be measured last."""
-    rows = [{"note": ""} | row for row in found.get("layers") or []]
+    rows = [{"note": ""} | row for row in ranking.get("layers") or []]
     best_first = sorted(rows, key=lambda row: row["error"] if is_number(row["error"]) else float("inf"))
-    return found | {"layers": best_first} if rows else {}
+    return ranking | {"layers": best_first} if rows else {}
 
 
 def component_readings(readings: Sequence[Row]) -> Row:

@@ -33,7 +33,7 @@ NOTHING = (
 
 
 def write_drift_report(
-    found: Mapping[str, Any],
+    comparison: Mapping[str, Any],
     moments: Moments,
     evidence: Mapping[str, Mapping[str, Any]],
     carried: Carried,
@@ -41,20 +41,20 @@ def write_drift_report(
     current: str,
     out: Path,
 ) -> Path:
-    """found: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and labels of the
-    rows that differ most, where a side has them."""
+    """comparison: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and
+    labels of the rows that differ most, where a side has them."""
 
     def order(r: Any) -> tuple[bool, float]:
         return (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
 
-    readings = sorted((r for r in found["readings"] if r["name"] != CAUSE), key=order)
+    readings = sorted((r for r in comparison["readings"] if r["name"] != CAUSE), key=order)
     alarming = {r["where"].partition(":")[0] for r in readings if r["alarm"]}
     kinds = sorted(moments, key=lambda kind: (kind not in alarming, kind != "latents"))
     page = environment().get_template("drift.html.j2")
     html = page.render(
-        verdict=found["verdict"],
-        why=why(found["verdict"], readings),
-        causes=likely_causes(found["readings"]),
+        verdict=comparison["verdict"],
+        why=why(comparison["verdict"], readings),
+        causes=likely_causes(comparison["readings"]),
         readings=readings,
         panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
         farthest=[
@@ -83,9 +83,14 @@ def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
 def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapping[int, Shown]) -> dict[str, Any]:
     """The rows of a side that differ most, and what is said where it carries no images."""
     shown = [
-        {"row": row, "gain": gain, "label": own.label if own else "", "image": own.uri if own else ""}
+        {
+            "row": row,
+            "gain": gain,
+            "label": shown_row.label if shown_row else "",
+            "image": shown_row.uri if shown_row else "",
+        }
         for row, gain in rows
-        for own in [carried.get(row)]
+        for shown_row in [carried.get(row)]
     ]
     note, with_image = "", any(row["image"] for row in shown)
     if rows and not with_image:
@@ -97,24 +102,27 @@ def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapp
 def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Title, drawing, legend and note of every chart that has something to show."""
     lines, bars = legend(SIDES), legend(SIDES, bars=True)
-    found = []
+    panels = []
     if evidence.get("effects"):
         rows = evidence["effects"]
         effects = {name: row for name, row in rows.items() if name != "norms"}
-        note = "Shift of every feature of an image or prompt, in sd: orange is up, blue down. In a browser, hover a cell for its value."
+        note = (
+            "Shift of every feature of an image or prompt, in sd: orange is up, blue down. In a browser, hover a "
+            "cell for its value."
+        )
         title = f"{kind}: what moved"
-        found.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
+        panels.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
     if set(SIDES) <= moments.keys():
         for moment, label in (("mean", "mean"), ("std", "standard deviation")):
             title, sides = f"{kind}: {label} by channel", [(side, moments[side][moment]) for side in SIDES]
             if len(sides[0][1]) <= MOST_BARS:
-                found.append(
+                panels.append(
                     {"title": title, "svg": bar_chart(sides, title=title, y_label=label), "legend": bars, "note": ""}
                 )
                 continue
             dots = [("channel", list(zip(*(values for _, values in sides), strict=True)))]
             svg = scatter(dots, title=title, x_label=f"reference {label}", y_label="current")
-            found.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel."})
+            panels.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel."})
     if evidence.get("spectra"):
         title = f"{kind}: radial spectrum"
         sides = list(evidence["spectra"].items())
@@ -122,7 +130,7 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
         note = (
             "Mean over channels and images of the log power of a coefficient; beyond 1 lies the corner of the spectrum."
         )
-        found.append({"title": title, "svg": svg, "legend": lines, "note": note})
+        panels.append({"title": title, "svg": svg, "legend": lines, "note": note})
     if evidence.get("points"):
         title = f"{kind}: the two leading components"
         svg = scatter(
@@ -132,5 +140,5 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
             y_label="second",
         )
         note = "Principal components of the features' normal scores, one dot per image or prompt."
-        found.append({"title": title, "svg": svg, "legend": bars, "note": note})
-    return [panel for panel in found if panel["svg"]]
+        panels.append({"title": title, "svg": svg, "legend": bars, "note": note})
+    return [panel for panel in panels if panel["svg"]]

@@ -36,12 +36,12 @@ def read_json(path: Path, default: Any) -> Any:
     if not path.is_file():
         return default
     try:
-        found = json.loads(read_text(path))
+        value = json.loads(read_text(path))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from error
-    if default is not None and not isinstance(found, type(default)):
-        raise ValueError(f"{path.name} holds {type(found).__name__}, expected {type(default).__name__}")
-    return found
+    if default is not None and not isinstance(value, type(default)):
+        raise ValueError(f"{path.name} holds {type(value).__name__}, expected {type(default).__name__}")
+    return value
 
 
 def read_lines(path: Path) -> list[Row]:

@@ -37,7 +37,8 @@ GROUP = {"action": "", "parameters": None, "parameters_before": None, "note": ""
 
 
 def write_report(run_dir: Path, out: Path) -> Path:
-    """Write one self-contained file. Raises SK0109 when the folder is no run; other missing files leave sections out."""
+    """Write one self-contained file. Raises SK0109 when the folder is no run;
+    other missing files leave sections out."""
     with read_as_run(run_dir):
         html = environment().get_template("template.html.j2").render(collect(run_dir))
     return write_html(html, out)

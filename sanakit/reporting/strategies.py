@@ -56,21 +56,22 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
-    """Feature distance to the base by depth before any step; a start that several strategies share under the first's name."""
+    """Feature distance to the base by depth before any step;
+    a start that several strategies share under the first's name."""
     starts: dict[str, Mapping[str, list[float]]] = {}
     for c in candidates:
-        found = c.get("feature_distance")
-        if isinstance(found, Mapping) and found not in starts.values():
-            starts[c["name"]] = found
+        distances = c.get("feature_distance")
+        if isinstance(distances, Mapping) and distances not in starts.values():
+            starts[c["name"]] = distances
     if not starts:
         return []
     sigmas = list(next(iter(starts.values())))
     middle = sigmas[len(sigmas) // 2]
-    lines: list[Series] = [(name, list(enumerate(found.get(middle) or []))) for name, found in starts.items()]
+    lines: list[Series] = [(name, list(enumerate(distances.get(middle) or []))) for name, distances in starts.items()]
     rows = [
         [name, sigma, depth, value]
-        for name, found in starts.items()
-        for sigma, values in found.items()
+        for name, distances in starts.items()
+        for sigma, values in distances.items()
         for depth, value in enumerate(values)
     ]
     title = f"Feature distance to the base before any step, sigma {middle}"

@@ -13,8 +13,8 @@ LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 class Strategy:
     """kinds: the swaps it serves. initialise: "reuse" (the base's interface layers as they are), "align" (closed form),
-    "align-blocks" (closed form of every block), "naive" (fresh interface layers) or "scratch" (everything fresh). follows_start:
-    begins where `train.start` says, instead.
+    "align-blocks" (closed form of every block), "naive" (fresh interface layers) or "scratch" (everything fresh).
+    follows_start: begins where `train.start` says, instead.
 
     scales: learning-rate multiplier by parameter group, absent = frozen; the group `lora` holds low-rank adapters of
     every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep on embedded cores.

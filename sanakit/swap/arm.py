@@ -17,10 +17,10 @@ from sanakit.training.loop import TrainState
 class Arm:
     """One strategy's course in the race: evaluated steps, held-out results, forecast.
 
-    raced: False for a control that was evaluated before any step and not trained. extra_steps, extra_losses, extra_errors:
-    evaluations between the rungs, for the study of forecasts; no decision reads them.
-    recent: training losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did
-    not; what was evaluated before stays.
+    raced: False for a control that was evaluated before any step and not trained. extra_steps, extra_losses,
+    extra_errors: evaluations between the rungs, for the study of forecasts; no decision reads them. recent: training
+    losses since the last evaluation, at most RECENT. diverged: why it left the race, empty where it did not; what was
+    evaluated before stays.
     """
 
     strategy: type[Strategy]

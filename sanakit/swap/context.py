@@ -42,8 +42,8 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 
 @dataclass(kw_only=True)
 class Swap:
-    """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused data
-    is written; None is a file in the cache."""
+    """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
+    data is written; None is a file in the cache."""
 
     config: Config
     run: RunFolder
@@ -87,8 +87,8 @@ class Swap:
 
     @cached_property
     def text_encoder_name(self) -> str | None:
-        """The candidate's, `layer=auto` replaced by the measured best: the name under which it is encoded, fingerprinted
-        and written into the model's card."""
+        """The candidate's, `layer=auto` replaced by the measured best: the name under which it is encoded,
+        fingerprinted and written into the model's card."""
         name = self.config.text_encoder.name
         if name is None or not self.automatic_layer:
             return name
@@ -103,8 +103,8 @@ class Swap:
 
     @cached_property
     def layers(self) -> dict[str, Any] | None:
-        """`rank_layers` of a text encoder against the base, on captions of the training split (the held-out ones evaluate
-        later); None for one without a choice of layers, or without a base."""
+        """`rank_layers` of a text encoder against the base, on captions of the training split (the held-out ones
+        evaluate later); None for one without a choice of layers, or without a base."""
         name = self.config.text_encoder.name
         if name is None or self.bare:
             return None
@@ -115,23 +115,23 @@ class Swap:
         texts = [captions[-1] for captions in self.splits[0].captions]
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
-        with self.placement.holding(encoder, base.text_encoder):
-            found = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
-        return found | {"used": found["best"]} if self.automatic_layer else found
+        with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
+            ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+        return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
 
     @cached_property
     def images(self) -> ImageDataset:
         data = self.config.data
-        found = load_images(
+        images = load_images(
             data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
         )
-        if len(found) < MIN_IMAGES:
-            told = f"{found.source} holds {len(found)} images, at least {MIN_IMAGES} are needed"
-            if found.ledger:
-                path = write_ledger(found.ledger, found.source, self.ledger)
-                told += f"; {len(found.ledger)} were set aside, reasons: {path}"
+        if len(images) < MIN_IMAGES:
+            told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
+            if images.ledger:
+                path = write_ledger(images.ledger, images.source, self.ledger)
+                told += f"; {len(images.ledger)} were set aside, reasons: {path}"
             raise SanakitError("SK0403", told)
-        return found
+        return images
 
     @cached_property
     def splits(self) -> tuple[ImageDataset, ImageDataset]:
@@ -248,8 +248,8 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that is
-        changed in place is another base."""
+        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that
+        is changed in place is another base."""
         if self.bare:
             return {}
         base = self.base_system
@@ -268,11 +268,11 @@ class Swap:
 def identity_of(component: VAE | TextEncoder) -> str:
     """The component's fingerprint with what the key of its cached encodings leaves out: a VAE's normalisation, the null
     embedding that a base brought for its text encoder."""
-    own = component.fingerprint()
+    identity = component.fingerprint()
     if isinstance(component, VAE):
-        return hash_record([own, component.stats.mean, component.stats.std])
+        return hash_record([identity, component.stats.mean, component.stats.std])
     null = component.kept_null
-    return own if null is None else hash_record([own, null.embeds.tolist(), null.mask.tolist()])
+    return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
 
 
 def prepare(

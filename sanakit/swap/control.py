@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
+from sanakit.data.buckets import Bucketed
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
@@ -50,7 +51,7 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     training split, one term for each word; {} where the captions hold too few words."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    captions = [caption for own in swap.splits[0].captions[:IMAGES] for caption in own]
+    captions = [caption for image_captions in swap.splits[0].captions[:IMAGES] for caption in image_captions]
     words = frequent_words(captions)
     if len(words) < FEWEST_WORDS:
         return {}
@@ -85,9 +86,10 @@ def agreement_with_base(
 
 
 def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
-    """Of stage smoke: {"control_lead": (N,)}, the control's loss less the candidate's on held-out images, in units of the
-    base's prompt gain. Both start from the closed form and train STRATEGY for the shortest rung of the race; the better of
-    start and rung counts. Both read the first IMAGES of the training split. Raises RaceStopped after a signal."""
+    """Of stage smoke: {"control_lead": (N,)}, the control's loss less the candidate's on held-out images, in units of
+    the base's prompt gain. Both start from the closed form and train STRATEGY for the shortest rung of the race; the
+    better of start and rung counts. Both read the first IMAGES of the training split. Raises RaceStopped after a
+    signal."""
     candidate, base, config = swap.candidate, swap.base_system, swap.config
     assert isinstance(candidate, TextEncoder)
     weights = swap.target.weights
@@ -101,8 +103,8 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )
     swap.progress("racing the control with random weights", 1, 2)
-    own = short_race(swap, candidate, steps, budget, sigmas)
-    ends = [better_evaluation(losses, weights[chosen]) for losses in (control, own)]
+    candidate_losses = short_race(swap, candidate, steps, budget, sigmas)
+    ends = [better_evaluation(losses, weights[chosen]) for losses in (control, candidate_losses)]
     return {"control_lead": (ends[0] - ends[1]) / swap.target.unit}
 
 
@@ -155,6 +157,7 @@ def first_images(data: LatentDataset, count: int) -> LatentDataset:
     rows = slice(0, count)
     captions = slice(0, int(data.first[count - 1] + data.count[count - 1]))
     latents = data.latents
+    assert not isinstance(latents, Bucketed), "a race has images of one shape"
     return replace(
         data,
         names=data.names[rows],
@@ -187,8 +190,8 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
     try:
         return load_file(path)["found"]
     except (OSError, SafetensorError, KeyError):
-        found = work()
+        value = work()
     aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
-    save_file({"found": found.contiguous()}, aside)
+    save_file({"found": value.contiguous()}, aside)
     aside.replace(path)
-    return found
+    return value

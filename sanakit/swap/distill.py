@@ -1,9 +1,10 @@
 """Text encoders learnt from the base instead of from dataset: prompts only.
 
-`distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along the
-base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma v,
-noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose velocity is v: the ordinary loop trains it.
-`embedding-mse`: the caption layers' output against the base's, token by token; no core in the loop, the cheap baseline.
+`distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along
+the base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma
+v, noise = x_t + (1 - sigma) v, whose interpolation at sigma is x_t and whose velocity is v: the ordinary loop trains
+it. `embedding-mse`: the caption layers' output against the base's, token by token; no core in the loop, the cheap
+baseline.
 """
 
 import itertools
@@ -96,16 +97,16 @@ def trajectories(
     rows = torch.randint(len(captions), (prompts,), generator=generator)
     rows[::NULL_EVERY] = -1
     levels = shift_sigmas(torch.linspace(1, 0, num_steps + 1), float(base.flow_shift or 1.0))
-    found: list[States] = []
+    states: list[States] = []
     with core_at_work(base):
         for part in rows.split(CHUNK):
             prompt = captions_of(base, captions, part).map(base.placement.put)
             noisy = base.placement.put(torch.randn(len(part), *base.latent_shape, generator=generator))
             for now, after in itertools.pairwise(levels):
                 velocity = base.velocity(noisy, now.expand(len(part)), prompt)
-                found.append(States(noisy.cpu(), velocity.cpu(), now.expand(len(part)), part))
+                states.append(States(noisy.cpu(), velocity.cpu(), now.expand(len(part)), part))
                 noisy = noisy + (after - now).item() * velocity
-    return States(*(torch.cat([getattr(f, n) for f in found]) for n in ("noisy", "velocity", "sigmas", "captions")))
+    return States(*(torch.cat([getattr(f, n) for f in states]) for n in ("noisy", "velocity", "sigmas", "captions")))
 
 
 def embedding_mse(
@@ -121,7 +122,7 @@ def embedding_mse(
     layers = [*core.caption_projection.parameters(), *core.caption_norm.parameters()]
     optimizer = torch.optim.AdamW(layers, lr=EMBEDDING_RATE)
     generator = torch.Generator().manual_seed(seed)
-    total = min(len(captions.own), *(len(s) for s in captions.spans or ()), len(captions.base))
+    total = min(len(captions.candidate), *(len(s) for s in captions.spans or ()), len(captions.base))
     losses: list[Tensor] = []
     for step in range(steps):
         rows = torch.randint(total, (EMBEDDING_BATCH,), generator=generator)
@@ -144,17 +145,17 @@ def _feature_loss(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
 ) -> Tensor:
     device = next(core.caption_projection.parameters()).device
-    own, base = (
-        PromptEmbeds(p.embeds[rows].to(device), p.mask[rows].to(device)) for p in (captions.own, captions.base)
+    candidate, base = (
+        PromptEmbeds(p.embeds[rows].to(device), p.mask[rows].to(device)) for p in (captions.candidate, captions.base)
     )
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
-    found = core.caption_norm(core.caption_projection(own.embeds.float()))
+    features = core.caption_norm(core.caption_projection(candidate.embeds.float()))
     if captions.spans is None:
-        found, goals = mean_tokens(found, own.mask), mean_tokens(goals, base.mask)
+        features, goals = mean_tokens(features, candidate.mask), mean_tokens(goals, base.mask)
     else:
-        masks = captions.own.mask[rows], captions.base.mask[rows]
+        masks = captions.candidate.mask[rows], captions.base.mask[rows]
         shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], *masks).to(device)
         paired = shares.sum(2) > 0
-        found, goals = found[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
-    return F.mse_loss(found, goals) / goals.square().mean()
+        features, goals = features[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
+    return F.mse_loss(features, goals) / goals.square().mean()

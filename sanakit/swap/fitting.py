@@ -1,4 +1,5 @@
-"""What `auto` stands for in the training section: precision by the device, checkpointing and micro-batch by its free memory."""
+"""What `auto` stands for in the training section: precision by the device, checkpointing and micro-batch by its free
+memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,8 +23,9 @@ Peak = Callable[[bool, int], int]  # (gradient checkpointing, micro-batch) -> by
 
 
 def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak]) -> Config:
-    """The configuration with values in the place of `auto`. peak: what a training state of the configuration needs, asked only
-    on an accelerator that tells its free memory. On the CPU: fp32, no checkpointing, the batch in `train.accumulate` parts."""
+    """The configuration with values in the place of `auto`. peak: what a training state of the configuration needs,
+    asked only on an accelerator that tells its free memory. On the CPU: fp32, no checkpointing, the batch in
+    `train.accumulate` parts."""
     train = config.train
     changes: dict[str, Any] = {"precision": placement.train_precision(train.precision)}
     images = max(1, train.batch_size // world_size())
@@ -42,8 +44,9 @@ def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak
 def fitting(
     needs: Peak, room: float, whole: int, *, checkpointing: bool | str = "auto", micro_batch: int | str = "auto"
 ) -> tuple[bool, int]:
-    """Checkpointing and micro-batch for `room` bytes: none and a worthwhile micro-batch where they fit, else checkpointing and the
-    largest that fits; one image with checkpointing where nothing does. Whatever is stated stays."""
+    """Checkpointing and micro-batch for `room` bytes: none and a worthwhile micro-batch where they fit, else
+    checkpointing and the largest that fits; one image with checkpointing where nothing does. Whatever is stated
+    stays."""
     sizes = [whole // n for n in range(1, whole + 1) if whole % n == 0] if micro_batch == "auto" else [int(micro_batch)]
     choices = [False, True] if checkpointing == "auto" else [bool(checkpointing)]
     for choice in choices:
@@ -55,8 +58,8 @@ def fitting(
 
 
 def peak_of(swap: "Swap") -> Callable[[Config], Peak]:
-    """What training every layer of the swap's core needs, with an average of its weights, from the dry run's estimate: no strategy
-    needs more. It is measured for one and two images; the rest is a line."""
+    """What training every layer of the swap's core needs, with an average of its weights, from the dry run's estimate:
+    no strategy needs more. It is measured for one and two images; the rest is a line."""
 
     def of(config: Config) -> Peak:
         from sanakit.training.estimate import estimate, fake_core

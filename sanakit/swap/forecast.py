@@ -1,15 +1,16 @@
 """How many steps until a strategy reaches the base's quality, with an interval.
 
 Law: the relative error falls as a power of steps, log e(s) = a - b log(s + 1): the usual shape of a learning curve once
-the swapped interface layers have settled, fitted to the later half of the evaluated points. Of the laws tried on the decision
-study's curves (logarithmic, power over a floor, more or fewer points) it has the smallest median error. A curve that rises
-at first (a warm-up, fresh layers) is fitted from its highest point on. One that does not fall from there says nothing of
-when it will: its interval is open, from the end of the race, where it was not there yet, to no end.
+the swapped interface layers have settled, fitted to the later half of the evaluated points. Of the laws tried on the
+decision study's curves (logarithmic, power over a floor, more or fewer points) it has the smallest median error. A
+curve that rises at first (a warm-up, fresh layers) is fitted from its highest point on. One that does not fall from
+there says nothing of when it will: its interval is open, from the end of the race, where it was not there yet, to no
+end.
 
-Interval: what a short race cannot know is the curve's slope, so a forecast errs in proportion to how far it reaches: the
-logarithm of steps over the race's steps is off by a factor, STRETCH its 5% and 95% quantiles over the study's curves
-(experiments/studies/decision_study.py summary; leaving a swap out covers it about as often as promised). The evaluation's own
-noise, by refitting on bootstrap resamples of the held-out images, widens it where that is larger.
+Interval: what a short race cannot know is the curve's slope, so a forecast errs in proportion to how far it reaches:
+the logarithm of steps over the race's steps is off by a factor, STRETCH its 5% and 95% quantiles over the study's
+curves (experiments/studies/decision_study.py summary; leaving a swap out covers it about as often as promised). The
+evaluation's own noise, by refitting on bootstrap resamples of the held-out images, widens it where that is larger.
 """
 
 from dataclasses import dataclass
@@ -58,10 +59,10 @@ class Forecast:
         }
 
 
-def steps_that_tell(found: Forecast, budget: int) -> int:
-    """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end twice the
-    forecast; where nothing is in sight twice the budget, which also doubles how far the law is trusted."""
-    ends = [value for value in (found.high, 2 * found.steps) if np.isfinite(value) and value > budget]
+def steps_that_tell(forecasted: Forecast, budget: int) -> int:
+    """Steps of a race that would tell whether a strategy arrives: the late end of its interval; with an open end twice
+    the forecast; where nothing is in sight twice the budget, which also doubles how far the law is trusted."""
+    ends = [value for value in (forecasted.high, 2 * forecasted.steps) if np.isfinite(value) and value > budget]
     return int(np.ceil(ends[0])) if ends else 2 * budget
 
 

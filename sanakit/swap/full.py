@@ -100,7 +100,8 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
 
 def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:
-    """What prompts are worth to a system and to the base on the same held-out images, each in its own latents. (N,) each"""
+    """What prompts are worth to a system and to the base on the same held-out images, each in its own latents.
+    (N,) each"""
     target = swap.target
     base_weights = target.weights if target.base_weights is None else target.base_weights
     base_gain = base_weights @ (swap.base_blind.losses - swap.base_held_out.losses).double().numpy()
@@ -113,8 +114,8 @@ def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> 
 
 
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
-    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an adapter
-    added as the identity."""
+    """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an
+    adapter added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
         system, name = swap.base.system(placement=swap.placement), strategy.adapter
         if name and name not in adapters_of(system.core):
@@ -127,8 +128,8 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
         built[one.initialise] = system
         return system, scores
 
-    own = starting_at(strategy, choose_start(swap, [strategy], started, again=False))
-    return built.get(own.initialise) or started(own)[0]
+    following = starting_at(strategy, choose_start(swap, [strategy], started, again=False))
+    return built.get(following.initialise) or started(following)[0]
 
 
 def train(
@@ -205,16 +206,16 @@ def exit_if_stopped(journal: Journal) -> None:
     state = journal.state
     if state.stopped:
         print(
-            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved in "
-            f"{journal.checkpoints}; the same command with --resume auto goes on",
+            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved "
+            f"in {journal.checkpoints}; the same command with --resume auto goes on",
             file=sys.stderr,
         )
         sys.exit(exit_code(state.stopped))
 
 
 def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
-    """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one that was
-    trained too, frozen from now on."""
+    """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one
+    that was trained too, frozen from now on."""
     state, system, strategy = journal.state, journal.system, journal.strategy
     if state.ema is not None:
         for key, value in state.module.state_dict().items():

@@ -1,8 +1,8 @@
 """Gradual training: blocks join from those nearest to the swapped part, over a share of the steps.
 
 With the strategy `lora` the scope of the low-rank adapters grows (the gradual LoRA that DC-Gen, arXiv 2509.25180, was
-asked to compare with); with `finetune` it is gradual unfreezing (arXiv 1801.06146, 3.3). What has not joined yet gets no
-gradient, no moments and no decay, and its own warm-up when it joins: until then it is bit-equal to the start.
+asked to compare with); with `finetune` it is gradual unfreezing (arXiv 1801.06146, 3.3). What has not joined yet gets
+no gradient, no moments and no decay, and its own warm-up when it joins: until then it is bit-equal to the start.
 
 A VAE touches both ends of the core, so blocks join from the ends to the middle. Captions enter every block by its
 cross-attention, which joins first; the rest of the blocks follows, the first block first.
@@ -40,13 +40,14 @@ def join_gradually(
         for parameter in group["params"]:
             wave = min(last, wave_of(names[id(parameter)], kind, depth))
             joins = min(round(share * max_steps * wave / max(1, last)), max(0, max_steps - SETTLED))
-            own = split.setdefault((number, joins), group | {"params": [], "joins": joins})
-            own["params"].append(parameter)
+            joining = split.setdefault((number, joins), group | {"params": [], "joins": joins})
+            joining["params"].append(parameter)
     return list(split.values())
 
 
 def wave_of(name: str, kind: str, depth: int) -> int:
-    """When a parameter joins, 0 first; what serves all blocks alike, as the time embedding does, joins with the last."""
+    """When a parameter joins, 0 first; what serves all blocks alike, as the time embedding does,
+    joins with the last."""
     block = re.match(r"transformer_blocks\.(\d+)\.(\w+)", name)
     if block is None:
         return depth if group_of(name) == "core" else 0

@@ -35,8 +35,8 @@ MOVED_BY = 10  # steps after which a trained parameter that stands still is an e
 class Journal:
     """Bookkeeping of one run; `after_step` is what the loop calls.
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors of
-    the system as it is now.
+    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors
+    of the system as it is now.
     """
 
     swap: "Swap"
@@ -69,7 +69,7 @@ class Journal:
 
     def after_step(self, step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
         """Raises MonitorRequest where an alarm asks to stop or to go back."""
-        own = self.swap.config.train
+        section = self.swap.config.train
         self.swap.progress(f"training {self.strategy.name}", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
@@ -77,13 +77,13 @@ class Journal:
             self._observe(loss, batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
-        if step % own.log_every == 0:
+        if step % section.log_every == 0:
             self._log(step, loss)
         if step % self.evaluate_every == 0:
             self._evaluate(step)
-        if own.sample_every and step % own.sample_every == 0:
+        if section.sample_every and step % section.sample_every == 0:
             self._draw(step)
-        if saves_at(step, self.options, own.checkpoint_every):
+        if saves_at(step, self.options, section.checkpoint_every):
             self.save()
 
     def record(self, file: str, rows: list[dict[str, Any]]) -> None:
@@ -136,14 +136,14 @@ class Journal:
         self.drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
         request = self.monitors.act(readings)
         self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
-        found = self.evaluate()
+        result = self.evaluate()
         row = {"stage": "full", "strategy": self.strategy.name, "step": step}
         train = row | {"split": "train", "loss": float(np.mean(self.losses)), "by_sigma": None}
-        test = row | {"split": "held_out", "loss": found.loss, "by_sigma": found.by_sigma}
+        test = row | {"split": "held_out", "loss": result.loss, "by_sigma": result.by_sigma}
         self.losses = []
         self.record("metrics.jsonl", [train, test])
         self.trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
-        self.trackers.log({"held_out/loss": found.loss}, step)
+        self.trackers.log({"held_out/loss": result.loss}, step)
         if request:
             raise request
 

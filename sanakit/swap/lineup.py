@@ -1,4 +1,5 @@
-"""From a configuration to a race: which strategies run, how each starts, where they are kept, and what a signal leaves."""
+"""From a configuration to a race: which strategies run, how each starts, where they are kept,
+and what a signal leaves."""
 
 import sys
 from collections.abc import Iterator
@@ -21,7 +22,7 @@ from sanakit.swap.distill import Teacher
 from sanakit.swap.plan import applicable, describe_plan, swap_core
 from sanakit.swap.plan_remarks import adapter_remark, controls_remark, mask_remark
 from sanakit.swap.plugins import sound_strategies
-from sanakit.swap.race import Course, RaceStopped, at_best_rate, race, raced_options
+from sanakit.swap.race import RaceSetup, RaceStopped, at_best_rate, race, raced_options
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import search_of
 from sanakit.swap.rungs import decides_at
@@ -40,8 +41,8 @@ Starts = dict[tuple[str, str], tuple[LatentDiffusion, dict[str, Any]]]  # by `St
 
 
 def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
-    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap, plain cores, and with an adapter
-    finetune joined by it; and a row for each one of a plugin that cannot race."""
+    """The strategy that is asked for, or those of `smoke.strategies` that serve the swap, plain cores, and with an
+    adapter finetune joined by it; and a row for each one of a plugin that cannot race."""
     config = swap.config
     automatic = config.train.strategy == "auto"
     wanted = list(config.smoke.strategies) if automatic else [config.train.strategy]
@@ -54,8 +55,8 @@ def raced_names(swap: "Swap") -> tuple[list[str], list[GateResult]]:
 
 
 def resting_controls(config: Config, names: list[str]) -> list[str]:
-    """The controls among the names that are evaluated before any step and do not race: all without `smoke.controls`, none
-    where nothing else would race."""
+    """The controls among the names that are evaluated before any step and do not race: all without `smoke.controls`,
+    none where nothing else would race."""
     controls = [name for name in names if strategy_named(name).control]
     return [] if config.smoke.controls or len(controls) == len(names) else controls
 
@@ -87,14 +88,14 @@ def race_store(swap: "Swap") -> RaceStore:
     return RaceStore(folder=swap.run.path / "race", facts=facts)
 
 
-def course_of(swap: "Swap") -> Course:
+def setup_of(swap: "Swap") -> RaceSetup:
     """What the arms of this swap share."""
     seed = swap.config.train.seed
     train, test = swap.candidate_data
     store = race_store(swap)
     if swap.resume == "never":
         store.clear()
-    return Course(
+    return RaceSetup(
         data=train,
         test=test,
         target=swap.target,
@@ -112,26 +113,26 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
     A signal ends it at the step border and exits with 143, or 130 for Ctrl-C; the same command goes on. Raises SK0512
     where every arm diverged.
     """
-    course = course_of(swap)
-    assert course.store is not None
+    setup = setup_of(swap)
+    assert setup.store is not None
     arms: list[Arm] = []
     starts: Starts = {}
-    with stopping(course.store):
+    with stopping(setup.store):
         strategies, resting = [strategy_named(name) for name in names], resting_controls(swap.config, names)
         begin = choose_start(swap, strategies, lambda one: _started(swap, one, starts))
         for number, name in enumerate(names):
             swap.progress(f"preparing {name}", number, len(names))
             strategy = starting_at(strategies[number], begin)
             arms.append(
-                _evaluate_control(swap, course, strategy, starts)
+                _evaluate_control(swap, setup, strategy, starts)
                 if name in resting
-                else _arm(swap, course, strategy, starts, arms)
+                else _arm(swap, setup, strategy, starts, arms)
             )
-        if course.store.restored and is_main():
-            print(f"race: goes on with what was kept: {', '.join(course.store.restored)}", file=sys.stderr)
+        if setup.store.restored and is_main():
+            print(f"race: goes on with what was kept: {', '.join(setup.store.restored)}", file=sys.stderr)
         budget = swap.config.smoke.budget_steps
         finalists = race(
-            course,
+            setup,
             [arm for arm in arms if arm.raced],
             budget=budget,
             on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
@@ -174,17 +175,17 @@ def _started(swap: "Swap", strategy: type[Strategy], starts: Starts) -> tuple[La
     return starts[strategy.start_key()]
 
 
-def _evaluate_control(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts) -> Arm:
+def _evaluate_control(swap: "Swap", setup: RaceSetup, strategy: type[Strategy], starts: Starts) -> Arm:
     """A control that does not race, evaluated before any step."""
     start, scores = _started(swap, strategy, starts)
-    options = raced_options(course.options, swap.config.smoke.budget_steps, strategy.learning_rate)
+    options = raced_options(setup.options, swap.config.smoke.budget_steps, strategy.learning_rate)
     arm = Arm(strategy=strategy, system=start, options=options, raced=False)
-    course.evaluate(arm)
+    setup.evaluate(arm)
     arm.scores |= scores | {"start": strategy.initialise}
     return arm
 
 
-def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts, arms: list[Arm]) -> Arm:
+def _arm(swap: "Swap", setup: RaceSetup, strategy: type[Strategy], starts: Starts, arms: list[Arm]) -> Arm:
     """A strategy at its best rate; strategies that start alike are first evaluated once."""
     config, name = swap.config, strategy.name
     if strategy.scales:
@@ -192,7 +193,7 @@ def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts,
     start, scores = _started(swap, strategy, starts)
     budget = config.smoke.budget_steps
     arm = at_best_rate(
-        course,
+        setup,
         strategy,
         start,
         budget=budget,
@@ -206,13 +207,13 @@ def _arm(swap: "Swap", course: Course, strategy: type[Strategy], starts: Starts,
 
 def _distance(swap: "Swap", system: LatentDiffusion) -> dict[str, list[float]]:
     """Feature distance to the base by sigma and depth on held-out images, before any step."""
-    own, theirs = swap.candidate_data[1], swap.base_data[1]
-    rows = torch.arange(min(64, len(own)))
+    candidate_test, theirs = swap.candidate_data[1], swap.base_data[1]
+    rows = torch.arange(min(64, len(candidate_test)))
     first = torch.ones_like(rows)
-    latents = own.latents[rows, 0], theirs.latents[rows, 0]
-    prompts = own.prompts(rows, first), theirs.prompts(rows, first)
+    latents = candidate_test.latents[rows, 0], theirs.latents[rows, 0]
+    prompts = candidate_test.prompts(rows, first), theirs.prompts(rows, first)
     distances = {
         f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
         for sigma in DISTANCE_SIGMAS
     }
-    return {sigma: [round(value, 5) for value in found] for sigma, found in distances.items()}
+    return {sigma: [round(value, 5) for value in values] for sigma, values in distances.items()}

@@ -26,21 +26,20 @@ ALIGNED = 4096  # images that the closed form of the input reads
 def swap_core(
     base: LatentDiffusion, candidate: VAE | TextEncoder, seed: int, adapter: str | None = None
 ) -> SanaTransformer2DModel:
-    """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered name, by
-    default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
-    is_vae = isinstance(candidate, VAE)
-    adapter_class = adapter_class_of(adapter, is_vae, candidate.name)
+    """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered
+    name, by default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
+    adapter_class = adapter_class_of(adapter, isinstance(candidate, VAE), candidate.name)
     geometry: dict[str, int] = {}
-    if is_vae:
-        own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
-        cell = ratio * base.core.config.patch_size
-        if base.image_size % own:
-            raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {own} of {candidate.name}")
-        if own < cell and cell % own:
+    if isinstance(candidate, VAE):
+        cell, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
+        token = ratio * base.core.config.patch_size
+        if base.image_size % cell:
+            raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {cell} of {candidate.name}")
+        if cell < token and token % cell:
             raise SanakitError(
                 "SK0110",
-                f"tokens of the base are {cell} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
-                f"{candidate.name} has cells of {own} px: no whole patch covers a token",
+                f"tokens of the base are {token} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
+                f"{candidate.name} has cells of {cell} px: no whole patch covers a token",
             )
         geometry = {"base_ratio": ratio, "image_size": base.image_size}
     return adapter_class.fit(base.core, candidate.spec, seed=seed, **geometry)
@@ -55,16 +54,17 @@ def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:
             if old == new
             else f"the base's interface layers read {old.label} latents, {candidate.name} gives {new.label}"
         )
-    width, own = base.core.config.caption_channels, candidate.spec.embed_dim
-    return "" if width == own else f"the base's caption layers read {width} channels, {candidate.name} gives {own}"
+    width, given = base.core.config.caption_channels, candidate.spec.embed_dim
+    return "" if width == given else f"the base's caption layers read {width} channels, {candidate.name} gives {given}"
 
 
 def shift_after(base: LatentDiffusion, candidate: VAE | TextEncoder) -> float:
-    """Flow shift of training and sampling after the swap: the base's own, scaled by the size of the candidate's latents."""
-    own = float(base.flow_shift or 1.0)
+    """Flow shift of training and sampling after the swap: the base's own,
+    scaled by the size of the candidate's latents."""
+    base_shift = float(base.flow_shift or 1.0)
     if not isinstance(candidate, VAE):
-        return own
-    return swapped_shift(own, base.latent_shape, candidate.spec.shape(base.image_size, base.image_size))
+        return base_shift
+    return swapped_shift(base_shift, base.latent_shape, candidate.spec.shape(base.image_size, base.image_size))
 
 
 def applicable(names: Sequence[str], base: LatentDiffusion, candidate: VAE | TextEncoder) -> list[str]:
@@ -184,8 +184,8 @@ def changed_shapes(base_core: SanaTransformer2DModel, core: SanaTransformer2DMod
 
 
 def strategy_plan(strategy: type[Strategy], interface: Sequence[str], *, raced: bool = True) -> dict[str, str]:
-    """Of every group: how it starts, then at which multiple of the learning rate it is trained. interface: the groups that
-    the swap touches. raced: False for a control that is not trained."""
+    """Of every group: how it starts, then at which multiple of the learning rate it is trained. interface: the groups
+    that the swap touches. raced: False for a control that is not trained."""
     starts = {
         "reuse": "keep",
         "align": "align",

@@ -32,8 +32,8 @@ def mask_remark(base: LatentDiffusion, data: LatentDataset, *, count: int = 128)
     if gain.mean() <= 2 * gain.std() / len(rows) ** 0.5:
         return ""
     return (
-        f"the base was trained without an attention mask: its held-out loss is {losses[0].mean():.4f} with the mask and "
-        f"{losses[1].mean():.4f} without; sanakit masks padding, so the swap also has to learn that"
+        f"the base was trained without an attention mask: its held-out loss is {losses[0].mean():.4f} with the mask "
+        f"and {losses[1].mean():.4f} without; sanakit masks padding, so the swap also has to learn that"
     )
 
 
@@ -42,8 +42,9 @@ def adapter_remark(strategy: type[Strategy], plain: SanaTransformer2DModel, join
     sizes = [sum(p.numel() for p in core.parameters()) for core in (plain, joined)]
     saves = ADAPTERS.get(strategy.adapter).saves
     return (
-        f"{strategy.name} puts {strategy.adapter} into the core, {sizes[1] - sizes[0]:,} parameters more: stock diffusers "
-        f"cannot load the result, export writes it for sanakit's own pipeline class; {saves or 'what it saves was not measured'}"
+        f"{strategy.name} puts {strategy.adapter} into the core, {sizes[1] - sizes[0]:,} parameters more: stock "
+        "diffusers cannot load the result, export writes it for sanakit's own pipeline class; "
+        f"{saves or 'what it saves was not measured'}"
     )
 
 
@@ -52,6 +53,6 @@ def controls_remark(resting: Sequence[str]) -> str:
     if not resting:
         return ""
     return (
-        f"not trained (--controls): {', '.join(resting)}; evaluated before any step, as smoke/alignment and smoke/progress "
-        "compare with the start of naive"
+        f"not trained (--controls): {', '.join(resting)}; evaluated before any step, as smoke/alignment and "
+        "smoke/progress compare with the start of naive"
     )

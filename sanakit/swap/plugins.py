@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from copy import deepcopy
+from functools import partial
 from typing import Any
 
 from diffusers import SanaTransformer2DModel
@@ -18,8 +19,8 @@ STARTS = ("reuse", "align", "align-blocks", "embedding-mse", "naive", "scratch")
 
 
 def measure_stage(stage: str, run: Callable[[Any], StageResult], swap: Any) -> StageResult:
-    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only row; any
-    other error goes on, its traceback kept in the run folder."""
+    """What the gates of a stage say. An error in the code of a plugin (a component, an adapter, a data set) is its only
+    row; any other error goes on, its traceback kept in the run folder."""
     with kept_in(swap.run.path if is_main() else None):  # other ranks' folders are scratch
         stage_result, error = guarded(lambda: run(swap))
         if error is None:
@@ -49,7 +50,7 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
     for name in names:
         entry = STRATEGIES.entries().get(name)
         if entry is not None and (entry.origin != BUILTIN or entry.error):
-            _, error = guarded(lambda name=name: _try(STRATEGIES.get(name), core))
+            _, error = guarded(partial(_try, name, core))
             if error is not None:
                 rows.append(GateResult.could_not_be_evaluated(f"smoke/strategy {name}", *STRATEGIES.blame(name, error)))
                 continue
@@ -57,8 +58,9 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
     return sound, rows
 
 
-def _try(strategy: type[Strategy], core: SanaTransformer2DModel) -> None:
+def _try(name: str, core: SanaTransformer2DModel) -> None:
     """Raises where the class breaks the contract of `Strategy`."""
+    strategy = STRATEGIES.get(name)
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
         raise TypeError(f"{strategy!r} is no subclass of Strategy")
     groups = (*GROUPS, "lora")

@@ -6,9 +6,9 @@ is as good as the base where its loss is the same share of that denoiser's loss.
 from scratch in the candidate's space is measured in docs/strategies.md, beside the alternatives.
 
 A text encoder swap stays in one latent space, but prompts move the loss by a few per cent only, most of it at high
-noise. Its error is counted in units of the base's prompt gain, so that 1 is the base and 2 the best prediction that does
-not see the prompt (sanakit/evaluation/blind.py): a candidate that ignores every prompt ends there. Each noise level counts by its
-share of the base's prompt gain.
+noise. Its error is counted in units of the base's prompt gain, so that 1 is the base and 2 the best prediction that
+does not see the prompt (sanakit/evaluation/blind.py): a candidate that ignores every prompt ends there. Each noise
+level counts by its share of the base's prompt gain.
 """
 
 from dataclasses import dataclass
@@ -62,43 +62,45 @@ def vae_target(
         np.array([1 / w if s in SHARED_SIGMAS else 0.0 for s, w in zip(EVAL_SIGMAS, losses, strict=True)])
         for losses in (wiener_losses(*candidate), wiener_losses(*base))
     ]
-    own = sides[1] @ base_result.losses.double().numpy()
-    unit = float(own.mean())
+    base_losses = sides[1] @ base_result.losses.double().numpy()
+    unit = float(base_losses.mean())
     return Target(
         measure="velocity loss over the best linear denoiser's",
         weights=sides[0],
         base_weights=sides[1],
-        floor=np.zeros(len(own)),
+        floor=np.zeros(len(base_losses)),
         unit=unit,
-        base=own / unit,
+        base=base_losses / unit,
         tolerance=VAE_TOLERANCE,
     )
 
 
 def text_target(base: HeldOut, blind: HeldOut, weights: np.ndarray) -> Target:
-    """From the base's losses on the held-out images, with their own prompts and prompt-blind (sanakit/evaluation/blind.py), and the
-    weights of the noise levels (`prompt_weights`, of other images). Raises SK0503 where prompts do not matter to the base."""
-    own = weights @ base.losses.double().numpy()
-    gain = weights @ blind.losses.double().numpy() - own
+    """From the base's losses on the held-out images, with their own prompts and prompt-blind
+    (sanakit/evaluation/blind.py), and the weights of the noise levels (`prompt_weights`, of other images).
+    Raises SK0503 where prompts do not matter to the base."""
+    base_losses = weights @ base.losses.double().numpy()
+    gain = weights @ blind.losses.double().numpy() - base_losses
     unit = float(gain.mean())
     if not unit > 2 * gain.std() / len(gain) ** 0.5:
         raise SanakitError(
             "SK0503",
-            f"the base's loss is {own.mean():.4f} with its prompts and {own.mean() + unit:.4f} without, within its noise on "
-            f"{len(gain)} images: it cannot tell how good an encoder is",
+            f"the base's loss is {base_losses.mean():.4f} with its prompts and {base_losses.mean() + unit:.4f} "
+            f"without, within its noise on {len(gain)} images: it cannot tell how good an encoder is",
         )
     return Target(
         measure="velocity loss in units of the base's prompt gain",
         weights=weights,
-        floor=own - unit,
+        floor=base_losses - unit,
         unit=unit,
-        base=np.ones(len(own)),
+        base=np.ones(len(base_losses)),
         tolerance=TEXT_TOLERANCE,
     )
 
 
 def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
-    """Share of every noise level in the base's prompt gain, none below 0. (S,), sum 1. Raises SK0503 where it has none."""
+    """Share of every noise level in the base's prompt gain, none below 0. (S,), sum 1.
+    Raises SK0503 where it has none."""
     gain = (blind.losses - base.losses).double().mean(1).clamp_min(0).numpy()
     if not gain.sum() > 0:
         raise SanakitError(
@@ -111,9 +113,9 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
 def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float, ...] = EVAL_SIGMAS) -> list[float]:
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
-    z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own signal-to-noise,
-    and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows. Raises
-    SK0204, or SK0214 where latents do not vary.
+    z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own
+    signal-to-noise, and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows.
+    Raises SK0204, or SK0214 where latents do not vary.
     """
     latents = train.latents[torch.arange(len(train))].flatten(0, 1)
     if not latents.isfinite().all():

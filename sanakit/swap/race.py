@@ -2,12 +2,12 @@
 every step, and the same noise where latents have the same shape.
 
 Arms train as the training section of the configuration says (precision, optimiser, accumulation, dropout, sigmas ...),
-except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best of a
-search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every evaluated point
-stands for a run that could end there, and the points of one curve can be fitted.
+except for what makes their curves comparable: every strategy keeps a constant learning rate after a warm-up, the best
+of a search (rates.py) at half the budget, and is evaluated by the moving average of its weights, so that every
+evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 
-After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every arm that
-is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
+After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every
+arm that is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
 
 An arm is on the device while it trains or is evaluated, and waits in the host's memory.
 
@@ -20,6 +20,8 @@ import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,7 +46,7 @@ from sanakit.training.state import at_work
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
-OWN_OPTIONS = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
+OWN_OPTIONS: dict[str, Any] = {"schedule": "constant", "ema_decay": EMA_DECAY, "parallel": "ddp"}
 RECENT = 10  # steps whose mean is a point of the training curve
 
 
@@ -60,11 +62,12 @@ class RaceStopped(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class RaceSetup:
     """What every arm of a race shares.
 
-    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning rate are each
-    arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None for nowhere.
+    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning
+    rate are each arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None
+    for nowhere.
     """
 
     data: LatentDataset
@@ -101,12 +104,12 @@ class Course:
 
 def raced_options(options: TrainOptions, budget: int, learning_rate: float) -> TrainOptions:
     """The training section as a race of `budget` steps reads it."""
-    own = {"max_steps": budget, "learning_rate": learning_rate, "warmup": min(options.warmup, max(1, budget // 10))}
-    return replace(options, **own | OWN_OPTIONS)
+    warmup = min(options.warmup, max(1, budget // 10))
+    return replace(options, max_steps=budget, learning_rate=learning_rate, warmup=warmup, **OWN_OPTIONS)
 
 
 def enter(
-    course: Course,
+    setup: RaceSetup,
     strategy: type[Strategy],
     system: LatentDiffusion,
     *,
@@ -116,20 +119,20 @@ def enter(
 ) -> Arm:
     """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0, or with the first result of
     an arm that starts alike; where the course has a store, as it was kept."""
-    options = raced_options(course.options, budget, learning_rate or strategy.learning_rate)
+    options = raced_options(setup.options, budget, learning_rate or strategy.learning_rate)
     arm = Arm(strategy=strategy, system=system, options=options)
     with torch.random.fork_rng():  # low-rank adapters are drawn
         torch.manual_seed(options.seed)
         groups = strategy.parameter_groups(system.core)
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
-        layers = layer_groups(system.core, groups, course.layer_decay)
+        layers = layer_groups(system.core, groups, setup.layer_decay)
         arm.state = new_state(system.core, layers, options, placement=system.placement)
     with at_work(arm.state):
-        if arm.state and course.store and course.store.restore(arm):
+        if arm.state and setup.store and setup.store.restore(arm):
             return arm
         if alike is None:
-            course.evaluate(arm)
+            setup.evaluate(arm)
     if alike is not None:
         arm.steps, arm.results, arm.errors_by_evaluation = (
             alike.steps[:1],
@@ -141,7 +144,7 @@ def enter(
 
 
 def at_best_rate(
-    course: Course,
+    setup: RaceSetup,
     strategy: type[Strategy],
     start: LatentDiffusion,
     *,
@@ -151,8 +154,8 @@ def at_best_rate(
     alike: Arm | None = None,
     on_step: Callable[[int], None] = lambda step: None,
 ) -> Arm:
-    """The strategy at the learning rate that is best after half the budget, of those that `search` hands out, by default its
-    own times each of `rates`.
+    """The strategy at the learning rate that is best after half the budget, of those that `search` hands out, by
+    default its own times each of `rates`.
 
     start is copied. scores["rates"] holds the error of every rate there, None where it left before, and
     scores["rates_left"] why. Raises RaceStopped.
@@ -161,26 +164,27 @@ def at_best_rate(
     best: Arm | None = None
     while (rate := search.next_rate()) is not None:
         system = replace(start, core=deepcopy(start.core))
-        arm = enter(course, strategy, system, budget=budget, learning_rate=rate, alike=best or alike)
+        arm = enter(setup, strategy, system, budget=budget, learning_rate=rate, alike=best or alike)
         if arm.state is None:
             arm.scores |= {"rates": {}, "rates_left": {}}
             return arm
-        chosen = search.record(rate, _try_rate(course, arm, search, budget, on_step), arm.diverged)
+        chosen = search.record(rate, _try_rate(setup, arm, search, budget, on_step), arm.diverged)
         loser, best = (best, arm) if chosen or best is None else (arm, best)
-        if loser and course.store:
-            course.store.settle(loser)
+        if loser and setup.store:
+            setup.store.settle(loser)
     assert best is not None
     best.scores |= search.scores()
     return best
 
 
-def _try_rate(course: Course, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
-    """Error of an arm where rates are evaluated, infinite where it does not get there; 0 where there is nothing to choose."""
+def _try_rate(setup: RaceSetup, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
+    """Error of an arm where rates are evaluated, infinite where it does not get there;
+    0 where there is nothing to choose."""
     if not search.is_choice:
         return 0.0
     evaluated_at = decides_at(budget)
     for rung in [rung for rung in rungs(budget) if rung <= evaluated_at]:
-        advance(course, arm, rung, on_step)
+        advance(setup, arm, rung, on_step)
         if rung not in arm.steps:
             return float("inf")
         if rung == max(1, budget // 4) and search.leaves_early(arm.options.learning_rate, arm.errors_at(rung), rung):
@@ -188,7 +192,7 @@ def _try_rate(course: Course, arm: Arm, search: RateSearch, budget: int, on_step
     return float(arm.errors_at(evaluated_at).mean())
 
 
-def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
+def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], None] = lambda step: None) -> None:
     """Train an arm to step `until`, evaluate and keep it; one that trains nothing, has diverged or is further stays.
 
     Raises RaceStopped at the step border after a signal, when what was measured is kept.
@@ -197,32 +201,33 @@ def advance(course: Course, arm: Arm, until: int, on_step: Callable[[int], None]
         return
     draw = None
     if arm.strategy.teacher:
-        if course.teacher is None:
+        if setup.teacher is None:
             raise SanakitError("SK0110", f"strategy {arm.strategy.name} needs the base as a teacher, the race has none")
-        draw = course.teacher.draws(arm.system, course.data, arm.options)
-        arm.seconds_once = course.teacher.seconds
+        draw = setup.teacher.draws(arm.system, setup.data, arm.options)
+        arm.seconds_once = setup.teacher.seconds
     if arm.state.step == arm.steps[-1]:
         arm.recent = []
     with STOP.at_step_border(), at_work(arm.state):
-        _train(course, arm, until, recorder(arm, on_step), draw)
+        _train(setup, arm, until, recorder(arm, on_step), draw)
         if not arm.diverged and not arm.state.stopped:
-            course.evaluate(arm)
-        if course.store:
-            (course.store.settle if arm.diverged else course.store.save)(arm)
+            setup.evaluate(arm)
+        if setup.store:
+            (setup.store.settle if arm.diverged else setup.store.save)(arm)
         stop = agreed_stop()
     if stop:
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 
 
 def _train(
-    course: Course, arm: Arm, until: int, after_step: AfterStep, draw: Callable[[int, slice], Batch] | None
+    setup: RaceSetup, arm: Arm, until: int, after_step: AfterStep, draw: Callable[[int, slice], Batch] | None
 ) -> None:
-    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way. A loss that is not finite is taken down in the arm."""
+    """Train to a step or a signal; evaluate at the EVALUATED_STEPS on the way.
+    A loss that is not finite is taken down in the arm."""
     assert arm.state is not None
     for stop in [*evaluated_steps_between(arm.steps[-1], until), until]:
         start = time.perf_counter()
         try:
-            fit(arm.system, course.data, arm.options, arm.state, until=stop, after_step=after_step, draw=draw)
+            fit(arm.system, setup.data, arm.options, arm.state, until=stop, after_step=after_step, draw=draw)
         except SanakitError as error:
             if error.code != "SK0501":
                 raise
@@ -231,7 +236,7 @@ def _train(
         if arm.diverged or arm.state.stopped:
             return
         if stop < until and stop not in arm.extra_steps:
-            course.evaluate_beside(arm)
+            setup.evaluate_beside(arm)
 
 
 def recorder(arm: Arm, on_step: Callable[[int], None]) -> AfterStep:
@@ -248,7 +253,7 @@ def recorder(arm: Arm, on_step: Callable[[int], None]) -> AfterStep:
 
 
 def race(
-    course: Course,
+    setup: RaceSetup,
     arms: Sequence[Arm],
     *,
     budget: int,
@@ -262,12 +267,12 @@ def race(
     running = [arm for arm in arms if arm.state and not arm.diverged]
     for rung in rungs(budget):
         for arm in running:
-            advance(course, arm, rung, lambda step, arm=arm: on_step(arm, step))
+            advance(setup, arm, rung, partial(on_step, arm))
         running = [arm for arm in running if rung in arm.steps]
         running.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
         running = running[: survivors([arm.errors_at(rung) for arm in running], rung, budget)]
     for arm in standing(arms):
-        arm.forecast = forecast(arm.steps, arm.errors, course.target, seed=course.options.seed)
+        arm.forecast = forecast(arm.steps, arm.errors, setup.target, seed=setup.options.seed)
     trained = [arm for arm in arms if arm.state or arm.diverged]
     lost = trained and all(arm.diverged for arm in trained)
     if lost and not any(arm.forecast and arm.forecast.reached for arm in arms):

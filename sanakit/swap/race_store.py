@@ -1,8 +1,8 @@
 """A race on disk while it runs: the same command goes on with the arm and the rung where a signal ended it.
 
-`RUN/race/STRATEGY-RATE/` holds a checkpoint of an arm (weights, optimiser, average, curve) from its last rung or signal;
-of an arm that does not go on (a learning rate that lost, a run that diverged) only `curve.json`. The stage removes the
-folder when it is evaluated.
+`RUN/race/STRATEGY-RATE/` holds a checkpoint of an arm (weights, optimiser, average, curve) from its last rung or
+signal; of an arm that does not go on (a learning rate that lost, a run that diverged) only `curve.json`. The stage
+removes the folder when it is evaluated.
 """
 
 import json
@@ -93,23 +93,23 @@ class RaceStore:
 
     def _read(self, folder: Path, arm: Arm) -> dict[str, Any] | None:
         assert arm.state is not None
-        settled, found = folder / CURVE, latest(folder)
+        settled, kept = folder / CURVE, latest(folder)
         if settled.is_file():  # written before the weights are removed
             record = json.loads(settled.read_text(encoding="utf-8"))
             if record["facts"] != _plain(self._facts_of(arm)):
                 raise ValueError("another configuration, base, candidate or data set")
             return dict(record["curve"])
-        if found is None:
+        if kept is None:
             return None
-        load_checkpoint(found, arm.state.module, arm.state, self._facts_of(arm))
+        load_checkpoint(kept, arm.state.module, arm.state, self._facts_of(arm))
         return dict(arm.state.history[0]["curve"])
 
     def _folder_of(self, arm: Arm) -> Path:
         return self.folder / f"{arm.strategy.name}-{arm.options.learning_rate:g}"
 
     def _facts_of(self, arm: Arm) -> dict[str, Any]:
-        own = {"strategy": arm.strategy.name, "scales": arm.strategy.scales, "lora_rank": arm.strategy.lora_rank}
-        return self.facts | own | {"options": asdict(arm.options)}
+        arm_facts = {"strategy": arm.strategy.name, "scales": arm.strategy.scales, "lora_rank": arm.strategy.lora_rank}
+        return self.facts | arm_facts | {"options": asdict(arm.options)}
 
     def _lose(self, error: SanakitError) -> None:
         if error.code != "SK0903":

@@ -1,8 +1,9 @@
 """Which learning rates an arm of a race tries, and which of them it keeps.
 
-Rates are tried from the highest to the lowest, so that the highest is the first to show whether it diverges, and are evaluated at half
-the budget: at a quarter, low rates be better than they are. For the same reason a rate that is clearly worse than a
-higher one at a quarter already leaves there. On a grid the search goes on while the best rate is at an end.
+Rates are tried from the highest to the lowest, so that the highest is the first to show whether it diverges, and are
+evaluated at half the budget: at a quarter, low rates be better than they are. For the same reason a rate that is
+clearly worse than a higher one at a quarter already leaves there. On a grid the search goes on while the best rate is
+at an end.
 """
 
 from collections.abc import Sequence
@@ -24,8 +25,8 @@ class RateSearch:
     """Hands out the learning rates of one arm, and remembers how they did.
 
     rates: absolute. goes_on: beyond the ends, at the ratio of two neighbours, while the best rate is at an end.
-    errors: relative error by rate where rates are evaluated, infinite for one that diverged or left. left: why a rate left.
-    early: (N,) errors at a quarter of the budget.
+    errors: relative error by rate where rates are evaluated, infinite for one that diverged or left. left: why a rate
+    left. early: (N,) errors at a quarter of the budget.
     """
 
     rates: Sequence[float]
@@ -60,7 +61,8 @@ class RateSearch:
         return min(sorted(self.errors), key=lambda rate: self.errors[rate])
 
     def leaves_early(self, rate: float, errors: np.ndarray, step: int) -> bool:
-        """Whether a rate leaves at a quarter of the budget: it is clearly worse there than a higher one. errors: (N,)"""
+        """Whether a rate leaves at a quarter of the budget: it is clearly worse there than a higher one. errors:
+        (N,)"""
         self.early[rate] = errors
         worse = [other for other in self.early if other > rate and is_clearly_worse(errors, self.early[other])]
         if worse:
@@ -83,8 +85,8 @@ class RateSearch:
 
 
 def search_of(config: Config, strategy: type[Strategy], *, embedded: bool) -> RateSearch:
-    """The search for a strategy: `train.learning_rate` alone, the multiples of `smoke.rates`, or by default MULTIPLES on
-    an embedded core and GRID on any other. embedded: as the base's record says (`Base.embedded`)."""
+    """The search for a strategy: `train.learning_rate` alone, the multiples of `smoke.rates`, or by default MULTIPLES
+    on an embedded core and GRID on any other. embedded: as the base's record says (`Base.embedded`)."""
     if config.train.learning_rate:
         return RateSearch(rates=(config.train.learning_rate,))
     multiples = config.smoke.rates or (MULTIPLES if embedded else None)

@@ -49,15 +49,15 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
             set_aside(checkpoints)
         barrier()
         return
-    found = latest(checkpoints) if resume == "auto" else Path(resume)
-    if found is not None:
-        folder = found if resume == "auto" else latest(found) or found
+    source = latest(checkpoints) if resume == "auto" else Path(resume)
+    if source is not None:
+        folder = source if resume == "auto" else latest(source) or source
         load_checkpoint(folder, state.module, state, facts_for(folder, facts))
 
 
 def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
-    """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint lies
-    before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
+    """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint
+    lies before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
     try:
         record = json.loads((folder / "manifest.json").read_text())["record"]
         other, step = record["facts"], int(record["step"])
@@ -75,10 +75,10 @@ def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
     if request.action == "stop":
         raise SanakitError("SK0511", str(request)) from request
     whole_ones = [path.parent for path in sorted(checkpoints.glob("step-*/manifest.json"))]
-    found = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
-    if not found:
+    good = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    if not good:
         raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
-    return found[-1]
+    return good[-1]
 
 
 def watched(

@@ -29,8 +29,8 @@ def rungs(budget: int) -> list[int]:
 
 
 def survivors(errors: Sequence[np.ndarray], rung: int, budget: int) -> int:
-    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for noise:
-    who is not clearly worse than the last survivor, image by image, goes on too."""
+    """How many of the arms that reached a rung go on; errors: (N,) of every arm, best first. Nobody is dropped for
+    noise: who is not clearly worse than the last survivor, image by image, goes on too."""
     running = len(errors)
     if rung == max(1, budget // 4):
         keep = max(KEEP_AT_LEAST, math.ceil(running / 2))

@@ -11,7 +11,8 @@ from sanakit.training.loop import TrainOptions
 
 
 def with_adapter(config: Config, name: str) -> str:
-    """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER, its own where that leaves a plain core."""
+    """The name of a strategy that is joined by `adapter.name`: STRATEGY@ADAPTER,
+    its own where that leaves a plain core."""
     adapter = config.adapter.name
     return f"{name}@{adapter}" if adapter and has_modules(adapter) else name
 
@@ -31,29 +32,29 @@ def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
 def configured(config: Config, strategy: type[Strategy], **changes: Any) -> type[Strategy]:
     """The strategy with `train.rates` and `train.lora_rank` applied, and further attributes changed."""
     rank = config.train.lora_rank if strategy.lora_rank else 0
-    own = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
-    return type(strategy.__name__, (strategy,), own | changes)
+    overrides = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
+    return type(strategy.__name__, (strategy,), overrides | changes)
 
 
 def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     """The training section as the loop takes it; a key of the same name in both is handed on, so that a race and stage
     full read every key alike."""
-    own = config.train
-    same = {f.name: getattr(own, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
+    section = config.train
+    same = {f.name: getattr(section, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
         # a configuration that was not resolved (swap/fitting.py) is the CPU's
-        "precision": "fp32" if own.precision == "auto" else own.precision,
-        "gradient_checkpointing": own.gradient_checkpointing is True,
-        "accumulate": parts_of(own, own.batch_size // world_size()),
-        "learning_rate": own.learning_rate or strategy.learning_rate,
+        "precision": "fp32" if section.precision == "auto" else section.precision,
+        "gradient_checkpointing": section.gradient_checkpointing is True,
+        "accumulate": parts_of(section, section.batch_size // world_size()),
+        "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)
 
 
 def parts_of(train: TrainSection, images: int) -> int:
-    """Into how many micro-batches a rank's `images` of a step are cut: `train.accumulate`, or the fewest equal ones beyond that of
-    at most `train.micro_batch`."""
+    """Into how many micro-batches a rank's `images` of a step are cut: `train.accumulate`, or the fewest equal ones
+    beyond that of at most `train.micro_batch`."""
     parts, most = train.accumulate, images if train.micro_batch == "auto" else train.micro_batch
     while parts < images and (images % parts or images // parts > most):
         parts += 1

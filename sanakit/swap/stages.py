@@ -24,6 +24,7 @@ from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_grid
 from sanakit.evaluation.held_out import averaged
+from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -48,23 +49,23 @@ STAGES = ("component", "smoke", "full")
 def component(swap: Swap) -> StageResult:
     """The candidate by itself, next to the base's own component."""
     held_out = swap.splits[1]
-    evaluation_images = held_out.subset(range(min(swap.config.component.num_images, len(held_out))))
+    evaluation_images = held_out.subset(list(range(min(swap.config.component.num_images, len(held_out)))))
     is_vae = isinstance(swap.candidate, VAE)
     own = None if swap.bare else swap.base_system.vae if is_vae else swap.base_system.text_encoder
-    with swap.placement.holding(swap.candidate, own):
+    with swap.placement.holding(swap.candidate, own, extractor()):
         measured = _measured(swap, own, evaluation_images)
     if not is_vae:
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
         if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
             measured.evidence |= meaning_evidence(swap)
-    dataset = held_out.subset(range(min(PANEL, len(held_out))))
+    dataset = held_out.subset(list(range(min(PANEL, len(held_out)))))
     finite = not measured.evidence.get(
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
         images = to_images(dataset.pixels(swap.config.data.image_size))
-        with swap.placement.holding(swap.candidate, own):
+        with swap.placement.holding(swap.candidate, own, extractor()):
             measured.rows += compare_panels(own, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
@@ -151,7 +152,7 @@ def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, mo
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:
-    row = {"stage": "smoke", "strategy": arm.strategy.name}
+    row: dict[str, Any] = {"stage": "smoke", "strategy": arm.strategy.name}
     return [
         row | {"step": s, "split": "held_out", "loss": r.loss, "by_sigma": r.by_sigma}
         for s, r in zip(arm.steps, arm.results, strict=True)

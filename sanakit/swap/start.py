@@ -1,5 +1,5 @@
-"""Where strategies that train begin (`train.start`): the closed form of the swapped layers (`align`), that of every block
-(`align-blocks`), or whichever of the two has the lower held-out error before the first step (`auto`)."""
+"""Where strategies that train begin (`train.start`): the closed form of the swapped layers (`align`), that of every
+block (`align-blocks`), or whichever of the two has the lower held-out error before the first step (`auto`)."""
 
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -50,9 +50,9 @@ def choose_start(
     *,
     again: bool = True,
 ) -> str:
-    """Either of STARTS, as `train.start` says. For `auto` both are built and evaluated on the held-out images, and start.json
-    records their relative errors; again=False takes the choice that is recorded there, if any. "align" where the blocks cannot
-    be solved, and for `auto` where no strategy follows `train.start`.
+    """Either of STARTS, as `train.start` says. For `auto` both are built and evaluated on the held-out images, and
+    start.json records their relative errors; again=False takes the choice that is recorded there, if any. "align" where
+    the blocks cannot be solved, and for `auto` where no strategy follows `train.start`.
     """
     wanted = swap.config.train.start
     if wanted != "auto" or not any(strategy.follows_start for strategy in strategies):
@@ -78,8 +78,9 @@ def start_needs(
     latent_shape: tuple[int, int, int],
     strategies: Sequence[type[Strategy]],
 ) -> dict[str, int]:
-    """What the plan and the dry run say of the closed form of the blocks: {"start_draws", "start_streams", "start_moments"},
-    the last two in bytes of host memory; empty where no strategy asks for it. latent_shape: of the candidate."""
+    """What the plan and the dry run say of the closed form of the blocks: {"start_draws", "start_streams",
+    "start_moments"}, the last two in bytes of host memory; empty where no strategy asks for it. latent_shape: of the
+    candidate."""
     follows = config.train.start != "align"
     if not any(s.initialise == "align-blocks" or (s.follows_start and follows) for s in strategies):
         return {}

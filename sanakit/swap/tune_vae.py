@@ -113,7 +113,9 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     if config.train.parallel == "fsdp":
         raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
     vae = deepcopy(swap.candidate)
-    images = to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
+    images = to_images(
+        held.subset(list(range(min(config.component.num_images, len(held))))).pixels(config.data.image_size)
+    )
     with swap.placement.holding(swap.candidate):
         before = measured(swap.candidate, images)
     tuning = Tuning(swap, swap.candidate, vae, images)
@@ -147,7 +149,8 @@ class Tuning:
     """A run that trains a VAE: its model, state and checkpoints, and what every step records.
 
     candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1].
-    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run, SK0903 where the disk is too small.
+    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run,
+    SK0903 where the disk is too small.
     """
 
     def __init__(self, swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:

@@ -83,8 +83,8 @@ class TextEncoder(nn.Module):
     @torch.no_grad()
     def encode(self, prompts: list[str], *, instruction: bool = True) -> PromptEmbeds:
         """Token embeddings of prompts, on the CPU; `instruction=False` leaves the record's prefix out."""
-        found = self(self.whole_prompts(prompts, instruction=instruction))
-        return PromptEmbeds(found.embeds.cpu(), found.mask.cpu(), found.truncated)
+        embeddings = self(self.whole_prompts(prompts, instruction=instruction))
+        return PromptEmbeds(embeddings.embeds.cpu(), embeddings.mask.cpu(), embeddings.truncated)
 
     def whole_prompts(self, prompts: list[str], *, instruction: bool = True) -> list[str]:
         """Prompts as the model reads them: lower case and prefix by the record."""
@@ -116,8 +116,8 @@ class TextEncoder(nn.Module):
         return token_offsets(self, prompts)
 
     def with_random_weights(self, seed: int = 0) -> Self:
-        """The same class, tokenizer and record on a model whose weights are drawn: the control of gates that ask whether
-        an encoder says more than its architecture alone. This encoder stays as it is."""
+        """The same class, tokenizer and record on a model whose weights are drawn: the control of gates that ask
+        whether an encoder says more than its architecture alone. This encoder stays as it is."""
         twin = copy.copy(self)
         twin._modules = dict(self._modules)  # a shallow copy shares the table of parts
         twin.model = redrawn(self.model, seed)

@@ -1,6 +1,8 @@
-"""Text towers of CLIP and SigLIP in transformers (arXiv 2103.00020, 2303.15343, 2502.14786): token states, not the pooled one.
+"""Text towers of CLIP and SigLIP in transformers (arXiv 2103.00020, 2303.15343, 2502.14786): token states,
+not the pooled one.
 
-CLIP is causal, so that what follows a prompt cannot reach it. SigLIP was trained on padding to 64 tokens without a mask.
+CLIP is causal, so that what follows a prompt cannot reach it.
+SigLIP was trained on padding to 64 tokens without a mask.
 """
 
 from typing import Any

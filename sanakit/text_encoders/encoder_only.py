@@ -1,7 +1,7 @@
 """Encoder-only transformers, BERT and its kin (arXiv 1810.04805, 2004.09297, 2412.13663): every token's last state."""
 
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
@@ -54,7 +54,7 @@ class MiniLM(EncoderOnly):
 
 @TEXT_ENCODERS.register("mpnet", title="MPNet base, 768-d", licence="Apache-2.0")
 class MPNet(EncoderOnly):
-    hub = "sentence-transformers/all-mpnet-base-v2"
+    hub: ClassVar[str | None] = "sentence-transformers/all-mpnet-base-v2"
     model_class = "MPNetModel"
     spec = TextSpec(embed_dim=768, max_tokens=300)
     published = config(768, 3072, layers=12, heads=12, vocab=30527, max_position_embeddings=514)

@@ -1,11 +1,12 @@
 """Gemma: Sana's own text encoder (Gemma-2-2b-it) and its successors, decoder-only.
 
 Sana (arXiv 2410.10629, 3.1; diffusers, pipelines/sana/pipeline_sana.py) lower-cases prompts, puts an instruction before
-them, takes the decoder's last hidden state, pads right, and keeps token 0 and the last 299: the instruction is read, then
-dropped. Its null prompt has no instruction.
+them, takes the decoder's last hidden state, pads right, and keeps token 0 and the last 299: the instruction is read,
+then dropped. Its null prompt has no instruction.
 """
 
 import inspect
+from typing import ClassVar
 
 from diffusers import SanaPipeline
 
@@ -52,7 +53,7 @@ class Gemma3(Gemma):
 
 @TEXT_ENCODERS.register("gemma-3-270m", title="Gemma-3-270M, 640-d; gated", licence="Gemma")
 class Gemma3Tiny(Gemma3):
-    hub = "google/gemma-3-270m"
+    hub: ClassVar[str | None] = "google/gemma-3-270m"
     spec = TextSpec(embed_dim=640, max_tokens=300)
     published = decoder(640, 2048, layers=18, heads=4, groups=1, head_dim=256, vocab=262144)
 

@@ -27,8 +27,8 @@ def _spans(encoder: "TextEncoder", prompts: list[str], length: int) -> Tensor | 
     tokenizer: Any = getattr(encoder, "tokenizer", None)
     if hasattr(tokenizer, "encode_batch"):  # tokenizers.Tokenizer
         spans = torch.zeros(len(prompts), length, 2, dtype=torch.long)
-        for row, found in zip(spans, tokenizer.encode_batch(prompts), strict=True):
-            kept = torch.tensor(found.offsets[:length], dtype=torch.long).reshape(-1, 2)
+        for row, encoding in zip(spans, tokenizer.encode_batch(prompts), strict=True):
+            kept = torch.tensor(encoding.offsets[:length], dtype=torch.long).reshape(-1, 2)
             row[: len(kept)] = kept
         return spans
     if not getattr(tokenizer, "is_fast", False):

@@ -1,4 +1,5 @@
-"""Text towers of open_clip (arXiv 2212.07143) for weights that transformers has no class for: every token's normed state.
+"""Text towers of open_clip (arXiv 2212.07143) for weights that transformers has no class for:
+every token's normed state.
 
 A folder with open_clip_config.json is one, `path:DIR` or `hub:owner/repo`. The vision tower is dropped.
 """
@@ -50,8 +51,8 @@ class OpenCLIP(TextEncoder):
 
     @classmethod
     def from_folder(cls, folder: Path, spec: TextSpec | None = None) -> Self:
-        """Raises SK0106 for a tower that is a transformers model, SK0107 for weights that do not fit, SK0126 for a tokenizer
-        that does not, or what `find_weights` raises."""
+        """Raises SK0106 for a tower that is a transformers model, SK0107 for weights that do not fit, SK0126 for a
+        tokenizer that does not, or what `find_weights` raises."""
         import open_clip
 
         text = read_config(folder, "open_clip_config.json").get("model_cfg", {}).get("text_cfg", {})
@@ -76,10 +77,10 @@ class OpenCLIP(TextEncoder):
                 "SK0126", f"{folder}: the tokenizer has {tokenizer.vocab_size:,} tokens, the embedding {rows:,} rows"
             )
         model.output_tokens = True
-        own = TextSpec(embed_dim=model.width, max_tokens=model.context_length)
-        if spec is not None and spec.embed_dim != own.embed_dim:
-            raise SanakitError("SK0301", f"{folder} is {own.embed_dim} wide, the record declares {spec.embed_dim}")
-        return cls(model, tokenizer, spec or own)
+        measured = TextSpec(embed_dim=model.width, max_tokens=model.context_length)
+        if spec is not None and spec.embed_dim != measured.embed_dim:
+            raise SanakitError("SK0301", f"{folder} is {measured.embed_dim} wide, the record declares {spec.embed_dim}")
+        return cls(model, tokenizer, spec or measured)
 
     @classmethod
     def load(cls) -> Self:

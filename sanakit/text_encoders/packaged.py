@@ -1,4 +1,5 @@
-"""Pretrained encoders that come in packages of the Python index: no model hub is asked. Converted once into the cache."""
+"""Pretrained encoders that come in packages of the Python index: no model hub is asked.
+Converted once into the cache."""
 
 import importlib.metadata
 import shutil

@@ -44,7 +44,8 @@ def _drawn(model: nn.Module) -> nn.Module:
 
 
 def architecture(encoder: Any) -> str:
-    """What tells two text encoders' twins with random weights apart: class, record, tokenizer and the model's shapes."""
+    """What tells two text encoders' twins with random weights apart: class, record,
+    tokenizer and the model's shapes."""
     from sanakit.text_encoders.tokenizers import tokenizer_facts
 
     config: Any = getattr(encoder.model, "config", None)

@@ -44,10 +44,10 @@ class WordLlama(StaticTable):
 
     @classmethod
     def load(cls) -> Self:
-        found = importlib.util.find_spec("wordllama")
-        if found is None or found.origin is None:
+        package = importlib.util.find_spec("wordllama")
+        if package is None or package.origin is None:
             raise SanakitError("SK0901", "wordllama needs the package wordllama")
-        root = Path(found.origin).parent
+        root = Path(package.origin).parent
         weights = load_file(root / "weights" / "l2_supercat_256.safetensors")["embedding.weight"].float()
         tokenizer = Tokenizer.from_file(str(root / "tokenizers" / "l2_supercat_tokenizer_config.json"))
         tokenizer.no_padding()

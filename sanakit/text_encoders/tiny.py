@@ -6,7 +6,8 @@ SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 
 
 def byte_tokenizer(before: str = "", after: str = "") -> Any:
-    """One token a byte; before, after: special tokens put around a prompt. Pads left unless told otherwise, as many do."""
+    """One token a byte; before, after: special tokens put around a prompt. Pads left unless told otherwise,
+    as many do."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 

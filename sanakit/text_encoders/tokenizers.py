@@ -1,7 +1,7 @@
 """Tokenizers from folders: where they lie, and whether the model has an embedding for each of their tokens."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,8 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
 
 
 def require_words(folder: Path, tokenizer: Any) -> None:
-    """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one where
-    the folder has no vocabulary."""
+    """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one
+    where the folder has no vocabulary."""
     special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values())}
     vocabulary = set(tokenizer.get_vocab())
     if vocabulary <= special | {WORD_START}:
@@ -86,7 +86,7 @@ def require_words(folder: Path, tokenizer: Any) -> None:
 
 
 def require_vocabulary(
-    label: str, vocabulary: Iterable[tuple[str, int]], rows: int, allowed: set[str] = frozenset()
+    label: str, vocabulary: Iterable[tuple[str, int]], rows: int, allowed: Set[str] = frozenset()
 ) -> None:
     """Raises SK0126 where a token has no row in the embedding, with both numbers. allowed: placeholders for other
     modalities, whose embeddings come from elsewhere (Gemma 3's text models have one row fewer than tokens)."""
@@ -96,8 +96,8 @@ def require_vocabulary(
         number, token = beyond[0]
         raise SanakitError(
             "SK0126",
-            f"{label}: the tokenizer has {len(entries):,} tokens, the embedding {rows:,} rows; {len(beyond)} tokens have none, "
-            f"first {token!r} (number {number})",
+            f"{label}: the tokenizer has {len(entries):,} tokens, the embedding {rows:,} rows; {len(beyond)} tokens "
+            f"have none, first {token!r} (number {number})",
         )
 
 

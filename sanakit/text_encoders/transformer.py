@@ -1,4 +1,5 @@
-"""Transformers models that give hidden states (decoder-only, encoder-only, the encoder of a pair), read by their TextSpec."""
+"""Transformers models that give hidden states (decoder-only, encoder-only, the encoder of a pair),
+read by their TextSpec."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -140,7 +141,7 @@ class TransformerEncoder(TextEncoder):
         states = output.hidden_states  # the embedding, then every layer's output
         if layer == "mean":
             return torch.stack([F.layer_norm(h.float(), h.shape[-1:]) for h in states[1:]]).mean(0)
-        if not -len(states) <= layer < len(states):
+        if not isinstance(layer, int) or not -len(states) <= layer < len(states):
             raise SanakitError(
                 "SK0306", f"layer={layer}: {type(self.model).__name__} has hidden states 0 to {len(states) - 1}"
             )

@@ -1,11 +1,12 @@
 """What a step of training is given: its options, and its batch from (seed, step) alone.
 
-Order, views, captions, dropout, sigmas and noise depend on nothing else, so that any number of ranks, threads and resumes
-see the same, and strategies that race see the same images, sigmas and (at equal latent shape) noise.
+Order, views, captions, dropout, sigmas and noise depend on nothing else, so that any number of ranks, threads and
+resumes see the same, and strategies that race see the same images, sigmas and (at equal latent shape) noise.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -68,7 +69,7 @@ class Batch:
     def split(self, parts: int) -> "list[Batch]":
         size = len(self.latents) // parts
         slices = [slice(i * size, (i + 1) * size) for i in range(parts)]
-        return [replace(self.map(lambda x, s=s: x[s]), texts=self.texts[s]) for s in slices]
+        return [replace(self.map(itemgetter(rows)), texts=self.texts[rows]) for rows in slices]
 
 
 def draw_batch(
@@ -94,16 +95,16 @@ def draw_batch(
     prompt = system.drop_prompts(data.prompts(indices[rows], choice[rows]), drop[rows])
     texts: tuple[str, ...] = ()
     if options.live_captions:  # as the text encoder reads them; the null prompt has no instruction
-        own = [data.texts[row] for row in data.caption_rows(indices[rows], choice[rows]).tolist()]
-        whole_prompts = zip(system.text_encoder.whole_prompts(own), drop[rows].tolist(), strict=True)
+        captions = [data.texts[row] for row in data.caption_rows(indices[rows], choice[rows]).tolist()]
+        whole_prompts = zip(system.text_encoder.whole_prompts(captions), drop[rows].tolist(), strict=True)
         texts = tuple("" if gone else text for text, gone in whole_prompts)
     return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
 
 
 def own_rows(options: TrainOptions) -> slice:
     """This rank's part of every batch."""
-    own = options.batch_size // world_size()
-    return slice(rank() * own, (rank() + 1) * own)
+    share = options.batch_size // world_size()
+    return slice(rank() * share, (rank() + 1) * share)
 
 
 def joined(parts: list[Batch]) -> Batch:

@@ -1,8 +1,8 @@
 """Checkpoints that are whole or not there: write aside, hash, fsync, rename, then move LATEST, then prune.
 
 safetensors and JSON only; the manifest with every file's SHA-256 comes last and carries its own. Rank 0 writes, on
-another thread where `Saver` is asynchronous, from copies that training cannot touch. Sharded tensors are written by their
-own ranks through torch.distributed.checkpoint and read back on any number of ranks.
+another thread where `Saver` is asynchronous, from copies that training cannot touch. Sharded tensors are written by
+their own ranks through torch.distributed.checkpoint and read back on any number of ranks.
 """
 
 import json
@@ -29,7 +29,8 @@ KEEP = 2
 
 @dataclass(kw_only=True)
 class Snapshot:
-    """Copies of everything that one checkpoint holds. files: whole tensors. shards: sharded ones, live, written at once."""
+    """Copies of everything that one checkpoint holds. files: whole tensors. shards: sharded ones, live,
+    written at once."""
 
     step: int
     record: dict[str, Any]
@@ -39,8 +40,8 @@ class Snapshot:
 
 
 class Saver:
-    """Saves into one folder, of which the newest `keep` stay, and that of step `always`, where it is given, as long as the
-    run lasts. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
+    """Saves into one folder, of which the newest `keep` stay, and that of step `always`, where it is given, as long as
+    the run lasts. asynchronous: rank 0 writes on a thread of its own; one checkpoint at a time.
 
     Sharded states are written before `save` returns: every rank has its own part of them to write.
     """
@@ -90,15 +91,17 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
     slots = optimizer_slots(core, state)
     tensors = {
         "core": core.state_dict(),
-        "optimizer": {f"{n}:{k}": v for n, own in slots.items() for k, v in own.items() if isinstance(v, Tensor)},
+        "optimizer": {
+            f"{n}:{k}": v for n, entries in slots.items() for k, v in entries.items() if isinstance(v, Tensor)
+        },
         "extras": state.extras,
     }
     if state.ema is not None:
         tensors["ema"] = sharded_ema(core, state.ema)
     files: dict[str, dict[str, Tensor]] = {name: {} for name in tensors}
     shards = {}
-    for name, own in tensors.items():
-        for key, value in own.items():
+    for name, entries in tensors.items():
+        for key, value in entries.items():
             if hasattr(value, "device_mesh"):
                 shards[f"{name}/{key}"] = value.detach()
             else:
@@ -110,7 +113,9 @@ def take(core: nn.Module, state: TrainState, facts: dict[str, Any]) -> Snapshot:
         "skipped": state.skipped,
         "scaler": None if scaler is None else scaler.state_dict(),
         "optimizer": {
-            "slots": {n: {k: v for k, v in own.items() if not isinstance(v, Tensor)} for n, own in slots.items()},
+            "slots": {
+                n: {k: v for k, v in entries.items() if not isinstance(v, Tensor)} for n, entries in slots.items()
+            },
             "steps": [group.get("step") for group in state.optimizer.param_groups],
         },
     }
@@ -204,8 +209,10 @@ def load_checkpoint(folder: Path, core: nn.Module, state: TrainState, facts: dic
         moments = shard_moments(core, folder) if sharded else {}
         if sharded:
             places = {"core": targets, "optimizer": moments} | ({"ema": averages} if averages else {})
-            own = {f"{part}/{k}": v for part, every in places.items() for k, v in every.items() if k not in files[part]}
-            read_shards(folder / SHARDED, own)
+            in_shards = {
+                f"{part}/{k}": v for part, every in places.items() for k, v in every.items() if k not in files[part]
+            }
+            read_shards(folder / SHARDED, in_shards)
         elif targets.keys() != files["core"].keys():
             raise KeyError(f"core tensors {sorted(targets.keys() ^ files['core'].keys())[:3]}")
         for name, value in files["core"].items():
@@ -264,8 +271,8 @@ def checkpoint_bytes(core: nn.Module, state: TrainState) -> int:
 
 
 def preflight(folder: Path, size: int, *, always: int | None = None) -> None:
-    """Reserve the room of KEEP + 1 checkpoints, and of the one that stays where a run keeps it (`always`, as of `Saver`),
-    less those that are there, and give it back. Raises SK0903 in time."""
+    """Reserve the room of KEEP + 1 checkpoints, and of the one that stays where a run keeps it (`always`, as of
+    `Saver`), less those that are there, and give it back. Raises SK0903 in time."""
     if not is_main():
         return
     present = sum(p.stat().st_size for p in folder.glob("step-*/**/*") if p.is_file())

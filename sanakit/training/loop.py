@@ -1,7 +1,7 @@
 """The training loop: one readable function over cached latents and embeddings, on one process or many.
 
-What a step sees is a function of (seed, step) alone (batches.py): a resumed run repeats nothing and loses nothing, on any
-number of ranks. `accelerate` owns precision and DDP, on the device of the placement; FSDP2 is torch's own.
+What a step sees is a function of (seed, step) alone (batches.py): a resumed run repeats nothing and loses nothing, on
+any number of ranks. `accelerate` owns precision and DDP, on the device of the placement; FSDP2 is torch's own.
 """
 
 import copy
@@ -95,8 +95,8 @@ def descend(
 ) -> TrainState:
     """The loop: from state.step to `until` (max_steps), or to the step border after a signal (state.stopped).
 
-    draw: this rank's batch of a step, with `map` and `split`. objective: a micro-batch to its mean loss, its predictions
-    and itself as it was used. Raises SK0501 before a step with a loss or gradient that is not finite; blame says why.
+    draw: this rank's batch of a step, with `map` and `split`. objective: a micro-batch to its mean loss, its
+    predictions and itself as it was used. blame: says why. Raises SK0501 before a step that is not finite.
     """
     accelerator = state.accelerator
     assert accelerator is not None and state.model is not None
@@ -141,8 +141,8 @@ def _backward(
     state: TrainState,
     watch: Watch,
 ) -> tuple[list[Tensor], list[Tensor], list[Any]]:
-    """Gradients of a batch, a micro-batch at a time: losses and predictions, detached, and the micro-batches as they were
-    used. Ranks exchange gradients with the last one."""
+    """Gradients of a batch, a micro-batch at a time: losses and predictions, detached, and the micro-batches as they
+    were used. Ranks exchange gradients with the last one."""
     accelerator = state.accelerator
     assert accelerator is not None
     replicas = [m for m in (state.model, state.encoder) if m is not None]
@@ -164,8 +164,8 @@ def _backward(
 def _update(
     state: TrainState, options: TrainOptions, step: int, losses: list[Tensor], blame: Callable[[], str]
 ) -> tuple[float, float, bool, int]:
-    """An optimiser step with the gradients that are there: loss over all ranks, gradient norm, whether the step was taken,
-    and the signal that asks to stop (0: none). Raises SK0501 where loss or gradient is not finite once too often."""
+    """An optimiser step with the gradients that are there: loss over all ranks, gradient norm, whether the step was
+    taken, and the signal that asks to stop (0: none). Raises SK0501 where loss or gradient is not finite too often."""
     accelerator = state.accelerator
     assert accelerator is not None
     for group in state.optimizer.param_groups:

@@ -1,8 +1,10 @@
-"""What is watched while a model trains, when it speaks, and what happens then. The streams are those of drift/stream.py."""
+"""What is watched while a model trains, when it speaks, and what happens then.
+The streams are those of drift/stream.py."""
 
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -24,11 +26,20 @@ STILL = ("latents", "embeddings")
 
 
 class MonitorRequest(Exception):
-    """An alarm whose action changes the run: `roll-back` or `stop`. since: the step from which on the stream drifted."""
+    """An alarm whose action changes the run: `roll-back` or `stop`. since:
+    the step from which on the stream drifted."""
 
     def __init__(self, action: str, reading: Reading, since: int) -> None:
         super().__init__(describe(reading))
         self.action, self.reading, self.since = action, reading, since
+
+
+class _Shared(TypedDict):
+    """What the streams of a run have alike."""
+
+    num_evaluations: int
+    steps: int
+    alpha: float
 
 
 @dataclass
@@ -43,15 +54,11 @@ class LatentMonitor:
     band: float = 0.5
 
     def __post_init__(self) -> None:
-        shared = {
-            "reference": self.reference,
-            "num_evaluations": self.num_evaluations,
-            "steps": self.steps,
-            "alpha": self.alpha,
-        }
-        self.stream = Stream("latents", **shared)
+        shared = _Shared(num_evaluations=self.num_evaluations, steps=self.steps, alpha=self.alpha)
+        self.stream = Stream("latents", self.reference, **shared)
         self.estimates = Stream(
             "generated",
+            self.reference,
             still=False,
             band=self.band,
             blocks=("mean", "log-sd"),
@@ -68,7 +75,8 @@ class LatentMonitor:
         clean = predict_clean(interpolate(latents, batch.noise[rows], sigmas), predicted[rows], sigmas)
         if len(clean):
             self.spread.append((clean.std((1, 2, 3)) / latents.std((1, 2, 3)).clamp_min(1e-6), sigmas))
-        # rows at more noise become NaN and are left out at the evaluation: to select them here would wait for the device
+        # rows at more noise become NaN and are left out at the evaluation: to select them here would wait for the
+        # device
         shape = (-1, *[1] * (clean.ndim - 1))
         self.estimates.observe(clean.masked_fill((sigmas >= LOW_SIGMA).reshape(shape), torch.nan))
         self.estimates.bad = None
@@ -101,14 +109,15 @@ class LatentMonitor:
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.stream.restore(tensors, "monitor.latents")
         self.estimates.restore(tensors, "monitor.generated")
-        found = tensors.get("monitor.spread")
-        self.spread = [] if found is None else [(found[0], found[1])]
+        spread = tensors.get("monitor.spread")
+        self.spread = [] if spread is None else [(spread[0], spread[1])]
 
 
 @dataclass
 class Monitors:
     """Every monitor of a run behind one set of calls, and their actions. component: the part that is trained beside the
-    core (a text encoder) or instead of it (a VAE). factor: of the learning rate, halved by `lower-rate` and `roll-back`.
+    core (a text encoder) or instead of it (a VAE). factor: of the learning rate,
+    halved by `lower-rate` and `roll-back`.
     """
 
     section: MonitorsSection
@@ -156,8 +165,8 @@ class Monitors:
         return str(getattr(self.section, reading.name, "log"))
 
     def act(self, readings: list[Reading]) -> MonitorRequest | None:
-        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Rank 0 decides
-        for all (its rows are a random share of the stream, and one test keeps one alpha), so every rank must call it."""
+        """Warn, lower the rate, and hand back what the loop must do: the strongest request of the alarms. Every rank
+        must call it; rank 0 decides (its rows are a random share of the stream, and one test keeps one alpha)."""
         alarms = sorted((r for r in readings if r.alarm), key=lambda r: ACTIONS.index(self.action(r)))
         strongest, since = 0, 0
         if alarms and is_main():
@@ -165,8 +174,8 @@ class Monitors:
                 if self.action(reading) != "log":
                     print(f"monitor: {describe(reading)}", file=sys.stderr)
             strongest = ACTIONS.index(self.action(alarms[-1]))
-            own = [self.latent.stream, self.latent.estimates] if self.latent else []
-            streams = [s for s in (*own, *(s for _, s in self._keyed())) if s.name == alarms[-1].name]
+            of_latents = [self.latent.stream, self.latent.estimates] if self.latent else []
+            streams = [s for s in (*of_latents, *(s for _, s in self._keyed())) if s.name == alarms[-1].name]
             since = min((s.since for s in streams), default=0)
         total, strongest = sum_over_ranks(torch.tensor(float(since), device=self.device), strongest)
         if ACTIONS[strongest] == "lower-rate":
@@ -179,12 +188,12 @@ class Monitors:
         return MonitorRequest(ACTIONS[strongest], reading, int(total))
 
     def tensors(self) -> dict[str, Tensor]:
-        found = {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
+        tensors = {"monitor.factor": torch.tensor(self.factor, dtype=torch.float64)}
         if self.latent:
-            found |= self.latent.tensors()
+            tensors |= self.latent.tensors()
         for key, stream in self._keyed():
-            found |= stream.tensors(key)
-        return found
+            tensors |= stream.tensors(key)
+        return tensors
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         if self.latent:
@@ -225,13 +234,13 @@ def make_monitors(
     options = replace(options, live_captions=False)
     steps = max(1, options.max_steps // section.num_evaluations)
     still = [name for name in STILL if getattr(section, name) != "off" and not (trained_text and name == "embeddings")]
-    shared = {"num_evaluations": section.num_evaluations, "steps": steps, "alpha": section.alpha / max(1, len(still))}
+    shared = _Shared(num_evaluations=section.num_evaluations, steps=steps, alpha=section.alpha / max(1, len(still)))
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
     seeds = torch.arange(len(rows)) + options.seed
-    own = latents or data.draw(rows, view, generator, seeds)
-    latent = LatentMonitor(own, band=section.band_of("generated"), **shared)
+    latent_reference = latents or data.draw(rows, view, generator, seeds)
+    latent = LatentMonitor(latent_reference, band=section.band_of("generated"), **shared)
     prompts, component = None, None
     reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
     if trained_text:
@@ -245,10 +254,10 @@ def make_monitors(
         for place, values in seen.items():
             name: Moving = "activations" if place.startswith("block") else "adapters"
             if getattr(section, name) != "off":
-                own = mask if place == "caption projection" else None
+                tokens = mask if place == "caption projection" else None
                 band = section.band_of(name)
                 streams[place] = Stream(
-                    name, values, own, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
+                    name, values, tokens, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
                 )
         taps = Taps(system.core)
         for place in set(taps.places) - set(streams):
@@ -281,7 +290,8 @@ def component_stream(
 
 
 def _left_out(embeds: Tensor, rows: Tensor) -> Tensor:
-    """(N, L, D) with NaN in these rows: an evaluation leaves them out, and to select the others would wait for the device."""
+    """(N, L, D) with NaN in these rows: an evaluation leaves them out,
+    and to select the others would wait for the device."""
     return embeds.masked_fill(rows[:, None, None], torch.nan)
 
 

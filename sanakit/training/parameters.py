@@ -11,8 +11,8 @@ from sanakit.errors import SanakitError
 
 
 def clip_gradients(trained: list[nn.Parameter], limit: float) -> Tensor:
-    """Scale all gradients so that their common norm is at most `limit`; the norm before, still on the device. Sharded and whole parameters (a text
-    encoder beside a sharded core) are measured apart, as torch does not mix them."""
+    """Scale all gradients so that their common norm is at most `limit`; the norm before, still on the device. Sharded
+    and whole parameters (a text encoder beside a sharded core) are measured apart, as torch does not mix them."""
     kinds = [[p for p in trained if hasattr(p, "full_tensor") == sharded] for sharded in (True, False)]
     if not all(kinds):
         return _gathered(nn.utils.clip_grad_norm_(trained, limit))
@@ -43,8 +43,8 @@ def parameter_digests(core: nn.Module) -> dict[str, str]:
 
 
 def check_movement(core: nn.Module, before: dict[str, str], waiting: Iterable[nn.Parameter] = ()) -> None:
-    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`. waiting: may do either,
-    since they join about now."""
+    """SK0508 when a parameter that is trained stands still, or a frozen one moved, since `before`. waiting: may do
+    either, since they join about now."""
     now, late = parameter_digests(core), {id(p) for p in waiting}
     wanted = {n: p.requires_grad and local(p).numel() > 0 and id(p) not in late for n, p in core.named_parameters()}
     still = [name for name in now if wanted[name] and now[name] == before[name]]

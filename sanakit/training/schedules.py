@@ -19,9 +19,10 @@ def decay_start(schedule: str, max_steps: int) -> int | None:
 
 
 def saves_at(step: int, options: TrainOptions, checkpoint_every: int) -> bool:
-    """Whether a run writes a checkpoint after so many steps: at regular distances, where the rate begins to fall, at the end."""
-    own = decay_start(options.schedule, options.max_steps), options.max_steps
-    return step % checkpoint_every == 0 or step in own
+    """Whether a run writes a checkpoint after so many steps: at regular distances, where the rate begins to fall,
+    at the end."""
+    ends = decay_start(options.schedule, options.max_steps), options.max_steps
+    return step % checkpoint_every == 0 or step in ends
 
 
 def _constant(step: int, max_steps: int) -> float:

@@ -22,12 +22,12 @@ def write_shards(folder: Path, shards: dict[str, Tensor]) -> dict[str, str]:
         dcp.save(shards, storage_writer=dcp.HuggingFaceStorageWriter(str(folder), save_distributed=True))
     except dcp.api.CheckpointException as error:
         raise OSError(errno.EIO, str(error)) from error
-    own = {}
+    hashes = {}
     for path in sorted(folder.glob(f"shard-{rank() + 1:05d}-*")):
         flush(path)
-        own[f"{folder.name}/{path.name}"] = file_hash(path)
+        hashes[f"{folder.name}/{path.name}"] = file_hash(path)
     every: list[dict[str, str]] = [{}] * world_size()
-    group.all_gather_object(every, own)
+    group.all_gather_object(every, hashes)
     return {name: digest for part in every for name, digest in part.items()}
 
 

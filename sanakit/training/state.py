@@ -1,5 +1,5 @@
-"""What trains: a core with its optimiser, averages and history, on the device while it works and in the host's memory while it
-waits."""
+"""What trains: a core with its optimiser, averages and history, on the device while it works and in the host's memory
+while it waits."""
 
 import re
 from collections.abc import Callable, Iterator
@@ -67,9 +67,9 @@ def new_state(
     text_encoder: TextEncoder | None = None,
     placement: Placement | None = None,
 ) -> TrainState:
-    """An optimiser over parameter groups; a group's `scale` multiplies the learning rate. text_encoder: trained too, its
-    parameters among the groups. placement: whose device the state is on, by default the CPU. Raises SK0104 for options that do
-    not go together, SK0901 for a package."""
+    """An optimiser over parameter groups; a group's `scale` multiplies the learning rate. text_encoder: trained too,
+    its parameters among the groups. placement: whose device the state is on, by default the CPU. Raises SK0104 for
+    options that do not go together, SK0901 for a package."""
     placement = placement or host()
     if options.batch_size % (world_size() * options.accumulate):
         raise SanakitError(

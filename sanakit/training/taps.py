@@ -48,7 +48,8 @@ class Taps:
 
 
 def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, count: int = 256) -> dict[str, Tensor]:
-    """What the taps of a system see of `count` training draws: (rows, tokens, width) by place on the CPU, the caption mask too."""
+    """What the taps of a system see of `count` training draws: (rows, tokens, width) by place on the CPU, the caption
+    mask too."""
     taps, parts = Taps(system.core), []
     size = min(options.batch_size, len(data))
     try:

@@ -28,7 +28,8 @@ def _finish(tracker: Any) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """options: of accelerate's class, for a run folder. images: shows images (B, H, W, 3) uint8 under a name at a step."""
+    """options: of accelerate's class, for a run folder. images: shows images
+    (B, H, W, 3) uint8 under a name at a step."""
 
     package: str
     options: Callable[[Path], dict[str, Any]]

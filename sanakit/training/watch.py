@@ -1,7 +1,8 @@
 """Names the rank that holds the others up: a collective that waits for ever says nothing by itself.
 
-Every rank keeps where it is in memory (no cost a step); a thread publishes it as a small file in a folder that all ranks
-see. A rank that has stood still for the time-out reads the others' files, names the ones furthest behind and ends.
+Every rank keeps where it is in memory (no cost a step); a thread publishes it as a small file in a folder that all
+ranks see. A rank that has stood still for the time-out reads the others' files, names the ones furthest behind and
+ends.
 """
 
 import json

@@ -29,7 +29,8 @@ class VAE(nn.Module):
     part: ClassVar[str] = "vae"  # of a placement, whose precision it computes in
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
-    fixed_image_size: int | None = None  # the only side that the model takes, where there is one
+    spec: LatentSpec
+    stats: LatentStats
     notes: tuple[str, ...] = ()  # what a user should know of how it was loaded; part of the plan
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
@@ -37,6 +38,11 @@ class VAE(nn.Module):
         self.model = model.eval().requires_grad_(False)
         self.spec = spec
         self.set_stats(stats)
+
+    @property
+    def fixed_image_size(self) -> int | None:
+        """The only side that the model takes, where there is one."""
+        return None
 
     @classmethod
     @abstractmethod
@@ -57,7 +63,8 @@ class VAE(nn.Module):
         """(B, C, h, w) raw -> (B, 3, H, W), about [-1, 1]."""
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """`_encode`, and the posterior's standard deviation of the same shape; None where the encoder is deterministic."""
+        """`_encode`, and the posterior's standard deviation of the same shape;
+        None where the encoder is deterministic."""
         return self._encode(images), None
 
     def set_stats(self, stats: LatentStats) -> None:
@@ -77,8 +84,8 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior. They come
-        back to the device of the images, wherever the weights are."""
+        """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior.
+        They come back to the device of the images, wherever the weights are."""
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
         if self.fixed_image_size and (height, width) != (self.fixed_image_size, self.fixed_image_size):

@@ -4,7 +4,7 @@ diffusers has a class for the continuous video tokenizers alone; the image token
 as TorchScript, which is code, and are not loaded.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -38,7 +38,7 @@ class CosmosCV8(Cosmos, HubVAE):
     model_class = "AutoencoderKLCosmos"
     spec = LatentSpec(latent_channels=16, spatial_compression_ratio=8)
     stats = FIRST_FRAME
-    published: dict[str, Any] = {}  # the library's defaults
+    published: ClassVar[dict[str, Any] | None] = {}  # the library's defaults
     small = {
         "encoder_block_out_channels": (8, 8, 8, 8),
         "decode_block_out_channels": (8, 8, 8, 8),

@@ -1,9 +1,10 @@
 """Deep-compression autoencoders (DC-AE, arXiv 2410.10733), the family of Sana: f32 to f128, z * scale.
 
-DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form; a folder of class AutoencoderDC loads by `path:` or `hub:`.
+DC-AE 1.5 (arXiv 2508.00413) has no weights in diffusers' form;
+a folder of class AutoencoderDC loads by `path:` or `hub:`.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -51,13 +52,13 @@ class DCAE(HubVAE):
 
 class F32C32(DCAE):
     spec = LatentSpec(latent_channels=32, spatial_compression_ratio=32)
-    published = config(32, (128, 256, 512, 512, 1024, 1024))
+    published: ClassVar[dict[str, Any] | None] = config(32, (128, 256, 512, 512, 1024, 1024))
     small = small(32, 32, levels=6)
 
 
 class Sana(F32C32):
     stats = LatentStats.from_scaling(0.41407)
-    published = config(
+    published: ClassVar[dict[str, Any] | None] = config(
         32, (128, 256, 512, 512, 1024, 1024), **SANA, decoder_norm_types="rms_norm", decoder_act_fns="silu"
     )
     small = small(32, 32, levels=6, **SANA, decoder_norm_types="rms_norm", decoder_act_fns="silu")

@@ -49,7 +49,8 @@ class DiffusersVAE(VAE):
 
     @classmethod
     def run_encoder(cls, model: Any, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(B, 3, H, W) -> raw latents and their std, None without a posterior; `encode` returns one, `latents` or `latent`."""
+        """(B, 3, H, W) -> raw latents and their std, None without a posterior; `encode` returns one,
+        `latents` or `latent`."""
         output = model.encode(cls.to_model(images))
         if hasattr(output, "latent_dist"):
             std = getattr(output.latent_dist, "std", None)  # Cosmos has an identity in a posterior's place
@@ -122,8 +123,8 @@ class HubVAE(DiffusersVAE):
     (None: not checked). small: the configuration of the tiny twin, of the same geometry.
     """
 
-    spec: ClassVar[LatentSpec]
-    stats: ClassVar[LatentStats]  # where config.json states none
+    spec: LatentSpec
+    stats: LatentStats  # where config.json states none
     stats_with_weights: ClassVar[bool] = False  # and nothing is known before loading: `stats` is the identity
     model_class: ClassVar[str]
     published: ClassVar[dict[str, Any] | None] = None
@@ -154,7 +155,8 @@ class HubVAE(DiffusersVAE):
 
 
 def wrapper_of(folder: Path) -> Any:
-    """The class that wraps a folder's autoencoder. Raises SK0106 (not allowed) or SK0112 (wants to run its own code)."""
+    """The class that wraps a folder's autoencoder.
+    Raises SK0106 (not allowed) or SK0112 (wants to run its own code)."""
     config = read_config(folder)
     name = str(config.get("_class_name", ""))
     if name not in ALLOWED_CLASSES:
@@ -173,7 +175,8 @@ def load_diffusers_model(
 ) -> tuple[nn.Module, LatentSpec, LatentStats | None]:
     """Model, measured geometry and stated normalisation of a folder.
 
-    Raises SK0106 or SK0112 (class), SK0107 (weights that do not fit), SK0127 (normalisation), or what `find_weights` raises.
+    Raises SK0106 or SK0112 (class), SK0107 (weights that do not fit), SK0127 (normalisation),
+    or what `find_weights` raises.
     """
     import diffusers
 

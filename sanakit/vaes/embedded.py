@@ -4,8 +4,9 @@ from pathlib import Path
 from typing import Self
 
 import diffusers
+from torch import nn
 
-from sanakit.contracts import LatentStats
+from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import DiffusersVAE, diffusers_spec
 
@@ -53,7 +54,7 @@ class KLF8C4(EmbeddedVAE):
         return cls(model, diffusers_spec(model), LatentStats.from_scaling(0.18215))
 
 
-def _tiny_dc(levels: int, latent_channels: int):
+def _tiny_dc(levels: int, latent_channels: int) -> tuple[nn.Module, LatentSpec, LatentStats]:
     channels = (8, *(latent_channels,) * (levels - 1))
     model = diffusers.AutoencoderDC(
         latent_channels=latent_channels,

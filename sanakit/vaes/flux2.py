@@ -1,6 +1,6 @@
 """FLUX.2's autoencoder: f8c32 latents, 2 x 2 of them stacked to f16c128, normalised by a batch norm's statistics."""
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ class Flux2Klein(Flux2, HubVAE):
     spec = LatentSpec(latent_channels=128, spatial_compression_ratio=16)
     stats = LatentStats()
     stats_with_weights = True
-    published: dict[str, Any] = {}  # the library's defaults
+    published: ClassVar[dict[str, Any] | None] = {}  # the library's defaults
     small = {"block_out_channels": (4, 8, 16, 16), "layers_per_block": 1, "norm_num_groups": 4}
 
     @classmethod

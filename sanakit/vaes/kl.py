@@ -1,4 +1,5 @@
-"""AutoencoderKL of Stable Diffusion and its successors (arXiv 2112.10752): f8, 4 or 16 channels, (z - shift) * scale."""
+"""AutoencoderKL of Stable Diffusion and its successors (arXiv 2112.10752): f8, 4 or 16 channels,
+(z - shift) * scale."""
 
 from typing import Any
 

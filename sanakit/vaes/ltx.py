@@ -1,6 +1,6 @@
 """LTX-Video's autoencoder on one frame: f32c128, (z - mean) * scale / std with statistics kept beside the weights."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -21,7 +21,7 @@ class LTXVideo(LTX, HubVAE):
     spec = LatentSpec(latent_channels=128, spatial_compression_ratio=32)
     stats = LatentStats()
     stats_with_weights = True
-    published: dict[str, Any] = {}  # the library's defaults
+    published: ClassVar[dict[str, Any] | None] = {}  # the library's defaults
     small = {
         "block_out_channels": (8, 8, 8, 8),
         "decoder_block_out_channels": (8, 8, 8, 8),

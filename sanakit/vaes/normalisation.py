@@ -1,4 +1,5 @@
-"""What a VAE's config.json says of its normalisation, and whether that can be applied: `latents = (raw - mean) / std`."""
+"""What a VAE's config.json says of its normalisation, and whether that can be applied:
+`latents = (raw - mean) / std`."""
 
 import math
 from typing import Any
@@ -8,7 +9,8 @@ from sanakit.errors import SanakitError
 
 
 def affine(config: dict[str, Any]) -> LatentStats | None:
-    """latents_mean with latents_std, else scaling_factor with shift_factor, else None. Raises SK0127 for what is no number."""
+    """latents_mean with latents_std, else scaling_factor with shift_factor, else None.
+    Raises SK0127 for what is no number."""
     mean, std = config.get("latents_mean"), config.get("latents_std")
     if mean is not None and std is not None:
         return LatentStats(mean=numbers("latents_mean", mean), std=numbers("latents_std", std))
@@ -35,8 +37,8 @@ def numbers(key: str, value: Any) -> tuple[float, ...]:
 
 
 def both_stated(config: dict[str, Any], taken: LatentStats) -> str:
-    """Which statement was taken where the config makes two, or half of one; empty where there is one. A factor of 1 with no
-    shift says nothing."""
+    """Which statement was taken where the config makes two, or half of one; empty where there is one. A factor of 1
+    with no shift says nothing."""
     mean, std = config.get("latents_mean") is not None, config.get("latents_std") is not None
     scale, shift = config.get("scaling_factor"), config.get("shift_factor")
     if mean != std:
@@ -56,13 +58,15 @@ def both_stated(config: dict[str, Any], taken: LatentStats) -> str:
 
 
 def require_usable(name: str, stats: LatentStats) -> None:
-    """Raises SK0127 for a std that is not above zero or not finite, or a mean that is not finite; names a likely exchange."""
+    """Raises SK0127 for a std that is not above zero or not finite, or a mean that is not finite;
+    names a likely exchange."""
     wrong = [(i, v) for i, v in enumerate(stats.std) if not (math.isfinite(v) and v > 0)]
     if wrong:
         channel, value = wrong[0]
         raise SanakitError(
             "SK0127",
-            f"{name}: the std of {len(wrong)} of {len(stats.std)} channels is not above 0, first channel {channel}: {value:g}",
+            f"{name}: the std of {len(wrong)} of {len(stats.std)} channels is not above 0, first channel {channel}: "
+            f"{value:g}",
             cause=exchanged(stats),
             fix="Exchange latents_mean and latents_std in the config." if exchanged(stats) else None,
         )
@@ -74,7 +78,8 @@ def require_usable(name: str, stats: LatentStats) -> None:
 
 
 def exchanged(stats: LatentStats) -> str | None:
-    """Why mean and std seem exchanged: the one has values below zero, and the other has none; None where they do not."""
+    """Why mean and std seem exchanged: the one has values below zero, and the other has none;
+    None where they do not."""
     if len(stats.mean) > 1 and all(v > 0 for v in stats.mean) and any(v < 0 for v in stats.std):
         return "Mean and std seem exchanged: all means are above 0, and the std has values below 0."
     return None

@@ -1,6 +1,6 @@
 """Causal video autoencoders of Wan and Qwen-Image on one frame: (z - mean) / std per channel."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -29,7 +29,7 @@ WAN_22 = LatentStats(
 class F8C16(FrameVAE, HubVAE):
     spec = LatentSpec(latent_channels=16, spatial_compression_ratio=8)
     stats = WAN_21
-    published: dict[str, Any] = {}  # the library's defaults
+    published: ClassVar[dict[str, Any] | None] = {}  # the library's defaults
     small = {"base_dim": 4, "num_res_blocks": 1}
 
 

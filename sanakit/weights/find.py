@@ -65,31 +65,33 @@ class WeightFiles:
 def find_weights(folder: Path, stem: str) -> WeightFiles:
     """The weights that a folder holds under `stem`: the plain ones, else a variant, else the only ones of another stem.
 
-    Raises SK0111 (none), SK0120 (quantised), SK0121 (a Git LFS pointer), SK0122 (a shard missing or cut), SK0123 (several
-    models, none of which is named `stem`) or SK0125 (a low-rank adapter).
+    Raises SK0111 (none), SK0120 (quantised), SK0121 (a Git LFS pointer), SK0122 (a shard missing or cut), SK0123
+    (several models, none of which is named `stem`) or SK0125 (a low-rank adapter).
     """
     refuse_adapter(folder)
     groups = _groups(folder)
-    own = {key: files for key, files in groups.items() if key[0] == stem} or groups
-    if not own:
+    candidates = {key: files for key, files in groups.items() if key[0] == stem} or groups
+    if not candidates:
         raise weightless(folder)
-    if len({key[0] for key in own}) > 1:
-        names = ", ".join(sorted({f"{key[0]}.safetensors" for key in own}))
+    if len({key[0] for key in candidates}) > 1:
+        names = ", ".join(sorted({f"{key[0]}.safetensors" for key in candidates}))
         raise SanakitError(
             "SK0123",
             f"{folder} holds {names}, none of them {stem}.safetensors",
             cause="Several models lie in one folder, and none has the name that its library reads.",
             fix=f"Keep one of them, as {stem}.safetensors.",
         )
-    ordered = sorted(own, key=lambda key: (_rank(key[1]), key[1]))
-    begun = [key for key in ordered if len(_absent(own[key])) < len(own[key])]  # an index alone promises files, no more
+    ordered = sorted(candidates, key=lambda key: (_rank(key[1]), key[1]))
+    begun = [
+        key for key in ordered if len(_absent(candidates[key])) < len(candidates[key])
+    ]  # an index alone promises files, no more
     key = begun[0] if begun else ordered[0]
-    if missing := _absent(own[key]):
-        there = len(own[key]) - len(missing)
+    if missing := _absent(candidates[key]):
+        there = len(candidates[key]) - len(missing)
         raise SanakitError(
-            "SK0122", f"{folder}: {there} of {len(own[key])} weight files are there, no {missing[0].name}"
+            "SK0122", f"{folder}: {there} of {len(candidates[key])} weight files are there, no {missing[0].name}"
         )
-    entries = {name: entry for file in own[key] for name, entry in read_entries(file).items()}
+    entries = {name: entry for file in candidates[key] for name, entry in read_entries(file).items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
     config = folder / "config.json"
     refuse_quantised(folder, read_config(folder) if config.is_file() else {})
@@ -104,9 +106,9 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
         folder=folder,
         stem=key[0],
         variant=key[1],
-        files=tuple(own[key]),
+        files=tuple(candidates[key]),
         shapes=shapes,
-        indexed=len(own[key]) == 1 or (not key[1] and index.is_file()),
+        indexed=len(candidates[key]) == 1 or (not key[1] and index.is_file()),
     )
 
 
@@ -179,8 +181,8 @@ def read_header(path: Path) -> dict[str, tuple[int, ...]]:
 
 
 def read_entries(path: Path) -> dict[str, dict[str, Any]]:
-    """dtype, shape and data_offsets of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122 for
-    a file that is cut or damaged, with the bytes that it has and those that its header asks for."""
+    """dtype, shape and data_offsets of every tensor of a safetensors file. Raises SK0121 for a Git LFS pointer, SK0122
+    for a file that is cut or damaged, with the bytes that it has and those that its header asks for."""
     refuse_pointer(path)
     try:
         with path.open("rb") as file:
@@ -215,7 +217,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def said(error: BaseException) -> str:
-    """What another library says, at most LONGEST characters: the line about a shape where there is one, else the first."""
+    """What another library says, at most LONGEST characters: the line about a shape where there is one,
+    else the first."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     line = next((line for line in lines if "size mismatch" in line), lines[0])
     return textwrap.shorten(line, LONGEST, placeholder=" ...") if " " in line else line[:LONGEST]

@@ -1,5 +1,5 @@
-"""A model from a component folder by its library, under the file and tensor names that the library expects; what does not
-fit is said once, with both sides' numbers."""
+"""A model from a component folder by its library, under the file and tensor names that the library expects; what does
+not fit is said once, with both sides' numbers."""
 
 import json
 import shutil
@@ -31,9 +31,9 @@ def load_model(
 ) -> Any:
     """A model whose every tensor comes from the folder's weights.
 
-    read: a library's `from_pretrained` of a folder, with its report of missing, unexpected and mismatched names. unused:
-    beginnings of names that may be missing. strict: nothing may be left over either. Names that torch.compile, FSDP or
-    DataParallel have changed are restored, and a prefix that all tensors of the model share is taken off.
+    read: a library's `from_pretrained` of a folder, with its report of missing, unexpected and mismatched names.
+    unused: beginnings of names that may be missing. strict: nothing may be left over either. Names that torch.compile,
+    FSDP or DataParallel have changed are restored, and a prefix that all tensors of the model share is taken off.
     Raises what `find_weights` raises, SK0107 for tensors that do not fit, SK0123 where two prefixes fit.
     """
     files = find_weights(folder, stem)
@@ -76,7 +76,7 @@ def _read(
         ) as error:
             text = said(error).replace(str(folder), str(files.folder))
             raise SanakitError("SK0107", f"{files.folder}: {text}") from error
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if folder != files.folder and str(getattr(config, "_name_or_path", "")) == str(folder):
         if hasattr(model, "register_to_config"):
             model.register_to_config(_name_or_path=str(files.folder))
@@ -86,7 +86,8 @@ def _read(
 
 
 def unwrapped(name: str) -> str:
-    """A tensor's name without what torch's wrappers add; no model of diffusers or transformers has such a name itself."""
+    """A tensor's name without what torch's wrappers add;
+    no model of diffusers or transformers has such a name itself."""
     for wrapper in WRAPPERS:
         name = name.replace(wrapper, "")
     while name.startswith(DATA_PARALLEL):
@@ -95,7 +96,8 @@ def unwrapped(name: str) -> str:
 
 
 def _prefix(folder: Path, missing: Sequence[str], names: set[str]) -> str:
-    """What stands before every missing tensor's name in the weights; empty where nothing does. Raises SK0123 for two."""
+    """What stands before every missing tensor's name in the weights; empty where nothing does.
+    Raises SK0123 for two."""
     if not missing:
         return ""
     longest = max(missing, key=len)
@@ -129,8 +131,8 @@ def _shapes(entry: Any) -> str:
 
 @contextmanager
 def as_expected(files: WeightFiles, stem: str, rename: Rename | None = None) -> Iterator[Path]:
-    """A folder with the weights under `stem`, without a variant, indexed, their tensors renamed: the folder itself where
-    it is so already, else a temporary one that links to its files. Only a renamed file is copied."""
+    """A folder with the weights under `stem`, without a variant, indexed, their tensors renamed: the folder itself
+    where it is so already, else a temporary one that links to its files. Only a renamed file is copied."""
     plain = files.stem == stem and not files.variant and files.indexed
     if plain and rename is None:
         yield files.folder
@@ -142,7 +144,8 @@ def as_expected(files: WeightFiles, stem: str, rename: Rename | None = None) -> 
         for path in files.folder.iterdir():
             if path.is_file() and ".safetensors" not in path.name:
                 link(path, view / path.name)
-        total, weight_map = len(files.files), {}
+        total = len(files.files)
+        weight_map: dict[str, str] = {}
         for number, path in enumerate(files.files, 1):
             name = f"{stem}.safetensors" if total == 1 else f"{stem}-{number:05}-of-{total:05}.safetensors"
             if rename is None:

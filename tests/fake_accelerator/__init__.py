@@ -1,7 +1,7 @@
 """A second device, `fakegpu`, on the host's own memory: tests of device placement on a machine without an accelerator.
 
-    fake_accelerator.install()                       # once a process; compiles 300 KB of C++ at first (about 10 s of CPU)
-    with fake_accelerator.present(), fake_accelerator.Trace() as trace:
+    fake_accelerator.install()                       # once a process; compiles 300 KB of C++ at first (about 10 s of
+    CPU) with fake_accelerator.present(), fake_accelerator.Trace() as trace:
         core.to("fakegpu")(x.to("fakegpu"))
     trace.syncs, trace.to_host_bytes, trace.places   # waits of the host, copies, and the lines that caused them
 

@@ -19,8 +19,8 @@ CAPTION_LIKE = (".caption", ".captions", ".tags", ".json")  # named where an ima
 def read_folder(folder: Path, captions: str = "lines") -> ImageDataset:
     """Every image below `folder`, linked folders included; the caption is the .txt of the same stem.
 
-    captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped. Raises
-    SK0401 where there is no image, naming what was found.
+    captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped.
+    Raises SK0401 where there is no image, naming what was found.
     """
     dataset = ImageDataset(source=str(folder), names=[], captions=[], images=[])
     files = walk(folder, dataset)
@@ -38,12 +38,12 @@ def read_folder(folder: Path, captions: str = "lines") -> ImageDataset:
             text = texts.get(stem_of(name))
             if text is None:
                 raise ValueError(_no_caption(path, beside.get(stem_of(name))))
-            own = file_captions(read_bytes(text), captions)
-            if not own:
+            lines = file_captions(read_bytes(text), captions)
+            if not lines:
                 raise ValueError(f"no caption: {text.name} is empty")
-            dataset.add(name, own, read_bytes(path))
-            if len(own) > 1:
-                dataset.survey.lines[name] = len(own)
+            dataset.add(name, lines, read_bytes(path))
+            if len(lines) > 1:
+                dataset.survey.lines[name] = len(lines)
         except (OSError, ValueError) as error:
             used.add(stem_of(name))
             dataset.set_aside(name, reason_of(error))
@@ -51,14 +51,14 @@ def read_folder(folder: Path, captions: str = "lines") -> ImageDataset:
         if PurePosixPath(name).suffix.lower() == ".txt" and stem_of(name) not in used:
             dataset.survey.ignored.add(".txt without an image", name)
     if not dataset.names and not dataset.ledger:
-        found = dataset.survey.ignored.text() or "nothing"
-        raise SanakitError("SK0401", f"{folder} holds no image, found {found}")
+        ignored = dataset.survey.ignored.text() or "nothing"
+        raise SanakitError("SK0401", f"{folder} holds no image, found {ignored}")
     return dataset
 
 
 def walk(folder: Path, dataset: ImageDataset) -> list[tuple[str, Path]]:
-    """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is read where it
-    was not read before."""
+    """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is
+    read where it was not read before."""
     files, seen, survey = [], set(), dataset.survey
     pending = [("", folder)]
 
@@ -67,7 +67,7 @@ def walk(folder: Path, dataset: ImageDataset) -> list[tuple[str, Path]]:
 
     while pending:
         prefix, start = pending.pop(0)
-        for root, names, own in os.walk(start, onerror=refused):
+        for root, names, file_names in os.walk(start, onerror=refused):
             place = os.path.realpath(root)
             inner = prefix + Path(root).relative_to(start).as_posix().removeprefix(".")
             inner = safe_name(f"{inner.strip('/')}/" if inner.strip("/") else "")
@@ -81,7 +81,7 @@ def walk(folder: Path, dataset: ImageDataset) -> list[tuple[str, Path]]:
             names[:] = sorted(n for n in names if not is_hidden(n))
             links = [n for n in names if (Path(root) / n).is_symlink()]
             pending += [(f"{inner}{name}/", Path(root) / name) for name in links]  # after every folder that is no link
-            for name in own:
+            for name in file_names:
                 if is_hidden(name):
                     survey.ignored.add(HIDDEN_FILES, inner + safe_name(name))
                 else:
@@ -90,8 +90,8 @@ def walk(folder: Path, dataset: ImageDataset) -> list[tuple[str, Path]]:
 
 
 def is_image(name: str, path: Path, survey: Survey) -> bool:
-    """Whether a file is an image, by its suffix or else by its first bytes; what is neither is counted as ignored. Raises
-    ValueError for an image of a format that is not read."""
+    """Whether a file is an image, by its suffix or else by its first bytes; what is neither is counted as ignored.
+    Raises ValueError for an image of a format that is not read."""
     if path.suffix.lower() in SUFFIXES:
         return True
     if not path.is_file():

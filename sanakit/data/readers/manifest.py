@@ -46,7 +46,8 @@ def read_manifest(path: Path) -> ImageDataset:
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as lone
-    surrogates, which ImageDataset.add refuses. Raises ValueError for two columns of one name, of which one would be lost."""
+    surrogates, which ImageDataset.add refuses. Raises ValueError for two columns of one name, of which one would be
+    lost."""
     rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
     try:
         columns = list(rows.fieldnames or ())

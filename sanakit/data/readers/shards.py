@@ -18,9 +18,9 @@ IMAGE, TEXT, RECORD = "image", ".txt", ".json"  # the parts of a sample
 def read_shards(pattern: str, captions: str = "lines") -> ImageDataset:
     """WebDataset shards: `DIR/{00000..00009}.tar` (inclusive) or one `.tar`; members of one stem are one sample.
 
-    Read in memory, in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one) and
-    `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A second
-    sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
+    Read in memory, in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one)
+    and `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A
+    second sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
     """
     dataset = ImageDataset(source=pattern, names=[], captions=[], images=[])
     for source in expand(pattern):
@@ -35,8 +35,8 @@ def read_shards(pattern: str, captions: str = "lines") -> ImageDataset:
             try:
                 if IMAGE not in parts:
                     raise ValueError(f"no image: found {', '.join(parts)}")
-                own, scores = _captions(parts, captions, name, dataset.survey)
-                dataset.add(name, own, parts[IMAGE], scores)
+                texts, scores = _captions(parts, captions, name, dataset.survey)
+                dataset.add(name, texts, parts[IMAGE], scores)
             except ValueError as error:
                 dataset.set_aside(name, reason_of(error))
     return dataset
@@ -74,8 +74,8 @@ def _read_members(tar: tarfile.TarFile, shard: str, dataset: ImageDataset) -> di
 
 
 def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) -> tuple[str, bytes]:
-    """Which part of a sample a member is, and its bytes; an empty name for what is counted as ignored. Raises ValueError
-    for what is set aside."""
+    """Which part of a sample a member is, and its bytes; an empty name for what is counted as ignored. Raises
+    ValueError for what is set aside."""
     suffix = PurePosixPath(member.name).suffix.lower()
     file = tar.extractfile(member) if member.isreg() else None  # a link in a stream cannot be followed
     if file is None:
@@ -91,7 +91,8 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) 
 
 
 def _captions(parts: dict[str, bytes], mode: str, name: str, survey: Survey) -> tuple[list[str], list[float] | None]:
-    """Captions, and their scores where a .json states them (`caption` and `scores`, equally long). Raises ValueError."""
+    """Captions, and their scores where a .json states them (`caption` and `scores`, equally long). Raises
+    ValueError."""
     lines = file_captions(parts.get(TEXT, b""), mode)
     record, scores = {}, None
     if RECORD in parts:

@@ -12,7 +12,8 @@ MAX_BYTES = 4 * MAX_PIXELS
 
 
 def expand(pattern: str) -> list[str]:
-    """The sources that `{00000..00009}` stands for, both ends included. Raises SK0401 for a range that runs backwards."""
+    """The sources that `{00000..00009}` stands for, both ends included. Raises SK0401 for a range that runs
+    backwards."""
     braces = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not braces:
         return [pattern]
@@ -26,7 +27,8 @@ def expand(pattern: str) -> list[str]:
 
 
 def open_source(source: str) -> Any:
-    """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is missing."""
+    """A file or an address for reading, in order. Raises SK0401 for a pipe, SK0901 for an address whose package is
+    missing."""
     if source.startswith("pipe:"):
         raise SanakitError("SK0401", f"{source}: commands are not run")
     if "://" not in source:
@@ -46,19 +48,20 @@ def open_source(source: str) -> Any:
 
 def is_image_content(name: str, head: bytes, survey: Survey) -> bool:
     """The same for a file of a suffix that says nothing, by its first bytes."""
-    found = found_format(head)
-    if found in FOREIGN:
-        raise ValueError(f"format {found} is not read")
-    if found == "TIFF":  # camera raw files begin in this way: what opens is a preview
+    image_format = found_format(head)
+    if image_format in FOREIGN:
+        raise ValueError(f"format {image_format} is not read")
+    if image_format == "TIFF":  # camera raw files begin in this way: what opens is a preview
         raise ValueError(f"format {PurePosixPath(name).suffix or 'without suffix'} with TIFF inside is not read")
-    if found in DECODERS:
+    if image_format in DECODERS:
         return True
     survey.ignore(name)
     return False
 
 
 def read_bytes(path: Path) -> bytes:
-    """The bytes of a file. Raises ValueError for one that is missing or too large, OSError for one that cannot be read."""
+    """The bytes of a file. Raises ValueError for one that is missing or too large, OSError for one that cannot be
+    read."""
     try:
         size = path.stat().st_size
     except FileNotFoundError as error:

@@ -1,5 +1,5 @@
-"""Tables of images: Parquet files (as the hub stores data sets) and folders of `datasets.save_to_disk`, read by pyarrow;
-`hf:owner/name[:split]` through the package `datasets`. No code of a data set is ever run.
+"""Tables of images: Parquet files (as the hub stores data sets) and folders of `datasets.save_to_disk`, read by
+pyarrow; `hf:owner/name[:split]` through the package `datasets`. No code of a data set is ever run.
 
 A row has `image` (bytes, or a struct of bytes and path as Hugging Face's Image feature keeps it), a caption column, and
 perhaps `scores`, one a caption.
@@ -67,7 +67,8 @@ def read_saved_dataset(folder: Path) -> ImageDataset:
 
 
 def read_hub_dataset(reference: str) -> ImageDataset:
-    """`owner/name[:split]`, downloaded and cached by `datasets`. Raises SK0901 without the package, SK0902 for the hub."""
+    """`owner/name[:split]`, downloaded and cached by `datasets`. Raises SK0901 without the package, SK0902 for the
+    hub."""
     try:
         import datasets
     except ImportError as error:
@@ -77,12 +78,12 @@ def read_hub_dataset(reference: str) -> ImageDataset:
     name, _, split = reference.partition(":")
     dataset = ImageDataset(source=f"hf:{reference}", names=[], captions=[], images=[])
     try:
-        found = datasets.load_dataset(name, split=split or "train")
-        columns = _columns(found.column_names, f"hf:{name}", dataset.survey)
-        found = found.select_columns(columns).cast_column("image", datasets.Image(decode=False))
+        table = datasets.load_dataset(name, split=split or "train")
+        columns = _columns(table.column_names, f"hf:{name}", dataset.survey)
+        table = table.select_columns(columns).cast_column("image", datasets.Image(decode=False))
     except (OSError, ValueError) as error:
         raise SanakitError("SK0902", f"hf:{reference}: {str(error).splitlines()[0]}") from error
-    _add(dataset, name, found.with_format("arrow").iter(BATCH))
+    _add(dataset, name, table.with_format("arrow").iter(BATCH))
     return dataset
 
 

@@ -15,5 +15,5 @@ def correlation_max(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
     """Columns are Fisher z of channel pairs, one row per image; value in sd of their normal scores."""
-    found = rank_max(reference, current, alpha, names=names, seed=seed)
-    return replace(found, name="correlation-max", title="largest change of a channel correlation, in sd")
+    reading = rank_max(reference, current, alpha, names=names, seed=seed)
+    return replace(reading, name="correlation-max", title="largest change of a channel correlation, in sd")

@@ -22,13 +22,13 @@ def group_gaussians(pooled: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray,
     size = pooled.shape[1]
     products = np.concatenate([pooled, (pooled[:, :, None] * pooled[:, None]).reshape(len(pooled), -1)], 1)
     count = labels.sum(1, dtype=np.float64)[:, None]
-    own = labels.astype(np.float64) @ products
-    groups = ((products.sum(0) - own) / (len(pooled) - count), own / count)
-    found = []
+    current_sums = labels.astype(np.float64) @ products
+    groups = ((products.sum(0) - current_sums) / (len(pooled) - count), current_sums / count)
+    gaussians = []
     for group in groups:
         mean = group[:, :size]
-        found += [mean, group[:, size:].reshape(-1, size, size) - mean[:, :, None] * mean[:, None]]
-    return tuple(found)
+        gaussians += [mean, group[:, size:].reshape(-1, size, size) - mean[:, :, None] * mean[:, None]]
+    return tuple(gaussians)
 
 
 def shrunk(covariance: np.ndarray, count: int) -> np.ndarray:

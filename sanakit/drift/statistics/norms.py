@@ -15,5 +15,5 @@ def embedding_norms(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
     """Columns: log median norm, log largest over median, log number of tokens, one row a prompt."""
-    found = rank_max(reference, current, alpha, names=names, seed=seed)
-    return replace(found, name="embedding-norms", title="token norms and outlier tokens, largest shift in sd")
+    reading = rank_max(reference, current, alpha, names=names, seed=seed)
+    return replace(reading, name="embedding-norms", title="token norms and outlier tokens, largest shift in sd")

@@ -28,9 +28,9 @@ def log_distances(reference: np.ndarray, current: np.ndarray) -> tuple[np.ndarra
     spread = reference.std(0, dtype=np.float64)
     spread = np.where(spread > 0, spread, 1.0)
     reference, current = reference / spread, current / spread
-    own = cdist(reference, reference)
-    np.fill_diagonal(own, np.inf)
-    near, far = (np.partition(d, NEIGHBOUR - 1, 1)[:, NEIGHBOUR - 1] for d in (own, cdist(current, reference)))
+    within = cdist(reference, reference)
+    np.fill_diagonal(within, np.inf)
+    near, far = (np.partition(d, NEIGHBOUR - 1, 1)[:, NEIGHBOUR - 1] for d in (within, cdist(current, reference)))
     return np.log(near + 1e-12), np.log(far + 1e-12)
 
 

@@ -1,7 +1,7 @@
 """Largest Welch t over features, against permutations: which channel's mean or spread moved most.
 
-The t distribution does not hold for skewed columns on sides of different size: with 32 and 320 rows of 8 log-normal columns
-18 of 100 clean draws alarm at .05.
+The t distribution does not hold for skewed columns on sides of different size: with 32 and 320 rows of 8 log-normal
+columns 18 of 100 clean draws alarm at .05.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,8 @@ SMALLEST = 1e-6  # of the pooled spread: a standard error below it is rounding
 
 
 def columns_t(scaled: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """(B, d): Welch's t of the current against the reference rows under every labelling; columns of unit pooled spread."""
+    """(B, d): Welch's t of the current against the reference rows under every labelling; columns of unit pooled
+    spread."""
     second = labels.sum(1, dtype=np.float64)[:, None]
     first = len(scaled) - second
     means, squares = group_means(scaled, labels), group_means(scaled**2, labels)

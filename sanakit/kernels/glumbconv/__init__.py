@@ -1,4 +1,5 @@
-"""The gated depthwise middle of GLUMBConv (Sana's mix-FFN, arXiv 2410.10629): everything between its 1x1 convolutions."""
+"""The gated depthwise middle of GLUMBConv (Sana's mix-FFN, arXiv 2410.10629): everything between its 1x1
+convolutions."""
 
 from torch import Tensor
 

@@ -1,5 +1,6 @@
 """SiLU, depthwise 3x3, SiLU gate in one read of the hidden tensor, forward; only the input is kept for the backward
-pass, where eager keeps the input, its SiLU, the convolution and the gate's SiLU (seven half-precision tensors instead of two).
+pass, where eager keeps the input, its SiLU, the convolution and the gate's SiLU (seven half-precision tensors instead
+of two).
 
 A program walks down a strip of rows. A row is read at its three horizontal shifts and adds to the three output rows
 that it touches, so SiLU is computed three times an element, not nine.
@@ -11,19 +12,22 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 ROWS = 16  # of a strip; two more are read
 BLOCK_W, BLOCK_C = 16, 32
 
 
 @triton.jit
-def _silu(x):
+def _silu(x: tl.tensor) -> tl.tensor:
     return x / (1.0 + tl.exp(-x))
 
 
 @triton.jit
-def _row(X, y, x, c, H, W, C, s_h, s_w, s_c):
+def _row(
+    X: tl.tensor, y: tl.tensor, x: tl.tensor, c: tl.tensor, H: tl.tensor, W: tl.tensor, C: tl.tensor, s_h: tl.tensor,
+    s_w: tl.tensor, s_c: tl.tensor,
+) -> tl.tensor:  # fmt: skip
     """One row's tile (BLOCK_W, BLOCK_C) in single precision, zero outside of the image."""
     mask = ((y >= 0) & (y < H) & (x >= 0) & (x < W))[:, None] & (c < C)[None, :]
     offset = y * s_h + x[:, None] * s_w + c[None, :] * s_c
@@ -31,7 +35,7 @@ def _row(X, y, x, c, H, W, C, s_h, s_w, s_c):
 
 
 @triton.jit
-def _taps(WEIGHT, c, C, dy: tl.constexpr):
+def _taps(WEIGHT: tl.tensor, c: tl.tensor, C: tl.tensor, dy: tl.constexpr) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
     """The three weights of a kernel row, each (1, BLOCK_C)."""
     row = WEIGHT + c * 9 + dy * 3
     w0 = tl.load(row, c < C, 0.0).to(tl.float32)[None, :]
@@ -41,7 +45,10 @@ def _taps(WEIGHT, c, C, dy: tl.constexpr):
 
 
 @triton.jit
-def _convolve(X, WEIGHT, y, x, c, H, W, C, s_h, s_w, s_c, below, here):
+def _convolve(
+    X: tl.tensor, WEIGHT: tl.tensor, y: tl.tensor, x: tl.tensor, c: tl.tensor, H: tl.tensor, W: tl.tensor, C: tl.tensor,
+    s_h: tl.tensor, s_w: tl.tensor, s_c: tl.tensor, below: tl.tensor, here: tl.tensor,
+) -> tuple[tl.tensor, tl.tensor, tl.tensor]:  # fmt: skip
     """Adds input row y to the outputs of rows y - 1 (`below`, finished), y (`here`) and y + 1 (returned last)."""
     left = _silu(_row(X, y, x - 1, c, H, W, C, s_h, s_w, s_c))
     middle = _silu(_row(X, y, x, c, H, W, C, s_h, s_w, s_c))
@@ -56,10 +63,12 @@ def _convolve(X, WEIGHT, y, x, c, H, W, C, s_h, s_w, s_c, below, here):
 
 @triton.jit
 def gate_kernel(
-    U, WEIGHT, BIAS, G, OUT, H, W, F, strips,
-    u_b, u_c, u_h, u_w, g_b, g_c, g_h, g_w, o_b, o_c, o_h, o_w,
+    U: tl.tensor, WEIGHT: tl.tensor, BIAS: tl.tensor, G: tl.tensor, OUT: tl.tensor, H: tl.tensor, W: tl.tensor,
+    F: tl.tensor, strips: tl.tensor,
+    u_b: tl.tensor, u_c: tl.tensor, u_h: tl.tensor, u_w: tl.tensor, g_b: tl.tensor, g_c: tl.tensor, g_h: tl.tensor,
+    g_w: tl.tensor, o_b: tl.tensor, o_c: tl.tensor, o_h: tl.tensor, o_w: tl.tensor,
     BACKWARD: tl.constexpr, ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (channel tiles, column tiles, B strips). Forward: OUT (B, F, H, W). Backward: OUT (B, 2F, H, W) is the
     gradient of the convolution under the output's gradient G (B, F, H, W)."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -91,10 +100,12 @@ def gate_kernel(
 
 @triton.jit
 def input_grad_kernel(
-    U, D, WEIGHT, DU, DWEIGHT, H, W, C, strips,
-    u_b, u_c, u_h, u_w, d_b, d_c, d_h, d_w, o_b, o_c, o_h, o_w,
+    U: tl.tensor, D: tl.tensor, WEIGHT: tl.tensor, DU: tl.tensor, DWEIGHT: tl.tensor, H: tl.tensor, W: tl.tensor,
+    C: tl.tensor, strips: tl.tensor,
+    u_b: tl.tensor, u_c: tl.tensor, u_h: tl.tensor, u_w: tl.tensor, d_b: tl.tensor, d_c: tl.tensor, d_h: tl.tensor,
+    d_w: tl.tensor, o_b: tl.tensor, o_c: tl.tensor, o_h: tl.tensor, o_w: tl.tensor,
     ROWS: tl.constexpr, BLOCK_W: tl.constexpr, BLOCK_C: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (channel tiles, column tiles, B strips): DU (B, C, H, W), and this program's part of the gradients of weight
     and bias, DWEIGHT (programs, 10, C) with the bias last."""
     c = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -106,8 +117,8 @@ def input_grad_kernel(
     before, here = zero, zero  # silu(u) in rows y - 1 and y, zero in rows of other programs
     w00, w01, w02, w10, w11, w12, w20, w21, w22, bias = zero, zero, zero, zero, zero, zero, zero, zero, zero, zero
     for y in range(first - 1, first + ROWS + 1):
-        own = (y + 1 >= first) & (y + 1 < first + ROWS)
-        after = tl.where(own, _silu(_row(u_base, y + 1, x, c, H, W, C, u_h, u_w, u_c)), 0.0)
+        inside = (y + 1 >= first) & (y + 1 < first + ROWS)
+        after = tl.where(inside, _silu(_row(u_base, y + 1, x, c, H, W, C, u_h, u_w, u_c)), 0.0)
         left = _row(d_base, y, x - 1, c, H, W, C, d_h, d_w, d_c)
         middle = _row(d_base, y, x, c, H, W, C, d_h, d_w, d_c)
         right = _row(d_base, y, x + 1, c, H, W, C, d_h, d_w, d_c)
@@ -129,10 +140,10 @@ def input_grad_kernel(
         w22 += left * after
         bias += tl.where((y >= first) & (y < first + ROWS), middle, 0.0)
         before, here = here, after
-        own = (y - 1 >= first) & (y - 1 < first + ROWS)
+        inside = (y - 1 >= first) & (y - 1 < first + ROWS)
         u = _row(u_base, y - 1, x, c, H, W, C, u_h, u_w, u_c)
         s = 1.0 / (1.0 + tl.exp(-u))
-        mask = (own & (y - 1 < H) & (x < W))[:, None] & (c < C)[None, :]
+        mask = (inside & (y - 1 < H) & (x < W))[:, None] & (c < C)[None, :]
         out = DU + batch * o_b + (y - 1) * o_h + x[:, None] * o_w
         out += c[None, :] * o_c
         tl.store(out, (ds * s * (1.0 + u * (1.0 - s))).to(DU.dtype.element_ty), mask)
@@ -162,7 +173,7 @@ class GatedDepthwise(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         hidden, weight, bias = ctx.saved_tensors
         _, channels, height, width = hidden.shape
         gradient = _like(hidden, channels)  # of the convolution

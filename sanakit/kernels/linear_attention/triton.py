@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from sanakit.kernels.linear_attention.naive import EPS as _EPS
 from sanakit.placement import is_rocm
@@ -23,10 +23,10 @@ PROGRAMS = 512  # enough to fill a large GPU; a constant, so that every device a
 
 @triton.jit
 def state_kernel(
-    K, V, STATE, M, H, length,
-    k_b, k_m, k_h, v_b, v_m, v_h,
+    K: tl.tensor, V: tl.tensor, STATE: tl.tensor, M: tl.tensor, H: tl.tensor, length: tl.tensor,
+    k_b: tl.tensor, k_m: tl.tensor, k_h: tl.tensor, v_b: tl.tensor, v_m: tl.tensor, v_h: tl.tensor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (B H, splits): the state of `length` keys."""
     pair, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     batch, head = pair // H, pair % H
@@ -48,10 +48,10 @@ def state_kernel(
 
 @triton.jit
 def output_kernel(
-    Q, STATE, OUT, N, H,
-    q_b, q_n, q_h,
+    Q: tl.tensor, STATE: tl.tensor, OUT: tl.tensor, N: tl.tensor, H: tl.tensor,
+    q_b: tl.tensor, q_n: tl.tensor, q_h: tl.tensor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (B H, token tiles): relu(q) state, divided."""
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // H, pair % H
@@ -69,10 +69,11 @@ def output_kernel(
 
 @triton.jit
 def query_grad_kernel(
-    Q, G, STATE, DQ, DSTATE, N, H, length,
-    q_b, q_n, q_h, g_b, g_n, g_h,
+    Q: tl.tensor, G: tl.tensor, STATE: tl.tensor, DQ: tl.tensor, DSTATE: tl.tensor, N: tl.tensor, H: tl.tensor,
+    length: tl.tensor,
+    q_b: tl.tensor, q_n: tl.tensor, q_h: tl.tensor, g_b: tl.tensor, g_n: tl.tensor, g_h: tl.tensor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (B H, splits): gradient of q, and the state's gradient from `length` queries. The output is recomputed."""
     pair, split = tl.program_id(0).to(tl.int64), tl.program_id(1)
     batch, head = pair // H, pair % H
@@ -104,10 +105,10 @@ def query_grad_kernel(
 
 @triton.jit
 def key_value_grad_kernel(
-    K, V, DSTATE, DK, DV, M, H,
-    k_b, k_m, k_h, v_b, v_m, v_h,
+    K: tl.tensor, V: tl.tensor, DSTATE: tl.tensor, DK: tl.tensor, DV: tl.tensor, M: tl.tensor, H: tl.tensor,
+    k_b: tl.tensor, k_m: tl.tensor, k_h: tl.tensor, v_b: tl.tensor, v_m: tl.tensor, v_h: tl.tensor,
     D: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (B H, token tiles): gradients of k and v from the state's."""
     pair = tl.program_id(0).to(tl.int64)
     batch, head = pair // H, pair % H
@@ -149,7 +150,7 @@ class LinearAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def backward(ctx: BackwardCFunction, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         query, key, value, state = ctx.saved_tensors
         grad = _rows(grad)
         (batch, tokens, heads, dim), keys = query.shape, key.shape[1]

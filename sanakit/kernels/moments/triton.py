@@ -19,10 +19,11 @@ PROGRAMS = 1024
 
 @triton.jit
 def moments_kernel(
-    X, PIVOT, TOTAL, PRODUCTS, positions, area, width, length,
-    s_n, s_c, s_h, s_w,
+    X: tl.tensor, PIVOT: tl.tensor, TOTAL: tl.tensor, PRODUCTS: tl.tensor, positions: tl.tensor, area: tl.tensor,
+    width: tl.tensor, length: tl.tensor,
+    s_n: tl.tensor, s_c: tl.tensor, s_h: tl.tensor, s_w: tl.tensor,
     C: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, PIVOTED: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+) -> None:  # fmt: skip
     """Grid (stretches, channel tiles, channel tiles): a stretch's sums; tiles above the diagonal mirror those below."""
     stretch, row, column = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     if column > row:

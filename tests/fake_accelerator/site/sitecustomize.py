@@ -1,5 +1,5 @@
-"""With FAKE_ACCELERATOR=1, and this folder and `tests` on PYTHONPATH: every Python process that imports torch has the device,
-child processes of tests included."""
+"""With FAKE_ACCELERATOR=1, and this folder and `tests` on PYTHONPATH: every Python process that imports torch has the
+device, child processes of tests included."""
 
 import os
 import sys
