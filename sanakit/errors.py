@@ -579,8 +579,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0907": Code(
         title="a run does not fit the device",
-        why="What one phase holds on the device at the same time (weights, gradients, moments, averages, activations) is more "
-        "than the device has room for; 15% are left to the driver, the kernels and the allocator.",
+        why="What one phase holds on the device at the same time (weights, gradients, moments, averages, activations) "
+        "is more than the device has room for; 15% are left to the driver, the kernels and the allocator.",
         fix="Take an option that the message names, a smaller train.batch_size or data.image_size, more ranks with "
         "train.parallel=fsdp, or a larger device.",
         exit_code=ExitCode.ENVIRONMENT,

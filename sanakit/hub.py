@@ -36,7 +36,8 @@ def download(reference: str, check: Callable[[Path], None] | None = None) -> Pat
 
 
 def download_configs(reference: str) -> Path:
-    """The folder of `owner/repo[@revision][:subfolder]` with its files of configuration and nothing else. Raises SK0902."""
+    """The folder of `owner/repo[@revision][:subfolder]` with its files of configuration and nothing else. Raises
+    SK0902."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 

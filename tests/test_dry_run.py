@@ -15,8 +15,9 @@ from sanakit.needs.fit import assumed_from, parse_size
 from sanakit.needs.outline import outline_base, outline_encoder, outline_vae
 from sanakit.placement import host
 from sanakit.strategies.base import STRATEGIES
-from sanakit.training.estimate import estimate, fake_core, fake_groups, step_bytes
+from sanakit.training.estimate import estimate, fake_core, fake_groups
 from sanakit.training.loop import TrainOptions
+from sanakit.training.step_trace import step_bytes
 
 ROOT = Path(__file__).parent.parent
 SANA = "hub:Efficient-Large-Model/Sana_600M_512px_diffusers"
@@ -48,7 +49,7 @@ def test_blocks_that_are_not_traced_are_counted_like_the_third(monkeypatch, memo
         options = memory_table.options_for(4, "bf16", checkpointing)
         few = memory_table.predicted_bytes(shapes, options, (8, 8, 8), 24)
         with monkeypatch.context() as patch:
-            patch.setattr("sanakit.training.estimate.TRACED", (5, 6))
+            patch.setattr("sanakit.training.step_trace.TRACED", (5, 6))
             assert few == pytest.approx(memory_table.predicted_bytes(shapes, options, (8, 8, 8), 24), rel=1e-3)
 
 
@@ -105,9 +106,9 @@ def test_every_stage_has_its_phases_and_the_whole_is_their_most():
     needs = needs_of(config_of(), ["component", "smoke", "full"], Assumed(), num_images=1000)
     told = needs.as_dict(0.5)
     assert list(told["stages"]) == ["component", "smoke", "full"]
-    trained = [row for row in told["stages"]["full"]["phases"] if row["name"] == "train finetune"][0]
+    trained = next(row for row in told["stages"]["full"]["phases"] if row["name"] == "train finetune")
     assert trained["steps"] == 400 and trained["hours"] == pytest.approx(400 * 0.5 / 3600)
-    raced = [row for row in told["stages"]["smoke"]["phases"] if row["name"] == "train finetune"][0]
+    raced = next(row for row in told["stages"]["smoke"]["phases"] if row["name"] == "train finetune")
     assert raced["steps"] == 2 * 4 + 8  # two rates for half the budget, the best one to its end
     assert told["device"] == max(row["peak"] for s in told["stages"].values() for row in s["phases"])
     for stage in told["stages"].values():
@@ -158,7 +159,16 @@ def test_the_command_prints_one_document_and_ends_with_3_where_nothing_fits(caps
             main()
         return stop.value.code, capsys.readouterr()
 
-    small = ["--set", "smoke.strategies=[align]", "--set", "train.micro_batch=1", "--num-images", "100", "--stages", "smoke"]
+    small = [
+        "--set",
+        "smoke.strategies=[align]",
+        "--set",
+        "train.micro_batch=1",
+        "--num-images",
+        "100",
+        "--stages",
+        "smoke",
+    ]
     code, said = run("--dry-run", "--json", "--device-memory", "24GB", *small)
     document = json.loads(said.out)
     assert code == 0 and document["needs"]["fits"] and document["needs"]["device_room"] == int(0.85 * 24e9)

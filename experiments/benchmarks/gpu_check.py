@@ -1,8 +1,10 @@
-"""One check of experiments/gpu_check.sh: measured on the accelerator, or reduced on a CPU; writes OUT/CHECK.json when it ends.
+"""One check of experiments/gpu_check.sh: measured on the accelerator, or reduced on a CPU; writes OUT/CHECK.json when
+it ends.
 
     python experiments/benchmarks/gpu_check.py kernels|memory|syncs|encode|loop|tests --out DIR [--cpu]
 
-Random weights and random images: seconds and bytes say something, quality does not. --cpu: small shapes, to see that it runs.
+Random weights and random images: seconds and bytes say something, quality does not. --cpu: small shapes, to see that it
+runs.
 """
 
 import argparse
@@ -18,10 +20,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
 
-import torch
+import torch  # noqa: E402
 
-from sanakit.needs.published import SANA_600M
-from sanakit.placement import choose
+from sanakit.needs.published import SANA_600M  # noqa: E402
+from sanakit.placement import choose  # noqa: E402
 
 TINY = {
     "num_layers": 2,
@@ -131,7 +133,9 @@ def check_memory(cpu: bool) -> dict[str, Any]:
             peak = torch.accelerator.max_memory_allocated()
         else:
             advance(parts, 2)
-        rows.append({"checkpointing": checkpointing, "predicted": said, "measured": peak, "ratio": peak and said / peak})
+        rows.append(
+            {"checkpointing": checkpointing, "predicted": said, "measured": peak, "ratio": peak and said / peak}
+        )
         state.accelerator.free_memory()
         del parts, state, core
         if torch.accelerator.is_available():
@@ -167,7 +171,7 @@ def check_encode(cpu: bool) -> dict[str, Any]:
         with torch.no_grad():
             spent = seconds(lambda pixels=pixels: vae_class.run_encoder(vae, pixels), repeats)
         rates[f"images a second, batch {images}, fp32"] = images / spent
-    del vae
+    vae.to("cpu")
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32 if cpu else torch.bfloat16)
     try:
@@ -189,7 +193,7 @@ def check_loop(cpu: bool) -> dict[str, Any]:
     from sanakit.flow import interpolate, velocity_loss
 
     parts = trainer(cpu)
-    system, state, options, batch, *_ = parts
+    _, state, options, batch, *_ = parts
     device, trained = state.placement.device, [p for g in state.optimizer.param_groups for p in g["params"]]
 
     def bare() -> None:

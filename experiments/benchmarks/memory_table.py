@@ -2,9 +2,9 @@
 
     python experiments/benchmarks/memory_table.py [--small] [--out FILE]
 
-Sana-0.6B's full width with 2 and 4 blocks, 256 px, one and two images, fp32 and bf16, with and without gradient checkpointing:
-`fit` takes two steps on the fake accelerator (tests/fake_accelerator), which counts every byte that is alive on it. All of it runs on
-the host's memory and needs a C++ compiler. --small: a core of width 64.
+Sana-0.6B's full width with 2 and 4 blocks, 256 px, one and two images, fp32 and bf16, with and without gradient
+checkpointing: `fit` takes two steps on the fake accelerator (tests/fake_accelerator), which counts every byte that is
+alive on it. All of it runs on the host's memory and needs a C++ compiler. --small: a core of width 64.
 """
 
 import argparse
@@ -20,17 +20,17 @@ import torch
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import fake_accelerator
-from diffusers import SanaTransformer2DModel
+import fake_accelerator  # noqa: E402
+from diffusers import SanaTransformer2DModel  # noqa: E402
 
-from sanakit.assembly import LatentDiffusion
-from sanakit.needs.published import SANA_600M, SANA_1600M
-from sanakit.placement import choose
-from sanakit.strategies.base import STRATEGIES
-from sanakit.text_encoders import PromptEmbeds
-from sanakit.training.batches import Batch
-from sanakit.training.estimate import estimate, fake_core
-from sanakit.training.loop import TrainOptions, fit, new_state
+from sanakit.assembly import LatentDiffusion  # noqa: E402
+from sanakit.needs.published import SANA_600M, SANA_1600M  # noqa: E402
+from sanakit.placement import choose  # noqa: E402
+from sanakit.strategies.base import STRATEGIES  # noqa: E402
+from sanakit.text_encoders import PromptEmbeds  # noqa: E402
+from sanakit.training.batches import Batch  # noqa: E402
+from sanakit.training.estimate import estimate, fake_core  # noqa: E402
+from sanakit.training.loop import TrainOptions, fit, new_state  # noqa: E402
 
 SMALL = SANA_600M | {
     "in_channels": 8,
@@ -61,7 +61,12 @@ def options_for(batch: int, precision: str, checkpointing: bool) -> TrainOptions
 
 
 def predicted_bytes(
-    shapes: dict[str, Any], options: TrainOptions, latent_shape: tuple[int, int, int], length: int, *, fused: bool = False
+    shapes: dict[str, Any],
+    options: TrainOptions,
+    latent_shape: tuple[int, int, int],
+    length: int,
+    *,
+    fused: bool = False,
 ) -> int:
     """By the dry run. fused: as on CUDA; the fake accelerator keeps attention's matrices."""
     core, mode = fake_core(shapes)
@@ -109,7 +114,8 @@ def rows_of(shapes: dict[str, Any], side: int, length: int, depths: tuple[int, .
         rows.append(row)
         print(
             f"{depth:>3} blocks  batch {batch:>2}  {precision}  {'checkpointing' if checkpointing else '':<13} "
-            f"predicted {predicted / 1e6:>9,.1f} MB  measured {measured / 1e6:>9,.1f} MB  ratio {predicted / measured:.3f}",
+            f"predicted {predicted / 1e6:>9,.1f} MB  measured {measured / 1e6:>9,.1f} MB  "
+            f"ratio {predicted / measured:.3f}",
             flush=True,
         )
     return rows
@@ -121,7 +127,11 @@ def full_rows() -> list[dict[str, Any]]:
     for (name, shapes, size, batch, precision, most), checkpointing in itertools.product(FULL, (False, True)):
         side = size // 32
         found = predicted_bytes(
-            shapes | {"sample_size": side}, options_for(batch, precision, checkpointing), (32, side, side), 300, fused=True
+            shapes | {"sample_size": side},
+            options_for(batch, precision, checkpointing),
+            (32, side, side),
+            300,
+            fused=True,
         )
         row = {"core": name, "image_size": size, "batch": batch, "precision": precision, "checkpointing": checkpointing}
         rows.append(row | {"predicted": found, "most": int(most)})
@@ -146,7 +156,9 @@ def main() -> int:
     rows = rows_of(SMALL, 8, 24, (2,), (32,)) if asked.small else rows_of(SANA_600M, 8, 300, (2, 4), (1, 2))
     whole = [] if asked.small else full_rows()
     if asked.out:
-        asked.out.write_text(json.dumps({"torch": torch.__version__, "rows": rows, "full_depth": whole}, indent=1) + "\n")
+        asked.out.write_text(
+            json.dumps({"torch": torch.__version__, "rows": rows, "full_depth": whole}, indent=1) + "\n"
+        )
     wrong = [row for row in rows if abs(row["ratio"] - 1) > WITHIN]
     over = [row for row in whole if row["predicted"] > row["most"]]
     print(f"{len(rows) - len(wrong)} of {len(rows)} within {WITHIN:.0%}; {len(whole) - len(over)} of {len(whole)} fit")

@@ -1,4 +1,5 @@
-"""Parts at published sizes with random weights: a stock Sana pipeline folder, a FLUX.1-shaped VAE, a folder of images."""
+"""Parts at published sizes with random weights: a stock Sana pipeline folder, a FLUX.1-shaped VAE, a folder of
+images."""
 
 from pathlib import Path
 from typing import Any
@@ -37,8 +38,8 @@ def build_base(
     vae: dict[str, Any] = DC_AE_F32C32,
     text: dict[str, Any] | None = None,
 ) -> None:
-    """A stock SanaPipeline folder as its publisher lays it out. text: of Gemma2Config; by default two layers of Gemma-2-2b's width
-    with a vocabulary of 128, so that a small machine holds everything."""
+    """A stock SanaPipeline folder as its publisher lays it out. text: of Gemma2Config; by default two layers of
+    Gemma-2-2b's width with a vocabulary of 128, so that a small machine holds everything."""
     words = {w: i for i, w in enumerate(["<pad>", "<bos>", "<unk>", *map(chr, range(32, 127))])}
     backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")

@@ -2,10 +2,11 @@
 
     python experiments/benchmarks/real_size.py --out DIR [--device auto|fake|cpu] [--small]
 
-A base of 4 blocks at full width with DC-AE f32c32 and a text encoder of Gemma-2-2b's width, a FLUX.1-shaped VAE as the candidate, 64
-images, the arms `align` and `lora`, 8 steps. Gates of quality fail on random weights and say nothing here. Checked is that every
-stage ends, that models computed on the device, and its peak of memory against the dry run. `--device fake` is the fake accelerator
-of tests/ on the host's memory. --small: small widths, minutes instead of an hour.
+A base of 4 blocks at full width with DC-AE f32c32 and a text encoder of Gemma-2-2b's width, a FLUX.1-shaped VAE as the
+candidate, 64 images, the arms `align` and `lora`, 8 steps. Gates of quality fail on random weights and say nothing
+here. Checked is that every stage ends, that models computed on the device, and its peak of memory against the dry run.
+`--device fake` is the fake accelerator of tests/ on the host's memory. --small: small widths, minutes instead of an
+hour.
 """
 
 import argparse
@@ -22,12 +23,12 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-import torch
-from diffusers import AutoencoderKL
-from real_parts import DC_AE_F32C32, FLUX_1, build_base, write_images
+import torch  # noqa: E402
+from diffusers import AutoencoderKL  # noqa: E402
+from real_parts import DC_AE_F32C32, FLUX_1, build_base, write_images  # noqa: E402
 
-from sanakit.needs.published import SANA_600M
-from sanakit.vaes.dc_ae import small
+from sanakit.needs.published import SANA_600M  # noqa: E402
+from sanakit.vaes.dc_ae import small  # noqa: E402
 
 TINY_CORE = {
     "num_attention_heads": 4,
@@ -71,7 +72,14 @@ def build(folder: Path, asked: argparse.Namespace) -> list[str]:
         build_base(folder / "base", int(size), core=core, vae=vae, text=TINY_TEXT if asked.small else None)
         AutoencoderKL(**FLUX_1 | (TINY_VAE if asked.small else {})).save_pretrained(folder / "vae")
         write_images(folder / "images", asked.images, int(size))
-    options = ["--base", f"path:{folder / 'base'}", "--candidate", f"path:{folder / 'vae'}", "--data", str(folder / "images")]
+    options = [
+        "--base",
+        f"path:{folder / 'base'}",
+        "--candidate",
+        f"path:{folder / 'vae'}",
+        "--data",
+        str(folder / "images"),
+    ]
     return options + [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
 
 
@@ -91,7 +99,9 @@ def counted(device: str) -> Iterator[dict[str, Any]]:
             torch.accelerator.reset_peak_memory_stats()
         yield found
     if trace is not None:
-        found |= {name: getattr(trace, name) for name in ("peak", "operators", "syncs", "to_device_bytes", "to_host_bytes")}
+        found |= {
+            name: getattr(trace, name) for name in ("peak", "operators", "syncs", "to_device_bytes", "to_host_bytes")
+        }
     elif torch.accelerator.is_available() and device != "cpu":
         found["peak"] = torch.accelerator.max_memory_allocated()
 
@@ -142,7 +152,9 @@ def checks(run: Path, code: int, found: dict[str, Any], predicted: int, device: 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--device", default="auto", help="auto: the accelerator that is there, else the fake one; fake; cpu")
+    parser.add_argument(
+        "--device", default="auto", help="auto: the accelerator that is there, else the fake one; fake; cpu"
+    )
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--small", action="store_true")

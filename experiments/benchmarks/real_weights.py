@@ -1,7 +1,7 @@
 """The checks of experiments/real_weights.sh: what is known in advance about a published Sana, on its own weights.
 
-Each check writes OUT/real_weights.json anew when it ends, so that what ends early leaves what was found. With `--base path:DIR` a
-folder on disk takes the place of the download (tests, or weights that were fetched before).
+Each check writes OUT/real_weights.json anew when it ends, so that what ends early leaves what was found. With `--base
+path:DIR` a folder on disk takes the place of the download (tests, or weights that were fetched before).
 """
 
 import argparse
@@ -16,14 +16,14 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
-import torch
+import torch  # noqa: E402
 
-from sanakit.data import load_images
-from sanakit.data.cache import to_images
-from sanakit.hub import download
-from sanakit.interop.pipeline import SanakitPipeline
-from sanakit.loading import load_base, load_vae
-from sanakit.placement import choose
+from sanakit.data import load_images  # noqa: E402
+from sanakit.data.cache import to_images  # noqa: E402
+from sanakit.hub import download  # noqa: E402
+from sanakit.interop.pipeline import SanakitPipeline  # noqa: E402
+from sanakit.loading import load_base, load_vae  # noqa: E402
+from sanakit.placement import choose  # noqa: E402
 
 STD = (0.8, 1.2)  # of normalised latents at the published scaling
 GATES = ("smoke/base", "smoke/mask", "smoke/flow-shift")
@@ -45,7 +45,17 @@ def check_wiring(base: str, asked: argparse.Namespace) -> dict[str, Any]:
     """The base validates itself: its wiring gates pass."""
     run = asked.out / "wiring"
     code = command(
-        "validate", "--stage", "smoke", "--base", base, "--data", asked.data, "--run-dir", str(run), "--force", *common(base)
+        "validate",
+        "--stage",
+        "smoke",
+        "--base",
+        base,
+        "--data",
+        asked.data,
+        "--run-dir",
+        str(run),
+        "--force",
+        *common(base),
     )
     found = json.loads((run / "validation.json").read_text())["stages"]["smoke"]["gates"]
     verdicts = {gate["gate"]: gate["verdict"] for gate in found if gate["gate"] in GATES}

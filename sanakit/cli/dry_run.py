@@ -43,7 +43,10 @@ def dry_run(
     if seconds is None:
         seconds, source = measured_seconds(run_dir, needs.train["strategy"]), "measured"
     document = needs.as_dict(seconds) | {"device_memory": known.memory, "device_room": known.room}
-    document |= {"seconds_from": source if seconds is not None else None, "fits": needs.peak <= (known.room or needs.peak)}
+    document |= {
+        "seconds_from": source if seconds is not None else None,
+        "fits": needs.peak <= (known.room or needs.peak),
+    }
     if as_json:
         print_json({"config": needs.config.model_dump(mode="json"), "needs": document})
     else:
@@ -77,19 +80,23 @@ def table_of(needs: dict[str, Any]) -> str:
             steps = f"{row['steps']:,}" if row["steps"] else ""
             hours = "" if row["hours"] is None else f"{row['hours']:.2f}"
             lines.append(
-                f"{stage:<10} {row['name']:<44} {gigabytes(row['peak']):>9} {row['at_once']:>8} {steps:>7} {hours:>7}  {parts}"
+                f"{stage:<10} {row['name']:<44} {gigabytes(row['peak']):>9} {row['at_once']:>8} {steps:>7} {hours:>7}  "
+                f"{parts}"
             )
         hours = "" if found["hours"] is None else f"{found['hours']:.2f}"
         steps = f"{found['steps']:,}" if found["steps"] else ""
-        lines.append(f"{stage:<10} {'the most, and the sum':<44} {gigabytes(found['device']):>9} {'':>8} {steps:>7} {hours:>7}")
+        lines.append(
+            f"{stage:<10} {'the most, and the sum':<44} {gigabytes(found['device']):>9} {'':>8} {steps:>7} {hours:>7}"
+        )
     for label in ("host", "disk"):
         parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in needs[label].items() if name != "total")
         lines.append(f"{label:<10} {gigabytes(needs[label]['total'])}: {parts}")
     train = needs["train"]
     checkpointing = "with" if train["gradient_checkpointing"] else "without"
     lines.append(
-        f"{'training':<10} {train['strategy']}, batch {train['batch_size']} in micro-batches of {train['micro_batch']}, "
-        f"{train['precision']}, {checkpointing} gradient checkpointing, {needs['world_size']} rank(s)"
+        f"{'training':<10} {train['strategy']}, batch {train['batch_size']} in micro-batches of "
+        f"{train['micro_batch']}, {train['precision']}, {checkpointing} gradient checkpointing, "
+        f"{needs['world_size']} rank(s)"
     )
     if needs["device_memory"]:
         lines.append(

@@ -39,7 +39,8 @@ SecondsPerStep = Annotated[
 ]
 
 NumImages = Annotated[
-    int | None, typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data.")
+    int | None,
+    typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data."),
 ]
 
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]

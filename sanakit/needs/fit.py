@@ -20,8 +20,8 @@ UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**
 
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
-    """memory: bytes of the device, None where nobody says. half: whether it computes in bf16. fused_attention: whether its
-    attention keeps no matrix of tokens x captions. dtypes: of the frozen parts as the configuration states them."""
+    """memory: bytes of the device, None where nobody says. half: whether it computes in bf16. fused_attention: whether
+    its attention keeps no matrix of tokens x captions. dtypes: of the frozen parts as the configuration states them."""
 
     memory: int | None = None
     half: bool = True
@@ -58,8 +58,8 @@ class Assumed:
 
 
 def assumed_from(config: Config, placement: Placement, memory: int | None) -> Assumed:
-    """The machine's own accelerator where it has one and `memory` does not name another; with `memory` and none, a device that
-    computes in bf16; the CPU otherwise."""
+    """The machine's own accelerator where it has one and `memory` does not name another; with `memory` and none, a
+    device that computes in bf16; the CPU otherwise."""
     dtypes = (("vae", config.vae.dtype), ("text_encoder", config.text_encoder.dtype), ("base", config.base_dtype))
     found = placement.memory()
     half = placement.train_precision("auto") == "bf16" if placement.accelerated else memory is not None
@@ -85,13 +85,16 @@ def parse_size(text: str) -> int:
 
 
 def require_fit(needs: "Needs", assumed: Assumed, again: Callable[[Config], "Needs"]) -> None:
-    """Raises SK0907 where a phase takes more than the device's room, with the options that would make it fit. again: the needs of
-    another configuration."""
+    """Raises SK0907 where a phase takes more than the device's room, with the options that would make it fit. again:
+    the needs of another configuration."""
     room = assumed.room
     if room is None or needs.peak <= room:
         return
     worst = max(needs.phases, key=lambda phase: phase.peak)
-    told = "; ".join(_offers(needs, room, again)) or "none of train.precision, checkpointing, micro-batch, optimiser is enough"
+    told = (
+        "; ".join(_offers(needs, room, again))
+        or "none of train.precision, checkpointing, micro-batch, optimiser is enough"
+    )
     raise SanakitError(
         "SK0907",
         f"stage {worst.stage}, {worst.name}: {_gb(worst.peak)} ({_of(worst)}), the device has room for {_gb(room)} of "

@@ -1,4 +1,5 @@
-"""Components and bases without their weights: geometry from config.json, or from the published configuration that is recorded.
+"""Components and bases without their weights: geometry from config.json, or from the published configuration that is
+recorded.
 
 Models are built of fake tensors, so that Sana-1.6B with its text encoder takes no memory and nothing is downloaded but
 configurations.
@@ -37,7 +38,8 @@ CHARACTERS = 4  # of an instruction that are counted as one token, where no toke
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Of a frozen part on a device: weights and what one image or prompt needs beyond them, in bytes; and its operations."""
+    """Of a frozen part on a device: weights and what one image or prompt needs beyond them, in bytes; and its
+    operations."""
 
     weights: int
     each: int
@@ -61,14 +63,16 @@ class VAEOutline:
 
     def _run(self, given: Tensor, decode: bool) -> Any:
         if isinstance(self.wrapper, type):
-            return self.wrapper.run_decoder(self.model, given) if decode else self.wrapper.run_encoder(self.model, given)
+            return (
+                self.wrapper.run_decoder(self.model, given) if decode else self.wrapper.run_encoder(self.model, given)
+            )
         return self.wrapper._decode(given) if decode else self.wrapper._encode(given)
 
 
 @dataclass(kw_only=True)
 class TextOutline:
-    """A text encoder of fake tensors. stored: bytes of its weights in the host's memory. window: tokens that it reads of a
-    prompt, its instruction included."""
+    """A text encoder of fake tensors. stored: bytes of its weights in the host's memory. window: tokens that it reads
+    of a prompt, its instruction included."""
 
     name: str
     spec: TextSpec
@@ -94,8 +98,8 @@ class TextOutline:
 
 @dataclass(frozen=True, kw_only=True)
 class BaseOutline:
-    """A base by its files of configuration. core: of SanaTransformer2DModel. recorded: it is the published configuration that
-    sanakit records, nothing was read."""
+    """A base by its files of configuration. core: of SanaTransformer2DModel. recorded: it is the published
+    configuration that sanakit records, nothing was read."""
 
     name: str
     core: dict[str, Any]
@@ -187,7 +191,9 @@ def _spec_of(folder: Path, model: nn.Module) -> TextSpec:
     if folder.name == "text_encoder" and is_sana_pipeline(pipeline):
         stated = read_index(pipeline).get("sanakit")
         return TextSpec(**stated["text_encoder"]["spec"]) if stated else sana_spec(width_of(model))
-    tokens = min(DEFAULT_TOKENS, int(getattr(model.config, "max_position_embeddings", DEFAULT_TOKENS)))  # as TransformerEncoder.from_folder
+    tokens = min(
+        DEFAULT_TOKENS, int(getattr(model.config, "max_position_embeddings", DEFAULT_TOKENS))
+    )  # as TransformerEncoder.from_folder
     return TextSpec(embed_dim=width_of(model), max_tokens=tokens)
 
 
@@ -223,4 +229,3 @@ def _cost(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype, work: Call
         weights = live.now
         work()
     return Cost(weights=weights, each=live.peak - weights, flops=live.flops)
-

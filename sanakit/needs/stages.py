@@ -1,24 +1,23 @@
 """Every stage's phases: what is on the device at the same time, how many at once, steps, operations; and host and disk.
 
-The rule of placement (docs/architecture.md): a part is on the device while it works. So a phase holds one VAE, or one text
-encoder, or one training state, and a stage needs the most of its phases.
+The rule of placement (docs/architecture.md): a part is on the device while it works. So a phase holds one VAE, or one
+text encoder, or one training state, and a stage needs the most of its phases.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
-from typing import Any
-
-import torch
-from diffusers import SanaTransformer2DModel
+from dataclasses import replace
 
 from sanakit.config import Config
 from sanakit.data import load_images
-from sanakit.data.cache import BATCH_SIZE, PROMPT_BATCH, RESIDENT_BYTES
+from sanakit.data.cache import BATCH_SIZE, PROMPT_BATCH
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import CHUNK
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.needs.fit import Assumed
-from sanakit.needs.outline import BaseOutline, TextOutline, VAEOutline, outline_base, outline_encoder, outline_vae
+from sanakit.needs.outline import TextOutline, VAEOutline
+from sanakit.needs.records import Needs, Phase
+from sanakit.needs.storage import VIEWS, disk_bytes, host_bytes
+from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
 from sanakit.swap.fitting import fitting
 from sanakit.swap.lineup import resting_controls
@@ -26,154 +25,12 @@ from sanakit.swap.race import raced_options
 from sanakit.swap.rates import search_of
 from sanakit.swap.rungs import decides_at, rungs
 from sanakit.swap.settings import configured, options_of, strategy_of, with_adapter
-from sanakit.training.checkpoint import KEEP
-from sanakit.training.estimate import FP32, Estimate, as_fake, estimate, fake_core, forward_bytes
+from sanakit.training.estimate import Estimate, fake_core
+from sanakit.training.live_bytes import as_fake
 from sanakit.training.loop import TrainOptions
 
 HEAD_DRAWS, ALIGN_CHUNK = 2048, 128  # alignment.vae.align_output
 SAMPLER_STEPS = 24  # sampling.sample_euler
-VIEWS = 2  # of a training image: as it is, and mirrored
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    """device: bytes by part, all there at once. at_once: images or prompts that go through together. steps: of training, at most.
-    flops: of the whole phase."""
-
-    stage: str
-    name: str
-    device: dict[str, int]
-    at_once: int = 0
-    steps: int = 0
-    flops: int = 0
-
-    @property
-    def peak(self) -> int:
-        return sum(self.device.values())
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self) | {"peak": self.peak}
-
-
-@dataclass(kw_only=True)
-class Needs:
-    """phases: of the stages in order. host, disk: bytes by what takes them. train: how a step is cut. step_flops: of the strategy
-    that the given seconds a step belong to."""
-
-    config: Config
-    world_size: int
-    num_images: int
-    phases: list[Phase]
-    host: dict[str, int]
-    disk: dict[str, int]
-    train: dict[str, Any]
-    step_flops: int
-    notes: list[str] = field(default_factory=list)
-
-    @property
-    def peak(self) -> int:
-        return max(phase.peak for phase in self.phases)
-
-    def seconds(self, phase: Phase, seconds_per_step: float) -> float:
-        """At as many operations a second as the training step reaches."""
-        return phase.flops / self.step_flops * seconds_per_step
-
-    def as_dict(self, seconds_per_step: float | None = None) -> dict[str, Any]:
-        def timed(phase: Phase) -> dict[str, Any]:
-            hours = None if seconds_per_step is None else self.seconds(phase, seconds_per_step) / 3600
-            return phase.as_dict() | {"hours": hours}
-
-        stages: dict[str, Any] = {}
-        for phase in self.phases:
-            stages.setdefault(phase.stage, []).append(timed(phase))
-        return {
-            "world_size": self.world_size,
-            "num_images": self.num_images,
-            "stages": {
-                name: {
-                    "phases": rows,
-                    "device": max(row["peak"] for row in rows),
-                    "steps": sum(row["steps"] for row in rows),
-                    "hours": None if seconds_per_step is None else sum(row["hours"] for row in rows),
-                }
-                for name, rows in stages.items()
-            },
-            "device": self.peak,
-            "host": self.host | {"total": sum(self.host.values())},
-            "disk": self.disk | {"total": sum(self.disk.values())},
-            "train": self.train,
-            "seconds_per_step": seconds_per_step,
-            "notes": self.notes,
-        }
-
-
-@dataclass(kw_only=True)
-class Outlines:
-    """What a dry run knows of a swap: both sides' parts without weights, and the swapped core's geometry."""
-
-    config: Config
-    assumed: Assumed
-    world_size: int
-    base: BaseOutline
-    vaes: dict[str, VAEOutline]  # base, and candidate where it is one
-    encoders: dict[str, TextOutline]
-    fresh: Any = None  # makes the swapped core: (SanaTransformer2DModel, FakeTensorMode)
-
-    @property
-    def vae(self) -> VAEOutline:
-        return self.vaes.get("candidate", self.vaes["base"])
-
-    @property
-    def encoder(self) -> TextOutline:
-        return self.encoders.get("candidate", self.encoders["base"])
-
-    @property
-    def size(self) -> int:
-        return self.config.data.image_size
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        return self.vae.spec.shape(self.size, self.size)
-
-    def core(self, adapter: str | None = None) -> Any:
-        """A fresh core of the swap, and its mode."""
-        return fake_core(
-            self.base.core,
-            latents=self.vae.spec if "candidate" in self.vaes else None,
-            text=self.encoder.spec if "candidate" in self.encoders else None,
-            adapters=self.base.adapters,
-            adapter=adapter or self.config.adapter.name,
-            base_ratio=self.vaes["base"].spec.spatial_compression_ratio,
-            image_size=self.size,
-        )
-
-    def step(self, strategy: type[Strategy], options: TrainOptions) -> Estimate:
-        core, mode = self.core(strategy.adapter or None)
-        return estimate(
-            core,
-            mode,
-            strategy,
-            options,
-            latent_shape=self.latent_shape,
-            caption_length=self.encoder.spec.max_tokens,
-            world_size=self.world_size,
-            fused_attention=self.assumed.fused_attention,
-        )
-
-    def forward(self, core: SanaTransformer2DModel, mode: Any, images: int, precision: str) -> tuple[int, int]:
-        return forward_bytes(
-            core,
-            mode,
-            images,
-            self.latent_shape if core.config.in_channels == self.latent_shape[0] else self._base_shape,
-            self.encoder.spec.max_tokens,
-            precision=precision,
-            fused_attention=self.assumed.fused_attention,
-        )
-
-    @property
-    def _base_shape(self) -> tuple[int, int, int]:
-        return self.vaes["base"].spec.shape(self.size, self.size)
 
 
 def needs_of(
@@ -184,15 +41,16 @@ def needs_of(
     world_size: int = 1,
     num_images: int | None = None,
 ) -> Needs:
-    """What the stages need on a rank. num_images: of the data, counted where it is None. Raises SK0104 for what has no estimate (a
-    text encoder or VAE that is trained), or what loading a configuration raises."""
+    """What the stages need on a rank. num_images: of the data, counted where it is None. Raises SK0104 for what has no
+    estimate (a text encoder or VAE that is trained), or what loading a configuration raises."""
     if config.train.target == "vae" or config.text_encoder.learning_rate:
         raise SanakitError(
             "SK0104",
-            "the dry run tells what runs of the core need: train.target vae and text_encoder.learning_rate train another part",
+            "the dry run tells what runs of the core need: train.target vae and text_encoder.learning_rate train "
+            "another part",
             fix="Leave them out to see what the rest needs.",
         )
-    outlines = _outlines(config, assumed, world_size)
+    outlines = outline_swap(config, assumed, world_size)
     images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
     choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune")))
     config = assumed.resolved(config, *choice)
@@ -220,8 +78,8 @@ def needs_of(
         world_size=world_size,
         num_images=images,
         phases=phases,
-        host=_host(outlines, arms if "smoke" in stages else [], estimates, whole, images),
-        disk=_disk(outlines, stages, _largest(estimates, whole), whole, images),
+        host=host_bytes(outlines, arms if "smoke" in stages else [], estimates, whole, images),
+        disk=disk_bytes(outlines, stages, _largest(estimates, whole), whole, images),
         train={
             "precision": config.train.precision,
             "gradient_checkpointing": config.train.gradient_checkpointing,
@@ -230,19 +88,9 @@ def needs_of(
             "strategy": final.name,
         },
         step_flops=whole.flops,
-        notes=[f"{outlines.base.name}: its published configuration, nothing was read"] if outlines.base.recorded else [],
-    )
-
-
-def _outlines(config: Config, assumed: Assumed, world_size: int) -> Outlines:
-    base = outline_base(config.base)
-    vaes, encoders = {"base": outline_vae(base.vae)}, {"base": outline_encoder(base.text_encoder)}
-    if config.vae.name:
-        vaes["candidate"] = outline_vae(config.vae.name)
-    if config.text_encoder.name:
-        encoders["candidate"] = outline_encoder(config.text_encoder.name)
-    return Outlines(
-        config=config, assumed=assumed, world_size=world_size, base=base, vaes=vaes, encoders=encoders
+        notes=[f"{outlines.base.name}: its published configuration, nothing was read"]
+        if outlines.base.recorded
+        else [],
     )
 
 
@@ -349,7 +197,7 @@ def _alignment(outlines: Outlines) -> list[Phase]:
     as_fake(base, base_mode, dtype)
     core, mode = outlines.core()
     own, flops = outlines.forward(core, mode, ALIGN_CHUNK, "fp32")
-    weights = {"base": _bytes(base), "core": _bytes(core)}
+    weights = {"base": core_bytes(base), "core": core_bytes(core)}
     return [
         Phase(
             stage="smoke",
@@ -398,8 +246,8 @@ def _parts(found: Estimate) -> dict[str, int]:
 
 
 def _evaluation(outlines: Outlines, stage: str, state: Estimate, evaluations: int) -> list[Phase]:
-    """Held-out losses of a training state that stays on the device, by its average: its own weights are kept beside them; then
-    images, by a core alone."""
+    """Held-out losses of a training state that stays on the device, by its average: its own weights are kept beside
+    them; then images, by a core alone."""
     config = outlines.config
     core, mode = outlines.core()
     count = config.smoke.held_out
@@ -421,7 +269,7 @@ def _evaluation(outlines: Outlines, stage: str, state: Estimate, evaluations: in
         Phase(
             stage=stage,
             name="draw images",
-            device={"core": _bytes(core), "activations": drawn},
+            device={"core": core_bytes(core), "activations": drawn},
             at_once=sampled,
             flops=SAMPLER_STEPS * each,
         ),
@@ -435,52 +283,5 @@ def _evaluation(outlines: Outlines, stage: str, state: Estimate, evaluations: in
     ]
 
 
-def _host(
-    outlines: Outlines, arms: list[type[Strategy]], estimates: dict[str, Estimate], whole: Estimate, images: int
-) -> dict[str, int]:
-    """One copy of each part, what waits of a race, and what is resident of the cache."""
-    base, _ = fake_core(outlines.base.core, adapters=outlines.base.adapters)
-    rows = _cached(outlines, images)
-    waiting = [e.weights + e.optimizer + e.average for e in (estimates[arm.name] for arm in arms)]
-    return {
-        "base core": _bytes(base),
-        "vaes": sum(vae.stored for vae in outlines.vaes.values()),
-        "text encoders": sum(encoder.stored for encoder in outlines.encoders.values()),
-        "arms": sum(waiting) or whole.weights,
-        "latents and embeddings": sum(min(RESIDENT_BYTES, size) for size in rows.values()),
-    }
-
-
-def _cached(outlines: Outlines, images: int) -> dict[str, int]:
-    """Bytes of the cache by entry: latents with their deviation, embeddings with their mask (data/cache.py)."""
-    size = outlines.size
-    latents = {
-        f"latents of the {side}": 6 * VIEWS * images * torch.Size(vae.spec.shape(size, size)).numel()
-        for side, vae in outlines.vaes.items()
-    }
-    texts = {
-        f"embeddings of the {side}": images * e.spec.max_tokens * (2 * e.spec.embed_dim + 1)
-        for side, e in outlines.encoders.items()
-    }
-    return latents | texts
-
-
-def _disk(
-    outlines: Outlines, stages: Sequence[str], arm: Estimate, whole: Estimate, images: int
-) -> dict[str, int]:
-    found = _cached(outlines, images) if {"smoke", "full"} & set(stages) else {}
-    if "smoke" in stages:
-        found["arms of the race"] = 2 * arm.checkpoint  # of those that go on; others leave a curve
-    if "full" in stages:
-        always = outlines.config.train.schedule == "constant-then-decay"
-        found["checkpoints"] = (KEEP + 1 + always) * whole.checkpoint
-        found["model"] = FP32 * whole.parameters
-    return found
-
-
 def _largest(estimates: dict[str, Estimate], otherwise: Estimate) -> Estimate:
     return max(estimates.values(), key=lambda e: e.peak, default=otherwise)
-
-
-def _bytes(core: SanaTransformer2DModel) -> int:
-    return sum(p.numel() * p.element_size() for p in core.parameters())

@@ -1,8 +1,8 @@
 """Bytes that are alive while fake tensors are computed with: the memory of a forward and backward pass that never runs.
 
-Fake tensors (torch's FakeTensorMode) have shapes, dtypes and storages but no memory. `LiveBytes` sees every operator, counts
-the storages of its results and takes them off again when the last tensor on them is gone: what a device's allocator holds,
-without its rounding, kernels' scratch memory and fragmentation.
+Fake tensors (torch's FakeTensorMode) have shapes, dtypes and storages but no memory. `LiveBytes` sees every operator,
+counts the storages of its results and takes them off again when the last tensor on them is gone: what a device's
+allocator holds, without its rounding, kernels' scratch memory and fragmentation.
 """
 
 import weakref
@@ -18,8 +18,8 @@ from torch.utils.flop_counter import flop_registry
 
 
 class LiveBytes(TorchDispatchMode):
-    """now: bytes alive. peak: the most since the last `restart`. flops: floating-point operations of products and convolutions so
-    far, by torch's own formulas. Use it inside a FakeTensorMode."""
+    """now: bytes alive. peak: the most since the last `restart`. flops: floating-point operations of products and
+    convolutions so far, by torch's own formulas. Use it inside a FakeTensorMode."""
 
     def __init__(self, *modules: nn.Module) -> None:
         """modules: whose parameters and buffers are alive already."""
