@@ -60,7 +60,7 @@ class Assumed:
 def assumed_from(config: Config, placement: Placement, memory: int | None) -> Assumed:
     """The machine's own accelerator where it has one and `memory` does not name another; with `memory` and none, a
     device that computes in bf16; the CPU otherwise."""
-    dtypes = (("vae", config.vae.dtype), ("text_encoder", config.text_encoder.dtype), ("base", config.base_dtype))
+    dtypes = (("vae", config.vae.dtype), ("text_encoder", config.text_encoder.dtype))
     found = placement.memory()
     half = placement.train_precision("auto") == "bf16" if placement.accelerated else memory is not None
     return Assumed(

@@ -26,7 +26,6 @@ from sanakit.swap.rates import search_of
 from sanakit.swap.rungs import decides_at, rungs
 from sanakit.swap.settings import configured, options_of, strategy_of, with_adapter
 from sanakit.training.estimate import Estimate, fake_core
-from sanakit.training.live_bytes import as_fake
 from sanakit.training.loop import TrainOptions
 
 HEAD_DRAWS, ALIGN_CHUNK = 2048, 128  # alignment.vae.align_output
@@ -191,10 +190,8 @@ def _encoding(outlines: Outlines, images: int, stage: str = "smoke") -> list[Pha
 
 
 def _alignment(outlines: Outlines) -> list[Phase]:
-    """Both cores, the base's in its own precision."""
-    dtype = outlines.assumed.dtype("base")
-    base, base_mode = fake_core(outlines.base.core, adapters=outlines.base.adapters)
-    as_fake(base, base_mode, dtype)
+    """Both cores as they were loaded: closed forms are solved in fp32."""
+    base, _ = fake_core(outlines.base.core, adapters=outlines.base.adapters)
     core, mode = outlines.core()
     own, flops = outlines.forward(core, mode, ALIGN_CHUNK, "fp32")
     weights = {"base": core_bytes(base), "core": core_bytes(core)}

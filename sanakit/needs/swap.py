@@ -24,7 +24,6 @@ class Outlines:
     base: BaseOutline
     vaes: dict[str, VAEOutline]  # base, and candidate where it is one
     encoders: dict[str, TextOutline]
-    fresh: Any = None  # makes the swapped core: (SanaTransformer2DModel, FakeTensorMode)
 
     @property
     def vae(self) -> VAEOutline:
