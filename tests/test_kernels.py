@@ -99,7 +99,8 @@ if INTERPRETED:
 
     from sanakit.kernels.glumbconv import triton as glumbconv_triton
 
-    ON_A_GPU = {name: getattr(glumbconv_triton, name) for name in ("TILE", "ROWS", "BLOCK_C")}
+    WIDE_TILE = {"ROWS": 16, "BLOCK_W": 16, "BLOCK_C": 1024}  # few programs to interpret
+    WIDE = {"TILE": WIDE_TILE, "ROWS": 16, "BLOCK_C": 1024}
 
     @pytest.fixture(autouse=True, scope="module")
     def _interpreter():
@@ -190,7 +191,7 @@ if INTERPRETED:
     @pytest.mark.parametrize("side", [16, 32])
     @pytest.mark.parametrize("half", [2880, 5600])
     def test_sana_glumbconv(half, side, monkeypatch):
-        for name, value in ON_A_GPU.items():
+        for name, value in WIDE.items():
             monkeypatch.setattr(glumbconv_triton, name, value)
         glumbconv_case(half, side, side, F32, True, images=1)
 
