@@ -9,6 +9,7 @@ nothing here depends on how fast the machine is. Needs g++ (tests/fake_accelerat
 
 import argparse
 import json
+import os
 import sys
 import tempfile
 from collections import Counter
@@ -25,6 +26,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import make_config
+from sanakit.data import load_images
 from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.held_out import held_out
 from sanakit.flow import EVAL_SIGMAS
@@ -39,7 +41,7 @@ from sanakit.training.loop import fit, new_state
 from sanakit.training.monitors import make_monitors
 
 LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d, nn.Embedding)
-PROMPTS, STEPS = 32, (4, 24)
+IMAGES, PROMPTS, STEPS = 160, 16, (4, 24)
 
 
 @dataclass(frozen=True)
@@ -69,13 +71,24 @@ def layers_by_device() -> Iterator[Counter[str]]:
         handle.remove()
 
 
+def images_in(folder: Path) -> Path:
+    """A folder of IMAGES embedded images with their captions."""
+    if not folder.is_dir():
+        folder.mkdir(parents=True)
+        source = load_images("openclipart")
+        for i in range(0, IMAGES * 20, 20):
+            (folder / f"{i}.webp").write_bytes(source.images[i])
+            (folder / f"{i}.txt").write_text("\n".join(source.captions[i]))
+    return folder
+
+
 def prepared(candidate: dict[str, Any], folder: Path) -> Swap:
     """A swap of the embedded base on a few images, on the fake accelerator; its cache is empty."""
     small = {
-        "smoke": {"held_out": PROMPTS, "samples": 8},
-        "component": {"num_images": 32},
+        "smoke": {"held_out": 16, "samples": 8},
+        "component": {"num_images": 16},
         "train": {"max_steps": 24, "batch_size": 8, "start": "align", "ema_decay": 0.9},
-        "data": {"source": "openmoji"},
+        "data": {"source": str(images_in(folder.parent / "images"))},
     }
     return engine.prepare(make_config(small | candidate), folder, lambda *_: None, placement=choose("auto"))
 
@@ -179,6 +192,7 @@ def main() -> None:
     fake_accelerator.install()
     rows: list[Row] = []
     with fake_accelerator.present(), tempfile.TemporaryDirectory() as folder:
+        os.environ["SANAKIT_CACHE"] = str(Path(folder) / "cache")  # empty: everything is encoded
         candidates = {"VAE": {"vae": {"name": "dc-f16c16"}}, "text": {"text_encoder": {"name": "minilm"}}}
         for kind, candidate in candidates.items():
             rows += rows_of(kind, candidate, Path(folder) / kind)

@@ -19,6 +19,11 @@ DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
+VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
+TextEncoderDtype = Annotated[
+    str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
+]
+
 
 @app.command()
 def encode(
@@ -50,12 +55,8 @@ def encode(
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
     device: Device = "auto",
-    vae_dtype: Annotated[
-        str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")
-    ] = "auto",
-    text_encoder_dtype: Annotated[
-        str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
-    ] = "auto",
+    vae_dtype: VAEDtype = "auto",
+    text_encoder_dtype: TextEncoderDtype = "auto",
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     if vae is None and text_encoder is None:
@@ -67,13 +68,8 @@ def encode(
     from sanakit.data import load_images
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
-    from sanakit.placement import choose
 
-    for option, dtype in (("--vae-dtype", vae_dtype), ("--text-encoder-dtype", text_encoder_dtype)):
-        if dtype not in ("auto", *DTYPES):
-            raise SanakitError("SK0104", f"{option} {dtype!r}; known: auto, {', '.join(DTYPES)}")
-    placement = choose(device, vae=vae_dtype, text_encoder=text_encoder_dtype)
-    autoencoder = load_vae(vae) if vae else None
+    placement, autoencoder = _place(device, vae_dtype, text_encoder_dtype), load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
@@ -81,16 +77,25 @@ def encode(
     (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
-        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress, placement)
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement)
+        rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement))
-    counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
-    result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
     if as_json:
-        print_json(result)
+        counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
+        print_json({"out": str(out), **counts, "data": describe(dataset), "entries": rows})
     else:
         _print_entries(rows)
+
+
+def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:
+    """The placement of encoders. Raises SK0104 for a dtype that is not known, or what `choose` raises."""
+    from sanakit.placement import choose
+
+    for option, dtype in (("--vae-dtype", vae_dtype), ("--text-encoder-dtype", text_encoder_dtype)):
+        if dtype not in ("auto", *DTYPES):
+            raise SanakitError("SK0104", f"{option} {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    return choose(device, vae=vae_dtype, text_encoder=text_encoder_dtype)
 
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
