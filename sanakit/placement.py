@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KNOWN = ("auto", "cpu", "cuda", "mps", "xpu")
 HELP = "Where to compute: auto, cpu, cuda[:n], mps or xpu; auto takes the accelerator that PyTorch finds, else the CPU."
+FUSED = ("cpu", "cuda", "xpu")  # whose attention keeps no matrix of queries x keys
 PARTS = ("vae", "text_encoder", "base")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -36,11 +37,6 @@ class Placement:
     @property
     def accelerated(self) -> bool:
         return self.device.type != "cpu"
-
-    @property
-    def fused_attention(self) -> bool:
-        """Whether PyTorch's attention keeps no matrix of queries x keys there."""
-        return self.device.type in ("cpu", "cuda", "xpu")
 
     def dtype_of(self, part: str) -> "torch.dtype | None":
         """The dtype that a frozen part computes in, None where it stays as it was loaded: fp32, and what is no part."""

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from sanakit.config import Config
 
 
-def dry_run(
+def print_needs(
     config: "Config",
     stages: Sequence[str],
     *,
@@ -54,11 +54,25 @@ def dry_run(
     require_fit(needs, known, needed)
 
 
-def refuse_alone(**options: Any) -> None:
-    """SK0104 for an option of the dry run without --dry-run."""
+def needs_options(
+    dry_run: bool,
+    world_size: int | None,
+    device_memory: str | None,
+    seconds_per_step: float | None,
+    num_images: int | None,
+) -> dict[str, Any] | None:
+    """What `print_needs` is asked; None without --dry-run. Raises SK0104 for an option of the dry run without it."""
+    options = {
+        "world_size": world_size,
+        "device_memory": device_memory,
+        "seconds_per_step": seconds_per_step,
+        "num_images": num_images,
+    }
     for name, value in options.items():
-        if value is not None:
-            raise SanakitError("SK0104", f"--{name.replace('_', '-')} belongs to --dry-run")
+        if value is not None and not dry_run:
+            starts = "; torchrun --nproc_per_node starts ranks" if name == "world_size" else ""
+            raise SanakitError("SK0104", f"--{name.replace('_', '-')} belongs to --dry-run{starts}")
+    return options if dry_run else None
 
 
 def measured_seconds(run_dir: Path | None, strategy: str) -> float | None:

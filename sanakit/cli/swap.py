@@ -7,8 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.dry_run import dry_run as print_needs
-from sanakit.cli.dry_run import refuse_alone
+from sanakit.cli.dry_run import needs_options, print_needs
 from sanakit.cli.options import (
     AllowPickle,
     AsJson,
@@ -73,13 +72,8 @@ def swap_vae(
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
-    asked = {
-        "world_size": world_size,
-        "device_memory": device_memory,
-        "seconds_per_step": seconds_per_step,
-        "num_images": num_images,
-    }
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device, dry_run, asked)
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device, asked)
 
 
 @app.command("swap-text-encoder")
@@ -109,13 +103,8 @@ def swap_text_encoder(
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
-    asked = {
-        "world_size": world_size,
-        "device_memory": device_memory,
-        "seconds_per_step": seconds_per_step,
-        "num_images": num_images,
-    }
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device, dry_run, asked)
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device, asked)
 
 
 def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
@@ -136,18 +125,16 @@ def _swap(
     as_json: bool,
     policy: str,
     device: str,
-    dry_run: bool,
-    asked: dict[str, Any],
+    asked: dict[str, Any] | None,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    if dry_run:
+    if asked is not None:
         print_needs(config, chosen, device=device, run_dir=run_dir, as_json=as_json, **asked)
         return
-    refuse_alone(**asked)
     run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device)
 
 

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.dry_run import dry_run as print_needs
-from sanakit.cli.dry_run import refuse_alone
+from sanakit.cli.dry_run import needs_options, print_needs
 from sanakit.cli.options import AsJson, Device, DeviceMemory, NumImages, RunDir, SecondsPerStep, Sets, WorldSize
 from sanakit.cli.output import print_json
 from sanakit.cli.swap import check_names, run
@@ -61,7 +60,7 @@ def train(
 
     SIGTERM, SIGUSR1 and Ctrl-C save at the next step border (exit 143 or 130); the same command then goes on.
     """
-    from sanakit.config import dump_config, load_config, make_config
+    from sanakit.config import load_config, make_config
     from sanakit.presets import PRESETS
 
     if (config_file is None) == (preset is None):
@@ -77,26 +76,28 @@ def train(
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
     check_names(config)
-    asked = {"device_memory": device_memory, "seconds_per_step": seconds_per_step, "num_images": num_images}
-    if not dry_run:
-        if world_size is not None:
-            raise SanakitError("SK0104", "--world-size belongs to --dry-run; torchrun --nproc_per_node starts ranks")
-        refuse_alone(**asked)
-    elif any(value is not None for value in asked.values()):
-        print_needs(config, ["full"], device=device, world_size=world_size, run_dir=run_dir, as_json=as_json, **asked)
-        return
-    if dry_run:
-        needs = _needs(config, world_size) if world_size else {}
-        if as_json:
-            document = {"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {})
-            print_json(document)
-            return
-        sys.stdout.write(dump_config(config))
-        for name, value in needs.items():
-            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
-            sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
+    if asked is not None:
+        if device_memory or seconds_per_step or num_images:
+            print_needs(config, ["full"], device=device, run_dir=run_dir, as_json=as_json, **asked)
+        else:
+            _print_configuration(config, world_size, as_json)
         return
     run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device)
+
+
+def _print_configuration(config: "Config", world_size: int | None, as_json: bool) -> None:
+    """The resolved configuration, and what a rank of `world_size` needs where that is asked."""
+    from sanakit.config import dump_config
+
+    needs = _needs(config, world_size) if world_size else {}
+    if as_json:
+        print_json({"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {}))
+        return
+    sys.stdout.write(dump_config(config))
+    for name, value in needs.items():
+        amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
+        sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
 
 
 def _needs(config: "Config", world_size: int) -> dict[str, int]:

@@ -8,7 +8,7 @@ import torch
 
 from sanakit.config import Config
 from sanakit.errors import SanakitError
-from sanakit.placement import DTYPES, Placement
+from sanakit.placement import DTYPES, FUSED, Placement
 from sanakit.swap.fitting import SHARE
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def assumed_from(config: Config, placement: Placement, memory: int | None) -> As
     return Assumed(
         memory=memory if memory is not None else found[1] if found else None,
         half=half,
-        fused_attention=placement.fused_attention,
+        fused_attention=placement.device.type in FUSED,
         dtypes=dtypes,
     )
 
