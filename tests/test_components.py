@@ -2,14 +2,16 @@
 
 from copy import copy, deepcopy
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
+import numpy as np
 import pytest
 import torch
 
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.loading import load_text_encoder, load_vae
+from sanakit.sampling import sample_images
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAES
@@ -293,3 +295,35 @@ def test_config_and_weights_that_disagree_are_refused(tmp_path):
 def test_unknown_names_suggest():
     with pytest.raises(SanakitError, match=r"SK0101.*did you mean dc-f16c32"):
         load_vae("dc-f16c3")
+
+
+BAD_IMAGES = {
+    "uint8": torch.zeros(1, 3, 32, 32, dtype=torch.uint8),
+    "from 0 to 255, expected -1 to 1": torch.linspace(0, 255, 3 * 32 * 32).reshape(1, 3, 32, 32),
+    "nan": torch.full((1, 3, 32, 32), torch.nan),
+    "ndarray": np.zeros((1, 3, 32, 32), np.float32),
+}
+
+
+@pytest.mark.parametrize("said", BAD_IMAGES)
+def test_images_of_another_type_or_range_are_refused_by_name(said):
+    vae = vae_twin("pca-f8c4")
+    for entry in (vae.encode, vae.encode_raw, vae.encode_posterior):
+        with pytest.raises(SanakitError, match=f"SK0217.*{said}"):
+            entry(BAD_IMAGES[said])
+    vae.encode(torch.full((1, 3, 32, 32), 1 + 1e-6))  # rounding
+
+
+def test_one_text_for_a_list_of_prompts_is_refused_by_name(tiny_system):
+    encoder = encoder_twin("minilm")
+    entries = [encoder.encode, encoder, encoder.whole_prompts, encoder.offsets]
+    entries += [
+        lambda prompts: encoder.encode_layers(prompts, ["last"]),
+        partial(sample_images, tiny_system, num_steps=1),
+    ]
+    for entry in entries:
+        with pytest.raises(SanakitError, match="SK0307.*one text, 'a red apple', expected a list"):
+            entry("a red apple")
+    with pytest.raises(SanakitError, match="SK0307.*prompt 1 is a NoneType"):
+        encoder.encode(["a", None])
+    assert encoder.encode(("a", "b")).embeds.shape[0] == 2

@@ -47,3 +47,23 @@ def test_every_committed_weight_has_a_card_and_is_no_pickle():
     weights = list(assets.rglob("*.safetensors"))
     assert weights and all((w.parent / "card.json").is_file() for w in weights)
     assert not [p for p in assets.rglob("*") if p.suffix in (".pt", ".pth", ".bin", ".pkl", ".ckpt")]
+
+
+WALKS = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").partition("## Three walks")[2]
+ROWS = re.compile(r"^\| `(sanakit/[^`]+)` \| (.+) \|$", re.MULTILINE)
+
+
+def test_the_three_walks_name_files_and_functions_that_are_there_and_return_to_no_file():
+    walks = [ROWS.findall(part) for part in WALKS.split("\n**")[1:]]
+    assert len(walks) == 3 and all(len(walk) >= 7 for walk in walks)
+    for walk in walks:
+        files = [file for file, _ in walk]
+        assert len(files) == len(set(files))
+        for file, told in walk:
+            path = ROOT / file
+            sources = sorted(path.glob("*.py")) if path.is_dir() else [path]
+            text = "\n".join(source.read_text(encoding="utf-8") for source in sources)
+            for name in re.findall(r"`([A-Za-z_.]+)`", told):
+                last = name.rpartition(".")[2]
+                defined = re.search(rf"(def|class) {re.escape(last)}\b", text)
+                assert defined or last in text or (path.parent / f"{name}").exists(), (file, name)

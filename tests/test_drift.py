@@ -10,8 +10,10 @@ import torch
 from safetensors.torch import save_file
 
 from sanakit.drift import DRIFT, latent_features
+from sanakit.drift.channel_moments import ChannelMoments
 from sanakit.drift.compare import KEYS, compare
-from sanakit.drift.moments import Moments
+from sanakit.drift.files import compare_files, data_of
+from sanakit.drift.page import write_page
 from sanakit.drift.read import read_samples
 from sanakit.drift.sample import sample_embeddings, sample_latents
 from sanakit.drift.snapshot import write_snapshot
@@ -50,8 +52,8 @@ def test_features_are_one_row_a_image():
 
 def test_moments_merge_to_those_of_one_pass():
     whole, values = latents(0), latents(0)
-    merged = Moments.of(values[:37]).merge(Moments.of(values[37:]))
-    once = Moments.of(whole)
+    merged = ChannelMoments.of(values[:37]).merge(ChannelMoments.of(values[37:]))
+    once = ChannelMoments.of(whole)
     for part in ("mean", "covariance", "skewness", "kurtosis"):
         torch.testing.assert_close(getattr(merged, part), getattr(once, part))
 
@@ -158,6 +160,22 @@ def test_the_command_prints_one_document_and_its_exit_code(tmp_path):
     assert drift(snapshot, "b.safetensors", cwd=tmp_path).returncode == 0
     refused = drift("a.safetensors", "nothing.safetensors", cwd=tmp_path)
     assert refused.returncode == 2 and "error[SK0701]" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_python_has_the_comparison_of_files_and_its_page(tmp_path):
+    for name, values in (("a", latents(0, 48)), ("b", latents(1, 48) + 1)):
+        save_file({"latents": values}, tmp_path / f"{name}.safetensors")
+    first, second, page = tmp_path / "a.safetensors", tmp_path / "b.safetensors", tmp_path / "files.html"
+    comparison = compare_files(first, second, html=page, snapshot=tmp_path / "b.snapshot.safetensors")
+    assert comparison.verdict == "drift" and str(first) in page.read_text()
+    sides = [{"latents": sample_latents(values)} for values in (latents(0, 48), latents(1, 48) + 1)]
+    text = write_page(compare(*sides), *sides, tmp_path / "memory.html").read_text()
+    assert text.count("<svg") == page.read_text().count("<svg") >= 3 and "carries neither images nor captions" in text
+    (tmp_path / "validation.json").write_text("{}")
+    assert data_of(tmp_path) == tmp_path / "b.snapshot.safetensors"  # the folder is a run now
+    (tmp_path / "b.snapshot.safetensors").unlink()
+    with pytest.raises(SanakitError, match="SK0701.*holds no"):
+        compare_files(first, tmp_path)
 
 
 def test_smallest_steps_are_those_of_what_is_not_flat():

@@ -14,16 +14,16 @@ from sklearn.metrics.pairwise import rbf_kernel
 from torch.distributions import MultivariateNormal, Normal, kl_divergence
 
 from sanakit.drift import DRIFT
+from sanakit.drift.channel_moments import ChannelMoments
 from sanakit.drift.features import latent_blocks
-from sanakit.drift.moments import Moments
 from sanakit.drift.permutation import holm, permutation_test
-from sanakit.drift.rank_max import columns_shift, normal_scores
 from sanakit.drift.spectra import cosine_transform
 from sanakit.drift.statistics.frechet import frechet_distance
 from sanakit.drift.statistics.gaussian_kl import columns_kl
 from sanakit.drift.statistics.gaussian_kl_full import gaussian_divergence, group_gaussians, labelled_kl, shrunk
 from sanakit.drift.statistics.mmd import BANDWIDTHS, kernel, labelled_mean_difference
 from sanakit.drift.statistics.psi import BINS, HALF_A_COUNT, columns_psi, in_bins
+from sanakit.drift.statistics.rank_max import columns_shift, normal_scores
 from sanakit.drift.statistics.sliced_wasserstein import directions, labelled_wasserstein
 from sanakit.drift.statistics.spectrum_kl import ring_terms, shapes
 
@@ -154,7 +154,7 @@ def test_the_permutation_p_value_is_that_of_scipy():
 
 
 def test_moments_of_streams_and_of_single_images():
-    moments = Moments.of(torch.from_numpy(Y[:20])).merge(Moments.of(torch.from_numpy(Y[20:])))
+    moments = ChannelMoments.of(torch.from_numpy(Y[:20])).merge(ChannelMoments.of(torch.from_numpy(Y[20:])))
     np.testing.assert_allclose(moments.covariance, np.cov(Y.T, bias=True))
     np.testing.assert_allclose(moments.correlation, np.corrcoef(Y.T))
     np.testing.assert_allclose(moments.skewness, stats.skew(Y))

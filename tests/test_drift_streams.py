@@ -1,4 +1,8 @@
-"""Streams: the e-process and its bound, CUSUM, equivalence bands, monitors and what they do."""
+"""Streams: the e-process and its bound, equivalence bands, monitors and what they do; CUSUM of the drift study."""
+
+import importlib.util
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -7,13 +11,14 @@ from scipy import stats
 
 from sanakit.config import Config, MonitorsSection, make_config
 from sanakit.contracts import Reading
-from sanakit.drift.cusum import Cusum
 from sanakit.drift.equivalence import equivalence
 from sanakit.drift.sequential import EProcess, places, tied_scores
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
 from sanakit.training.loop import TrainOptions, draw_batch, fit, new_state
 from sanakit.training.monitors import MonitorRequest, Monitors, component_stream, make_monitors
+
+STUDIES = Path(__file__).parents[1] / "experiments" / "studies"
 
 
 def rows(seed, count, columns=4):
@@ -57,7 +62,17 @@ def test_an_e_process_names_column_block_and_effect():
     assert 0.4 < evidence.effect < 1.1 and evidence.ci_low > 0
 
 
+def load_cusum():
+    """The study's module; no command of the package uses it."""
+    spec = importlib.util.spec_from_file_location("drift_cusum", STUDIES / "drift_cusum.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    return module.Cusum
+
+
 def test_cusum_runs_about_its_length_and_is_quick_after_a_shift():
+    Cusum = load_cusum()
     lengths, threshold = [], Cusum(rows(0, 300), 20, 40.0).threshold
     for seed in range(30):
         cusum = Cusum(rows(seed, 300), 20, 40.0, threshold=threshold)

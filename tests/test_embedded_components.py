@@ -68,7 +68,7 @@ def test_a_seam_is_told_from_edges_of_the_images():
 @pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)
 def test_an_embedded_text_encoder_passes_stage_component(evaluation_images, name):
     """Against the base's own encoder, as the stage evaluates it."""
-    prompts = [captions[-1] for captions in evaluation_images.captions]
+    prompts = evaluation_images.evaluation_captions()
     train = load_images(Config().data.source).split(False)
     words = frequent_words([caption for captions in train.captions[:IMAGES] for caption in captions])
     base, candidate = load_base(Config().base).system().text_encoder, load_text_encoder(name)
@@ -76,6 +76,15 @@ def test_an_embedded_text_encoder_passes_stage_component(evaluation_images, name
     results = run_gates("component", evidence | agreement_with_base(candidate, base, words))
     assert {r.gate: (r.value, r.threshold) for r in results if r.verdict != Verdict.PASS} == {}
     assert "component/meaning" in {r.gate for r in results}
+
+
+@pytest.mark.parametrize("name", EMBEDDED_TEXT_ENCODERS)
+def test_no_base_is_needed_to_excuse_cut_captions(evaluation_images, name):
+    """Stage component of a bare encoder, as `validate --base none` runs it."""
+    prompts = evaluation_images.evaluation_captions()
+    results = run_gates("component", text_evidence(load_text_encoder(name), prompts))
+    found = {r.gate: (r.value, r.verdict) for r in results}
+    assert found["component/truncation"] == (0, Verdict.PASS)
 
 
 @pytest.mark.slow

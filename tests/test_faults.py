@@ -466,6 +466,10 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
     weights = [(tmp_path / part / "vae" / name).read_bytes() for part in ("straight", "stopped")]
     assert weights[0] == weights[1] != (tmp_path / "candidate" / name).read_bytes()
     tuned = load_vae(f"path:{tmp_path}/straight/vae")
+    lines = [(tmp_path / part / "steps.jsonl").read_text().splitlines() for part in ("straight", "stopped")]
+    rows, resumed = ([json.loads(line) for line in part] for part in lines)  # as a core's steps are recorded
+    assert [row["step"] for row in rows] == [row["step"] for row in resumed] == [10, 20]
+    assert [row["loss"] for row in rows] == [row["loss"] for row in resumed]
     pixels = load_images(str(tmp_path / "images")).split(True).pixels(32)
     assert tuned.encode(to_images(pixels)).std() == pytest.approx(1, rel=0.2)
     watched = [*sets, "monitors.num_evaluations=2", "monitors.components=stop", "monitors.bands={components: 0.001}"]
@@ -477,6 +481,15 @@ def test_a_vae_is_tuned_resumed_and_read_back_as_a_candidate(small_run, tmp_path
     assert "No gate has been measured" in page and "components" in page
     with pytest.raises(SanakitError, match="SK0104.*no parameter to train"):
         small_run(tmp_path / "closed", sets=["train.target=vae"])
+
+
+def test_the_data_of_a_candidate_need_no_core_of_it(small_world, tmp_path, monkeypatch):
+    vae = {"name": "pca-f8c4"}
+    swap = engine.prepare(make_config(small_world | {"vae": vae}), tmp_path / "run", lambda *_: None)
+    assert swap.base_system.core is not None
+    monkeypatch.setattr("sanakit.adapters.base.SanaTransformer2DModel", None)  # no core can be built from here on
+    train, held_out = swap.candidate_data
+    assert (len(train), len(held_out)) == tuple(map(len, swap.splits)) and held_out.latents.shape[2:] == (4, 4, 4)
 
 
 def test_training_in_aspect_buckets_keeps_the_images_shapes(small_run, tmp_path, monkeypatch):

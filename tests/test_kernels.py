@@ -14,12 +14,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sanakit.errors import SanakitError
+from sanakit.kernels.channel_sums import channel_sums
+from sanakit.kernels.channel_sums import naive as channel_sums_naive
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv import naive as glumbconv_naive
 from sanakit.kernels.linear_attention import linear_attention
 from sanakit.kernels.linear_attention import naive as attention_naive
-from sanakit.kernels.moments import latent_moments
-from sanakit.kernels.moments import naive as moments_naive
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TOLERANCE = {torch.float32: 5e-6, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}  # relative to the norm
@@ -74,10 +74,10 @@ def moments_case(shape, dtype, layout, device="cpu"):
     elif layout == "strided":
         latents = latents[:, :, ::2, 1:]
     for per_image in (False, True):
-        moments = latent_moments(latents, per_image=per_image)
-        total, products = moments_naive.latent_moments(latents.cpu(), per_image)
-        torch.testing.assert_close(moments.total.cpu(), total, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(moments.products.cpu(), products, rtol=5e-6, atol=1e-3)
+        found = channel_sums(latents, per_image=per_image)
+        total, products = channel_sums_naive.channel_sums(latents.cpu(), per_image)
+        torch.testing.assert_close(found.total.cpu(), total, rtol=1e-5, atol=1e-3)
+        torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
 def glumbconv_case(half, height, width, dtype, channels_last, device="cpu", *, images=2):
@@ -169,8 +169,8 @@ if INTERPRETED:
     def test_moments_of_a_dead_channel_and_a_far_mean():
         latents = torch.randn(4, 3, 8, 8) + 1000
         latents[:, 1] = 7.3
-        covariance = latent_moments(latents).covariance
-        exact = latent_moments(latents.double()).covariance
+        covariance = channel_sums(latents).covariance
+        exact = channel_sums(latents.double()).covariance
         torch.testing.assert_close(covariance, exact, rtol=1e-4, atol=1e-6)
         assert covariance[1, 1] < 1e-9
 
@@ -318,7 +318,7 @@ else:
         torch.manual_seed(0)
         x, y = torch.randn(6, 3, 4, 5), torch.randn(6, 2, 4, 5)
         both = torch.cat([x, y], 1)
-        m = latent_moments(both[:2]) + latent_moments(both[2:])
+        m = channel_sums(both[:2]) + channel_sums(both[2:])
         cross = CrossMoments(
             m.count, m.total[:3], m.total[3:], m.products[:3, :3], m.products[3:, :3], m.products.diagonal()[3:]
         )
@@ -327,7 +327,7 @@ else:
         for actual, wanted in zip(cross.ridge(), rows.ridge(), strict=True):
             torch.testing.assert_close(actual, wanted)
         torch.testing.assert_close(m.covariance, torch.cov(both.double().transpose(0, 1).flatten(1), correction=0))
-        torch.testing.assert_close(latent_moments(x, per_image=True).features, latent_features(x))
+        torch.testing.assert_close(channel_sums(x, per_image=True).features, latent_features(x))
 
     class Counted(TorchDispatchMode):
         """Names of the operators that run."""

@@ -1,9 +1,11 @@
-"""Plugins of somebody else: written as the docs say they work,
-and broken ones never pass for a verdict or end a run."""
+"""One file adds a component: from somebody else's package or in a package of our own, written as the docs say. Broken
+plugins never pass for a verdict or end a run."""
 
+import importlib
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,25 +23,39 @@ from sanakit.cli import drift as _drift_command  # noqa: F401  adds the command
 from sanakit.cli.app import app
 from sanakit.config import dump_config, make_config
 from sanakit.contracts import GateResult, Reading, Verdict
+from sanakit.core.dit import new_core
 from sanakit.data.table import DATASETS
 from sanakit.drift import DRIFT
-from sanakit.drift.base import ask
+from sanakit.drift.base import COMPONENTS, ask, seen_by, sees
+from sanakit.drift.compare import statistics
+from sanakit.drift.sample import sample_latents
 from sanakit.errors import SanakitError
-from sanakit.registry import Registry
+from sanakit.loading import load_text_encoder, load_vae
+from sanakit.registry import PACKAGES, Registry
 from sanakit.reporting import write_report
 from sanakit.reporting.ci import markdown
-from sanakit.strategies.base import STRATEGIES
+from sanakit.strategies.base import STRATEGIES, strategy_named
 from sanakit.swap import stages as engine
 from sanakit.swap.plugins import sound_strategies
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
-PAGE = (Path(__file__).parent.parent / "docs" / "adding-a-component.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent
+PAGE = "".join((ROOT / p).read_text(encoding="utf-8") for p in ("CONTRIBUTING.md", "docs/adding-a-component.md"))
+REGISTRIES = (GATES, DRIFT, STRATEGIES, DATASETS, VAES, TEXT_ENCODERS)
 
 
 def example(name):
-    """The block of Python on the page that registers `name`."""
-    (block,) = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if f'"{name}"' in b]
+    """The block of Python on the pages that registers `name`."""
+    (block,) = [b for b in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL) if f'.register("{name}"' in b]
     return block
+
+
+def stated_entry_point(group, name):
+    """The attribute that the page's entry point names."""
+    (section,) = [part for part in re.findall(r"```toml\n(.*?)```", PAGE, re.DOTALL) if "entry-points" in part]
+    lines = section.split(f'[project.entry-points."sanakit.{group}"]\n')[1].split("\n\n")[0]
+    return re.search(rf'"?{re.escape(name)}"? = "[a-z_.]+:(\w+)"', lines)[1]
 
 
 @pytest.fixture
@@ -49,8 +65,7 @@ def plugin(tmp_path, monkeypatch):
     site.mkdir()
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
-    registries = (GATES, DRIFT, STRATEGIES, DATASETS, VAES)
-    objects = [(registry, dict(registry._objects)) for registry in registries]
+    objects = [(registry, dict(registry._objects)) for registry in REGISTRIES]
     modules = set(sys.modules)
 
     def add(name, source, points):
@@ -59,7 +74,7 @@ def plugin(tmp_path, monkeypatch):
             for kind, rows in points.items()
         )
         install(site, name, source, text)
-        for registry in registries:
+        for registry in REGISTRIES:
             monkeypatch.setattr(registry, "_listing", None)
 
     yield add
@@ -77,6 +92,110 @@ def exit_code(monkeypatch, *arguments):
     with pytest.raises(SystemExit) as end:
         cli.main()
     return end.value.code or 0
+
+
+@pytest.fixture
+def file_beside(plugin, tmp_path, monkeypatch):
+    """`file_beside("sanakit.vaes", source)` puts one file into a package of ours for the time of the test."""
+
+    def add(package, source):
+        module, folder = importlib.import_module(package), tmp_path / "site" / package
+        folder.mkdir()
+        (folder / "ours_in_one_file.py").write_text(textwrap.dedent(source))
+        monkeypatch.setattr(module, "__path__", [*module.__path__, str(folder)])
+        for registry in REGISTRIES:
+            monkeypatch.setattr(registry, "_listing", None)
+
+    return add
+
+
+def use_vae(name, monkeypatch):
+    monkeypatch.setattr(VAES.get(name), "load", VAES.get(name).tiny)  # as there is no network
+    vae, images = load_vae(name), torch.zeros(2, 3, 32, 48)
+    assert vae.decode(vae.encode(images)).shape == images.shape
+
+
+def use_text_encoder(name, monkeypatch):
+    monkeypatch.setattr(TEXT_ENCODERS.get(name), "load", TEXT_ENCODERS.get(name).tiny)
+    encoder = load_text_encoder(name)
+    embeds = encoder.encode(["red apple", "two words more"]).embeds
+    assert embeds.shape == (2, encoder.spec.max_tokens, encoder.spec.embed_dim) and embeds.isfinite().all()
+
+
+def use_statistic(name, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    monkeypatch.setattr(DRIFT, "names", lambda: [name])
+    sides = [sample_latents(torch.randn(64, 4, 4, 4, generator=generator) + shift) for shift in (0.0, 3.0)]
+    (reading,) = statistics(*sides, 0.05, 0)
+    assert reading.name == name and reading.alarm and not reading.error
+
+
+def use_gate(name, monkeypatch):
+    row = next(r for r in run_gates("component", vae_evidence(psnr=np.full(100, 19.0))) if r.gate == name)
+    assert (row.verdict, row.threshold, row.error) == (Verdict.FAIL, 20.0, "")
+
+
+def use_strategy(name, monkeypatch):
+    core = new_core(TINY, seed=0)
+    assert sound_strategies([name], core) == ([name], [])
+    (group,) = strategy_named(name).parameter_groups(core)
+    assert group["name"] == "input" and STRATEGIES.get(name).kinds == ("vae",)
+    assert sum(p.requires_grad for p in core.parameters()) == len(group["params"]) > 0
+
+
+TINY = {
+    "in_channels": 4,
+    "out_channels": 4,
+    "num_attention_heads": 1,
+    "attention_head_dim": 8,
+    "num_layers": 1,
+    "num_cross_attention_heads": 1,
+    "cross_attention_head_dim": 8,
+    "cross_attention_dim": 8,
+    "caption_channels": 8,
+    "sample_size": 4,
+    "patch_size": 1,
+}
+ONE_FILE = {  # kind of `sanakit ls` -> name on the pages, and how it is used
+    "vaes": ("ours-f8c4", use_vae),
+    "text-encoders": ("ours-1b", use_text_encoder),
+    "drift": ("ours-ks", use_statistic),
+    "gates": ("component/ours-sharp", use_gate),
+    "strategies": ("ours-patch", use_strategy),
+}
+
+
+def assert_listed_and_described(kind, name, origin):
+    row = next(r for r in json.loads(CliRunner().invoke(app, ["ls", kind, "--json"]).stdout) if r["name"] == name)
+    facts = json.loads(CliRunner().invoke(app, ["describe", name, "--json"]).stdout)
+    assert row["origin"] == facts["origin"] == origin and row["title"] and facts["kind"] == kind
+    assert row["licence"] == "Apache-2.0" and row["error"] is facts["error"] is None
+
+
+@pytest.mark.parametrize("kind", ONE_FILE)
+def test_one_file_of_somebody_else_is_listed_described_and_used(kind, plugin, monkeypatch):
+    name, use = ONE_FILE[kind]
+    group = kind.replace("-", "_")
+    plugin(f"theirs_{group}", example(name), {group: {name: stated_entry_point(group, name)}})
+    assert_listed_and_described(kind, name, f"theirs_{group}")
+    use(name, monkeypatch)
+
+
+@pytest.mark.parametrize("kind", ONE_FILE)
+def test_one_file_in_a_package_of_ours_is_listed_described_and_used(kind, file_beside, monkeypatch):
+    name, use = ONE_FILE[kind]
+    file_beside(PACKAGES[kind], example(name))
+    assert_listed_and_described(kind, name, "builtin")
+    use(name, monkeypatch)
+
+
+def test_a_statistic_sees_the_features_that_it_names(monkeypatch):
+    assert seen_by("correlation-max").blocks == {"latents": ("correlation",)}
+    assert seen_by("embedding-norms").blocks == {"embeddings": ("norms",)}
+    assert seen_by("mmd").blocks["latents"] == seen_by("mmd").blocks["embeddings"] == COMPONENTS
+    for wrong in ({"latents": ("spreads",)}, {"embeddings": ("power",)}, {"pixels": ("mean",)}):
+        with pytest.raises(ValueError, match="kinds and blocks are"):
+            sees(**wrong)
 
 
 def two_sides(tmp_path, moved=0.0):
@@ -404,4 +523,4 @@ def test_doctor_ls_and_describe_show_a_broken_plugin_as_a_row_and_end_with_0(plu
         assert facts["name"] == name and facts["error"]
         assert exit_code(monkeypatch, "describe", name) == 0 and "error: " in capsys.readouterr().out
     with pytest.raises(SanakitError, match=r"SK0102.*(\n.*)*pip uninstall bad_"):
-        Registry("vaes", "sanakit.vaes").get("pca-f8c4")
+        Registry("vaes").get("pca-f8c4")

@@ -46,7 +46,7 @@ PLUGIN = """
 
 def test_a_plugin_adds_a_vae_by_entry_point_alone(site):
     install(site, "plugin_a", PLUGIN.format(zero=1, name="ours"), "[sanakit.vaes]\nours = plugin_a:Ours\n")
-    registry = Registry("vaes", "sanakit.vaes")
+    registry = Registry("vaes")
     entry = registry.entries()["ours"]
     assert (entry.origin, entry.title, entry.licence, entry.error) == ("plugin_a", "From a plugin", "MIT", None)
     assert "plugin_a" not in sys.modules
@@ -60,7 +60,7 @@ def test_a_broken_plugin_is_a_row_and_only_get_fails(site):
         PLUGIN.format(zero=0, name="broken"),
         "[sanakit.vaes]\nbroken = plugin_b:Ours\ngone = nowhere:X\n",
     )
-    registry = Registry("vaes", "sanakit.vaes")
+    registry = Registry("vaes")
     assert registry.entries()["gone"].error == "OSError: module nowhere is not installed"
     with pytest.raises(SanakitError, match="SK0103.*ZeroDivisionError"):
         registry.get("broken")
@@ -69,7 +69,7 @@ def test_a_broken_plugin_is_a_row_and_only_get_fails(site):
 
 def test_a_name_used_twice_is_an_error(site):
     install(site, "plugin_c", PLUGIN.format(zero=1, name="pca-f8c4"), "[sanakit.vaes]\npca-f8c4 = plugin_c:Ours\n")
-    registry = Registry("vaes", "sanakit.vaes")
+    registry = Registry("vaes")
     assert registry.entries()["pca-f8c4"].error == "name used twice: builtin and plugin_c"
     with pytest.raises(SanakitError, match="SK0102"):
         registry.get("pca-f8c4")
@@ -92,7 +92,7 @@ def test_the_vae_of_the_contributors_first_page_works(site):
     page = (Path(__file__).parent.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
     source = re.search(r"```python\n(.*?)```", page, re.DOTALL).group(1)
     install(site, "first_page", source, "[sanakit.vaes]\nours-f8c4 = first_page:OursF8C4\n")
-    registry = Registry("vaes", "sanakit.vaes")
+    registry = Registry("vaes")
     assert registry.entries()["ours-f8c4"].title == "Our autoencoder, f8c4"
     vae = registry.get("ours-f8c4").tiny()
     images = torch.zeros(2, 3, 32, 48)

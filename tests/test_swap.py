@@ -196,6 +196,7 @@ def test_text_encoder_swap(world):
     assert {"component/prompts-differ", "component/padding"} <= {
         g["gate"] for g in validation["stages"]["component"]["gates"]
     }
+    assert list(validation["strategy"]["prompt_gain"]) == ["all"]  # the captions of a folder are of no stated kind
     rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
     assert rows["align"]["caption_r2"] > 0 and rows["align"]["caption_pairing"] == "tokens"
     assert (

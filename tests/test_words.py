@@ -11,7 +11,9 @@ import sanakit
 PACKAGE = Path(sanakit.__file__).parent
 ROOT = PACKAGE.parent
 FORBIDDEN = re.compile(
-    r"\b(pictures?|halves|judges?|looks?|joints?|numbers a picture|whoever|leave to|numbers an image)\b", re.IGNORECASE
+    r"\b(pictures?|halves|judges?|looks?|joints?|numbers a picture|whoever|leave to|numbers an image"
+    r"|most clearly|the weights.? own)\b",
+    re.IGNORECASE,
 )
 NAMES = (
     "joint-text-encoder",

@@ -1,6 +1,6 @@
 """Draw docs/tiny-sana.png: eight held-in prompts of the embedded world and, below them, eight held-out ones, each as
-its sample over the image that has this name. The prompts are drawn among OpenMoji's names, which say what an image
-shows (titles of openclipart often do not); --seed draws others, --data among others.
+its sample over the image that has this name. The prompts are enriched captions of OpenMoji, whose titles say what an
+image shows; --seed draws others, --data among others.
 
     python experiments/assets/sample_grid.py
     python experiments/assets/sample_grid.py --recognise 256
@@ -23,7 +23,7 @@ from sanakit.evaluation.figures import to_uint8
 from sanakit.loading import load_base
 from sanakit.sampling import sample_images
 
-CELL, REAL, LABEL, ACROSS = 96, 48, 15, 8
+CELL, REAL, LABEL, ACROSS = 96, 48, 27, 8
 ROW = CELL + REAL + LABEL
 
 
@@ -44,6 +44,18 @@ def recognise(base: str, data: str, count: int, seed: int) -> None:
             f"(median), {share.mean():.3f} (mean); own image nearest in {(nearer == 0).float().mean():.1%}, chance "
             f"{1 / len(names):.1%}"
         )
+
+
+def label_lines(prompt: str, draw: ImageDraw.ImageDraw, font: ImageFont.FreeTypeFont) -> list[str]:
+    """The prompt without its style in at most two lines that are as wide as a cell."""
+    lines = [""]
+    for word in prompt.rsplit(",", 1)[0].split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and draw.textlength(longer, font) > CELL - 4:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines[:2]
 
 
 def main() -> None:
@@ -72,10 +84,8 @@ def main() -> None:
         sheet.paste(Image.fromarray(sample).resize((CELL, CELL)), (left, top))
         small = Image.fromarray(image).resize((REAL, REAL), Image.Resampling.LANCZOS)
         sheet.paste(small, (left + (CELL - REAL) // 2, top + CELL))
-        text = prompt.split(",")[0].encode("ascii", "ignore").decode()  # flags of regions carry invisible tags
-        while draw.textlength(text, font) > CELL - 4:
-            text = text[:-2].rstrip() + "…"
-        draw.text((left + CELL / 2, top + CELL + REAL + 1), text, "black", font, anchor="ma")
+        for number, line in enumerate(label_lines(prompt, draw, font)):
+            draw.text((left + CELL / 2, top + CELL + REAL + 1 + 12 * number), line, "black", font, anchor="ma")
     sheet.save(args.out, optimize=True)
     for label, some in (("held in", prompts[:ACROSS]), ("held out", prompts[ACROSS:])):
         print(f"{label}: {'; '.join(some)}")

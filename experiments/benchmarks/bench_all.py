@@ -35,8 +35,8 @@ from sanakit.data.cache import BATCH_SIZE, raw_latents, to_images
 from sanakit.data.dataset import build_dataset
 from sanakit.data.table import decode
 from sanakit.flow import interpolate, velocity_loss
+from sanakit.kernels.channel_sums import channel_sums
 from sanakit.kernels.linear_attention import linear_attention
-from sanakit.kernels.moments import latent_moments
 from sanakit.loading import load_text_encoder, load_vae
 from sanakit.training.loop import TrainOptions, draw_batch, fit, new_state
 from sanakit.training.parameters import update_ema
@@ -188,7 +188,7 @@ def alignment(repeats: int) -> list[Row]:
         compare("alignment of the input, 1,024 images", lambda: align_input(system.core, base, latents, latents), step,
                 **part),
         compare("alignment of the head, 1,024 draws", lambda: align_output(system, data, count=1024), step, **part),
-        compare("moments, 36,864 positions of 32 + 32 channels", lambda: latent_moments(together),
+        compare("moments, 36,864 positions of 32 + 32 channels", lambda: channel_sums(together),
                 lambda: CrossMoments.empty(32, 32).add(rows[:, :32], rows[:, 32:]), meaning="times faster",
                 against="CrossMoments.add", repeats=repeats),
     ]  # fmt: skip
@@ -231,7 +231,7 @@ def growth(repeats: int) -> list[Row]:
 
     def moments(images: int, channels: int):
         latents = torch.randn(images, channels, 16, 16)
-        return lambda: latent_moments(latents)
+        return lambda: channel_sums(latents)
 
     def merged(ranks: int):
         rank_moments = CrossMoments.empty(32, 32)

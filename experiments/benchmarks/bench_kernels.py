@@ -13,10 +13,10 @@ import torch
 from bench_harness import Row, compare, save
 from torch.nn import functional as F
 
+from sanakit.kernels.channel_sums import channel_sums
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv.naive import gated_depthwise as eager_glumbconv
 from sanakit.kernels.linear_attention import linear_attention
-from sanakit.kernels.moments import latent_moments
 
 MODELS = {"0.6B": 36, "1.6B": 70}  # heads of 32
 SIZES = {512: 64, 1024: 16, 2048: 4, 4096: 1}  # pixels -> batch
@@ -94,7 +94,7 @@ def run(repeats: int) -> list[Row]:
         rows.append(
             compare(
                 f"latent moments {channels} channels",
-                lambda latents=latents: latent_moments(latents),
+                lambda latents=latents: channel_sums(latents),
                 copy,
                 repeats=repeats,
                 timer=seconds,

@@ -79,8 +79,7 @@ def trained_loss(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> 
 def distances(system: LatentDiffusion, swap: Swap) -> dict[str, list[float]]:
     candidate_test, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(64)
-    first = torch.ones_like(rows)
-    prompts = candidate_test.prompts(rows, first), theirs.prompts(rows, first)
+    prompts = candidate_test.evaluation_prompts(rows), theirs.evaluation_prompts(rows)
     return {
         f"{sigma:g}": feature_distance(
             system, swap.base_system, candidate_test.latents[rows, 0], theirs.latents[rows, 0], *prompts, sigma=sigma

@@ -221,8 +221,8 @@ def columns(latents: np.ndarray) -> np.ndarray:
 
 
 def calibrated(features: np.ndarray) -> float:
-    """CUSUM threshold at which 5% of clean streams alarm in 100 evaluations, by the library's own simulation."""
-    from sanakit.drift.cusum import calibrate
+    """CUSUM threshold at which 5% of clean streams alarm in 100 evaluations, by simulation."""
+    from drift_cusum import calibrate
 
     rows = np.random.default_rng([SEED, 3]).permutation(len(features))[:REFERENCE]
     return calibrate(features[rows], ROWS, NUM_EVALUATIONS / -np.log(1 - ALPHA))
@@ -246,7 +246,8 @@ SHARED: dict[str, Any] = {}  # what the forked processes read
 
 def clean_stream(number: int) -> dict[str, bool]:
     """Does a clean stream of other images than the reference's alarm at any of its evaluations?"""
-    from sanakit.drift.cusum import Cusum
+    from drift_cusum import Cusum
+
     from sanakit.drift.sequential import EProcess
 
     clean = SHARED["clean"]
@@ -265,7 +266,8 @@ def clean_stream(number: int) -> dict[str, bool]:
 def stream_delays(number: int) -> dict[str, dict[str, float | None]]:
     """Evaluations from the change (after evaluation 30 of 100) to the alarm, by shift and test; 0 for an alarm before
     it, null for none. `cusum on the mean` watches channel means alone, calibrated alike."""
-    from sanakit.drift.cusum import Cusum
+    from drift_cusum import Cusum
+
     from sanakit.drift.sequential import EProcess
 
     data, clean = SHARED["data"], SHARED["clean"]

@@ -43,7 +43,7 @@ def matched_sigmas(system: LatentDiffusion, base: LatentDiffusion) -> list[float
 def one_step_error(system: LatentDiffusion, data: LatentDataset, images: torch.Tensor, sigmas: list[float]) -> float:
     """Pixel error of decoded clean estimates, mean over images (N, 3, H, W) and sigmas."""
     rows = torch.arange(len(images))
-    latents, prompt = data.latents[rows, 0], data.prompts(rows, torch.ones_like(rows))
+    latents, prompt = data.latents[rows, 0], data.evaluation_prompts(rows)
     noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(1))
     errors = []
     with evaluating(system.core):

@@ -13,7 +13,7 @@ from diffusers import SanaTransformer2DModel
 from sanakit.errors import SanakitError
 from sanakit.registry import Registry
 
-ADAPTERS: Registry[type["Adapter"]] = Registry("adapters", "sanakit.adapters")
+ADAPTERS: Registry[type["Adapter"]] = Registry("adapters")
 
 
 class Adapter:

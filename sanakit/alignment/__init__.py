@@ -2,9 +2,9 @@
 
 from sanakit.alignment.blocks import align_blocks
 from sanakit.alignment.carried import carry_rest
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.distance import feature_distance
 from sanakit.alignment.layers import rank_layers
-from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.text import align_caption, pair_captions
 from sanakit.alignment.vae import INPUT_METHODS, align_input, align_output
 

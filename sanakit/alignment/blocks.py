@@ -14,9 +14,9 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor
 
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.draws import PairedDraws, Side, draw_pairs, same_captions
 from sanakit.alignment.layer_step import LayerStep
-from sanakit.alignment.moments import CrossMoments
 from sanakit.alignment.vae import align_output, head_rows, write_head
 from sanakit.alignment.walk import BRANCHES, Branch, Walk, last_layer
 from sanakit.assembly import LatentDiffusion, core_at_work

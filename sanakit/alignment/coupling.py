@@ -9,7 +9,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor
 from torch.nn import functional as F
 
-from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.vae import latent_chunks, paired_patches
 from sanakit.data.store import Rows
 

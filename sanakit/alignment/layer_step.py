@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanakit.alignment.moments import ENOUGH
+from sanakit.alignment.cross_moments import ENOUGH
 from sanakit.errors import SanakitError
 
 SAMPLED = 4096  # rows that measure the length of a step

@@ -11,7 +11,7 @@ import numpy as np
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.text import PENALTY, Captions, pair_captions, paired_rows
 from sanakit.data.cache import Progress, silent
 from sanakit.errors import SanakitError
@@ -38,11 +38,11 @@ class Trial:
     power: list[float] = field(default_factory=list)
     finite: bool = True
 
-    def see(self, pairs: Captions, base_layer: nn.Module, *, judging: bool) -> None:
+    def see(self, pairs: Captions, base_layer: nn.Module, *, evaluated: bool) -> None:
         self.finite = self.finite and bool(pairs.candidate.embeds.isfinite().all())
         if not self.finite:
             return
-        if not judging:
+        if not evaluated:
             self.moments.add(*_rows(pairs, slice(None), base_layer))
             return
         self.map = self.map or self.moments.ridge(PENALTY)
@@ -98,15 +98,17 @@ def rank_layers(
 
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
-    solving, judging = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
+    solving, evaluated = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
     parts = [
-        (split[i : i + CHUNK], split is judging) for split in (solving, judging) for i in range(0, len(split), CHUNK)
+        (split[i : i + CHUNK], split is evaluated)
+        for split in (solving, evaluated)
+        for i in range(0, len(split), CHUNK)
     ]
     for number, (part, held_out) in enumerate(parts, 1):
         encoded = encoder.encode_layers(part, names)
         pairs = pair_captions(encoded[0], base_encoder.encode(part), part, encoder, base_encoder)
         for trial, embeds in zip(trials, encoded, strict=True):
-            trial.see(replace(pairs, candidate=embeds), base_layer, judging=held_out)
+            trial.see(replace(pairs, candidate=embeds), base_layer, evaluated=held_out)
         progress("measuring layers", number, len(parts))
     declared = trials[0]
     if not declared.finite:

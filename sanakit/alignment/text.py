@@ -12,7 +12,7 @@ import torch
 from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 
-from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 

@@ -17,7 +17,7 @@ from diffusers import SanaTransformer2DModel
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sanakit.alignment.moments import CrossMoments
+from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows

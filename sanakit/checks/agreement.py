@@ -93,7 +93,7 @@ def moved(evidence: SmokeEvidence) -> Measurement:
 @GATES.register("smoke/average", title="the moving average follows the weights", embedded=True)
 @rule(
     code="SK0524",
-    metric="way of the average over the weights' own",
+    metric="movement of the average over that of the weights",
     at_least=(1e-3, 1e-2),
     needs=("average_moved",),
     hint="update the average after every optimiser step",

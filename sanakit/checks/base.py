@@ -114,7 +114,7 @@ class Gate:
         return self.rule.decide(self.name, measured, self.rule.default if limit is None else limit)
 
 
-GATES: Registry[Callable[[Evidence], Any]] = Registry("gates", "sanakit.checks")
+GATES: Registry[Callable[[Evidence], Any]] = Registry("gates")
 
 
 def rule(

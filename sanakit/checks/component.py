@@ -247,7 +247,7 @@ def measure_text_encoder(
     candidate: TextEncoder, base: TextEncoder | None, dataset: ImageDataset, run_dir: Path
 ) -> Measured:
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
-    prompts = [captions[-1] for captions in dataset.captions]
+    prompts = dataset.evaluation_captions()
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
     facts, norms, cosines, cut, encoded = {}, {}, {}, {}, None
     for side, encoder in sides.items():

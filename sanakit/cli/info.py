@@ -10,23 +10,14 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
-from sanakit.registry import Registry
+from sanakit.registry import PACKAGES, Registry
 
-PACKAGES = {
-    "vaes": "sanakit.vaes",
-    "text-encoders": "sanakit.text_encoders",
-    "adapters": "sanakit.adapters",
-    "drift": "sanakit.drift.statistics",
-    "gates": "sanakit.checks",
-    "datasets": "sanakit.data",
-    "strategies": "sanakit.strategies",
-}
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
 def registries() -> dict[str, Registry[Any]]:
     """Fresh registries for listing: the source scan needs no import of the components."""
-    return {kind: Registry(kind, package) for kind, package in PACKAGES.items()}
+    return {kind: Registry(kind) for kind in PACKAGES}
 
 
 @app.command("ls")

@@ -8,6 +8,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.dry_run import needs_options, print_needs
+from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
 from sanakit.cli.options import (
     AllowPickle,
     AsJson,
@@ -24,7 +25,7 @@ from sanakit.cli.options import (
     place,
 )
 from sanakit.cli.output import print_json
-from sanakit.errors import ExitCode, SanakitError
+from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8
 
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
@@ -157,15 +158,15 @@ def check_names(config: Any) -> None:
     from sanakit.registry import Registry
 
     cache_dir()
-    for kind, package, name in (
-        ("vaes", "sanakit.vaes", config.vae.name),
-        ("text-encoders", "sanakit.text_encoders", config.text_encoder.name),
-        ("adapters", "sanakit.adapters", config.adapter.name),
-        ("strategies", "sanakit.strategies", None if config.train.strategy == "auto" else config.train.strategy),
+    for kind, name in (
+        ("vaes", config.vae.name),
+        ("text-encoders", config.text_encoder.name),
+        ("adapters", config.adapter.name),
+        ("strategies", None if config.train.strategy == "auto" else config.train.strategy),
     ):
         name = name.partition("?")[0] if name and kind == "text-encoders" else name
         if name and name.partition(":")[0] not in ("path", "hub"):
-            registry: Registry[Any] = Registry(kind, package)
+            registry: Registry[Any] = Registry(kind)
             if name not in registry.entries():
                 registry.get(name)  # raises with suggestions
 
@@ -220,27 +221,14 @@ def run(
         write_markdown(validation, markdown)
     if as_json:
         print_json(validation)
-        for gate in _broken(validation):
+        for gate in unevaluated_gates(validation):
             print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
         if plan := swap.run.read_json("plan.json"):
             print_plan(plan)
         print_validation(validation, run_path, report)
     barrier()
-    raise typer.Exit(_exit_code(validation))
-
-
-def _broken(validation: dict[str, Any]) -> list[dict[str, Any]]:
-    return [gate for stage in validation["stages"].values() for gate in stage["gates"] if gate.get("error")]
-
-
-def _exit_code(validation: dict[str, Any]) -> int:
-    """5 where something could not be evaluated because it raised; it is in the table,
-    with the verdict of everything else."""
-    if _broken(validation):
-        return ExitCode.ERROR
-    verdict = validation["verdict"]
-    return {"pass": ExitCode.PASSED, "fail": ExitCode.GATE_FAILED}.get(verdict, ExitCode.INCONCLUSIVE)
+    raise typer.Exit(exit_code_of(validation))
 
 
 @app.command()

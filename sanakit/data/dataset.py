@@ -24,10 +24,11 @@ CHOICES = 1 << 30  # a caption is drawn as a number below this
 class LatentDataset:
     """Normalised latents with their prompts, in memory or (large ones) memory-mapped and normalised when read.
 
-    latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every caption
-    of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
-    probability of an image's captions, where they are not equal. texts: the captions as they were written. spread: the
-    posterior's standard deviation in the shape of `latents`, where they are drawn from it.
+    latents: (N, M, C, h, w), M views of an image; of several shapes where they lie in buckets. captions: every
+    caption of every image. first, count: (N,) where an image's captions lie in `captions`. chances: (N, K) cumulative
+    probability of an image's captions, where they are not equal. texts: the captions as they were written. spread:
+    the posterior's standard deviation in the shape of `latents`, where they are drawn from it. caption_kinds: see
+    `ImageDataset`.
     """
 
     names: list[str]
@@ -38,6 +39,7 @@ class LatentDataset:
     chances: Tensor | None = None
     texts: list[str] = field(default_factory=list)
     spread: Tensor | Rows | Bucketed | None = None
+    caption_kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.latents)
@@ -54,6 +56,16 @@ class LatentDataset:
         """The embeddings of one caption of every index."""
         rows = self.caption_rows(indices, choice)
         return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+
+    def evaluation_prompts(self, indices: Tensor) -> PromptEmbeds:
+        """The embeddings of `ImageDataset.evaluation_captions`."""
+        rows = self.first[indices] + indices % self.count[indices]
+        return PromptEmbeds(self.captions.embeds[rows].float(), self.captions.mask[rows])
+
+    def places_by_kind(self, count: int) -> dict[str, Tensor]:
+        """Which of the first `count` images are evaluated with a caption of each kind; {} without kinds."""
+        places = torch.arange(count)
+        return {kind: places[n :: len(self.caption_kinds)] for n, kind in enumerate(self.caption_kinds)}
 
     def caption_rows(self, indices: Tensor, choice: Tensor) -> Tensor:
         """Caption number `choice` modulo the image's count; with scores by their chances, `choice` over CHOICES."""
@@ -149,6 +161,7 @@ def build_dataset(
         chances=caption_chances(dataset.scores, temperature) if temperature and dataset.scores else None,
         texts=texts,
         spread=spread,
+        caption_kinds=dataset.caption_kinds,
     )
 
 

@@ -15,10 +15,11 @@ from sanakit.data.images import decode
 from sanakit.data.survey import Survey
 from sanakit.registry import Registry
 
-DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets", "sanakit.data")
+DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 
 HELD_OUT_SHARE = 0.1
 ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation image
+EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: results of another choice do not fit
 
 
 @dataclass(kw_only=True)
@@ -26,8 +27,9 @@ class ImageDataset:
     """Encoded images with captions.
 
     source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
-    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop` or
-    `pad`. survey: what reading the whole data set found beside the images.
+    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop`
+    or `pad`. survey: what reading the whole data set found beside the images. caption_kinds: what an image's first,
+    second ... caption is, where the data set says so.
     """
 
     source: str
@@ -38,6 +40,7 @@ class ImageDataset:
     scores: list[list[float]] = field(default_factory=list)
     fit: str = "crop"
     survey: Survey = field(default_factory=Survey)
+    caption_kinds: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.names)
@@ -89,7 +92,14 @@ class ImageDataset:
             scores=[self.scores[i] for i in indices] if self.scores else [],
             fit=self.fit,
             survey=self.survey,
+            caption_kinds=self.caption_kinds,
         )
+
+    def evaluation_captions(self) -> list[str]:
+        """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,
+        so that any first K images of the embedded world are evaluated half with plain titles, half with enriched
+        captions."""
+        return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
 
     def split(self, held_out: bool) -> "ImageDataset":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.

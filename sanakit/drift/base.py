@@ -1,21 +1,27 @@
 """The drift registry: a statistic is a pure function of two matrices, one row per image or prompt.
 
-Signature `(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns
-are, so that a reading can say where. A statistic may leave out either keyword. The p-value is the test: `alarm` is
-`p_value <= alpha`.
+    @DRIFT.register("spread-ratio", title="largest ratio of spreads")
+    @sees(latents=("log-sd",))
+    def spread_ratio(reference, current, alpha): ...
+
+`sees` says which features its columns are; without it they are principal components of all features. Signature
+`(reference (n, d), current (m, d), alpha, *, names=(), seed=0) -> Reading`; `names` says what the columns are, so that
+a reading can say where. A statistic may leave out either keyword. The p-value is the test:
+`alarm` is `p_value <= alpha`.
 """
 
 import inspect
 import math
-from collections.abc import Sequence
-from dataclasses import replace
-from typing import Any, Protocol
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sanakit.contracts import Reading
+from sanakit.drift.features import BLOCKS
 from sanakit.registry import Registry
 from sanakit.tracebacks import guarded
 
@@ -26,7 +32,42 @@ class Statistic(Protocol):
     ) -> Reading: ...
 
 
-DRIFT: Registry[Statistic] = Registry("drift", "sanakit.drift.statistics")
+DRIFT: Registry[Statistic] = Registry("drift")
+COMPONENTS = ("principal components",)  # of the normal scores of all structured features and correlations
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """What the columns of a statistic are, by kind: names of blocks, or COMPONENTS; a kind that is not there is not
+    asked about. rows_named: its column names are those of the current side's rows."""
+
+    blocks: dict[str, tuple[str, ...]]
+    rows_named: bool = False
+
+
+EVERYTHING = Seen(blocks=dict.fromkeys(BLOCKS, COMPONENTS))
+
+
+def sees(*, rows_named: bool = False, **blocks: tuple[str, ...]) -> Callable[[F], F]:
+    """Decorator of a statistic: the blocks of `sanakit.drift.features` that it reads of `latents`, of `embeddings`, or
+    of both. Raises ValueError for another kind or block."""
+    for kind, names in blocks.items():
+        known = (*BLOCKS.get(kind, ()), *COMPONENTS)
+        if kind not in BLOCKS or not set(names) <= set(known):
+            raise ValueError(f"sees({kind}={names!r}): kinds and blocks are {BLOCKS}, or {COMPONENTS}")
+
+    def mark(statistic: F) -> F:
+        statistic.seen = Seen(blocks=blocks, rows_named=rows_named)  # type: ignore[attr-defined]
+        return statistic
+
+    return mark
+
+
+def seen_by(name: str) -> Seen:
+    """What a registered statistic sees; everything where it does not say, or cannot be imported."""
+    statistic, _ = guarded(lambda: DRIFT.get(name))
+    return getattr(statistic, "seen", EVERYTHING)
 
 
 def ask(
@@ -57,7 +98,8 @@ def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
 
 
 def _checked(name: str, returned: Any) -> Reading:
-    """The reading with its numbers as Python's own. Raises where it is none, or where its p-value is no probability."""
+    """The reading under the registered name, its numbers as Python's own. Raises where it is none, or where its p-value
+    is no probability."""
     if not isinstance(returned, Reading):
         raise TypeError(f"the statistic returned {type(returned).__name__}, expected Reading")
     plain: dict[str, Any] = {
@@ -84,8 +126,7 @@ def column_name(names: Sequence[str], column: int, columns: int) -> str:
     return f"channel {column % half} {'mean' if column < half else 'spread'}" if half else "channel 0 mean"
 
 
-def judged(
-    name: str,
+def tested_reading(
     title: str,
     value: float,
     p_value: float,
@@ -95,9 +136,10 @@ def judged(
     ci_low: float | None = None,
     ci_high: float | None = None,
 ) -> Reading:
-    """A reading whose p-value decides: threshold is alpha."""
+    """A reading whose p-value decides: threshold is alpha. `ask` gives it the name that the statistic is registered
+    under."""
     return Reading(
-        name=name,
+        name="",
         title=title,
         value=float(value),
         where=where,

@@ -16,8 +16,8 @@ from sanakit.contracts import Reading
 from sanakit.drift.detail import BLOCKS as DETAIL
 from sanakit.drift.detail import RINGS, SPREAD, detail_change, detail_of_channel, explains_the_spread
 from sanakit.drift.permutation import thin
-from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample, subset
+from sanakit.drift.statistics.rank_max import normal_scores
 
 Blocks = Mapping[str, np.ndarray]
 

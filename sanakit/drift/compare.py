@@ -4,62 +4,24 @@ Under exchangeability of the two sides a clean comparison alarms with probabilit
 Holm); exceptions are named in docs/drift.md. No alarm with fewer samples than `NEEDED` a side is inconclusive.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, ask
+from sanakit.drift.base import COMPONENTS, DRIFT, ask, seen_by
 from sanakit.drift.causes import likely_cause
+from sanakit.drift.features import STRUCTURED
 from sanakit.drift.permutation import holm
-from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample
+from sanakit.drift.statistics.rank_max import normal_scores
 from sanakit.errors import SanakitError
 
 NEEDED = 32
 MOST_DIMENSIONS = 32
 ROWS_PER_DIMENSION = 10
 KEYS = ("name", "title", "value", "ci_low", "ci_high", "p_value", "threshold", "alarm", "where")
-
-MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
-STRUCTURED = ("mean", "log-sd", "low", "median", "high", "grain", "middle", "fine", "corner", "rings", "norms")
-# what each statistic sees: blocks, or `PCA` of the normal scores of all structured features and correlations
-PCA = "PCA"
-OF_ROWS = ("outlier-images",)  # what these name are rows of the current side
-PLAN: dict[str, dict[str, Sequence[str] | str]] = {
-    "latents": {
-        "rank-max": STRUCTURED,
-        "correlation-max": ("correlation",),
-        "welch-max": MOMENTS,
-        "gaussian-kl": ("mean", "log-sd"),
-        "gaussian-kl-full": PCA,
-        "symmetric-kl": PCA,
-        "frechet": PCA,
-        "mmd": PCA,
-        "energy": PCA,
-        "sliced-wasserstein": PCA,
-        "psi": ("mean", "log-sd"),
-        "spectrum-kl": ("power",),
-        "outlier-images": ("log-sd",),
-        "classifier": PCA,
-    },
-    "embeddings": {
-        "rank-max": ("mean", "log-sd"),
-        "embedding-norms": ("norms",),
-        "welch-max": ("mean", "log-sd"),
-        "gaussian-kl": ("mean",),
-        "gaussian-kl-full": PCA,
-        "symmetric-kl": PCA,
-        "frechet": PCA,
-        "mmd": PCA,
-        "energy": PCA,
-        "sliced-wasserstein": PCA,
-        "psi": ("norms",),
-        "classifier": PCA,
-    },
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,21 +79,23 @@ def compare(
 
 def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> list[Reading]:
     """Every registered statistic on its features, p-values not yet corrected."""
-    plan = PLAN[reference.kind]
     projected = project(reference, current)
     readings = []
-    for name in [*plan, *(n for n in DRIFT.names() if not any(n in p for p in PLAN.values()))]:
-        blocks = plan.get(name, PCA)
-        if isinstance(blocks, str):
+    for name in DRIFT.names():
+        seen = seen_by(name)
+        if reference.kind not in seen.blocks:
+            continue
+        blocks = seen.blocks[reference.kind]
+        if blocks == COMPONENTS:
             (first, second), names = projected, [f"component {k}" for k in range(projected[0].shape[1])]
         else:
             first, second, names = reference.matrix(*blocks), current.matrix(*blocks), reference.names(*blocks)
-        if name in OF_ROWS:
+        if seen.rows_named:
             names = [f"row {row}" for row in current.rows]
         if first.shape[1]:
             reading = ask(name, first, second, alpha, names=names, seed=seed)
-            if blocks == PCA and not reading.where:
-                reading = replace(reading, where=f"all features, as {first.shape[1]} components")
+            if blocks == COMPONENTS and not reading.where:
+                reading = replace(reading, where=f"{first.shape[1]} principal components of all features")
             readings.append(reading)
     return readings
 

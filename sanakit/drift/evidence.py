@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 from scipy.spatial.distance import cdist
 
-from sanakit.drift.compare import STRUCTURED, project
+from sanakit.drift.compare import project
+from sanakit.drift.features import STRUCTURED
 from sanakit.drift.permutation import thin
-from sanakit.drift.rank_max import normal_scores
 from sanakit.drift.sample import Sample
 from sanakit.drift.snapshot import SHOWN_ROWS
 from sanakit.drift.spectra import steps
+from sanakit.drift.statistics.rank_max import normal_scores
 
 SHOWN = 8  # rows a side
 LABELS = {

@@ -23,6 +23,14 @@ QUANTILES = {"low": 0.05, "median": 0.5, "high": 0.95}
 
 Blocks = dict[str, Tensor]
 
+MOMENTS = ("mean", "log-sd", "skewness", "kurtosis")
+OF_LATENTS = ("mean", "log-sd", "low", "median", "high", "grain", "middle", "fine", "corner", "rings")
+STRUCTURED = (*OF_LATENTS, "norms")  # of either kind
+BLOCKS = {  # every name that a block of a kind can have
+    "latents": (*MOMENTS, *QUANTILES, "grain", *RINGS, "rings", "power", "correlation"),
+    "embeddings": ("mean", "log-sd", "norms"),
+}
+
 
 def latent_blocks(latents: Tensor) -> Blocks:
     """(N, C, h, w) -> blocks (N, C): mean, log-sd, skewness, kurtosis, low, median, high, grain (`smallest_steps`),

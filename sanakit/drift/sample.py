@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.drift.channel_moments import ChannelMoments
 from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
-from sanakit.drift.moments import Moments
 from sanakit.errors import SanakitError
 
 CHUNK = 256
@@ -40,7 +40,7 @@ class Sample:
     nonfinite: tuple[int, ...]
     rows: np.ndarray
     blocks: dict[str, np.ndarray]
-    moments: Moments | None
+    moments: ChannelMoments | None
     digest: str
 
     @property
@@ -135,7 +135,7 @@ class _Collector:
         self.digest = hashlib.sha256(json.dumps([kind, facts], sort_keys=True).encode())
         self.blocks: list[dict[str, Tensor]] = []
         self.indices: list[Tensor] = []
-        self.moments: Moments | None = None
+        self.moments: ChannelMoments | None = None
         self.nonfinite = torch.zeros(facts["channels"], dtype=torch.long)
         self.set_aside, self.start = 0, 0
 
@@ -167,7 +167,7 @@ class _Collector:
             return
         tokens = sound if mask is None else sound[mask.bool()]
         if len(tokens):
-            part = Moments.of(tokens)
+            part = ChannelMoments.of(tokens)
             self.moments = part if self.moments is None else self.moments.merge(part)
 
     def sample(self) -> Sample:

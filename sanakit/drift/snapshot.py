@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sanakit.drift.moments import Moments
+from sanakit.drift.channel_moments import ChannelMoments
 from sanakit.drift.permutation import thin
 from sanakit.drift.sample import Sample
 from sanakit.drift.shown import Shown, pack
@@ -99,7 +99,7 @@ def read_snapshot(path: Path) -> dict[str, Sample]:
             kind=kind,
             rows=tensors[f"{kind}.rows"].numpy(),
             blocks={k.removeprefix(block): v.numpy() for k, v in tensors.items() if k.startswith(block)},
-            moments=Moments(count=values, **parts) if parts else None,
+            moments=ChannelMoments(count=values, **parts) if parts else None,
             **record | {"nonfinite": tuple(record["nonfinite"])},
         )
     return samples

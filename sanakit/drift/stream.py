@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from sanakit.contracts import Reading
-from sanakit.drift.compare import STRUCTURED
 from sanakit.drift.equivalence import equivalence
-from sanakit.drift.features import block_names, embedding_blocks, latent_blocks
+from sanakit.drift.features import STRUCTURED, block_names, embedding_blocks, latent_blocks
 from sanakit.drift.sequential import EProcess
 from sanakit.errors import SanakitError
 

@@ -34,7 +34,7 @@ def blind_held_out(
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
-    prompts = data.prompts(indices, torch.ones_like(indices))
+    prompts = data.evaluation_prompts(indices)
     put = system.placement.put
     products: list[list[Tensor]] = [[] for _ in sigmas]
     with core_at_work(system):

@@ -43,11 +43,11 @@ def held_out(
     prompt: str = "own",
     sigmas: tuple[float, ...] = EVAL_SIGMAS,
 ) -> HeldOut:
-    """Evaluate on the first `count` images. prompt: "own", "null" or "shuffled" captions."""
+    """Evaluate on the first `count` images, with their evaluation captions. prompt: "own", "null" or "shuffled"."""
     count = min(count, len(data))
     indices = torch.arange(count)
     noise = fixed_noise(data, count, seed)
-    prompts = data.prompts(indices, torch.full((count,), 1))
+    prompts = data.evaluation_prompts(indices)
     if prompt == "null":
         prompts = system.drop_prompts(prompts, torch.ones(count, dtype=torch.bool))
     elif prompt == "shuffled":

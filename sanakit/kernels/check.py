@@ -21,9 +21,9 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 
+from sanakit.kernels.channel_sums import triton as channel_sums
 from sanakit.kernels.glumbconv import triton as glumbconv
 from sanakit.kernels.linear_attention import triton as attention
-from sanakit.kernels.moments import triton as moments
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -43,8 +43,8 @@ def specialisations() -> Iterator[tuple[str, JITFunction, str, dict[str, Any]]]:
                 kernel = getattr(attention, f"{name}_kernel")
                 yield f"linear_attention.{name} head {dim}", kernel, dtype, shared
         for channels in (4, 32, 128, 512):
-            shared = moments.constants(channels, dtype == HALF)
-            yield f"moments {channels} channels", moments.moments_kernel, dtype, shared
+            shared = channel_sums.constants(channels, dtype == HALF)
+            yield f"moments {channels} channels", channel_sums.channel_sums_kernel, dtype, shared
         for backward in (False, True):
             label = "backward" if backward else "forward"
             shared = {"BACKWARD": backward, **glumbconv.TILE}

@@ -73,10 +73,10 @@ def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
     moved = sum(bool(r["alarm"]) for r in readings)
     if verdict == "drift":
         place = str(readings[0]["where"]).strip(": ")
-        where = f", most clearly in {place}" if place else ""
-        return f"{moved} of {len(readings)} readings moved more than chance allows{where}."
+        where = f" The strongest evidence is in: {place}." if place else ""
+        return f"{moved} of {len(readings)} statistics moved more than chance allows.{where}"
     if verdict == "no-drift":
-        return f"None of {len(readings)} readings moved more than chance allows."
+        return f"None of {len(readings)} statistics moved more than chance allows."
     return "Too few samples to say; the reading below says how many are needed."
 
 

@@ -24,6 +24,7 @@ from sanakit.reporting.strategies import (
     distance_chart,
     loss_by_sigma,
     loss_curves,
+    prompt_gains,
     race_chart,
     with_forecast_bars,
 )
@@ -78,6 +79,7 @@ def collect(run_dir: Path) -> Row:
         "recommended": strategy.get("recommended"),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates),
+        "prompt_gains": prompt_gains(strategy),
         "curves": race_chart(candidates, read_json(run_dir / "strategy.json", {}), colours)
         + distance_chart(candidates, colours)
         + [

@@ -22,6 +22,14 @@ def with_forecast_bars(candidates: list[Row]) -> list[Row]:
     ]
 
 
+def prompt_gains(race: Row) -> list[Row]:
+    """What prompts are worth on held-out images, over all captions and by kind, in a swap of the text encoder."""
+    gains = race.get("prompt_gain")
+    by_kind = gains if isinstance(gains, Mapping) else {}
+    none = dict.fromkeys(("candidate", "base", "images"))
+    return [none | dict(gain) | {"captions": kind} for kind, gain in by_kind.items() if isinstance(gain, Mapping)]
+
+
 def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int]) -> list[Row]:
     """Every strategy's error over the base's by step, the base's level, and where each is forecast to arrive there."""
     goal, budget = (1.0 if race.get("target") else None), race.get("budget_steps") or 0

@@ -7,7 +7,7 @@ from diffusers import SanaTransformer2DModel
 from sanakit.core.dit import group_of
 from sanakit.registry import Registry
 
-STRATEGIES: Registry[type["Strategy"]] = Registry("strategies", "sanakit.strategies")
+STRATEGIES: Registry[type["Strategy"]] = Registry("strategies")
 LORA_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
 
 

@@ -17,6 +17,7 @@ from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
 from sanakit.data.survey import write_ledger
+from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
@@ -25,7 +26,7 @@ from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder
 from sanakit.swap.fitting import peak_of, resolved
-from sanakit.swap.plan import swap_core
+from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.query import with_layer
@@ -68,11 +69,8 @@ class Swap:
     def base_system(self) -> LatentDiffusion:
         system = self.base.system(placement=self.placement, part="base")
         if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
+            asked, trained = self.config.data.image_size, system.image_size
+            raise SanakitError("SK0104", f"data.image_size is {asked}, {self.base.name} was trained at {trained}")
         return system
 
     @cached_property
@@ -112,7 +110,7 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        texts = [captions[-1] for captions in self.splits[0].captions]
+        texts = self.splits[0].evaluation_captions()
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
         with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
@@ -144,13 +142,14 @@ class Swap:
 
     def dataset(
         self,
-        system: LatentDiffusion,
+        vae: VAE,
+        text_encoder: TextEncoder,
         held_out_split: bool,
         buckets: Sequence[tuple[int, int]] = (),
         *,
         sample_posterior: bool = False,
     ) -> LatentDataset:
-        """Latents and embeddings of a half, squares or in buckets."""
+        """Latents and embeddings of a split by a VAE and a text encoder, squares or in buckets."""
         images, data = self.splits[held_out_split], self.config.data
         if data.caption_temperature and not images.scores:
             raise SanakitError(
@@ -159,10 +158,10 @@ class Swap:
                 fix="Leave it out, or state them.",
             )
         return build_dataset(
-            system.vae,
-            system.text_encoder,
+            vae,
+            text_encoder,
             images,
-            system.image_size,
+            data.image_size,
             mirror=not held_out_split,
             progress=self.progress,
             cache=Path(data.cache) if data.cache else None,
@@ -175,19 +174,18 @@ class Swap:
 
     @cached_property
     def base_data(self) -> tuple[LatentDataset, LatentDataset]:
-        return self.dataset(self.base_system, False), self.dataset(self.base_system, True)
+        parts = self.base_system.vae, self.base_system.text_encoder
+        return self.dataset(*parts, False), self.dataset(*parts, True)
 
     @cached_property
     def candidate_data(self) -> tuple[LatentDataset, LatentDataset]:
-        is_vae = isinstance(self.candidate, VAE)
-        probe = LatentDiffusion(
-            vae=self.candidate if is_vae else self.base_system.vae,
-            text_encoder=self.base_system.text_encoder if is_vae else self.candidate,
-            core=swap_core(self.base_system, self.candidate, self.config.train.seed),
-            image_size=self.base_system.image_size,
-            placement=self.placement,
-        )
-        return self.dataset(probe, False), self.dataset(probe, True)
+        candidate, base = self.candidate, self.base_system
+        check_geometry(base, candidate)
+        if isinstance(candidate, VAE):
+            parts: tuple[VAE, TextEncoder] = candidate, base.text_encoder
+        else:
+            parts = base.vae, candidate
+        return self.dataset(*parts, False), self.dataset(*parts, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
         """What the loop reads: the training split, in its own shapes where data.aspect_buckets says so, drawn from the
@@ -199,7 +197,7 @@ class Swap:
         if data.aspect_buckets:
             cell = system.vae.spec.spatial_compression_ratio * system.core.config.patch_size
             sizes = bucket_sizes(system.image_size, cell, data.max_aspect)
-        return self.dataset(system, False, sizes, sample_posterior=data.sample_posterior)
+        return self.dataset(system.vae, system.text_encoder, False, sizes, sample_posterior=data.sample_posterior)
 
     @cached_property
     def base_held_out(self) -> HeldOut:
@@ -223,18 +221,20 @@ class Swap:
     def sample_prompts(self) -> list[str]:
         """Half of them of the training images, half held out; spread over the data set."""
         train, test = self.splits
-
-        def pick(p: ImageDataset, n: int) -> list[str]:
-            return [p.captions[i][0] for i in np.linspace(0, len(p) - 1, n).astype(int)]
-
         count = self.config.smoke.samples
+
+        def pick(images: ImageDataset, number: int) -> list[str]:
+            captions = images.evaluation_captions()
+            return [captions[i] for i in np.linspace(0, len(captions) - 1, number).astype(int)]
+
         return pick(train, count // 2) + pick(test, count - count // 2)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        return hash_record([stage, self.run.key, self.candidate_identity, self.images.fingerprint, base])
+        data = [self.images.fingerprint, EVALUATED_BY]
+        return hash_record([stage, self.run.key, self.candidate_identity, data, base])
 
     @property
     def candidate_identity(self) -> str:

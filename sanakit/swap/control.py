@@ -19,6 +19,7 @@ from sanakit.data.buckets import Bucketed
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
+from sanakit.data.table import EVALUATED_BY
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import averaged, held_out
@@ -98,7 +99,7 @@ def control_evidence(swap: "Swap", budget: int) -> dict[str, np.ndarray]:
     steps = rungs(budget)[0]
     swap.progress("racing the control with random weights", 0, 2)
     key = ["race", STRATEGY, steps, budget, HELD_OUT, sigmas, config.train.model_dump(mode="json"), config.adapter.name]
-    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature]
+    key += [swap.base_fingerprint, base.image_size, config.data.caption_temperature, EVALUATED_BY]
     control = remembered(
         swap, key, lambda: short_race(swap, candidate.with_random_weights(SEED), steps, budget, sigmas)
     )

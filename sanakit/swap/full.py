@@ -1,7 +1,5 @@
 """Stage full: train the recommended strategy to the end, watched, resumable, and write the model."""
 
-import signal
-import sys
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,7 +11,7 @@ from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.measure_training import sample_evidence
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import barrier, exit_code, is_main, local
+from sanakit.distributed import is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import conditional_gain
 from sanakit.evaluation.figures import save_grid
@@ -21,22 +19,20 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
+from sanakit.swap.core_journal import CoreJournal
 from sanakit.swap.distill import Teacher
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
 from sanakit.swap.gradual import join_gradually
-from sanakit.swap.journal import Journal
+from sanakit.swap.journal import go_on_from
 from sanakit.swap.model_folder import gathered, write_model
-from sanakit.swap.resume import drop_later, pick_up, resume_facts, watched
+from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
 from sanakit.swap.start import Built, build_start, choose_start, starting_at
 from sanakit.text_encoders import TextEncoder
-from sanakit.training.checkpoint import checkpoint_bytes, preflight
 from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
 from sanakit.training.monitors import make_monitors
-from sanakit.training.parameters import check_movement, parameter_digests
-from sanakit.training.schedules import decay_start
+from sanakit.training.parameters import parameter_digests
 from sanakit.training.state import park
-from sanakit.training.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -113,6 +109,18 @@ def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> 
     }
 
 
+def gains_by_caption(gains: dict[str, Any], data: LatentDataset) -> dict[str, dict[str, float]]:
+    """`prompt_gains` in the mean over all held-out images and, where the data states kinds of captions, by kind: the
+    candidate's, the base's, and the number of images."""
+    candidate, base = gains["prompt_gain"], gains["base_prompt_gain"]
+    groups = {"all": torch.arange(len(candidate))} | data.places_by_kind(len(candidate))
+    return {
+        kind: {"candidate": float(candidate[rows].mean()), "base": float(base[rows].mean()), "images": len(rows)}
+        for kind, rows in groups.items()
+        if len(rows)
+    }
+
+
 def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an
     adapter added as the identity."""
@@ -139,7 +147,7 @@ def train(
     groups: list[dict],
     encoder: TextEncoder | None,
     evaluate: Any,
-) -> Journal:
+) -> CoreJournal:
     """From the start, or where an earlier run stopped, to the last step; the system then holds the trained core, the
     average where one is kept. encoder: the system's own, where it is trained too."""
     config = swap.config
@@ -149,19 +157,16 @@ def train(
         groups.append(encoder_group(encoder, config.text_encoder.learning_rate, options.learning_rate))
     state = new_state(system.core, groups, options, encoder, swap.placement)
     untouched = parameter_digests(state.module)
-    facts, checkpoints = resume_facts(swap, strategy.name), swap.run.path / "checkpoints"
-    pick_up(checkpoints, swap.resume, state, facts)
-    for row in state.history:
-        swap.run.append(row["file"], [row["row"]])
-    drop_later(swap.run, state.step)
-    branch = decay_start(options.schedule, options.max_steps)
-    preflight(checkpoints, checkpoint_bytes(state.module, state), always=branch)
+    facts = resume_facts(swap, strategy.name)
+    checkpoints = go_on_from(swap, state, options, facts)
 
     stream = swap.stream(system)
     base = (swap.base_system, swap.base_data[0])
     reference = reference_latents(stream) if stream.members else None
-    journal = Journal(
+    draw = teacher_draws(swap, strategy, system, options)
+    journal = CoreJournal(
         swap=swap,
+        name=strategy.name,
         strategy=strategy,
         system=system,
         options=options,
@@ -172,22 +177,10 @@ def train(
         monitors=make_monitors(
             config.monitors, system, stream, base, options, latents=reference, trained_text=encoder is not None
         ),
-        evaluate=evaluate,
+        measure=evaluate,
     )
-    draw = teacher_draws(swap, strategy, system, options)
-    watch = Watch(checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-    after_step, rate = journal.after_step, journal.rate
-    go_on = partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch)
-    try:
-        watched(go_on, state, journal.monitors, journal.saver, facts)
-        journal.save_if_stopped()
-    finally:
-        watch.close()
-        journal.close()
-    barrier()
-    exit_if_stopped(journal)
-    if options.max_steps >= 3:
-        check_movement(state.module, untouched)
+    after_step, rate, watch = journal.after_step, journal.rate, journal.watch
+    journal.run(partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch))
     keep_result(journal, encoder)
     park(state)
     return journal
@@ -201,19 +194,7 @@ def teacher_draws(swap: "Swap", strategy: type[Strategy], system: LatentDiffusio
     return teacher.draws(system, swap.candidate_data[0], options)
 
 
-def exit_if_stopped(journal: Journal) -> None:
-    """Leave with the signal's exit code where one asked the run to stop."""
-    state = journal.state
-    if state.stopped:
-        print(
-            f"{signal.Signals(state.stopped).name}: stopped at step {state.step} of {journal.options.max_steps}, saved "
-            f"in {journal.checkpoints}; the same command with --resume auto goes on",
-            file=sys.stderr,
-        )
-        sys.exit(exit_code(state.stopped))
-
-
-def keep_result(journal: Journal, encoder: TextEncoder | None) -> None:
+def keep_result(journal: CoreJournal, encoder: TextEncoder | None) -> None:
     """Put the trained weights, averaged where an average is kept, into the system as a plain core. encoder: the one
     that was trained too, frozen from now on."""
     state, system, strategy = journal.state, journal.system, journal.strategy

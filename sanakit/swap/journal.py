@@ -1,88 +1,133 @@
-"""A training run under way: what its steps leave behind beside the weights (rows, readings, samples, checkpoints)."""
+"""A training run under way: what its steps leave behind beside the weights (rows, readings, checkpoints), and its end.
 
+What the steps of a core record is `core_journal.py`; those of a VAE, `tune_vae.py`.
+"""
+
+import signal
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from sanakit.assembly import LatentDiffusion
-from sanakit.evaluation.figures import save_grid, to_uint8
-from sanakit.evaluation.held_out import HeldOut
-from sanakit.sampling import sample_images
-from sanakit.strategies.base import Strategy
+from sanakit.contracts import Reading
+from sanakit.distributed import barrier, exit_code
 from sanakit.swap.gradual import SETTLED
+from sanakit.swap.resume import drop_later, pick_up, watched
 from sanakit.swap.settings import flat_config
-from sanakit.training.checkpoint import Saver
-from sanakit.training.loop import Batch, TrainOptions, TrainState
-from sanakit.training.monitors import STILL, Monitors
+from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.training.loop import TrainOptions, TrainState
+from sanakit.training.monitors import Monitors
 from sanakit.training.parameters import check_movement
 from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
 from sanakit.training.tracking import Trackers
+from sanakit.training.watch import Watch
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
-SAMPLES = 4  # images of a grid while training
 MOVED_BY = 10  # steps after which a trained parameter that stands still is an error
+
+
+def go_on_from(swap: "Swap", state: TrainState, options: TrainOptions, facts: dict[str, Any]) -> Path:
+    """Bring the state to where an earlier run stopped, and the rows of the run folder with it; returns the folder of
+    checkpoints. Raises SK0505 for checkpoints of another run, SK0903 where the disk is too small."""
+    checkpoints = swap.run.path / "checkpoints"
+    pick_up(checkpoints, swap.resume, state, facts)
+    for row in state.history:
+        swap.run.append(row["file"], [row["row"]])
+    drop_later(swap.run, state.step)
+    branch = decay_start(options.schedule, options.max_steps)
+    preflight(checkpoints, checkpoint_bytes(state.module, state), always=branch)
+    return checkpoints
 
 
 @dataclass(kw_only=True)
 class Journal:
-    """Bookkeeping of one run; `after_step` is what the loop calls.
+    """Bookkeeping of one run; `after_step` is what the loop calls. A subclass says what a step shows (`observe`) and
+    what is measured at an evaluation step (`evaluate`).
 
-    untouched: digests of the parameters at the start. facts: what a resume must agree with. evaluate: held-out errors
-    of the system as it is now.
+    name: the strategy, or what is trained. facts: what a resume must agree with. untouched: digests of the parameters
+    at the start.
     """
 
     swap: "Swap"
-    strategy: type[Strategy]
-    system: LatentDiffusion
+    name: str
     options: TrainOptions
     state: TrainState
     checkpoints: Path
     facts: dict[str, Any]
     untouched: dict[str, str]
     monitors: Monitors
-    evaluate: Callable[[], HeldOut]
     losses: list[float] = field(init=False)  # since the last evaluation
-    drift_alarms: int = field(init=False)
 
     def __post_init__(self) -> None:
-        config, rows = self.swap.config, self.state.history
+        config = self.swap.config
         self.monitors.restore(self.state.extras)
         self.losses = self.state.extras.get("losses", torch.empty(0)).tolist()
-        self.drift_alarms = sum(bool(r["row"].get("alarm")) and r["row"]["name"] in STILL for r in rows)
         self.evaluate_every = max(1, self.options.max_steps // config.monitors.num_evaluations)
         self.trackers = Trackers(config.train.report_to, self.swap.run.path, flat_config(config))
         branch = decay_start(self.options.schedule, self.options.max_steps)
         self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
+        self.watch = Watch(self.checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
         self.clock = time.perf_counter()
+
+    def observe(self, batch: Any, predicted: Tensor) -> None:
+        """What a step shows to the monitors."""
+
+    def evaluate(self, step: int) -> None:
+        """Monitors report, held-out images are measured, and both are recorded."""
+
+    def draw(self, step: int) -> None:
+        """Samples while training, every `train.sample_every` steps."""
+
+    def run(self, go_on: Callable[[], object]) -> None:
+        """`go_on` trains from the state to the last step. A signal saves at the next step border and exits with 143,
+        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop."""
+        try:
+            watched(go_on, self.state, self.monitors, self.saver, self.facts)
+            self._save_if_stopped()
+        finally:
+            self.watch.close()
+            self.saver.close()
+            self.trackers.close()
+            self.monitors.close()
+        barrier()
+        if self.state.stopped:
+            print(
+                f"{signal.Signals(self.state.stopped).name}: stopped at step {self.state.step} of "
+                f"{self.options.max_steps}, saved in {self.checkpoints}; the same command with --resume auto goes on",
+                file=sys.stderr,
+            )
+            sys.exit(exit_code(self.state.stopped))
+        if self.options.max_steps >= 3:
+            check_movement(self.state.module, self.untouched)
 
     def rate(self, step: int, options: TrainOptions) -> float:
         """The schedule's learning rate, as far as alarms have not lowered it."""
         return self.monitors.factor * learning_rate_at(step, options)
 
-    def after_step(self, step: int, loss: float, batch: Batch, predicted: Tensor) -> None:
+    def after_step(self, step: int, loss: float, batch: Any, predicted: Tensor) -> None:
         """Raises MonitorRequest where an alarm asks to stop or to go back."""
         section = self.swap.config.train
-        self.swap.progress(f"training {self.strategy.name}", step, self.options.max_steps)
+        self.swap.progress(f"training {self.name}", step, self.options.max_steps)
         if step - 1 in self.state.skipped:
             self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
         else:
-            self._observe(loss, batch, predicted)
+            self.losses.append(loss)
+            self.observe(batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
         if step % section.log_every == 0:
             self._log(step, loss)
         if step % self.evaluate_every == 0:
-            self._evaluate(step)
+            self.evaluate(step)
         if section.sample_every and step % section.sample_every == 0:
-            self._draw(step)
+            self.draw(step)
         if saves_at(step, self.options, section.checkpoint_every):
             self.save()
 
@@ -91,26 +136,21 @@ class Journal:
         self.swap.run.append(file, rows)
         self.state.history += [{"file": file, "row": row} for row in rows]
 
+    def record_readings(self, readings: list[Reading], step: int) -> None:
+        """Into readings.jsonl and to the trackers."""
+        self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
+        self.trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
+
     def save(self) -> None:
         losses = torch.tensor(self.losses, dtype=torch.float64)
         self.state.extras = self.monitors.tensors() | {"losses": losses}
         self.saver.save(self.state.module, self.state, self.facts)
 
-    def save_if_stopped(self) -> None:
+    def _save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
         every = self.swap.config.train.checkpoint_every
         if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
-
-    def close(self) -> None:
-        self.saver.close()
-        self.trackers.close()
-        self.monitors.close()
-
-    def _observe(self, loss: float, batch: Batch, predicted: Tensor) -> None:
-        self.losses.append(loss)
-        if not self.strategy.teacher:  # what the base draws is no sample of the data
-            self.monitors.observe(batch, predicted)
 
     def _log(self, step: int, loss: float) -> None:
         now, every = time.perf_counter(), self.swap.config.train.log_every
@@ -129,29 +169,3 @@ class Journal:
     def _joined_after(self, step: int) -> list[Tensor]:
         """Parameters of blocks that join later than a step."""
         return [p for g in self.state.optimizer.param_groups if g.get("joins", 0) > step for p in g["params"]]
-
-    def _evaluate(self, step: int) -> None:
-        """Monitors report, and the held-out images are evaluated."""
-        readings = [] if self.strategy.teacher else self.monitors.report(step)
-        self.drift_alarms += sum(r.alarm and r.name in STILL for r in readings)
-        request = self.monitors.act(readings)
-        self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
-        result = self.evaluate()
-        row = {"stage": "full", "strategy": self.strategy.name, "step": step}
-        train = row | {"split": "train", "loss": float(np.mean(self.losses)), "by_sigma": None}
-        test = row | {"split": "held_out", "loss": result.loss, "by_sigma": result.by_sigma}
-        self.losses = []
-        self.record("metrics.jsonl", [train, test])
-        self.trackers.log({f"monitor/{r.name} {r.where}".strip(): r.value for r in readings}, step)
-        self.trackers.log({"held_out/loss": result.loss}, step)
-        if request:
-            raise request
-
-    def _draw(self, step: int) -> None:
-        if self.state.encoder is not None:
-            with self.system.placement.holding(self.system.text_encoder):
-                self.system.null = self.system.text_encoder.null()
-        seed = self.swap.config.train.seed
-        drawn = sample_images(self.system, self.swap.sample_prompts()[:SAMPLES], seed=seed)
-        save_grid(self.swap.run.path, f"samples-step-{step:08d}", drawn, "samples", f"step {step}", "")
-        self.trackers.images("samples", to_uint8(drawn), step)

@@ -209,9 +209,8 @@ def _distance(swap: "Swap", system: LatentDiffusion) -> dict[str, list[float]]:
     """Feature distance to the base by sigma and depth on held-out images, before any step."""
     candidate_test, theirs = swap.candidate_data[1], swap.base_data[1]
     rows = torch.arange(min(64, len(candidate_test)))
-    first = torch.ones_like(rows)
     latents = candidate_test.latents[rows, 0], theirs.latents[rows, 0]
-    prompts = candidate_test.prompts(rows, first), theirs.prompts(rows, first)
+    prompts = candidate_test.evaluation_prompts(rows), theirs.evaluation_prompts(rows)
     distances = {
         f"{sigma:g}": feature_distance(system, swap.base_system, *latents, *prompts, sigma=sigma)
         for sigma in DISTANCE_SIGMAS

@@ -28,21 +28,29 @@ def swap_core(
 ) -> SanaTransformer2DModel:
     """The base's core with the interface layers that the candidate needs, freshly initialised. adapter: a registered
     name, by default the linear one. Raises SK0110 with both sides' numbers for a swap that cannot be built."""
-    adapter_class = adapter_class_of(adapter, isinstance(candidate, VAE), candidate.name)
+    is_vae = isinstance(candidate, VAE)
+    adapter_class = adapter_class_of(adapter, is_vae, candidate.name)
+    check_geometry(base, candidate)
     geometry: dict[str, int] = {}
-    if isinstance(candidate, VAE):
-        cell, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
-        token = ratio * base.core.config.patch_size
-        if base.image_size % cell:
-            raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {cell} of {candidate.name}")
-        if cell < token and token % cell:
-            raise SanakitError(
-                "SK0110",
-                f"tokens of the base are {token} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
-                f"{candidate.name} has cells of {cell} px: no whole patch covers a token",
-            )
-        geometry = {"base_ratio": ratio, "image_size": base.image_size}
+    if is_vae:
+        geometry = {"base_ratio": base.vae.spec.spatial_compression_ratio, "image_size": base.image_size}
     return adapter_class.fit(base.core, candidate.spec, seed=seed, **geometry)
+
+
+def check_geometry(base: LatentDiffusion, candidate: VAE | TextEncoder) -> None:
+    """Raises SK0110, with both sides' numbers, for a VAE whose cells do not fit into the base's tokens."""
+    if not isinstance(candidate, VAE):
+        return
+    own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
+    cell = ratio * base.core.config.patch_size
+    if base.image_size % own:
+        raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {own} of {candidate.name}")
+    if own < cell and cell % own:
+        raise SanakitError(
+            "SK0110",
+            f"tokens of the base are {cell} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
+            f"{candidate.name} has cells of {own} px: no whole patch covers a token",
+        )
 
 
 def misfit(base: LatentDiffusion, candidate: VAE | TextEncoder) -> str:

@@ -17,7 +17,7 @@ def mask_remark(base: LatentDiffusion, data: LatentDataset, *, count: int = 128)
     """What is said of a base that was trained without an attention mask: its held-out loss is lower, beyond twice the
     standard error, when it reads the padding too. Empty for one that was trained with it."""
     rows = torch.arange(min(count, len(data)))
-    prompt = data.prompts(rows, torch.ones_like(rows))
+    prompt = data.evaluation_prompts(rows)
     losses = []
     for mask in (prompt.mask, torch.ones_like(prompt.mask)):
         part = LatentDataset(

@@ -32,8 +32,8 @@ from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.forecast import steps_that_tell
-from sanakit.swap.full import prompt_gains, train_full
-from sanakit.swap.lineup import race_store, raced_names, run_race, stopping, write_plan
+from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
+from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.race import recommend
 from sanakit.swap.tune_vae import tune_vae
@@ -85,30 +85,31 @@ def _measured(swap: Swap, own: VAE | TextEncoder | None, images: ImageDataset) -
 
 
 def smoke(swap: Swap) -> StageResult:
-    """Race the strategies under one budget against the base."""
-    config, base = swap.config, swap.base_system
-    (train, test), budget = swap.candidate_data, config.smoke.budget_steps
+    """Race the strategies under one budget against the base: plan, race, evidence."""
     names, broken = raced_names(swap)
     if not names:
         return StageResult(results=broken)
     write_plan(swap, names)
     arms, finalists, starts = run_race(swap, names)
-
     best = recommend([arm for arm in arms if arm.raced])
-    assert best.forecast is not None
-    more = steps_that_tell(best.forecast, budget)
-    swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best, more))
-    with averaged(best.system.core, best.average):
-        figures = _sample_figures(swap, best, budget)
-        gains = prompt_gains(swap, best.system, test)
-        wiring = sample_evidence(best.system, test, swap.sample_prompts(), config.train.seed)
-    swap.add_figures("smoke", figures)
-    wiring |= base_evidence(base, swap.base_data[1], swap.base_held_out)
-    wiring |= course_evidence(best.system, train, best.options)
-    if best.state:
-        wiring |= movement_evidence(starts[best.strategy.start_key()][0].core, best.system.core, best.average)
+    _record_race(swap, arms, finalists, best)
+    stage_result = evaluate_stage("smoke", _race_evidence(swap, arms, best, starts), swap.policy)
+    stage_result.results += broken
+    return stage_result
 
+
+def _record_race(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm) -> None:
+    """Rows of metrics.jsonl, strategy.json, and samples of the recommended arm."""
+    swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
+    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best))
+    with averaged(best.system.core, best.average):
+        swap.add_figures("smoke", _sample_figures(swap, best, swap.config.smoke.budget_steps))
+
+
+def _race_evidence(swap: Swap, arms: list[Arm], best: Arm, starts: Starts) -> dict[str, Any]:
+    """What the gates of the stage read. starts: systems before any step, by `Strategy.start_key`."""
+    assert best.forecast is not None
+    (train, test), budget = swap.candidate_data, swap.config.smoke.budget_steps
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
@@ -118,34 +119,40 @@ def smoke(swap: Swap) -> StageResult:
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
-        "steps_that_tell": more,
+        "steps_that_tell": steps_that_tell(best.forecast, budget),
         "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     }
-    evidence |= wiring | gains
+    with averaged(best.system.core, best.average):
+        gains = prompt_gains(swap, best.system, test)
+        evidence |= sample_evidence(best.system, test, swap.sample_prompts(), swap.config.train.seed)
+    evidence |= gains | base_evidence(swap.base_system, swap.base_data[1], swap.base_held_out)
+    evidence |= course_evidence(best.system, train, best.options)
+    if best.state:
+        before = starts[best.strategy.start_key()][0].core
+        evidence |= movement_evidence(before, best.system.core, best.average)
     if naive or best.state:  # else nothing is trained
         evidence["start_losses"] = start.losses.mean(0).numpy()
     if isinstance(swap.candidate, TextEncoder):
+        race = swap.run.read_json("strategy.json", {})
+        swap.run.write_json("strategy.json", race | {"prompt_gain": gains_by_caption(gains, test)})
         with stopping(race_store(swap)):
             evidence |= control_evidence(swap, budget)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
-    stage_result = evaluate_stage("smoke", evidence, swap.policy)
-    stage_result.results += broken
-    return stage_result
+    return evidence
 
 
-def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm, more: int) -> dict[str, Any]:
-    """strategy.json: every arm of the race, and which one is recommended. more: steps after which an inconclusive race
-    would tell."""
+def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm) -> dict[str, Any]:
+    """strategy.json: every arm of the race, and which one is recommended."""
     assert best.forecast is not None
-    target = swap.target
+    target, budget = swap.target, swap.config.smoke.budget_steps
     return {
         "recommended": best.strategy.name,
         "conclusive": best.forecast.conclusive,
         "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
-        "budget_steps": swap.config.smoke.budget_steps,
-        "steps_that_tell": more,
+        "budget_steps": budget,
+        "steps_that_tell": steps_that_tell(best.forecast, budget),
         "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
         "base_held_out_loss": swap.base_held_out.loss,
     }

@@ -6,7 +6,6 @@ end, because nothing in the loss holds the scale of the latents.
 """
 
 import shutil
-import sys
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,19 +20,15 @@ from sanakit.checks.component import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
-from sanakit.distributed import barrier, exit_code
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
-from sanakit.swap.resume import pick_up, resume_facts, watched
-from sanakit.swap.settings import flat_config, options_of, strategy_of
-from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
+from sanakit.swap.journal import Journal, go_on_from
+from sanakit.swap.resume import resume_facts
+from sanakit.swap.settings import options_of, strategy_of
 from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
 from sanakit.training.monitors import Monitors, component_stream
-from sanakit.training.parameters import check_movement, parameter_digests
-from sanakit.training.schedules import decay_start, learning_rate_at, saves_at
+from sanakit.training.parameters import parameter_digests
 from sanakit.training.state import park
-from sanakit.training.tracking import Trackers
-from sanakit.training.watch import Watch
 from sanakit.vaes import VAE
 
 if TYPE_CHECKING:
@@ -118,18 +113,7 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     )
     with swap.placement.holding(swap.candidate):
         before = measured(swap.candidate, images)
-    tuning = Tuning(swap, swap.candidate, vae, images)
-    untouched = parameter_digests(tuning.model)
-    tuning.start()
-    barrier()
-    if tuning.state.stopped:
-        steps = f"{tuning.state.step} of {tuning.options.max_steps}"
-        print(f"stopped at step {steps}, saved in {tuning.checkpoints}", file=sys.stderr)
-        sys.exit(exit_code(tuning.state.stopped))
-    check_movement(tuning.model, untouched)
-    if tuning.state.ema is not None:
-        tuning.model.load_state_dict(tuning.state.ema)
-    park(tuning.state)
+    train_vae(swap, swap.candidate, vae, images)
     vae.requires_grad_(False).eval()
     with swap.placement.holding(vae):
         restate(vae, images)
@@ -145,102 +129,78 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     }
 
 
-class Tuning:
-    """A run that trains a VAE: its model, state and checkpoints, and what every step records.
+def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
+    """From the start, or where an earlier run stopped, to the last step; `vae` then holds the trained weights,
+    averaged where an average is kept.
 
-    candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1].
-    Raises SK0104 for a VAE without parameters, SK0505 for checkpoints of another run,
-    SK0903 where the disk is too small.
+    candidate: the VAE as it came. vae: the copy that is trained. images: held-out ones, (N, 3, H, W) in [-1, 1]. Raises
+    SK0104 for a VAE without parameters.
     """
+    config = swap.config
+    options = options_of(config, strategy_of(config, {}))
+    model, cells = Reconstruction(vae), vae.spec.shape(*images.shape[-2:])[-1]
+    untouched = parameter_digests(model)
+    group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}
+    state = new_state(model, [group], options, placement=swap.placement)
+    facts = resume_facts(swap, "vae")
+    checkpoints = go_on_from(swap, state, options, facts)
+    with swap.placement.holding(candidate):
+        reference = torch.cat([candidate.encode(part) for part in images.split(CHUNK)])
+    every = max(1, options.max_steps // config.monitors.num_evaluations)
+    component = component_stream(config.monitors, "VAE", every, reference)
+    journal = VaeJournal(
+        swap=swap,
+        name="vae",
+        options=options,
+        state=state,
+        checkpoints=checkpoints,
+        facts=facts,
+        untouched=untouched,
+        monitors=Monitors(config.monitors, component=component, device=vae.latents_mean.device),
+        candidate=candidate,
+        vae=vae,
+        images=images,
+    )
 
-    def __init__(self, swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
-        config, run = swap.config, swap.run
-        self.swap, self.candidate, self.vae, self.images = swap, candidate, vae, images
-        self.options = options_of(config, strategy_of(config, {}))
-        self.model = Reconstruction(vae)
-        self.cells = vae.spec.shape(*images.shape[-2:])[-1]
-        group = {"params": reached(self.model, images[:1], self.cells, vae), "scale": 1.0, "name": "vae"}
-        self.state = new_state(self.model, [group], self.options, placement=swap.placement)
-        self.facts, self.checkpoints = resume_facts(swap, "vae"), run.path / "checkpoints"
+    def draw(step: int) -> TurnedImages:
+        return draw_images(swap, options, step, cells)
 
-    def start(self) -> None:
-        """Train from the latest checkpoint, or from the beginning, until max_steps or a signal."""
-        swap, config, options, state = self.swap, self.swap.config, self.options, self.state
-        pick_up(self.checkpoints, swap.resume, state, self.facts)
-        for row in state.history:
-            swap.run.append(row["file"], [row["row"]])
-        branch = decay_start(options.schedule, options.max_steps)
-        preflight(self.checkpoints, checkpoint_bytes(self.model, state), always=branch)
-        with swap.placement.holding(self.candidate):
-            reference = torch.cat([self.candidate.encode(part) for part in self.images.split(CHUNK)])
-        self.evaluate_every = max(1, options.max_steps // config.monitors.num_evaluations)
-        component = component_stream(config.monitors, "VAE", self.evaluate_every, reference)
-        self.monitors = Monitors(config.monitors, component=component)
-        self.monitors.restore(state.extras)
-        self.trackers = Trackers(config.train.report_to, swap.run.path, flat_config(config))
-        self.saver = Saver(self.checkpoints, asynchronous=config.train.async_checkpoints, always=branch)
-        self.watch = Watch(self.checkpoints.resolve().parent / ".ranks", config.train.hang_timeout)
-        try:
-            watched(self.descend, state, self.monitors, self.saver, self.facts)
-            if state.stopped and not saves_at(state.step, options, config.train.checkpoint_every):
-                self.save()
-        finally:
-            self.watch.close()
-            self.saver.close()
-            self.trackers.close()
+    def objective(part: TurnedImages) -> tuple[Tensor, Tensor, TurnedImages]:
+        assert state.model is not None
+        plain, moved, raw = state.model(part.images, part.turns, part.side)
+        return plain + config.vae.equivariance * moved, raw, part
 
-    def descend(self) -> None:
-        descend(
-            self.draw,
-            self.objective,
-            self.options,
-            self.state,
-            after_step=self.after_step,
-            rate=self.rate,
-            watch=self.watch,
-        )
+    after_step, rate, watch = journal.after_step, journal.rate, journal.watch
+    journal.run(lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch))
+    if state.ema is not None:
+        model.load_state_dict(state.ema)
+    park(state)
 
-    def draw(self, step: int) -> TurnedImages:
-        return draw_images(self.swap, self.options, step, self.cells)
 
-    def rate(self, step: int, options: TrainOptions) -> float:
-        return self.monitors.factor * learning_rate_at(step, options)
+@dataclass(kw_only=True)
+class VaeJournal(Journal):
+    """What the steps of a VAE leave behind: its latents beside those of the VAE as it came, and how well it does on
+    held-out images. Fields as in `train_vae`."""
 
-    def objective(self, part: TurnedImages) -> tuple[Tensor, Tensor, TurnedImages]:
-        assert self.state.model is not None
-        plain, moved, raw = self.state.model(part.images, part.turns, part.side)
-        return plain + self.swap.config.vae.equivariance * moved, raw, part
+    candidate: VAE
+    vae: VAE
+    images: Tensor
 
-    def record(self, file: str, rows: list[dict[str, Any]]) -> None:
-        self.swap.run.append(file, rows)
-        self.state.history += [{"file": file, "row": row} for row in rows]
-
-    def save(self) -> None:
-        self.state.extras = self.monitors.tensors()
-        self.saver.save(self.model, self.state, self.facts)
-
-    def after_step(self, step: int, loss: float, parts: list[TurnedImages], raw: Tensor) -> None:
-        component = self.monitors.component
-        self.swap.progress("training the VAE", step, self.options.max_steps)
-        if step - 1 in self.state.skipped:
-            self.record("ledger.jsonl", [{"name": f"step {step - 1}", "reason": f"loss {loss}: step left out"}])
-        elif component is not None:
+    def observe(self, parts: list[TurnedImages], raw: Tensor) -> None:
+        if (component := self.monitors.component) is not None:
             component.observe(self.candidate.normalize(raw[: component.wanted]))
-        if step % self.evaluate_every == 0:
-            self.evaluate(step, loss)
-        if saves_at(step, self.options, self.swap.config.train.checkpoint_every):
-            self.save()
 
-    def evaluate(self, step: int, loss: float) -> None:
-        """Measure on the held-out images, record, and raise what an alarm asks for."""
-        now = measured(self.vae, self.images)
+    def evaluate(self, step: int) -> None:
         readings = self.monitors.report(step)
         request = self.monitors.act(readings)
-        self.record("readings.jsonl", [r.as_dict() | {"stage": "full"} for r in readings])
-        base = {"stage": "full", "strategy": "vae", "step": step, "by_sigma": None}
-        values = {"psnr": float(now[0].mean()), "equivariance_error": float(now[1].mean())}
-        self.record("metrics.jsonl", [base | {"split": "train", "loss": loss}, base | {"split": "vae"} | values])
-        self.trackers.log({"train/loss": loss} | values | {f"monitor/{r.name}": r.value for r in readings}, step)
+        self.record_readings(readings, step)
+        peak, errors = measured(self.vae, self.images)
+        row = {"stage": "full", "strategy": self.name, "step": step, "by_sigma": None}
+        values = {"psnr": float(peak.mean()), "equivariance_error": float(errors.mean())}
+        train = row | {"split": "train", "loss": float(np.mean(self.losses))}
+        self.losses = []
+        self.record("metrics.jsonl", [train, row | {"split": "vae"} | values])
+        self.trackers.log(values, step)
         if request:
             raise request
 

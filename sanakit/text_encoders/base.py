@@ -7,7 +7,7 @@ are zeroed, so nothing of them can leak. The null prompt is "" without instructi
 import copy
 import json
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
@@ -21,7 +21,7 @@ from sanakit.registry import Registry
 from sanakit.text_encoders.random_weights import redrawn
 from sanakit.text_encoders.tokenizers import tokenizer_facts
 
-TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders", "sanakit.text_encoders")
+TEXT_ENCODERS: Registry[type["TextEncoder"]] = Registry("text-encoders")
 
 
 @dataclass(frozen=True)
@@ -82,19 +82,22 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def encode(self, prompts: list[str], *, instruction: bool = True) -> PromptEmbeds:
-        """Token embeddings of prompts, on the CPU; `instruction=False` leaves the record's prefix out."""
+        """Token embeddings of prompts, on the CPU; `instruction=False` leaves the record's prefix out. Raises SK0307
+        for a single text, or for what is no text."""
         embeddings = self(self.whole_prompts(prompts, instruction=instruction))
         return PromptEmbeds(embeddings.embeds.cpu(), embeddings.mask.cpu(), embeddings.truncated)
 
     def whole_prompts(self, prompts: list[str], *, instruction: bool = True) -> list[str]:
-        """Prompts as the model reads them: lower case and prefix by the record."""
+        """Prompts as the model reads them: lower case and prefix by the record. Raises SK0307."""
+        require_prompts(prompts)
         if self.spec.lower_case:
             prompts = [prompt.lower().strip() for prompt in prompts]
         prefix = self.spec.instruction if instruction else ""
         return [prefix + prompt for prompt in prompts]
 
     def forward(self, prompts: list[str]) -> PromptEmbeds:
-        """As `encode`, of prompts that are already whole, with gradients where the model has them."""
+        """As `encode`, of prompts that are already whole, with gradients where the model has them. Raises SK0307."""
+        require_prompts(prompts)
         embeds, mask, truncated = self._encode(prompts)
         expected = (len(prompts), self.spec.max_tokens, self.spec.embed_dim)
         if tuple(embeds.shape) != expected or tuple(mask.shape) != expected[:2]:
@@ -110,7 +113,8 @@ class TextEncoder(nn.Module):
 
     def offsets(self, prompts: list[str]) -> Tensor | None:
         """Character span [start, end) of every token in its prompt, (B, L, 2), special tokens (0, 0); None where the
-        tokenizer cannot tell."""
+        tokenizer cannot tell. Raises SK0307."""
+        require_prompts(prompts)
         from sanakit.text_encoders.offsets import token_offsets
 
         return token_offsets(self, prompts)
@@ -130,3 +134,12 @@ class TextEncoder(nn.Module):
         reader = next(base.__qualname__ for base in type(self).__mro__ if "_encode" in vars(base))
         policy = json.dumps(asdict(self.spec), sort_keys=True)
         return hash_module(self.model, reader, policy, tokenizer_facts(getattr(self, "tokenizer", None)))
+
+
+def require_prompts(prompts: Sequence[str]) -> None:
+    """Raises SK0307 where prompts are no sequence of texts, such as one text alone."""
+    if isinstance(prompts, str):
+        raise SanakitError("SK0307", f"prompts are one text, {prompts[:40]!r}, expected a list of texts")
+    for number, prompt in enumerate(prompts):
+        if not isinstance(prompt, str):
+            raise SanakitError("SK0307", f"prompt {number} is a {type(prompt).__name__}, expected a text")

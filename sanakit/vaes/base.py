@@ -18,7 +18,8 @@ from sanakit.hashing import hash_module
 from sanakit.registry import Registry
 from sanakit.vaes.normalisation import require_usable
 
-VAES: Registry[type["VAE"]] = Registry("vaes", "sanakit.vaes")
+VAES: Registry[type["VAE"]] = Registry("vaes")
+ROUNDING = 1e-3  # that images may lie beyond [-1, 1]
 
 
 class VAE(nn.Module):
@@ -79,13 +80,15 @@ class VAE(nn.Module):
         self.stats = stats
 
     def encode_raw(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0202 if the shape is not the declared one."""
+        """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0217 for images of another range or type,
+        SK0202 if the shape is not the declared one."""
         return self.encode_posterior(images)[0]
 
     @torch.no_grad()
     def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior.
         They come back to the device of the images, wherever the weights are."""
+        require_images(images)
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
         if self.fixed_image_size and (height, width) != (self.fixed_image_size, self.fixed_image_size):
@@ -147,3 +150,17 @@ class VAE(nn.Module):
     def fingerprint(self) -> str:
         """Hash of weights, class and geometry: the key of raw-latent caches (normalisation is applied late)."""
         return hash_module(self.model, type(self.model).__name__, self.spec.label)
+
+
+def require_images(images: Tensor) -> None:
+    """Raises SK0217 where images are no tensor of floating point values in [-1, 1]."""
+    if not isinstance(images, Tensor):
+        raise SanakitError("SK0217", f"images are a {type(images).__name__}, expected a tensor of values in [-1, 1]")
+    if not images.is_floating_point():
+        kind = str(images.dtype).removeprefix("torch.")
+        raise SanakitError("SK0217", f"images are {kind}, expected floating point values in [-1, 1]")
+    if not images.numel():
+        return
+    low, high = (value.item() for value in images.aminmax())
+    if not (low >= -1 - ROUNDING and high <= 1 + ROUNDING):  # NaN included
+        raise SanakitError("SK0217", f"images reach from {low:.4g} to {high:.4g}, expected -1 to 1")

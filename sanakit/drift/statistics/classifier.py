@@ -10,7 +10,7 @@ import numpy as np
 from scipy import stats
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 
 MOST_ROWS = 4096
 
@@ -38,8 +38,7 @@ def classifier(
     q1, q2 = auc / (2 - auc), 2 * auc**2 / (1 + auc)
     variance = auc * (1 - auc) + (len(test_c) - 1) * (q1 - auc**2) + (len(test_r) - 1) * (q2 - auc**2)
     error = 1.96 * float(np.sqrt(max(variance, 0) / (len(test_r) * len(test_c))))
-    return judged(
-        "classifier",
+    return tested_reading(
         "AUC of a classifier that tells the sides apart",
         auc,
         result.pvalue,

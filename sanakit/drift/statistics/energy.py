@@ -6,7 +6,7 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 from sanakit.drift.statistics.mmd import MOST_ROWS, labelled_mean_difference
 
@@ -19,4 +19,4 @@ def energy(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     negative = -squareform(pdist(np.concatenate([reference, current]))).astype(np.float32)
     tested = permutation_test(lambda _, labels: labelled_mean_difference(negative, labels), reference, current, seed)
-    return judged("energy", "energy distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)
+    return tested_reading("energy distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

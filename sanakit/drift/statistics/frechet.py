@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 from sanakit.drift.statistics.gaussian_kl_full import CHUNK, MOST_ROWS, group_gaussians
 
@@ -34,6 +34,4 @@ def frechet(
     """value in squared units of the columns."""
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(labelled_frechet, reference, current, seed)
-    return judged(
-        "frechet", "Frechet distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha
-    )
+    return tested_reading("Frechet distance, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -25,6 +25,7 @@ def columns_kl(pooled: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("gaussian-kl", title="Gaussian KL, diagonal, minus its permutation null", embedded=True)
+@sees(latents=("mean", "log-sd"), embeddings=("mean",))
 def gaussian_kl(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -32,8 +33,7 @@ def gaussian_kl(
     tested = permutation_test(lambda rows, labels: columns_kl(rows, labels).sum(1), reference, current, seed)
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(columns_kl(np.concatenate([reference, current]), labels)[0].argmax())
-    return judged(
-        "gaussian-kl",
+    return tested_reading(
         "Gaussian KL, bias-corrected",
         tested.value - tested.null.mean(),
         tested.p_value,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 from sanakit.errors import SanakitError
 
@@ -79,4 +79,4 @@ def gaussian_kl_full(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(labelled_kl, reference, current, seed)
     value = tested.value - tested.null.mean()
-    return judged("gaussian-kl-full", "Gaussian KL with covariance, bias-corrected", value, tested.p_value, alpha)
+    return tested_reading("Gaussian KL with covariance, bias-corrected", value, tested.p_value, alpha)

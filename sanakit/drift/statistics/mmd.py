@@ -9,7 +9,7 @@ import numpy as np
 from scipy.spatial.distance import pdist, squareform
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 
 BANDWIDTHS = (0.25, 0.5, 1.0, 2.0)
@@ -39,4 +39,4 @@ def mmd(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     matrix = kernel(np.concatenate([reference, current]))
     tested = permutation_test(lambda _, labels: labelled_mean_difference(matrix, labels), reference, current, seed)
-    return judged("mmd", "squared MMD, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)
+    return tested_reading("squared MMD, bias-corrected", tested.value - tested.null.mean(), tested.p_value, alpha)

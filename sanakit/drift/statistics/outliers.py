@@ -13,7 +13,7 @@ from scipy import stats
 from scipy.spatial.distance import cdist
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, sees, tested_reading
 from sanakit.drift.permutation import thin
 
 NEIGHBOUR = 3
@@ -53,6 +53,7 @@ def chance_of_so_many(count: int, excess: float, draws: int, reference: np.ndarr
 
 
 @DRIFT.register("outlier-images", title="images beyond the reference's tail", embedded=True)
+@sees(latents=("log-sd",), rows_named=True)
 def outlier_images(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -71,4 +72,4 @@ def outlier_images(
 
     where = ", ".join(label(int(i)) for i in farthest) if p_value <= alpha else ""
     value = float(np.exp(far.max() - near.max()))
-    return judged("outlier-images", "farthest image over the reference's farthest", value, p_value, alpha, where=where)
+    return tested_reading("farthest image over the reference's farthest", value, p_value, alpha, where=where)

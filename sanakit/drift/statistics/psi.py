@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 
 BINS = 10
@@ -32,6 +32,7 @@ def columns_psi(one_hot: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("psi", title="population stability index, largest column", embedded=True)
+@sees(latents=("mean", "log-sd"), embeddings=("norms",))
 def psi(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -41,4 +42,4 @@ def psi(
     worst = int(columns_psi(one_hot, labels)[0].argmax())
     tested = permutation_test(lambda _, labels: columns_psi(one_hot, labels).max(1), reference, current, seed)
     where = column_name(names, worst, reference.shape[1])
-    return judged("psi", "largest population stability index", tested.value, tested.p_value, alpha, where=where)
+    return tested_reading("largest population stability index", tested.value, tested.p_value, alpha, where=where)

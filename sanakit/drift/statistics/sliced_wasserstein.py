@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 
 DIRECTIONS = 32
@@ -38,4 +38,4 @@ def sliced_wasserstein(
     reference, current = (thin(rows, MOST_ROWS, seed) @ basis for rows in (reference, current))
     tested = permutation_test(labelled_wasserstein, reference, current, seed)
     value = tested.value - tested.null.mean()
-    return judged("sliced-wasserstein", "sliced Wasserstein distance, bias-corrected", value, tested.p_value, alpha)
+    return tested_reading("sliced Wasserstein distance, bias-corrected", value, tested.p_value, alpha)

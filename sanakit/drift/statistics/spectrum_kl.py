@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, sees, tested_reading
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -27,6 +27,7 @@ def ring_terms(pooled: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("spectrum-kl", title="Gaussian KL of the spectra's shapes", embedded=True)
+@sees(latents=("power",))
 def spectrum_kl(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -35,8 +36,7 @@ def spectrum_kl(
     tested = permutation_test(lambda rows, labels: ring_terms(rows, labels).mean(1), reference, current, seed)
     labels = np.repeat([0.0, 1.0], [len(reference), len(current)])[None]
     worst = int(ring_terms(np.concatenate([reference, current]), labels)[0].argmax())
-    return judged(
-        "spectrum-kl",
+    return tested_reading(
         "Gaussian KL of the spectra, bias-corrected",
         tested.value - tested.null.mean(),
         tested.p_value,

@@ -6,7 +6,7 @@ from functools import partial
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, judged
+from sanakit.drift.base import DRIFT, tested_reading
 from sanakit.drift.permutation import permutation_test, thin
 from sanakit.drift.statistics.gaussian_kl_full import MOST_ROWS, labelled_kl, refuse_few
 
@@ -20,4 +20,4 @@ def symmetric_kl(
     reference, current = thin(reference, MOST_ROWS, seed), thin(current, MOST_ROWS, seed)
     tested = permutation_test(partial(labelled_kl, symmetric=True), reference, current, seed)
     value = tested.value - tested.null.mean()
-    return judged("symmetric-kl", "symmetric Gaussian KL, bias-corrected", value, tested.p_value, alpha)
+    return tested_reading("symmetric Gaussian KL, bias-corrected", value, tested.p_value, alpha)

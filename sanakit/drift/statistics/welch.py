@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
+from sanakit.drift.features import MOMENTS
 from sanakit.drift.permutation import group_means, permutation_test
 
 SMALLEST = 1e-6  # of the pooled spread: a standard error below it is rounding
@@ -27,6 +28,7 @@ def columns_t(scaled: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("welch-max", title="largest Welch t over channel moments", embedded=True)
+@sees(latents=MOMENTS, embeddings=("mean", "log-sd"))
 def welch_max(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -35,11 +37,11 @@ def welch_max(
     centre, spread = pooled.mean(0), pooled.std(0)
     varies = spread > 1e-9 + 1e-6 * np.abs(centre)
     if not varies.any():
-        return judged("welch-max", "largest Welch t", 0.0, 1.0, alpha, where="no column varies")
+        return tested_reading("largest Welch t", 0.0, 1.0, alpha, where="no column varies")
     scaled = (pooled[:, varies] - centre[varies]) / spread[varies]
     sides = scaled[: len(reference)], scaled[len(reference) :]
     tested = permutation_test(lambda rows, labels: np.abs(columns_t(rows, labels)).max(1), *sides, seed)
     t = columns_t(scaled, np.repeat([0.0, 1.0], [len(reference), len(current)])[None])[0]
     worst = int(np.abs(t).argmax())
     where = column_name(names, int(np.flatnonzero(varies)[worst]), reference.shape[1])
-    return judged("welch-max", "largest Welch t", float(t[worst]), tested.p_value, alpha, where=where)
+    return tested_reading("largest Welch t", float(t[worst]), tested.p_value, alpha, where=where)

@@ -1,4 +1,5 @@
-"""CUSUM (Page 1954) over many columns, its threshold calibrated to an average run length by simulation.
+"""CUSUM (Page 1954) over many columns, its threshold calibrated to an average run length by simulation: what the
+e-process of sanakit is compared with in drift_study.py.
 
 Every block gives a z-score a column (the mean normal score of its rows among the reference's, times the root of their
 number); C+ = max(0, C+ + z - k) and its mirror image; the largest over columns alarms at h. h is set so that clean

@@ -10,7 +10,8 @@ import numpy as np
 from scipy import stats
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import DRIFT, column_name, judged
+from sanakit.drift.base import DRIFT, column_name, sees, tested_reading
+from sanakit.drift.features import OF_LATENTS
 from sanakit.drift.permutation import group_means, permutation_test
 
 
@@ -28,6 +29,7 @@ def columns_shift(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @DRIFT.register("rank-max", title="largest shift in ranks over features", embedded=True)
+@sees(latents=OF_LATENTS, embeddings=("mean", "log-sd"))
 def rank_max(
     reference: np.ndarray, current: np.ndarray, alpha: float, *, names: Sequence[str] = (), seed: int = 0
 ) -> Reading:
@@ -44,8 +46,7 @@ def rank_max(
     worst = int(np.abs(shifts).argmax())
     error = np.sqrt(1 / len(reference) + 1 / len(current))
     value = float(shifts[worst] * error)
-    return judged(
-        "rank-max",
+    return tested_reading(
         "largest shift in ranks, in sd",
         value,
         tested.p_value,

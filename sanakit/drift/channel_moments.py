@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
+class ChannelMoments:
     """count: values a channel. mean (C,); comoment (C, C): sum of (x - mean)(x - mean)^T; third, fourth (C,): central
     sums. Tensors stay on the device they came from; nothing synchronises until a property is read."""
 
@@ -78,5 +78,5 @@ class Moments:
         return self.fourth / self.count / self.std.clamp_min(1e-75) ** 4 - 3
 
 
-def merge_all(parts: Iterable[Moments]) -> Moments:
-    return reduce(Moments.merge, parts)
+def merge_all(parts: Iterable[ChannelMoments]) -> ChannelMoments:
+    return reduce(ChannelMoments.merge, parts)

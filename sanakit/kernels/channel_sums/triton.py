@@ -1,4 +1,4 @@
-"""Moments in one read of the latents for up to 128 channels (beyond, every tile of 128 meets the tiles before it).
+"""ChannelSums in one read of the latents for up to 128 channels (beyond, every tile of 128 meets the tiles before it).
 
 A program sums a stretch of positions in single precision; the stretches are added in float64. Single-precision input
 is taken relative to a pivot, its first position, so that a mean far from zero costs no digits and a dead channel has
@@ -18,7 +18,7 @@ PROGRAMS = 1024
 
 
 @triton.jit
-def moments_kernel(
+def channel_sums_kernel(
     X: tl.tensor, PIVOT: tl.tensor, TOTAL: tl.tensor, PRODUCTS: tl.tensor, positions: tl.tensor, area: tl.tensor,
     width: tl.tensor, length: tl.tensor,
     s_n: tl.tensor, s_c: tl.tensor, s_h: tl.tensor, s_w: tl.tensor,
@@ -60,8 +60,8 @@ def moments_kernel(
         tl.store(TOTAL + stretch * C + i, total, i < C)
 
 
-def latent_moments(latents: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
-    """`naive.latent_moments`."""
+def channel_sums(latents: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
+    """`naive.channel_sums`."""
     images, channels, height, width = latents.shape
     area = height * width
     positions = images * area
@@ -73,7 +73,7 @@ def latent_moments(latents: Tensor, per_image: bool) -> tuple[Tensor, Tensor]:
     products = latents.new_empty(stretches, channels, channels, dtype=torch.float32)
     shared = constants(channels, latents.dtype != torch.float32)
     tiles = triton.cdiv(channels, shared["BLOCK_C"])
-    moments_kernel[stretches, tiles, tiles](
+    channel_sums_kernel[stretches, tiles, tiles](
         latents, pivot, total, products, positions, area, width, length, *latents.stride(), **shared
     )
     if per_image:

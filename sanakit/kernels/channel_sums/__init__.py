@@ -1,4 +1,7 @@
-"""First and second moments of latents over channels, in one pass; sums merge by addition, across batches and ranks."""
+"""Sums of latents and of their products over channels in one pass, the kernel behind first and second moments.
+
+Sums merge by addition, across batches and ranks.
+"""
 
 from dataclasses import dataclass
 
@@ -6,11 +9,11 @@ import torch
 from torch import Tensor
 
 from sanakit.kernels import uses_triton
-from sanakit.kernels.moments import naive
+from sanakit.kernels.channel_sums import naive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Moments:
+class ChannelSums:
     """count positions; total (..., C) sums; products (..., C, C) sums of outer products. Float64, about zero.
 
     The same sums as `alignment.CrossMoments`: of cat([x, y], 1) with x of C channels they are
@@ -21,8 +24,8 @@ class Moments:
     total: Tensor
     products: Tensor
 
-    def __add__(self, other: "Moments") -> "Moments":
-        return Moments(
+    def __add__(self, other: "ChannelSums") -> "ChannelSums":
+        return ChannelSums(
             count=self.count + other.count,
             total=self.total + other.total,
             products=self.products + other.products,
@@ -49,13 +52,13 @@ class Moments:
         return torch.cat([self.mean, self.std.clamp_min(1e-6).log()], -1).float()
 
 
-def latent_moments(latents: Tensor, *, per_image: bool = False) -> Moments:
-    """Moments of (N, C, H, W), any strides, over all positions, or over those of each image: (N, C), (N, C, C)."""
+def channel_sums(latents: Tensor, *, per_image: bool = False) -> ChannelSums:
+    """ChannelSums of (N, C, H, W), any strides, over all positions, or over those of each image: (N, C), (N, C, C)."""
     if not uses_triton(latents):
-        total, products = naive.latent_moments(latents, per_image)
+        total, products = naive.channel_sums(latents, per_image)
     else:
-        from sanakit.kernels.moments import triton
+        from sanakit.kernels.channel_sums import triton
 
-        total, products = triton.latent_moments(latents, per_image)
+        total, products = triton.channel_sums(latents, per_image)
     images, _, height, width = latents.shape
-    return Moments(count=height * width * (1 if per_image else images), total=total, products=products)
+    return ChannelSums(count=height * width * (1 if per_image else images), total=total, products=products)
