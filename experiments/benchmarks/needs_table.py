@@ -2,8 +2,9 @@
 
     python experiments/benchmarks/needs_table.py [--print]
 
-Nothing is downloaded: Sana's and the candidates' published configurations are recorded. Operations are counted, hours are theirs
-at the rate that the table names; with the seconds a step that you measured, `--dry-run --seconds-per-step` gives your own.
+Nothing is downloaded: Sana's and the candidates' published configurations are recorded. Operations are counted, hours
+are theirs at the rate that the table names; with the seconds a step that you measured, `--dry-run --seconds-per-step`
+gives your own.
 """
 
 import argparse
@@ -49,15 +50,16 @@ def rows_of(label: str, base: str, size: int, candidate: dict[str, Any], card: i
     train = told["train"]
     checkpointing = "checkpointing" if train["gradient_checkpointing"] else "no checkpointing"
     rows.append(
-        f"| {label} | {card} GB | all | host {told['host']['total'] / 1e9:.0f} GB, disk {told['disk']['total'] / 1e9:.0f} GB; "
-        f"micro-batch {train['micro_batch']}, {checkpointing} | | |"
+        f"| {label} | {card} GB | all | host {told['host']['total'] / 1e9:.0f} GB, disk "
+        f"{told['disk']['total'] / 1e9:.0f} GB; micro-batch {train['micro_batch']}, {checkpointing} | | |"
     )
     return rows
 
 
 def table() -> str:
     lines = [
-        f"| base, image size, swap | card | stage | most on the device: phase | PFLOP | hours at {RATE / 1e12:.0f} TFLOP/s |",
+        "| base, image size, swap | card | stage | most on the device: phase | PFLOP | "
+        f"hours at {RATE / 1e12:.0f} TFLOP/s |",
         "|---|---|---|---|---|---|",
     ]
     for swap in SWAPS:

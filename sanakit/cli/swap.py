@@ -12,14 +12,24 @@ from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
 from sanakit.cli.options import (
     AllowPickle,
     AsJson,
+    BaseName,
+    Budget,
+    Candidate,
+    Controls,
+    Data,
     Device,
     DeviceMemory,
     DryRun,
+    Force,
     NumImages,
+    PolicyName,
     RunDir,
     SecondsPerStep,
     Seed,
     Sets,
+    Stages,
+    StrategyName,
+    TimeLimit,
     WorldSize,
     convert_native,
     place,
@@ -28,21 +38,6 @@ from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8
 
-Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
-BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
-Data = Annotated[
-    str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
-]
-Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
-StrategyName = Annotated[
-    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
-]
-Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of every strategy at stage smoke.")]
-Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
-PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
-Controls = Annotated[
-    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
-]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -53,7 +48,8 @@ def swap_vae(
     data: Data = "embedded",
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
-    budget_steps: Budget = 100,
+    budget_steps: Budget = "auto",
+    time_limit: TimeLimit = None,
     controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
@@ -72,7 +68,7 @@ def swap_vae(
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
-    values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
+    values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
     asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
     _swap(values, set_, stages, run_dir, force, as_json, policy, device, asked)
 
@@ -84,7 +80,8 @@ def swap_text_encoder(
     data: Data = "embedded",
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
-    budget_steps: Budget = 100,
+    budget_steps: Budget = "auto",
+    time_limit: TimeLimit = None,
     controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
@@ -103,17 +100,25 @@ def swap_text_encoder(
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
-    values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
+    values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
+        "text_encoder": {"name": candidate}
+    }
     asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
     _swap(values, set_, stages, run_dir, force, as_json, policy, device, asked)
 
 
-def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
+def _values(
+    base: str, data: str, strategy: str, controls: bool, seed: int, budget: str, time_limit: float | None
+) -> dict[str, Any]:
     return {
         "base": base,
         "data": {"source": data},
         "train": {"strategy": strategy, "seed": seed},
-        "smoke": {"budget_steps": budget, "controls": controls},
+        "smoke": {
+            "budget_steps": budget if budget == "auto" else int(budget),
+            "controls": controls,
+            "time_limit": time_limit,
+        },
     }
 
 
@@ -248,6 +253,7 @@ def validate(
     policy: PolicyName = "default",
     force: Force = False,
     controls: Controls = False,
+    time_limit: TimeLimit = None,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     device: Device = "auto",
@@ -256,7 +262,9 @@ def validate(
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
-    sets = [*(["smoke.controls=true"] if controls else []), *(set_ or [])]
+    sets = ["smoke.controls=true"] if controls else []
+    sets += [f"smoke.time_limit={time_limit}"] if time_limit is not None else []
+    sets += set_ or []
     if allow_pickle:
         convert_native(base)
     if vae and text_encoder:

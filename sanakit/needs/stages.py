@@ -23,8 +23,7 @@ from sanakit.swap.fitting import fitting
 from sanakit.swap.lineup import resting_controls
 from sanakit.swap.race import raced_options
 from sanakit.swap.rates import search_of
-from sanakit.swap.rungs import decides_at, rungs
-from sanakit.swap.settings import configured, options_of, strategy_of, with_adapter
+from sanakit.swap.settings import configured, options_of, rungs_in, strategy_of, with_adapter
 from sanakit.training.estimate import Estimate, fake_core
 from sanakit.training.loop import TrainOptions
 
@@ -56,8 +55,7 @@ def needs_of(
     outlines.config = config
     arms = _arms(outlines)
     estimates = {
-        arm.name: outlines.step(arm, raced_options(options_of(config, arm), config.smoke.budget_steps, 1e-3))
-        for arm in arms
+        arm.name: outlines.step(arm, raced_options(options_of(config, arm), rungs_in(config), 1e-3)) for arm in arms
     }
     final = strategy_of(config, {})
     whole = outlines.step(final, options_of(config, final))
@@ -67,7 +65,7 @@ def needs_of(
     if "smoke" in stages:
         phases += _encoding(outlines, images) + _alignment(outlines)
         phases += [_race(outlines, arm, estimates[arm.name]) for arm in arms]
-        phases += _evaluation(outlines, "smoke", _largest(estimates, whole), len(rungs(config.smoke.budget_steps)))
+        phases += _evaluation(outlines, "smoke", _largest(estimates, whole), len(rungs_in(config).steps))
     if "full" in stages:
         phases += [] if "smoke" in stages else _encoding(outlines, images, "full")
         phases += [_training(config, final, whole)]
@@ -207,9 +205,9 @@ def _alignment(outlines: Outlines) -> list[Phase]:
 
 
 def _race(outlines: Outlines, arm: type[Strategy], found: Estimate) -> Phase:
-    config, budget = outlines.config, outlines.config.smoke.budget_steps
+    config, race = outlines.config, rungs_in(outlines.config)
     rates = search_of(config, arm, embedded=outlines.base.embedded).rates
-    steps = (len(rates) - 1) * decides_at(budget) + budget
+    steps = (len(rates) - 1) * race.rates_at + race.last
     return Phase(
         stage="smoke",
         name=f"train {arm.name}",

@@ -1,5 +1,6 @@
 """What the stages of a swap share: base, candidate, images and their encodings, loaded when first asked for."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,7 +45,8 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 @dataclass(kw_only=True)
 class Swap:
     """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
-    data is written; None is a file in the cache."""
+    data is written; None is a file in the cache. begun: reading of time.monotonic from which `smoke.time_limit`
+    counts."""
 
     config: Config
     run: RunFolder
@@ -53,6 +55,7 @@ class Swap:
     policy: Policy = DEFAULT
     ledger: Path | None = None
     placement: Placement = field(default_factory=host)
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def bare(self) -> bool:
