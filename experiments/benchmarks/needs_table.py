@@ -34,6 +34,7 @@ SWAPS: list[tuple[str, str, int, dict[str, Any]]] = [
 
 def rows_of(label: str, base: str, size: int, candidate: dict[str, Any], card: int) -> list[str]:
     values = {"base": base, "data": {"image_size": size}, "train": {"batch_size": 32, "max_steps": 2000}}
+    values["smoke"] = {"budget_steps": 100}
     config = make_config(values | candidate)
     assumed = Assumed(memory=card * 10**9)
     needs = needs_of(config, STAGES, assumed, num_images=IMAGES)
