@@ -50,19 +50,19 @@ def agrees(function, specification, inputs, grad, dtype):
         close(leaf.grad, wanted.grad, dtype)
 
 
-def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False, images=2):
+def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed=False):
     torch.manual_seed(queries + dim)
     if transposed:  # (B, H, N, D) in memory
 
         def make(n):
-            return torch.randn(images, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
+            return torch.randn(2, heads, n, dim, dtype=dtype, device=device).transpose(1, 2)
     else:
 
         def make(n):
-            return torch.randn(images, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
+            return torch.randn(2, n, heads * dim, dtype=dtype, device=device).unflatten(-1, (heads, dim))
 
     inputs = [make(n).requires_grad_() for n in (queries, keys, keys)]
-    grad = torch.randn(images, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
+    grad = torch.randn(2, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
     agrees(linear_attention, attention_naive.linear_attention, inputs, grad, dtype)
 
 
@@ -185,7 +185,13 @@ if INTERPRETED:
     @pytest.mark.parametrize("side", [16, 32])  # tokens of 512 and 1024 px
     @pytest.mark.parametrize("heads", [36, 70])  # Sana-0.6B, Sana-1.6B
     def test_sana_attention(heads, side):
-        attention_case(side**2, side**2, heads, 32, F32, images=1)
+        """Two heads of tensors that hold all of them: every head is a program of its own, of the same strides."""
+        torch.manual_seed(heads)
+        whole = torch.randn(3, 1, side**2, heads * 32).unflatten(-1, (heads, 32))
+        inputs = [t[:, :, 1:3].detach().requires_grad_() for t in whole]
+        assert inputs[0].stride(1) == heads * 32
+        grad = torch.randn(1, side**2, 2, 32)
+        agrees(linear_attention, attention_naive.linear_attention, inputs, grad, F32)
 
     @pytest.mark.slow
     @pytest.mark.parametrize("side", [16, 32])
