@@ -64,9 +64,7 @@ class Swap:
 
     @cached_property
     def base(self) -> Base:
-        if self.bare:
-            return Base(name=NO_BASE, folder=Path(), card={"vae": None})
-        return load_base(self.config.base)
+        return Base(name=NO_BASE, folder=Path(), card={"vae": None}) if self.bare else load_base(self.config.base)
 
     @cached_property
     def base_system(self) -> LatentDiffusion:
@@ -251,8 +249,7 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that
-        is changed in place is another base."""
+        """Hashes of the base's weights and its flow shift; empty without a base. A base changed in place is another."""
         if self.bare:
             return {}
         base = self.base_system
