@@ -51,6 +51,7 @@ ORDER = [
     "interop",
     "checks",
     "swap",
+    "needs",
     "cli",
 ]
 FLOORS = {  # what the drawing shows as one box, from the bottom up

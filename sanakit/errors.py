@@ -600,6 +600,14 @@ CODES: dict[str, Code] = {
         fix="End what else uses the device, lower data.image_size, or use --device cpu.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
+    "SK0907": Code(
+        title="a run does not fit the device",
+        why="What one phase holds on the device at the same time (weights, gradients, moments, averages, activations) "
+        "is more than the device has room for; 15% are left to the driver, the kernels and the allocator.",
+        fix="Take an option that the message names, a smaller train.batch_size or data.image_size, more ranks with "
+        "train.parallel=fsdp, or a larger device.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
     "SK0999": Code(
         title="an unexpected error",
         why="sanakit, or a package that it calls, raised an error that nobody foresaw. Nothing is said about the "

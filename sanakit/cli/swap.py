@@ -7,21 +7,36 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.dry_run import needs_options, print_needs
 from sanakit.cli.ending import exit_code_of, refuse_options, show_result
 from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
     AllowPickle,
     AsJson,
+    BaseName,
+    Budget,
+    Candidate,
+    Controls,
+    Data,
     Device,
+    DeviceMemory,
+    DryRun,
     FailOn,
+    Force,
+    NumImages,
+    PolicyName,
     ProgressKind,
     Quiet,
     RunDir,
     SecondsPerStep,
     Seed,
     Sets,
+    Stages,
+    StrategyName,
+    TimeLimit,
     Verbose,
+    WorldSize,
     convert_native,
     place,
 )
@@ -29,44 +44,6 @@ from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8
 
-
-def whole_or_auto(text: str) -> str:
-    """A number of steps of at least 8, or auto."""
-    if text != "auto" and not (text.isdecimal() and int(text) >= 8):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number of at least 8")
-    return text
-
-
-Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
-BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
-Data = Annotated[
-    str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
-]
-Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
-StrategyName = Annotated[
-    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
-]
-Budget = Annotated[
-    str,
-    typer.Option(
-        "--budget-steps",
-        callback=whole_or_auto,
-        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, "
-        "at most "
-        "smoke.max_budget_steps.",
-    ),
-]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option(
-        "--time-limit", min=0, help="Minutes of this command after which the race begins no step that would not fit."
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
-PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
-Controls = Annotated[
-    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
-]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -89,18 +66,23 @@ def swap_vae(
     policy: PolicyName = "default",
     device: Device = "auto",
     fail_on: FailOn = None,
-    seconds_per_step: SecondsPerStep = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
     progress: ProgressKind = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
     options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
     options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
-    _swap(values, set_, stages, run_dir, force, as_json, options)
+    _swap(values, set_, stages, run_dir, force, as_json, options, asked)
 
 
 @app.command("swap-text-encoder")
@@ -122,10 +104,14 @@ def swap_text_encoder(
     policy: PolicyName = "default",
     device: Device = "auto",
     fail_on: FailOn = None,
-    seconds_per_step: SecondsPerStep = None,
     verbose: Verbose = False,
     quiet: Quiet = False,
     progress: ProgressKind = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
@@ -133,9 +119,10 @@ def swap_text_encoder(
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
         "text_encoder": {"name": candidate}
     }
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
     options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
     options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
-    _swap(values, set_, stages, run_dir, force, as_json, options)
+    _swap(values, set_, stages, run_dir, force, as_json, options, asked)
 
 
 def _values(
@@ -161,12 +148,16 @@ def _swap(
     force: bool,
     as_json: bool,
     options: dict[str, Any],
+    asked: dict[str, Any] | None,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
+    if asked is not None:
+        print_needs(config, chosen, device=options["device"], run_dir=run_dir, as_json=as_json, **asked)
+        return
     run(config, run_dir, chosen, force=force, as_json=as_json, **options)
 
 
