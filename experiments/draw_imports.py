@@ -17,6 +17,8 @@ ORDER = [
     "errors",
     "hashing",
     "flow",
+    "placement",
+    "batching",
     "kernels",
     "files",
     "folders",
@@ -29,6 +31,7 @@ ORDER = [
     "config",
     "presets",
     "run",
+    "decision",
     "reporting",
     "doctor",
     "vaes",
@@ -48,6 +51,7 @@ ORDER = [
     "interop",
     "checks",
     "swap",
+    "needs",
     "cli",
 ]
 FLOORS = {  # what the drawing shows as one box, from the bottom up

@@ -14,6 +14,7 @@ from sanakit.errors import SanakitError, did_you_mean
 
 Action = Literal["off", "log", "warn", "lower-rate", "roll-back", "stop"]
 Moving = Literal["adapters", "activations", "generated", "components"]  # drift by design, inside a band
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a frozen part; auto: as the device allows (sanakit/placement.py)
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
@@ -31,7 +32,8 @@ class Section(BaseModel):
 
 
 class TrainSection(Section):
-    max_steps: int = Field(default=400, ge=1)
+    # None: stage full takes the 80th percentile of the race's forecast (sanakit/swap/full_steps.py)
+    max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)  # over all ranks and micro-batches
     learning_rate: float | None = Field(default=None, gt=0)  # None: the strategy's own
     checkpoint_every: int = Field(default=100, ge=1)
@@ -52,10 +54,13 @@ class TrainSection(Section):
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     sigmas: Literal["logit-normal", "uniform"] = "logit-normal"
     ema_decay: float = Field(default=0.0, ge=0, lt=1)  # 0 keeps no average; otherwise the average is what is exported
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on an accelerator that has it, else fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = Field(default=1, ge=1)
-    gradient_checkpointing: bool = False
+    # images of a rank that go through the core at once; auto: the batch in train.accumulate parts, on an accelerator
+    # smaller ones where its free memory asks for it. What a step sees stays train.batch_size.
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
     target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the image
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
@@ -66,6 +71,13 @@ class TrainSection(Section):
     log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers
     sample_every: int = Field(default=0, ge=0)  # steps between sample grids; 0: at the end only
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """max_steps where it is decided, as it is from the beginning of a training run on."""
+        if self.max_steps is None:
+            raise ValueError("train.max_steps is not decided")
+        return self.max_steps
 
 
 class DataSection(Section):
@@ -90,6 +102,7 @@ class DataSection(Section):
 class VAESection(Section):
     name: str | None = None  # None: the base's
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
+    dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
 
 
@@ -97,6 +110,7 @@ class TextEncoderSection(Section):
     name: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)  # trained with the core at this peak; None: frozen
     gradient_checkpointing: bool = False  # of its layers
+    dtype: Dtype = "auto"  # that it computes in where it is frozen
 
 
 class AdapterSection(Section):
@@ -159,6 +173,7 @@ class MonitorsSection(Section):
 
 class Config(Section):
     base: str = "tiny-sana"
+    base_dtype: Dtype = "auto"  # that its core computes in where it is frozen; --set base.dtype=... sets it too
     train: TrainSection = TrainSection()
     data: DataSection = DataSection()
     vae: VAESection = VAESection()
@@ -207,6 +222,7 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for item in overrides or []:
         key, equals, text = item.partition("=")
+        key = ALIASES.get(key, key)
         parts = key.split(".")
         if not equals or not all(parts) or len(parts) > 2:
             raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
@@ -239,6 +255,7 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         raise SanakitError("SK0104", f"{key}: {first['msg']}{given}{hint}") from error
 
 
+ALIASES = {"base.dtype": "base_dtype"}
 RENAMED_KEYS = {"component.pictures": "component.num_images", "monitors.looks": "monitors.num_evaluations"}
 
 

@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,9 @@ from sanakit.files import without_secrets, write_aside
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
-CHOSEN = ("latents", "embeddings")  # keys of `data` that change no result: `auto` is decided when a folder is made
+FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
+AUTOMATIC = ("train.precision", *FREE)
+CHOSEN = ("data.latents", "data.embeddings")  # change no result: `auto` is decided when a folder is made, and stays
 LOCK = ".lock"
 MOST_TOLD = 12  # fields that a message names
 
@@ -34,31 +36,38 @@ MOST_TOLD = 12  # fields that a message names
 class RunFolder:
     """`runs/<utc>-<slug>-<hash>/`; the hash is of the configuration, so the same question finds its folder again."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path = path
-        self.config = config
+    def __init__(self, path: Path, config: Config, automatic: tuple[str, ...] = ()) -> None:
+        """automatic: keys whose value was chosen for the device, as they were left to it."""
+        self.path, self.config, self.automatic = path, config, automatic
         self.key = config_key(config)
 
     @classmethod
-    def open(cls, config: Config, folder: Path | None, choose: Callable[[Config], Config] | None = None) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one; its `config` has a choice in
-        the place of every `auto` of CHOSEN: the folder's own, or what `choose` makes of it. Raises SK0105 or SK0903."""
-        key = config_key(config)
+    def open(
+        cls,
+        config: Config,
+        folder: Path | None,
+        stages: Sequence[str] = (),
+        resolve: Callable[[Config], Config] = lambda config: config,
+    ) -> "RunFolder":
+        """The named folder, the newest of this configuration under runs/, or a new one.
+
+        stages: that are about to run; what no finished stage beside them has read may differ from the folder's
+        config.yaml, which is then written anew. resolve: puts values in the place of `auto`, as the device allows; what
+        an earlier start of the run chose and its results depend on stays. Raises SK0105 or SK0903."""
         if folder is None:
-            earlier = sorted(Path("runs").glob(f"*-{key}"))
+            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())
+            slug = slug[:48].strip("-")
+            earlier = [path for path in sorted(Path("runs").glob(f"*-{slug}-*")) if _agrees(config, _stated(path))]
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())[:48].strip(
-                "-"
-            )
-            folder = earlier[-1] if earlier else Path("runs") / f"{stamp}-{slug}-{key}"
-        run = cls(folder, config)
+            folder = earlier[-1] if earlier else Path("runs") / f"{stamp}-{slug}-{config_key(resolve(config))}"
+        config = _continued(config, folder)
+        automatic = tuple(key for key in AUTOMATIC if _value(config.model_dump(), key) == "auto")
+        run = cls(folder, resolve(config), automatic)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stated = run.path / "config.yaml"
             if stated.is_file():
-                run.config = run._agreed(stated)
-            if choose and any(getattr(run.config.data, key) == "auto" for key in CHOSEN):
-                run.config = choose(run.config)
+                run._refuse_other(stated, stages)
             text = dump_config(stored(run.config))
             if not stated.is_file() or stated.read_text(encoding="utf-8") != text:
                 run.write_text("config.yaml", text)
@@ -66,27 +75,27 @@ class RunFolder:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
 
-    def _agreed(self, path: Path) -> Config:
-        """The configuration with the choices that the folder's config.yaml has made. Raises SK0105, which names every
-        field that differs."""
-        asked = stored(self.config).model_dump(mode="json")
+    def _refuse_other(self, path: Path, stages: Sequence[str]) -> None:
+        """Raises SK0105, which names every field that differs and that a finished stage has read."""
+        asked = flat(stored(self.config))
         try:
-            stated = yaml.safe_load(path.read_text(encoding="utf-8"))
-            there = stored(Config(**stated)).model_dump(mode="json")
+            there = flat(stored(Config(**yaml.safe_load(path.read_text(encoding="utf-8")))))
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
-        choices = {key: there["data"][key] for key in CHOSEN if asked["data"][key] == "auto"}
+        done = set(self.read_json("validation.json", {}).get("stages") or {}) - set(stages)
         changed = []
-        for section, values in asked.items():
-            for key, value in values.items() if isinstance(values, dict) else [("", values)]:
-                other = there[section][key] if key else there[section]
-                if other != value and not (section == "data" and key in CHOSEN):
-                    changed.append(f"{section}.{key}".rstrip(".") + f" is {other!r} there, {value!r} asked")
+        for key, value in asked.items():
+            if key in (*FREE, *CHOSEN):
+                continue
+            reader = first_reader(key)
+            readers = {"component", "smoke", "full"} if reader == "component" else {reader, "full"}
+            if there[key] != value and (reader == "component" or readers & done):
+                by = "" if reader == "component" else f", and stage {' and '.join(sorted(readers & done))} has read it"
+                changed.append(f"{key} is {there[key]!r} there, {value!r} asked{by}")
         if changed:
             more = f" and {len(changed) - MOST_TOLD} more" if len(changed) > MOST_TOLD else ""
             raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:MOST_TOLD])}{more}")
-        return self.config.model_copy(update={"data": self.config.data.model_copy(update=choices)})
 
     def write_text(self, name: str, text: str) -> None:
         path = self.path / name
@@ -118,7 +127,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """This process alone works in the folder. Raises SK0130 that says who does, and since when. The lock ends with
+        """This process alone works in the folder. Raises SK0131 that says who does, and since when. The lock ends with
         the process that holds it; a file system without locks has none."""
         path = self.path / LOCK
         handle = _take_lock(path)
@@ -134,7 +143,7 @@ class RunFolder:
 
 
 def _take_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of the file at `path`. Raises SK0130 where another process does."""
+    """A descriptor that holds the lock of the file at `path`. Raises SK0131 where another process does."""
     if fcntl is None:
         return None
     while True:
@@ -146,7 +155,7 @@ def _take_lock(path: Path) -> int | None:
         except BlockingIOError as error:
             holder = os.pread(handle, 4096, 0).decode(errors="replace")
             os.close(handle)
-            raise SanakitError("SK0130", f"{path.parent} is in use{_told(holder)}") from error
+            raise SanakitError("SK0131", f"{path.parent} is in use{_told(holder)}") from error
         except OSError:
             os.close(handle)
             return None
@@ -167,10 +176,63 @@ def _told(holder: str) -> str:
         return ""
 
 
+# what only stage full reads, and what the stages from smoke on read; everything else is read from the beginning
+OF_FULL = tuple(
+    f"train.{key}"
+    for key in (
+        "max_steps",
+        "checkpoint_every",
+        "schedule",
+        "ema_decay",
+        "gradual",
+        "parallel",
+        "async_checkpoints",
+        "hang_timeout",
+        "log_every",
+        "sample_every",
+        "report_to",
+    )
+)
+FROM_SMOKE = ("smoke.", "train.", "adapter.")
+ALWAYS = ("train.seed", "train.target")
+
+
+def first_reader(key: str) -> str:
+    """The first stage that reads a key of the configuration, such as `train.max_steps`."""
+    if key in OF_FULL or key.startswith("monitors."):
+        return "full"
+    return "smoke" if key.startswith(FROM_SMOKE) and key not in ALWAYS else "component"
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every key of the configuration with its value, sections joined by a dot."""
+    return {
+        f"{section}.{key}".rstrip("."): value
+        for section, values in config.model_dump(mode="json").items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def stage_key(config: Config, stage: str) -> str:
+    """Hash of the keys that a stage reads: it is measured again where one of them changes, and only then. Stage full
+    does not read what the race alone is asked."""
+    stages = ("component", "smoke", "full")
+    every = {key: value for key, value in flat(stored(config)).items() if key not in CHOSEN}
+    read = {key: value for key, value in every.items() if stages.index(first_reader(key)) <= stages.index(stage)}
+    if stage == "full":
+        kept = ("smoke.held_out", "smoke.samples")
+        read = {key: value for key, value in read.items() if not key.startswith("smoke.") or key in kept}
+    return hash_record(read | {"schema": SCHEMA_VERSION})[:10]
+
+
 def config_key(config: Config) -> str:
-    asked = stored(config).model_dump(mode="json")
-    asked["data"] = {key: value for key, value in asked["data"].items() if key not in CHOSEN}
-    return hash_record(asked | {"schema": SCHEMA_VERSION})[:10]
+    """Of everything that results depend on: the device, how a step is cut to fit it, and whether encodings are made
+    ahead are not among it."""
+    values = stored(config).model_dump(mode="json")
+    for key in (*FREE, *CHOSEN):
+        section, _, name = key.partition(".")
+        values[section].pop(name)
+    return hash_record(values | {"schema": SCHEMA_VERSION})[:10]
 
 
 def stored(config: Config) -> Config:
@@ -179,6 +241,57 @@ def stored(config: Config) -> Config:
     if source == config.data.source:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
+
+
+def _stated(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run folder; empty where there is none that can be read."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _value(values: dict[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    inner = values.get(section)
+    return inner.get(name) if isinstance(inner, dict) else None
+
+
+def _agrees(config: Config, stated: dict[str, Any]) -> bool:
+    """Whether a run of `stated` is a run of this configuration: `auto` agrees with what an earlier start chose."""
+    own = stored(config).model_dump(mode="json")
+    if own.keys() != stated.keys() or not all(isinstance(stated[name], dict) for name in ("train", "data")):
+        return False
+    for key in (*AUTOMATIC, *CHOSEN):
+        if key in (*FREE, *CHOSEN) or _value(own, key) == "auto":
+            section, _, name = key.partition(".")
+            own[section][name] = _value(stated, key)
+    return bool(own == stated)
+
+
+def _continued(config: Config, folder: Path) -> Config:
+    """The configuration as a run in `folder` goes on with it: precision, and whether encodings are made ahead, as an
+    earlier start chose it, and what may change with the device chosen anew where it was not asked for."""
+    stated, own = _stated(folder), config.train
+    changes: dict[str, Any] = {}
+    if own.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
+        changes["precision"] = precision
+    try:
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("automatic", [])
+    except (OSError, ValueError, AttributeError):
+        known = []
+    for key in FREE:
+        name = key.removeprefix("train.")
+        if key in known and _value(stated, key) == getattr(own, name):
+            changes[name] = "auto"
+    data: dict[str, Any] = {}
+    for key in CHOSEN:
+        name = key.removeprefix("data.")
+        if getattr(config.data, name) == "auto" and (choice := _value(stated, key)) is not None:
+            data[name] = choice
+    sections = {"train": own.model_copy(update=changes), "data": config.data.model_copy(update=data)}
+    return config.model_copy(update=sections) if changes or data else config
 
 
 def provenance(facts: dict[str, Any]) -> dict[str, Any]:

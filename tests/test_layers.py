@@ -41,7 +41,7 @@ def base(tiny_system, folder):
 def swap_of(system, name, **config):
     swap = Swap(config=make_config({"text_encoder": {"name": name}, **config}), run=RunFolder(None, make_config({})))
     vars(swap)["base_system"] = system
-    vars(swap)["splits"] = (SimpleNamespace(captions=[[text] for text in TEXTS]), None)
+    vars(swap)["splits"] = (SimpleNamespace(evaluation_captions=lambda: TEXTS), None)
     return swap
 
 
@@ -106,7 +106,7 @@ def test_names_with_and_without_a_layer():
 
 
 def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
-    from sanakit.cli.view import print_validation
+    from sanakit.cli.verdict_view import print_validation
     from sanakit.reporting import write_report
 
     row = {"error": 0.4, "more": 0.0, "noise": 0.0}
@@ -128,7 +128,7 @@ def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
 
 
 def test_the_command_line_takes_a_registered_name_with_a_query():
-    from sanakit.cli.swap import check_names
+    from sanakit.cli.names import check_names
 
     check_names(make_config({"text_encoder": {"name": "minilm?layer=mean"}}))
     with pytest.raises(SanakitError, match="SK0101"):

@@ -53,7 +53,7 @@ def test_one_process_at_a_time_works_in_a_folder(tmp_path):
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
         assert other.stdout.readline() == "held\n"
         with (
-            pytest.raises(SanakitError, match=rf"SK0130.*in use by process {other.pid} of .* on .* since 20"),
+            pytest.raises(SanakitError, match=rf"SK0131.*in use by process {other.pid} of .* on .* since 20"),
             run.locked(),
         ):
             pass
@@ -77,7 +77,7 @@ def test_memory_that_is_full_is_named_with_the_work_and_what_would_make_it_fit()
     told = raised(cuda)
     assert told.code == "SK0119" and told.exit_code == ExitCode.ENVIRONMENT
     assert "while training finetune (12 of 400): CUDA out of memory. Tried to allocate 2.00 GiB" in str(told)
-    assert "--set train.accumulate=4 (16 images a pass now" in told.fix
+    assert "--set train.micro_batch=8 (16 images a pass now" in told.fix
     assert "--set data.latents=live --set data.embeddings=live" in raised(MemoryError(), "encoding with a VAE").fix
     wrapped = raised(SanakitError("SK0107", "weights do not fit"), cause=cuda)
     assert wrapped.code == "SK0119" and "disagree" not in str(wrapped)

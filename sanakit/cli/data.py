@@ -9,9 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.options import Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8, try_writing, write_aside
+from sanakit.files import require_utf8, try_writing, without_secrets, write_aside
+from sanakit.placement import DTYPES
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
 DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
@@ -19,6 +21,11 @@ DRIFT_LEAST = 128
 DRIFT_SEED = 0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
+TextEncoderDtype = Annotated[
+    str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
+]
 
 
 @app.command()
@@ -56,16 +63,21 @@ def encode(
     ] = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
+    device: Device = "auto",
+    vae_dtype: VAEDtype = "auto",
+    text_encoder_dtype: TextEncoderDtype = "auto",
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
-    _require_encoder(vae, text_encoder, aspect_buckets)
+    _refuse(vae, text_encoder, aspect_buckets)
     share = _share_of(shard)
     try_writing(require_utf8(out, "--out"))
-    from sanakit.cli.view import print_data, progress_display
+    from sanakit.cli.progress import progress_display
+    from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
 
+    placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
@@ -73,15 +85,32 @@ def encode(
     print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
-        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress, share)
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement, share)
+        rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
-            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, share))
+            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
     failed = [row for entry in rows for row in entry.pop("failed", [])]
     _write_ledger(out, dataset.ledger + failed)
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
     result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
     print_json(result) if as_json else _print_entries(rows)
+
+
+def _refuse(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
+    if vae is None and text_encoder is None:
+        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    if aspect_buckets and vae is None:
+        raise SanakitError("SK0104", "--aspect-buckets sort latents by the images' shapes: name a --vae")
+
+
+def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:
+    """The placement of encoders. Raises SK0104 for a dtype that is not known, or what `choose` raises."""
+    from sanakit.placement import choose
+
+    for option, dtype in (("--vae-dtype", vae_dtype), ("--text-encoder-dtype", text_encoder_dtype)):
+        if dtype not in ("auto", *DTYPES):
+            raise SanakitError("SK0104", f"{option} {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    return choose(device, vae=vae_dtype, text_encoder=text_encoder_dtype)
 
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
@@ -105,6 +134,7 @@ def _fill_latents(
     mirror: bool,
     bucketing: tuple[float, int, int] | None,
     progress: Any,
+    placement: Any,
     share: tuple[int, int] | None,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
@@ -123,8 +153,9 @@ def _fill_latents(
             few = some.subset(rows)
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
-        job = latent_job(vae, some, size, mirror=mirror, progress=progress)
-        entry = _fill(job, out, "vae", name, keep, vae.normalize, share=share)
+        job = latent_job(vae, some, size, mirror=mirror, progress=progress, placement=placement)
+        stated = {"vae": name, "data": without_secrets(dataset.source)}
+        entry = _fill(job, out, stated, keep, vae.normalize, share=share)
         reasons = decode_rows(some.subset(entry["failed"]), image_size)[1] if size == image_size else {}
         entry["failed"] = [
             {"name": some.names[row], "reason": reasons[place]}
@@ -146,7 +177,13 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
 
 
 def _fill_embeddings(
-    out: Path, name: str, encoder: Any, dataset: Any, progress: Any, share: tuple[int, int] | None
+    out: Path,
+    name: str,
+    encoder: Any,
+    dataset: Any,
+    progress: Any,
+    placement: Any,
+    share: tuple[int, int] | None,
 ) -> dict[str, Any]:
     """The entry of every caption; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job
@@ -157,29 +194,31 @@ def _fill_embeddings(
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
-    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep, share=share)
+    stated = {"text_encoder": name, "data": without_secrets(dataset.source)}
+    job = embedding_job(encoder, prompts, progress=progress, placement=placement)
+    return _fill(job, out, stated, keep, share=share)
 
 
 def _fill(
     job: Any,
     out: Path,
-    role: str,
-    name: str,
+    stated: dict[str, str],
     keep: Callable[[list[int]], dict[str, Any]],
     normalize: Any = None,
     *,
     share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. share: of this job of an array; as long as others have shards
-    to write the row says only how many."""
+    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header.
+    share: of this job of an array; as long as others have shards to write the row says only how many."""
     import torch
 
     from sanakit.data.store import save_tensors
 
     start = time.perf_counter()
     if share is not None and (left := job.run_share(out, share)):
-        return {"kind": job.facts["kind"], "name": name, "count": len(job.rows), "shards_left": left, "failed": []}
+        name, kind = next(iter(stated.values())), job.facts["kind"]
+        return {"kind": kind, "name": name, "count": len(job.rows), "shards_left": left, "failed": []}
     entry, tensors, reused = job.run(out)
     seconds = time.perf_counter() - start
     count = len(job.rows)
@@ -194,13 +233,13 @@ def _fill(
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata=stated)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
     return {
         "kind": entry.facts["kind"],
-        "name": name,
+        "name": next(iter(stated.values())),
         "folder": str(entry.folder),
         "file": str(file),
         "count": count,
@@ -213,14 +252,6 @@ def _fill(
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }
-
-
-def _require_encoder(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
-    """Raises SK0104 where there is nothing to encode with."""
-    if vae is None and text_encoder is None:
-        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
-    if aspect_buckets and vae is None:
-        raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
 
 
 def _share_of(text: str | None) -> tuple[int, int] | None:

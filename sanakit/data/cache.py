@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.batching import batch_size, in_batches
 from sanakit.data import store
 from sanakit.data.buckets import Size
 from sanakit.data.images import PREPROCESSING, SIDE, row_content
@@ -29,6 +30,7 @@ from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
+from sanakit.placement import Placement, host
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -55,36 +57,46 @@ def latent_job(
     mirror: bool = False,
     progress: Progress = silent,
     like: Job | None = None,
+    placement: Placement | None = None,
 ) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
     posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same
     VAE, images and size, whose hashes are taken over."""
     views = 2 if mirror else 1
     sides = (size, size) if isinstance(size, int) else size
+    placement = placement or host()
+    what, most = f"encoding with {vae.name or 'the VAE'}", 0
 
-    def encode(images: Tensor, failed: Sequence[int] = ()) -> dict[str, Tensor]:
+    def encode(images: Tensor) -> dict[str, Tensor]:
         seen = (images, images.flip(-1)) if mirror else (images,)
         means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
         found = {"raw_latents": torch.stack(means, 1)}
         if stds[0] is not None:
             found["raw_std"] = torch.stack(stds, 1).bfloat16()
+        return found
+
+    def marked(found: dict[str, Tensor], failed: list[int]) -> dict[str, Tensor]:
         for tensor in found.values():
-            tensor[list(failed)] = 0
-        failed_rows = torch.zeros(len(images), dtype=torch.bool)
-        failed_rows[list(failed)] = True
+            tensor[failed] = 0
+        failed_rows = torch.zeros(len(found["raw_latents"]), dtype=torch.bool)
+        failed_rows[failed] = True
         return found | {"failed": failed_rows}
 
     def compute(part: Sequence[int]) -> dict[str, Tensor]:
-        rows = []
+        nonlocal most
+        rows: list[dict[str, Tensor]] = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
         for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
-            rows.append(encode(to_images(pixels), [*failed]))
-            progress(f"encoding with {vae.name or 'the VAE'}", chunk[-1] + 1, len(dataset))
+            images = to_images(pixels)
+            most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
+            found, most = in_batches(images, most, encode, what=what)
+            rows.append(marked({name: torch.cat([few[name] for few in found]) for name in found[0]}, [*failed]))
+            progress(what, chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def again(chosen: list[int]) -> Tensor:
         pixels, failed = decode_rows(dataset.subset(chosen), size)
-        return encode(to_images(pixels), [*failed])["raw_latents"]
+        return marked(encode(to_images(pixels)), [*failed])["raw_latents"]
 
     return Job(
         facts={
@@ -96,6 +108,7 @@ def latent_job(
             "preprocessing": PREPROCESSING,
             "mode": "posterior mean and std",  # the std where there is a posterior
             "dtype": "float32",
+            **placement.compute_facts("vae"),
             "libraries": _versions(),
         },
         rows=like.rows if like else _row_keys(dataset),
@@ -103,6 +116,7 @@ def latent_job(
         checked="raw_latents",
         again=again,
         row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
+        hold=lambda: placement.holding(vae),
     )
 
 
@@ -137,9 +151,13 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
     return torch.cat(parts)
 
 
-def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent) -> Job:
+def embedding_job(
+    encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent, placement: Placement | None = None
+) -> Job:
     """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's
     count of prompts cut short, in its first row."""
+    placement = placement or host()
+    what, most = f"encoding prompts with {encoder.name or 'the text encoder'}", 0
 
     def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)
@@ -149,14 +167,17 @@ def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Pro
         return PromptEmbeds(embeds, part.mask, part.truncated)
 
     def compute(part: Sequence[int]) -> dict[str, Tensor]:
-        batches = []
+        nonlocal most
+        batches: list[dict[str, Tensor]] = []
+        most = most or batch_size(placement, PROMPT_BATCH, lambda: encode([prompts[part[0]]]))
         for start in range(0, len(part), PROMPT_BATCH):
             rows = part[start : start + PROMPT_BATCH]
-            found = encode([prompts[row] for row in rows])
-            truncated = torch.zeros(len(rows), dtype=torch.int64)
-            truncated[0] = found.truncated
-            batches.append(pack(found) | {"truncated": truncated})
-            progress(f"encoding prompts with {encoder.name or 'the text encoder'}", rows[-1] + 1, len(prompts))
+            results, most = in_batches([prompts[row] for row in rows], most, encode, what=what)
+            for embedded in results:
+                truncated = torch.zeros(len(embedded), dtype=torch.int64)
+                truncated[0] = embedded.truncated
+                batches.append(pack(embedded) | {"truncated": truncated})
+            progress(what, rows[-1] + 1, len(prompts))
         return join(batches)
 
     return Job(
@@ -164,6 +185,7 @@ def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Pro
             "kind": "embeddings",
             "encoder": encoder.fingerprint(),
             "dtype": "float16",
+            **placement.compute_facts("text_encoder"),
             "libraries": _versions(),
         },
         rows=store.row_hashes(p.encode() for p in prompts),
@@ -172,6 +194,7 @@ def embedding_job(encoder: TextEncoder, prompts: Sequence[str], *, progress: Pro
         again=lambda chosen: encode([prompts[i] for i in chosen]).embeds,
         row_bytes=encoder.spec.max_tokens * (2 * encoder.spec.embed_dim + 1),
         open=open_packed,
+        hold=lambda: placement.holding(encoder),
     )
 
 
@@ -184,12 +207,22 @@ def raw_latents(
     progress: Progress = silent,
     cache: Path | None = None,
     must_exist: bool = False,
+    placement: Placement | None = None,
 ) -> Tensor | Rows:
     """Raw latents (N, M, C, h, w); M is 2 with the mirrored image second. Computed once, then read.
 
     cache: folder of the store, by default the user's. must_exist: SK0404 names what differs instead of encoding.
     """
-    return posteriors(vae, dataset, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)[0]
+    return posteriors(
+        vae,
+        dataset,
+        size,
+        mirror=mirror,
+        progress=progress,
+        cache=cache,
+        must_exist=must_exist,
+        placement=placement,
+    )[0]
 
 
 def posteriors(
@@ -201,9 +234,19 @@ def posteriors(
     progress: Progress = silent,
     cache: Path | None = None,
     must_exist: bool = False,
+    placement: Placement | None = None,
 ) -> tuple[Tensor | Rows, Tensor | Rows | None]:
     """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
-    raw, std, _ = encoded(vae, dataset, size, mirror=mirror, progress=progress, cache=cache, must_exist=must_exist)
+    raw, std, _ = encoded(
+        vae,
+        dataset,
+        size,
+        mirror=mirror,
+        progress=progress,
+        cache=cache,
+        must_exist=must_exist,
+        placement=placement,
+    )
     return raw, std
 
 
@@ -216,12 +259,13 @@ def encoded(
     progress: Progress = silent,
     cache: Path | None = None,
     must_exist: bool = False,
+    placement: Placement | None = None,
 ) -> tuple[Tensor | Rows, Tensor | Rows | None, list[int]]:
     """As `posteriors`, and the rows whose image could not be read or decoded."""
-    job = latent_job(vae, dataset, size, mirror=mirror, progress=progress)
+    job = latent_job(vae, dataset, size, mirror=mirror, progress=progress, placement=placement)
     found: dict[str, Any] | None = None
     if not mirror:
-        double = latent_job(vae, dataset, size, mirror=True, like=job)
+        double = latent_job(vae, dataset, size, mirror=True, like=job, placement=placement)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
             found = {
@@ -241,9 +285,11 @@ def embeddings(
     progress: Progress = silent,
     cache: Path | None = None,
     must_exist: bool = False,
+    placement: Placement | None = None,
 ) -> PromptEmbeds:
     """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents."""
-    _, tensors, _ = embedding_job(encoder, prompts, progress=progress).run(cache, must_exist=must_exist)
+    job = embedding_job(encoder, prompts, progress=progress, placement=placement)
+    _, tensors, _ = job.run(cache, must_exist=must_exist)
     return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
 
 

@@ -1,6 +1,7 @@
 """What training reads: latents and the embeddings of their captions, as the cache (data/cache.py) holds them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from sanakit.data.packed import PackedRows
 from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
+from sanakit.placement import Placement, host
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -85,6 +87,18 @@ class LatentDataset:
             )  # float32 rounds the last to 1
         return self.first[indices] + number
 
+    @contextmanager
+    def encoders_held(self) -> Iterator[None]:
+        """What encodes live stays on its device meanwhile: a batch moves no weights."""
+        latents = self.latents.blocks if isinstance(self.latents, Bucketed) else [self.latents]
+        with ExitStack() as held:
+            for part in latents:
+                if isinstance(part, LiveLatents):
+                    held.enter_context(part.encoder.placement.holding(part.encoder.vae))
+            if isinstance(self.captions, LiveCaptions):
+                held.enter_context(self.captions.placement.holding(self.captions.encoder))
+            yield
+
     @property
     def members(self) -> list[Tensor]:
         """The images of each bucket; empty where every image has one size."""
@@ -100,7 +114,7 @@ def first_images(data: LatentDataset, count: int) -> LatentDataset:
     stop = int(data.first[count - 1] + data.count[count - 1])
     assert not isinstance(latents, Bucketed)
     if isinstance(data.captions, LiveCaptions):
-        captions: Any = LiveCaptions(data.captions.encoder, data.texts[:stop])
+        captions: Any = LiveCaptions(data.captions.encoder, data.texts[:stop], data.captions.placement)
     else:
         own = data.captions
         captions = PromptEmbeds(_head(own.embeds, stop), _head(own.mask, stop))
@@ -160,15 +174,23 @@ def build_dataset(
     live_latents: bool = False,
     live_embeddings: bool = False,
     max_set_aside: float = 0.05,
+    placement: Placement | None = None,
 ) -> LatentDataset:
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
     of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where
     the VAE has none). live_latents, live_embeddings: computed where a batch asks for them instead of once for all.
-    max_set_aside: share of the images that may turn out to be unreadable, SK0402 past it.
+    max_set_aside: share of the images that may turn out to be unreadable, SK0402 past it. placement: where what the
+    cache lacks, and what is live, is computed; by default the CPU.
     """
-    options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
+    placement = placement or host()
+    options: dict[str, Any] = {
+        "progress": progress,
+        "cache": cache,
+        "must_exist": cache is not None,
+        "placement": placement,
+    }
     failures = Failures(dataset.names, max_set_aside)
     latents = partial(
         _latents, vae, mirror=mirror, live=live_latents, sample=sample_posterior, failures=failures, options=options
@@ -189,7 +211,7 @@ def build_dataset(
     return LatentDataset(
         names=dataset.names,
         latents=mean,
-        captions=LiveCaptions(encoder, texts) if live_embeddings else embeddings(encoder, texts, **options),
+        captions=LiveCaptions(encoder, texts, placement) if live_embeddings else embeddings(encoder, texts, **options),
         first=first,
         count=count,
         chances=caption_chances(dataset.scores, temperature) if temperature and dataset.scores else None,
@@ -219,7 +241,7 @@ def _latents(
         return x / vae.latents_std
 
     if live:
-        encoder, views = ImageEncoder(vae, images, size, failures, members), 2 if mirror else 1
+        encoder, views = ImageEncoder(vae, images, size, failures, members, options["placement"]), 2 if mirror else 1
         deviations = LiveLatents(encoder, views, deviate, deviations=True) if sample else None
         return LiveLatents(encoder, views, vae.normalize), deviations
     raw, std, failed = encoded(vae, images, size, mirror=mirror, **options)

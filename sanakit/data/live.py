@@ -13,11 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.batching import in_batches
 from sanakit.data.buckets import Size
 from sanakit.data.failures import MOST_IN_A_ROW, Failures
 from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
+from sanakit.placement import Placement, host
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -27,12 +29,19 @@ THREADS = 4  # Pillow decodes outside the interpreter's lock
 
 class ImageEncoder:
     """Images of a data set through a VAE, by row and view. members: the rows of `failures` that the images are, where
-    they are a bucket."""
+    they are a bucket. placement: where the VAE computes, by default the CPU."""
 
     def __init__(
-        self, vae: VAE, images: ImageDataset, size: int | Size, failures: Failures, members: Tensor | None = None
+        self,
+        vae: VAE,
+        images: ImageDataset,
+        size: int | Size,
+        failures: Failures,
+        members: Tensor | None = None,
+        placement: Placement | None = None,
     ) -> None:
         self.vae, self.images, self.size, self.failures = vae, images, size, failures
+        self.placement = placement or host()
         self.members = None if members is None else members.tolist()
         self.replaced: dict[int, int] = {}
         self._last = threading.local()  # the batch encoded last: means and deviations are asked for one after the other
@@ -54,7 +63,8 @@ class ImageEncoder:
             images = torch.from_numpy(np.stack(pixels[part])).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
             flipped = torch.tensor(mirrored[part])
             images[flipped] = images[flipped].flip(-1)
-            mean, std = self.vae.encode_posterior(images)
+            with self.placement.holding(self.vae):
+                mean, std = self.vae.encode_posterior(images)
             means.append(mean)
             stds.append(std)
         return torch.cat(means), None if stds[0] is None else torch.cat([std for std in stds if std is not None])
@@ -99,7 +109,8 @@ class LiveLatents:
         """The first `count` rows."""
         own = self.encoder
         images = own.images.subset(range(min(count, len(self))))
-        encoder = ImageEncoder(own.vae, images, own.size, Failures(images.names, own.failures.max_set_aside))
+        failures = Failures(images.names, own.failures.max_set_aside)
+        encoder = ImageEncoder(own.vae, images, own.size, failures, placement=own.placement)
         return LiveLatents(encoder, self.shape[1], self.finish, deviations=self.deviations)
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -131,10 +142,11 @@ class LiveLatents:
 
 
 class LiveCaptions:
-    """What `PromptEmbeds` of a whole data set is: embeddings of captions, encoded where they are read."""
+    """What `PromptEmbeds` of a whole data set is: embeddings of captions, encoded where they are read. placement: where
+    the encoder computes, by default the CPU."""
 
-    def __init__(self, encoder: TextEncoder, texts: Sequence[str]) -> None:
-        self.encoder, self.texts = encoder, texts
+    def __init__(self, encoder: TextEncoder, texts: Sequence[str], placement: Placement | None = None) -> None:
+        self.encoder, self.texts, self.placement = encoder, texts, placement or host()
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -142,7 +154,9 @@ class LiveCaptions:
     def __getitem__(self, index: Tensor | slice) -> PromptEmbeds:
         rows = range(len(self))[index] if isinstance(index, slice) else index.tolist()
         texts = [self.texts[row] for row in rows]
-        parts = [self.encoder.encode(texts[i : i + ENCODED_AT_ONCE]) for i in range(0, len(texts), ENCODED_AT_ONCE)]
+        with self.placement.holding(self.encoder):
+            what = f"encoding prompts with {self.encoder.name or 'the text encoder'}"
+            parts, _ = in_batches(texts, ENCODED_AT_ONCE, self.encoder.encode, what=what)
         embeds = torch.cat([part.embeds.half() for part in parts])
         if not embeds.isfinite().all():
             told = f"{self.encoder.name} gives embeddings that are not finite in half precision"

@@ -3,11 +3,12 @@
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
@@ -22,10 +23,14 @@ from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
-from sanakit.hashing import hash_module, hash_record
+from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
-from sanakit.run import RunFolder
+from sanakit.placement import Placement, host
+from sanakit.run import RunFolder, stage_key
+from sanakit.swap.early import refuse_image_size, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
+from sanakit.swap.fitting import peak_of, resolved
+from sanakit.swap.identity import fingerprint_base, identity_of
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -45,7 +50,7 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 class Swap:
     """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
     data is written; None is a file in the cache. begun: reading of time.monotonic from which `smoke.time_limit`
-    counts."""
+    counts. seconds_per_step: of the machine that the full run is planned for, where the user states it."""
 
     config: Config
     run: RunFolder
@@ -53,7 +58,9 @@ class Swap:
     resume: str = "auto"
     policy: Policy = DEFAULT
     ledger: Path | None = None
+    placement: Placement = field(default_factory=host)
     begun: float = field(default_factory=time.monotonic)
+    seconds_per_step: float | None = None
 
     @property
     def bare(self) -> bool:
@@ -62,19 +69,12 @@ class Swap:
 
     @cached_property
     def base(self) -> Base:
-        if self.bare:
-            return Base(name=NO_BASE, folder=Path(), card={"vae": None})
-        return load_base(self.config.base)
+        return Base(name=NO_BASE, folder=Path(), card={"vae": None}) if self.bare else load_base(self.config.base)
 
     @cached_property
     def base_system(self) -> LatentDiffusion:
-        system = self.base.system()
-        if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
+        system = self.base.system(placement=self.placement, part="base")
+        refuse_image_size(self.base, self.config.data.image_size)
         return system
 
     @cached_property
@@ -117,7 +117,8 @@ class Swap:
         count = len(self.splits[0])
         chosen = self.splits[0].evaluation_captions(np.linspace(0, count - 1, min(LAYER_CAPTIONS, count)).astype(int))
         base = self.base_system
-        ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+        with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
+            ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
 
     @cached_property
@@ -174,6 +175,7 @@ class Swap:
             live_latents=data.latents == "live",
             live_embeddings=data.embeddings == "live",
             max_set_aside=data.max_set_aside,
+            placement=self.placement,
         )
 
     @cached_property
@@ -224,21 +226,23 @@ class Swap:
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training images, half held out; spread over the data set."""
-        train, test = self.splits
-        count = self.config.smoke.samples
+        return [prompt for _, prompts, _ in self._sample_parts() for prompt in prompts]
 
-        def pick(images: ImageDataset, number: int) -> list[str]:
-            captions = images.evaluation_captions()
-            return [captions[i] for i in np.linspace(0, len(captions) - 1, number).astype(int)]
+    def sample_truth(self) -> tuple[Tensor, list[str]]:
+        """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
+        return truth_of(self._sample_parts(), self.config.data.image_size)
 
-        return pick(train, count // 2) + pick(test, count - count // 2)
+    def _sample_parts(self) -> list[tuple[ImageDataset, list[str], str]]:
+        return sample_parts(self.splits, self.config.smoke.samples)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
+        if stage == "full" and self.config.train.strategy == "auto":  # what is trained is the race's recommendation
+            base = base | {"strategy": str(self.run.read_json("strategy.json", {}).get("recommended"))}
         data = [self.images.fingerprint, EVALUATED_BY]
-        return hash_record([stage, self.run.key, self.candidate_identity, data, base])
+        return hash_record([stage, stage_key(self.config, stage), self.candidate_identity, data, base])
 
     @property
     def candidate_identity(self) -> str:
@@ -252,35 +256,23 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that
-        is changed in place is another base."""
-        if self.bare:
-            return {}
-        base = self.base_system
-        return {
-            "core": hash_module(base.core, hash_record({k: v for k, v in base.core.config.items() if k[0] != "_"})),
-            "vae": identity_of(base.vae),
-            "text_encoder": identity_of(base.text_encoder),
-            "flow_shift": f"{base.flow_shift:g}",
-        }
+        """As of `identity.fingerprint_base`; empty without a base."""
+        return {} if self.bare else fingerprint_base(self.base_system)
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
 
 
-def identity_of(component: VAE | TextEncoder) -> str:
-    """The component's fingerprint with what the key of its cached encodings leaves out: a VAE's normalisation, the null
-    embedding that a base brought for its text encoder."""
-    identity = component.fingerprint()
-    if isinstance(component, VAE):
-        return hash_record([identity, component.stats.mean, component.stats.std])
-    null = component.kept_null
-    return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
-
-
-def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
-    """Load what can be refused (base, candidate, images) before a run folder is made."""
+def prepare(
+    config: Config,
+    run_dir: Path | None,
+    progress: Progress,
+    policy: Policy = DEFAULT,
+    stages: Sequence[str] = (),
+    placement: Placement | None = None,
+) -> Swap:
+    """Load what can be refused (base, candidate, images) before a run folder is made. stages: that are about to run."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
     swap = Swap(
@@ -289,9 +281,16 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
         progress=progress,
         policy=policy,
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
+        placement=placement or host(),
     )
+    if not swap.bare:
+        refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir, choose=partial(choose_encoding, swap))
+
+    def resolve(asked: Config) -> Config:
+        return choose_encoding(swap, resolved(asked, swap.placement, peak_of(swap)))
+
+    swap.run = RunFolder.open(config, run_dir, stages, resolve)
     swap.config = swap.run.config
     return swap

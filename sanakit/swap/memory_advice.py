@@ -2,6 +2,7 @@
 
 from sanakit.config import Config
 from sanakit.distributed import world_size
+from sanakit.swap.settings import parts_of
 
 TRAINING = ("training", "rates of", "racing")
 
@@ -10,11 +11,12 @@ def advise(config: Config, label: str) -> str | None:
     """The settings that need less memory for this work, the gentlest first; None where the catalogue's text serves."""
     train, data = config.train, config.data
     if label.startswith(TRAINING):
-        micro = train.batch_size // (train.accumulate * world_size())
+        images = train.batch_size // world_size()
+        micro = images // parts_of(train, images)
         steps = []
         if micro > 1:
-            steps.append(f"train.accumulate={2 * train.accumulate} ({micro} images a pass now; the course stays)")
-        if not train.gradient_checkpointing:
+            steps.append(f"train.micro_batch={micro // 2} ({micro} images a pass now; the course stays)")
+        if train.gradient_checkpointing is not True:
             steps.append("train.gradient_checkpointing=true")
         if train.optimizer == "adamw":
             steps.append("train.optimizer=adamw-8bit")

@@ -5,11 +5,13 @@ from typing import Any
 
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
-from sanakit.run import stored
+from sanakit.distributed import world_size
+from sanakit.run import flat, stored
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
 from sanakit.training.loop import TrainOptions
 
+UNDECIDED = 1  # steps of options that are not trained by: a race has steps of its own, stage full decides first
 EMBEDDED_HORIZON = 2000  # steps that the decision study's runs went
 HORIZON = 50_000  # of any other core: DC-Gen trained its interface layers alone for 5,000 to 20,000
 
@@ -58,17 +60,26 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     section = config.train
     same = {f.name: getattr(section, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
+        # a configuration that was not resolved (swap/fitting.py) is the CPU's
+        "precision": "fp32" if section.precision == "auto" else section.precision,
+        "gradient_checkpointing": section.gradient_checkpointing is True,
+        "accumulate": parts_of(section, section.batch_size // world_size()),
+        "max_steps": section.max_steps or UNDECIDED,
         "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)
 
 
+def parts_of(train: TrainSection, images: int) -> int:
+    """Into how many micro-batches a rank's `images` of a step are cut: `train.accumulate`, or the fewest equal ones
+    beyond that of at most `train.micro_batch`."""
+    parts, most = train.accumulate, images if train.micro_batch == "auto" else train.micro_batch
+    while parts < images and (images % parts or images // parts > most):
+        parts += 1
+    return train.accumulate if images % train.accumulate else parts
+
+
 def flat_config(config: Config) -> dict[str, Any]:
     """Every key as section.key, as it may be written down and sent to a tracker."""
-    config = stored(config)
-    return {
-        f"{section}.{key}".rstrip("."): value
-        for section, values in config.model_dump(mode="json").items()
-        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-    }
+    return flat(stored(config))
