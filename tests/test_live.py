@@ -18,6 +18,7 @@ from sanakit.data.failures import Failures
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.distributed import DATA_STOP, STOP
 from sanakit.errors import SanakitError
+from sanakit.placement import Placement, _Held
 from sanakit.swap import quality
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 from sanakit.training.batches import TrainOptions, draw_batch
@@ -122,6 +123,44 @@ def test_too_many_failures_stop_the_loop_at_a_step_border(tiny_system, tmp_path)
     spoil(folder, *range(12))
     with pytest.raises(SanakitError, match="SK0402"):
         built(tiny_system, images, live_latents=True).latents[torch.arange(2), 0]
+
+
+def test_live_encoders_compute_on_the_device_and_move_once_a_run(fake_device, tiny_system, tmp_path, monkeypatch):
+    placement = tiny_system.placement = Placement(torch.device("fakegpu", 0))
+    images = load_images(str(folder_of(tmp_path / "a")))
+    on_host = draw_batch(tiny_system, built(tiny_system, images), OPTIONS, 0)
+    data = built(tiny_system, images, live_latents=True, live_embeddings=True, placement=placement)
+    moved, devices = [], set()
+    move, posterior, encode = _Held.move, tiny_system.vae._posterior, tiny_system.text_encoder._encode
+
+    def counted(self, *args):
+        moved.append(self.module)
+        move(self, *args)
+
+    def seen_posterior(pixels):
+        devices.add(("vae", pixels.device.type))
+        return posterior(pixels)
+
+    def seen_encode(prompts):
+        devices.add(("text", next(tiny_system.text_encoder.model.parameters()).device.type))
+        return encode(prompts)
+
+    monkeypatch.setattr(_Held, "move", counted)
+    monkeypatch.setattr(tiny_system.vae, "_posterior", seen_posterior)
+    monkeypatch.setattr(tiny_system.text_encoder, "_encode", seen_encode)
+    drawn = draw_batch(tiny_system, data, OPTIONS, 0)
+    assert drawn.latents.device.type == drawn.prompt.embeds.device.type == "cpu"
+    assert torch.allclose(drawn.latents, on_host.latents, atol=1e-3)
+    assert torch.allclose(drawn.prompt.embeds, on_host.prompt.embeds, atol=2e-2)
+    assert devices == {("vae", "fakegpu"), ("text", "fakegpu")}
+    moved.clear()
+    options = replace(OPTIONS, workers=2)
+    groups = [{"params": list(tiny_system.core.parameters()), "scale": 1.0, "name": "core"}]
+    state = new_state(tiny_system.core, groups, options, placement=placement)
+    fit(tiny_system, data, options, state)
+    assert state.step == 6 and devices == {("vae", "fakegpu"), ("text", "fakegpu")}
+    assert [moved.count(part) for part in (tiny_system.vae, tiny_system.text_encoder)] == [1, 1]
+    assert next(tiny_system.text_encoder.parameters()).device.type == "cpu"
 
 
 def test_what_chance_explains_ends_no_run():

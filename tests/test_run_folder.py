@@ -10,7 +10,7 @@ from sanakit import run as run_module
 from sanakit.config import make_config
 from sanakit.errors import ExitCode, SanakitError, lacks_memory
 from sanakit.files import try_writing, without_secrets, write_aside
-from sanakit.run import RunFolder
+from sanakit.run import RunFolder, stage_key
 from sanakit.swap.memory_advice import advise
 from sanakit.swap.settings import flat_config
 from sanakit.tracebacks import memory_advice, note_work
@@ -21,10 +21,11 @@ def test_a_config_that_was_changed_by_hand_is_told_field_by_field(tmp_path):
     RunFolder.open(config, tmp_path / "run")
     assert RunFolder.open(config, tmp_path / "run").config == config
     file = tmp_path / "run" / "config.yaml"
-    file.write_text(file.read_text().replace("batch_size: 32", "batch_size: 64").replace("seed: 3", "seed: 4"))
+    file.write_text(file.read_text().replace("image_size: 96", "image_size: 64").replace("seed: 3", "seed: 4"))
     with pytest.raises(SanakitError, match="SK0105") as refused:
         RunFolder.open(config, tmp_path / "run")
-    assert "train.batch_size is 64 there, 32 asked; train.seed is 4 there, 3 asked" in str(refused.value)
+    assert "data.image_size is 64 there, 96 asked" in str(refused.value)
+    assert "train.seed is 4 there, 3 asked" in str(refused.value)
     file.write_text("train: {batchsize: 3}\n")
     with pytest.raises(SanakitError, match="SK0105.*config.yaml is no configuration of this version"):
         RunFolder.open(config, tmp_path / "run")
@@ -33,11 +34,16 @@ def test_a_config_that_was_changed_by_hand_is_told_field_by_field(tmp_path):
 def test_what_auto_chose_is_written_down_and_holds_for_the_folder(tmp_path):
     config = make_config({})
     decided = make_config({"data": {"latents": "live", "embeddings": "ahead"}})
-    run = RunFolder.open(config, tmp_path / "run", choose=lambda config: decided)
+
+    def decide(asked):
+        return decided if asked.data.latents == "auto" else asked
+
+    run = RunFolder.open(config, tmp_path / "run", resolve=decide)
     assert run.config.data.latents == "live" and "latents: live" in (tmp_path / "run" / "config.yaml").read_text()
-    again = RunFolder.open(config, tmp_path / "run", choose=lambda config: pytest.fail("decided before"))
+    again = RunFolder.open(config, tmp_path / "run")
     assert again.config == decided and again.key == run.key == RunFolder(tmp_path, config).key
-    other = RunFolder.open(make_config({"data": {"latents": "ahead"}}), tmp_path / "run", choose=lambda config: config)
+    assert stage_key(again.config, "full") == stage_key(config, "full")
+    other = RunFolder.open(make_config({"data": {"latents": "ahead"}}), tmp_path / "run")
     assert other.config.data.latents == "ahead" and other.key == run.key  # it changes no result
     assert "latents: ahead" in (tmp_path / "run" / "config.yaml").read_text()
 
