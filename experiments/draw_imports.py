@@ -48,7 +48,9 @@ ORDER = [
     "interop",
     "checks",
     "swap",
+    "api",
     "cli",
+    "__main__",
 ]
 FLOORS = {  # what the drawing shows as one box, from the bottom up
     "foundation": ORDER[: ORDER.index("reporting")],

@@ -16,13 +16,15 @@ from sanakit.vaes import VAE
 
 @dataclass(kw_only=True)
 class LatentDiffusion:
-    """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling."""
+    """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling. name: of
+    the base that it was loaded as; empty for one that was put together."""
 
     vae: VAE
     text_encoder: TextEncoder
     core: SanaTransformer2DModel
     image_size: int
     flow_shift: float | None = None
+    name: str = ""
 
     def __post_init__(self) -> None:
         spec, config = self.vae.spec, self.core.config

@@ -111,6 +111,7 @@ class Base:
             core=load_core(self.folder),
             image_size=self.card["image_size"],
             flow_shift=self.card["flow_shift"],
+            name=self.name if vae is None and text_encoder is None else "",
         )
 
 

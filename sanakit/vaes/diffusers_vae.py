@@ -68,16 +68,22 @@ class DiffusersVAE(VAE):
         return affine(config)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self.run_encoder(self.model, images.to(self.model.dtype))[0].float()
+        return self._run_encoder(images)[0]
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if type(self)._encode is not DiffusersVAE._encode:  # a family's own
             return super()._posterior(images)
-        raw, std = self.run_encoder(self.model, images.to(self.model.dtype))
-        return raw.float(), None if std is None else std.float()
+        return self._run_encoder(images)
+
+    def _run_encoder(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """In the model's precision and on its device; the results are fp32 where the images are."""
+        raw, std = self.run_encoder(self.model, images.to(self.model.device, self.model.dtype))
+        place = images.device
+        return raw.to(place, torch.float32), None if std is None else std.to(place, torch.float32)
 
     def _decode(self, raw_latents: Tensor) -> Tensor:
-        return self.run_decoder(self.model, raw_latents.to(self.model.dtype)).float()
+        images = self.run_decoder(self.model, raw_latents.to(self.model.device, self.model.dtype))
+        return images.to(raw_latents.device, torch.float32)
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
@@ -166,7 +172,12 @@ def wrapper_of(folder: Path) -> Any:
             "SK0106",
             f"{folder} is a {name or 'folder without _class_name'}, expected one of {', '.join(ALLOWED_CLASSES)}",
         )
-    module, _, wrapper = ALLOWED_CLASSES[name].partition(".")
+    return wrapper_named(name)
+
+
+def wrapper_named(class_name: str) -> Any:
+    """The class that wraps a diffusers class of the allowlist."""
+    module, _, wrapper = ALLOWED_CLASSES[class_name].partition(".")
     return getattr(importlib.import_module(f"sanakit.vaes.{module}"), wrapper)
 
 
@@ -203,5 +214,5 @@ def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> La
     """Measured on one grey image, not guessed: several configs lack `spatial_compression_ratio`."""
     size = getattr(model, "decoder_image_size", 128)  # AutoencoderRAE takes images of one size
     with torch.no_grad():
-        raw, _ = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device))
+        raw, _ = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device, dtype=model.dtype))
     return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
