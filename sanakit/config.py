@@ -106,7 +106,13 @@ class ComponentSection(Section):
 
 
 class SmokeSection(Section):
-    budget_steps: int = Field(default=100, ge=8)  # per strategy
+    # steps of every strategy; auto: 50, doubled while the race cannot tell, at most max_budget_steps
+    budget_steps: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
+    max_budget_steps: int = Field(default=400, ge=8)
+    horizon: int | None = Field(default=None, ge=1)  # steps within which a strategy must arrive; None: docs/forecast.md
+    time_limit: float | None = Field(
+        default=None, gt=0
+    )  # minutes of the command after which the race begins no further rung
     # the ones among these that serve the swap
     strategies: tuple[str, ...] = (
         "reuse",

@@ -185,6 +185,18 @@ def agreed_stop() -> int:
     return sum_over_ranks(torch.zeros(()), STOP.number)[1]
 
 
+def numbers_of_main(values: list[float]) -> list[float]:
+    """Rank 0's numbers, on every rank: what was timed differs from rank to rank, and what is decided must not."""
+    if world_size() == 1:
+        return values
+    import torch
+
+    own = torch.tensor(values, dtype=torch.float64)
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    _group().all_gather(gathered, own)
+    return [float(value) for value in gathered[0]]
+
+
 def local(tensor: Any) -> Any:
     """This rank's part of a sharded tensor; any other tensor as it is."""
     return tensor.to_local() if hasattr(tensor, "to_local") else tensor

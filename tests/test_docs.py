@@ -30,6 +30,8 @@ def test_generated_pages_are_current(page):
         "docs/concepts.md",
         "docs/data.md",
         "docs/strategies.md",
+        "docs/forecast.md",
+        "docs/decision-study.md",
         "docs/adding-a-component.md",
         "docs/interop.md",
         "docs/codes.md",

@@ -15,12 +15,13 @@ from sanakit.config import make_config
 from sanakit.errors import SanakitError
 from sanakit.reporting import write_report
 from sanakit.strategies.base import STRATEGIES, strategy_named
-from sanakit.swap import lineup
+from sanakit.swap import lineup, rungs
 from sanakit.swap import stages as engine
 from sanakit.swap.full import starting_system
 from sanakit.swap.lineup import raced_names, resting_controls, write_plan
 from sanakit.swap.rates import GRID
-from sanakit.swap.settings import strategy_of, with_adapter
+from sanakit.swap.rungs import auto_rungs, fixed_rungs
+from sanakit.swap.settings import horizon_of, rungs_in, strategy_of, with_adapter
 
 NAMES = ["finetune", "naive", "scratch"]
 
@@ -57,6 +58,26 @@ def test_a_flag_of_every_command_that_races_asks_for_them(command, monkeypatch):
     for more in ([], ["--controls"]):
         assert CliRunner().invoke(app, [*command, *more]).exit_code == 0
     assert [config.smoke.controls for config in configs] == [False, True]
+
+
+@pytest.mark.parametrize("command", ["swap-vae", "swap-text-encoder"])
+def test_the_length_of_a_race_is_automatic_or_named(command, monkeypatch):
+    configs = []
+    monkeypatch.setattr(commands, "run", lambda config, *rest, **more: configs.append(config))
+    candidate = "pca-f16c32" if command == "swap-vae" else "wordllama"
+    for more in ([], ["--budget-steps", "16", "--time-limit", "7.5"]):
+        assert CliRunner().invoke(app, [command, "--candidate", candidate, *more]).exit_code == 0
+    assert [config.smoke.budget_steps for config in configs] == ["auto", 16]
+    assert [config.smoke.time_limit for config in configs] == [None, 7.5]
+    assert rungs_in(configs[0]) == auto_rungs(400) and rungs_in(configs[1]) == fixed_rungs(16)
+    for wrong in ("7", "often", "-16"):
+        refused = CliRunner().invoke(app, [command, "--candidate", candidate, "--budget-steps", wrong])
+        assert refused.exit_code == 2 and len(configs) == 2
+
+
+def test_the_horizon_is_as_far_as_the_study_went_or_as_interface_layers_alone_were_trained():
+    assert [horizon_of(config_of(), embedded=embedded) for embedded in (True, False)] == [2000, 50_000]
+    assert horizon_of(make_config({"smoke": {"horizon": 700}}), embedded=False) == 700
 
 
 def test_an_adapter_brings_one_arm_and_the_others_stay_plain(tiny_system, monkeypatch):
@@ -120,16 +141,27 @@ def small_race(small_world):
     return small_world
 
 
-def test_resting_controls_and_the_arm_of_an_adapter_in_plan_report_and_terminal(small_race, tmp_path, capsys):
+def test_an_automatic_race_with_resting_controls_and_an_adapter_in_plan_report_and_terminal(
+    small_race, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(rungs, "AUTO", 4)
+    monkeypatch.setattr(rungs, "HALVING", 8)
+    small_race["smoke"] |= {"budget_steps": "auto", "max_budget_steps": 8, "time_limit": 60.0}
     swap = engine.prepare(make_config(small_race), tmp_path / "run", lambda *_: None)
     validation = engine.run_stages(swap, ["smoke"])
-    rows = {row["name"]: row for row in validation["strategy"]["candidates"]}
+    strategy = validation["strategy"]
+    rows = {row["name"]: row for row in strategy["candidates"]}
+    assert (strategy["budget_steps"], strategy["stopped_by"]) in ((4, "told"), (8, "told"), (8, "steps"))
+    assert 0 <= strategy["probability"] <= 1 and strategy["conclusive"] == (strategy["probability"] >= 0.7)
+    assert strategy["interval"] == rows["finetune"]["interval"] == 0.8 and strategy["horizon"] in (2000, 50_000)
+    assert strategy["calibrated_for"]["batch"] == [32, 32] and strategy["core"]["batch"] == 4
+    assert "for a core of this size" in strategy["extrapolated"]
     assert list(rows) == [*NAMES, "finetune@conv-latents"]
     for name in ("naive", "scratch"):
         assert not rows[name]["raced"] and rows[name]["steps"] == [0] and rows[name]["learning_rate"] is None
         assert rows[name]["predicted_steps"] is rows[name]["predicted_steps_high"] is None
         assert not rows[name]["finalist"] and rows[name]["initial_loss"] > 0
-    assert rows["finetune"]["raced"] and rows["finetune"]["steps"][-1] == 8
+    assert rows["finetune"]["raced"] and rows["finetune"]["steps"][-1] == strategy["budget_steps"]
     assert rows["finetune@conv-latents"]["initial_loss"] != rows["finetune"]["initial_loss"]
     assert validation["strategy"]["recommended"] in ("finetune", "finetune@conv-latents")
     gates = {gate["gate"]: gate for gate in validation["stages"]["smoke"]["gates"]}
@@ -145,11 +177,15 @@ def test_resting_controls_and_the_arm_of_an_adapter_in_plan_report_and_terminal(
     assert "stock diffusers cannot load the result" in notes and ADAPTERS.get("conv-latents").saves in notes
 
     page = write_report(tmp_path / "run", tmp_path / "page.html").read_text()
-    assert page.count("not trained<br>") == 2
+    assert page.count("not trained<br>") == 2 and "extrapolated: the probability is not calibrated" in page
+    assert f"the race ended after {strategy['budget_steps']} steps" in page
     print_plan(plan)
     print_validation(validation, tmp_path / "run", tmp_path / "page.html")
     told = " ".join(capsys.readouterr().out.split())
-    assert "not trained" in told and "--controls" in told
+    assert "not trained" in told and "--controls" in told and "(80%)" in told
+    assert (
+        "with probability" in told and "extrapolated: the probability is not calibrated for a core of this size" in told
+    )
 
     for name, adapters in (("finetune", ()), ("finetune@conv-latents", ("conv-latents",))):
         system = starting_system(swap, strategy_of(swap.config, {"recommended": name}))

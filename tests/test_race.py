@@ -21,23 +21,14 @@ from sanakit.loading import load_base
 from sanakit.reporting.ci import in_doubt
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap import rungs as rungs_module
+from sanakit.swap.ending import Question, TimeLimit, conclude, seconds_needed
 from sanakit.swap.forecast import Forecast, steps_that_tell
 from sanakit.swap.quality import Target
-from sanakit.swap.race import (
-    OWN_OPTIONS,
-    RaceSetup,
-    RaceStopped,
-    advance,
-    at_best_rate,
-    enter,
-    race,
-    recommend,
-    rungs,
-    survivors,
-)
+from sanakit.swap.race import OWN_OPTIONS, RaceStopped, advance, at_best_rate, enter, race
+from sanakit.swap.race_setup import RaceSetup
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import GRID, RateSearch, search_of
-from sanakit.swap.rungs import evaluated_steps_between
+from sanakit.swap.rungs import auto_rungs, evaluated_steps_between, fixed_rungs, rungs, survivors
 from sanakit.swap.settings import configured, options_of
 from sanakit.training import loop as train
 from sanakit.training.loop import TrainOptions
@@ -68,13 +59,14 @@ def arm_of(race_setup, system, name, budget=16):
 def test_half_of_the_arms_go_on_and_every_arm_is_forecast(race_setup, tiny_system):
     names = ("align", "align+head", "lora", "finetune", "naive", "scratch")
     arms = [arm_of(race_setup, tiny_system, name) for name in names]
-    finalists = race(race_setup, arms, budget=16)
+    result = race(race_setup, arms, budget=16)
     lengths = sorted(a.steps[-1] for a in arms)
-    assert len(finalists) >= 2 and all(a.steps[-1] == 16 for a in finalists)
+    assert len(result.finalists) >= 2 and all(a.steps[-1] == 16 for a in result.finalists)
     assert lengths[0] == 0 and set(lengths[1:]) <= {4, 8, 16}
-    assert all(a.forecast is not None for a in arms)
-    assert recommend(arms).error == min(a.error for a in arms)  # nobody arrives at an error of 1e-9
-    assert rungs(16) == [2, 4, 8, 16]
+    able = [a for a in arms if a in result.finalists or a.state is None]
+    assert all((a.forecast is not None) == (a in able) for a in arms), "a dropped arm has no forecast"
+    assert not result.answer.in_sight and result.best.error == min(a.error for a in able)  # nobody arrives at 1e-9
+    assert (result.step, result.stopped_by) == (16, "steps") and rungs(16) == [2, 4, 8, 16]
 
 
 def test_the_better_half_goes_on_and_nobody_is_dropped_for_noise():
@@ -87,6 +79,96 @@ def test_the_better_half_goes_on_and_nobody_is_dropped_for_noise():
     assert survivors([*level[:2], level[2] + 5, *[e + 9 for e in level[3:]]], 8, 16) == 2
 
 
+def test_a_dropped_arm_says_why_and_one_that_arrived_is_not_dropped(race_setup, tiny_system):
+    from sanakit.swap.race import go_on
+
+    names = ("align+head", "lora", "cross-attention", "finetune")
+    arms = [arm_of(race_setup, tiny_system, name) for name in names]
+    noise = np.random.default_rng(0).normal(size=16) * 0.01
+    for arm, error in zip(arms, (1.1, 1.2, 1.5, 0.9), strict=True):
+        arm.steps, arm.errors_by_evaluation = [0, 4], [np.full(16, 2.0), error + noise]
+    arms[2].errors_by_evaluation[0] = np.full(16, 0.5)
+    question = replace(race_setup, target=target_of(1.0)).question
+    running = go_on(question, arms, 4, fixed_rungs(16))
+    assert [arm.strategy.name for arm in running] == ["finetune", "align+head"]
+    assert arms[1].dropped == "clearly worse than align+head at step 4 (error 1.200 against 1.100)".replace(
+        "1.200", f"{arms[1].error:.3f}"
+    ).replace("1.100", f"{arms[0].error:.3f}")
+    assert arms[2].dropped == "" and arms[3].dropped == ""
+    answer, best = conclude(question, arms, running, fixed_rungs(16), 4)
+    assert arms[1].forecast is None and arms[1].as_dict()["dropped"] and arms[1].as_dict()["interval"] is None
+    assert best is arms[2] and answer.probability == 1, "it was at the target before any step"
+
+
+def test_an_automatic_race_begins_as_one_of_100_steps():
+    plan = auto_rungs(400)
+    assert plan.ends == (50, 100, 200, 400) and plan.steps == [12, 25, 50, 100, 200, 400] and plan.rates_at == 50
+    assert set(rungs(100)) <= set(plan.steps) and plan.halving == 100
+    assert auto_rungs(16) == fixed_rungs(16) and auto_rungs(300).ends == (50, 100, 200, 300)
+    assert auto_rungs(1000).ends == (50, 100, 200, 400, 800, 1000) and plan.next_end(51) == 100
+
+
+def automatic_race(system, data, monkeypatch, folder, *, sure, stop_at=None, limit=None, seen=None):
+    """An automatic race of 2, 4 or 8 steps whose steps take a second each; told at the step `sure`, judged by
+    `seen`."""
+    monkeypatch.setattr(rungs_module, "AUTO", 2)
+    monkeypatch.setattr(rungs_module, "HALVING", 4)
+    store = RaceStore(folder=folder, facts={})
+    race_setup = setup_of(data, store=store, limit=limit)
+    arms = [arm_of(race_setup, system, name, budget=auto_rungs(8)) for name in ("align", "lora", "finetune")]
+    known = conclude
+
+    def concluded(question, arms, running, plan, step):
+        answer, best = known(question, arms, running, plan, step)
+        if seen is not None:
+            costs = [arm.seconds_per_step_at(step) for arm in arms]
+            seen.append((step, answer, costs))
+        return replace(answer, probability=0.9 if step >= sure else 0.5), best
+
+    def on_step(arm, step):
+        if stop_at == (arm.strategy.name, step):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr("sanakit.swap.race.conclude", concluded)
+    with STOP.installed():
+        return race(race_setup, arms, budget=auto_rungs(8), on_step=on_step), arms
+
+
+@pytest.mark.parametrize(("sure", "step", "stopped_by"), [(2, 2, "told"), (8, 8, "told"), (9, 8, "steps")])
+def test_an_automatic_race_ends_when_it_can_tell(tiny_system, tiny_data, monkeypatch, tmp_path, sure, step, stopped_by):
+    result, arms = automatic_race(tiny_system, tiny_data, monkeypatch, tmp_path, sure=sure)
+    assert (result.step, result.stopped_by) == (step, stopped_by) and result.answer.told == (sure <= 8)
+    assert all(arm.steps[-1] == step for arm in result.finalists) and arms[0].steps == [0]
+
+
+def test_a_race_that_was_resumed_takes_the_same_decisions(tiny_system, tiny_data, monkeypatch, tmp_path):
+    """Costs of steps are part of a decision: at an end that the stopped race had passed, those of then are read
+    again."""
+    first, again = [], []
+    with pytest.raises(RaceStopped):
+        automatic_race(tiny_system, tiny_data, monkeypatch, tmp_path, sure=8, stop_at=("finetune", 6), seen=first)
+    result, _ = automatic_race(tiny_system, tiny_data, monkeypatch, tmp_path, sure=8, seen=again)
+    assert [step for step, *_ in first] == [2, 4] and again[:2] == first and all(c > 0 for c in again[0][2][1:])
+    assert (result.step, result.stopped_by) == (8, "told")
+
+
+def test_a_race_begins_no_rung_that_would_not_fit_into_the_time_limit(tiny_system, tiny_data, monkeypatch, tmp_path):
+    allowed = []
+
+    class Limit(TimeLimit):
+        def allows(self, seconds):
+            allowed.append(seconds)
+            return len(allowed) < 3
+
+    limit = Limit(begun=0.0, seconds=1.0)
+    result, arms = automatic_race(tiny_system, tiny_data, monkeypatch, tmp_path, sure=9, limit=limit)
+    assert (result.step, result.stopped_by) == (2, "time") and all(seconds >= 0 for seconds in allowed)
+    arms[2].seconds, arms[2].steps, arms[2].evaluation_seconds = 6.0, [0, 1, 2], 0.5
+    assert seconds_needed([arms[2]], 8) == 6 * 3.0 + 0.5 and seconds_needed([arms[2]], 2) == 0
+    now = __import__("time").monotonic()
+    assert TimeLimit(begun=now, seconds=60).allows(50) and not TimeLimit(begun=now, seconds=60).allows(70)
+
+
 def test_arms_that_start_alike_share_their_first_result(race_setup, tiny_system):
     first, second = arm_of(race_setup, tiny_system, "align"), arm_of(race_setup, tiny_system, "lora")
     system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
@@ -97,35 +179,42 @@ def test_arms_that_start_alike_share_their_first_result(race_setup, tiny_system)
 
 def test_the_cheapest_arm_that_arrives_wins(race_setup, tiny_system):
     arms = [arm_of(race_setup, tiny_system, name) for name in ("align", "finetune")]
-    race(replace(race_setup, target=target_of(1e3)), arms, budget=8)
-    assert recommend(arms).strategy.name == "align"
+    result = race(replace(race_setup, target=target_of(1e3)), arms, budget=8)
+    assert result.best.strategy.name == "align" and result.answer.probability == 1
 
 
 @pytest.mark.parametrize(
     ("steps", "high", "told"), [(150, 420.2, 421), (150, np.inf, 300), (np.inf, np.inf, 200), (40, 60, 200)]
 )
 def test_how_long_a_race_would_tell(steps, high, told):
-    assert steps_that_tell(Forecast(steps=steps, low=20, high=high, reached=steps < 100), 100) == told
+    found = Forecast(steps=steps, low=20, high=high, reached=steps < 100, within=0.9, horizon=2000)
+    assert steps_that_tell(found, 100) == told
 
 
-def test_an_open_end_is_inconclusive_and_said():
-    inside = Forecast(steps=150, low=20, high=420, reached=False)
-    assert inside.conclusive and replace(inside, high=np.inf, reached=True).conclusive
-    assert not replace(inside, high=np.inf).conclusive
-    raced = {"recommended": "lora", "steps_that_tell": 300}
-    assert in_doubt(raced | {"conclusive": False}).endswith("lora has an open interval, --budget-steps 300 would tell")
+def test_an_answer_that_is_not_sure_is_inconclusive_and_said():
+    raced = {"recommended": "lora", "steps_that_tell": 300, "probability": 0.582}
+    said = "recommendation inconclusive: lora, right with probability .58; a race of --budget-steps 300 would tell more"
+    assert in_doubt(raced | {"conclusive": False}) == said
     assert in_doubt(raced | {"conclusive": True}) == in_doubt({"recommended": None}) == ""
+    earlier = {"recommended": "lora", "steps_that_tell": 300, "conclusive": False}
+    assert "its interval is open" in in_doubt(earlier)
 
 
 def test_what_is_spent_once_counts_but_not_where_nothing_needs_training(race_setup, tiny_system):
-    """Two arms of the same forecast: the one that spent time before its first step is the dearer."""
+    """Two arms that arrived after the same steps: the one that spent time before its first step is the dearer."""
     arms = [arm_of(race_setup, tiny_system, name) for name in ("align+head", "cross-attention")]
     for arm in arms:
-        arm.steps, arm.seconds, arm.forecast = [0, 8], 8.0, Forecast(steps=20, low=10, high=40, reached=False)
-    assert arms[1].trained_parameters > arms[0].trained_parameters and recommend(arms) is arms[0]
+        arm.steps, arm.seconds, arm.seconds_at = [0, 8], 8.0, {8: 8.0}
+        arm.errors_by_evaluation = [np.full(16, 2.0), np.full(16, 0.9)]
+    question = Question(target=target_of(1.0), kind="vae", horizon=2000, seed=0)
+
+    def best():
+        return conclude(question, arms, arms, fixed_rungs(8), 8)[1]
+
+    assert arms[1].trained_parameters > arms[0].trained_parameters and best() is arms[0]
     arms[0].seconds_once = 4.0
-    assert recommend(arms) is arms[1] and arms[0].cost(20) == 24.0 and arms[0].cost(0) == 0.0
-    assert arms[0].as_dict()["predicted_hours"] == 24.0 / 3600
+    assert best() is arms[1] and arms[0].cost(20) == 24.0 and arms[0].cost(0) == 0.0
+    assert arms[0].as_dict()["predicted_hours"] == pytest.approx((4.0 + arms[0].forecast.steps) / 3600)
 
 
 @pytest.mark.parametrize("name", ["align+head", "lora", "cross-attention", "finetune"])
@@ -224,10 +313,10 @@ def whole_race(system, data, folder=None, *, trained=None, stop_at=None, by=sign
                     on_step=lambda step, name=name: on_step("rates", name, step),
                 )
             )
-        finalists = race(
+        result = race(
             race_setup, arms, budget=BUDGET, on_step=lambda arm, step: on_step("race", arm.strategy.name, step)
         )
-    return arms, finalists, trained
+    return arms, result.finalists, trained
 
 
 def outcome(arms, finalists):
@@ -337,11 +426,11 @@ def test_an_arm_that_diverges_leaves_the_race_and_the_others_go_on(tiny_system, 
         system = replace(tiny_system, core=copy.deepcopy(tiny_system.core))
         arms.append(enter(race_setup, STRATEGIES.get(name), system, budget=16, learning_rate=rate))
     diverging(monkeypatch, ("0.5",), 3)
-    finalists = race(race_setup, arms, budget=16)
-    lost = arms[1]
+    result = race(race_setup, arms, budget=16)
+    lost, finalists = arms[1], result.finalists
     assert lost.diverged.startswith("loss nan") and "at step 3" in lost.diverged and lost.steps == [0, 2]
     assert lost.forecast is None and lost not in finalists and len(finalists) >= 2
-    assert all(a.forecast is not None for a in arms if a is not lost) and recommend(arms) is not lost
+    assert all(a.forecast is not None for a in finalists) and result.best is not lost
     record = json.loads(json.dumps(lost.as_dict(), allow_nan=False))
     assert record["diverged"] == lost.diverged and record["predicted_steps"] is None and len(record["losses"]) == 2
     assert not list(tmp_path.glob("align+head-0.5/step-*")) and (tmp_path / "align+head-0.5" / "curve.json").is_file()
@@ -471,7 +560,8 @@ def test_looks_between_the_rungs_are_kept_and_change_nothing(tiny_system, tiny_d
 def test_a_held_out_error_that_is_not_finite_has_diverged_too(race_setup, tiny_system, monkeypatch):
     arm = arm_of(race_setup, tiny_system, "finetune")
     monkeypatch.setattr(
-        "sanakit.swap.race.held_out", lambda *a, **k: replace(arm.results[0], losses=arm.results[0].losses * np.nan)
+        "sanakit.swap.race_setup.held_out",
+        lambda *a, **k: replace(arm.results[0], losses=arm.results[0].losses * np.nan),
     )
     advance(race_setup, arm, 2)
     assert arm.diverged == "held-out loss nan after step 2" and arm.steps == [0]
@@ -486,8 +576,7 @@ def test_where_every_arm_diverged_the_race_says_so(tiny_system, tiny_data, monke
     ):
         race(race_setup, arms, budget=16)
     there = replace(race_setup, target=target_of(1e3))  # what trains nothing is at the base's quality already
-    race(there, arms, budget=16)
-    assert recommend(arms).strategy.name == "align"
+    assert race(there, arms, budget=16).best.strategy.name == "align"
 
 
 def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny_data):

@@ -100,15 +100,24 @@ def finished(run, late=False, base="f0", **changes):
     arm = {"steps": steps, "mean": falling.mean(1).tolist(), "errors": packed(falling), "rates": {}}
     row = {"run": run.name, "swap": run.swap.name, "seed": run.seed, "plan": plan.plan_fingerprint()}
     row |= {"kind": run.swap.kind, "base": run.swap.base, "candidate": run.swap.candidate, "base_fingerprint": base}
-    row |= {"tolerance": 1.05, "base_errors": packed(np.ones(16)), "arms": {"finetune": arm}, "minutes": 1.0}
+    row |= {
+        "measure": "loss",
+        "core": {"parameters": 10, "tokens": 4, "batch": 32},
+        "tolerance": 1.05,
+        "base_errors": packed(np.ones(16)),
+        "arms": {"finetune": arm},
+        "minutes": 1.0,
+    }
     return row | {"step_cost": {"finetune": 1.0}, "cost_once": {}} | changes
 
 
-def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path):
+def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
     import decision_study
+    import study_measures
     import study_plan as plan
     import study_rows
 
+    monkeypatch.setattr(study_measures, "RESAMPLES", 20)
     for base in ("tiny-sana", "dc-minilm", "pca-wordllama"):
         study_rows.write_base(base, {"fingerprint": "f0", "data": "d"}, tmp_path)
     held = [run for run in plan.runs() if run.evaluation]
@@ -119,10 +128,10 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path):
         decision_study.evaluate(tmp_path)
     assert decision_study.next_run("", set(), tmp_path) == held[0]
     study_rows.add_run(finished(held[0]), evaluation=True, late=False, results=tmp_path)
-    verdicts = decision_study.evaluate(tmp_path)
-    assert verdicts["runs"] == 16 and {row["candidate"] for row in verdicts["swaps"]} == {
-        r.swap.candidate for r in held
-    }
+    found = decision_study.evaluate(tmp_path)
+    assert found["runs"] == 16 and {row["candidate"] for row in found["swaps"]} == {r.swap.candidate for r in held}
+    assert [row["race"] for row in found["decisions"]] == ["50", "100", "200", "auto"] and found["constants"]
+    assert all({"told", "right_of_told", "right_interval", "brier"} <= row.keys() for row in found["decisions"])
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)
 
@@ -182,7 +191,7 @@ def study(tiny_system, tiny_data):
     weights, nothing = np.array([0.0, 0.0, 0.4, 0.3, 0.3]), np.zeros(16)
     from sanakit.swap.quality import Target
 
-    target = Target(measure="loss", weights=weights, floor=nothing, unit=1.0, base=nothing + 1, tolerance=0.1)
+    target = Target(measure="loss", weights=weights, floor=nothing, unit=0.1, base=nothing + 1, tolerance=1.0)
     swap = SimpleNamespace(
         base_system=tiny_system,
         candidate=tiny_system.vae,
@@ -192,7 +201,7 @@ def study(tiny_system, tiny_data):
         num_held_out=16,
         fingerprint=lambda stage: stage,
         base_fingerprint={"core": "f0"},
-        dataset=SimpleNamespace(fingerprint="d"),
+        images=SimpleNamespace(fingerprint="d"),
     )
     listed = plan.StudySwap(base="dc-minilm", kind="vae", candidate="turned", scratch="near")
     return swap, plan.StudyRun(swap=listed, seed=0, evaluation=False)
@@ -267,24 +276,95 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
         assert same(resumed) == same(straight)
 
 
-def test_the_earlier_study_replays_to_the_rows_that_are_committed():
-    from safetensors.numpy import load_file
-    from study_replay import replay
+@pytest.fixture(scope="module")
+def earlier():
+    """The records that the constants were fitted to, in that order, and the committed figures of them."""
+    from study_curves import read_records
 
-    rows = json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())["swaps"]
-    for row in rows[::10]:
-        stem = (
-            f"{row['base']}--{row['kind']}--{row['candidate'].removeprefix('path:').replace('/', '-')}--{row['seed']}"
-        )
-        path = EXPERIMENTS.parent / "results" / "decision_study" / f"{stem}.json"
-        replayed = replay(json.loads(path.read_text()), load_file(path.with_suffix(".safetensors")))
-        same = replayed.keys() & row.keys() - {"forecast"}  # an arm that trains nothing has none since
-        assert {key: row[key] for key in same} == json.loads(json.dumps({key: replayed[key] for key in same}))
-        assert {"truth", "right", "recommended", "steps", "covered"} <= same
+    return read_records(()), json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())
+
+
+def same(value):
+    return json.loads(json.dumps(value))
+
+
+def test_a_swap_replays_to_the_committed_row_under_the_law_of_the_others(earlier):
+    from study_fit import fit_law
+    from study_replay import replay, row_of
+
+    records, figures = earlier
+    swap = "pca-wordllama text_encoder minilm"
+    others = [curve for record in records if record.swap != swap for curve in record.curves()]
+    law = fit_law(others, figures["constants"]["floors"])
+    for record in [record for record in records if record.swap == swap]:
+        facts = ("base", "kind", "candidate", "seed")
+        row = next(row for row in figures["swaps"] if all(row[key] == getattr(record, key) for key in facts))
+        found = same(row_of(record, replay(record, law)))
+        assert {"truth", "steps", "right", "recommended", "race_steps", "stopped_by", "dropped"} <= found.keys()
+        for key in found.keys() - {"probability", "forecast"}:
+            assert found[key] == row[key], key
+        assert found["probability"] == pytest.approx(row["probability"], abs=0.02)
+
+
+def test_the_packaged_constants_are_those_of_the_committed_curves(earlier):
+    from study_curves import calibrated_for, fingerprint
+    from study_fit import fit_law
+
+    from sanakit.swap.slope_law import law_record, packaged
+
+    records, figures = earlier
+    constants = packaged()
+    assert constants["data"] == fingerprint(records) == figures["constants"]["data"]
+    assert constants["calibrated_for"] == calibrated_for(records)
+    law = law_record(fit_law([c for r in records for c in r.curves()], constants["law"]["floors"]))
+    for group, theta in constants["law"]["theta"].items():
+        np.testing.assert_allclose(law["theta"][group], theta, rtol=1e-3, atol=1e-5)
+        np.testing.assert_allclose(law["spread"][group], constants["law"]["spread"][group], rtol=0.05, atol=0.005)
+    assert law["correlation"] == pytest.approx(constants["law"]["correlation"], abs=0.01)
+    no_text_controls = [c for r in records if r.kind == "vae" or r.base == "dc-minilm" for c in r.curves()]
+    no_text_controls = [c for c in no_text_controls if c.kind == "vae" or c.curve.scope not in ("naive", "scratch")]
+    noise = fit_law(no_text_controls, constants["law"]["floors"]).noise
+    assert noise["fresh"]["text_encoder"] == noise["trained"]["text_encoder"] != noise["fresh"]["vae"]
+
+
+def test_decisions_on_swaps_left_out_reach_what_they_must(earlier):
+    _, figures = earlier
+    by_race = {row["race"]: row for row in figures["leave_one_swap_out"]["decisions"]}
+    auto = by_race["auto"]
+    assert auto["told"] >= 28 and auto["right_of_told"] == auto["told"] and auto["mean_cost"] <= 1.1
+    assert auto["brier"] < auto["brier_of_base_rate"]
+    for row in figures["leave_one_swap_out"]["forecasts"]:
+        low, high = row["coverage_80_interval"]
+        assert low <= row["coverage_80"] <= high
+    assert {"decisions", "stated", "forecasts"} <= figures["leave_one_base_out"].keys()
+
+
+def test_coverage_counts_censored_runs_as_what_they_show():
+    from study_measures import Forecasted, bootstrap, coverage, forecasted, interval_score, kaplan_meier
+
+    def one(share, censored=False):
+        return Forecasted(swap="a", share=share, censored=censored, score=None)
+
+    uniform = [one((i + 0.5) / 100) for i in range(100)]
+    assert coverage(uniform, 0.8) == pytest.approx(0.8) and coverage(uniform, 0.9) == pytest.approx(0.9)
+    # a run that ended without arriving says only that its share is larger: Kaplan and Meier's product
+    found = [one(0.2), one(0.4, censored=True), one(0.6), one(0.95)]
+    assert kaplan_meier(found, (0.1, 0.5, 0.9)) == pytest.approx([0, 1 / 4, 1 - 3 / 4 / 2])
+    generator = np.random.default_rng(0)
+    shares = generator.uniform(size=4000)
+    cut = [one(min(s, 0.55), censored=bool(s > 0.55)) if i % 2 else one(s) for i, s in enumerate(shares)]
+    assert coverage(cut, 0.8) == pytest.approx(0.8, abs=0.03), "half of the runs stop early"
+    draws = np.arange(1.0, 101)
+    assert forecasted("a", draws, 25.0, 500, 2000).share == pytest.approx(0.245)
+    assert forecasted("a", draws, None, 60.0, 2000).censored and forecasted("a", draws, None, 60.0, 2000).share == 0.6
+    inside, late = interval_score(draws, 50, 2000), interval_score(draws, 400, 2000)
+    assert inside == pytest.approx(np.log(91 / 11)) and late == pytest.approx(inside + 10 * np.log(401 / 91))
+    rows = [("a", 0.0), ("a", 0.0), ("b", 1.0)]
+    assert bootstrap(rows, lambda row: row[0], lambda sample: np.mean([value for _, value in sample])) == [0.0, 1.0]
 
 
 def test_a_race_has_no_controls_and_one_start():
-    from study_replay import raced
+    from study_curves import raced
 
     def arm(error):
         return {"mean": [error]}

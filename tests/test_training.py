@@ -25,8 +25,6 @@ from sanakit.loading import load_base, load_text_encoder
 from sanakit.presets import PRESETS
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, save_encoder, trainable_copy
-from sanakit.swap.forecast import HORIZON, forecast, steps_to_reach
-from sanakit.swap.quality import Target
 from sanakit.swap.settings import strategy_of
 from sanakit.swap.tune_vae import measured
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -150,70 +148,6 @@ def test_monitor_speaks_of_a_wider_stream_and_is_silent_on_the_same(tiny_system,
     monitor = LatentMonitor(reference=[tiny_data.latents[:, 0]], num_evaluations=1)
     assert not any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.0))
     assert any(r.alarm for r in observe(monitor, tiny_system, tiny_data, 1.5))
-
-
-def test_forecast_of_an_exact_power_law():
-    steps = [0, 12, 25, 50, 100]
-    curve = np.array([2 * (s + 1) ** -0.25 for s in steps])
-    truth = 399.0
-    target = 2 * (truth + 1) ** -0.25
-    assert steps_to_reach(steps, curve, target) == pytest.approx(truth, rel=1e-6)
-    assert steps_to_reach(steps, curve, 1.0) == 25
-    assert steps_to_reach(steps, np.ones(5), 0.5) == np.inf
-    noisy = curve[:, None] * (1 + 0.05 * np.random.default_rng(0).normal(size=(5, 64)))
-    goal = Target(
-        measure="loss", weights=np.ones(5), floor=np.zeros(64), unit=1.0, base=np.full(64, target), tolerance=1.0
-    )
-    result = forecast(steps, noisy, goal)
-    assert result.low <= result.steps <= result.high and not result.reached
-
-
-def test_a_forecast_far_beyond_the_race_is_not_made():
-    steps = [0, 12, 25, 50, 100]
-    flat = np.array([2 * (s + 1) ** -0.01 for s in steps])
-    goal = Target(measure="loss", weights=np.ones(5), floor=np.zeros(8), unit=1.0, base=np.ones(8), tolerance=1.0)
-    result = forecast(steps, np.repeat(flat[:, None], 8, 1), goal)
-    assert result.steps == np.inf and result.low > 100 and result.as_dict()["predicted_steps"] is None
-
-
-def goal_of(count=64, level=1.0):
-    nothing = np.zeros(count)
-    return Target(measure="loss", weights=np.ones(5), floor=nothing, unit=1.0, base=nothing + level, tolerance=1.0)
-
-
-@pytest.mark.parametrize(
-    "curve",
-    [[1.2, 1.25, 1.3, 1.35, 1.4], [1.2, 1.2, 1.2, 1.2, 1.3], [1.2, 1.2, 1.2, 1.2, 1.2]],
-    ids=["rising", "jumps at the end", "flat"],
-)
-def test_a_curve_that_does_not_fall_has_an_open_interval_from_the_end_of_the_race(curve):
-    steps = [0, 12, 25, 50, 100]
-    noise = 1 + 0.002 * np.random.default_rng(0).normal(size=64)
-    forecasted = forecast(steps, np.outer(curve, noise), goal_of())
-    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf, 100, np.inf) and not forecasted.conclusive
-    assert forecasted.as_dict()["predicted_steps_low"] == 100
-
-
-def test_no_end_of_an_interval_lies_beyond_the_horizon_but_an_open_one():
-    steps = [0, 12, 25, 50, 100]
-    curve = np.array([1.9, 1.8999, 1.8998, 1.8997, 1.8996])
-    forecasted = forecast(steps, np.outer(curve, np.ones(64)), goal_of())
-    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf, HORIZON * 100, np.inf)
-
-
-def test_a_curve_that_rises_at_first_is_fitted_from_its_highest_point():
-    """The last two points fall as 2 (s + 1)^-0.2; those before them would give a law that rises."""
-    steps, law = [0, 12, 25, 50, 100], lambda s: 2 * (s + 1) ** -0.2
-    curve = np.array([0.76, 0.77, 0.78, law(50), law(100)])
-    assert steps_to_reach(steps, curve, law(149)) == pytest.approx(149, rel=1e-6)
-    forecasted = forecast(steps, np.outer(curve, np.ones(64)), goal_of(level=law(149)))
-    assert forecasted.steps == pytest.approx(149) and forecasted.conclusive
-    assert 100 < forecasted.low < forecasted.steps < forecasted.high < np.inf
-
-
-def test_an_arm_that_trains_nothing_never_arrives():
-    forecasted = forecast([0], np.full((1, 64), 1.2), goal_of())
-    assert (forecasted.steps, forecasted.low, forecasted.high) == (np.inf,) * 3
 
 
 def test_noise_of_a_image_does_not_depend_on_how_the_batch_is_shared(tiny_system, tiny_data):

@@ -6,7 +6,7 @@
     python experiments/studies/decision_study.py work             # the plan's next unfinished run, until stopped
     python experiments/studies/decision_study.py work --only dc-minilm --count 3
     python experiments/studies/decision_study.py evaluate         # once, at the end: the evaluation third
-    python experiments/studies/decision_study.py summary          # the earlier study: what its curves say
+    python experiments/studies/decision_study.py summary          # fits the forecast, prints what it was worth
 
 The plan is experiments/studies/study_plan.py; what a run trains is in the docstring of study_run.py. Runs are JSON
 lines in experiments/results. A run that is stopped goes on from its checkpoint (runs/study/work), by `work` again;
@@ -147,8 +147,13 @@ def require_base(name: str, fingerprint: dict[str, str], data: str, results: Pat
 
 
 def evaluate(results: Path = RESULTS) -> dict[str, Any]:
-    """Evaluate the race on the evaluation third: once, when all of its runs are done. Raises SystemExit otherwise."""
-    from study_replay import as_curves, replay
+    """Evaluate the race on the evaluation third, under the constants of the package: once, when all of its runs are
+    done. Raises SystemExit otherwise."""
+    import study_figures
+    from study_curves import from_row
+    from study_replay import row_of
+
+    from sanakit.swap.slope_law import packaged, packaged_law
 
     verdict = results / STUDY
     if verdict.is_file():
@@ -157,16 +162,18 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
     missing = [run.name for run in runs(late) if run.evaluation and run.name not in done]
     if missing:
         raise SystemExit(f"{len(missing)} runs of the evaluation third are not done, first {missing[0]}")
-    rows = [replay(*as_curves(row)) for row in read_evaluation(results) if row["run"] in done]
-    told = [row["right"] for row in rows if row["conclusive"]]
+    records = [from_row(row) for row in read_evaluation(results) if row["run"] in done]
+    laws = {record.swap: packaged_law() for record in records}
+    said = study_figures.decisions(records, laws)
     verdicts = {
         "plan": plan_fingerprint(),
         "date": f"{datetime.date.today()}",
-        "runs": len(rows),
-        "right": sum(row["right"] for row in rows),
-        "conclusive": len(told),
-        "right_of_conclusive": sum(told),
-        "swaps": rows,
+        "constants": packaged()["data"],
+        "runs": len(records),
+        "decisions": study_figures.decision_figures(records, said),
+        "stated": study_figures.stated_probabilities(said),
+        "forecasts": study_figures.forecast_figures(records, laws),
+        "swaps": [row_of(record, one) for record, one in zip(records, said["auto"], strict=True)],
     }
     verdict.write_text(json.dumps(verdicts, indent=1) + "\n")
     print(json.dumps({key: value for key, value in verdicts.items() if key != "swaps"}, indent=1))
@@ -181,7 +188,7 @@ def main() -> None:
     worker.add_argument("--count", type=int, default=0, help="stop after so many, by default after the last")
     commands.add_parser("status", help="how many runs of how many are done")
     commands.add_parser("evaluate", help="evaluate the evaluation third, once")
-    commands.add_parser("summary", help="figures of the earlier study")
+    commands.add_parser("summary", help="fit the forecast's law and print what it was worth on swaps left out")
     args = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if args.command == "status":
@@ -197,7 +204,8 @@ def main() -> None:
     else:
         from study_figures import summary
 
-        summary()
+        done, late = done_runs()
+        summary(done, len(runs(late)))
 
 
 if __name__ == "__main__":

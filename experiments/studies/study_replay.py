@@ -1,170 +1,193 @@
 """The decision study's races, replayed: what the race of the first steps would have said,
 and what became of every strategy.
 
-Truth: the cheapest strategy that reaches the target of swap/quality.py, cost = steps x the strategy's step time,
-measured side by side, and what distillation spends on the base's trajectories before its first step.
+The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms
+that train. Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's
+step time, measured side by side, and what distillation spends on the base's trajectories before its first step.
 """
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from study_rows import unpacked
+from study_curves import StudyArm, StudyRecord, from_row
 
-from sanakit.swap.forecast import forecast
-from sanakit.swap.race import recommend, rungs, survivors
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.arm import Arm
+from sanakit.swap.ending import STEPS, TOLD, Question, RaceResult, conclude
+from sanakit.swap.forecast import CHEAPEST, Draws
+from sanakit.swap.race import go_on
+from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
+from sanakit.swap.settings import EMBEDDED_HORIZON
+from sanakit.swap.slope_law import Curve, SlopeLaw, draw_arrivals, measured_arrival, packaged_law
 
-BUDGET = 100
-CONTROLS = ("naive", "scratch")
-RIGHT = 1.1  # times the cheapest strategy's cost
-Curves = dict[str, np.ndarray]
+MAX_STEPS = 400
+AUTO = auto_rungs(MAX_STEPS)
+HORIZON = EMBEDDED_HORIZON
 
 
-def as_curves(row: dict[str, Any]) -> tuple[dict[str, Any], Curves]:
-    """A run of study_rows as `replay` takes it: the record and its curves, of the arms that a race has."""
-    curves = {"base": unpacked(row["base_errors"])}
-    names = raced(row["arms"])
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """What one race said. arms: by name. spent: its cost in steps of the slowest arm, the search of rates with it."""
+
+    result: RaceResult
+    arms: dict[str, Arm]
+    spent: float
+    right: bool
+
+
+def race_of(record: StudyRecord) -> list[StudyArm]:
+    """The arms that race: no controls."""
+    return [arm for name, arm in record.arms.items() if not STRATEGIES.get(name.partition("@")[0]).control]
+
+
+def replayed_arm(name: str, arm: StudyArm) -> Arm:
+    """An arm of the race that has been run already. A step costs what it costs beside the slowest; errors per image."""
+    plain = STRATEGIES.get(name.partition("@")[0])
+    strategy = type(plain.__name__, (plain,), {"name": name})
+    steps = [int(step) for step in arm.curve.steps]
+    options: Any = SimpleNamespace(learning_rate=arm.curve.rate * plain.learning_rate)
+    unused: Any = None
+    state: Any = SimpleNamespace(skipped=[]) if arm.trained else None
+    return Arm(
+        strategy=strategy,
+        system=unused,
+        options=options,
+        state=state,
+        steps=steps,
+        errors_by_evaluation=list(arm.errors),
+        seconds=arm.step_cost * steps[-1],
+        seconds_at={step: arm.step_cost * step for step in steps},
+        seconds_once=arm.once,
+        trained_parameters=int(arm.trained),
+    )
+
+
+def question_of(record: StudyRecord, law: SlopeLaw) -> Question:
+    target: Any = SimpleNamespace(tolerance=record.tolerance, base=record.base_errors)
+    return Question(target=target, kind=record.kind, horizon=HORIZON, seed=0, law=law)
+
+
+def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
+    """What the race over these rungs would have said."""
+    question = question_of(record, law)
+    arms = {arm.curve.name: replayed_arm(arm.curve.name, arm) for arm in race_of(record)}
+    running = [arm for arm in arms.values() if arm.state]
+    upto = dict.fromkeys(arms, 0)
+    ended, stopped_by = 0, STEPS
+    for rung in plan.steps:
+        if not any(rung in arm.steps or arm.steps[-1] < rung for arm in running):
+            continue  # the earlier study did not evaluate there
+        for arm in running:
+            upto[arm.strategy.name] = rung
+            stay_there(arm, rung)
+        running, ended = go_on(question, running, rung, plan), rung
+        if len(plan.ends) > 1 and rung in plan.ends:
+            answer, _ = conclude(question, list(arms.values()), running, plan, rung)
+            if answer.told:
+                stopped_by = TOLD
+                break
+    answer, best = conclude(question, list(arms.values()), running, plan, ended)
+    result = RaceResult(finalists=running, best=best, answer=answer, step=ended, stopped_by=stopped_by)
+    spent = sum(
+        record.arms[name].step_cost * (steps + (record.arms[name].rates - 1) * plan.rates_at) + record.arms[name].once
+        for name, steps in upto.items()
+        if arms[name].state
+    )
+    named = answer.name if answer.in_sight else ""
+    return Said(result=result, arms=arms, spent=spent, right=is_right(record, named))
+
+
+def stay_there(arm: Arm, rung: int) -> None:
+    """A run of the study that ended at the target before a rung is taken to be at its last error there."""
+    if arm.steps[-1] < rung:
+        arm.steps.append(rung)
+        arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
+        arm.seconds_at[rung] = arm.seconds_per_step * rung
+        arm.seconds = arm.seconds_at[rung]
+
+
+def draws_at(record: StudyRecord, law: SlopeLaw, names: Sequence[str], end: int) -> Draws:
+    """Joint draws of strategies as a race that ends at `end` sees them, whether it had dropped them or not. A curve
+    that ends before, or was not evaluated there, is left out."""
+    curves = []
     for name in names:
-        arm = row["arms"][name]
-        curves[f"{name}/steps"] = np.asarray(arm["steps"])
-        curves[f"{name}/errors"] = unpacked(arm["errors"])
-    known = row.get("step_cost", {})
-    costs = {name: known.get(name, 1.0 if len(curves[f"{name}/steps"]) > 1 else 0.0) for name in names}
-    return row | {"step_cost": costs}, curves
-
-
-def raced(arms: dict[str, Any]) -> list[str]:
-    """No controls; of the arms that differ in their start, those at the start of lower error before any step
-    (`train.start auto`)."""
-    first = {name: arm["mean"][0] for name, arm in arms.items()}
-    blocks = first.get("align-blocks", np.inf) < first.get("align", np.inf)
-    chosen = []
-    for name in arms:
-        plain, _, start = name.partition("@")
-        twins = plain in arms and f"{plain}@align-blocks" in arms
-        if plain not in CONTROLS and (not twins or bool(start) == blocks):
-            chosen.append(name)
-    return chosen
-
-
-def goes_out_of_sight(row: dict[str, Any], budget: int) -> bool:
-    """Would the race of `budget` steps say that no strategy is in sight?"""
-    record, curves = as_curves(row)
-    _, in_sight = recommended(said(record, curves, budget), budget)
-    return not in_sight
-
-
-def said(record: dict[str, Any], curves: Curves, budget: int) -> list[Any]:
-    """The arms as the race of `budget` steps left them: steps, error and forecast of each."""
-    names, once = list(record["step_cost"]), record.get("cost_once", {})
-    steps, errors, mean = arrays(names, curves)
-    upto = dict.fromkeys(names, 0)
-    running = [name for name in names if len(steps[name]) > 1]
-    for rung in rungs(budget):
-        upto |= dict.fromkeys(running, rung)
-        running.sort(key=lambda name: at(steps[name], mean[name], rung))
-        last = [errors[name][steps[name] <= rung][-1] for name in running]
-        running = running[: survivors(last, rung, budget)]
-    goal = SimpleNamespace(base=curves["base"].astype(float), tolerance=record["tolerance"])
-    arms = []
-    for name in names:
-        seen = np.isin(steps[name], [0, *rungs(budget)]) & (steps[name] <= upto[name])
-
-        def spent(needed: float, name: str = name) -> float:
-            return float(needed * record["step_cost"][name] + once.get(name, 0.0)) if needed else 0.0
-
-        arms.append(
-            SimpleNamespace(
-                name=name,
-                steps=steps[name][seen].tolist(),
-                forecast=forecast(steps[name][seen].tolist(), errors[name][seen], goal),
-                cost=spent,
-                trained_parameters=0,
-                error=at(steps[name], mean[name], upto[name]),
-                diverged="",
+        curve = record.arms[name].curve
+        if end in curve.steps:
+            seen = (curve.steps <= end) & np.isin(curve.steps, [0, *AUTO.steps])
+            curves.append(
+                Curve(name=name, scope=curve.scope, rate=curve.rate, steps=curve.steps[seen], errors=curve.errors[seen])
             )
-        )
-    return arms
+    return draw_arrivals(law, curves, record.level, record.kind)
 
 
-def recommended(arms: list[Any], budget: int) -> tuple[Any, bool]:
-    """The arm that the race recommends, and whether it is forecast to arrive."""
-    best = recommend(arms)
-    in_sight = bool(np.isfinite(best.forecast.steps)) and (best.forecast.reached or best.steps[-1] == budget)
-    return best, in_sight
-
-
-def replay(record: dict[str, Any], curves: Curves, budget: int = BUDGET) -> dict[str, Any]:
-    """The row of one swap: what the race would have said after `budget` steps, and what became of every strategy."""
-    names, once = list(record["step_cost"]), record.get("cost_once", {})
-    steps, _, mean = arrays(names, curves)
-    arms = said(record, curves, budget)
-    best, in_sight = recommended(arms, budget)
-
-    tolerance = record["tolerance"]
-    costs = {n: cost_to(steps[n], mean[n], tolerance, record["step_cost"][n], once.get(n, 0.0)) for n in names}
-    needed = {n: cost_to(steps[n], mean[n], tolerance) for n in names}
-    reached = {n: cost for n, cost in costs.items() if cost is not None}
-    truth = min(reached, key=reached.__getitem__) if reached else "not reached"
-    regret = (reached[best.name] + 1) / (reached[truth] + 1) if reached and in_sight and best.name in reached else None
-    ends = {arm.name: arm.steps[-1] for arm in arms}
-    return {key: record[key] for key in ("kind", "base", "candidate", "seed")} | {
-        "truth": truth,
-        "recommended": best.name if in_sight else f"not in sight, {best.name} is nearest",
-        "conclusive": best.forecast.conclusive,
-        "right": (regret is not None and regret <= RIGHT) if reached else not in_sight,
-        "regret": None if regret is None else round(regret, 3),
-        "steps": {n: None if v is None else round(v) for n, v in needed.items()},
-        "run_to": {n: int(s[-1]) for n, s in steps.items()},
-        "forecast": {arm.name: arm.forecast.as_dict() for arm in arms},
-        "covered": covered(arms, needed, steps),
-        "smoke_errors": {n: round(float(at(steps[n], mean[n], ends[n])), 4) for n in names},
-        "final_errors": {n: round(float(m[-1]), 4) for n, m in mean.items()},
-        "curves": {n: [steps[n].tolist(), mean[n].round(4).tolist()] for n in names},
-        "cost_once": once,
-        **{key: record[key] for key in ("rates", "step_cost", "minutes", "command") if key in record},
+def arrivals(record: StudyRecord) -> dict[str, float | None]:
+    """Steps that each arm of the race needed, None where it did not arrive as far as it was run."""
+    return {
+        arm.curve.name: measured_arrival(arm.curve.steps, arm.curve.errors, record.level)
+        for arm in record.arms.values()
     }
 
 
-def covered(arms: list[Any], needed: dict[str, float | None], steps: dict[str, np.ndarray]) -> dict[str, bool]:
-    """Of every forecast, not of what was measured or run no further: do its ends hold the steps that were needed? One
-    that says "more than n" holds a strategy that was run for n steps without getting there."""
-    coverage = {}
-    for arm in arms:
-        last, actual = float(steps[arm.name][-1]), needed[arm.name]
-        if arm.forecast.reached or last <= arm.steps[-1]:
-            continue
-        low, high = arm.forecast.low, arm.forecast.high
-        coverage[arm.name] = bool(low <= actual <= high) if actual is not None else bool(high > last)
-    return coverage
+def costs(record: StudyRecord) -> dict[str, float]:
+    """Of every arm of the race that arrived, in steps of the slowest."""
+    needed = arrivals(record)
+    names = [arm.curve.name for arm in race_of(record)]
+    known = {name: (needed[name], record.arms[name]) for name in names}
+    return {
+        name: steps * arm.step_cost + arm.once if steps else 0.0
+        for name, (steps, arm) in known.items()
+        if steps is not None
+    }
 
 
-def arrays(names: list[str], curves: Curves) -> tuple[dict[str, np.ndarray], ...]:
-    """Steps (K), errors (K, N) and mean errors (K) of every arm."""
-    errors = {name: curves[f"{name}/errors"].astype(float) for name in names}
-    return {name: curves[f"{name}/steps"] for name in names}, errors, {name: errors[name].mean(1) for name in names}
+def is_right(record: StudyRecord, named: str) -> bool:
+    """Whether the strategy that a race named is one of the cheapest; an empty name is right where none arrived."""
+    cost = costs(record)
+    if not named or not cost:
+        return not named and not cost
+    return named in cost and cost[named] + 1 <= CHEAPEST * (min(cost.values()) + 1)
 
 
-def at(steps: np.ndarray, values: np.ndarray, step: int) -> float:
-    """The last value up to a step."""
-    return float(values[steps <= step][-1])
+def regret(record: StudyRecord, named: str) -> float | None:
+    """Cost of the strategy that was named over the cheapest; None where either did not arrive."""
+    cost = costs(record)
+    return (cost[named] + 1) / (min(cost.values()) + 1) if named in cost else None
 
 
-def cost_to(
-    steps: np.ndarray, curve: np.ndarray, target: float, step_cost: float = 1.0, once: float = 0.0
-) -> float | None:
-    """Steps x step cost (and what is spent once) until the curve is first at the target, between two evaluations by the
-    line through them in log steps; None where it never is."""
-    for i, value in enumerate(curve):
-        if value <= target:
-            needed = reached_at(steps, curve, target, i)
-            return float(needed * step_cost + once) if needed else 0.0
-    return None
+def row_of(record: StudyRecord, said: Said) -> dict[str, Any]:
+    """The row of one swap in the results: what became of every strategy, and what the race said."""
+    cost, needed, result = costs(record), arrivals(record), said.result
+    answer = result.answer
+    ratio = regret(record, answer.name) if answer.in_sight else None
+    curves = {name: arm.curve for name, arm in record.arms.items()}
+    return {
+        "kind": record.kind,
+        "base": record.base,
+        "candidate": record.candidate,
+        "seed": record.seed,
+        "truth": min(cost, key=cost.__getitem__) if cost else "not reached",
+        "recommended": answer.name if answer.in_sight else f"not in sight, {answer.name} is nearest",
+        "probability": round(answer.probability, 4),
+        "race_steps": result.step,
+        "stopped_by": result.stopped_by,
+        "conclusive": answer.told,
+        "right": said.right,
+        "regret": None if ratio is None else round(ratio, 3),
+        "steps": {name: None if value is None else round(value) for name, value in needed.items()},
+        "run_to": {name: int(curve.steps[-1]) for name, curve in curves.items()},
+        "dropped": {name: arm.dropped for name, arm in said.arms.items() if arm.dropped},
+        "forecast": {name: arm.forecast.as_dict() for name, arm in said.arms.items() if arm.forecast},
+        "curves": {name: [curve.steps.tolist(), curve.errors.round(4).tolist()] for name, curve in curves.items()},
+        "step_cost": {name: arm.step_cost for name, arm in record.arms.items()},
+        "cost_once": {name: arm.once for name, arm in record.arms.items() if arm.once},
+        **record.facts,
+    }
 
 
-def reached_at(steps: np.ndarray, curve: np.ndarray, target: float, i: int) -> float:
-    if i == 0:
-        return float(steps[0])
-    share = (curve[i - 1] - target) / (curve[i - 1] - curve[i])
-    before, after = np.log(steps[i - 1 : i + 1] + 1.0)
-    return float(np.exp(before + share * (after - before)) - 1)
+def goes_out_of_sight(row: dict[str, Any], budget: int) -> bool:
+    """Would the race of `budget` steps say that no strategy is in sight? row: of a run that is not finished."""
+    said = replay(from_row(row), packaged_law(), fixed_rungs(budget))
+    return not said.result.answer.in_sight

@@ -94,7 +94,7 @@ class Runner:
         if not self.arrived_by(length.near):
             for name in further:
                 self.go_on(name, length.far)
-            if not self.arrived_by(length.far) and goes_out_of_sight(self.curves(), length.budget):
+            if not self.arrived_by(length.far) and goes_out_of_sight(self.facts() | self.curves(), length.budget):
                 further.sort(key=lambda name: float(self.arms[name].errors_at(length.far).mean()))
                 for name in further[:TWO]:
                     self.go_on(name, length.farthest)
@@ -223,19 +223,26 @@ class Runner:
             "arms": arms,
         }
 
+    def facts(self) -> dict[str, Any]:
+        """Which swap it is, the unit of its errors, and the base's core: what a stated probability depends on."""
+        swap, study = self.swap, self.run.swap
+        parameters = sum(p.numel() for p in swap.base_system.core.parameters())
+        return {
+            "kind": study.kind,
+            "base": study.base,
+            "candidate": study.candidate,
+            "seed": self.run.seed,
+            "measure": swap.target.measure,
+            "core": {"parameters": parameters, "tokens": swap.base_system.num_tokens, "batch": BATCH},
+        }
+
     def row(self, minutes: float) -> dict[str, Any]:
         swap, study = self.swap, self.run
         costs, once = self.step_costs()
-        facts = {
-            "kind": study.swap.kind,
-            "base": study.swap.base,
-            "candidate": study.swap.candidate,
-            "seed": study.seed,
-        }
         return {
             "run": study.name,
             "swap": study.swap.name,
-            **facts,
+            **self.facts(),
             "plan": plan_fingerprint(),
             "base_fingerprint": hash_record(swap.base_fingerprint),
             "data": swap.images.fingerprint,

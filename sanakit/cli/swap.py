@@ -13,6 +13,14 @@ from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8
 
+
+def whole_or_auto(text: str) -> str:
+    """A number of steps of at least 8, or auto."""
+    if text != "auto" and not (text.isdecimal() and int(text) >= 8):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number of at least 8")
+    return text
+
+
 Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
 BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
 Data = Annotated[
@@ -22,7 +30,22 @@ Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: componen
 StrategyName = Annotated[
     str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
 ]
-Budget = Annotated[int, typer.Option("--budget-steps", min=8, help="Steps of every strategy at stage smoke.")]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget-steps",
+        callback=whole_or_auto,
+        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, "
+        "at most "
+        "smoke.max_budget_steps.",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit", min=0, help="Minutes of this command after which the race begins no step that would not fit."
+    ),
+]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
 PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
 Controls = Annotated[
@@ -38,7 +61,8 @@ def swap_vae(
     data: Data = "embedded",
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
-    budget_steps: Budget = 100,
+    budget_steps: Budget = "auto",
+    time_limit: TimeLimit = None,
     controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
@@ -51,7 +75,7 @@ def swap_vae(
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
-    values = _values(base, data, strategy, budget_steps, controls, seed) | {"vae": {"name": candidate}}
+    values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
@@ -62,7 +86,8 @@ def swap_text_encoder(
     data: Data = "embedded",
     stages: Stages = DEFAULT_STAGES,
     strategy: StrategyName = "auto",
-    budget_steps: Budget = 100,
+    budget_steps: Budget = "auto",
+    time_limit: TimeLimit = None,
     controls: Controls = False,
     run_dir: RunDir = None,
     seed: Seed = 0,
@@ -75,16 +100,24 @@ def swap_text_encoder(
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
-    values = _values(base, data, strategy, budget_steps, controls, seed) | {"text_encoder": {"name": candidate}}
+    values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
+        "text_encoder": {"name": candidate}
+    }
     _swap(values, set_, stages, run_dir, force, as_json, policy)
 
 
-def _values(base: str, data: str, strategy: str, budget: int, controls: bool, seed: int) -> dict[str, Any]:
+def _values(
+    base: str, data: str, strategy: str, controls: bool, seed: int, budget: str, time_limit: float | None
+) -> dict[str, Any]:
     return {
         "base": base,
         "data": {"source": data},
         "train": {"strategy": strategy, "seed": seed},
-        "smoke": {"budget_steps": budget, "controls": controls},
+        "smoke": {
+            "budget_steps": budget if budget == "auto" else int(budget),
+            "controls": controls,
+            "time_limit": time_limit,
+        },
     }
 
 
@@ -212,6 +245,7 @@ def validate(
     policy: PolicyName = "default",
     force: Force = False,
     controls: Controls = False,
+    time_limit: TimeLimit = None,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
 ) -> None:
@@ -219,7 +253,9 @@ def validate(
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
-    sets = [*(["smoke.controls=true"] if controls else []), *(set_ or [])]
+    sets = ["smoke.controls=true"] if controls else []
+    sets += [f"smoke.time_limit={time_limit}"] if time_limit is not None else []
+    sets += set_ or []
     if allow_pickle:
         convert_native(base)
     if vae and text_encoder:

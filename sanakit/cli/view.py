@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sanakit.reporting.ci import CAUSE, advice, bound, in_doubt, likely_causes, margin, reading
+from sanakit.reporting.strategies import level, race_answer
 
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 COLOURS = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
@@ -88,7 +89,8 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     candidates = validation["strategy"]["candidates"]
     if candidates:
         race = Table(title="strategies", title_justify="left")
-        for column in ("strategy", "start loss", "held-out loss", "error, base = 1", "steps to base quality (90%)"):
+        span = f"steps to base quality ({level(validation['strategy'])})"
+        for column in ("strategy", "start loss", "held-out loss", "error, base = 1", span):
             race.add_column(column, justify="left" if column == "strategy" else "right")
         for row in candidates:
             name = row["name"] + (" (recommended)" if row["name"] == validation["strategy"]["recommended"] else "")
@@ -98,11 +100,7 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
                 _outcome(row),
             )
         console.print(race)
-        for row in candidates:
-            if row.get("diverged"):
-                told = f"{row['name']} left the race: {row['diverged']}"
-                console.print(told, highlight=False, markup=False, soft_wrap=True)
-        if told := in_doubt(validation["strategy"]):
+        for told in race_lines(validation["strategy"]):
             console.print(told, highlight=False, markup=False, soft_wrap=True)
     gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
     not_passed = [gate["gate"] for gate in gates if gate["verdict"] == validation["verdict"] != "pass"]
@@ -113,6 +111,14 @@ def print_validation(validation: dict[str, Any], run_dir: Path, report: Path) ->
     cost = f"cost so far: {seconds:.0f} s  run {run_dir}  report {report}"
     console.print(cost, highlight=False, markup=False, soft_wrap=True)
     console.print(f"next: {validation['next']}", highlight=False, markup=False, soft_wrap=True)
+
+
+def race_lines(strategy: dict[str, Any]) -> list[str]:
+    """Below the table of strategies: who left the race and why, what it says, and where it cannot tell."""
+    rows, lines = strategy["candidates"], []
+    lines += [f"{row['name']} left the race: {row['diverged']}" for row in rows if row.get("diverged")]
+    lines += [f"{row['name']} was dropped: {row['dropped']}" for row in rows if row.get("dropped")]
+    return [*lines, *race_answer(strategy), *([told] if (told := in_doubt(strategy)) else [])]
 
 
 def _layers(ranking: dict[str, Any]) -> Table:
@@ -163,9 +169,9 @@ def print_leaderboard(rows: list[dict[str, Any]], page: Path | None) -> None:
         "error over base",
         "PSNR",
         "strategy",
-        "steps to base quality (90%)",
+        "steps to base quality",
     ):
-        right = column in ("#", "error over base", "PSNR", "steps to base quality (90%)")
+        right = column in ("#", "error over base", "PSNR", "steps to base quality")
         table.add_column(column, justify="right" if right else "left")
     for row in rows:
         table.add_row(
@@ -240,7 +246,7 @@ def _outcome(row: dict[str, Any]) -> str:
     """What a race says of a strategy; runs of earlier versions raced every one that they list."""
     if not row.get("raced", True):
         return "not trained (--controls)"
-    return "diverged" if row.get("diverged") else _steps(row)
+    return "diverged" if row.get("diverged") else "dropped" if row.get("dropped") else _steps(row)
 
 
 def _steps(row: dict[str, Any]) -> str:

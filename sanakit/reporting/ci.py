@@ -99,14 +99,20 @@ def advice(gate: Mapping[str, Any]) -> str:
 
 
 def in_doubt(strategy: Mapping[str, Any]) -> str:
-    """What is said where the race could not tell: the recommended strategy's forecast has no late end. Else empty."""
+    """What is said where the race could not tell, with the steps of a race that would tell more. Else empty."""
     if strategy.get("conclusive", True):
         return ""
-    steps = strategy["steps_that_tell"]
-    return (
-        f"recommendation inconclusive: {strategy['recommended']} has an open interval, --budget-steps {steps} "
-        "would tell"
-    )
+    probability = strategy.get("probability")  # runs of earlier versions have none
+    why = "its interval is open" if probability is None else f"right with probability {share(probability)}"
+    more = f"a race of --budget-steps {strategy['steps_that_tell']} would tell more"
+    return f"recommendation inconclusive: {strategy['recommended']}, {why}; {more}"
+
+
+def share(probability: float) -> str:
+    """.86; never rounded to certainty."""
+    if probability >= 1 or probability <= 0:
+        return f"{probability:.0f}"
+    return f"{min(max(probability, 0.01), 0.99):.2f}".removeprefix("0")
 
 
 def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:

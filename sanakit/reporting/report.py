@@ -25,6 +25,7 @@ from sanakit.reporting.strategies import (
     loss_by_sigma,
     loss_curves,
     prompt_gains,
+    race_answer,
     race_chart,
     with_forecast_bars,
 )
@@ -77,6 +78,7 @@ def collect(run_dir: Path) -> Row:
         "plan": plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []},
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
+        "race_answer": race_answer(strategy),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates),
         "prompt_gains": prompt_gains(strategy),

@@ -4,14 +4,47 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sanakit.reporting.charts import Series, forecast_bar, is_number, legend, line_chart
+from sanakit.reporting.ci import share
 from sanakit.reporting.page import duration, number, panel
 
 Row = dict[str, Any]
 
+WHY_ENDED = {
+    "told": "its answer was sure enough",
+    "steps": "its steps were spent",
+    "time": "no further step would have fitted into the time limit",
+}
 FORECAST = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
 OUTCOME = ("initial_loss", "held_out_loss", "relative_error", "learning_rate", "trained_parameters")
-CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged")) | {"title": "", "raced": True}
-FORECAST_SHOWN = 4.0  # budgets: a forecast further out is drawn to here
+CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged", "dropped")) | {"title": "", "raced": True}
+FORECAST_SHOWN = 4.0  # lengths of the race: a forecast further out is drawn to here
+
+
+def race_answer(strategy: Row) -> list[str]:
+    """What a race says, in sentences: the answer with its probability, why it ended, and where its probability is not
+    calibrated. Empty for runs of earlier versions."""
+    if strategy.get("probability") is None:
+        return []
+    name, horizon = strategy["recommended"], f"{strategy['horizon']:,} steps"
+    sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
+    if strategy["in_sight"]:
+        margin = f"{strategy['margin'] - 1:.0%}"
+        told = f"{name} is within {margin} of the cheapest with probability {sure}; "
+        told += f"reaches the base's quality within {horizon} with {within}"
+        told += _interval(next((c for c in strategy["candidates"] if c["name"] == name), {}))
+    else:
+        told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; "
+        told += f"{name} is nearest"
+    ended = f"the race ended after {strategy['budget_steps']:,} steps: {WHY_ENDED[strategy['stopped_by']]}"
+    return [told, ended, *([strategy["extrapolated"]] if strategy.get("extrapolated") else [])]
+
+
+def _interval(row: Row) -> str:
+    """The interval of a forecast in words; empty where the arrival was measured, or where nothing was forecast."""
+    low, high = row.get("predicted_steps_low"), row.get("predicted_steps_high")
+    if low is None or low == high:
+        return ""
+    return f" ({row['interval']:.0%} interval {low:,.0f} to {'open' if high is None else f'{high:,.0f}'} steps)"
 
 
 def with_forecast_bars(candidates: list[Row]) -> list[Row]:
@@ -52,7 +85,8 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     title = "The race: error over the base's, with forecast bands"
     options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
     svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
-    note = "Dashed: the base. Shaded: between the early and the late end of the forecast (90%), cut at four budgets."
+    note = f"Dashed: the base. Shaded: between the early and the late end of the forecast ({level(race)}), "
+    note += "cut at four lengths of the race."
     return panel(
         title,
         svg,
@@ -61,6 +95,11 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
         key=legend([n for n, _ in lines], colours),
         note=note,
     )
+
+
+def level(race: Row) -> str:
+    """Of a run's intervals; runs of earlier versions do not name it."""
+    return f"{race.get('interval', 0.9):.0%}"
 
 
 def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:

@@ -41,6 +41,16 @@ class Strategy:
         return cls.initialise, cls.adapter
 
     @classmethod
+    def scope(cls) -> str:
+        """What it trains, as the forecast's law knows it (SCOPES of swap/slope_law.py)."""
+        if cls.control:
+            return cls.initialise
+        if cls.teacher:
+            return "teacher"
+        groups = {"core": "core", "lora": "lora", "cross_attention": "cross-attention"}
+        return next((scope for group, scope in groups.items() if group in cls.scales), "interface")
+
+    @classmethod
     def parameter_groups(cls, core: SanaTransformer2DModel) -> list[dict]:
         """Optimiser groups; every other parameter no longer requires gradients. Adds the low-rank adapters."""
         if cls.lora_rank:

@@ -1,7 +1,8 @@
 """What the stages of a swap share: base, candidate, images and their encodings, loaded when first asked for."""
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,8 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 @dataclass(kw_only=True)
 class Swap:
     """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
-    data is written; None is a file in the cache."""
+    data is written; None is a file in the cache. begun: reading of time.monotonic from which `smoke.time_limit`
+    counts."""
 
     config: Config
     run: RunFolder
@@ -50,6 +52,7 @@ class Swap:
     resume: str = "auto"
     policy: Policy = DEFAULT
     ledger: Path | None = None
+    begun: float = field(default_factory=time.monotonic)
 
     @property
     def bare(self) -> bool:

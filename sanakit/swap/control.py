@@ -28,7 +28,8 @@ from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_record
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
-from sanakit.swap.race import RaceStopped, raced_options, rungs
+from sanakit.swap.race import RaceStopped, raced_options
+from sanakit.swap.rungs import rungs
 from sanakit.swap.settings import configured, options_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.random_weights import architecture

@@ -19,14 +19,15 @@ from sanakit.errors import SanakitError
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.arm import Arm
 from sanakit.swap.distill import Teacher
+from sanakit.swap.ending import RaceResult, TimeLimit
 from sanakit.swap.plan import applicable, describe_plan, swap_core
 from sanakit.swap.plan_remarks import adapter_remark, controls_remark, mask_remark
 from sanakit.swap.plugins import sound_strategies
-from sanakit.swap.race import RaceSetup, RaceStopped, at_best_rate, race, raced_options
+from sanakit.swap.race import RaceStopped, at_best_rate, race, raced_options
+from sanakit.swap.race_setup import RaceSetup
 from sanakit.swap.race_store import RaceStore
 from sanakit.swap.rates import search_of
-from sanakit.swap.rungs import decides_at
-from sanakit.swap.settings import configured, options_of, with_adapter
+from sanakit.swap.settings import configured, horizon_of, options_of, rungs_in, with_adapter
 from sanakit.swap.start import build_start, choose_start, start_needs, start_remark, starting_at, tokens_of
 from sanakit.vaes import VAE
 
@@ -92,7 +93,7 @@ def setup_of(swap: "Swap") -> RaceSetup:
     """What the arms of this swap share."""
     seed = swap.config.train.seed
     train, test = swap.candidate_data
-    store = race_store(swap)
+    store, minutes = race_store(swap), swap.config.smoke.time_limit
     if swap.resume == "never":
         store.clear()
     return RaceSetup(
@@ -104,11 +105,14 @@ def setup_of(swap: "Swap") -> RaceSetup:
         layer_decay=swap.config.train.layer_decay,
         teacher=Teacher(base=swap.base_system, data=swap.base_data[0], seed=seed),
         store=store,
+        kind=swap.config.kind,
+        horizon=horizon_of(swap.config, embedded=swap.base.embedded),
+        limit=TimeLimit(begun=swap.begun, seconds=60 * minutes) if minutes else None,
     )
 
 
-def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Starts]:
-    """The arms of the strategies, those that ran to the end, and how they started.
+def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], RaceResult, Starts]:
+    """The arms of the strategies, what the race of them says, and how they started.
 
     A signal ends it at the step border and exits with 143, or 130 for Ctrl-C; the same command goes on. Raises SK0512
     where every arm diverged.
@@ -130,12 +134,12 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
             )
         if setup.store.restored and is_main():
             print(f"race: goes on with what was kept: {', '.join(setup.store.restored)}", file=sys.stderr)
-        budget = swap.config.smoke.budget_steps
-        finalists = race(
+        plan = rungs_in(swap.config)
+        result = race(
             setup,
             [arm for arm in arms if arm.raced],
-            budget=budget,
-            on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, budget),
+            budget=plan,
+            on_step=lambda arm, step: swap.progress(f"racing {arm.strategy.name}", step, plan.next_end(step)),
         )
     for arm in arms:
         if arm.diverged and is_main():
@@ -144,7 +148,7 @@ def run_race(swap: "Swap", names: list[str]) -> tuple[list[Arm], list[Arm], Star
         reason = "loss or gradient not finite: step left out"
         rows = [{"name": f"race of {arm.strategy.name}, step {step}", "reason": reason} for step in skipped]
         swap.run.append("ledger.jsonl", rows)
-    return arms, finalists, starts
+    return arms, result, starts
 
 
 @contextmanager
@@ -178,7 +182,7 @@ def _started(swap: "Swap", strategy: type[Strategy], starts: Starts) -> tuple[La
 def _evaluate_control(swap: "Swap", setup: RaceSetup, strategy: type[Strategy], starts: Starts) -> Arm:
     """A control that does not race, evaluated before any step."""
     start, scores = _started(swap, strategy, starts)
-    options = raced_options(setup.options, swap.config.smoke.budget_steps, strategy.learning_rate)
+    options = raced_options(setup.options, rungs_in(swap.config), strategy.learning_rate)
     arm = Arm(strategy=strategy, system=start, options=options, raced=False)
     setup.evaluate(arm)
     arm.scores |= scores | {"start": strategy.initialise}
@@ -191,15 +195,15 @@ def _arm(swap: "Swap", setup: RaceSetup, strategy: type[Strategy], starts: Start
     if strategy.scales:
         strategy = configured(config, strategy)
     start, scores = _started(swap, strategy, starts)
-    budget = config.smoke.budget_steps
+    plan = rungs_in(config)
     arm = at_best_rate(
         setup,
         strategy,
         start,
-        budget=budget,
+        budget=plan,
         search=search_of(config, strategy, embedded=swap.base.embedded),
         alike=next((arm for arm in arms if arm.strategy.start_key() == strategy.start_key()), None),
-        on_step=lambda step: swap.progress(f"rates of {name}", step, decides_at(budget)),
+        on_step=lambda step: swap.progress(f"rates of {name}", step, plan.rates_at),
     )
     arm.scores |= scores | {"start": strategy.initialise}
     return arm

@@ -7,7 +7,8 @@ of a search (rates.py) at half the budget, and is evaluated by the moving averag
 evaluated point stands for a run that could end there, and the points of one curve can be fitted.
 
 After a quarter of the budget the better half of the trained arms goes on, after half of it the better two, and every
-arm that is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on.
+arm that is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on. A
+race of automatic length (rungs.py) begins as one of 100 steps and ends when its answer is sure enough (ending.py).
 
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
 """
@@ -17,7 +18,7 @@ import signal
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -26,18 +27,23 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
-from sanakit.evaluation.held_out import HeldOut, averaged, held_out
 from sanakit.strategies.base import Strategy
 from sanakit.swap.arm import Arm
-from sanakit.swap.distill import Teacher
-from sanakit.swap.forecast import forecast
-from sanakit.swap.quality import Target
-from sanakit.swap.race_store import RaceStore
+from sanakit.swap.ending import (
+    STEPS,
+    TIME,
+    TOLD,
+    Question,
+    RaceResult,
+    conclude,
+    has_arrived,
+    seconds_needed,
+)
+from sanakit.swap.race_setup import RaceSetup
 from sanakit.swap.rates import RateSearch
-from sanakit.swap.rungs import decides_at, evaluated_steps_between, rungs, survivors
+from sanakit.swap.rungs import Rungs, evaluated_steps_between, rungs, rungs_of, survivors
 from sanakit.training.batches import Batch, TrainOptions
 from sanakit.training.loop import fit, layer_groups, new_state
 
@@ -58,51 +64,12 @@ class RaceStopped(Exception):
         super().__init__(f"{signal.Signals(number).name}: the race stopped at step {step} of {max_steps} of {name}")
 
 
-@dataclass(frozen=True, kw_only=True)
-class RaceSetup:
-    """What every arm of a race shares.
-
-    count: held-out images used for evaluation, those of the target. options: the training section; steps and learning
-    rate are each arm's own, OWN_OPTIONS the race's. layer_decay: as of `layer_groups`. store: where arms are kept, None
-    for nowhere.
-    """
-
-    data: LatentDataset
-    test: LatentDataset
-    target: Target
-    count: int
-    options: TrainOptions
-    layer_decay: float = 1.0
-    teacher: Teacher | None = None  # of strategies that learn from the base
-    store: RaceStore | None = None
-
-    def evaluate(self, arm: Arm) -> None:
-        """Add a point to the arm's curve; an arm whose errors are not finite has diverged."""
-        step, result, errors = self._measured(arm)
-        if not np.isfinite(errors).all():
-            arm.diverged = f"held-out loss {result.loss} after step {step}"
-            return
-        arm.steps.append(step)
-        arm.results.append(result)
-        arm.errors_by_evaluation.append(errors)
-
-    def evaluate_beside(self, arm: Arm) -> None:
-        """Add a point that no decision of the race reads."""
-        step, result, errors = self._measured(arm)
-        arm.extra_steps.append(step)
-        arm.extra_losses.append(result.loss)
-        arm.extra_errors.append(errors)
-
-    def _measured(self, arm: Arm) -> tuple[int, HeldOut, np.ndarray]:
-        with averaged(arm.system.core, arm.average):
-            result = held_out(arm.system, self.test, count=self.count)
-        return arm.state.step if arm.state else 0, result, self.target.relative(result)
-
-
-def raced_options(options: TrainOptions, budget: int, learning_rate: float) -> TrainOptions:
-    """The training section as a race of `budget` steps reads it."""
-    warmup = min(options.warmup, max(1, budget // 10))
-    return replace(options, max_steps=budget, learning_rate=learning_rate, warmup=warmup, **OWN_OPTIONS)
+def raced_options(options: TrainOptions, budget: int | Rungs, learning_rate: float) -> TrainOptions:
+    """The training section as a race reads it. budget: its steps, or where it may end."""
+    plan = rungs_of(budget)
+    warmup = min(options.warmup, max(1, plan.halving // 10))
+    own = {"max_steps": plan.last, "learning_rate": learning_rate, "warmup": warmup}
+    return replace(options, **own | OWN_OPTIONS)
 
 
 def enter(
@@ -110,12 +77,12 @@ def enter(
     strategy: type[Strategy],
     system: LatentDiffusion,
     *,
-    budget: int,
+    budget: int | Rungs,
     learning_rate: float | None = None,
     alike: Arm | None = None,
 ) -> Arm:
     """A strategy at its starting line: groups chosen, optimiser made, evaluated at step 0, or with the first result of
-    an arm that starts alike; where the course has a store, as it was kept."""
+    an arm that starts alike; where the setup has a store, as it was kept."""
     options = raced_options(setup.options, budget, learning_rate or strategy.learning_rate)
     arm = Arm(strategy=strategy, system=system, options=options)
     with torch.random.fork_rng():  # low-rank adapters are drawn
@@ -143,7 +110,7 @@ def at_best_rate(
     strategy: type[Strategy],
     start: LatentDiffusion,
     *,
-    budget: int,
+    budget: int | Rungs,
     rates: Sequence[float] = (1.0,),
     search: RateSearch | None = None,
     alike: Arm | None = None,
@@ -163,7 +130,7 @@ def at_best_rate(
         if arm.state is None:
             arm.scores |= {"rates": {}, "rates_left": {}}
             return arm
-        chosen = search.record(rate, _try_rate(setup, arm, search, budget, on_step), arm.diverged)
+        chosen = search.record(rate, _try_rate(setup, arm, search, rungs_of(budget), on_step), arm.diverged)
         loser, best = (best, arm) if chosen or best is None else (arm, best)
         if loser and setup.store:
             setup.store.settle(loser)
@@ -172,17 +139,17 @@ def at_best_rate(
     return best
 
 
-def _try_rate(setup: RaceSetup, arm: Arm, search: RateSearch, budget: int, on_step: Callable[[int], None]) -> float:
-    """Error of an arm where rates are evaluated, infinite where it does not get there;
-    0 where there is nothing to choose."""
+def _try_rate(setup: RaceSetup, arm: Arm, search: RateSearch, plan: Rungs, on_step: Callable[[int], None]) -> float:
+    """Error of an arm where rates are evaluated, infinite where it does not get there; 0 where there is nothing to
+    choose."""
     if not search.is_choice:
         return 0.0
-    evaluated_at = decides_at(budget)
-    for rung in [rung for rung in rungs(budget) if rung <= evaluated_at]:
+    evaluated_at, quarter = plan.rates_at, max(1, plan.halving // 4)
+    for rung in [rung for rung in rungs(plan.halving) if rung <= evaluated_at]:
         advance(setup, arm, rung, on_step)
         if rung not in arm.steps:
             return float("inf")
-        if rung == max(1, budget // 4) and search.leaves_early(arm.options.learning_rate, arm.errors_at(rung), rung):
+        if rung == quarter and search.leaves_early(arm.options.learning_rate, arm.errors_at(rung), rung):
             return float("inf")
     return float(arm.errors_at(evaluated_at).mean())
 
@@ -199,7 +166,7 @@ def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], Non
         if setup.teacher is None:
             raise SanakitError("SK0110", f"strategy {arm.strategy.name} needs the base as a teacher, the race has none")
         draw = setup.teacher.draws(arm.system, setup.data, arm.options)
-        arm.seconds_once = setup.teacher.seconds
+        arm.seconds_once = arm.seconds_once or setup.teacher.seconds  # a race that was resumed decides alike
     if arm.state.step == arm.steps[-1]:
         arm.recent = []
     with STOP.at_step_border():
@@ -251,44 +218,44 @@ def race(
     setup: RaceSetup,
     arms: Sequence[Arm],
     *,
-    budget: int,
+    budget: int | Rungs,
     on_step: Callable[[Arm, int], None] = lambda arm, step: None,
-) -> list[Arm]:
-    """Run the arms over the rungs and forecast each; returns those that ran to the end.
+) -> RaceResult:
+    """Run the arms over the rungs until the race can tell, or its steps or its time are spent.
 
-    An arm that diverges leaves the race and has no forecast. Raises SK0512 where all that train diverged and none that
-    does not is at the base's quality, RaceStopped after a signal.
+    budget: a race of exactly so many steps, or where it may end. An arm that diverges leaves the race, one that is
+    dropped says why; neither has a forecast. Raises SK0512 where all that train diverged and none that does not is at
+    the base's quality, RaceStopped after a signal.
     """
+    plan, question = rungs_of(budget), setup.question
     running = [arm for arm in arms if arm.state and not arm.diverged]
-    for rung in rungs(budget):
+    ended, stopped_by = 0, STEPS
+    for rung in plan.steps:
+        needed = seconds_needed(running, rung)
+        if needed and setup.limit and not setup.limit.allows(needed):
+            stopped_by = TIME
+            break
         for arm in running:
             advance(setup, arm, rung, partial(on_step, arm))
-        running = [arm for arm in running if rung in arm.steps]
-        running.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
-        running = running[: survivors([arm.errors_at(rung) for arm in running], rung, budget)]
-    for arm in standing(arms):
-        arm.forecast = forecast(arm.steps, arm.errors, setup.target, seed=setup.options.seed)
-    trained = [arm for arm in arms if arm.state or arm.diverged]
-    lost = trained and all(arm.diverged for arm in trained)
-    if lost and not any(arm.forecast and arm.forecast.reached for arm in arms):
-        told = "; ".join(f"{arm.strategy.name} at {arm.options.learning_rate:g}: {arm.diverged}" for arm in trained)
-        raise SanakitError("SK0512", told)
-    return running
+        running = go_on(question, running, rung, plan)
+        ended = rung
+        if len(plan.ends) > 1 and rung in plan.ends and conclude(question, arms, running, plan, rung)[0].told:
+            stopped_by = TOLD
+            break
+    answer, best = conclude(question, arms, running, plan, ended)
+    return RaceResult(finalists=running, best=best, answer=answer, step=ended, stopped_by=stopped_by)
 
 
-def standing(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms that did not diverge."""
-    return [arm for arm in arms if not arm.diverged]
-
-
-def recommend(arms: Sequence[Arm]) -> Arm:
-    """The cheapest forecast run (`cost` of its steps) among those that arrived or ran to the race's end; when none of
-    them is forecast to arrive, the lowest measured error. Ties go to the arm that trains fewer parameters; an arm that
-    diverged is never recommended."""
-    arms = standing(arms)
-    end = max(a.steps[-1] for a in arms)
-    judged = [a for a in arms if a.forecast and (a.forecast.reached or a.steps[-1] == end)]
-    arrived = [a for a in judged if a.forecast and np.isfinite(a.forecast.steps)]
-    if arrived:
-        return min(arrived, key=lambda a: (a.cost(a.forecast.steps), a.trained_parameters))  # type: ignore[union-attr]
-    return min(arms, key=lambda a: a.error)
+def go_on(question: Question, running: Sequence[Arm], rung: int, plan: Rungs) -> list[Arm]:
+    """The arms that go on from a rung, best first. The others are dropped, and say why; one that is at the target
+    already has nothing left to show."""
+    arrived = [arm for arm in running if rung in arm.steps]
+    arrived.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
+    errors = [arm.errors_at(rung) for arm in arrived]
+    keep = survivors(errors, rung, plan.halving)
+    for arm, own in list(zip(arrived, errors, strict=True))[keep:]:
+        if not has_arrived(arm, question.level, rung):
+            last = arrived[keep - 1].strategy.name
+            against = f"error {own.mean():.3f} against {errors[keep - 1].mean():.3f}"
+            arm.dropped = f"clearly worse than {last} at step {rung} ({against})"
+    return arrived[:keep]

@@ -137,6 +137,7 @@ def curve_of(arm: Arm) -> dict[str, Any]:
         "train_loss": arm.train_loss,
         "recent": arm.recent,
         "seconds": arm.seconds,
+        "seconds_at": {str(step): seconds for step, seconds in arm.seconds_at.items()},
         "seconds_once": arm.seconds_once,
         "diverged": arm.diverged,
     }
@@ -155,6 +156,7 @@ def put_curve(arm: Arm, curve: dict[str, Any]) -> None:
     arm.train_loss = [(int(step), float(loss)) for step, loss in curve["train_loss"]]
     arm.recent = list(curve["recent"])
     arm.seconds, arm.seconds_once = float(curve["seconds"]), float(curve["seconds_once"])
+    arm.seconds_at = {int(step): float(seconds) for step, seconds in curve["seconds_at"].items()}
     arm.diverged = str(curve["diverged"])
 
 

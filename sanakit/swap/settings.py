@@ -6,7 +6,11 @@ from typing import Any
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
 from sanakit.strategies.base import Strategy, strategy_named
+from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
 from sanakit.training.loop import TrainOptions
+
+EMBEDDED_HORIZON = 2000  # steps that the decision study's runs went
+HORIZON = 50_000  # of any other core: DC-Gen trained its interface layers alone for 5,000 to 20,000
 
 
 def with_adapter(config: Config, name: str) -> str:
@@ -33,6 +37,18 @@ def configured(config: Config, strategy: type[Strategy], **changes: Any) -> type
     rank = config.train.lora_rank if strategy.lora_rank else 0
     overrides = {"scales": strategy.scales | config.train.rates, "lora_rank": rank}
     return type(strategy.__name__, (strategy,), overrides | changes)
+
+
+def rungs_in(config: Config) -> Rungs:
+    """Where the race of this configuration may end."""
+    steps = config.smoke.budget_steps
+    return auto_rungs(config.smoke.max_budget_steps) if steps == "auto" else fixed_rungs(steps)
+
+
+def horizon_of(config: Config, *, embedded: bool) -> int:
+    """Steps within which a strategy must arrive: `smoke.horizon`, or by default what the base's size asks for.
+    embedded: as the base's record says (`Base.embedded`)."""
+    return config.smoke.horizon or (EMBEDDED_HORIZON if embedded else HORIZON)
 
 
 def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:

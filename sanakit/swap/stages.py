@@ -29,11 +29,13 @@ from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
+from sanakit.swap.ending import RaceResult
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
 from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopping, write_plan
+from sanakit.swap.outcome import comparison
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
-from sanakit.swap.race import recommend
+from sanakit.swap.settings import rungs_in
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
@@ -80,31 +82,31 @@ def component(swap: Swap) -> StageResult:
 
 
 def smoke(swap: Swap) -> StageResult:
-    """Race the strategies under one budget against the base: plan, race, evidence."""
+    """Race the strategies against the base: plan, race, evidence."""
     names, broken = raced_names(swap)
     if not names:
         return StageResult(results=broken)
     write_plan(swap, names)
-    arms, finalists, starts = run_race(swap, names)
-    best = recommend([arm for arm in arms if arm.raced])
-    _record_race(swap, arms, finalists, best)
-    stage_result = evaluate_stage("smoke", _race_evidence(swap, arms, best, starts), swap.policy)
+    arms, result, starts = run_race(swap, names)
+    _record_race(swap, arms, result)
+    stage_result = evaluate_stage("smoke", _race_evidence(swap, arms, result, starts), swap.policy)
     stage_result.results += broken
     return stage_result
 
 
-def _record_race(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm) -> None:
+def _record_race(swap: Swap, arms: list[Arm], result: RaceResult) -> None:
     """Rows of metrics.jsonl, strategy.json, and samples of the recommended arm."""
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json("strategy.json", _comparison(swap, arms, finalists, best))
-    with averaged(best.system.core, best.average):
-        swap.add_figures("smoke", _sample_figures(swap, best, swap.config.smoke.budget_steps))
+    swap.run.write_json("strategy.json", comparison(swap, arms, result))
+    with averaged(result.best.system.core, result.best.average):
+        swap.add_figures("smoke", _sample_figures(swap, result.best, result.step))
 
 
-def _race_evidence(swap: Swap, arms: list[Arm], best: Arm, starts: Starts) -> dict[str, Any]:
+def _race_evidence(swap: Swap, arms: list[Arm], result: RaceResult, starts: Starts) -> dict[str, Any]:
     """What the gates of the stage read. starts: systems before any step, by `Strategy.start_key`."""
+    best = result.best
     assert best.forecast is not None
-    (train, test), budget = swap.candidate_data, swap.config.smoke.budget_steps
+    train, test = swap.candidate_data
     by_name = {arm.strategy.name: arm for arm in arms if arm.results}
     naive, aligned = by_name.get("naive"), by_name.get("finetune") or by_name.get("align")
     # progress is measured from the start without knowledge: naive, where it raced
@@ -114,7 +116,7 @@ def _race_evidence(swap: Swap, arms: list[Arm], best: Arm, starts: Starts) -> di
         "end_losses": best.results[-1].losses.mean(0).numpy(),
         "relative_error": best.errors[-1],
         "base_relative_error": swap.target.base,
-        "steps_that_tell": steps_that_tell(best.forecast, budget),
+        "steps_that_tell": steps_that_tell(best.forecast, result.step),
         "forecast_arrives": bool(np.isfinite(best.forecast.steps)),
     }
     with averaged(best.system.core, best.average):
@@ -131,26 +133,11 @@ def _race_evidence(swap: Swap, arms: list[Arm], best: Arm, starts: Starts) -> di
         race = swap.run.read_json("strategy.json", {})
         swap.run.write_json("strategy.json", race | {"prompt_gain": gains_by_caption(gains, test)})
         with stopping(race_store(swap)):
-            evidence |= control_evidence(swap, budget)
+            evidence |= control_evidence(swap, rungs_in(swap.config).halving)
     if naive and aligned:
         evidence["naive_start_losses"] = naive.results[0].losses.mean(0).numpy()
         evidence["aligned_start_losses"] = aligned.results[0].losses.mean(0).numpy()
     return evidence
-
-
-def _comparison(swap: Swap, arms: list[Arm], finalists: list[Arm], best: Arm) -> dict[str, Any]:
-    """strategy.json: every arm of the race, and which one is recommended."""
-    assert best.forecast is not None
-    target, budget = swap.target, swap.config.smoke.budget_steps
-    return {
-        "recommended": best.strategy.name,
-        "conclusive": best.forecast.conclusive,
-        "candidates": [arm.as_dict() | {"finalist": arm in finalists} for arm in arms],
-        "budget_steps": budget,
-        "steps_that_tell": steps_that_tell(best.forecast, budget),
-        "target": {"measure": target.measure, "unit": target.unit, "tolerance": target.tolerance},
-        "base_held_out_loss": swap.base_held_out.loss,
-    }
 
 
 def _rows(arm: Arm) -> list[dict[str, Any]]:

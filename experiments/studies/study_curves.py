@@ -1,0 +1,208 @@
+"""What the decision study has measured of each swap, in one shape for both studies: the arms of its race, run to their
+ends.
+
+The earlier study's curves lie in experiments/results/decision_study; those of the study under way are read by
+study_rows.py, of which the evaluation third is not read here. As soon as the new study has as many swaps of a kind as
+the earlier one, the earlier curves of that kind are left out.
+"""
+
+import hashlib
+import json
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load_file
+from study_fit import StudyCurve
+from study_rows import RESULTS, read_fitting, unpacked
+
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.slope_law import Curve
+
+EARLIER = "decision_study"
+KINDS = {"vae": "vae", "text": "text_encoder"}
+VAE_MEASURE = "velocity loss over the best linear denoiser's"
+# Cores of the earlier study (study_world.CONFIG, in_channels 32, captions of 384 and 256 values), its tokens and batch.
+# Its text encoders were counted in units of what shuffled prompts cost the base.
+EARLIER_CORES = {
+    "dc-minilm": {"parameters": 1_272_608, "tokens": 16, "batch": 32},
+    "pca-wordllama": {"parameters": 1_256_224, "tokens": 16, "batch": 32},
+}
+EARLIER_MEASURES = {"vae": VAE_MEASURE, "text_encoder": "velocity loss in units of what shuffled prompts cost the base"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyArm:
+    """steps (K,), errors (K, N) relative, per image. step_cost: time of a step over the slowest arm's; once: spent
+    before the first step, in the same unit. rates: how many learning rates were tried. trained: False for a closed
+    form alone."""
+
+    curve: Curve
+    errors: np.ndarray
+    step_cost: float
+    once: float
+    rates: int
+
+    @property
+    def trained(self) -> bool:
+        return len(self.curve.steps) > 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class StudyRecord:
+    """One swap with one seed. kind: "vae" or "text_encoder". base_errors: (N,). core: {"parameters", "tokens",
+    "batch"}. facts: what the results keep beside."""
+
+    kind: str
+    base: str
+    candidate: str
+    seed: int
+    tolerance: float
+    base_errors: np.ndarray
+    arms: dict[str, StudyArm]
+    core: dict[str, int]
+    measure: str
+    facts: dict[str, Any]
+
+    @property
+    def swap(self) -> str:
+        return f"{self.base} {self.kind} {self.candidate.split('/')[-1]}"
+
+    @property
+    def level(self) -> float:
+        """The mean relative error that counts as reached."""
+        return float(self.tolerance * self.base_errors.mean())
+
+    def curves(self) -> list[StudyCurve]:
+        """Of every arm that trains, controls too."""
+        return [
+            StudyCurve(
+                swap=self.swap, base=self.base, seed=self.seed, kind=self.kind, target=self.level, curve=arm.curve
+            )
+            for arm in self.arms.values()
+            if arm.trained
+        ]
+
+
+def study_arm(
+    name: str, steps: np.ndarray, errors: np.ndarray, rates: dict[str, float | None], step_cost: float, once: float
+) -> StudyArm:
+    """rates: error by learning rate, as the sweep left it; the best one is the curve's."""
+    strategy = STRATEGIES.get(name.partition("@")[0])
+    known = {float(rate): error for rate, error in rates.items() if error is not None}
+    best = min(known, key=known.__getitem__) if known else strategy.learning_rate
+    curve = Curve(
+        name=name,
+        scope=strategy.scope(),
+        rate=best / strategy.learning_rate,
+        steps=np.asarray(steps, float),
+        errors=errors.mean(1),
+    )
+    return StudyArm(curve=curve, errors=errors, step_cost=step_cost, once=once, rates=max(1, len(rates)))
+
+
+def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> StudyRecord:
+    once = record.get("cost_once", {})
+    arms = {
+        name: study_arm(
+            name,
+            curves[f"{name}/steps"],
+            curves[f"{name}/errors"].astype(float),
+            record["rates"].get(name, {}),
+            step_cost,
+            once.get(name, 0.0),
+        )
+        for name, step_cost in record["step_cost"].items()
+    }
+    kind = KINDS[record["kind"]]
+    return StudyRecord(
+        kind=kind,
+        base=record["base"],
+        candidate=record["candidate"],
+        seed=record["seed"],
+        tolerance=record["tolerance"],
+        base_errors=curves["base"].astype(float),
+        arms=arms,
+        core=EARLIER_CORES[record["base"]],
+        measure=EARLIER_MEASURES[kind],
+        facts={key: record[key] for key in ("minutes", "command")},
+    )
+
+
+def from_row(row: dict[str, Any]) -> StudyRecord:
+    """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be
+    there yet."""
+    costs, once, arms = row.get("step_cost", {}), row.get("cost_once", {}), {}
+    names = raced(row["arms"])
+    for name in [*names, *(control for control in ("naive", "scratch") if control in row["arms"])]:
+        arm = row["arms"][name]
+        cost = costs.get(name, 1.0 if len(arm["steps"]) > 1 else 0.0)
+        arms[name] = study_arm(
+            name, np.asarray(arm["steps"]), unpacked(arm["errors"]), arm["rates"], cost, once.get(name, 0.0)
+        )
+    return StudyRecord(
+        kind=KINDS[row["kind"]],
+        base=row["base"],
+        candidate=row["candidate"],
+        seed=row["seed"],
+        tolerance=row["tolerance"],
+        base_errors=unpacked(row["base_errors"]),
+        arms=arms,
+        core=row["core"],
+        measure=row["measure"],
+        facts={key: row[key] for key in ("minutes",) if key in row},
+    )
+
+
+def raced(arms: dict[str, Any]) -> list[str]:
+    """No controls; of the arms that differ in their start, those at the start of lower error before any step
+    (`train.start auto`)."""
+    first = {name: arm["mean"][0] for name, arm in arms.items()}
+    blocks = first.get("align-blocks", np.inf) < first.get("align", np.inf)
+    chosen = []
+    for name in arms:
+        plain, _, start = name.partition("@")
+        twins = plain in arms and f"{plain}@align-blocks" in arms
+        if not STRATEGIES.get(plain).control and (not twins or bool(start) == blocks):
+            chosen.append(name)
+    return chosen
+
+
+def read_earlier(results: Path = RESULTS) -> list[StudyRecord]:
+    return [
+        from_earlier(json.loads(path.with_suffix(".json").read_text()), load_file(path))
+        for path in sorted((results / EARLIER).glob("*.safetensors"))
+    ]
+
+
+def read_records(done: Collection[str], results: Path = RESULTS) -> list[StudyRecord]:
+    """What rules may be made from. done: names of the new study's runs that count."""
+    new = [from_row(row) for row in read_fitting(results) if row["run"] in done]
+    records = []
+    for kind in KINDS.values():
+        earlier, later = ([r for r in side if r.kind == kind] for side in (read_earlier(results), new))
+        enough = len({r.swap for r in later}) >= len({r.swap for r in earlier})
+        records += later if enough else earlier
+    return records
+
+
+def fingerprint(records: Collection[StudyRecord]) -> str:
+    """Of every curve that was fitted."""
+    digest = hashlib.sha256()
+    for record in records:
+        digest.update(f"{record.swap} {record.seed} {record.level:.6f}".encode())
+        for name, arm in record.arms.items():
+            digest.update(name.encode() + arm.curve.steps.tobytes() + arm.errors.astype("<f4").tobytes())
+    return digest.hexdigest()[:16]
+
+
+def calibrated_for(records: Collection[StudyRecord]) -> dict[str, dict[str, Any]]:
+    """By kind, the range of cores that the records were run on, and the unit of their errors."""
+    ranges: dict[str, dict[str, Any]] = {}
+    for kind in KINDS.values():
+        own = [record for record in records if record.kind == kind]
+        sizes = {key: [f([r.core[key] for r in own]) for f in (min, max)] for key in ("parameters", "tokens", "batch")}
+        ranges[kind] = sizes | {"measure": own[0].measure}
+    return ranges
