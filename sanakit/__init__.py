@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from sanakit.api.monitor import DriftMonitor
     from sanakit.api.names import list_bases, list_datasets, list_strategies, list_text_encoders, list_vaes
     from sanakit.api.plan import plan
+    from sanakit.api.quality import relative_error
+    from sanakit.api.race import race
+    from sanakit.api.swapped import swap
+    from sanakit.api.validation import validate
     from sanakit.errors import SanakitError
 
 __version__ = "0.1.0"
@@ -33,6 +37,10 @@ __all__ = [
     "load_text_encoder",
     "load_vae",
     "plan",
+    "race",
+    "relative_error",
+    "swap",
+    "validate",
 ]
 
 MODULES = {  # public name -> where it is defined; the block for type checkers above says the same
@@ -49,15 +57,24 @@ MODULES = {  # public name -> where it is defined; the block for type checkers a
     "load_text_encoder": "sanakit.api.load",
     "load_vae": "sanakit.api.load",
     "plan": "sanakit.api.plan",
+    "race": "sanakit.api.race",
+    "relative_error": "sanakit.api.quality",
+    "swap": "sanakit.api.swapped",  # reached by calling the package of the same name
+    "validate": "sanakit.api.validation",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name not in MODULES:
         raise AttributeError(f"module 'sanakit' has no attribute {name!r}", name=name, obj=sys.modules[__name__])
-    value = getattr(importlib.import_module(MODULES[name]), name)
+    value = resolve(MODULES[name], name) if name != "swap" else importlib.import_module("sanakit.swap")
     globals()[name] = value
     return value
+
+
+def resolve(module: str, name: str) -> Any:
+    """What a module of sanakit defines under a name; the module is imported for it."""
+    return getattr(importlib.import_module(module), name)
 
 
 def __dir__() -> list[str]:

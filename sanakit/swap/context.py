@@ -125,12 +125,7 @@ class Swap:
         images = load_images(
             data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
         )
-        if len(images) < MIN_IMAGES:
-            told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
-            if images.ledger:
-                path = write_ledger(images.ledger, images.source, self.ledger)
-                told += f"; {len(images.ledger)} were set aside, reasons: {path}"
-            raise SanakitError("SK0403", told)
+        require_enough(images, self.ledger)
         return images
 
     @cached_property
@@ -264,6 +259,16 @@ class Swap:
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
+
+
+def require_enough(images: ImageDataset, ledger: Path | None = None) -> None:
+    """Raises SK0403 for too few images; the ledger of those set aside is written and named."""
+    if len(images) < MIN_IMAGES:
+        told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
+        if images.ledger:
+            path = write_ledger(images.ledger, images.source, ledger)
+            told += f"; {len(images.ledger)} were set aside, reasons: {path}"
+        raise SanakitError("SK0403", told)
 
 
 def identity_of(component: VAE | TextEncoder) -> str:
