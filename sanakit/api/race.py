@@ -16,7 +16,8 @@ from sanakit.swap.stages import run_stages
 if TYPE_CHECKING:
     import pandas as pd
 
-SHOWN = ("name", "steps", "relative_error", "forecast")
+SHOWN = ("name", "relative_error", "predicted_steps", "predicted_steps_low", "predicted_steps_high")
+PREDICTED = (*SHOWN[2:], "probability_within_horizon")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,9 @@ class Race:
 
     @property
     def forecast(self) -> dict[str, Any]:
-        """What is predicted of every strategy."""
-        return {candidate["name"]: candidate.get("forecast") for candidate in self.decision["candidates"]}
+        """Of every strategy: steps to the base's quality with their interval, and the probability to reach it within
+        the horizon."""
+        return {row["name"]: {key: row.get(key) for key in PREDICTED} for row in self.decision["candidates"]}
 
     @property
     def verdict(self) -> str:
@@ -61,10 +63,7 @@ class Race:
         return self.table()
 
     def _repr_html_(self) -> str:
-        shown = [
-            {key: str(candidate.get(key, "")) for key in SHOWN if key in candidate}
-            for candidate in self.decision["candidates"]
-        ]
+        shown = [{key: row.get(key) for key in SHOWN} for row in self.decision["candidates"]]
         told = f"recommended: {self.recommendation}, probability {self.probability}"
         return fragment("Race", self.verdict, [told], shown)
 
