@@ -17,6 +17,8 @@ ORDER = [
     "errors",
     "hashing",
     "flow",
+    "placement",
+    "batching",
     "kernels",
     "files",
     "folders",

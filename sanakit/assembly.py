@@ -1,8 +1,8 @@
 """Components and core put together; every check that spans two of them lives here."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -10,20 +10,26 @@ from torch import Tensor, nn
 
 from sanakit.errors import SanakitError
 from sanakit.flow import TIMESTEP_SCALE, flow_shift_for
+from sanakit.placement import Placement, host
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
 
 @dataclass(kw_only=True)
 class LatentDiffusion:
-    """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling. name: of
-    the base that it was loaded as; empty for one that was put together."""
+    """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling.
+
+    placement: where its parts compute. part: "base" for a frozen core, which computes in the placement's precision for
+    it. name: of the base that it was loaded as; empty for one that was put together.
+    """
 
     vae: VAE
     text_encoder: TextEncoder
     core: SanaTransformer2DModel
     image_size: int
     flow_shift: float | None = None
+    placement: Placement = field(default_factory=host)
+    part: str = ""
     name: str = ""
 
     def __post_init__(self) -> None:
@@ -44,7 +50,8 @@ class LatentDiffusion:
         if self.flow_shift is None:
             self.flow_shift = flow_shift_for(self.latent_shape)
         self.timestep_scale = TIMESTEP_SCALE * config.timestep_scale  # kept: a wrapped core has no config
-        self.null = self.text_encoder.null()
+        with self.placement.holding(self.text_encoder):
+            self.null = self.text_encoder.null()
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -58,19 +65,33 @@ class LatentDiffusion:
     def velocity(self, noisy: Tensor, sigmas: Tensor, prompt: PromptEmbeds) -> Tensor:
         """Predicted `noise - latents`: noisy (B, C, h, w), sigmas (B,), prompt of B -> (B, C, h, w), on noisy's
         device."""
-        device = next(self.core.parameters()).device
-        return self.core(
-            hidden_states=noisy.to(device),
-            encoder_hidden_states=prompt.embeds.to(device).float(),
+        weight = next(self.core.parameters())
+        device, dtype = weight.device, weight.dtype
+        half = dtype in (torch.float16, torch.bfloat16)  # the core itself, as a frozen base's may be
+        predicted = self.core(
+            hidden_states=noisy.to(device, dtype) if half else noisy.to(device),
+            encoder_hidden_states=prompt.embeds.to(device).to(dtype if half else torch.float32),
             encoder_attention_mask=prompt.mask.to(device),
             timestep=sigmas.to(device) * self.timestep_scale,
             return_dict=False,
-        )[0].to(noisy.device)
+        )[0]
+        return predicted.to(noisy) if half else predicted.to(noisy.device)
 
     def drop_prompts(self, prompt: PromptEmbeds, drop: Tensor) -> PromptEmbeds:
         """Replace the prompts where `drop` (B,) is set by the null embedding that sampling uses."""
         embeds = torch.where(drop[:, None, None], self.null.embeds.to(prompt.embeds.dtype), prompt.embeds)
         return PromptEmbeds(embeds, torch.where(drop[:, None], self.null.mask, prompt.mask))
+
+
+@contextmanager
+def core_at_work(*systems: LatentDiffusion, exact: bool = False) -> Iterator[None]:
+    """Cores on their devices, in eval mode and without gradients; afterwards where and as they were. exact: a frozen
+    base's too in the precision that it was loaded in."""
+    with ExitStack() as stack:
+        for system in systems:
+            stack.enter_context(system.placement.holding(system.core, part="" if exact else system.part))
+            stack.enter_context(evaluating(system.core))
+        yield
 
 
 @contextmanager

@@ -14,6 +14,7 @@ from sanakit.errors import SanakitError, did_you_mean
 
 Action = Literal["off", "log", "warn", "lower-rate", "roll-back", "stop"]
 Moving = Literal["adapters", "activations", "generated", "components"]  # drift by design, inside a band
+Dtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a frozen part; auto: as the device allows (sanakit/placement.py)
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
@@ -52,10 +53,13 @@ class TrainSection(Section):
     prompt_dropout: float = Field(default=0.1, ge=0, le=1)
     sigmas: Literal["logit-normal", "uniform"] = "logit-normal"
     ema_decay: float = Field(default=0.0, ge=0, lt=1)  # 0 keeps no average; otherwise the average is what is exported
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on an accelerator that has it, else fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"
     accumulate: int = Field(default=1, ge=1)
-    gradient_checkpointing: bool = False
+    # images of a rank that go through the core at once; auto: the batch in train.accumulate parts, on an accelerator
+    # smaller ones where its free memory asks for it. What a step sees stays train.batch_size.
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
     target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the image
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
@@ -86,6 +90,7 @@ class DataSection(Section):
 class VAESection(Section):
     name: str | None = None  # None: the base's
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
+    dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
 
 
@@ -93,6 +98,7 @@ class TextEncoderSection(Section):
     name: str | None = None
     learning_rate: float | None = Field(default=None, gt=0)  # trained with the core at this peak; None: frozen
     gradient_checkpointing: bool = False  # of its layers
+    dtype: Dtype = "auto"  # that it computes in where it is frozen
 
 
 class AdapterSection(Section):
@@ -155,6 +161,7 @@ class MonitorsSection(Section):
 
 class Config(Section):
     base: str = "tiny-sana"
+    base_dtype: Dtype = "auto"  # that its core computes in where it is frozen; --set base.dtype=... sets it too
     train: TrainSection = TrainSection()
     data: DataSection = DataSection()
     vae: VAESection = VAESection()
@@ -203,6 +210,7 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
     merged = {k: dict(v) if isinstance(v, dict) else v for k, v in values.items()}
     for item in overrides or []:
         key, equals, text = item.partition("=")
+        key = ALIASES.get(key, key)
         parts = key.split(".")
         if not equals or not all(parts) or len(parts) > 2:
             raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
@@ -235,6 +243,7 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         raise SanakitError("SK0104", f"{key}: {first['msg']}{given}{hint}") from error
 
 
+ALIASES = {"base.dtype": "base_dtype"}
 RENAMED_KEYS = {"component.pictures": "component.num_images", "monitors.looks": "monitors.num_evaluations"}
 
 

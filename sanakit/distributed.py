@@ -14,6 +14,8 @@ from typing import Any
 
 from sanakit.errors import SanakitError
 
+STATED_DEVICE = "ACCELERATE_TORCH_DEVICE"
+
 
 def rank() -> int:
     return int(os.environ.get("RANK", "0")) if world_size() > 1 else 0
@@ -106,18 +108,35 @@ STOP = StopRequest()
 
 
 @functools.lru_cache(maxsize=1)
-def make_accelerator(precision: str = "fp32") -> Any:
-    """accelerate's engine for this process: device, autocast, and DDP where torchrun started several ranks."""
-    import torch
+def make_accelerator(precision: str, device: Any) -> Any:
+    """accelerate's engine for this process on a torch.device: autocast, and DDP where torchrun started several
+    ranks."""
     from accelerate import Accelerator
-    from accelerate.state import AcceleratorState, GradientState
+    from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    if precision == "fp16" and not torch.cuda.is_available():
-        raise SanakitError("SK0104", "train.precision fp16 needs a GPU, there is none", fix="Use bf16 or fp32.")
+    alone, on_cpu = world_size() == 1, device.type == "cpu"
     if AcceleratorState._shared_state:  # another precision earlier in this process, as notebooks and tests do
-        AcceleratorState._reset_state()
+        AcceleratorState._reset_state(reset_partial_state=alone)
         GradientState._reset_state()
-    return Accelerator(cpu=not torch.cuda.is_available(), mixed_precision={"fp32": "no"}.get(precision, precision))
+    elif PartialState._shared_state and alone:  # a tracker's
+        PartialState._reset_state()
+    with _stated_device(None if on_cpu else str(device)):
+        return Accelerator(cpu=on_cpu, mixed_precision={"fp32": "no"}.get(precision, precision))
+
+
+@contextmanager
+def _stated_device(name: str | None) -> Iterator[None]:
+    """accelerate's own way to be told a device; None leaves it as it is."""
+    before = os.environ.get(STATED_DEVICE)
+    if name is not None:
+        os.environ[STATED_DEVICE] = name
+    try:
+        yield
+    finally:
+        if name is not None:
+            os.environ.pop(STATED_DEVICE)
+        if before is not None:
+            os.environ[STATED_DEVICE] = before
 
 
 def shard(core: Any, groups: list[dict[str, Any]], precision: str, device: Any) -> list[dict[str, Any]]:
@@ -174,6 +193,22 @@ def sum_over_ranks(value: Any, number: int) -> tuple[float, int]:
     _group().all_gather(gathered, both)
     table = torch.stack(gathered)
     return float(table[:, 0].sum()), int(table[:, 1].max())
+
+
+def agreed_figures(loss: Any, norm: Any, number: int) -> tuple[float, float, int]:
+    """The sum of a loss over the ranks, the gradient norm that they share, and the largest signal number that any of
+    them received. The host waits for the device once."""
+    import torch
+
+    if world_size() == 1:
+        value, length = torch.stack([loss, norm.to(loss)]).tolist()
+        return value, length, number
+    own = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(own) for _ in range(world_size())]
+    _group().all_gather(gathered, own)
+    table = torch.stack(gathered)
+    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(own), table[:, 1].max()]).tolist()
+    return total, length, int(stop)
 
 
 def agreed_stop() -> int:

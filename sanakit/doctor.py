@@ -1,10 +1,11 @@
-"""What `sanakit doctor` reads. Versions come from package metadata; only the GPU line imports torch."""
+"""What `sanakit doctor` reads. Versions come from package metadata; only the lines of the device import torch."""
 
 import importlib.metadata
 import os
 import shutil
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,7 @@ from packaging.version import InvalidVersion
 
 from sanakit.files import cache_path
 from sanakit.inventory import State, scan
+from sanakit.placement import choose, device_name, find_device, runs_triton
 from sanakit.registry import BUILTIN, Registry, uninstall
 from sanakit.tracebacks import UNKNOWN, guarded
 
@@ -64,7 +66,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             "warn",
         )
     )
-    rows += [_gpu(), _kernels(), _hub()]
+    rows += [_device(), _kernels(), _hub()]
     return rows + _plugins(registries)
 
 
@@ -169,20 +171,28 @@ def _hub() -> Row:
 def _kernels() -> Row:
     """What `train.kernels: triton` would find; off by default, so nothing here is a fault."""
     version = _version("triton")
-    usable = "torch" in sys.modules and sys.modules["torch"].cuda.is_available()
     if version is None:
         return _row("kernels", True, "off; train.kernels=triton needs the package triton", "")
+    usable = False
+    with suppress(ImportError, OSError):
+        usable = runs_triton(find_device("auto"))
     where = "on this GPU" if usable else "not here: no CUDA or ROCm device"
     return _row("kernels", True, f"off by default; train.kernels=triton (triton {version}) runs {where}", "")
 
 
-def _gpu() -> Row:
+def _device() -> Row:
+    """Which device is used for what by `--device auto`, and its free memory."""
     try:
-        import torch
+        import torch  # noqa: F401
     except (ImportError, OSError) as error:  # OSError: a shared library of torch does not load
-        return _row("gpu", False, f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
-    if torch.cuda.is_available():
-        free, total = torch.cuda.mem_get_info(0)
-        detail = f"{torch.cuda.get_device_name(0)}, {free / 1e9:.0f} of {total / 1e9:.0f} GB free"
-        return _row("gpu", free > 0.1 * total, detail, "end what else uses the GPU: nvidia-smi names it", "warn")
-    return _row("gpu", True, "none; the embedded world runs on the CPU", "")
+        return _row("device", False, f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
+    placement = choose()
+    device, found = placement.device, placement.memory()
+    if not placement.accelerated:
+        return _row("device", True, "cpu for everything, in fp32: PyTorch finds no accelerator", "")
+    free, total = found or (1, 1)
+    memory = "free memory unknown" if found is None else f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    uses = f"training in {placement.train_precision('auto')}, text encoder in {placement.text_encoder}"
+    uses += f", base in {placement.base}, VAE in {placement.vae}; the CPU for data, caches and statistics"
+    detail = f"{device} ({device_name(device)}), {memory}: {uses}"
+    return _row("device", free > 0.1 * total, detail, "end what else uses the device", "warn")

@@ -575,6 +575,19 @@ CODES: dict[str, Code] = {
         fix="Free space, or set SANAKIT_CACHE and --run-dir to another disk.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
+    "SK0905": Code(
+        title="the device is not there",
+        why="PyTorch finds no such device: another build of PyTorch, no driver, or a number beyond the devices of this "
+        "machine.",
+        fix="Use --device auto or cpu, or install the PyTorch build for it; `sanakit doctor` says what is found.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0906": Code(
+        title="the device's memory is too small",
+        why="One image or prompt alone needs more memory than the device has free.",
+        fix="End what else uses the device, lower data.image_size, or use --device cpu.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
     "SK0999": Code(
         title="an unexpected error",
         why="sanakit, or a package that it calls, raised an error that nobody foresaw. Nothing is said about the "

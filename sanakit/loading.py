@@ -23,6 +23,7 @@ from sanakit.formats.pipeline_folder import (
     read_tensor,
 )
 from sanakit.hub import download
+from sanakit.placement import Placement, host
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, TextEncoder
 from sanakit.text_encoders.open_clip import OpenCLIP
 from sanakit.text_encoders.query import changed_spec
@@ -104,13 +105,24 @@ class Base:
     card: dict[str, Any]
     embedded: bool = False
 
-    def system(self, vae: VAE | None = None, text_encoder: TextEncoder | None = None) -> LatentDiffusion:
+    def system(
+        self,
+        vae: VAE | None = None,
+        text_encoder: TextEncoder | None = None,
+        *,
+        placement: Placement | None = None,
+        part: str = "",
+    ) -> LatentDiffusion:
+        """Its parts on the CPU; placement: where they compute. part: "base" for a core that is not trained."""
+        placement = placement or host()
         return LatentDiffusion(
             vae=vae or load_vae(self.card["vae"], scaling_factor=self.card.get("scaling_factor")),
-            text_encoder=text_encoder or load_base_encoder(self.card["text_encoder"], self.folder),
+            text_encoder=text_encoder or load_base_encoder(self.card["text_encoder"], self.folder, placement),
             core=load_core(self.folder),
             image_size=self.card["image_size"],
             flow_shift=self.card["flow_shift"],
+            placement=placement,
+            part=part,
             name=self.name if vae is None and text_encoder is None else "",
         )
 
@@ -152,12 +164,13 @@ def load_base(name: str) -> Base:
     return Base(name=name, folder=folder, card=resolved, embedded=scheme != "path" or resolved.get("embedded") is True)
 
 
-def load_base_encoder(reference: str, core_folder: Path) -> TextEncoder:
+def load_base_encoder(reference: str, core_folder: Path, placement: Placement | None = None) -> TextEncoder:
     """A base's own text encoder, with the null embedding that its core was trained with where that was kept."""
     encoder = load_text_encoder(reference)
     kept = core_folder / NULL_FILE
     if kept.is_file():
-        null, embeds = encoder.null(), read_tensor(kept, "embeds")  # (L, D)
+        with (placement or host()).holding(encoder):
+            null, embeds = encoder.null(), read_tensor(kept, "embeds")  # (L, D)
         if embeds.shape != null.embeds.shape[1:]:
             raise SanakitError(
                 "SK0107", f"{kept} is {tuple(embeds.shape)}, {reference} gives {tuple(null.embeds.shape[1:])}"

@@ -7,8 +7,11 @@ import os
 import platform
 import re
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from sanakit import __version__
 from sanakit.config import Config, dump_config
@@ -16,41 +19,50 @@ from sanakit.errors import SanakitError
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
+FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
+AUTOMATIC = ("train.precision", *FREE)
 
 
 class RunFolder:
     """`runs/<utc>-<slug>-<hash>/`; the hash is of the configuration, so the same question finds its folder again."""
 
-    def __init__(self, path: Path, config: Config) -> None:
-        self.path = path
-        self.config = config
+    def __init__(self, path: Path, config: Config, automatic: tuple[str, ...] = ()) -> None:
+        """automatic: keys whose value was chosen for the device, as they were left to it."""
+        self.path, self.config, self.automatic = path, config, automatic
         self.key = config_key(config)
 
     @classmethod
-    def open(cls, config: Config, folder: Path | None) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one. Raises SK0105 or SK0903."""
-        key = config_key(config)
+    def open(
+        cls, config: Config, folder: Path | None, resolve: Callable[[Config], Config] = lambda config: config
+    ) -> "RunFolder":
+        """The named folder, the newest of this configuration under runs/, or a new one. resolve: puts values in the
+        place of `auto`, as the device allows; what an earlier start of the run chose and its results depend on stays.
+        Raises SK0105 or SK0903."""
         if folder is None:
-            earlier = sorted(Path("runs").glob(f"*-{key}"))
+            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())
+            slug = slug[:48].strip("-")
+            earlier = [path for path in sorted(Path("runs").glob(f"*-{slug}-*")) if _agrees(config, _stated(path))]
             stamp = datetime.datetime.now(datetime.UTC).strftime("%Y%m%dT%H%M%SZ")
-            slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())[:48].strip(
-                "-"
-            )
-            folder = earlier[-1] if earlier else Path("runs") / f"{stamp}-{slug}-{key}"
-        run = cls(folder, config)
+            folder = earlier[-1] if earlier else Path("runs") / f"{stamp}-{slug}-{config_key(resolve(config))}"
+        config = _continued(config, folder)
+        automatic = tuple(key for key in AUTOMATIC if _value(config.model_dump(), key) == "auto")
+        run = cls(folder, resolve(config), automatic)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             stated = run.path / "config.yaml"
             if stated.is_file():
                 run._refuse_other(stated.read_text(encoding="utf-8"))
-            else:
-                run.write_text("config.yaml", dump_config(config))
+            run.write_text("config.yaml", dump_config(run.config))
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
 
     def _refuse_other(self, text: str) -> None:
-        asked, other = dump_config(self.config).splitlines(), text.splitlines()
+        free = tuple(f"  {key.partition('.')[2]}:" for key in FREE)
+        asked, other = (
+            [line for line in lines.splitlines() if not line.startswith(free)]
+            for lines in (dump_config(self.config), text)
+        )
         if asked != other:
             changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(asked, other, strict=False) if a != b]
             raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:3]) or 'other keys'}")
@@ -87,7 +99,55 @@ class RunFolder:
 
 
 def config_key(config: Config) -> str:
-    return hash_record(config.model_dump(mode="json") | {"schema": SCHEMA_VERSION})[:10]
+    """Of everything that results depend on: the device, and how a step is cut to fit it, are not among it."""
+    values = config.model_dump(mode="json")
+    for key in FREE:
+        values["train"].pop(key.removeprefix("train."))
+    return hash_record(values | {"schema": SCHEMA_VERSION})[:10]
+
+
+def _stated(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run folder; empty where there is none that can be read."""
+    try:
+        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _value(values: dict[str, Any], key: str) -> Any:
+    section, _, name = key.partition(".")
+    inner = values.get(section)
+    return inner.get(name) if isinstance(inner, dict) else None
+
+
+def _agrees(config: Config, stated: dict[str, Any]) -> bool:
+    """Whether a run of `stated` is a run of this configuration: `auto` agrees with what an earlier start chose."""
+    own = config.model_dump(mode="json")
+    if own.keys() != stated.keys() or not isinstance(stated["train"], dict):
+        return False
+    for key in AUTOMATIC:
+        if key in FREE or _value(own, key) == "auto":
+            own["train"][key.removeprefix("train.")] = _value(stated, key)
+    return bool(own == stated)
+
+
+def _continued(config: Config, folder: Path) -> Config:
+    """The configuration as a run in `folder` goes on with it: precision as an earlier start chose it, and what may
+    change with the device chosen anew where it was not asked for."""
+    stated, own = _stated(folder), config.train
+    changes: dict[str, Any] = {}
+    if own.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
+        changes["precision"] = precision
+    try:
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("automatic", [])
+    except (OSError, ValueError, AttributeError):
+        known = []
+    for key in FREE:
+        name = key.removeprefix("train.")
+        if key in known and _value(stated, key) == getattr(own, name):
+            changes[name] = "auto"
+    return config.model_copy(update={"train": own.model_copy(update=changes)}) if changes else config
 
 
 def provenance(facts: dict[str, Any]) -> dict[str, Any]:

@@ -32,6 +32,24 @@ def _bit_exact():
     torch.use_deterministic_algorithms(True)
 
 
+@pytest.fixture(scope="session")
+def _fake_accelerator():
+    """The fake accelerator, compiled once and cached (tests/fake_accelerator/README.md)."""
+    import fake_accelerator
+
+    if reason := fake_accelerator.why_not():
+        pytest.skip(reason)
+    fake_accelerator.install()
+    return fake_accelerator
+
+
+@pytest.fixture
+def fake_device(_fake_accelerator):
+    """The machine has an accelerator, `fakegpu`, for the time of the test; the value is the module that counts."""
+    with _fake_accelerator.present():
+        yield _fake_accelerator
+
+
 @pytest.fixture
 def tiny_system():
     """f8c4 PCA latents of 32 px images (4 x 4 tokens), a 16-d BERT, a core of two layers."""

@@ -10,6 +10,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out, conditional_gain
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.flow import EVAL_SIGMAS
+from sanakit.placement import host
 from sanakit.swap.quality import TEXT_TOLERANCE, prompt_weights, text_target
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 
@@ -23,6 +24,7 @@ class Ideal:
 
     def __init__(self, null, deaf=False):
         self.core, self.null, self.deaf = nn.Identity(), null, deaf
+        self.placement, self.part = host(), ""
 
     def drop_prompts(self, prompt, drop):
         return PromptEmbeds(torch.full_like(prompt.embeds, 99.0), prompt.mask)

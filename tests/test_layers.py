@@ -41,7 +41,7 @@ def base(tiny_system, folder):
 def swap_of(system, name, **config):
     swap = Swap(config=make_config({"text_encoder": {"name": name}, **config}), run=RunFolder(None, make_config({})))
     vars(swap)["base_system"] = system
-    vars(swap)["splits"] = (SimpleNamespace(captions=[[text] for text in TEXTS]), None)
+    vars(swap)["splits"] = (SimpleNamespace(evaluation_captions=lambda: TEXTS), None)
     return swap
 
 

@@ -592,6 +592,7 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
     assert options.parallel == "fsdp" and options.ema_decay == 0.5 and options.workers == 0
     assert options.schedule == "constant-then-decay" and OWN_OPTIONS["schedule"] == "constant"  # a race does not decay
     groups = {"rates", "lora_rank", "layer_decay"}
+    cut = {"micro_batch"}  # it becomes `accumulate` (settings.parts_of)
     full = {
         "checkpoint_every",
         "gradual",
@@ -605,7 +606,7 @@ def test_a_race_and_stage_full_read_the_training_section_alike(tiny_system, tiny
         "start_draws",
     }
     loop = {f.name for f in fields(TrainOptions)} | {"strategy"}
-    assert TrainSection.model_fields.keys() == (loop - {"workers", "live_captions"}) | groups | full
+    assert TrainSection.model_fields.keys() == (loop - {"workers", "live_captions"}) | groups | full | cut
 
     usable = replace(options, optimizer="adamw", compile=False)
     arm = enter(setup_of(tiny_data, options=usable), STRATEGIES.get("finetune"), tiny_system, budget=16)

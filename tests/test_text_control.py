@@ -10,6 +10,7 @@ import torch
 from sanakit.alignment.similarity import agreement, frequent_words
 from sanakit.config import make_config
 from sanakit.data.cache import silent
+from sanakit.placement import host
 from sanakit.swap import control
 from sanakit.swap.control import agreement_with_base, better_evaluation, first_images, remembered
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -47,6 +48,7 @@ class FakeSwap:
         self.candidate = TEXT_ENCODERS.get(name).tiny()
         self.images = type("ImageDataset", (), {"fingerprint": data})()
         self.config = type("Config", (), {"train": type("Train", (), {"seed": 0})()})()
+        self.placement = host()
 
 
 def test_a_control_is_measured_once_for_an_architecture_a_base_and_data(tmp_path, monkeypatch):

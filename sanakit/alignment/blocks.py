@@ -19,7 +19,7 @@ from sanakit.alignment.draws import PairedDraws, Side, draw_pairs, same_captions
 from sanakit.alignment.layer_step import LayerStep
 from sanakit.alignment.vae import align_output, head_rows, write_head
 from sanakit.alignment.walk import BRANCHES, Branch, Walk, last_layer
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 
 DRAWS = 512
@@ -57,7 +57,7 @@ def align_blocks(
     same_interface = not is_text and pairs.rotation is None and take_over(system, base, "patch_embed", "proj_out")
     notes: dict[str, object] = {}
     solved, penalty = (("attn2",), TEXT_PENALTY) if is_text else (BRANCHES, PENALTY)
-    with evaluating(system.core), evaluating(base.core):
+    with core_at_work(system, base, exact=True):
         candidate_walk, base_walk = enter(pairs)
         for number in range(len(system.core.transformer_blocks)):
             for name in BRANCHES:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.alignment.coupling import patch_rotation
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.flow import interpolate, sample_sigmas
 
@@ -89,7 +89,7 @@ def stream_covariance(base: LatentDiffusion, data: LatentDataset, *, seed: int =
     total, mean = torch.zeros(width, width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
     seen = 0
     try:
-        with evaluating(core):
+        with core_at_work(base, exact=True):
             for start in range(0, DRAWS, CHUNK):
                 indices = torch.arange(start, start + CHUNK) % len(data)
                 latents = data.latents[indices, 0]

@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from sanakit.errors import SanakitError
+from sanakit.placement import precise_dtype
 
 ENOUGH = 4  # rows a dimension; below it, the penalty of ridge grows in proportion
 
 
 @dataclass
 class CrossMoments:
-    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D), sum y^2 (E)."""
+    """Sums over rows x (N, D) and y (N, E): count, sum x, sum y, sum x x^T (D, D), sum y x^T (E, D), sum y^2 (E). On
+    the CPU in float64; rows are multiplied where x is."""
 
     count: int
     x: Tensor
@@ -33,7 +35,8 @@ class CrossMoments:
 
     def add(self, x: Tensor, y: Tensor) -> None:
         """x (N, D), y (N, E); raises SK0204 naming the first column with a value that is not finite."""
-        x, y = x.double(), y.double()
+        exact = precise_dtype(x.device)
+        x, y = x.to(exact), y.to(x.device, exact)
         for side, rows in (("candidate", x), ("base", y)):
             bad = (~rows.isfinite()).sum(0)
             if bad.any():
@@ -43,11 +46,14 @@ class CrossMoments:
                     f"alignment met {int(bad.sum())} values of the {side} that are not finite, most in column {column}",
                 )
         self.count += len(x)
-        self.x += x.sum(0)
-        self.y += y.sum(0)
-        self.xx += x.T @ x
-        self.yx += y.T @ x
-        self.yy += y.square().sum(0)
+        for total, part in (
+            (self.x, x.sum(0)),
+            (self.y, y.sum(0)),
+            (self.xx, x.T @ x),
+            (self.yx, y.T @ x),
+            (self.yy, y.square().sum(0)),
+        ):
+            total += part.to(total)
 
     def merge(self, other: "CrossMoments") -> "CrossMoments":
         """Of the rows of both, for example of two ranks."""

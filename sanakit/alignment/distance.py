@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sanakit.alignment.coupling import couple_noise, patch_rotation
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.flow import interpolate
 from sanakit.text_encoders import PromptEmbeds
 
@@ -57,11 +57,11 @@ def block_features(system: LatentDiffusion, noisy: Tensor, sigmas: Tensor, promp
     features: list[Tensor] = []
 
     def keep(module: Any, inputs: Any, output: Tensor) -> None:
-        features.append(output)
+        features.append(output.float())
 
     handles = [m.register_forward_hook(keep) for m in (system.core.patch_embed, *system.core.transformer_blocks)]
     try:
-        with evaluating(system.core):
+        with core_at_work(system):
             system.velocity(noisy, sigmas, prompt)
     finally:
         for handle in handles:

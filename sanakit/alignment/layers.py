@@ -49,7 +49,7 @@ class Trial:
         weight, offset = self.map
         centre = (self.moments.y / self.moments.count).float()
         for row in range(len(pairs.candidate)):
-            x, y = _rows(pairs, slice(row, row + 1), base_layer)
+            x, y = (rows.cpu() for rows in _rows(pairs, slice(row, row + 1), base_layer))
             self.errors.append(float((y - x @ weight.T - offset).square().sum()))
             self.power.append(float((y - centre).square().sum()))
 

@@ -107,9 +107,11 @@ def paired_rows(
 ) -> tuple[Tensor, Tensor]:
     """Candidate tokens (N, D) that have a partner and the base's first-layer output for them (N, E); mean tokens
     without spans."""
-    goals = base_layer(base.embeds.float())
+    device = next(base_layer.parameters()).device
+    goals = base_layer(base.embeds.to(device).float())
     if spans is None:
-        return pool(candidate), mean_tokens(goals, base.mask)
+        return pool(candidate).to(device), mean_tokens(goals, base.mask.to(device))
     shares = pair_tokens(spans[0], spans[1], candidate.mask, base.mask)
     paired = shares.sum(2) > 0
-    return candidate.embeds.float()[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
+    paired_goals = torch.einsum("blm,bme->ble", shares.to(device), goals)
+    return candidate.embeds[paired].float().to(device), paired_goals[paired.to(device)]

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.alignment.cross_moments import CrossMoments
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.data.store import Rows
 from sanakit.errors import SanakitError, did_you_mean
@@ -114,7 +114,7 @@ def align_output(
     handle = head.register_forward_pre_hook(lambda module, inputs: features.append(read(inputs[0])))
     generator = torch.Generator().manual_seed(seed)
     try:
-        with evaluating(core):
+        with core_at_work(system):
             for start in range(0, count, batch_size):
                 indices = torch.arange(start, min(start + batch_size, count)) % len(data)
                 latents = data.latents[indices, 0]

@@ -107,6 +107,7 @@ def changes_of_the_last_word(encoder: TextEncoder, prompts: list[str]) -> tuple[
         head = " ".join(prompt.split()[:3])
         pair = [f"{head} {LAST_WORDS[(number + k) % len(LAST_WORDS)]}" for k in (0, 1)]
         embeds, mask, _ = encoder._encode(pair)
+        embeds, mask = embeds.cpu(), mask.cpu()
         change = (embeds[0] - embeds[1]).float().norm(dim=-1)
         kept = mask[0] | mask[1]
         hits.append(bool(kept[int(change.argmax())]))

@@ -97,14 +97,16 @@ def movement_evidence(start: nn.Module, core: nn.Module, average: dict[str, Tens
         old = before.get(name.replace(".base_layer.", "."))
         if old is None or old.shape != now.shape:
             continue
-        moved = float((now.detach().float() - old.detach().float()).norm())
+        # wherever either of them was trained
+        mine, theirs = now.detach().float().cpu(), old.detach().float().cpu()
+        moved = float((mine - theirs).norm())
         if now.requires_grad and moved <= STUCK_BELOW:
             stuck.append(name)
         if not now.requires_grad and moved > STUCK_BELOW:
             strayed.append(name)
         if average is not None and now.requires_grad:
             way += moved**2
-            followed += float((average[name].float() - old.detach().float()).norm()) ** 2
+            followed += float((average[name].float().cpu() - theirs).norm()) ** 2
     evidence: dict[str, Any] = {"stuck_parameters": stuck, "strayed_parameters": strayed}
     if average is not None and way:
         evidence["average_moved"] = (followed / way) ** 0.5
@@ -113,7 +115,8 @@ def movement_evidence(start: nn.Module, core: nn.Module, average: dict[str, Tens
 
 def sample_evidence(system: LatentDiffusion, data: LatentDataset, prompts: list[str], seed: int) -> dict[str, Any]:
     """Spread of every sampled latent over that of the data, without guidance, which widens by design."""
-    encoded = system.text_encoder.encode(prompts)
+    with system.placement.holding(system.text_encoder):
+        encoded = system.text_encoder.encode(prompts)
     latents = sample_euler(system, encoded, guidance_scale=1.0, seed=seed)
     spread = data.latents[:PROBED, 0].std((1, 2, 3)).mean()
     return {"sample_spread": (latents.std((1, 2, 3)) / spread).clamp(1e-6, 1e6).nan_to_num(1e6).numpy()}

@@ -18,7 +18,7 @@ CHUNK = 16
 def measured_spec(vae: VAE, size: int) -> LatentSpec:
     """Geometry from one image, whatever the record says."""
     with torch.no_grad():
-        raw = vae._encode(torch.zeros(1, 3, size, size))
+        raw = vae._encode(vae.placed(torch.zeros(1, 3, size, size)))
     return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
 
 

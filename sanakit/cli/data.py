@@ -9,13 +9,20 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.options import Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8
+from sanakit.placement import DTYPES
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
+TextEncoderDtype = Annotated[
+    str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
+]
 
 
 @app.command()
@@ -47,6 +54,9 @@ def encode(
     ] = "lines",
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
+    device: Device = "auto",
+    vae_dtype: VAEDtype = "auto",
+    text_encoder_dtype: TextEncoderDtype = "auto",
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     if vae is None and text_encoder is None:
@@ -59,7 +69,7 @@ def encode(
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
 
-    autoencoder = load_vae(vae) if vae else None
+    placement, autoencoder = _place(device, vae_dtype, text_encoder_dtype), load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
@@ -67,16 +77,25 @@ def encode(
     (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing) if autoencoder is not None else None
-        rows = [] if latents is None else _fill_latents(out, dataset, *latents, progress)
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement)
+        rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
-            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress))
-    counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
-    result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
+            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement))
     if as_json:
-        print_json(result)
+        counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
+        print_json({"out": str(out), **counts, "data": describe(dataset), "entries": rows})
     else:
         _print_entries(rows)
+
+
+def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:
+    """The placement of encoders. Raises SK0104 for a dtype that is not known, or what `choose` raises."""
+    from sanakit.placement import choose
+
+    for option, dtype in (("--vae-dtype", vae_dtype), ("--text-encoder-dtype", text_encoder_dtype)):
+        if dtype not in ("auto", *DTYPES):
+            raise SanakitError("SK0104", f"{option} {dtype!r}; known: auto, {', '.join(DTYPES)}")
+    return choose(device, vae=vae_dtype, text_encoder=text_encoder_dtype)
 
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
@@ -95,6 +114,7 @@ def _fill_latents(
     mirror: bool,
     bucketing: tuple[float, int, int] | None,
     progress: Any,
+    placement: Any,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
     from sanakit.data.cache import latent_job, thumbnails
@@ -112,7 +132,7 @@ def _fill_latents(
             few = some.subset(rows)
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
-        job = latent_job(vae, some, size, mirror=mirror, progress=progress)
+        job = latent_job(vae, some, size, mirror=mirror, progress=progress, placement=placement)
         entries.append(_fill(job, out, "vae", name, keep, vae.normalize))
     return entries
 
@@ -127,7 +147,7 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
     return [(train.subset(rows.tolist()), size) for size, rows in zip(sizes, members, strict=True)]
 
 
-def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress: Any) -> dict[str, Any]:
+def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress: Any, placement: Any) -> dict[str, Any]:
     """The entry of every caption; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job
     from sanakit.drift.shown import as_labels
@@ -137,7 +157,8 @@ def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress:
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
-    return _fill(embedding_job(encoder, prompts, progress=progress), out, "text_encoder", name, keep)
+    job = embedding_job(encoder, prompts, progress=progress, placement=placement)
+    return _fill(job, out, "text_encoder", name, keep)
 
 
 def _fill(

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AllowPickle, Seed, convert_native
+from sanakit.cli.options import AllowPickle, Device, Seed, convert_native, place
 from sanakit.cli.output import print_json
 
 
@@ -19,6 +19,7 @@ def sample(
     num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
     guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
     allow_pickle: AllowPickle = False,
+    device: Device = "auto",
 ) -> None:
     """Draw one image."""
     from PIL import Image
@@ -30,7 +31,7 @@ def sample(
     name = f"path:{model}" if Path(model).exists() else model
     if allow_pickle:
         convert_native(name)
-    system = load_base(name).system()
+    system = load_base(name).system(placement=place(device), part="base")
     images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")

@@ -8,7 +8,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
-from sanakit.cli.options import AllowPickle, AsJson, RunDir, Seed, Sets, convert_native
+from sanakit.cli.options import AllowPickle, AsJson, Device, RunDir, Seed, Sets, convert_native, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8
@@ -71,12 +71,13 @@ def swap_vae(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    device: Device = "auto",
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
 
 
 @app.command("swap-text-encoder")
@@ -96,6 +97,7 @@ def swap_text_encoder(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
+    device: Device = "auto",
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
@@ -103,7 +105,7 @@ def swap_text_encoder(
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
         "text_encoder": {"name": candidate}
     }
-    _swap(values, set_, stages, run_dir, force, as_json, policy)
+    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
 
 
 def _values(
@@ -129,13 +131,14 @@ def _swap(
     force: bool,
     as_json: bool,
     policy: str,
+    device: str,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy)
+    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device)
 
 
 def _stages(text: str) -> list[str]:
@@ -181,6 +184,7 @@ def run(
     markdown: Path | None = None,
     policy: str = "default",
     resume: str = "auto",
+    device: str = "auto",
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
@@ -199,9 +203,10 @@ def run(
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
+        placement = place(device, config)
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
         with progress_display() as progress, kept_in(known):
-            swap = engine.prepare(config, folder, progress, gate_policy)
+            swap = engine.prepare(config, folder, progress, gate_policy, placement)
             if is_main():
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
@@ -248,6 +253,7 @@ def validate(
     time_limit: TimeLimit = None,
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
+    device: Device = "auto",
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
@@ -272,4 +278,5 @@ def validate(
         }
         config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, junit=junit, markdown=markdown, policy=policy)
+    written = {"junit": junit, "markdown": markdown}
+    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device, **written)

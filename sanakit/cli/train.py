@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AsJson, RunDir, Sets
+from sanakit.cli.options import AsJson, Device, RunDir, Sets
 from sanakit.cli.output import print_json
 from sanakit.cli.swap import check_names, run
 from sanakit.errors import SanakitError, did_you_mean
@@ -52,6 +52,7 @@ def train(
         int | None, typer.Option("--world-size", min=1, help="With --dry-run: what a run of so many ranks will need.")
     ] = None,
     as_json: AsJson = False,
+    device: Device = "auto",
 ) -> None:
     """Stage full from a configuration: train, watched and resumable, and write the model.
 
@@ -86,7 +87,7 @@ def train(
             amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
             sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
         return
-    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume)
+    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device)
 
 
 def _needs(config: "Config", world_size: int) -> dict[str, int]:

@@ -10,6 +10,7 @@ from diffusers import SanaTransformer2DModel
 from sanakit.core.attention import KernelLinearAttention, set_kernel_attention
 from sanakit.core.feed_forward import KernelGLUMBConv, set_kernel_feed_forward
 from sanakit.errors import SanakitError
+from sanakit.placement import runs_triton
 
 
 def serve_by_kernels(core: SanaTransformer2DModel, device: torch.device) -> int:
@@ -20,7 +21,7 @@ def serve_by_kernels(core: SanaTransformer2DModel, device: torch.device) -> int:
     """
     if not has_triton():
         raise SanakitError("SK0901", "train.kernels triton needs the package triton", fix="pip install triton")
-    if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
+    if not runs_triton(device) and os.environ.get("TRITON_INTERPRET") != "1":
         raise SanakitError(
             "SK0104",
             f"train.kernels is triton, and the core is on {device.type}; the kernels run on CUDA and ROCm devices",

@@ -13,6 +13,7 @@ from sanakit.data.cache import Progress, embeddings, posteriors, silent
 from sanakit.data.store import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
+from sanakit.placement import Placement
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -115,14 +116,20 @@ def build_dataset(
     buckets: Sequence[Size] = (),
     at_least: int = 1,
     sample_posterior: bool = False,
+    placement: Placement | None = None,
 ) -> LatentDataset:
     """Latents and embeddings of images; with `cache` they must lie there already, as `sanakit encode` writes them.
 
     temperature: of the captions' scores, where the data has them. buckets: image sizes instead of `size` squared, each
     of `at_least` images. sample_posterior: latents are drawn from the posterior whenever they are read (SK0104 where
-    the VAE has none).
+    the VAE has none). placement: where what the cache lacks is computed, by default the CPU.
     """
-    options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
+    options: dict[str, Any] = {
+        "progress": progress,
+        "cache": cache,
+        "must_exist": cache is not None,
+        "placement": placement,
+    }
 
     def latents(some: ImageDataset, side: int | Size) -> tuple[Tensor | Rows, Tensor | Rows | None]:
         raw, std = posteriors(vae, some, side, mirror=mirror, **options)

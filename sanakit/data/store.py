@@ -200,20 +200,24 @@ def write(
 
 
 def spot_check(
-    entry: Entry, where: Tensor, stored: Callable[[Tensor], Tensor], recompute: Callable[[list[int]], Tensor]
+    entry: Entry,
+    where: Tensor,
+    stored: Callable[[Tensor], Tensor],
+    recompute: Callable[[list[int]], Tensor],
+    tolerance: float = SPOT_TOLERANCE,
 ) -> None:
     """Compute some rows again; SK0404 names the row, the difference and the packages that have changed."""
     chosen = torch.linspace(0, len(where) - 1, min(SPOT_CHECKS, len(where))).long()
     old, new = stored(where[chosen]).float(), recompute(chosen.tolist()).float()
     error = ((old - new).flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1).clamp_min(1e-6)).tolist()
     worst = max(range(len(error)), key=error.__getitem__)
-    if not error[worst] <= SPOT_TOLERANCE:
+    if not error[worst] <= tolerance:
         now, then = environment(), entry.manifest["environment"]
         changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
         raise SanakitError(
             "SK0404",
             f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
-            f"at most {SPOT_TOLERANCE} expected; {'; '.join(changed) or 'the packages are the same'}",
+            f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}",
         )
 
 

@@ -10,11 +10,11 @@ how near it comes to a core that was trained with every prompt dropped.
 import torch
 from torch import Tensor
 
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.held_out import CHUNK, HeldOut, fixed_noise, held_out
 from sanakit.flow import EVAL_SIGMAS, interpolate
-from sanakit.text_encoders import PromptEmbeds
+from sanakit.placement import precise_dtype
 
 OTHERS = 3  # other images' prompts that stand for all of them
 RIDGE = 1e-6  # of the products' mean diagonal: two predictions may be the same
@@ -35,24 +35,21 @@ def blind_held_out(
     noise = fixed_noise(data, count, seed)
     indices = torch.arange(count)
     prompts = data.evaluation_prompts(indices)
-    losses = torch.empty(len(sigmas), count)
-    with evaluating(system.core):
-        for row, sigma in enumerate(sigmas):
-            products = []
-            for start in range(0, count, CHUNK):
-                part = torch.arange(start, min(start + CHUNK, count))
-                level = torch.full((len(part),), sigma)
-                latents = data.latents[part, 0]
-                noisy = interpolate(latents, noise[part], level)
-
-                def ask(prompt: PromptEmbeds, x: Tensor = noisy, s: Tensor = level) -> Tensor:
-                    return system.velocity(x, s, prompt)
-
-                strangers = [ask(prompts[(part + 1 + k * (count - 1) // others) % count]) for k in range(others)]
-                null = ask(system.drop_prompts(prompts[part], torch.ones(len(part), dtype=torch.bool)))
-                products.append(_products(strangers, [null, noisy, noise[part] - latents]))
-            losses[row] = _combined(torch.cat(products)).float()
-    return HeldOut(sigmas, losses)
+    put = system.placement.put
+    products: list[list[Tensor]] = [[] for _ in sigmas]
+    with core_at_work(system):
+        for start in range(0, count, CHUNK):  # a chunk and its prompts go to the device once, for all sigmas
+            part = torch.arange(start, min(start + CHUNK, count))
+            latents, drawn = put(data.latents[part, 0]), put(noise[part])
+            strange = [prompts[(part + 1 + k * (count - 1) // others) % count].map(put) for k in range(others)]
+            null = system.drop_prompts(prompts[part], torch.ones(len(part), dtype=torch.bool)).map(put)
+            for sums, sigma in zip(products, sigmas, strict=True):
+                level = torch.full((len(part),), sigma, device=latents.device)
+                noisy = interpolate(latents, drawn, level)
+                blind = [system.velocity(noisy, level, prompt) for prompt in strange]
+                rest = [system.velocity(noisy, level, null), noisy, drawn - latents]
+                sums.append(_products(blind, rest).cpu().double())
+    return HeldOut(sigmas, torch.stack([_combined(torch.cat(sums)).float() for sums in products]))
 
 
 def conditional_gain(
@@ -70,8 +67,9 @@ def _products(strangers: list[Tensor], others: list[Tensor]) -> Tensor:
 
     The mean stranger stands for the mean over all prompts: its product with itself is that of two different strangers.
     """
-    few = torch.stack([s.flatten(1).double() for s in strangers])  # (K, B, D)
-    rows = torch.stack([few.mean(0), *(o.flatten(1).double() for o in others)], 1)  # (B, F, D)
+    exact = precise_dtype(strangers[0].device)
+    few = torch.stack([s.flatten(1).to(exact) for s in strangers])  # (K, B, D)
+    rows = torch.stack([few.mean(0), *(o.flatten(1).to(exact) for o in others)], 1)  # (B, F, D)
     products = rows @ rows.mT / rows.shape[2]
     count = len(few)
     if count > 1:

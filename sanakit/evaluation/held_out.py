@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.flow import EVAL_SIGMAS, interpolate, velocity_loss
 from sanakit.text_encoders import PromptEmbeds
@@ -54,14 +54,17 @@ def held_out(
         order = torch.roll(indices, count // 2)
         prompts = PromptEmbeds(prompts.embeds[order], prompts.mask[order])
     losses = torch.empty(len(sigmas), count)
-    with evaluating(system.core):
-        for row, sigma in enumerate(sigmas):
-            for start in range(0, count, CHUNK):
-                part = slice(start, min(start + CHUNK, count))
-                latents, level = data.latents[part, 0], torch.full((part.stop - start,), sigma)
-                noisy = interpolate(latents, noise[part], level)
-                velocity = system.velocity(noisy, level, prompts[part])
-                losses[row, part] = velocity_loss(velocity, latents, noise[part])
+    put = system.placement.put
+    with core_at_work(system):
+        for start in range(0, count, CHUNK):  # a chunk goes to the device once, for all sigmas
+            part = slice(start, min(start + CHUNK, count))
+            latents, drawn, asked = put(data.latents[part, 0]), put(noise[part]), prompts[part].map(put)
+            rows = []
+            for sigma in sigmas:
+                level = torch.full((part.stop - start,), sigma, device=latents.device)
+                velocity = system.velocity(interpolate(latents, drawn, level), level, asked)
+                rows.append(velocity_loss(velocity, latents, drawn))
+            losses[:, part] = torch.stack(rows).cpu()
     return HeldOut(sigmas, losses)
 
 

@@ -24,12 +24,13 @@ def extractor() -> nn.Module | None:
 
 @torch.no_grad()
 def features(images: Tensor) -> Tensor | None:
-    """Spatial features (B, 1280, h, w) of images (B, 3, H, W) in [-1, 1]; None without the package."""
+    """Spatial features (B, 1280, h, w) of images (B, 3, H, W) in [-1, 1], on their device; None without the package."""
     network = extractor()
     if network is None:
         return None
     mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
-    return network.extract_features((images / 2 + 0.5 - mean) / std)  # type: ignore[operator]
+    device = next(network.parameters()).device
+    return network.extract_features(((images / 2 + 0.5 - mean) / std).to(device)).to(images.device)  # type: ignore[operator]
 
 
 def perceptual_distance(first: Tensor, second: Tensor) -> Tensor | None:

@@ -8,9 +8,11 @@ import os
 import torch
 from torch import Tensor
 
+from sanakit.placement import runs_triton
+
 
 def uses_triton(tensor: Tensor) -> bool:
     """Whether a kernel serves this tensor: half or single precision, on a GPU or in Triton's interpreter."""
     if tensor.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         return False
-    return tensor.is_cuda or os.environ.get("TRITON_INTERPRET") == "1"
+    return runs_triton(tensor.device) or os.environ.get("TRITON_INTERPRET") == "1"

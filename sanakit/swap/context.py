@@ -24,7 +24,9 @@ from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
+from sanakit.placement import Placement, host
 from sanakit.run import RunFolder
+from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -52,6 +54,7 @@ class Swap:
     resume: str = "auto"
     policy: Policy = DEFAULT
     ledger: Path | None = None
+    placement: Placement = field(default_factory=host)
     begun: float = field(default_factory=time.monotonic)
 
     @property
@@ -61,19 +64,14 @@ class Swap:
 
     @cached_property
     def base(self) -> Base:
-        if self.bare:
-            return Base(name=NO_BASE, folder=Path(), card={"vae": None})
-        return load_base(self.config.base)
+        return Base(name=NO_BASE, folder=Path(), card={"vae": None}) if self.bare else load_base(self.config.base)
 
     @cached_property
     def base_system(self) -> LatentDiffusion:
-        system = self.base.system()
+        system = self.base.system(placement=self.placement, part="base")
         if system.image_size != self.config.data.image_size:
-            raise SanakitError(
-                "SK0104",
-                f"data.image_size is {self.config.data.image_size}, {self.base.name} was trained at "
-                f"{system.image_size}",
-            )
+            asked, trained = self.config.data.image_size, system.image_size
+            raise SanakitError("SK0104", f"data.image_size is {asked}, {self.base.name} was trained at {trained}")
         return system
 
     @cached_property
@@ -116,7 +114,8 @@ class Swap:
         texts = self.splits[0].evaluation_captions()
         chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
         base = self.base_system
-        ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+        with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
+            ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
 
     @cached_property
@@ -166,6 +165,7 @@ class Swap:
             buckets=buckets,
             at_least=self.config.train.batch_size,
             sample_posterior=sample_posterior,
+            placement=self.placement,
         )
 
     @cached_property
@@ -244,8 +244,7 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights (core, VAE, text encoder) and its flow shift; empty without a base. A base that
-        is changed in place is another base."""
+        """Hashes of the base's weights and its flow shift; empty without a base. A base changed in place is another."""
         if self.bare:
             return {}
         base = self.base_system
@@ -281,7 +280,13 @@ def identity_of(component: VAE | TextEncoder) -> str:
     return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
 
 
-def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Policy = DEFAULT) -> Swap:
+def prepare(
+    config: Config,
+    run_dir: Path | None,
+    progress: Progress,
+    policy: Policy = DEFAULT,
+    placement: Placement | None = None,
+) -> Swap:
     """Load what can be refused (base, candidate, images) before a run folder is made."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
@@ -291,8 +296,10 @@ def prepare(config: Config, run_dir: Path | None, progress: Progress, policy: Po
         progress=progress,
         policy=policy,
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
+        placement=placement or host(),
     )
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir)
+    swap.run = RunFolder.open(config, run_dir, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+    swap.config = swap.run.config
     return swap

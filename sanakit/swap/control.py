@@ -26,6 +26,7 @@ from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.files import cache_dir
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_record
+from sanakit.placement import Placement, host
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.race import RaceStopped, raced_options
@@ -34,6 +35,7 @@ from sanakit.swap.settings import configured, options_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.random_weights import architecture
 from sanakit.training.loop import fit, layer_groups, new_state
+from sanakit.training.state import at_work
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -59,7 +61,7 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     def remember(key: Any, work: Any) -> Any:
         return remembered(swap, key, work)
 
-    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember)
+    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember, swap.placement)
 
 
 def agreement_with_base(
@@ -67,12 +69,16 @@ def agreement_with_base(
     base: TextEncoder,
     words: list[str],
     remember: Callable[[Any, Callable[[], Tensor]], Tensor] = lambda key, work: work(),
+    placement: Placement | None = None,
 ) -> dict[str, Any]:
     """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
-    base_features = word_features(base, words)
+    placement = placement or host()
+    with placement.holding(base):
+        base_features = word_features(base, words)
 
     def measured_agreement(encoder: TextEncoder) -> Any:
-        return agreement(word_features(encoder, words), base_features)
+        with placement.holding(encoder):
+            return agreement(word_features(encoder, words), base_features)
 
     control = remember(
         ["agreement", base.fingerprint(), words],
@@ -112,7 +118,9 @@ def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int, sigm
         first_images(data, count) for data, count in zip(swap.candidate_data, (IMAGES, HELD_OUT), strict=True)
     )
     if encoder is not swap.candidate:
-        train, test = (replace(data, captions=embeddings(encoder, data.texts)) for data in (train, test))
+        train, test = (
+            replace(data, captions=embeddings(encoder, data.texts, placement=swap.placement)) for data in (train, test)
+        )
     config, seed = swap.config, swap.config.train.seed
     strategy = configured(config, STRATEGIES.get(STRATEGY))
     system, _ = build(swap.base_system, encoder, strategy, train, base_train, seed=seed, adapter=config.adapter.name)
@@ -123,8 +131,8 @@ def short_race(swap: "Swap", encoder: TextEncoder, steps: int, budget: int, sigm
 
     start = evaluate()
     groups = layer_groups(system.core, strategy.parameter_groups(system.core), config.train.layer_decay)
-    state = new_state(system.core, groups, options)
-    with STOP.at_step_border():
+    state = new_state(system.core, groups, options, placement=system.placement)
+    with STOP.at_step_border(), at_work(state):
         try:
             fit(system, train, options, state, until=steps)
         except SanakitError as error:
@@ -178,6 +186,8 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
         SEED,
         torch.__version__,
     ]
+    placement = swap.placement
+    facts += [placement.compute_facts(part) for part in ("text_encoder", "base") if placement.compute_facts(part)]
     path = cache_dir() / f"control-{hash_record(facts)[:24]}.safetensors"
     try:
         return load_file(path)["found"]

@@ -53,7 +53,8 @@ class CoreJournal(Journal):
 
     def draw(self, step: int) -> None:
         if self.state.encoder is not None:
-            self.system.null = self.system.text_encoder.null()
+            with self.system.placement.holding(self.system.text_encoder):
+                self.system.null = self.system.text_encoder.null()
         seed = self.swap.config.train.seed
         images = sample_images(self.system, self.swap.sample_prompts()[:SAMPLES], seed=seed)
         save_grid(self.swap.run.path, f"samples-step-{step:08d}", images, "samples", f"step {step}", "")

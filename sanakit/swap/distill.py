@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from sanakit.alignment.text import Captions, mean_tokens
 from sanakit.alignment.tokens import pair_tokens
-from sanakit.assembly import LatentDiffusion, evaluating
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.flow import shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
@@ -98,14 +98,14 @@ def trajectories(
     rows[::NULL_EVERY] = -1
     levels = shift_sigmas(torch.linspace(1, 0, num_steps + 1), float(base.flow_shift or 1.0))
     states: list[States] = []
-    with evaluating(base.core):
+    with core_at_work(base):
         for part in rows.split(CHUNK):
-            prompt = captions_of(base, captions, part)
-            noisy = torch.randn(len(part), *base.latent_shape, generator=generator)
+            prompt = captions_of(base, captions, part).map(base.placement.put)
+            noisy = base.placement.put(torch.randn(len(part), *base.latent_shape, generator=generator))
             for now, after in itertools.pairwise(levels):
                 velocity = base.velocity(noisy, now.expand(len(part)), prompt)
-                states.append(States(noisy, velocity, now.expand(len(part)), part))
-                noisy = noisy + (after - now) * velocity
+                states.append(States(noisy.cpu(), velocity.cpu(), now.expand(len(part)), part))
+                noisy = noisy + (after - now).item() * velocity
     return States(*(torch.cat([getattr(f, n) for f in states]) for n in ("noisy", "velocity", "sigmas", "captions")))
 
 
@@ -123,7 +123,7 @@ def embedding_mse(
     optimizer = torch.optim.AdamW(layers, lr=EMBEDDING_RATE)
     generator = torch.Generator().manual_seed(seed)
     total = min(len(captions.candidate), *(len(s) for s in captions.spans or ()), len(captions.base))
-    losses = []
+    losses: list[Tensor] = []
     for step in range(steps):
         rows = torch.randint(total, (EMBEDDING_BATCH,), generator=generator)
         loss = _feature_loss(core, base_core, captions, rows)
@@ -133,24 +133,29 @@ def embedding_mse(
         for parameter, grad in zip(layers, grads, strict=True):
             parameter.grad = grad
         optimizer.step()
-        losses.append(loss.item())
+        losses.append(loss.detach())
     for parameter in layers:
         parameter.grad = None
-    tail = losses[-20:]
-    return {"embedding_mse": [round(losses[0], 4), round(sum(tail) / len(tail), 4)]}
+    values = torch.stack(losses).tolist()  # the host waits once, at the end
+    tail = values[-20:]
+    return {"embedding_mse": [round(values[0], 4), round(sum(tail) / len(tail), 4)]}
 
 
 def _feature_loss(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
 ) -> Tensor:
-    candidate, base = captions.candidate[rows], captions.base[rows]
+    device = next(core.caption_projection.parameters()).device
+    candidate, base = (
+        PromptEmbeds(p.embeds[rows].to(device), p.mask[rows].to(device)) for p in (captions.candidate, captions.base)
+    )
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
     features = core.caption_norm(core.caption_projection(candidate.embeds.float()))
     if captions.spans is None:
         features, goals = mean_tokens(features, candidate.mask), mean_tokens(goals, base.mask)
     else:
-        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], candidate.mask, base.mask)
+        masks = captions.candidate.mask[rows], captions.base.mask[rows]
+        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], *masks).to(device)
         paired = shares.sum(2) > 0
         features, goals = features[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
     return F.mse_loss(features, goals) / goals.square().mean()

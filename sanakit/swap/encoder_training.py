@@ -61,7 +61,7 @@ def encoder_group(encoder: TextEncoder, learning_rate: float, core_rate: float) 
 def as_encoded_now(system: LatentDiffusion, data: LatentDataset, count: int) -> LatentDataset:
     """The first `count` images with their captions, and the system's null embedding, as the encoder gives them now."""
     stop = int((data.first + data.count)[:count].max())
-    with evaluating(system.text_encoder):
+    with system.placement.holding(system.text_encoder), evaluating(system.text_encoder):
         system.null = system.text_encoder.null()
         return replace(data, captions=encoded(system.text_encoder, data.texts[:stop]))
 

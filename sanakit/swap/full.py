@@ -32,6 +32,7 @@ from sanakit.text_encoders import TextEncoder
 from sanakit.training.loop import TrainOptions, fit, layer_groups, new_state
 from sanakit.training.monitors import make_monitors
 from sanakit.training.parameters import parameter_digests
+from sanakit.training.state import park
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
@@ -124,7 +125,7 @@ def starting_system(swap: "Swap", strategy: type[Strategy]) -> LatentDiffusion:
     """The swapped system as the strategy starts it; without a candidate the base goes on with its own weights, an
     adapter added as the identity."""
     if swap.config.candidate is None and strategy.initialise != "scratch":
-        system, name = swap.base.system(), strategy.adapter
+        system, name = swap.base.system(placement=swap.placement), strategy.adapter
         if name and name not in adapters_of(system.core):
             attach(system.core, name, seed=swap.config.train.seed)
         return system
@@ -154,7 +155,7 @@ def train(
     if encoder:
         assert config.text_encoder.learning_rate
         groups.append(encoder_group(encoder, config.text_encoder.learning_rate, options.learning_rate))
-    state = new_state(system.core, groups, options, encoder)
+    state = new_state(system.core, groups, options, encoder, swap.placement)
     untouched = parameter_digests(state.module)
     facts = resume_facts(swap, strategy.name)
     checkpoints = go_on_from(swap, state, options, facts)
@@ -181,6 +182,7 @@ def train(
     after_step, rate, watch = journal.after_step, journal.rate, journal.watch
     journal.run(partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch))
     keep_result(journal, encoder)
+    park(state)
     return journal
 
 

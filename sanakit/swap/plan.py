@@ -118,6 +118,7 @@ def build(
         core=core,
         image_size=base.image_size,
         flow_shift=shift_after(base, candidate),
+        placement=base.placement,
     )
     if strategy.initialise not in ("align", "align-blocks", "embedding-mse"):
         return system, {}
@@ -130,9 +131,11 @@ def build(
         scores |= carry_rest(core, base, data, base_data, count=ALIGNED, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
     captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
-    scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
-    if strategy.initialise == "embedding-mse":
-        scores |= embedding_mse(core, base.core, captions, seed=seed)
+    layers = (base.core.caption_projection, base.core.caption_norm)
+    with base.placement.holding(core.caption_projection, core.caption_norm, *layers):
+        scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
+        if strategy.initialise == "embedding-mse":
+            scores |= embedding_mse(core, base.core, captions, seed=seed)
     if blocks:
         scores |= align_blocks(system, base, data, base_data, swapped="text_encoder", draws=draws, seed=seed)
     return system, scores

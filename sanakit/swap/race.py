@@ -10,6 +10,8 @@ After a quarter of the budget the better half of the trained arms goes on, after
 arm that is not clearly worse than they are. An arm whose loss is no longer finite leaves the race; the others go on. A
 race of automatic length (rungs.py) begins as one of 100 steps and ends when its answer is sure enough (ending.py).
 
+An arm is on the device while it trains or is evaluated, and waits in the host's memory.
+
 A signal ends the race at the step border. With a store (race_store.py) the same race then goes on where it stopped.
 """
 
@@ -46,6 +48,7 @@ from sanakit.swap.rates import RateSearch
 from sanakit.swap.rungs import Rungs, evaluated_steps_between, rungs, rungs_of, survivors
 from sanakit.training.batches import Batch, TrainOptions
 from sanakit.training.loop import fit, layer_groups, new_state
+from sanakit.training.state import at_work
 
 EMA_DECAY = 0.98
 # what a race keeps of its own: points of one curve that can be compared; every rank holds whole arms
@@ -90,12 +93,14 @@ def enter(
         groups = strategy.parameter_groups(system.core)
     arm.trained_parameters = sum(p.numel() for group in groups for p in group["params"])
     if groups:
-        arm.state = new_state(system.core, layer_groups(system.core, groups, setup.layer_decay), options)
-    if arm.state and setup.store and setup.store.restore(arm):
-        return arm
-    if alike is None:
-        setup.evaluate(arm)
-    else:
+        layers = layer_groups(system.core, groups, setup.layer_decay)
+        arm.state = new_state(system.core, layers, options, placement=system.placement)
+    with at_work(arm.state):
+        if arm.state and setup.store and setup.store.restore(arm):
+            return arm
+        if alike is None:
+            setup.evaluate(arm)
+    if alike is not None:
         arm.steps, arm.results, arm.errors_by_evaluation = (
             alike.steps[:1],
             alike.results[:1],
@@ -169,7 +174,7 @@ def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], Non
         arm.seconds_once = arm.seconds_once or setup.teacher.seconds  # a race that was resumed decides alike
     if arm.state.step == arm.steps[-1]:
         arm.recent = []
-    with STOP.at_step_border():
+    with STOP.at_step_border(), at_work(arm.state):
         _train(setup, arm, until, recorder(arm, on_step), draw)
         if not arm.diverged and not arm.state.stopped:
             setup.evaluate(arm)

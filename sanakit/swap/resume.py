@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 # what may change between two parts of one run: it does not touch the trajectory
 FREE = (
+    "train.micro_batch",
+    "train.gradient_checkpointing",
     "train.checkpoint_every",
     "train.parallel",
     "train.async_checkpoints",

@@ -5,6 +5,7 @@ from typing import Any
 
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
+from sanakit.distributed import world_size
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
 from sanakit.training.loop import TrainOptions
@@ -57,10 +58,23 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
     section = config.train
     same = {f.name: getattr(section, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
+        # a configuration that was not resolved (swap/fitting.py) is the CPU's
+        "precision": "fp32" if section.precision == "auto" else section.precision,
+        "gradient_checkpointing": section.gradient_checkpointing is True,
+        "accumulate": parts_of(section, section.batch_size // world_size()),
         "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }
     return TrainOptions(**same | different)
+
+
+def parts_of(train: TrainSection, images: int) -> int:
+    """Into how many micro-batches a rank's `images` of a step are cut: `train.accumulate`, or the fewest equal ones
+    beyond that of at most `train.micro_batch`."""
+    parts, most = train.accumulate, images if train.micro_batch == "auto" else train.micro_batch
+    while parts < images and (images % parts or images // parts > most):
+        parts += 1
+    return train.accumulate if images % train.accumulate else parts
 
 
 def flat_config(config: Config) -> dict[str, Any]:

@@ -14,15 +14,17 @@ import torch
 
 from sanakit.checks import StageResult, evaluate_stage
 from sanakit.checks.causes import decisive
-from sanakit.checks.component import measure_text_encoder, measure_vae
+from sanakit.checks.component import Measured, measure_text_encoder, measure_vae
 from sanakit.checks.diffusability import FEWEST, compare_panels
 from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
 from sanakit.contracts import GateResult, Verdict
+from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_grid
 from sanakit.evaluation.held_out import averaged
+from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance
 from sanakit.sampling import sample_images
@@ -50,19 +52,11 @@ def component(swap: Swap) -> StageResult:
     """The candidate by itself, next to the base's own component."""
     held_out = swap.splits[1]
     evaluation_images = held_out.subset(list(range(min(swap.config.component.num_images, len(held_out)))))
-    if isinstance(swap.candidate, VAE):
-        measured = measure_vae(
-            swap.candidate,
-            None if swap.bare else swap.base_system.vae,
-            evaluation_images,
-            swap.config.data.image_size,
-            swap.run.path,
-            swap.progress,
-        )
-    else:
-        measured = measure_text_encoder(
-            swap.candidate, None if swap.bare else swap.base_system.text_encoder, evaluation_images, swap.run.path
-        )
+    is_vae = isinstance(swap.candidate, VAE)
+    own = None if swap.bare else swap.base_system.vae if is_vae else swap.base_system.text_encoder
+    with swap.placement.holding(swap.candidate, own, extractor()):
+        measured = _measured(swap, own, evaluation_images)
+    if not is_vae:
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
         if not measured.evidence["nonfinite_embeddings"] and not swap.bare:
@@ -73,12 +67,23 @@ def component(swap: Swap) -> StageResult:
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
         images = to_images(dataset.pixels(swap.config.data.image_size))
-        measured.rows += compare_panels(None if swap.bare else swap.base_system.vae, swap.candidate, images)
+        with swap.placement.holding(swap.candidate, own, extractor()):
+            measured.rows += compare_panels(own, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
     swap.add_figures("component", measured.figures)
     return evaluate_stage("component", measured.evidence, swap.policy)
+
+
+def _measured(swap: Swap, own: VAE | TextEncoder | None, images: ImageDataset) -> Measured:
+    """The candidate beside the base's own component on held-out images; both are on the device."""
+    if isinstance(swap.candidate, VAE):
+        assert own is None or isinstance(own, VAE)
+        size = swap.config.data.image_size
+        return measure_vae(swap.candidate, own, images, size, swap.run.path, swap.progress)
+    assert own is None or isinstance(own, TextEncoder)
+    return measure_text_encoder(swap.candidate, own, images, swap.run.path)
 
 
 def smoke(swap: Swap) -> StageResult:
@@ -233,6 +238,8 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
         },
         "seed": config.train.seed,
         "threads": torch.get_num_threads(),
+        "placement": swap.placement.as_dict(),
+        "automatic": list(swap.run.automatic),
         "kernels": swap.config.train.kernels,
     }
 

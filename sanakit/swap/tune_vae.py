@@ -28,6 +28,7 @@ from sanakit.swap.settings import options_of, strategy_of
 from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import parameter_digests
+from sanakit.training.state import park
 from sanakit.vaes import VAE
 
 if TYPE_CHECKING:
@@ -89,15 +90,14 @@ def draw_images(swap: "Swap", options: TrainOptions, step: int, cells: int) -> T
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
     """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
-    images = images.to(vae.latents_mean.device)
     raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
-    unit, errors = raw.var(), torch.zeros(len(images), device=images.device)
+    unit, errors = raw.var(), torch.zeros(len(images))
     for turns, share in ((1, 1.0), (0, 0.5)):
         cells = max(1, int(raw.shape[-1] * share))
         moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
         other = torch.cat([vae.encode_raw(part) for part in moved.split(CHUNK)])
         errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
-    return errors.cpu().numpy()
+    return errors.numpy()
 
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
@@ -111,14 +111,16 @@ def tune_vae(swap: "Swap") -> dict[str, Any]:
     images = to_images(
         held.subset(list(range(min(config.component.num_images, len(held))))).pixels(config.data.image_size)
     )
-    before = measured(swap.candidate, images)
+    with swap.placement.holding(swap.candidate):
+        before = measured(swap.candidate, images)
     train_vae(swap, swap.candidate, vae, images)
-    vae.requires_grad_(False).eval().cpu()
-    restate(vae, images)
+    vae.requires_grad_(False).eval()
+    with swap.placement.holding(vae):
+        restate(vae, images)
+        after = measured(vae, images)
     folder = swap.run.path / "vae"
     shutil.rmtree(folder, ignore_errors=True)
     save_vae(vae, folder, stock=False)
-    after = measured(vae, images)
     return {
         "psnr_before": before[0] - FLOOR_DB,
         "psnr_after": after[0],
@@ -139,10 +141,11 @@ def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
     model, cells = Reconstruction(vae), vae.spec.shape(*images.shape[-2:])[-1]
     untouched = parameter_digests(model)
     group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}
-    state = new_state(model, [group], options)
+    state = new_state(model, [group], options, placement=swap.placement)
     facts = resume_facts(swap, "vae")
     checkpoints = go_on_from(swap, state, options, facts)
-    reference = torch.cat([candidate.encode(part) for part in images.split(CHUNK)])
+    with swap.placement.holding(candidate):
+        reference = torch.cat([candidate.encode(part) for part in images.split(CHUNK)])
     every = max(1, options.max_steps // config.monitors.num_evaluations)
     component = component_stream(config.monitors, "VAE", every, reference)
     journal = VaeJournal(
@@ -171,6 +174,7 @@ def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
     journal.run(lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch))
     if state.ema is not None:
         model.load_state_dict(state.ema)
+    park(state)
 
 
 @dataclass(kw_only=True)
@@ -184,7 +188,7 @@ class VaeJournal(Journal):
 
     def observe(self, parts: list[TurnedImages], raw: Tensor) -> None:
         if (component := self.monitors.component) is not None:
-            component.observe(self.candidate.normalize(raw[: component.wanted].cpu()))
+            component.observe(self.candidate.normalize(raw[: component.wanted]))
 
     def evaluate(self, step: int) -> None:
         readings = self.monitors.report(step)
@@ -203,9 +207,8 @@ class VaeJournal(Journal):
 
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """PSNR and equivariance error of every image, in eval mode: as the VAE will be used."""
-    side = vae.latents_mean.device
     with evaluating(vae):
-        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part.to(side))).cpu() for part in images.split(CHUNK)])
+        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part)) for part in images.split(CHUNK)])
         return psnr(images, reconstructed), equivariance_errors(vae, images)
 
 

@@ -7,7 +7,7 @@ are zeroed, so nothing of them can leak. The null prompt is "" without instructi
 import copy
 import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import ClassVar, Self
 
@@ -38,12 +38,17 @@ class PromptEmbeds:
     def __getitem__(self, index: Tensor | slice) -> "PromptEmbeds":
         return PromptEmbeds(self.embeds[index], self.mask[index])
 
+    def map(self, change: Callable[[Tensor], Tensor]) -> "PromptEmbeds":
+        """Both tensors changed, as by a move to another device."""
+        return PromptEmbeds(change(self.embeds), change(self.mask), self.truncated)
+
 
 class TextEncoder(nn.Module):
     """Base class. A family file sets the record and implements `load`, `tiny` and `_encode`."""
 
     name: str = ""
     title: str = ""
+    part: ClassVar[str] = "text_encoder"  # of a placement, whose precision it computes in
     spec: TextSpec
     policies: ClassVar[tuple[str, ...]] = (
         "max_tokens",

@@ -1,142 +1,32 @@
 """The training loop: one readable function over cached latents and embeddings, on one process or many.
 
 What a step sees is a function of (seed, step) alone (batches.py): a resumed run repeats nothing and loses nothing, on
-any number of ranks. `accelerate` owns devices, precision and DDP; FSDP2 is torch's own.
+any number of ranks. `accelerate` owns precision and DDP, on the device of the placement; FSDP2 is torch's own.
 """
 
 import copy
 import math
-import re
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.core.kernels import serve_by_kernels
 from sanakit.data.cache import read_ahead
 from sanakit.data.dataset import LatentDataset
-from sanakit.distributed import STOP, local, make_accelerator, shard, sum_over_ranks, world_size
+from sanakit.distributed import STOP, agreed_figures, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss
-from sanakit.text_encoders import TextEncoder
 from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_batch, joined, own_rows
-from sanakit.training.optimizers import OPTIMIZERS, Record
 from sanakit.training.parameters import clip_gradients, update_ema
 from sanakit.training.schedules import learning_rate_at
+from sanakit.training.state import CoreWithEncoder, TrainState, layer_groups, new_state
 from sanakit.training.watch import Watch
 
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-
-
-@dataclass
-class TrainState:
-    """What a checkpoint holds beside the core. model: the core as accelerate wraps it for several ranks.
-
-    module: what is kept and averaged: the core, or with its text encoder where both are trained; encoder: that one,
-    wrapped. extras: named tensors of monitors and the like. history: rows of metrics and readings so far. stopped:
-    the signal.
-    """
-
-    step: int
-    optimizer: torch.optim.Optimizer
-    module: nn.Module
-    ema: dict[str, Tensor] | None = None
-    model: nn.Module | None = None
-    encoder: nn.Module | None = None
-    accelerator: "Accelerator | None" = None
-    extras: dict[str, Tensor] = field(default_factory=dict)
-    history: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[int] = field(default_factory=list)
-    scaler: dict[str, Any] | None = None  # fp16: the loss scale as this state left it
-    stopped: int = 0
-    learning_rate: float = 0.0  # of the step before, and the norm of its gradient
-    grad_norm: float = 0.0
-
-
-class CoreWithEncoder(nn.Module):
-    """Core and text encoder as one module: what is kept and averaged where both are trained."""
-
-    def __init__(self, core: nn.Module, text_encoder: TextEncoder) -> None:
-        super().__init__()
-        self.core, self.text_encoder = core, text_encoder
-
-
-def new_state(
-    core: nn.Module, groups: list[dict], options: TrainOptions, text_encoder: TextEncoder | None = None
-) -> TrainState:
-    """An optimiser over parameter groups; a group's `scale` multiplies the learning rate. text_encoder: trained too,
-    its parameters among the groups. Raises SK0104 for options that do not go together, SK0901 for a package."""
-    if options.batch_size % (world_size() * options.accumulate):
-        raise SanakitError(
-            "SK0104",
-            f"train.batch_size {options.batch_size} does not divide by {world_size()} ranks x {options.accumulate} "
-            "micro-batches",
-        )
-    sharded = options.parallel == "fsdp" and world_size() > 1
-    record = OPTIMIZERS[options.optimizer]
-    if sharded:
-        _refuse_sharded(options, record)
-    if options.gradient_checkpointing:
-        core.enable_gradient_checkpointing()  # type: ignore[operator]
-    accelerator = make_accelerator(options.precision)
-    accelerator.free_memory()  # of an earlier state: a race makes several
-    if hasattr(core, "_original_forward"):  # accelerate leaves a core that it knows as it was, precision included
-        core.forward = core._original_forward
-    core._is_accelerate_prepared = False  # type: ignore[assignment]
-    if sharded:
-        groups = shard(core, groups, options.precision, accelerator.device)
-    model = core if sharded else accelerator.prepare(core)
-    if options.kernels == "triton":
-        serve_by_kernels(core, accelerator.device)  # type: ignore[arg-type]
-    if options.compile:
-        model = torch.compile(model)
-    module = core if text_encoder is None else CoreWithEncoder(core, text_encoder)
-    encoder = None if text_encoder is None else accelerator.prepare(text_encoder)
-    optimizer = record.make(groups, lr=options.learning_rate, weight_decay=options.weight_decay)
-    optimizer = accelerator.prepare(optimizer)
-    ema = {k: local(v).clone() for k, v in module.state_dict().items()} if options.ema_decay else None
-    return TrainState(
-        step=0,
-        optimizer=optimizer,
-        module=module,
-        ema=ema,
-        model=model,
-        encoder=encoder,
-        accelerator=accelerator,
-        scaler=None if accelerator.scaler is None else torch.amp.GradScaler("cpu").state_dict(),
-    )
-
-
-def _refuse_sharded(options: TrainOptions, record: Record) -> None:
-    wrong = {
-        "train.precision fp16": options.precision == "fp16",
-        f"train.optimizer {options.optimizer}": not record.sharded,
-        "train.compile": options.compile,
-        "train.kernels triton": options.kernels == "triton",
-    }
-    for name in (name for name, present in wrong.items() if present):
-        raise SanakitError("SK0104", f"{name} does not go with train.parallel fsdp", fix="Use train.parallel=ddp.")
-
-
-def layer_groups(core: nn.Module, groups: list[dict], decay: float) -> list[dict]:
-    """Optimiser groups split by block: block i of L gets decay ** (L - 1 - i) of its group's learning rate."""
-    if decay == 1.0:
-        return groups
-    names = {id(p): name for name, p in core.named_parameters()}
-    depth = len(core.transformer_blocks)  # type: ignore[arg-type]
-    split: dict[tuple[str, float], dict] = {}
-    for group in groups:
-        for parameter in group["params"]:
-            block = re.match(r"transformer_blocks\.(\d+)\.", names[id(parameter)])
-            factor = decay ** (depth - 1 - int(block[1])) if block else 1.0
-            scale = group["scale"] * factor
-            split.setdefault((group["name"], scale), group | {"params": [], "scale": scale})["params"].append(parameter)
-    return list(split.values())
+__all__ = ["CoreWithEncoder", "TrainState", "descend", "fit", "layer_groups", "new_state", "presence"]
 
 
 def fit(
@@ -224,7 +114,7 @@ def descend(
                 group["lr"] = learning_rate * group.get("scale", 1.0) * presence(group, step, options.warmup)
 
             watch.at(step, 1)
-            batch = drawn.map(lambda x: x.to(accelerator.device))
+            batch = drawn.map(state.placement.put)
             losses, predictions, used = _backward(batch, objective, options, state, watch)
             value, norm, finite, stop = _update(state, options, step, losses, lambda: blame(batch))
             state.optimizer.zero_grad(set_to_none=True)
@@ -284,8 +174,9 @@ def _update(
                 parameter.grad = None
     accelerator.unscale_gradients(state.optimizer)  # of this state only: several may share the accelerator
     trained = [p for group in state.optimizer.param_groups for p in group["params"]]
-    norm = clip_gradients(trained, options.max_grad_norm)
-    total, stop = sum_over_ranks(torch.stack(losses).sum(), STOP.number)
+    length = clip_gradients(trained, options.max_grad_norm)
+    # the only place of a step where the host waits for the device
+    total, norm, stop = agreed_figures(torch.stack(losses).sum(), length, STOP.number)
     value = total / world_size()
     scaled = accelerator.scaler is not None  # fp16: the scaler leaves out a step whose gradient overflowed
     finite = math.isfinite(value) and (scaled or math.isfinite(norm))
@@ -297,4 +188,4 @@ def _update(
         state.skipped.append(step)
         if scaled:  # it has unscaled this step's gradients: a lower scale, and ready for the next step
             accelerator.scaler.update()
-    return value, norm, finite, int(stop)
+    return value, norm, finite, stop

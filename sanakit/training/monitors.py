@@ -26,8 +26,7 @@ STILL = ("latents", "embeddings")
 
 
 class MonitorRequest(Exception):
-    """An alarm whose action changes the run: `roll-back` or `stop`. since:
-    the step from which on the stream drifted."""
+    """An alarm whose action changes the run: `roll-back` or `stop`. since: the step from which the stream drifted."""
 
     def __init__(self, action: str, reading: Reading, since: int) -> None:
         super().__init__(describe(reading))
@@ -143,7 +142,8 @@ class Monitors:
         if self.prompts is not None:
             embeds = batch.prompt.embeds[: self.prompts.wanted]
             if self.null is not None:
-                dropped = (embeds == self.null.to(embeds)).flatten(1).all(1)
+                self.null = self.null.to(embeds)  # once
+                dropped = (embeds == self.null).flatten(1).all(1)
                 embeds = _left_out(embeds, dropped)
             self.prompts.observe(embeds, batch.prompt.mask)
             self.prompts.bad = None  # dropped prompts are no defect; a prompt that is not finite stops the step itself

@@ -6,21 +6,25 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from sanakit.distributed import local, whole
+from sanakit.distributed import local
 from sanakit.errors import SanakitError
 
 
-def clip_gradients(trained: list[nn.Parameter], limit: float) -> float:
-    """Scale all gradients so that their common norm is at most `limit`; the norm before. Sharded and whole parameters
-    (a text encoder beside a sharded core) are measured apart, as torch does not mix them."""
+def clip_gradients(trained: list[nn.Parameter], limit: float) -> Tensor:
+    """Scale all gradients so that their common norm is at most `limit`; the norm before, still on the device. Sharded
+    and whole parameters (a text encoder beside a sharded core) are measured apart, as torch does not mix them."""
     kinds = [[p for p in trained if hasattr(p, "full_tensor") == sharded] for sharded in (True, False)]
     if not all(kinds):
-        return float(whole(nn.utils.clip_grad_norm_(trained, limit)))
-    norms = [whole(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
+        return _gathered(nn.utils.clip_grad_norm_(trained, limit))
+    norms = [_gathered(nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None])) for kind in kinds]
     total = torch.stack(norms).norm()
     for kind in kinds:
         nn.utils.clip_grads_with_norm_(kind, limit, total.to(kind[0].device))
-    return float(total)
+    return total
+
+
+def _gathered(norm: Tensor) -> Tensor:
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
 
 
 @torch.no_grad()

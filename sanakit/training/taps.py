@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from sanakit.assembly import LatentDiffusion
+from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
 from sanakit.flow import interpolate
 from sanakit.training.batches import TrainOptions, draw_batch
@@ -47,19 +47,18 @@ class Taps:
         self.always = False
 
 
-@torch.no_grad()
 def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, count: int = 256) -> dict[str, Tensor]:
-    """What the taps of a system see of `count` training draws: (rows, tokens, width) by place, the caption mask too."""
-    taps, was_training, parts = Taps(system.core), system.core.training, []
-    system.core.eval()
+    """What the taps of a system see of `count` training draws: (rows, tokens, width) by place on the CPU, the caption
+    mask too."""
+    taps, parts = Taps(system.core), []
     size = min(options.batch_size, len(data))
     try:
-        for step in range(-(-count // size)):
-            batch = draw_batch(system, data, replace(options, batch_size=size), step)
-            with taps.recording() as outputs:
-                system.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
-            parts.append(outputs | {"mask": batch.prompt.mask})
+        with core_at_work(system, exact=True):
+            for step in range(-(-count // size)):
+                batch = draw_batch(system, data, replace(options, batch_size=size), step)
+                with taps.recording() as outputs:
+                    system.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
+                parts.append({name: output.cpu() for name, output in outputs.items()} | {"mask": batch.prompt.mask})
     finally:
         taps.close()
-        system.core.train(was_training)
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -17,6 +17,7 @@ import numpy as np
 
 from sanakit.distributed import is_main
 from sanakit.errors import SanakitError
+from sanakit.placement import accelerator_kind
 
 PROJECT = "sanakit"
 
@@ -126,11 +127,10 @@ def require(names: tuple[str, ...]) -> None:
 
 
 def _start(name: str, folder: Path, config: dict[str, Any]) -> Any:
-    import torch
     from accelerate import PartialState
     from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 
-    PartialState(cpu=not torch.cuda.is_available())  # accelerate's trackers log by it; the engine's own where one runs
+    PartialState(cpu=not accelerator_kind())  # accelerate's trackers log by it; the engine's own where one runs
     tracker = LOGGER_TYPE_TO_CLASS[name](**TRACKERS[name].options(folder))
     tracker.start()
     tracker.store_init_configuration({k: v if isinstance(v, int | float | bool) else str(v) for k, v in config.items()})

@@ -11,6 +11,7 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor, nn
 
+from sanakit.batching import in_batches
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
 from sanakit.hashing import hash_module
@@ -26,6 +27,7 @@ class VAE(nn.Module):
 
     name: str = ""
     title: str = ""
+    part: ClassVar[str] = "vae"  # of a placement, whose precision it computes in
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
     spec: LatentSpec
@@ -84,7 +86,8 @@ class VAE(nn.Module):
 
     @torch.no_grad()
     def encode_posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior."""
+        """Raw latents, which are the posterior's mean, and its standard deviation; None where there is no posterior.
+        They come back to the device of the images, wherever the weights are."""
         require_images(images)
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
@@ -96,7 +99,10 @@ class VAE(nn.Module):
             raise SanakitError(
                 "SK0202", f"images are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
             )
-        raw, std = self._posterior(images)
+        what = f"encoding with {self.name or 'the VAE'}"
+        parts, _ = in_batches(images, len(images), lambda some: self._posterior(self.placed(some)), what=what)
+        raw = torch.cat([part[0].to(images) for part in parts])
+        std = None if parts[0][1] is None else torch.cat([part[1].to(images) for part in parts])
         if tuple(raw.shape[1:]) != self.spec.shape(height, width):
             raise SanakitError(
                 "SK0202",
@@ -108,13 +114,32 @@ class VAE(nn.Module):
     @torch.no_grad()
     def decode_raw(self, raw_latents: Tensor) -> Tensor:
         """Raw latents (B, C, h, w) -> images (B, 3, H, W), clamped to [-1, 1]."""
-        return self._decode(raw_latents).clamp(-1, 1)
+        what = f"decoding with {self.name or 'the VAE'}"
+        parts, _ = in_batches(raw_latents, len(raw_latents), self._decoded, what=what, smaller=self._in_tiles)
+        return torch.cat([part.to(raw_latents) for part in parts])
+
+    def _decoded(self, raw_latents: Tensor) -> Tensor:
+        return self._decode(self.placed(raw_latents)).clamp(-1, 1)
+
+    def _in_tiles(self) -> bool:
+        """Decode in overlapping tiles from now on, where the model can and did not before."""
+        if not hasattr(self.model, "enable_tiling") or getattr(self.model, "use_tiling", True):
+            return False
+        self.model.enable_tiling()
+        return True
+
+    def placed(self, values: Tensor) -> Tensor:
+        """Values on the device and in the precision of the model's weights."""
+        weights = next((w for w in self.model.state_dict().values() if w.is_floating_point()), values)
+        return values.to(device=weights.device, dtype=weights.dtype)
 
     def normalize(self, raw_latents: Tensor) -> Tensor:
-        return (raw_latents - self.latents_mean) / self.latents_std
+        """On the device of its argument."""
+        return (raw_latents - self.latents_mean.to(raw_latents.device)) / self.latents_std.to(raw_latents.device)
 
     def denormalize(self, latents: Tensor) -> Tensor:
-        return latents * self.latents_std + self.latents_mean
+        """On the device of its argument."""
+        return latents * self.latents_std.to(latents.device) + self.latents_mean.to(latents.device)
 
     def encode(self, images: Tensor) -> Tensor:
         return self.normalize(self.encode_raw(images))

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sanakit.placement import is_rocm
+
 PROGRAMS = 1024
 
 
@@ -94,7 +96,7 @@ def constants(channels: int, half: bool) -> dict[str, Any]:
         "BLOCK_C": min(128, max(16, triton.next_power_of_2(channels))),
         "BLOCK_P": 32 if channels > 64 else 64,  # positions a tile
         "PIVOTED": not half,
-        "PRECISION": "ieee" if torch.version.hip else "tf32x3",
+        "PRECISION": "ieee" if is_rocm() else "tf32x3",
         "num_warps": 8 if channels > 64 else 4,
         "num_stages": 2,
     }

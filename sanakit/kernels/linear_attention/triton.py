@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import BackwardCFunction, FunctionCtx, once_differentiable
 
 from sanakit.kernels.linear_attention.naive import EPS as _EPS
+from sanakit.placement import is_rocm
 
 EPS = tl.constexpr(_EPS)
 PROGRAMS = 512  # enough to fill a large GPU; a constant, so that every device adds in the same order
@@ -172,7 +173,7 @@ def constants(dim: int, half: bool) -> dict[str, Any]:
     """Compile-time arguments. Half precision multiplies in tf32 (10 bits) and adds in fp32; single precision takes
     three tf32 products (AMD has its own). Wide heads take small tiles, or their state would spill."""
     wide = dim > 64
-    exact = "ieee" if torch.version.hip else "tf32x3"
+    exact = "ieee" if is_rocm() else "tf32x3"
     return {
         "D": dim,
         "BLOCK_D": max(16, triton.next_power_of_2(dim)),

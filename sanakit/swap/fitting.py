@@ -1,0 +1,101 @@
+"""What `auto` stands for in the training section: precision by the device, checkpointing and micro-batch by its free
+memory."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from sanakit.config import Config
+from sanakit.distributed import world_size
+from sanakit.placement import Placement
+from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.settings import options_of, parts_of
+from sanakit.vaes import VAE
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+SHARE = 0.85  # of the free memory that a training state may take; the rest is the allocator's, and what was not counted
+WORTHWHILE = 8  # images that go through the core at once: beyond, a device gains little
+AVERAGE = 0.98  # any decay: a race keeps an average of the weights, whatever the configuration says
+
+Peak = Callable[[bool, int], int]  # (gradient checkpointing, micro-batch) -> bytes
+
+
+def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak]) -> Config:
+    """The configuration with values in the place of `auto`. peak: what a training state of the configuration needs,
+    asked only on an accelerator that tells its free memory. On the CPU: fp32, no checkpointing, the batch in
+    `train.accumulate` parts."""
+    train = config.train
+    changes: dict[str, Any] = {"precision": placement.train_precision(train.precision)}
+    images = max(1, train.batch_size // world_size())
+    whole = max(1, images // parts_of(train.model_copy(update={"micro_batch": "auto"}), images))
+    chosen, micro = train.gradient_checkpointing, train.micro_batch
+    found = placement.memory() if "auto" in (chosen, micro) else None
+    if found is not None:
+        section = train.model_copy(update=changes | {"gradient_checkpointing": False})
+        needs = peak(config.model_copy(update={"train": section}))
+        chosen, micro = fitting(needs, SHARE * found[0], whole, checkpointing=chosen, micro_batch=micro)
+    changes["gradient_checkpointing"] = chosen is True
+    changes["micro_batch"] = whole if micro == "auto" else micro
+    return config.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+def fitting(
+    needs: Peak, room: float, whole: int, *, checkpointing: bool | str = "auto", micro_batch: int | str = "auto"
+) -> tuple[bool, int]:
+    """Checkpointing and micro-batch for `room` bytes: none and a worthwhile micro-batch where they fit, else
+    checkpointing and the largest that fits; one image with checkpointing where nothing does. Whatever is stated
+    stays."""
+    sizes = [whole // n for n in range(1, whole + 1) if whole % n == 0] if micro_batch == "auto" else [int(micro_batch)]
+    choices = [False, True] if checkpointing == "auto" else [bool(checkpointing)]
+    for choice in choices:
+        last = choice == choices[-1]
+        for size in sizes:
+            if (last or size >= min(WORTHWHILE, whole) or micro_batch != "auto") and needs(choice, size) <= room:
+                return choice, size
+    return choices[-1], sizes[-1]
+
+
+def peak_of(swap: "Swap") -> Callable[[Config], Peak]:
+    """What training every layer of the swap's core needs, with an average of its weights, from the dry run's estimate:
+    no strategy needs more. It is measured for one and two images; the rest is a line."""
+
+    def of(config: Config) -> Peak:
+        from sanakit.training.estimate import estimate, fake_core
+
+        base, candidate = swap.base_system, swap.candidate
+        vae = candidate if isinstance(candidate, VAE) else base.vae
+        encoder = base.text_encoder if isinstance(candidate, VAE) else candidate
+        core, mode = fake_core(
+            dict(base.core.config),
+            latents=vae.spec if vae is not base.vae else None,
+            text=encoder.spec if encoder is not base.text_encoder else None,
+            base_ratio=base.vae.spec.spatial_compression_ratio,
+            image_size=base.image_size,
+        )
+        strategy = STRATEGIES.get("finetune")
+        known: dict[tuple[bool, int], int] = {}
+
+        def measured(checkpointing: bool, images: int) -> int:
+            if (checkpointing, images) not in known:
+                options = replace(
+                    options_of(config, strategy),
+                    gradient_checkpointing=checkpointing,
+                    batch_size=2 * images,
+                    accumulate=2,
+                    ema_decay=AVERAGE,
+                )
+                shape = vae.spec.shape(base.image_size, base.image_size)
+                length = encoder.spec.max_tokens
+                found = estimate(core, mode, strategy, options, latent_shape=shape, caption_length=length, world_size=1)
+                known[checkpointing, images] = found.peak
+            return known[checkpointing, images]
+
+        def peak(checkpointing: bool, micro_batch: int) -> int:
+            one, two = (measured(checkpointing, images) for images in (1, 2))
+            return one + (micro_batch - 1) * (two - one)
+
+        return peak
+
+    return of
