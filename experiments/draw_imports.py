@@ -31,6 +31,7 @@ ORDER = [
     "config",
     "presets",
     "run",
+    "decision",
     "reporting",
     "doctor",
     "vaes",
@@ -51,6 +52,7 @@ ORDER = [
     "checks",
     "swap",
     "api",
+    "needs",
     "cli",
     "__main__",
 ]

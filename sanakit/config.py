@@ -32,7 +32,8 @@ class Section(BaseModel):
 
 
 class TrainSection(Section):
-    max_steps: int = Field(default=400, ge=1)
+    # None: stage full takes the 80th percentile of the race's forecast (sanakit/swap/full_steps.py)
+    max_steps: int | None = Field(default=None, ge=1)
     batch_size: int = Field(default=32, ge=1)  # over all ranks and micro-batches
     learning_rate: float | None = Field(default=None, gt=0)  # None: the strategy's own
     checkpoint_every: int = Field(default=100, ge=1)
@@ -70,6 +71,13 @@ class TrainSection(Section):
     log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers
     sample_every: int = Field(default=0, ge=0)  # steps between sample grids; 0: at the end only
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """max_steps where it is decided, as it is from the beginning of a training run on."""
+        if self.max_steps is None:
+            raise ValueError("train.max_steps is not decided")
+        return self.max_steps
 
 
 class DataSection(Section):

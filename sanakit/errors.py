@@ -95,7 +95,7 @@ CODES: dict[str, Code] = {
         title="policy refused",
         why="A policy names gates and numbers; a misspelt one would silently keep the default.",
         fix="`--policy default`, `--policy strict`, or a YAML file `thresholds: {GATE: number}` with names of "
-        "`sanakit ls gates`.",
+        "`sanakit ls gates`; `allowed_loss` takes the measures of docs/decision.md.",
     ),
     "SK0114": Code(
         title="a plugin raised an error",
@@ -468,6 +468,18 @@ CODES: dict[str, Code] = {
         fix="Lower the learning rates (--set smoke.rates=[0.25,0.0625] or train.learning_rate), train in fp32 or bf16, "
         "or check the latents' scale (SK0203).",
     ),
+    "SK0513": Code(
+        title="how many steps stage full needs is not known",
+        why="train.max_steps is not set, and no race says within which number of steps the base's quality is reached: "
+        "none was run, its forecast has no late end, or it lies beyond smoke.horizon.",
+        fix="Set a number, `--set train.max_steps=N`, or run a longer race, `--set smoke.budget_steps=N`.",
+        exit_code=ExitCode.INCONCLUSIVE,
+    ),
+    "SK0130": Code(
+        title="a run folder that is not there",
+        why="The folder holds no config.yaml of a run, and no component is named: there is nothing to go on with.",
+        fix="Name a folder under runs/, or a candidate: --vae or --text-encoder.",
+    ),
     "SK0517": Code(
         title="the text encoder is worth no more than random weights",
         why="After the same steps the candidate's class with random weights has nearly the candidate's held-out loss: "
@@ -586,6 +598,14 @@ CODES: dict[str, Code] = {
         title="the device's memory is too small",
         why="One image or prompt alone needs more memory than the device has free.",
         fix="End what else uses the device, lower data.image_size, or use --device cpu.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
+    "SK0907": Code(
+        title="a run does not fit the device",
+        why="What one phase holds on the device at the same time (weights, gradients, moments, averages, activations) "
+        "is more than the device has room for; 15% are left to the driver, the kernels and the allocator.",
+        fix="Take an option that the message names, a smaller train.batch_size or data.image_size, more ranks with "
+        "train.parallel=fsdp, or a larger device.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0999": Code(

@@ -35,6 +35,22 @@ def download(reference: str, check: Callable[[Path], None] | None = None) -> Pat
     return folder
 
 
+def download_configs(reference: str) -> Path:
+    """The folder of `owner/repo[@revision][:subfolder]` with its files of configuration and nothing else. Raises
+    SK0902."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, subfolder = reference.partition(":")
+    repository, _, revision = name.partition("@")
+    wanted = [*CONFIGS, "scheduler/*.json", "adapters.json", "*/adapters.json"]
+    try:
+        root = snapshot_download(repository, revision=revision or None, allow_patterns=wanted)
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        raise SanakitError("SK0902", f"hub:{reference}: {str(error).splitlines()[0]}") from error
+    return Path(root) / subfolder
+
+
 def fetch(hub: str | None, revision: str | None) -> Path:
     """The folder of a record's `owner/repo[:subfolder]` at its pinned revision. Raises SK0902."""
     repository, colon, subfolder = str(hub).partition(":")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 KNOWN = ("auto", "cpu", "cuda", "mps", "xpu")
 HELP = "Where to compute: auto, cpu, cuda[:n], mps or xpu; auto takes the accelerator that PyTorch finds, else the CPU."
+FUSED = ("cpu", "cuda", "xpu")  # whose attention keeps no matrix of queries x keys
 PARTS = ("vae", "text_encoder", "base")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

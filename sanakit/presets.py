@@ -10,12 +10,14 @@ from sanakit.config import Config, TextEncoderSection, TrainSection, VAESection
 
 def swap_vae() -> Config:
     """The base with another VAE: closed form, then every layer, deeper ones slower."""
-    return Config(vae=VAESection(name="dc-f16c16"), train=TrainSection(strategy="finetune"))
+    return Config(vae=VAESection(name="dc-f16c16"), train=TrainSection(strategy="finetune", max_steps=400))
 
 
 def swap_text_encoder() -> Config:
     """The base with another text encoder: closed form, then every layer, deeper ones slower."""
-    return Config(text_encoder=TextEncoderSection(name="wordllama"), train=TrainSection(strategy="finetune"))
+    return Config(
+        text_encoder=TextEncoderSection(name="wordllama"), train=TrainSection(strategy="finetune", max_steps=400)
+    )
 
 
 def pretrain() -> Config:

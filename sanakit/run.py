@@ -7,7 +7,7 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from sanakit.hashing import hash_record
 SCHEMA_VERSION = 1
 FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
 AUTOMATIC = ("train.precision", *FREE)
+MOST_TOLD = 12  # fields that a message names
 
 
 class RunFolder:
@@ -33,11 +34,17 @@ class RunFolder:
 
     @classmethod
     def open(
-        cls, config: Config, folder: Path | None, resolve: Callable[[Config], Config] = lambda config: config
+        cls,
+        config: Config,
+        folder: Path | None,
+        stages: Sequence[str] = (),
+        resolve: Callable[[Config], Config] = lambda config: config,
     ) -> "RunFolder":
-        """The named folder, the newest of this configuration under runs/, or a new one. resolve: puts values in the
-        place of `auto`, as the device allows; what an earlier start of the run chose and its results depend on stays.
-        Raises SK0105 or SK0903."""
+        """The named folder, the newest of this configuration under runs/, or a new one.
+
+        stages: that are about to run; what no finished stage beside them has read may differ from the folder's
+        config.yaml, which is then written anew. resolve: puts values in the place of `auto`, as the device allows; what
+        an earlier start of the run chose and its results depend on stays. Raises SK0105 or SK0903."""
         if folder is None:
             slug = re.sub(r"[^a-z0-9]+", "-", f"{config.kind}-{config.candidate or config.base}".lower())
             slug = slug[:48].strip("-")
@@ -51,21 +58,33 @@ class RunFolder:
             folder.mkdir(parents=True, exist_ok=True)
             stated = run.path / "config.yaml"
             if stated.is_file():
-                run._refuse_other(stated.read_text(encoding="utf-8"))
+                run._refuse_other(stated, stages)
             run.write_text("config.yaml", dump_config(run.config))
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
 
-    def _refuse_other(self, text: str) -> None:
-        free = tuple(f"  {key.partition('.')[2]}:" for key in FREE)
-        asked, other = (
-            [line for line in lines.splitlines() if not line.startswith(free)]
-            for lines in (dump_config(self.config), text)
-        )
-        if asked != other:
-            changed = [f"{b.strip()} there, {a.strip()} asked" for a, b in zip(asked, other, strict=False) if a != b]
-            raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:3]) or 'other keys'}")
+    def _refuse_other(self, path: Path, stages: Sequence[str]) -> None:
+        """Raises SK0105, which names every field that differs and that a finished stage has read."""
+        asked = flat(self.config)
+        try:
+            there = flat(Config(**yaml.safe_load(path.read_text(encoding="utf-8"))))
+        except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
+            told = str(error).splitlines()[0]
+            raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
+        done = set(self.read_json("validation.json", {}).get("stages") or {}) - set(stages)
+        changed = []
+        for key, value in asked.items():
+            if key in FREE:
+                continue
+            reader = first_reader(key)
+            readers = {"component", "smoke", "full"} if reader == "component" else {reader, "full"}
+            if there[key] != value and (reader == "component" or readers & done):
+                by = "" if reader == "component" else f", and stage {' and '.join(sorted(readers & done))} has read it"
+                changed.append(f"{key} is {there[key]!r} there, {value!r} asked{by}")
+        if changed:
+            more = f" and {len(changed) - MOST_TOLD} more" if len(changed) > MOST_TOLD else ""
+            raise SanakitError("SK0105", f"{self.path}: {'; '.join(changed[:MOST_TOLD])}{more}")
 
     def write_text(self, name: str, text: str) -> None:
         path = self.path / name
@@ -96,6 +115,54 @@ class RunFolder:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             self.write_text(name, "".join(line for line in lines if json.loads(line).get("stage") != stage))
+
+
+# what only stage full reads, and what the stages from smoke on read; everything else is read from the beginning
+OF_FULL = tuple(
+    f"train.{key}"
+    for key in (
+        "max_steps",
+        "checkpoint_every",
+        "schedule",
+        "ema_decay",
+        "gradual",
+        "parallel",
+        "async_checkpoints",
+        "hang_timeout",
+        "log_every",
+        "sample_every",
+        "report_to",
+    )
+)
+FROM_SMOKE = ("smoke.", "train.", "adapter.")
+ALWAYS = ("train.seed", "train.target")
+
+
+def first_reader(key: str) -> str:
+    """The first stage that reads a key of the configuration, such as `train.max_steps`."""
+    if key in OF_FULL or key.startswith("monitors."):
+        return "full"
+    return "smoke" if key.startswith(FROM_SMOKE) and key not in ALWAYS else "component"
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """Every key of the configuration with its value, sections joined by a dot."""
+    return {
+        f"{section}.{key}".rstrip("."): value
+        for section, values in config.model_dump(mode="json").items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def stage_key(config: Config, stage: str) -> str:
+    """Hash of the keys that a stage reads: it is measured again where one of them changes, and only then. Stage full
+    does not read what the race alone is asked."""
+    stages = ("component", "smoke", "full")
+    read = {key: value for key, value in flat(config).items() if stages.index(first_reader(key)) <= stages.index(stage)}
+    if stage == "full":
+        kept = ("smoke.held_out", "smoke.samples")
+        read = {key: value for key, value in read.items() if not key.startswith("smoke.") or key in kept}
+    return hash_record(read | {"schema": SCHEMA_VERSION})[:10]
 
 
 def config_key(config: Config) -> str:

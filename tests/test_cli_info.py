@@ -28,6 +28,7 @@ def test_ls_json_rows_have_the_public_keys():
         "gates",
         "datasets",
         "strategies",
+        "bases",
     }
     assert all(row.keys() == {"kind", "name", "title", "origin", "embedded", "licence", "error"} for row in rows)
     assert all(row["error"] is None and row["title"] for row in rows)
@@ -42,7 +43,8 @@ def test_ls_of_one_kind_and_of_none():
 def test_describe_shows_the_card():
     facts = json.loads(run(app, ["describe", "dc-f16c32", "--json"]).stdout)
     assert facts["card"]["quality"]["held_out_psnr"] > 20
-    assert "licence" in run(app, ["describe", "openmoji"]).stdout
+    told = run(app, ["describe", "openmoji"]).stdout
+    assert "licence" in told and "captions_per_image" in told
 
 
 def test_doctor_finds_this_environment_sound():

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sanakit import cli
-from sanakit.cli.view import print_validation
+from sanakit.cli.verdict_view import print_validation
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_images, store

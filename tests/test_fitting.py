@@ -83,12 +83,12 @@ def test_a_run_moves_with_its_precision_and_is_cut_anew(tmp_path):
         return resolve
 
     asked = make_config({})
-    first = RunFolder.open(asked, tmp_path / "run", device("bf16", 4))
+    first = RunFolder.open(asked, tmp_path / "run", resolve=device("bf16", 4))
     assert first.automatic == ("train.precision", "train.micro_batch", "train.gradient_checkpointing")
     first.write_json("provenance.json", {"automatic": list(first.automatic)})
-    second = RunFolder.open(asked, tmp_path / "run", device("fp32", 32))
+    second = RunFolder.open(asked, tmp_path / "run", resolve=device("fp32", 32))
     stated = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    again = RunFolder.open(make_config(stated), tmp_path / "run", device("fp32", 16))  # as `validate --run-dir` does
+    again = RunFolder.open(make_config(stated), tmp_path / "run", resolve=device("fp32", 16))
     assert [run.config.train.precision for run in (first, second, again)] == ["bf16"] * 3
     assert [run.config.train.micro_batch for run in (first, second, again)] == [4, 32, 16]
     assert first.key == second.key == again.key == config_key(first.config)

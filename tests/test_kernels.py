@@ -80,14 +80,14 @@ def moments_case(shape, dtype, layout, device="cpu"):
         torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
-def glumbconv_case(half, height, width, dtype, channels_last, device="cpu"):
+def glumbconv_case(half, height, width, dtype, channels_last, device="cpu", *, images=2):
     torch.manual_seed(half)
-    hidden = torch.randn(2, 2 * half, height, width, dtype=dtype, device=device)
+    hidden = torch.randn(images, 2 * half, height, width, dtype=dtype, device=device)
     if channels_last:
         hidden = hidden.to(memory_format=torch.channels_last)
     weight = torch.randn(2 * half, 1, 3, 3, dtype=dtype, device=device)
     bias = torch.randn(2 * half, dtype=dtype, device=device)
-    grad = torch.randn(2, half, height, width, dtype=dtype, device=device)
+    grad = torch.randn(images, half, height, width, dtype=dtype, device=device)
     inputs = [t.requires_grad_() for t in (hidden, weight, bias)]
     agrees(gated_depthwise, glumbconv_naive.gated_depthwise, inputs, grad, dtype)
 
@@ -98,6 +98,9 @@ if INTERPRETED:
     from triton.runtime import interpreter
 
     from sanakit.kernels.glumbconv import triton as glumbconv_triton
+
+    WIDE_TILE = {"ROWS": 16, "BLOCK_W": 16, "BLOCK_C": 1024}  # few programs to interpret
+    WIDE = {"TILE": WIDE_TILE, "ROWS": 16, "BLOCK_C": 1024}
 
     @pytest.fixture(autouse=True, scope="module")
     def _interpreter():
@@ -178,6 +181,31 @@ if INTERPRETED:
     def test_glumbconv(half, height, width, dtype, channels_last):
         glumbconv_case(half, height, width, dtype, channels_last)
 
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])  # tokens of 512 and 1024 px
+    @pytest.mark.parametrize("heads", [36, 70])  # Sana-0.6B, Sana-1.6B
+    def test_sana_attention(heads, side):
+        """Two heads of tensors that hold all of them: every head is a program of its own, of the same strides."""
+        torch.manual_seed(heads)
+        whole = torch.randn(3, 1, side**2, heads * 32).unflatten(-1, (heads, 32))
+        inputs = [t[:, :, 1:3].detach().requires_grad_() for t in whole]
+        assert inputs[0].stride(1) == heads * 32
+        grad = torch.randn(1, side**2, 2, 32)
+        agrees(linear_attention, attention_naive.linear_attention, inputs, grad, F32)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])
+    @pytest.mark.parametrize("half", [2880, 5600])
+    def test_sana_glumbconv(half, side, monkeypatch):
+        for name, value in WIDE.items():
+            monkeypatch.setattr(glumbconv_triton, name, value)
+        glumbconv_case(half, side, side, F32, True, images=1)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("side", [16, 32])
+    def test_sana_moments(side):
+        moments_case((2, 32, side, side), F32, "contiguous")
+
 else:
     from sanakit.core.attention import KernelLinearAttention, remove_kernel_attention, set_kernel_attention
     from sanakit.core.dit import new_core
@@ -195,8 +223,14 @@ else:
     )
 
     @triton_installed
+    @pytest.mark.slow
+    def test_shapes_of_sana_in_the_interpreter():
+        out = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", __file__, TRITON_INTERPRET="1")
+        assert "10 passed" in out, out
+
+    @triton_installed
     def test_in_the_interpreter():
-        options = ("-q", "-p", "no:cacheprovider", "-m", "not gpu", "--durations=3")
+        options = ("-q", "-p", "no:cacheprovider", "-m", "not gpu and not slow", "--durations=3")
         out = python("-m", "pytest", *options, __file__, TRITON_INTERPRET="1")
         assert " passed" in out and "failed" not in out
 

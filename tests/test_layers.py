@@ -106,7 +106,7 @@ def test_names_with_and_without_a_layer():
 
 
 def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
-    from sanakit.cli.view import print_validation
+    from sanakit.cli.verdict_view import print_validation
     from sanakit.reporting import write_report
 
     row = {"error": 0.4, "more": 0.0, "noise": 0.0}
@@ -128,7 +128,7 @@ def test_the_table_is_in_the_report_and_on_the_terminal(tmp_path, capsys):
 
 
 def test_the_command_line_takes_a_registered_name_with_a_query():
-    from sanakit.cli.swap import check_names
+    from sanakit.cli.names import check_names
 
     check_names(make_config({"text_encoder": {"name": "minilm?layer=mean"}}))
     with pytest.raises(SanakitError, match="SK0101"):

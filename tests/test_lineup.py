@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from sanakit.adapters import ADAPTERS, adapters_of
 from sanakit.cli import swap as commands
 from sanakit.cli.app import app
-from sanakit.cli.view import print_plan, print_validation
+from sanakit.cli.verdict_view import print_plan, print_validation
 from sanakit.config import make_config
 from sanakit.errors import SanakitError
 from sanakit.reporting import write_report

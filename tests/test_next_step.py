@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import typer
@@ -90,7 +91,7 @@ def test_every_planted_fault_is_what_next_names(fault):
 
 
 def test_next_explains_the_decisive_gate(tmp_path):
-    from sanakit.swap.stages import _next_command
+    from sanakit.swap.decided import command_after
 
     def result(gate, code, verdict=Verdict.FAIL):
         return GateResult(
@@ -100,13 +101,14 @@ def test_next_explains_the_decisive_gate(tmp_path):
     class Stub:
         bare = False
         config = make_config({})
+        run = SimpleNamespace(path="runs/x")
 
     gates = [result("component/scale-high", "SK0203"), result("component/shift", "SK0209")]
     validation = {"stages": {"component": {"verdict": "fail", "gates": gates}}}
-    assert _next_command(Stub, validation, Verdict.FAIL) == "sanakit explain SK0209"
+    assert command_after(Stub, validation) == "sanakit explain SK0209"
     broken = GateResult.could_not_be_evaluated("component/theirs", "SK0114", "theirs: KeyError").as_dict()
     validation = {"stages": {"component": {"verdict": "inconclusive", "gates": [broken]}}}
-    assert _next_command(Stub, validation, Verdict.INCONCLUSIVE) == "sanakit explain SK0114"
+    assert command_after(Stub, validation) == "sanakit explain SK0114"
 
 
 # what advice names: every fix of the catalogue, and every `fix=` and `hint=` in the code, {...} standing for a value

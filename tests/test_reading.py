@@ -4,6 +4,7 @@ nothing is altered unsaid."""
 import io
 import json
 import os
+import re
 import struct
 import tarfile
 from pathlib import Path
@@ -676,6 +677,7 @@ def test_a_run_describes_its_data_on_the_terminal(capsys, tmp_path, as_json):
     captured = capsys.readouterr()
     told, silent = (captured.err, captured.out) if as_json else (captured.out, captured.err)
     assert told.startswith("data: openclipart: 4,815 images") and not silent
+    assert re.search(r"\n  sizes \d+ x \d+.* px; captions such as: .+ \(.+\); .+ \(.+\)\n", told), told
 
 
 @pytest.mark.parametrize("source", ["./nothing-here", "photos/2024", "~/images"])

@@ -6,15 +6,18 @@ import re
 import shutil
 import subprocess
 import sys
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import pytest
 from sample_run import EVIL, chart_files, fill, verdict_alone
 
 from sanakit.errors import SanakitError
-from sanakit.reporting import charts, write_report
+from sanakit.reporting import charts, conclusions, report_path, write_report
 from sanakit.reporting.ci import markdown, write_junit
-from sanakit.reporting.compare import leaderboard, write_comparison
+from sanakit.reporting.compare import differing, leaderboard, write_comparison
+from sanakit.reporting.component import MEASURED, compared
+from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.folder import embedded, read_lines
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import loss_by_sigma
@@ -244,3 +247,138 @@ def test_ci_summaries_say_what_to_do(run_dir):
     write_junit(validation, run_dir / "j.xml")
     suite = ElementTree.parse(run_dir / "j.xml").getroot()[0]
     assert suite.get("skipped") == "1" and "SK0203" in suite[0][0].get("message")
+
+
+PAIR = {"section": "compared", "stage": "smoke", "prompt": "a red <b>apple</b>", "split": "held out", "file": "f/c.png"}
+
+
+def test_the_first_screen_answers_before_anything_else(run_dir):
+    chart_files(run_dir)
+    (run_dir / "f").mkdir()
+    sides = {side: f"f/{side[0]}.png" for side in ("truth", "base", "candidate")}
+    for file in sides.values():
+        (run_dir / file).write_bytes(b"\x89PNG")
+    (run_dir / "figures.json").write_text(json.dumps([PAIR | sides, PAIR | sides | {"base": "../outside.png"}]))
+    rows = [{"metric": "PSNR", "unit": "dB", "base": 26.7, "candidate": 22.9, "better": "higher"}]
+    rows[0] |= {"difference_low": -4.1, "difference_high": -3.5}
+    (run_dir / "component.json").write_text(json.dumps({"rows": rows}))
+    html = write_report(run_dir, run_dir / "r.html").read_text(encoding="utf-8")
+    first, rest = html.split("</header>")
+    for said in (
+        "? Not yet",
+        "could not be decided",
+        "22.9 dB",
+        "the base&#39;s VAE: 26.7 dB",
+        "true image: a red &lt;b&gt;",
+    ):
+        assert said in first, said
+    assert first.count('<figure class="pair">') == 1, "an image outside the folder is not shown"
+    assert "<strong>1 open question</strong>" in first and ">sanakit ls</pre>" in first
+    order = ["Gained and lost", "Strategies", "Samples", "Reconstruction", "Gates", "Raw data"]
+    contents = rest.split("</nav>")[0]
+    places = [contents.index(f">{name}</a>") for name in order if f">{name}</a>" in contents]
+    assert places == sorted(places) and len(places) >= 5
+    for target in re.findall(r'href="#([^"]+)"', contents):
+        assert f'id="{target}"' in rest, target
+    row = rest.split('id="changes"')[1].split("</table>")[0]
+    assert '<tr class="inconclusive">' in row and "-3.80 dB" in row and "-4.10 dB to -3.50 dB" in row
+    assert 'class="pass"' not in row, "a loss is never green"
+
+
+def test_gates_that_passed_are_folded_and_counted(run_dir):
+    validation = json.loads((run_dir / "validation.json").read_text())
+    gates = validation["stages"]["component"]["gates"]
+    gates.append(gates[0] | {"gate": "component/fine", "verdict": "pass", "hint": ""})
+    (run_dir / "validation.json").write_text(json.dumps(validation))
+    section = write_report(run_dir, run_dir / "r.html").read_text().split('id="gates"')[1].split("</section>")[0]
+    shown, folded = section.split("<details", 1)
+    assert "component/x" in shown and "component/fine" not in shown
+    assert "1 of 2 gates passed" in folded and "component/fine" in folded
+
+
+def test_a_change_within_noise_is_the_same():
+    row = MEASURED | {"metric": "SSIM", "base": 0.9, "candidate": 0.905, "better": "higher"}
+    assert compared(row)["change"] == "+0.6%"
+    found = compared(row | {"difference_low": -0.01, "difference_high": 0.02})
+    assert (found["change"], found["sense"]) == ("same", "")
+
+
+def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
+    chart_files(run_dir)
+    validation = json.loads((run_dir / "validation.json").read_text())
+    race = validation["strategy"]
+    lost = race["candidates"][0] | {"name": "lora", "steps": [0, 2, 4], "predicted_steps": 320.0, "finalist": False}
+    race |= {"candidates": [race["candidates"][0] | {"finalist": True}, lost], "budget_steps": 8}
+    (run_dir / "validation.json").write_text(json.dumps(validation))
+    table = write_report(run_dir, run_dir / "r.html").read_text().split('id="race"')[1].split("</table>")[0]
+    row = table.split("<strong>lora</strong>")[1].split("</tr>")[0]
+    assert "left the race" in row and "clearly worse at step 4" in row and "320" not in row
+
+
+ENDS = [("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]
+ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        (conclusions.nearest_at_the_end(ENDS), "a ends nearest the base: 1.2 times its error after 100 steps."),
+        (conclusions.nearest_start({"a": [0.2, 0.4], "b": [0.1, 0.1]}), "b starts nearest the base: 0.1"),
+        (conclusions.largest_loss([("a", [(0.1, 1.0), (0.9, 2.0)])]), "largest at sigma 0.9: 2 (a)"),
+        (conclusions.ranges([("base", [0.5, None, -1.0])]), "base -1 to 0.5"),
+        (conclusions.farthest_cell(["base sd"], [[0.1, -0.4]]), "base sd of channel 1, -0.4"),
+        (conclusions.curve("Power spectra", [("base", [(1, 0.9), (2, 0.1)])]), "base 10.0%"),
+        (conclusions.curve("Token norms", [("base", [(0, 1.0), (1, 3.0)])]), "Median: base 2."),
+        (conclusions.cosines([[1, 0.2], [0.2, 1]]), "prompts: 0.2"),
+        (conclusions.alarms([ALARM, READING]), "1 of 2 readings raised an alarm, the first at step 5 at channel 1."),
+    ],
+)  # fmt: skip
+def test_every_chart_says_what_to_conclude(told, said):
+    assert said in told
+
+
+def test_the_page_of_another_folder_of_the_same_name_is_not_overwritten(run_dir, tmp_path_factory, monkeypatch):
+    monkeypatch.chdir(tmp_path_factory.mktemp("here"))
+    other = tmp_path_factory.mktemp("other") / run_dir.name
+    shutil.copytree(run_dir, other)
+    pages = [write_report(folder, report_path(folder)) for folder in (run_dir, other, run_dir)]
+    assert pages[0] == pages[2] != pages[1] and pages[0].name == f"{run_dir.name}.html"
+
+
+def test_a_comparison_warns_where_runs_differ_and_links_their_reports(run_dir, tmp_path_factory):
+    chart_files(run_dir)
+    folder = tmp_path_factory.mktemp("runs")
+    for name, base, source in (("a", "tiny-sana", "x"), ("b", "other", "y")):
+        shutil.copytree(run_dir, folder / name)
+        path = folder / name / "validation.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base": base}))
+        (folder / name / "provenance.json").write_text(json.dumps({"data": {"source": source, "fingerprint": source}}))
+    rows = leaderboard([folder / "a", folder / "b"])
+    told = " ".join(differing(rows))
+    assert "differ in their base (other, tiny-sana)" in told and "differ in their data (x, y)" in told
+    write_report(folder / "a", folder / "a.html")
+    html = write_comparison(rows, folder / "c.html").read_text(encoding="utf-8")
+    assert "differ in their base" in html and '<a href="a.html">report</a>' in html and 'href="b.html"' not in html
+    assert html.count("Not yet") == 3 and "20 steps of finetune" in html
+
+
+def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
+    evidence = {
+        "latents": {
+            "effects": {"mean": [0.1, -0.2], "high freq.": [0.0, 1.3]},
+            "farthest": {"current": [(4, 0.2), (7, 0.1)]},
+        }
+    }
+    carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="")}}}
+    found = summary("drift", evidence, carried)
+    assert (
+        found["effect"]
+        == "Largest effect: high freq. of channel 1 (latents), 1.30 standard deviations up, a large one."
+    )
+    assert found["moved"] == "Moved most: apple.png, row 7." and "JPEG quality" in found["advice"]
+    still = summary("no-drift", evidence, carried)
+    assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
+    assert still["moved"] == ""
+    assert "more images" in summary("inconclusive", {}, {})["advice"]
+    rows = [{"kind": "latents", "count": 1234, "encoder": "dc-f16c16", "data": None}]
+    assert sides_text({"current": rows}) == ["current: 1,234 latents of dc-f16c16, data not stated"]

@@ -25,13 +25,15 @@ def test_a_bare_vae_needs_no_base_and_another_policy_judges_without_measuring_ag
     assert "data: openclipart: 4,815 images, " in first.stderr  # beside the document, never in it
     kept = json.loads((tmp_path / "run" / "provenance.json").read_text())["data"]["description"]
     assert (kept["images"], kept["fit"], kept["set_aside"]) == (4815, "pad", 0)
+    assert validation["decision"]["answer"] == "not-yet" and validation["decision"]["next"] == validation["next"]
     assert validation["policy"]["name"] == "default" and "all" in (tmp_path / "m.md").read_text().lower()
     rows = json.loads((tmp_path / "run" / "component.json").read_text())["rows"]
     assert rows and all(row["base"] is None for row in rows)
     shown = shown_rows(tmp_path / "run" / "latents.snapshot.safetensors", "latents", [0])[0]
     assert shown.image.shape == (48, 48, 3) and shown.label  # what a page about drift shows
-    (tmp_path / "own.yaml").write_text("thresholds: {component/seams: 1.0}")
+    (tmp_path / "own.yaml").write_text("thresholds: {component/seams: 1.0}\nallowed_loss: {psnr: 1}")
     second = json.loads(run(app, [*options, "--policy", "own.yaml"]).stdout)
+    assert second["policy"]["allowed_loss"] == {"psnr": 1.0} and second["decision"]["answer"] == "do-not"
     old, new = validation["stages"]["component"], second["stages"]["component"]
     assert old["measured"] == new["measured"] and old["seconds"] == new["seconds"]
     assert old["fingerprint"] != new["fingerprint"]

@@ -1,10 +1,19 @@
 """The terminal: whole words at 80 columns, hints where something is open, plain text where no colour is wanted."""
 
+import json
+import logging
+import os
 import re
+import sys
+import warnings
 
 import pytest
 
-from sanakit.cli.view import print_validation, progress_display
+from sanakit.cli.progress import json_progress, progress_display
+from sanakit.cli.silence import silence_libraries
+from sanakit.cli.verdict_view import print_validation
+from sanakit.decision import decide_swap
+from sanakit.reporting.strategies import outcome
 
 GATE = {
     "gate": "component/repeatable-embeddings",
@@ -29,16 +38,23 @@ VALIDATION = {
     "stages": {"component": {"verdict": "inconclusive", "seconds": 3.0, "gates": [PASSED, GATE]}},
     "strategy": {"recommended": None, "candidates": []},
 }
+VALIDATION["decision"] = decide_swap(
+    VALIDATION,
+    component=[
+        {"metric": "PSNR", "base": 26.7, "candidate": 22.9, "difference_low": -4.1, "difference_high": -3.5},
+        {"metric": "latent values per image", "base": 1152, "candidate": 576},
+    ],
+)
 
 
 @pytest.fixture
 def shown(monkeypatch, capsys, tmp_path):
-    def show(columns, **environment):
+    def show(columns, options=None, **environment):
         for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
             monkeypatch.delenv(name, raising=False)
         for name, value in ({"COLUMNS": str(columns)} | environment).items():
             monkeypatch.setenv(name, value)
-        print_validation(VALIDATION, tmp_path / "run", tmp_path / "r.html")
+        print_validation(VALIDATION, tmp_path / "run", tmp_path / "r.html", **(options or {}))
         return capsys.readouterr().out
 
     return show
@@ -46,8 +62,8 @@ def shown(monkeypatch, capsys, tmp_path):
 
 @pytest.mark.parametrize("columns", [80, 120])
 def test_every_gate_reads_whole_in_a_narrow_terminal(shown, columns):
-    text = shown(columns)
-    table = text.split("inconclusive: component")[0]
+    text = shown(columns, {"verbose": True})
+    table = text.split("wiring: ")[0]
     assert all(len(line) <= columns for line in table.splitlines())
     for whole in (
         "repeatable-embeddings",
@@ -60,10 +76,62 @@ def test_every_gate_reads_whole_in_a_narrow_terminal(shown, columns):
         "component.num_images=40",
     ):
         assert whole in text.replace("\n", ""), whole
-    assert text.count("SK0321") == 2, "the gate that passed has no hint"
-    *_, verdict, cost, last = text.strip().splitlines()
-    assert verdict == "inconclusive: component/repeatable-embeddings"
-    assert cost.startswith("cost so far: 3 s") and last == "next: sanakit explain SK0321"
+    assert table.split("stage component")[1].count("SK0321") == 1, "the gate that passed has no hint"
+    assert "mask" in table and "wiring: inconclusive: component/repeatable-embeddings" in text
+    assert "mask" not in shown(columns).split("stage component")[1], "gates that passed are counted"
+    assert "1 of 2 gates passed" in shown(columns)
+
+
+def test_the_decision_is_the_first_six_lines_and_all_that_is_quiet(shown):
+    first, *rest = shown(200).splitlines()[:6]
+    assert first.startswith(
+        "Not yet: minilm in tiny-sana. component/repeatable-embeddings (SK0321) could not be decided."
+    )
+    assert [line.split()[0] for line in rest] == ["gains", "losses", "cost", "risk", "next"]
+    assert "latent values per image 1,152 to 576 (-50%)" in rest[0] and "PSNR 26.7 to 22.9 (-3.80 dB)" in rest[1]
+    assert rest[-1].split(maxsplit=1)[1] == VALIDATION["next"]
+    assert len(shown(200, {"quiet": True}).splitlines()) == 6
+
+
+def test_forty_columns_are_read_without_a_table(shown):
+    text = shown(40, {"verbose": True})
+    assert not set(text) & set("│┃─━") and "component/repeatable-embeddings" in text
+    assert all(len(line) <= 40 for line in text.splitlines() if not line.startswith(("next", "run", "report")))
+
+
+def test_a_strategy_that_left_says_why_and_has_no_forecast():
+    race = {"budget_steps": 100, "recommended": "finetune"}
+    row = {"predicted_steps": 320.0, "predicted_steps_low": 200.0, "predicted_steps_high": None, "relative_error": 2.4}
+    assert outcome(row | {"steps": [0, 25, 50], "finalist": False}, race) == "left: clearly worse at step 50"
+    assert outcome(row | {"steps": [0, 50, 100], "finalist": True}, race) == "320 (200 to open)"
+    arrived = row | {"predicted_steps": 25.0, "steps": [0, 25, 50], "finalist": False}
+    assert outcome(arrived, race).startswith("25")
+    stated = row | {"steps": [0, 25], "finalist": False, "dropped": "three others are better"}
+    assert outcome(stated, race) == "left: three others are better"
+
+
+def test_other_libraries_are_silent_and_our_own_warnings_are_one_line(monkeypatch, capsys):
+    for name in ("TQDM_DISABLE", "HF_HUB_DISABLE_PROGRESS_BARS", "TRANSFORMERS_VERBOSITY", "PYTHONWARNINGS"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(sys, "warnoptions", [])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    with warnings.catch_warnings():
+        silence_libraries()
+        monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+        warnings.warn("this tensor is not writable", UserWarning, stacklevel=1)
+        warnings.warn("SK0208: config.json states no scaling", UserWarning, stacklevel=1)
+        logging.getLogger("bitsandbytes.backends").warning("Failed to load CPU gemm_4bit_forward")
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "warning: SK0208: config.json states no scaling\n")
+    assert os.environ["TQDM_DISABLE"] == "1" and os.environ["TRANSFORMERS_VERBOSITY"] == "error"
+
+
+def test_progress_for_a_program_is_json_lines(capsys):
+    progress = json_progress()
+    for done in (1, 2, 5):
+        progress("encoding", done, 5)
+    rows = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert [(row["label"], row["done"], row["total"]) for row in rows] == [("encoding", 1, 5), ("encoding", 5, 5)]
 
 
 def test_colour_only_where_it_is_wanted(shown):

@@ -1,203 +1,191 @@
-"""The whole path at real sizes with no network: Sana-0.6B, DC-AE f32c32 and a FLUX.1-shaped VAE, random weights.
+"""`sanakit swap-vae --stages component,smoke --force` at Sana-0.6B's width with random weights, and what it needed.
 
-Builds the two pipeline parts at their published configurations, saves them as folders, swaps the VAE, aligns in
-closed form, takes one training step, exports, reloads, samples two steps; prints seconds and peak memory of each.
-Images and captions are noise: nothing here says anything about quality. The text encoder has Gemma-2-2b's width
-(2304) but two layers and a vocabulary of 128, so that the machine holds everything; Sana's own has 26 and 256,000.
+    python experiments/benchmarks/real_size.py --out DIR [--device auto|fake|cpu] [--small]
 
-    python experiments/benchmarks/real_size.py --out /tmp/real-size
-    python experiments/benchmarks/real_size.py --base hub:Efficient-Large-Model/Sana_600M_512px_diffusers \
-        --candidate hub:black-forest-labs/FLUX.1-schnell:vae --size 512 --out /tmp/real-size     # with a network
+A base of 4 blocks at full width with DC-AE f32c32 and a text encoder of Gemma-2-2b's width, a FLUX.1-shaped VAE as the
+candidate, 64 images, the arms `align` and `lora`, 8 steps. Gates of quality fail on random weights and say nothing
+here. Checked is that every stage ends, that models computed on the device, and its peak of memory against the dry run.
+`--device fake` is the fake accelerator of tests/ on the host's memory. --small: small widths, minutes instead of an
+hour.
 """
 
 import argparse
 import json
-import resource
+import os
+import sys
 import time
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
-import torch
-from diffusers import AutoencoderDC, AutoencoderKL, DPMSolverMultistepScheduler, SanaPipeline
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import Gemma2Config, Gemma2Model, PreTrainedTokenizerFast
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(Path(__file__).resolve().parent)]
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from sanakit.adapters import ADAPTERS
-from sanakit.alignment import align_input, align_output
-from sanakit.assembly import LatentDiffusion
-from sanakit.core.dit import new_core
-from sanakit.data.dataset import LatentDataset
-from sanakit.interop.export import export_pipeline
-from sanakit.interop.pipeline import SanakitPipeline
-from sanakit.loading import load_base, load_vae
-from sanakit.strategies.groups import AlignHead
-from sanakit.training.loop import TrainOptions, fit, new_state
+import torch  # noqa: E402
+from diffusers import AutoencoderKL  # noqa: E402
+from real_parts import DC_AE_F32C32, FLUX_1, build_base, write_images  # noqa: E402
 
-SANA_600M = {
-    "in_channels": 32,
-    "out_channels": 32,
-    "num_layers": 28,
-    "num_attention_heads": 36,
-    "attention_head_dim": 32,
-    "num_cross_attention_heads": 16,
-    "cross_attention_head_dim": 72,
-    "cross_attention_dim": 1152,
-    "caption_channels": 2304,
+from sanakit.needs.published import SANA_600M  # noqa: E402
+from sanakit.vaes.dc_ae import small  # noqa: E402
+
+TINY_CORE = {
+    "num_attention_heads": 4,
+    "attention_head_dim": 16,
+    "num_cross_attention_heads": 4,
+    "cross_attention_head_dim": 16,
+    "cross_attention_dim": 64,
+    "caption_channels": 64,
 }
-DC_AE_F32C32 = {  # dc-ae-f32c32-sana-1.0-diffusers
-    "latent_channels": 32,
-    "attention_head_dim": 32,
-    "encoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
-    "decoder_block_types": ("ResBlock",) * 3 + ("EfficientViTBlock",) * 3,
-    "encoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
-    "decoder_block_out_channels": (128, 256, 512, 512, 1024, 1024),
-    "encoder_layers_per_block": (2, 2, 2, 3, 3, 3),
-    "decoder_layers_per_block": (3, 3, 3, 3, 3, 3),
-    "encoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
-    "decoder_qkv_multiscales": ((), (), (), (5,), (5,), (5,)),
-    "upsample_block_type": "interpolate",
-    "downsample_block_type": "Conv",
-    "decoder_norm_types": "rms_norm",
-    "decoder_act_fns": "silu",
-    "scaling_factor": 0.41407,
+TINY_TEXT = {
+    "vocab_size": 128,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 32,
+    "pad_token_id": 0,
 }
-FLUX_1 = {  # FLUX.1's vae/config.json
-    "block_out_channels": (128, 256, 512, 512),
-    "down_block_types": ("DownEncoderBlock2D",) * 4,
-    "up_block_types": ("UpDecoderBlock2D",) * 4,
-    "layers_per_block": 2,
-    "latent_channels": 16,
-    "scaling_factor": 0.3611,
-    "shift_factor": 0.1159,
-    "use_quant_conv": False,
-    "use_post_quant_conv": False,
+TINY_VAE = {"block_out_channels": (8, 8, 8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+SETTINGS = {
+    "data.image_size": 256,
+    "component.num_images": 16,
+    "smoke.strategies": "[align,lora]",
+    "smoke.held_out": 16,
+    "smoke.samples": 8,
+    "smoke.rates": "[1.0]",
+    "train.batch_size": 4,
+    "train.start": "align",
+    "train.learning_rate": 1e-4,
 }
-ROWS: list[dict] = []
+ENDED = (0, 1, 4)  # passed, a gate failed, inconclusive: the command ran to its end
+
+
+def build(folder: Path, asked: argparse.Namespace) -> list[str]:
+    """The parts on disk, once; the options of swap-vae that name them."""
+    size = SETTINGS["data.image_size"]
+    if not (folder / "base" / "model_index.json").is_file():
+        core = SANA_600M | {"num_layers": asked.blocks} | (TINY_CORE if asked.small else {})
+        vae = small(32, 32, levels=6, scaling_factor=0.41407) if asked.small else DC_AE_F32C32
+        build_base(folder / "base", int(size), core=core, vae=vae, text=TINY_TEXT if asked.small else None)
+        AutoencoderKL(**FLUX_1 | (TINY_VAE if asked.small else {})).save_pretrained(folder / "vae")
+        write_images(folder / "images", asked.images, int(size))
+    options = [
+        "--base",
+        f"path:{folder / 'base'}",
+        "--candidate",
+        f"path:{folder / 'vae'}",
+        "--data",
+        str(folder / "images"),
+    ]
+    return options + [part for key, value in SETTINGS.items() for part in ("--set", f"{key}={value}")]
 
 
 @contextmanager
-def measured(label: str):
-    start = time.perf_counter()
-    yield
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    row = {
-        "step": label,
-        "seconds": round(time.perf_counter() - start, 1),
-        "resident_gb": round(int(status["VmRSS"].split()[0]) / 2**20, 2),
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, 2),
+def counted(device: str) -> Iterator[dict[str, Any]]:
+    """Peak of device memory, and what ran there, while the block runs."""
+    found: dict[str, Any] = {}
+    with ExitStack() as stack:
+        trace = None
+        if device == "fake":
+            import fake_accelerator
+
+            fake_accelerator.install()
+            stack.enter_context(fake_accelerator.present())
+            trace = stack.enter_context(fake_accelerator.Trace("/sanakit/"))
+        elif torch.accelerator.is_available() and device != "cpu":
+            torch.accelerator.reset_peak_memory_stats()
+        yield found
+    if trace is not None:
+        found |= {
+            name: getattr(trace, name) for name in ("peak", "operators", "syncs", "to_device_bytes", "to_host_bytes")
+        }
+    elif torch.accelerator.is_available() and device != "cpu":
+        found["peak"] = torch.accelerator.max_memory_allocated()
+
+
+def command(*arguments: str) -> int:
+    """`sanakit ...` in this process; its exit code."""
+    from sanakit.cli import main
+
+    before, sys.argv = sys.argv, ["sanakit", *arguments]
+    try:
+        main()
+    except SystemExit as stop:
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 5
+    finally:
+        sys.argv = before
+    return 0
+
+
+def dry_run(options: list[str], stages: list[str], device: str) -> dict[str, Any]:
+    """What --dry-run says of the same command."""
+    import contextlib
+    import io
+
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
+        command("swap-vae", *options, *stages, "--dry-run", "--json", "--device", device)
+    return json.loads(output.getvalue())["needs"]
+
+
+def checks(run: Path, code: int, found: dict[str, Any], predicted: int, device: str) -> dict[str, bool]:
+    validation = json.loads((run / "validation.json").read_text()) if (run / "validation.json").is_file() else {}
+    stages = validation.get("stages", {})
+    raced = json.loads((run / "strategy.json").read_text()) if (run / "strategy.json").is_file() else {"candidates": []}
+    arms = {arm["name"]: arm["steps"][-1] if arm["steps"] else 0 for arm in raced["candidates"]}
+    result = {
+        "the command ended": code in ENDED,
+        "every stage ended": set(stages) == {"component", "smoke"},
+        "both arms were evaluated": {"align", "lora"} <= set(arms),
+        "lora trained to the end": arms.get("lora") == 8,
     }
-    ROWS.append(row)
-    print(
-        f"{label:<36} {row['seconds']:7.1f} s   {row['resident_gb']:5.2f} GB now   {row['peak_gb']:5.2f} GB peak",
-        flush=True,
-    )
+    if device == "fake":
+        result["models computed on the device"] = found["operators"] > 10_000
+    if found.get("peak"):
+        result["peak is at most what the dry run said, by a tenth"] = found["peak"] <= 1.1 * predicted
+    return result
 
 
-def build_base(folder: Path, size: int) -> None:
-    """A stock SanaPipeline folder as its publisher would lay it out."""
-    words = {w: i for i, w in enumerate(["<pad>", "<bos>", "<unk>", *map(chr, range(32, 127))])}
-    backend = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
-    backend.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", 1)])
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, pad_token="<pad>", unk_token="<unk>")
-    text = Gemma2Model(Gemma2Config(vocab_size=128, num_hidden_layers=2, pad_token_id=0))
-    scheduler = DPMSolverMultistepScheduler(flow_shift=3.0, use_flow_sigmas=True, prediction_type="flow_prediction")
-    core = new_core(SANA_600M | {"sample_size": size // 32}, seed=0)
-    torch.nn.init.normal_(core.proj_out.weight, std=0.02)
-    SanaPipeline(tokenizer, text, AutoencoderDC(**DC_AE_F32C32), core, scheduler).save_pretrained(folder)
-
-
-def dataset(system: LatentDiffusion, images: torch.Tensor, prompts: list[str]) -> LatentDataset:
-    latents = torch.cat([system.vae.encode(image[None]) for image in images])
-    count = len(images)
-    return LatentDataset(
-        names=prompts,
-        latents=latents[:, None],
-        captions=system.text_encoder.encode(prompts),
-        first=torch.arange(count),
-        count=torch.ones(count, dtype=torch.long),
-    )
-
-
-def main() -> None:
+def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--base", help="path: or hub: of a pipeline; default: built here with random weights")
-    parser.add_argument("--candidate", help="path: or hub: of a VAE; default: FLUX.1's configuration, random weights")
-    parser.add_argument("--size", type=int, default=256)
-    parser.add_argument("--images", type=int, default=4)
-    options = parser.parse_args()
-    torch.manual_seed(0)
-    base_name, candidate_name = options.base, options.candidate
-    if base_name is None:
-        with measured("build and save the base"):
-            build_base(options.out / "base", options.size)
-        base_name = f"path:{options.out / 'base'}"
-    if candidate_name is None:
-        with measured("build and save the candidate"):
-            AutoencoderKL(**FLUX_1).save_pretrained(options.out / "vae")
-        candidate_name = f"path:{options.out / 'vae'}"
-
-    with measured("load the base"):
-        base = load_base(base_name).system()
-    with measured("load the candidate"):
-        candidate = load_vae(candidate_name)
-    images = torch.rand(options.images, 3, options.size, options.size) * 2 - 1
-    prompts = [f"image {i}" for i in range(options.images)]
-    with measured("encode with the base"):
-        base_data = dataset(base, images, prompts)
-    with measured("swap"):
-        linear = ADAPTERS.get("linear-latents")
-        core = linear.fit(
-            base.core, candidate.spec, base_ratio=base.vae.spec.spatial_compression_ratio, image_size=options.size
-        )
-    embedding, base.core.transformer_blocks, base.vae = base.core, torch.nn.ModuleList(), candidate  # free what is done
-    system = LatentDiffusion(
-        vae=candidate, text_encoder=base.text_encoder, core=core, image_size=options.size, flow_shift=base.flow_shift
+    parser.add_argument(
+        "--device", default="auto", help="auto: the accelerator that is there, else the fake one; fake; cpu"
     )
-    with measured("encode with the candidate"):
-        data = dataset(system, images, prompts)
-    with measured("align input and output, closed form"):
-        score = align_input(core, embedding, data.latents[:, 0], base_data.latents[:, 0])
-        align_output(system, data, count=options.images, batch_size=2)
-    with measured("one training step, interface layers alone"):
-        state = new_state(core, AlignHead.parameter_groups(core), TrainOptions(max_steps=1))
-        losses: list[float] = []
-        fit(
-            system,
-            data,
-            TrainOptions(max_steps=1, batch_size=2),
-            state,
-            after_step=lambda step, loss, batch, predicted: losses.append(loss),
-        )
-        del state
-    with measured("export"):
-        reasons = export_pipeline(
-            options.out / "export",
-            core=core,
-            vae=candidate,
-            text_encoder=system.text_encoder,
-            image_size=options.size,
-            flow_shift=float(system.flow_shift or 1.0),
-        )
-    del system, base, core, candidate, embedding
-    with measured("reload"):
-        pipe = SanakitPipeline.from_pretrained(options.out / "export")
-    with measured("sample two steps"):
-        image = pipe("a red apple", num_inference_steps=2, generator=torch.Generator().manual_seed(0)).images[0]
-    image.save(options.out / "sample.png")
+    parser.add_argument("--blocks", type=int, default=4)
+    parser.add_argument("--images", type=int, default=64)
+    parser.add_argument("--small", action="store_true")
+    asked = parser.parse_args()
+    device = asked.device
+    if device == "auto" and not torch.accelerator.is_available():
+        device = "fake"
+    asked.out.mkdir(parents=True, exist_ok=True)
+    options, run = build(asked.out, asked), asked.out / "run"
+    stages = ["--stages", "component,smoke", "--budget-steps", "8"]
+    chosen = "cpu" if device == "cpu" else "auto"
+    start = time.perf_counter()
+    with counted(device) as found:
+        told = dry_run(options, stages, chosen)
+        code = command("swap-vae", *options, *stages, "--force", "--run-dir", str(run), "--device", chosen)
+    passed = checks(run, code, found, told["device"], device)
     facts = {
-        "parameters": {"core": sum(p.numel() for p in pipe.transformer.parameters())}
-        | {name: sum(p.numel() for p in getattr(pipe, name).parameters()) for name in ("vae", "text_encoder")},
-        **score,
-        "loss": losses[0],
-        "reasons": reasons,
-        "image": image.size,
-        "rows": ROWS,
+        "seconds": round(time.perf_counter() - start, 1),
+        "device": device if device in ("fake", "cpu") else str(torch.accelerator.current_accelerator()),
+        "torch": torch.__version__,
+        "small": asked.small,
+        "blocks": asked.blocks,
+        "exit_code": code,
+        "predicted_peak": told["device"],
+        **found,
+        "checks": passed,
     }
-    (options.out / "figures.json").write_text(json.dumps(facts, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in facts.items() if k != "rows"}, indent=1))
+    (asked.out / "real_size.json").write_text(json.dumps(facts, indent=1) + "\n")
+    print(json.dumps(facts, indent=1))
+    return 0 if all(passed.values()) else 1
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

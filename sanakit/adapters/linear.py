@@ -12,6 +12,12 @@ from sanakit.adapters.base import ADAPTERS, Adapter, attach, others, rebuild_cor
 from sanakit.contracts import LatentSpec, TextSpec
 
 
+def fitted_patch(patch_size: int, base_ratio: int, ratio: int) -> int:
+    """Patch of the core for latents of another spatial ratio: tokens stay as wide as the base's where the grid allows
+    it."""
+    return max(1, base_ratio * patch_size // ratio)
+
+
 @ADAPTERS.register("linear-latents", title="patch embedding and head for other latents", embedded=True)
 class LinearLatents(Adapter):
     kind = "latents"
@@ -25,7 +31,7 @@ class LinearLatents(Adapter):
         geometry: base_ratio, the spatial ratio of the base's VAE, and image_size, pixels of a side. Patch embedding and
         head are drawn anew even at equal shape: what they learnt belongs to the other VAE's channels.
         """
-        patch = max(1, geometry["base_ratio"] * core.config.patch_size // spec.spatial_compression_ratio)
+        patch = fitted_patch(core.config.patch_size, geometry["base_ratio"], spec.spatial_compression_ratio)
         more, kept = spec.latent_channels + 1, others(core, cls.kind)
         fresh = rebuild_core(core, seed=seed, adapters=kept, in_channels=more, out_channels=more)  # no shape survives
         fitted = rebuild_core(

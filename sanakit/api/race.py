@@ -98,7 +98,7 @@ def race(
     if strategies is not None:
         smoke["strategies"] = [strategies] if isinstance(strategies, str) else list(strategies)
     values = {**more, "smoke": smoke, "train": {"seed": seed, **more.get("train", {})}}
-    options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step}
+    options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["smoke"]}
     with opened_swap(base, kind, component, data, sections=values, **options) as swap:
         record = run_stages(swap, ["smoke"])
         return Race(decision=record["strategy"], validation=validation_of(record, run_dir))

@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from sanakit.data.cache import Progress, silent
 from sanakit.loading import Base
 from sanakit.run import RunFolder
 from sanakit.swap.context import NO_BASE, Swap, require_enough
+from sanakit.swap.fitting import peak_of, resolved
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
@@ -33,13 +34,14 @@ def opened_swap(
     run_dir: str | os.PathLike[str] | None = None,
     policy: str = "default",
     progress: Progress | None = None,
+    stages: Sequence[str] = (),
     sections: Sections | None = None,
 ) -> Iterator[Swap]:
     """What the command line would open, with objects in the place of what it loads by name.
 
     base: what `load_base` takes, or None for a component alone. kind: vae or text_encoder. component: its name, or the
     loaded object. data: what `load_images` takes. run_dir: where results stay; None is a folder that is removed
-    afterwards. sections: further values of the configuration.
+    afterwards. stages: that are about to run. sections: further values of the configuration.
     """
     system = None if base is None else load_base(base)
     named = isinstance(data, str | os.PathLike)
@@ -48,11 +50,14 @@ def opened_swap(
         system, kind, component, os.fspath(data) if named else f"object:{images.fingerprint[:16]}", sections
     )
     with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
-        run = RunFolder.open(config, Path(temporary) / "run" if run_dir is None else Path(run_dir))
-        swap = Swap(
-            config=config, run=run, progress=progress or silent, policy=load_policy(policy, gate_names()), ledger=None
-        )
+        folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
+        gate_policy = load_policy(policy, gate_names())
+        swap = Swap(config=config, run=RunFolder(folder, config), progress=progress or silent, policy=gate_policy)
         place_objects(swap, system, component, images)
+        for part in (swap.candidate, swap.images):  # refused before there is a run folder
+            assert part is not None
+        swap.run = RunFolder.open(config, folder, stages, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+        swap.config = swap.run.config
         yield swap
 
 

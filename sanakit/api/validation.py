@@ -79,7 +79,7 @@ def validate(
     that does not tell what it is.
     """
     kind, given = kind_of(component)
-    options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step}
+    options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["component"]}
     with opened_swap(base, kind, given, data, sections={"train": {"seed": seed}}, **options) as swap:
         return validation_of(run_stages(swap, ["component"]), run_dir)
 

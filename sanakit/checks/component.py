@@ -2,7 +2,6 @@
 
 import resource
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,11 +10,19 @@ import numpy as np
 import torch
 from scipy import stats
 from torch import Tensor
-from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sanakit.checks.diffusability import radial_power
 from sanakit.checks.measure_text import pool, text_evidence
-from sanakit.checks.measure_vae import evidence_of, measured_spec, psnr
+from sanakit.checks.measure_vae import evidence_of, measured_spec
+from sanakit.checks.vae_figures import (
+    VAE_ROWS,
+    VAEFigures,
+    difference,
+    difference_interval,
+    measure_one,
+    table_row,
+    timed_in_turn,
+)
 from sanakit.contracts import Reading
 from sanakit.data import ImageDataset
 from sanakit.data.cache import Progress, silent, to_images
@@ -26,7 +33,6 @@ from sanakit.drift.shown import Shown
 from sanakit.drift.snapshot import write_snapshot
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import error_map, save_grid
-from sanakit.evaluation.perceptual import perceptual_distance
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -45,46 +51,6 @@ class Measured:
     curves: list[dict[str, Any]] = field(default_factory=list)  # {title, x, y, series: {name: [[x, y], ...]}}
     similarity: dict[str, list[list[float]]] = field(default_factory=dict)  # cosines of prompts, by side
     prompts: list[str] = field(default_factory=list)  # of the similarity's rows
-
-
-@dataclass(kw_only=True)
-class VAEFigures:
-    latents: Tensor
-    raw: Tensor
-    reconstructed: Tensor
-    psnr: np.ndarray
-    ssim: float
-    perceptual: float | None
-    encode_rate: float
-    decode_rate: float
-    megabytes: float
-
-
-def measure_one(vae: VAE, images: Tensor, progress: Progress) -> VAEFigures:
-    raw, reconstructed = [], []
-    spent = [0.0, 0.0]
-    for start in range(0, len(images), 16):
-        chunk = images[start : start + 16]
-        begin = time.perf_counter()
-        raw.append(vae.encode_raw(chunk))
-        middle = time.perf_counter()
-        reconstructed.append(vae.decode_raw(raw[-1]))
-        spent[0] += middle - begin
-        spent[1] += time.perf_counter() - middle
-        progress(f"measuring {vae.name or 'candidate'}", min(start + 16, len(images)), len(images))
-    raw_all, rec = torch.cat(raw), torch.cat(reconstructed)
-    distance = perceptual_distance(images[:64], rec[:64])
-    return VAEFigures(
-        latents=vae.normalize(raw_all),
-        raw=raw_all,
-        reconstructed=rec,
-        psnr=psnr(images, rec),
-        ssim=float(structural_similarity_index_measure(rec, images, data_range=2.0)),
-        perceptual=None if distance is None else float(distance.mean()),
-        encode_rate=len(images) / spent[0],
-        decode_rate=len(images) / spent[1],
-        megabytes=sum(t.numel() * t.element_size() for t in vae.model.state_dict().values()) / 1e6,
-    )
 
 
 def channel_moments(latents: Tensor) -> dict[str, list[float]]:
@@ -112,7 +78,11 @@ def measure_vae(
     if spec != candidate.spec:
         return Measured(rows=[], evidence=evidence)
     measured = measure_one(candidate, images, progress)
-    reference = measure_one(base, images, progress) if base else None
+    reference = None
+    if base:
+        both = {"candidate": (candidate, measured), "base": (base, measure_one(base, images, progress))}
+        timed = timed_in_turn(both, images)
+        measured, reference = timed["candidate"], timed["base"]
 
     small = dataset.subset(list(range(len(images)))).pixels(min(size, SIDE))
 
@@ -124,30 +94,19 @@ def measure_vae(
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
     sides = {"base": reference, "candidate": measured} if reference else {"candidate": measured}
     rows = [
-        _row(metric, unit, read(reference) if reference else None, read(measured), better)
-        for metric, unit, better, read in VAE_ROWS
+        table_row(metric, unit, read(reference) if reference else None, read(measured), better)
+        | difference(each, measured, reference)
+        for metric, unit, better, read, each in VAE_ROWS
         if read(measured) is not None
     ]
     return Measured(
-        rows=[*rows, _row("peak memory of the process", "MB", peak if reference else None, peak, "")],
+        rows=[*rows, table_row("peak memory of the process", "MB", peak if reference else None, peak, "")],
         evidence=evidence,
         channels={side: channel_moments(side_figures.latents) for side, side_figures in sides.items()},
         readings=_drift(reference.latents if reference else None, measured.latents),
         figures=_figures(run_dir, images, measured, reference),
         curves=[_spectra(images, {side: side_figures.latents for side, side_figures in sides.items()})],
     )
-
-
-VAE_ROWS: tuple[tuple[str, str, str, Callable[[VAEFigures], Any]], ...] = (
-    ("PSNR", "dB", "higher", lambda f: f.psnr.mean()),
-    ("SSIM", "", "higher", lambda f: f.ssim),
-    ("perceptual distance (EffLite0)", "", "lower", lambda f: f.perceptual),
-    ("latent standard deviation", "", "", lambda f: f.latents.std()),
-    ("latent values per image", "", "", lambda f: f.latents[0].numel()),
-    ("encode", "images/s", "higher", lambda f: f.encode_rate),
-    ("decode", "images/s", "higher", lambda f: f.decode_rate),
-    ("weights in memory", "MB", "lower", lambda f: f.megabytes),
-)
 
 
 def _spectra(images: Tensor, sides: dict[str, Tensor]) -> dict[str, Any]:
@@ -159,11 +118,6 @@ def _spectra(images: Tensor, sides: dict[str, Tensor]) -> dict[str, Any]:
         shares = radial_power(maps.nan_to_num(0)).tolist() if min(maps.shape[-2:]) > 2 else []
         lines[name] = [[k + 1, round(share, 8)] for k, share in enumerate(shares)]
     return {"title": "Power spectra", "x": "half cycles per image", "y": "share of power", "series": lines}
-
-
-def _row(metric: str, unit: str, base: float | None, candidate: float, better: str) -> dict[str, Any]:
-    reference = None if base is None else float(base)
-    return {"metric": metric, "unit": unit, "base": reference, "candidate": float(candidate), "better": better}
 
 
 def _drift(reference: Tensor | None, latents: Tensor) -> list[Reading]:
@@ -231,12 +185,14 @@ def _figures(run_dir: Path, images: Tensor, measured: VAEFigures, reference: VAE
 
 
 SHOWN_PROMPTS = 12
+TIMED = 6
 TEXT_ROWS = (
     ("token norm", "", ""),
     ("largest token norm over the median", "", "lower"),
     ("median cosine of two prompts", "", "lower"),
     ("tokens a prompt", "", ""),
     ("dead channels", "", "lower"),
+    ("caption tokens per image", "", ""),
     ("truncated prompts", "share", "lower"),
     ("encode", "prompts/s", "higher"),
     ("weights in memory", "MB", "lower"),
@@ -268,8 +224,12 @@ def measure_text_encoder(
 
     sample = {"embeddings": sample_embeddings(encoded.embeds, encoded.mask)}
     write_snapshot(sample, run_dir / "embeddings.snapshot.safetensors", carry=carry)
+    speeds = _prompts_per_second(sides, prompts)
+    for side, rates in speeds.items():
+        facts[side]["encode"] = float(rates.mean())
     rows = [
-        _row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
+        table_row(metric, unit, facts["base"][metric] if base else None, facts["candidate"][metric], better)
+        | (difference_interval(speeds["candidate"], speeds.get("base")) if metric == "encode" else {})
         for metric, unit, better in TEXT_ROWS
     ]
     return Measured(
@@ -279,6 +239,20 @@ def measure_text_encoder(
         similarity=cosines,
         prompts=prompts[:SHOWN_PROMPTS],
     )
+
+
+def _prompts_per_second(sides: dict[str, TextEncoder], prompts: list[str]) -> dict[str, np.ndarray]:
+    """Of TIMED batches of the same size, timed in turn, so that what else the machine does meets both sides.
+    (TIMED,)"""
+    size = max(1, min(16, len(prompts) // TIMED))
+    rates: dict[str, list[float]] = {side: [] for side in sides}
+    for number in range(TIMED):
+        batch = prompts[number * size : (number + 1) * size]
+        for side in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            begin = time.perf_counter()
+            sides[side].encode(batch)
+            rates[side].append(len(batch) / (time.perf_counter() - begin))
+    return {side: np.asarray(values) for side, values in rates.items()}
 
 
 def _text_facts(encoder: TextEncoder, encoded: PromptEmbeds, seconds: float) -> dict[str, float]:
@@ -291,6 +265,7 @@ def _text_facts(encoder: TextEncoder, encoded: PromptEmbeds, seconds: float) -> 
         "largest token norm over the median": (norms.max() / norms.median().clamp_min(1e-9)).item(),
         "median cosine of two prompts": pairs.median().item(),
         "tokens a prompt": encoded.mask.sum(1).float().mean().item(),
+        "caption tokens per image": encoder.spec.max_tokens,
         "dead channels": int((tokens.std(0) < 1e-6 * tokens.std()).sum()),
         "truncated prompts": encoded.truncated / len(encoded),
         "encode": len(encoded) / seconds,

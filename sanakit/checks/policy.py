@@ -15,6 +15,7 @@ import yaml
 
 from sanakit.checks.base import GATES, Rule, rule_of
 from sanakit.contracts import GateResult, Verdict, decide, samples_to_decide
+from sanakit.decision import measure_names
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.hashing import hash_record
 from sanakit.registry import BUILTIN as BUILTIN_ORIGIN
@@ -24,17 +25,20 @@ BUILTIN = ("default", "strict")
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """name: what was asked for. thresholds: of every gate that differs from its own default."""
+    """name: what was asked for. thresholds: of every gate that differs from its own default. allowed_loss: how much
+    worse than the base's a measure of the decision may be (sanakit/decision/measures.py), in the unit of its change."""
 
     name: str = "default"
     thresholds: tuple[tuple[str, float], ...] = ()
+    allowed_loss: tuple[tuple[str, float], ...] = ()
 
     @property
     def fingerprint(self) -> str:
         return hash_record(list(self.thresholds))[:16]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"name": self.name, "fingerprint": self.fingerprint, "thresholds": dict(self.thresholds)}
+        record = {"name": self.name, "fingerprint": self.fingerprint, "thresholds": dict(self.thresholds)}
+        return record | {"allowed_loss": dict(self.allowed_loss)}
 
     def limit(self, gate: str, default: float) -> float:
         """The threshold of a gate under this policy; default: where the policy says nothing of it."""
@@ -76,7 +80,8 @@ def rules(origin: str | None = BUILTIN_ORIGIN) -> dict[str, Rule]:
 
 
 def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
-    """`default`, `strict`, or a YAML file `thresholds: {GATE: number}`, optionally with `from: strict`.
+    """`default`, `strict`, or a YAML file `thresholds: {GATE: number}`, optionally with `from: strict` and
+    `allowed_loss: {MEASURE: number}`.
 
     known: names of gates, plugins' included; by default every registered one. Raises SK0113 for unknown keys, gates or
     values.
@@ -97,19 +102,30 @@ def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
         raise SanakitError("SK0113", f"{path}: {error}") from error
     if not isinstance(values, dict):
         raise SanakitError("SK0113", f"{path} holds {type(values).__name__}, expected `thresholds:`")
-    _refuse(path, "key", values, ["from", "thresholds"])
+    _refuse(path, "key", values, ["from", "thresholds", "allowed_loss"])
     base = values.get("from", "default")
     if base not in BUILTIN:
         raise SanakitError("SK0113", f"{path}: from is {base!r}, expected {' or '.join(BUILTIN)}")
-    changes = values.get("thresholds") or {}
+    changes = _numbers(path, values, "thresholds", "gate", list(gate_names() if known is None else known))
+    allowed = _numbers(path, values, "allowed_loss", "measure", measure_names())
+    if below := [name for name, limit in allowed.items() if limit < 0]:
+        raise SanakitError(
+            "SK0113", f"{path}: allowed_loss of {below[0]} is {allowed[below[0]]:g}, expected at least 0"
+        )
+    merged = dict(load_policy(base).thresholds) | changes
+    return Policy(name=str(path), thresholds=tuple(sorted(merged.items())), allowed_loss=tuple(sorted(allowed.items())))
+
+
+def _numbers(path: Path, values: dict[str, Any], section: str, what: str, known: list[str]) -> dict[str, float]:
+    """A section of a policy file, name to number. Raises SK0113 for an unknown name and for what is no number."""
+    changes = values.get(section) or {}
     if not isinstance(changes, dict):
-        raise SanakitError("SK0113", f"{path}: thresholds is {changes!r:.60}, expected GATE: number")
-    _refuse(path, "gate", changes, list(gate_names() if known is None else known))
-    for gate, limit in changes.items():
+        raise SanakitError("SK0113", f"{path}: {section} is {changes!r:.60}, expected {what.upper()}: number")
+    _refuse(path, what, changes, known)
+    for name, limit in changes.items():
         if isinstance(limit, bool) or not isinstance(limit, int | float) or limit != limit:
-            raise SanakitError("SK0113", f"{path}: {gate} is {limit!r:.60}, expected a number")
-    merged = dict(load_policy(base).thresholds) | {g: float(v) for g, v in changes.items()}
-    return Policy(name=str(path), thresholds=tuple(sorted(merged.items())))
+            raise SanakitError("SK0113", f"{path}: {name} is {limit!r:.60}, expected a number")
+    return {name: float(limit) for name, limit in changes.items()}
 
 
 def _refuse(path: Path, what: str, given: dict[Any, Any], known: list[str]) -> None:

@@ -64,7 +64,8 @@ def encode(
     if aspect_buckets and vae is None:
         raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
     require_utf8(out, "--out")
-    from sanakit.cli.view import print_data, progress_display
+    from sanakit.cli.progress import progress_display
+    from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
@@ -133,7 +134,7 @@ def _fill_latents(
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
         job = latent_job(vae, some, size, mirror=mirror, progress=progress, placement=placement)
-        entries.append(_fill(job, out, "vae", name, keep, vae.normalize))
+        entries.append(_fill(job, out, {"vae": name, "data": dataset.source}, keep, vae.normalize))
     return entries
 
 
@@ -157,15 +158,16 @@ def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress:
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
+    stated = {"text_encoder": name, "data": dataset.source}
     job = embedding_job(encoder, prompts, progress=progress, placement=placement)
-    return _fill(job, out, "text_encoder", name, keep)
+    return _fill(job, out, stated, keep)
 
 
 def _fill(
-    job: Any, out: Path, role: str, name: str, keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+    job: Any, out: Path, stated: dict[str, str], keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by."""
+    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header."""
     import torch
 
     from sanakit.data.store import save_tensors
@@ -181,11 +183,11 @@ def _fill(
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content | keep(chosen.tolist()), temporary, metadata={role: name})
+    save_tensors(content | keep(chosen.tolist()), temporary, metadata=stated)
     temporary.replace(file)
     return {
         "kind": entry.facts["kind"],
-        "name": name,
+        "name": next(iter(stated.values())),
         "folder": str(entry.folder),
         "file": str(file),
         "count": count,

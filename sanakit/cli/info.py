@@ -12,6 +12,8 @@ from sanakit.cli.output import print_json
 from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
 from sanakit.registry import PACKAGES, Registry
 
+BASES = "bases"
+WITH_THE_ROW = "what its row of a validation names"
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")]
 
 
@@ -20,16 +22,30 @@ def registries() -> dict[str, Registry[Any]]:
     return {kind: Registry(kind) for kind in PACKAGES}
 
 
+def base_cards() -> dict[str, dict[str, Any]]:
+    """The packaged bases with their cards."""
+    cores = Path(__file__).parent.parent / "assets" / "cores"
+    return {
+        path.parent.name: json.loads(path.read_text(encoding="utf-8")) for path in sorted(cores.glob("*/card.json"))
+    }
+
+
+def base_row(name: str, card: dict[str, Any]) -> dict[str, Any]:
+    title = f"{card['image_size']} px, {card['vae']}, {card['text_encoder']}"
+    row = {"kind": BASES, "name": name, "title": title, "origin": "builtin", "embedded": True}
+    return row | {"licence": card.get("licence", ""), "error": None}
+
+
 @app.command("ls")
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help=", ".join(PACKAGES))] = None, as_json: AsJson = False
+    kind: Annotated[str | None, typer.Argument(help=", ".join([*PACKAGES, BASES]))] = None, as_json: AsJson = False
 ) -> None:
-    """Every registered name, plugins included; nothing is imported for it."""
-    if kind is not None and kind not in PACKAGES:
-        raise SanakitError(
-            "SK0101", f"no kind {kind!r}{did_you_mean(kind, list(PACKAGES))}; known: {', '.join(PACKAGES)}"
-        )
-    rows = [
+    """Every registered name, plugins included, and every packaged base; nothing is imported for it."""
+    kinds = [*PACKAGES, BASES]
+    if kind is not None and kind not in kinds:
+        raise SanakitError("SK0101", f"no kind {kind!r}{did_you_mean(kind, kinds)}; known: {', '.join(kinds)}")
+    rows = [base_row(name, card) for name, card in base_cards().items()] if kind in (None, BASES) else []
+    rows += [
         entry.as_dict()
         for name, registry in registries().items()
         if kind in (None, name)
@@ -53,7 +69,11 @@ def list_names(
 @app.command()
 def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")], as_json: AsJson = False) -> None:
     """The facts of one name; for a trained component its card."""
-    known = registries()
+    known, bases = registries(), base_cards()
+    if name in bases:
+        card = {key: value for key, value in bases[name].items() if key != "curve"}
+        _print_facts(base_row(name, bases[name]) | {"card": card}, as_json=as_json)
+        return
     holders = [registry for registry in known.values() if name in registry.entries()]
     if not holders:
         if name.startswith(("path:", "hub:")):
@@ -64,7 +84,7 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
                 fix="`sanakit validate --stage component --base none --vae path:DIR` measures a VAE, "
                 "--text-encoder a text encoder.",
             )
-        every = [other for registry in known.values() for other in registry.entries()]
+        every = [*bases, *(other for registry in known.values() for other in registry.entries())]
         raise SanakitError("SK0101", f"nothing is named {name!r}{did_you_mean(name, every)}")
     from sanakit.tracebacks import guarded
 
@@ -73,6 +93,20 @@ def describe(name: Annotated[str, typer.Argument(help="A name of `sanakit ls`.")
     if error is not None:
         facts["error"] = holders[0].blame(name, error)[1]
     facts |= more or {}
+    if facts["kind"] == "datasets" and not facts["error"]:
+        facts["data"] = _data_facts(name)
+    _print_facts(facts, as_json=as_json)
+
+
+def _data_facts(name: str) -> dict[str, Any]:
+    """How many images, sizes, captions an image with examples, and what was set aside."""
+    from sanakit.data import load_images
+    from sanakit.data.describe import describe as describe_data
+
+    return describe_data(load_images(name))
+
+
+def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(facts)
         return
@@ -116,9 +150,40 @@ def doctor(as_json: AsJson = False) -> None:
 
 
 @app.command()
-def explain(code: Annotated[str, typer.Argument(help="For example SK0203.")]) -> None:
+def explain(
+    code: Annotated[str, typer.Argument(help="A code such as SK0203, or a gate such as component/shift.")],
+) -> None:
     """What a code of an error or a gate means, why it happens and how to mend it."""
     entry = CODES.get(code.upper())
-    if entry is None:
-        raise SanakitError("SK0108", f"no code {code!r}{did_you_mean(code.upper(), list(CODES))}")
-    typer.echo(f"{code.upper()}: {entry.title}\n  why: {entry.why}\n  fix: {entry.fix}")
+    if entry is not None:
+        typer.echo(f"{code.upper()}: {entry.title}\n  why: {entry.why}\n  fix: {entry.fix}")
+        return
+    from sanakit.checks.base import GATES, rule_of
+
+    gates = GATES.entries()
+    found = [gates[code]] if code in gates else [e for e in gates.values() if _code_of(rule_of(e.name)) == code.upper()]
+    if not found:
+        known = [*CODES, *gates]
+        raise SanakitError("SK0108", f"no code or gate {code!r}{did_you_mean(code, known)}")
+    for gate in found:
+        typer.echo(_gate_text(gate, rule_of(gate.name)))
+
+
+def _code_of(rule: Any) -> str:
+    return "" if rule is None else str(rule.code).upper()
+
+
+def _gate_text(gate: Any, rule: Any) -> str:
+    """A gate in words: what it asks, its thresholds, and what its code says where sanakit knows it."""
+    origin = "" if gate.origin == "builtin" else f", of {gate.origin}"
+    lines = [f"{gate.name}{origin}: {gate.title}"]
+    if rule is not None:
+        side = "at most" if not rule.at_least else "above" if rule.above else "at least"
+        lines.append(f"  measures: {rule.metric or WITH_THE_ROW}")
+        lines.append(f"  passes: {side} {rule.default:g} (strict {rule.strict:g})")
+        lines.append(f"  threshold: {rule.definition or 'calibrated on clean systems, see docs/gates.md'}")
+        entry = CODES.get(rule.code)
+        lines.append(
+            f"  {rule.code}: {entry.title}\n  why: {entry.why}\n  fix: {entry.fix}" if entry else f"  {rule.code}"
+        )
+    return "\n".join(lines)

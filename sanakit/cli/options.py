@@ -20,7 +20,87 @@ Seed = Annotated[int, typer.Option("--seed", min=0)]
 
 Device = Annotated[str, typer.Option("--device", help=HELP)]
 
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Print what every stage will need of device, host, disk and time, and stop.")
+]
+
+WorldSize = Annotated[int | None, typer.Option("--world-size", min=1, help="With --dry-run: ranks of the run.")]
+
+DeviceMemory = Annotated[
+    str | None,
+    typer.Option("--device-memory", help="With --dry-run: memory of the device, 24GB say; by default this machine's."),
+]
+
+NumImages = Annotated[
+    int | None,
+    typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data."),
+]
+
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
+
+FailOn = Annotated[
+    str | None,
+    typer.Option("--fail-on", help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI."),
+]
+
+SecondsPerStep = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds-per-step",
+        min=0,
+        help="Of a training step where the full run is planned: hours of the dry run and of the decision.",
+    ),
+]
+
+Verbose = Annotated[
+    bool,
+    typer.Option("--verbose", help="Also gates that passed, the plan, and what other libraries print."),
+]
+
+Quiet = Annotated[bool, typer.Option("--quiet", help="The six lines of the decision alone; no progress.")]
+
+ProgressKind = Annotated[
+    str, typer.Option("--progress", help="auto; or json: one JSON object a line on standard error, for a program.")
+]
+
+
+def whole_or_auto(text: str) -> str:
+    """A number of steps of at least 8, or auto."""
+    if text != "auto" and not (text.isdecimal() and int(text) >= 8):
+        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number of at least 8")
+    return text
+
+
+Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
+BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
+Data = Annotated[
+    str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
+]
+Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
+StrategyName = Annotated[
+    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
+]
+Budget = Annotated[
+    str,
+    typer.Option(
+        "--budget-steps",
+        callback=whole_or_auto,
+        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, "
+        "at most "
+        "smoke.max_budget_steps.",
+    ),
+]
+TimeLimit = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit", min=0, help="Minutes of this command after which the race begins no step that would not fit."
+    ),
+]
+Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
+PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
+Controls = Annotated[
+    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
+]
 
 
 def place(device: str, config: Any = None) -> Any:

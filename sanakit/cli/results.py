@@ -44,9 +44,9 @@ def report(
     out: Annotated[Path | None, typer.Option("--out", help="Default reports/<run>.html.")] = None,
 ) -> None:
     """Write the HTML report of a run."""
-    from sanakit.reporting import write_report
+    from sanakit.reporting import report_path, write_report
 
-    typer.echo(str(write_report(run_dir, out or Path("reports") / f"{run_dir.resolve().name}.html")))
+    typer.echo(str(write_report(run_dir, out or report_path(run_dir))))
 
 
 @app.command()
@@ -57,7 +57,7 @@ def compare(
 ) -> None:
     """A leaderboard of runs: verdict first, then how near the base the one-step error comes."""
     from sanakit.cli.view import print_leaderboard
-    from sanakit.reporting.compare import leaderboard, write_comparison
+    from sanakit.reporting.compare import differing, leaderboard, write_comparison
 
     rows = leaderboard(run_dirs)
     if html:
@@ -65,4 +65,4 @@ def compare(
     if as_json:
         print_json(rows)
     else:
-        print_leaderboard(rows, html)
+        print_leaderboard(rows, html, differing(rows))

@@ -7,50 +7,43 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.exit_codes import exit_code_of, unevaluated_gates
-from sanakit.cli.options import AllowPickle, AsJson, Device, RunDir, Seed, Sets, convert_native, place
+from sanakit.cli.dry_run import needs_options, print_needs
+from sanakit.cli.ending import exit_code_of, refuse_options, show_result
+from sanakit.cli.exit_codes import unevaluated_gates
+from sanakit.cli.names import check_names, require_run
+from sanakit.cli.options import (
+    AllowPickle,
+    AsJson,
+    BaseName,
+    Budget,
+    Candidate,
+    Controls,
+    Data,
+    Device,
+    DeviceMemory,
+    DryRun,
+    FailOn,
+    Force,
+    NumImages,
+    PolicyName,
+    ProgressKind,
+    Quiet,
+    RunDir,
+    SecondsPerStep,
+    Seed,
+    Sets,
+    Stages,
+    StrategyName,
+    TimeLimit,
+    Verbose,
+    WorldSize,
+    convert_native,
+    place,
+)
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import cache_dir, require_utf8
+from sanakit.files import require_utf8
 
-
-def whole_or_auto(text: str) -> str:
-    """A number of steps of at least 8, or auto."""
-    if text != "auto" and not (text.isdecimal() and int(text) >= 8):
-        raise typer.BadParameter(f"{text!r} is neither auto nor a whole number of at least 8")
-    return text
-
-
-Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
-BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
-Data = Annotated[
-    str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
-]
-Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
-StrategyName = Annotated[
-    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
-]
-Budget = Annotated[
-    str,
-    typer.Option(
-        "--budget-steps",
-        callback=whole_or_auto,
-        help="Steps of every strategy at stage smoke, at least 8; `auto`: 50, doubled while the race cannot tell, "
-        "at most "
-        "smoke.max_budget_steps.",
-    ),
-]
-TimeLimit = Annotated[
-    float | None,
-    typer.Option(
-        "--time-limit", min=0, help="Minutes of this command after which the race begins no step that would not fit."
-    ),
-]
-Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]
-PolicyName = Annotated[str, typer.Option("--policy", help="Thresholds of the gates: default, strict, or a YAML file.")]
-Controls = Annotated[
-    bool, typer.Option("--controls", help="naive and scratch race too; otherwise they are evaluated before any step.")
-]
 DEFAULT_STAGES = "component,smoke"
 
 
@@ -72,12 +65,24 @@ def swap_vae(
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
     device: Device = "auto",
+    fail_on: FailOn = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
+    options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
+    _swap(values, set_, stages, run_dir, force, as_json, options, asked)
 
 
 @app.command("swap-text-encoder")
@@ -98,6 +103,15 @@ def swap_text_encoder(
     allow_pickle: AllowPickle = False,
     policy: PolicyName = "default",
     device: Device = "auto",
+    fail_on: FailOn = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
+    dry_run: DryRun = False,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
@@ -105,7 +119,10 @@ def swap_text_encoder(
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
         "text_encoder": {"name": candidate}
     }
-    _swap(values, set_, stages, run_dir, force, as_json, policy, device)
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
+    options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
+    options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
+    _swap(values, set_, stages, run_dir, force, as_json, options, asked)
 
 
 def _values(
@@ -130,15 +147,18 @@ def _swap(
     run_dir: Path | None,
     force: bool,
     as_json: bool,
-    policy: str,
-    device: str,
+    options: dict[str, Any],
+    asked: dict[str, Any] | None,
 ) -> None:
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
-    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device)
+    if asked is not None:
+        print_needs(config, chosen, device=options["device"], run_dir=run_dir, as_json=as_json, **asked)
+        return
+    run(config, run_dir, chosen, force=force, as_json=as_json, **options)
 
 
 def _stages(text: str) -> list[str]:
@@ -154,25 +174,6 @@ def _stages(text: str) -> list[str]:
     return chosen
 
 
-def check_names(config: Any) -> None:
-    """Misspelt names and a cache that cannot be written are refused before anything heavy is imported or a run folder
-    is made."""
-    from sanakit.registry import Registry
-
-    cache_dir()
-    for kind, name in (
-        ("vaes", config.vae.name),
-        ("text-encoders", config.text_encoder.name),
-        ("adapters", config.adapter.name),
-        ("strategies", None if config.train.strategy == "auto" else config.train.strategy),
-    ):
-        name = name.partition("?")[0] if name and kind == "text-encoders" else name
-        if name and name.partition(":")[0] not in ("path", "hub"):
-            registry: Registry[Any] = Registry(kind)
-            if name not in registry.entries():
-                registry.get(name)  # raises with suggestions
-
-
 def run(
     config: Any,
     run_dir: Path | None,
@@ -185,6 +186,11 @@ def run(
     policy: str = "default",
     resume: str = "auto",
     device: str = "auto",
+    fail_on: str | None = None,
+    seconds_per_step: float | None = None,
+    verbose: bool = False,
+    quiet: bool = False,
+    progress: str = "auto",
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
@@ -193,21 +199,21 @@ def run(
     if run_dir is not None:
         require_utf8(run_dir, "--run-dir")
     gate_policy = load_policy(policy, gate_names())
-    for option, path in (("--junit", junit), ("--markdown", markdown)):
-        if path is not None and path.is_dir():
-            raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
+    refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
 
     with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.view import print_data, print_plan, print_validation, progress_display
-        from sanakit.reporting import write_report
+        from sanakit.cli.progress import progress_of
+        from sanakit.cli.view import print_data
+        from sanakit.reporting import report_path, write_report
         from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
         placement = place(device, config)
         known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
-        with progress_display() as progress, kept_in(known):
-            swap = engine.prepare(config, folder, progress, gate_policy, placement)
-            if is_main():
+        with progress_of("none" if quiet else progress) as advance, kept_in(known):
+            swap = engine.prepare(config, folder, advance, gate_policy, stages, placement)
+            swap.seconds_per_step = seconds_per_step
+            if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
                 validation = engine.run_stages(swap, stages, force=force, resume=resume)
@@ -216,7 +222,7 @@ def run(
         raise typer.Exit
     run_path = swap.run.path
     with kept_in(run_path):
-        report = write_report(run_path, Path("reports") / f"{run_path.name}.html")
+        report = write_report(run_path, report_path(run_path))
     if junit:
         write_junit(validation, junit)
     if markdown:
@@ -226,11 +232,9 @@ def run(
         for gate in unevaluated_gates(validation):
             print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
     else:
-        if plan := swap.run.read_json("plan.json"):
-            print_plan(plan)
-        print_validation(validation, run_path, report)
+        show_result(validation, swap.run, report, verbose=verbose, quiet=quiet)
     barrier()
-    raise typer.Exit(exit_code_of(validation))
+    raise typer.Exit(exit_code_of(validation, fail_on))
 
 
 @app.command()
@@ -254,6 +258,11 @@ def validate(
     set_: Sets = None,
     allow_pickle: AllowPickle = False,
     device: Device = "auto",
+    fail_on: FailOn = None,
+    seconds_per_step: SecondsPerStep = None,
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Run one stage, of a run folder or of a named pair; without a candidate the base validates itself."""
     from sanakit.config import load_config, make_config
@@ -266,6 +275,8 @@ def validate(
         convert_native(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
+    if run_dir is not None and not (vae or text_encoder):
+        require_run(run_dir)
     if run_dir is not None and (run_dir / "config.yaml").is_file():
         config = load_config(run_dir / "config.yaml", sets)
     else:
@@ -278,5 +289,7 @@ def validate(
         }
         config = make_config(values, sets)
     check_names(config)
-    written = {"junit": junit, "markdown": markdown}
-    run(config, run_dir, chosen, force=force, as_json=as_json, policy=policy, device=device, **written)
+    options: dict[str, Any] = {"policy": policy, "device": device, "fail_on": fail_on}
+    options |= {"seconds_per_step": seconds_per_step, "junit": junit, "markdown": markdown}
+    options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
+    run(config, run_dir, chosen, force=force, as_json=as_json, **options)

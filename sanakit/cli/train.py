@@ -3,14 +3,29 @@
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import AsJson, Device, RunDir, Sets
+from sanakit.cli.dry_run import needs_options, print_needs
+from sanakit.cli.names import check_names, require_run, stage_to_resume
+from sanakit.cli.options import (
+    AsJson,
+    Device,
+    DeviceMemory,
+    NumImages,
+    PolicyName,
+    ProgressKind,
+    Quiet,
+    RunDir,
+    SecondsPerStep,
+    Sets,
+    Verbose,
+    WorldSize,
+)
 from sanakit.cli.output import print_json
-from sanakit.cli.swap import check_names, run
+from sanakit.cli.swap import run
 from sanakit.errors import SanakitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -48,17 +63,21 @@ def train(
         str | None, typer.Option("--report-to", help="Comma-separated: tensorboard, wandb, trackio, mlflow.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved configuration and stop.")] = False,
-    world_size: Annotated[
-        int | None, typer.Option("--world-size", min=1, help="With --dry-run: what a run of so many ranks will need.")
-    ] = None,
+    world_size: WorldSize = None,
+    device_memory: DeviceMemory = None,
+    seconds_per_step: SecondsPerStep = None,
+    num_images: NumImages = None,
     as_json: AsJson = False,
     device: Device = "auto",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
 ) -> None:
     """Stage full from a configuration: train, watched and resumable, and write the model.
 
     SIGTERM, SIGUSR1 and Ctrl-C save at the next step border (exit 143 or 130); the same command then goes on.
     """
-    from sanakit.config import dump_config, load_config, make_config
+    from sanakit.config import load_config, make_config
     from sanakit.presets import PRESETS
 
     if (config_file is None) == (preset is None):
@@ -74,20 +93,29 @@ def train(
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
     check_names(config)
-    if world_size is not None and not dry_run:
-        raise SanakitError("SK0104", "--world-size belongs to --dry-run; torchrun --nproc_per_node starts ranks")
-    if dry_run:
-        needs = _needs(config, world_size) if world_size else {}
-        if as_json:
-            document = {"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {})
-            print_json(document)
-            return
-        sys.stdout.write(dump_config(config))
-        for name, value in needs.items():
-            amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
-            sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
+    if asked is not None:
+        if device_memory or seconds_per_step or num_images:
+            print_needs(config, ["full"], device=device, run_dir=run_dir, as_json=as_json, **asked)
+        else:
+            _print_configuration(config, world_size, as_json)
         return
-    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device)
+    shown: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress}
+    run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device, **shown)
+
+
+def _print_configuration(config: "Config", world_size: int | None, as_json: bool) -> None:
+    """The resolved configuration, and what a rank of `world_size` needs where that is asked."""
+    from sanakit.config import dump_config
+
+    needs = _needs(config, world_size) if world_size else {}
+    if as_json:
+        print_json({"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {}))
+        return
+    sys.stdout.write(dump_config(config))
+    for name, value in needs.items():
+        amount = f"{value / 2**20:,.1f} MiB" if name in BYTES else f"{value:,}"
+        sys.stdout.write(f"# {name.replace('_', ' ')}: {amount}\n")
 
 
 def _needs(config: "Config", world_size: int) -> dict[str, int]:
@@ -132,3 +160,24 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         world_size=world_size,
     )
     return estimated.as_dict() | needs
+
+
+@app.command()
+def resume(
+    run_dir: Annotated[
+        Path, typer.Argument(help="A folder under runs/ that was interrupted, or that has a stage left.")
+    ],
+    set_: Sets = None,
+    as_json: AsJson = False,
+    policy: PolicyName = "default",
+    verbose: Verbose = False,
+    quiet: Quiet = False,
+    progress: ProgressKind = "auto",
+) -> None:
+    """Go on with a run where it stopped: a stage that was interrupted, else the next one."""
+    from sanakit.config import load_config
+
+    require_run(run_dir)
+    config = load_config(run_dir / "config.yaml", set_)
+    options: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress, "policy": policy}
+    run(config, run_dir, [stage_to_resume(run_dir)], force=False, as_json=as_json, **options)

@@ -111,7 +111,7 @@ def latent_job(
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
         for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(size), _decoders()):
             images = to_images(pixels)
-            most = most or batch_size(placement, BATCH_SIZE, lambda images=images: encode(images[:1]))
+            most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
             found, most = in_batches(images, most, encode, what=what)
             rows += found
             progress(what, chunk.stop, len(dataset))

@@ -13,6 +13,8 @@ from sanakit.errors import warning_text
 SAMPLE = 512  # images whose size is read where a data set was not screened
 MUCH = 0.25  # share of the area that may be cut or padded without a warning
 REASONS = 3  # that the line names
+EXAMPLES = 2  # captions that are shown
+MEASURED = 64  # images whose sizes are told
 
 
 def describe(dataset: ImageDataset) -> dict[str, Any]:
@@ -38,6 +40,8 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
         "fit": dataset.fit,
         "area_share": round(float(shares.mean()), 4),
         "area_largest": round(float(shares.max()), 4),
+        "sizes": _sizes_text(dataset),
+        "examples": examples(dataset),
     }
 
 
@@ -65,6 +69,9 @@ def describe_lines(dataset: ImageDataset, *, ledger: str = "ledger.jsonl", bucke
         lines.append(f"  read otherwise than they are: {'; '.join(told)}")
     if survey.ignored:
         lines.append(f"  ignored: {survey.ignored.text()}")
+    if facts["examples"]:
+        captions = "; ".join(f"{row['caption']:.80} ({row['name']})" for row in facts["examples"])
+        lines.append(f"  sizes {facts['sizes']}; captions such as: {captions}")
     if facts["area_share"] > MUCH and not buckets:
         lines.append("warning: " + warning_text("SK0405", _cost(facts)))
     return [safe_name(line) for line in lines]
@@ -76,6 +83,35 @@ def _cost(facts: dict[str, Any]) -> str:
         f"data.fit {facts['fit']} {done} {facts['area_share']:.0%} of the area of an image on average "
         f"({facts['area_largest']:.0%} at most), {MUCH:.0%} expected at most"
     )
+
+
+def examples(dataset: ImageDataset) -> list[dict[str, str]]:
+    """The first caption of EXAMPLES images at even distances."""
+    chosen = _spread(len(dataset), EXAMPLES)
+    return [
+        {
+            "name": safe_name(dataset.names[i]),
+            "caption": safe_name(dataset.captions[i][0] if dataset.captions[i] else ""),
+        }
+        for i in chosen
+    ]
+
+
+def _spread(length: int, count: int) -> list[int]:
+    """At most `count` rows of `length` at even distances."""
+    return np.linspace(0, length - 1, min(count, length)).astype(int).tolist() if length else []
+
+
+def _sizes_text(dataset: ImageDataset) -> str:
+    """`96 x 96 px`, or from the smallest to the largest by area, of MEASURED images at even distances."""
+    chosen = _spread(len(dataset), MEASURED)
+    sizes = sorted((image_size(dataset.images[i]) for i in chosen), key=lambda size: (size[0] * size[1], size))
+    if not sizes:
+        return ""
+    (width, height), (most_width, most_height) = sizes[0], sizes[-1]
+    if sizes[0] == sizes[-1]:
+        return f"{width} x {height} px"
+    return f"{width} x {height} to {most_width} x {most_height} px"
 
 
 def _shares(dataset: ImageDataset) -> np.ndarray:

@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from sanakit.drift.about import about_side
 from sanakit.drift.compare import Comparison
 from sanakit.drift.evidence import evidence
 from sanakit.drift.sample import Sample
@@ -36,7 +37,8 @@ def write_page(
         for side, source in zip(SIDES, sources, strict=True):
             rows = [row for row, _ in parts["farthest"].get(side, [])]
             carried[kind][side] = shown_rows(source, kind, rows) if source else {}
-    return write_drift_report(comparison.as_dict(), moments, shown, carried, *labels, out)
+    about = {side: about_side(source, sides[side]) for side, source in zip(SIDES, sources, strict=True)}
+    return write_drift_report(comparison.as_dict(), moments, shown, carried, *labels, out, about)
 
 
 def stated_moments(sample: Sample) -> dict[str, Any]:

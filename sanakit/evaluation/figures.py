@@ -1,5 +1,6 @@
 """Small images for reports: grids, reconstruction pairs with an error map."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 COLUMNS = 8
+SHOWN = 256  # pixels a side of an image that is shown beside others
 
 
 def to_uint8(images: Tensor) -> np.ndarray:
@@ -30,6 +32,25 @@ def save_grid(
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(canvas).save(path, optimize=True)
     return {"section": section, "title": title, "caption": caption, "file": f"figures/{name}.png"}
+
+
+def save_compared(
+    run_dir: Path, stage: str, prompts: Sequence[tuple[str, str]], sides: dict[str, Tensor]
+) -> list[dict[str, str]]:
+    """Images that a page shows side by side, one row of figures.json a prompt. prompts: with the split that each comes
+    from. sides: (B, 3, H, W) in [-1, 1] by name; images of more than SHOWN pixels a side are shrunk."""
+    folder = run_dir / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    for number, (prompt, split) in enumerate(prompts):
+        row = {"section": "compared", "stage": stage, "prompt": prompt, "split": split, "title": prompt, "caption": ""}
+        for side, images in sides.items():
+            image = Image.fromarray(to_uint8(images[number : number + 1])[0])
+            image.thumbnail((SHOWN, SHOWN))
+            row[side] = f"figures/compared-{stage}-{number}-{side}.png"
+            image.save(run_dir / row[side], optimize=True)
+        rows.append(row | {"file": row["candidate"]})
+    return rows
 
 
 def error_map(images: Tensor, reconstructed: Tensor) -> Tensor:

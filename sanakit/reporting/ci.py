@@ -46,10 +46,10 @@ def write_markdown(validation: Mapping[str, Any], path: Path) -> None:
 def markdown(validation: Mapping[str, Any]) -> str:
     """Verdict, then what did not pass, then every gate folded away."""
     verdict = validation["verdict"]
-    lines = [
-        f"## {SIGNS.get(verdict, '')} {verdict}: {cell(validation['candidate'])} in {cell(validation['base'])}",
-        "",
-    ]
+    title = f"{verdict}: {cell(validation['candidate'])} in {cell(validation['base'])}"
+    lines = [f"## {SIGNS.get(verdict, '')} {title}", ""]
+    if decision := validation.get("decision"):
+        lines += [f"Decision: **{cell(decision['answer'])}**. {cell(decision['reason'])}", ""]
     gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
     open_gates = [gate for gate in gates if gate["verdict"] != "pass"]
     head = ["| | gate | reads | threshold | what to do |", "|---|---|---|---|---|"]

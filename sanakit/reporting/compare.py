@@ -1,27 +1,38 @@
 """Many runs on one page: a leaderboard, each run's gates that did not pass, and race curves over steps."""
 
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from sanakit.decision import ANSWERS, decide_swap
 from sanakit.reporting.charts import is_number, legend, line_chart
+from sanakit.reporting.conclusions import nearest_at_the_end
+from sanakit.reporting.decided import MOODS, WORDS, cost_text
+from sanakit.reporting.first_screen import side_by_side, spread
 from sanakit.reporting.folder import read_as_run, read_json
 from sanakit.reporting.page import environment, write_html
+from sanakit.reporting.report import HEAD, page_mark
 
 Row = dict[str, Any]
 ORDER = ("pass", "inconclusive", "fail")
 PSNR = "PSNR"
+THUMBNAILS = 2  # prompts a run
 
 
 def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
-    """One row a run, best first: verdict, then the error over the base's. Raises SK0109 for a folder that is no run."""
+    """One row a run, best first: decision, verdict, then the error over the base's.
+
+    Raises SK0109 for a folder that is no run.
+    """
     rows = [_row(path) for path in dict.fromkeys(p.resolve() for p in run_dirs)]
 
     def far(row: Any) -> float:
         return row["error_ratio"] if is_number(row["error_ratio"]) else float("inf")
 
-    rows.sort(key=lambda row: (ORDER.index(row["verdict"]), far(row), row["run"]))
+    rows.sort(key=lambda row: (ANSWERS.index(row["answer"]), ORDER.index(row["verdict"]), far(row), row["run"]))
     return [{"rank": rank, **row} for rank, row in enumerate(rows, 1)]
 
 
@@ -38,7 +49,12 @@ def _read(path: Path) -> Row:
     best: Row = next((c for c in strategy.get("candidates") or [] if c["name"] == strategy.get("recommended")), {})
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     quality = [g["value"] for g in gates if g["code"] == "SK0504"]
-    component = {row["metric"]: row for row in (read_json(path / "component.json", {}).get("rows") or [])}
+    provenance: Row = read_json(path / "provenance.json", {})
+    rows = read_json(path / "component.json", {}).get("rows") or []
+    decision = validation.get("decision") or decide_swap(
+        {**validation, "stages": stages}, component=rows, tolerance=(race.get("target") or {}).get("tolerance")
+    )
+    component = {row["metric"]: row for row in rows}
     return {
         "run": path.name,
         "folder": str(path),
@@ -58,9 +74,41 @@ def _read(path: Path) -> Row:
         "measure": (race.get("target") or {}).get("measure"),
         "error_ratio": quality[-1] if quality else None,
         "seconds": sum(stage.get("seconds") or 0 for stage in stages.values()),
+        "answer": decision["answer"],
+        "cost": cost_text(decision["cost"]),
+        "data": ((provenance.get("data") or {}).get("source")),
+        "data_fingerprint": (provenance.get("data") or {}).get("fingerprint"),
+        "base_psnr": (component.get(PSNR) or {}).get("base"),
         "steps": best.get("steps") or [],
         "errors": best.get("relative_errors") or [],
     }
+
+
+def differing(rows: Sequence[Row]) -> list[str]:
+    """A warning for every fact in which the runs differ and without which they cannot be ranked."""
+    warnings = []
+    for key, what, means in (
+        ("kind", "kind of swap", "a VAE and a text encoder are not ranked against each other"),
+        ("base", "base", "errors are in units of each run's own base"),
+        ("data", "data", "held-out images are not the same"),
+    ):
+        values = sorted({str(row[key]) for row in rows if row.get(key)})
+        if len(values) > 1:
+            warnings.append(f"The runs differ in their {what} ({', '.join(values)}): {means}.")
+    prints = {row["data_fingerprint"] for row in rows if row.get("data_fingerprint")}
+    if len(prints) > 1 and len({row["data"] for row in rows if row.get("data")}) == 1:
+        warnings.append("The runs name the same data, and its content differs: held-out images may not be the same.")
+    return warnings
+
+
+def report_of(row: Row, out: Path) -> str:
+    """The run's report beside the page, as a relative address; empty where there is none."""
+    mark = page_mark(Path(row["folder"]))
+    for folder in (out.parent, Path("reports")):
+        for page in (folder / f"{row['run']}.html", folder / f"{row['run']}-{mark}.html"):
+            if page.is_file() and mark in page.read_text(encoding="utf-8", errors="replace")[:HEAD]:
+                return quote(os.path.relpath(page, out.parent))
+    return ""
 
 
 def write_comparison(rows: Sequence[Row], out: Path) -> Path:
@@ -69,13 +117,21 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
     series = [
         (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
+    shown = [
+        row
+        | {"report": report_of(row, out), "pairs": spread(side_by_side(Path(row["folder"])), THUMBNAILS)}
+        | {"word": WORDS[row["answer"]], "mood": MOODS[row["answer"]]}
+        for row in rows
+    ]
     title = "Error over the base's, recommended strategy of each run"
     chart = line_chart(series, title=title, x_label="step", y_label="error over the base's", limit=1.0)
     html = (
         environment()
         .get_template("compare.html.j2")
         .render(
-            rows=rows,
+            rows=shown,
+            warnings=differing(rows),
+            says=nearest_at_the_end([(name, [(x + 1, y) for x, y in points]) for name, points in series]),
             counts=Counter(row["verdict"] for row in rows),
             chart=chart,
             legend=legend([n for n, _ in series]) if series else "",

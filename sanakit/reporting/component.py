@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sanakit.decision import MEASURES
+from sanakit.reporting import conclusions
 from sanakit.reporting.charts import Series, bar_chart, heat_map, is_number, legend, line_chart
 from sanakit.reporting.page import panel
 
@@ -11,15 +13,21 @@ Row = dict[str, Any]
 MEASURED = {"unit": "", "base": None, "candidate": None, "better": ""}
 MOMENTS = {"mean": "mean", "std": "standard deviation", "skewness": "skewness", "kurtosis": "excess kurtosis"}
 SHORT = {"mean": "mean", "std": "sd", "skewness": "skewness", "kurtosis": "kurtosis"}
+NOISE = {measure.metric: measure.noise for measure in MEASURES.values() if not measure.unit}
 PER_CHANNEL_FROM = 4  # readings of one name at one step from which they are a chart, not rows of a table
 
 
 def compared(row: Row) -> Row:
-    """Adds the relative change, and whether that is better, worse or neither."""
+    """Adds the relative change, and whether that is better, worse or neither; "same" where its interval holds zero."""
     base, candidate = row["base"], row["candidate"]
     if not (is_number(base) and is_number(candidate)) or not base:
         return row | {"change": None, "sense": ""}
+    ends = row.get("difference_low"), row.get("difference_high")
+    if is_number(ends[0]) and is_number(ends[1]) and ends[0] <= 0 <= ends[1]:
+        return row | {"change": "same", "sense": ""}
     up, change = candidate > base, (candidate - base) / abs(base)
+    if abs(change) <= NOISE.get(row["metric"], 0.0):
+        return row | {"change": "same", "sense": ""}
     sense = "" if candidate == base or not row["better"] else "better" if up == (row["better"] == "higher") else "worse"
     text = "same" if not change else f"× {candidate / base:.3g}" if abs(change) >= 10 else f"{change:+.1%}"
     return row | {"change": text, "sense": sense}
@@ -34,7 +42,8 @@ def channel_charts(channels: Mapping[str, Any], kind: str) -> list[Row]:
         count = max((len(values) for _, values in series), default=0)
         rows = [[i, *(values[i] if i < len(values) else None for _, values in series)] for i in range(count)]
         svg = bar_chart(series, title=title, y_label=name)
-        charts += panel(title, svg, ["channel", *sides], rows, key=legend(sides, bars=True))
+        says = conclusions.ranges(series)
+        charts += panel(title, svg, ["channel", *sides], rows, key=legend(sides, bars=True), says=says)
     return charts
 
 
@@ -55,14 +64,17 @@ def channel_heat(channels: Mapping[str, Any]) -> list[Row]:
     svg = heat_map(values, rows=rows, columns=[str(i) for i in range(count)], title=title)
     table = [[i, *(row[i] if i < len(row) else None for row in values)] for i in range(count)]
     note = "The deeper, the further, each row by its own largest; two colours for above and below."
-    return panel(title, svg, ["channel", *rows], table, note=note)
+    says = conclusions.farthest_cell(rows, values)
+    return panel(title, svg, ["channel", *rows], table, note=note, says=says)
 
 
 def measured_curve(curve: Row) -> list[Row]:
     series: list[Series] = [(name, points) for name, points in curve["series"].items() if points]
     svg = line_chart(series, title=curve["title"], x_label=curve["x"], y_label=curve["y"])
     rows = [[name, *point] for name, points in series for point in points]
-    return panel(curve["title"], svg, ["series", curve["x"], curve["y"]], rows, key=legend([n for n, _ in series]))
+    columns, names = ["series", curve["x"], curve["y"]], [n for n, _ in series]
+    says = conclusions.curve(curve["title"], series)
+    return panel(curve["title"], svg, columns, rows, key=legend(names), says=says)
 
 
 def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> list[Row]:
@@ -73,7 +85,7 @@ def similarity_maps(similarity: Mapping[str, Any], prompts: Sequence[str]) -> li
         labels = [f"{i} {prompt}" for i, prompt in zip(names, prompts, strict=True)]
         svg = heat_map(matrix, rows=labels, columns=names, title=title)
         rows = [[label, *row] for label, row in zip(labels, matrix, strict=True)]
-        charts += panel(title, svg, ["prompt", *names], rows)
+        charts += panel(title, svg, ["prompt", *names], rows, says=conclusions.cosines(matrix))
     return charts
 
 
@@ -97,5 +109,6 @@ def component_readings(readings: Sequence[Row]) -> Row:
             continue
         title = rows[0]["title"] or name
         svg = bar_chart([(name, [r["value"] for r in rows])], title=title, y_label="value", x_label="place")
-        charts += panel(title, svg, ["where", "value"], [[r["where"], r["value"]] for r in rows])
+        says = conclusions.largest_place(rows)
+        charts += panel(title, svg, ["where", "value"], [[r["where"], r["value"]] for r in rows], says=says)
     return {"component_readings": table, "reading_charts": charts}

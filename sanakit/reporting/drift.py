@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
 from sanakit.reporting.ci import CAUSE, likely_causes
+from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
@@ -40,9 +41,10 @@ def write_drift_report(
     reference: str,
     current: str,
     out: Path,
+    about: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
 ) -> Path:
     """comparison: what `sanakit drift --json` prints. evidence: of `drift.evidence`, by kind. carried: images and
-    labels of the rows that differ most, where a side has them."""
+    labels of the rows that differ most, where a side has them. about: {kind, count, encoder, data} of each side."""
 
     def order(r: Any) -> tuple[bool, float]:
         return (not r["alarm"], 1 if r["p_value"] is None else r["p_value"])
@@ -55,6 +57,8 @@ def write_drift_report(
         verdict=comparison["verdict"],
         why=why(comparison["verdict"], readings),
         causes=likely_causes(comparison["readings"]),
+        **summary(comparison["verdict"], evidence, carried),
+        sides=sides_text(about or {}),
         readings=readings,
         panels=[panel for kind in kinds for panel in _panels(kind, moments[kind], evidence.get(kind, {}))],
         farthest=[

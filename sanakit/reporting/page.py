@@ -50,7 +50,15 @@ def duration(seconds: float | None) -> str:
 
 
 def panel(
-    title: str, svg: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, key: str = "", note: str = ""
+    title: str,
+    svg: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    key: str = "",
+    note: str = "",
+    says: str = "",
 ) -> list[Row]:
-    """A panel, or nothing when no value was left to draw."""
-    return [{"title": title, "svg": svg, "legend": key, "note": note, "columns": columns, "rows": rows}] if svg else []
+    """A panel, or nothing when no value was left to draw. says: what to conclude, in one line."""
+    shown = {"title": title, "svg": svg, "legend": key, "note": note, "says": says, "columns": columns, "rows": rows}
+    return [shown] if svg else []

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sanakit.reporting import conclusions
 from sanakit.reporting.charts import Series, legend, line_chart
 from sanakit.reporting.page import panel
 
@@ -38,5 +39,6 @@ def drift_charts(readings: Sequence[Row]) -> list[Row]:
             [r["stage"], r["step"], r["where"], r["value"], r["p_value"], "alarm" if r["alarm"] else ""] for r in rows
         ]
         columns = ["stage", "step", "where", "value", "p", "alarm"]
-        charts += panel(title, svg, columns, table, key=legend(list(lines)), note="Ringed: alarm." if marks else "")
+        note, says = "Ringed: alarm." if marks else "", conclusions.alarms(rows)
+        charts += panel(title, svg, columns, table, key=legend(list(lines)), note=note, says=says)
     return charts

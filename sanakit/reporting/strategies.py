@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sanakit.reporting import conclusions
 from sanakit.reporting.charts import Series, forecast_bar, is_number, legend, line_chart
 from sanakit.reporting.ci import share
 from sanakit.reporting.page import duration, number, panel
@@ -47,11 +48,53 @@ def _interval(row: Row) -> str:
     return f" ({row['interval']:.0%} interval {low:,.0f} to {'open' if high is None else f'{high:,.0f}'} steps)"
 
 
-def with_forecast_bars(candidates: list[Row]) -> list[Row]:
-    limit = max((c[n] for c in candidates for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
+def left_at(row: Row, race: Row) -> int | None:
+    """The step at which an arm left the race because it was clearly worse; None for one that arrived or ran to the
+    end."""
+    steps, budget = row.get("steps") or [], race.get("budget_steps")
+    if row.get("dropped"):
+        return int(steps[-1]) if steps else 0
+    arrived = is_number(row.get("predicted_steps")) and steps and row["predicted_steps"] <= steps[-1]
+    if not steps or not budget or not 0 < steps[-1] < budget or arrived or row.get("finalist", True):
+        return None
+    return int(steps[-1])
+
+
+def outcome(row: Row, race: Row) -> str:
+    """What the race says of a strategy. A forecast means something for one that arrived or ran to the end; of any other
+    it is said why it left."""
+    if not row.get("raced", True):
+        return "not trained (--controls)"
+    if row.get("diverged"):
+        return "diverged"
+    left = left_at(row, race)
+    return steps_text(row) if left is None else f"left: {why_left(row, left)}"
+
+
+def why_left(row: Row, step: int | None) -> str:
+    """The reason that strategy.json states; runs of earlier versions dropped an arm for one reason only."""
+    return str(row.get("dropped") or f"clearly worse at step {step}")
+
+
+def steps_text(row: Row) -> str:
+    steps, low, high = (row.get(f"predicted_steps{end}") for end in ("", "_low", "_high"))
+    known = "not in sight" if steps is None else f"{steps:,.0f}"
+    return known if low is None else f"{known} ({low:,.0f} to {'open' if high is None else f'{high:,.0f}'})"
+
+
+def with_forecast_bars(candidates: list[Row], race: Row) -> list[Row]:
+    """Rows of the table: what is told of each, and a bar for a forecast that means something."""
+    told = [c | {"left": (left := left_at(c, race)), "left_why": why_left(c, left)} for c in candidates]
+    means = [c for c in told if c["left"] is None and c["raced"] and not c["diverged"]]
+    limit = max((c[n] for c in means for n in FORECAST if is_number(c[n])), default=0.0) or 1.0
     return [
-        c | {"bar": forecast_bar(c["predicted_steps"], c["predicted_steps_low"], c["predicted_steps_high"], limit)}
-        for c in candidates
+        c
+        | {
+            "bar": forecast_bar(c["predicted_steps"], c["predicted_steps_low"], c["predicted_steps_high"], limit)
+            if c in means
+            else ""
+        }
+        for c in told
     ]
 
 
@@ -69,7 +112,7 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
     lines: list[Series] = []
     bands: list[Series] = []
     rows: list[list[Any]] = []
-    for c in candidates:
+    for c in (c for c in candidates if c["raced"]):  # a control before any step would stretch the axis
         points = [(step + 1, e) for step, e in zip(c.get("steps") or [], c.get("relative_errors") or [], strict=False)]
         if not points:
             continue
@@ -77,7 +120,7 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
         rows += [[c["name"], "measured", step - 1, e] for step, e in points]
         low, high = c["predicted_steps_low"], c["predicted_steps_high"]
         last = points[-1]
-        if is_number(goal) and is_number(low) and low + 1 > last[0] and budget:
+        if is_number(goal) and is_number(low) and low + 1 > last[0] and budget and left_at(c, race) is None:
             edge = FORECAST_SHOWN * budget
             ends = [min(low + 1, edge), min(high + 1 if is_number(high) else edge, edge)]
             bands.append((c["name"], [last, *((x, goal) for x in ends)]))
@@ -94,6 +137,7 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
         rows,
         key=legend([n for n, _ in lines], colours),
         note=note,
+        says=conclusions.nearest_at_the_end(lines),
     )
 
 
@@ -126,7 +170,8 @@ def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> lis
     svg = line_chart(lines, title=title, colours=colours, **options)
     note = "Strategies that start alike share a line."
     columns = ["start", "sigma", "depth", "relative squared distance"]
-    return panel(title, svg, columns, rows, key=legend([name for name, _ in lines], colours), note=note)
+    says = conclusions.nearest_start({name: found.get(middle) or [] for name, found in starts.items()})
+    return panel(title, svg, columns, rows, key=legend([name for name, _ in lines], colours), note=note, says=says)
 
 
 def loss_curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) -> list[Row]:
@@ -151,6 +196,7 @@ def loss_curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) 
         rows,
         key=legend([n for n, _ in held_out], colours),
         note=note,
+        says=conclusions.lowest_at_the_end(held_out, "held-out loss"),
     )
 
 
@@ -164,7 +210,8 @@ def loss_by_sigma(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]
     title = f"Loss by sigma at the last step, stage {stage}"
     svg = line_chart(series, title=title, x_label="sigma (1 = noise)", y_label="loss", colours=colours)
     rows = [[name, last[name]["step"], *point] for name, points in series for point in points]
-    return panel(title, svg, ["strategy", "step", "sigma", "loss"], rows, key=legend(list(last), colours))
+    columns, says = ["strategy", "step", "sigma", "loss"], conclusions.largest_loss(series)
+    return panel(title, svg, columns, rows, key=legend(list(last), colours), says=says)
 
 
 def cost_rows(stages: Sequence[Row], candidates: Sequence[Row]) -> list[list[Any]]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from sanakit.alignment import rank_layers
 from sanakit.assembly import LatentDiffusion
@@ -25,7 +26,8 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
-from sanakit.run import RunFolder
+from sanakit.run import RunFolder, stage_key
+from sanakit.swap.early import refuse_image_size, sample_parts, truth_of
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
@@ -46,7 +48,7 @@ WEIGHED = 64  # images of the training split that tell how much each noise level
 class Swap:
     """One swap with its run folder. resume: auto, never, or a checkpoint folder. ledger: where the ledger of refused
     data is written; None is a file in the cache. begun: reading of time.monotonic from which `smoke.time_limit`
-    counts."""
+    counts. seconds_per_step: of the machine that the full run is planned for, where the user states it."""
 
     config: Config
     run: RunFolder
@@ -56,6 +58,7 @@ class Swap:
     ledger: Path | None = None
     placement: Placement = field(default_factory=host)
     begun: float = field(default_factory=time.monotonic)
+    seconds_per_step: float | None = None
 
     @property
     def bare(self) -> bool:
@@ -69,9 +72,7 @@ class Swap:
     @cached_property
     def base_system(self) -> LatentDiffusion:
         system = self.base.system(placement=self.placement, part="base")
-        if system.image_size != self.config.data.image_size:
-            asked, trained = self.config.data.image_size, system.image_size
-            raise SanakitError("SK0104", f"data.image_size is {asked}, {self.base.name} was trained at {trained}")
+        refuse_image_size(self.base, self.config.data.image_size)
         return system
 
     @cached_property
@@ -216,21 +217,23 @@ class Swap:
 
     def sample_prompts(self) -> list[str]:
         """Half of them of the training images, half held out; spread over the data set."""
-        train, test = self.splits
-        count = self.config.smoke.samples
+        return [prompt for _, prompts, _ in self._sample_parts() for prompt in prompts]
 
-        def pick(images: ImageDataset, number: int) -> list[str]:
-            captions = images.evaluation_captions()
-            return [captions[i] for i in np.linspace(0, len(captions) - 1, number).astype(int)]
+    def sample_truth(self) -> tuple[Tensor, list[str]]:
+        """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
+        return truth_of(self._sample_parts(), self.config.data.image_size)
 
-        return pick(train, count // 2) + pick(test, count - count // 2)
+    def _sample_parts(self) -> list[tuple[ImageDataset, list[str], str]]:
+        return sample_parts(self.splits, self.config.smoke.samples)
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
+        if stage == "full" and self.config.train.strategy == "auto":  # what is trained is the race's recommendation
+            base = base | {"strategy": str(self.run.read_json("strategy.json", {}).get("recommended"))}
         data = [self.images.fingerprint, EVALUATED_BY]
-        return hash_record([stage, self.run.key, self.candidate_identity, data, base])
+        return hash_record([stage, stage_key(self.config, stage), self.candidate_identity, data, base])
 
     @property
     def candidate_identity(self) -> str:
@@ -285,9 +288,10 @@ def prepare(
     run_dir: Path | None,
     progress: Progress,
     policy: Policy = DEFAULT,
+    stages: Sequence[str] = (),
     placement: Placement | None = None,
 ) -> Swap:
-    """Load what can be refused (base, candidate, images) before a run folder is made."""
+    """Load what can be refused (base, candidate, images) before a run folder is made. stages: that are about to run."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
     swap = Swap(
@@ -298,8 +302,10 @@ def prepare(
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
         placement=placement or host(),
     )
+    if not swap.bare:
+        refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+    swap.run = RunFolder.open(config, run_dir, stages, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
     swap.config = swap.run.config
     return swap

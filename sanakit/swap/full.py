@@ -14,14 +14,16 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, local
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import conditional_gain
-from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
 from sanakit.swap.core_journal import CoreJournal
 from sanakit.swap.distill import Teacher
+from sanakit.swap.early import require_that_prompts_matter
 from sanakit.swap.encoder_training import as_encoded_now, encoder_group, trainable_copy
+from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.gradual import join_gradually
 from sanakit.swap.journal import go_on_from
 from sanakit.swap.model_folder import gathered, write_model
@@ -45,8 +47,10 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
-    config, test = swap.config, swap.candidate_data[1]
-    strategy = strategy_of(config, swap.run.read_json("strategy.json") or {})
+    raced = swap.run.read_json("strategy.json") or {}
+    config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
+    require_that_prompts_matter(swap)
+    test, strategy = swap.candidate_data[1], strategy_of(config, raced)
     system = starting_system(swap, strategy)
     encoder: TextEncoder | None = None
     if config.text_encoder.learning_rate:
@@ -67,7 +71,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         torch.manual_seed(config.train.seed)
         groups = strategy.parameter_groups(system.core)
     groups = layer_groups(system.core, groups, config.train.layer_decay)
-    share, steps = config.train.gradual, config.train.max_steps
+    share, steps = config.train.gradual, config.train.steps
     groups = join_gradually(system.core, groups, kind=config.kind, share=share, max_steps=steps)
     if encoder and (strategy.teacher or not groups):
         what = "learns from the base's own images" if strategy.teacher else "trains no core beside it"
@@ -223,7 +227,10 @@ def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
             swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
         )
 
-    swap.add_figures("full", [grid(label) for label in images])
+    truth, splits = swap.sample_truth()
+    told = list(zip(prompts, splits, strict=True))
+    compared = save_compared(swap.run.path, "full", told, {"truth": truth} | images)
+    swap.add_figures("full", [grid(label) for label in images] + compared)
 
 
 def reference_latents(stream: LatentDataset) -> list[Tensor]:

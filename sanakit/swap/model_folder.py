@@ -32,7 +32,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, wi
         encoder = save_encoder(system.text_encoder, folder)
     is_vae = swap.config.kind == "vae"
     card = {
-        "recipe": f"sanakit, strategy {strategy}, {swap.config.train.max_steps} steps",
+        "recipe": f"sanakit, strategy {strategy}, {swap.config.train.steps} steps",
         "seed": swap.config.train.seed,
         "base": swap.base.name,
         "embedded": swap.base.embedded,

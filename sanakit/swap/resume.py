@@ -49,10 +49,35 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
             set_aside(checkpoints)
         barrier()
         return
-    source = latest(checkpoints) if resume == "auto" else Path(resume)
+    source = checkpoint_to_take(checkpoints, facts) if resume == "auto" else Path(resume)
     if source is not None:
         folder = source if resume == "auto" else latest(source) or source
         load_checkpoint(folder, state.module, state, facts_for(folder, facts))
+
+
+def checkpoint_to_take(checkpoints: Path, facts: dict[str, Any]) -> Path | None:
+    """The newest checkpoint; where it lies beyond the step at which the rate began to fall and the run is to be longer,
+    the newest one of the course that both share."""
+    newest = latest(checkpoints)
+    if newest is None or agrees(newest, facts):
+        return newest
+    older = sorted((path.parent for path in checkpoints.glob("step-*/manifest.json")), reverse=True)
+    shared = next((folder for folder in older if folder != newest and agrees(folder, facts)), None)
+    if shared is None:
+        return newest  # load_checkpoint names every field that differs
+    if is_main():
+        told = f"goes on from {shared.name}, where the learning rate of the earlier run began to fall"
+        print(f"train.max_steps is {facts['train.max_steps']} now: {told}", file=sys.stderr)
+    return shared
+
+
+def agrees(folder: Path, facts: dict[str, Any]) -> bool:
+    """Whether a checkpoint is of this run's course."""
+    try:
+        other = json.loads((folder / "manifest.json").read_text())["record"]["facts"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(other == json.loads(json.dumps(facts_for(folder, facts))))
 
 
 def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

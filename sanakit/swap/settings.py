@@ -10,6 +10,7 @@ from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
 from sanakit.training.loop import TrainOptions
 
+UNDECIDED = 1  # steps of options that are not trained by: a race has steps of its own, stage full decides first
 EMBEDDED_HORIZON = 2000  # steps that the decision study's runs went
 HORIZON = 50_000  # of any other core: DC-Gen trained its interface layers alone for 5,000 to 20,000
 
@@ -62,6 +63,7 @@ def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
         "precision": "fp32" if section.precision == "auto" else section.precision,
         "gradient_checkpointing": section.gradient_checkpointing is True,
         "accumulate": parts_of(section, section.batch_size // world_size()),
+        "max_steps": section.max_steps or UNDECIDED,
         "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,
     }

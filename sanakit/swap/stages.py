@@ -5,6 +5,7 @@ agrees.
 """
 
 import json
+import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 
 from sanakit.checks import StageResult, evaluate_stage
-from sanakit.checks.causes import decisive
 from sanakit.checks.component import Measured, measure_text_encoder, measure_vae
 from sanakit.checks.diffusability import FEWEST, compare_panels
 from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
@@ -22,7 +22,7 @@ from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.errors import SanakitError
-from sanakit.evaluation.figures import save_grid
+from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
@@ -31,6 +31,7 @@ from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
+from sanakit.swap.decided import decided, tokens_row
 from sanakit.swap.ending import RaceResult
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
@@ -53,9 +54,9 @@ def component(swap: Swap) -> StageResult:
     held_out = swap.splits[1]
     evaluation_images = held_out.subset(list(range(min(swap.config.component.num_images, len(held_out)))))
     is_vae = isinstance(swap.candidate, VAE)
-    own = None if swap.bare else swap.base_system.vae if is_vae else swap.base_system.text_encoder
-    with swap.placement.holding(swap.candidate, own, extractor()):
-        measured = _measured(swap, own, evaluation_images)
+    replaced = None if swap.bare else swap.base_system.vae if is_vae else swap.base_system.text_encoder
+    with swap.placement.holding(swap.candidate, replaced, extractor()):
+        measured = _measured(swap, replaced, evaluation_images)
     if not is_vae:
         if not measured.evidence["nonfinite_embeddings"] and swap.layers:
             swap.run.write_json("layers.json", swap.layers)
@@ -67,8 +68,10 @@ def component(swap: Swap) -> StageResult:
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
         images = to_images(dataset.pixels(swap.config.data.image_size))
-        with swap.placement.holding(swap.candidate, own, extractor()):
-            measured.rows += compare_panels(own, swap.candidate, images)
+        base_vae = None if swap.bare else swap.base_system.vae
+        measured.rows += tokens_row(swap)
+        with swap.placement.holding(swap.candidate, base_vae, extractor()):
+            measured.rows += compare_panels(base_vae, swap.candidate, images)
     kept = ("rows", "channels", "curves", "similarity", "prompts")
     swap.run.write_json("component.json", {name: getattr(measured, name) for name in kept})
     swap.run.append("readings.jsonl", [r.as_dict() | {"stage": "component"} for r in measured.readings])
@@ -159,12 +162,15 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
         "base": "base",
         "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
     }
+    sides = {}
     for done, (label, system) in enumerate((("base", swap.base_system), ("candidate", best.system))):
         swap.progress("sampling", done, 2)
-        images = sample_images(system, prompts, seed=swap.config.train.seed)
+        sides[label] = sample_images(system, prompts, seed=swap.config.train.seed)
         name = f"samples-smoke-{label}"
-        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], "; ".join(prompts)))
-    return figures
+        figures.append(save_grid(swap.run.path, name, sides[label], "samples", titles[label], "; ".join(prompts)))
+    truth, splits = swap.sample_truth()
+    told = list(zip(prompts, splits, strict=True))
+    return figures + save_compared(swap.run.path, "smoke", told, {"truth": truth} | sides)
 
 
 def full(swap: Swap) -> StageResult:
@@ -207,7 +213,9 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             validation["stages"][stage] = _evaluated(stage_result.results) | {
                 "not_applied": stage_result.not_applied,
                 "seconds": round(time.perf_counter() - start, 1),
+                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
                 "measured": measured,
+                **({"steps": swap.config.train.max_steps} if stage == "full" else {}),
                 "fingerprint": fingerprint,
             }
             finish(swap, validation)
@@ -254,26 +262,8 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
     if layers := swap.run.read_json("layers.json"):
         validation["layers"] = layers
-    verdict = Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()])
-    validation["verdict"] = str(verdict)
+    validation["verdict"] = str(Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()]))
     validation["policy"] = swap.policy.as_dict()
-    validation["next"] = _next_command(swap, validation, verdict)
+    validation |= decided(swap, validation)
     swap.run.write_json("validation.json", validation)
     return validation
-
-
-def _next_command(swap: Swap, validation: dict[str, Any], verdict: Verdict) -> str:
-    gates = [gate for stage in validation["stages"].values() for gate in stage["gates"]]
-    first = decisive(gates) or next((gate for gate in gates if gate.get("error")), None)
-    if first:
-        return f"sanakit explain {first['code']}"
-    if swap.bare:
-        kind = "vae" if swap.config.kind == "vae" else "text-encoder"
-        return f"sanakit swap-{kind} --candidate {swap.config.candidate}"
-    wanted = ("full",) if swap.config.train.target == "vae" else STAGES
-    pending = [s for s in wanted if s not in validation["stages"]]
-    if pending:
-        return f"sanakit validate --stage {pending[0]} --run-dir {swap.run.path}"
-    if swap.config.train.target == "vae":
-        return f"sanakit swap-vae --candidate path:{swap.run.path}/vae"
-    return f"sanakit sample --model {swap.run.path}/model --prompt 'red apple' --out sample.png"

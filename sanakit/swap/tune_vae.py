@@ -16,12 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
-from sanakit.checks.component import psnr
+from sanakit.checks.measure_vae import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_vae
+from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
@@ -102,7 +103,8 @@ def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
-    config, held = swap.config, swap.splits[1]
+    config = swap.config = decide_steps(swap.config, {}, run_dir=str(swap.run.path))
+    held = swap.splits[1]
     if not isinstance(swap.candidate, VAE):
         raise SanakitError("SK0104", "train.target vae needs a VAE")
     if config.train.parallel == "fsdp":

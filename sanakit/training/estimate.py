@@ -1,18 +1,17 @@
 """What a run will need, before it runs: parameters, memory of a rank, images and tokens of a step, checkpoint size.
 
-The core is built of fake tensors (no memory, no weights on disk), one micro-batch goes through it, and what autograd
-keeps for the backward pass is counted storage by storage. Not counted: the VAE and text encoder (a cache serves
-them), CUDA's own context, allocator fragmentation, kernels' work space.
+The core is built of fake tensors (no memory, no weights on disk), a step's forward and backward pass go through its
+real modules, and every storage is counted while it is alive (live_bytes.py). Blocks are alike, so cores of two and
+three blocks are traced and what the third one adds is counted for the others. Not counted: the VAE and text encoder (a
+cache serves them), the device's own context, allocator fragmentation, kernels' scratch memory.
 """
 
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from diffusers import SanaTransformer2DModel
-from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sanakit.adapters import adapters_of, attach
@@ -20,17 +19,21 @@ from sanakit.adapters.base import adapter_class_of
 from sanakit.contracts import LatentSpec, TextSpec
 from sanakit.errors import SanakitError
 from sanakit.strategies.base import Strategy
+from sanakit.training.live_bytes import as_fake, as_meta
 from sanakit.training.loop import TrainOptions
 from sanakit.training.optimizers import OPTIMIZERS
+from sanakit.training.step_trace import step_bytes
 
 FP32 = 4
-AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Bytes are of one rank, the checkpoint's of the whole. tokens: of images and captions, a step,
-    padding included."""
+    """Bytes are of one rank, the checkpoint's of the whole. tokens: of images and captions, a step, padding included.
+
+    activations: what autograd keeps between the forward and the backward pass, inputs of the step included. flops: of a
+    step, over all ranks.
+    """
 
     world_size: int
     parameters: int
@@ -47,6 +50,7 @@ class Estimate:
     communication: int
     peak: int
     checkpoint: int
+    flops: int
 
     def as_dict(self) -> dict[str, int]:
         return asdict(self)
@@ -79,6 +83,18 @@ def fake_core(
     return core, mode
 
 
+def fake_groups(core: SanaTransformer2DModel, mode: FakeTensorMode, strategy: type[Strategy]) -> list[dict[str, Any]]:
+    """`strategy.parameter_groups` of a core of fake tensors. Low-rank adapters are added on the meta device: peft moves
+    what it adds, which fake tensors refuse."""
+    if not strategy.lora_rank:
+        with mode, torch.random.fork_rng():
+            return strategy.parameter_groups(core)
+    as_meta(core)
+    groups = strategy.parameter_groups(core)
+    now = as_fake(core, mode)
+    return [group | {"params": [now[id(p)] for p in group["params"]]} for group in groups]
+
+
 def estimate(
     core: SanaTransformer2DModel,
     mode: FakeTensorMode,
@@ -88,41 +104,41 @@ def estimate(
     latent_shape: tuple[int, int, int],
     caption_length: int,
     world_size: int,
+    fused_attention: bool = True,
 ) -> Estimate:
-    """For one rank of `world_size`. Raises SK0104 for a batch that does not divide, or for low-rank adapters."""
+    """For one rank of `world_size`. fused_attention: whether the device's cross-attention keeps no matrix of tokens x
+    captions, as on CUDA. Raises SK0104 for a batch that does not divide."""
     if options.batch_size % (world_size * options.accumulate):
         raise SanakitError(
             "SK0104",
             f"train.batch_size {options.batch_size} does not divide by {world_size} ranks x {options.accumulate} "
             "micro-batches",
         )
-    if strategy.lora_rank:
-        raise SanakitError(
-            "SK0104",
-            f"no estimate for {strategy.name}: adapters cannot be built of fake tensors",
-            fix="Leave out --world-size; strategy align+head bounds its optimiser from below, finetune from above.",
-        )
     micro = options.batch_size // (world_size * options.accumulate)
-    sharded = options.parallel == "fsdp" and world_size > 1
-    share = world_size if sharded else 1
-    with mode, torch.random.fork_rng():
-        trained = sum(p.numel() for group in strategy.parameter_groups(core) for p in group["params"])
-        activations = saved_bytes(core, options, micro, latent_shape, caption_length)
-        plain = SanaTransformer2DModel(**{k: v for k, v in core.config.items() if not k.startswith("_")})
+    share = world_size if options.parallel == "fsdp" and world_size > 1 else 1
+    plain = sum(p.numel() for p in core.parameters())
+    groups = fake_groups(core, mode, strategy)
+    trained = sum(p.numel() for group in groups for p in group["params"])
+    step = step_bytes(core, mode, options, micro, latent_shape, caption_length, fused_attention=fused_attention)
     total = sum(p.numel() for p in core.parameters())
+    with mode, torch.random.fork_rng():
+        same_shapes = SanaTransformer2DModel(**{k: v for k, v in core.config.items() if not k.startswith("_")})
     weights = FP32 * sum(v.numel() for v in core.state_dict().values())
     gradients, optimizer = FP32 * trained, OPTIMIZERS[options.optimizer].bytes_a_parameter * trained
     average = weights if options.ema_decay else 0
     block = FP32 * sum(p.numel() for p in core.transformer_blocks[0].parameters())
     # FSDP2 holds the block that runs and the next one whole; DDP copies gradients into buckets
-    communication = 2 * block if sharded else gradients if world_size > 1 else 0
+    communication = 2 * block if share > 1 else gradients if world_size > 1 else 0
+    # of a backward pass: gradients of the activations, of the weights that are trained, and the forward pass once more
+    passes = 2 + trained / total + options.gradient_checkpointing
+    late = step.late - gradients + gradients // share
+    early = step.early - (gradients - gradients // share if options.accumulate > 1 else 0)
     _, height, width = latent_shape
-    held = (weights + optimizer + average) // share + communication
     return Estimate(
         world_size=world_size,
         parameters=total,
         trained_parameters=trained,
-        adapter_parameters=total - sum(p.numel() for p in plain.parameters()),
+        adapter_parameters=plain - sum(p.numel() for p in same_shapes.parameters()),
         images_per_step=options.batch_size,
         image_tokens_per_step=options.batch_size * height * width // core.config.patch_size**2,
         caption_tokens_per_step=options.batch_size * caption_length,
@@ -130,56 +146,9 @@ def estimate(
         gradients=gradients // share,
         optimizer=optimizer // share,
         average=average // share,
-        activations=activations,
+        activations=step.activations,
         communication=communication,
-        # activations are given back while gradients come; with micro-batches both are there at once
-        peak=held + (max if options.accumulate == 1 else sum)((activations, gradients // share)),
+        peak=(weights + optimizer + average) // share + communication + max(early, late, gradients // share),
         checkpoint=weights + optimizer + average,
+        flops=round(step.flops * passes * world_size * options.accumulate),
     )
-
-
-def saved_bytes(
-    core: nn.Module, options: TrainOptions, micro: int, latent_shape: tuple[int, int, int], caption_length: int
-) -> int:
-    """Bytes that autograd keeps for the backward pass of one micro-batch, parameters left out."""
-    everything = _forward_bytes(core, options, micro, latent_shape, caption_length)
-    if not options.gradient_checkpointing:
-        return everything
-    blocks = core.transformer_blocks
-    core.transformer_blocks = nn.ModuleList([blocks[0]])
-    one = _forward_bytes(core, options, micro, latent_shape, caption_length)
-    core.transformer_blocks = blocks
-    depth = len(blocks)  # type: ignore[arg-type]
-    block = (everything - one) // max(1, depth - 1)
-    _, height, width = latent_shape
-    tokens = height * width // core.config.patch_size**2  # type: ignore[union-attr]
-    inner = core.config.num_attention_heads * core.config.attention_head_dim  # type: ignore[union-attr]
-    return (one - block) + depth * micro * tokens * inner * FP32 + block
-
-
-def _forward_bytes(
-    core: nn.Module, options: TrainOptions, micro: int, latent_shape: tuple[int, int, int], caption_length: int
-) -> int:
-    storages: dict[int, torch.UntypedStorage] = {}
-    parameter_storages = {p.untyped_storage()._cdata for p in core.parameters()}
-
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in parameter_storages:
-            storages[storage._cdata] = storage
-        return tensor
-
-    half = AUTOCAST.get(options.precision)
-    autocast = torch.autocast("cpu", half) if half else nullcontext()
-    with autocast, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-        output = core(
-            hidden_states=torch.empty(micro, *latent_shape),
-            encoder_hidden_states=torch.empty(micro, caption_length, core.config.caption_channels),  # type: ignore[union-attr]
-            encoder_attention_mask=torch.ones(micro, caption_length, dtype=torch.bool),
-            timestep=torch.empty(micro),
-            return_dict=False,
-        )[0]
-        loss = torch.nn.functional.mse_loss(output.float(), torch.empty_like(output, dtype=torch.float32))
-    total = sum(storage.nbytes() for storage in storages.values())
-    del loss
-    return total

@@ -68,22 +68,16 @@ class DiffusersVAE(VAE):
         return affine(config)
 
     def _encode(self, images: Tensor) -> Tensor:
-        return self._run_encoder(images)[0]
+        return self.run_encoder(self.model, images.to(self.model.dtype))[0].float()
 
     def _posterior(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         if type(self)._encode is not DiffusersVAE._encode:  # a family's own
             return super()._posterior(images)
-        return self._run_encoder(images)
-
-    def _run_encoder(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """In the model's precision and on its device; the results are fp32 where the images are."""
-        raw, std = self.run_encoder(self.model, images.to(self.model.device, self.model.dtype))
-        place = images.device
-        return raw.to(place, torch.float32), None if std is None else std.to(place, torch.float32)
+        raw, std = self.run_encoder(self.model, images.to(self.model.dtype))
+        return raw.float(), None if std is None else std.float()
 
     def _decode(self, raw_latents: Tensor) -> Tensor:
-        images = self.run_decoder(self.model, raw_latents.to(self.model.device, self.model.dtype))
-        return images.to(raw_latents.device, torch.float32)
+        return self.run_decoder(self.model, raw_latents.to(self.model.dtype)).float()
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:

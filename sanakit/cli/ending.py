@@ -1,0 +1,28 @@
+"""How a run of stages ends: what is shown, and the exit code."""
+
+from pathlib import Path
+from typing import Any
+
+from sanakit.cli.exit_codes import FAILS, exit_code_of
+from sanakit.errors import SanakitError
+
+__all__ = ["exit_code_of", "refuse_options", "show_result"]
+
+
+def show_result(validation: dict[str, Any], run_folder: Any, report: Path, *, verbose: bool, quiet: bool) -> None:
+    """The decision, then tables; the plan when verbose."""
+    from sanakit.cli.verdict_view import print_plan, print_validation
+
+    print_validation(validation, run_folder.path, report, verbose=verbose, quiet=quiet)
+    if verbose and (plan := run_folder.read_json("plan.json")):
+        print_plan(plan)
+
+
+def refuse_options(fail_on: str | None, progress: str, files: dict[str, Path | None]) -> None:
+    if progress not in ("auto", "json"):
+        raise SanakitError("SK0104", f"--progress is {progress!r}, expected auto or json")
+    if fail_on not in (None, *FAILS):
+        raise SanakitError("SK0104", f"--fail-on is {fail_on!r}, expected {' or '.join(FAILS)}")
+    for option, path in files.items():
+        if path is not None and path.is_dir():
+            raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")

@@ -1,0 +1,98 @@
+"""What a drift page says first: the largest effect and where it lies, the images that moved most, and what to do."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sanakit.reporting.charts import is_number
+
+Row = Mapping[str, Any]
+
+MOST_NAMED = 3  # images or prompts
+SMALL, LARGE = 0.2, 0.8  # sd, as Cohen calls them
+# what moves a feature, as evidence.effects names them, and what to check for it
+CHECKS = {
+    "mean": "check the shift of the normalisation, and brightness and colour handling of the images",
+    "spread": "check the scaling factor, and contrast and input range of the images",
+    "5% quantile": "check clipping, padding colour and input range",
+    "median": "check the shift of the normalisation, and the padding colour",
+    "95% quantile": "check clipping, padding colour and input range",
+    "small steps": "check compression, the resizing filter and denoising",
+    "mid freq.": "check the resizing filter and sharpening",
+    "high freq.": "check the resizing filter, sharpening and JPEG quality",
+    "corner freq.": "check the resizing filter, sharpening and JPEG quality",
+    "norms": "check the tokenizer, the instruction and the layer of the text encoder",
+}
+TEXT = "check the tokenizer, the instruction, the layer and the case of the prompts"
+STILL = "Nothing has to be done. A larger sample would find smaller effects."
+FEW = "Compare more images or prompts; the reading below says how many."
+
+
+def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
+    """effect: one sentence; moved: what moved most; advice: what to do."""
+    found = largest_effect(evidence)
+    chance = verdict == "no-drift"
+    return {
+        "effect": effect_text(found, chance=chance) if found else "",
+        "moved": "" if chance else moved_most(evidence, carried),
+        "advice": advice_for(verdict, found),
+    }
+
+
+def largest_effect(evidence: Mapping[str, Row]) -> dict[str, Any] | None:
+    """{kind, feature, channel, effect in sd} of the largest shift; None where no effect was measured."""
+    found = [
+        {"kind": kind, "feature": feature, "channel": channel, "effect": value}
+        for kind, parts in evidence.items()
+        for feature, row in (parts.get("effects") or {}).items()
+        for channel, value in enumerate(row)
+        if is_number(value)
+    ]
+    return max(found, key=lambda one: abs(one["effect"]), default=None)
+
+
+def effect_text(found: Row, *, chance: bool = False) -> str:
+    """chance: nothing drifted, so that the largest effect is one of many that chance brings."""
+    size = abs(found["effect"])
+    word = "small" if size < SMALL else "large" if size >= LARGE else "medium"
+    place = "norm" if found["feature"] == "norms" else f"{found['feature']} of channel {found['channel']}"
+    way = "up" if found["effect"] > 0 else "down"
+    if chance:
+        return f"Largest difference: {place} ({found['kind']}), {size:.2f} standard deviations {way}, within chance."
+    return f"Largest effect: {place} ({found['kind']}), {size:.2f} standard deviations {way}, a {word} one."
+
+
+def moved_most(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> str:
+    """The rows of the current side that are farthest from the reference, by their labels."""
+    for kind, parts in evidence.items():
+        rows = (parts.get("farthest") or {}).get("current") or []
+        labels = carried.get(kind, {}).get("current", {})
+        names = [(labels[row].label if row in labels else "") or f"row {row}" for row, _ in rows[:MOST_NAMED]]
+        if names:
+            return f"Moved most: {', '.join(names)}."
+    return ""
+
+
+def advice_for(verdict: str, found: Row | None) -> str:
+    if verdict == "no-drift":
+        return STILL
+    if verdict != "drift" or found is None:
+        return FEW if verdict != "drift" else ""
+    check = TEXT if found["kind"] == "embeddings" else CHECKS.get(found["feature"], "")
+    if not check:
+        return ""
+    same = "Both sides have to come from the same encoder; one that is trained drifts by design."
+    return f"What to do: {check}. {same}"
+
+
+def sides_text(about: Mapping[str, Sequence[Row]]) -> list[str]:
+    """One line a side: encoder, data and number of samples of each kind."""
+    lines = []
+    for side, rows in about.items():
+        told = [
+            f"{row['count']:,} {row['kind']}"
+            + (f" of {row['encoder']}" if row.get("encoder") else ", encoder not stated")
+            + (f", data {row['data']}" if row.get("data") else ", data not stated")
+            for row in rows
+        ]
+        lines.append(f"{side}: {'; '.join(told)}")
+    return lines

@@ -1,0 +1,53 @@
+"""What is known of a swap before anything is measured: whether images have the base's size, and which ones are
+sampled."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sanakit.data import ImageDataset
+from sanakit.data.cache import to_images
+from sanakit.errors import SanakitError
+from sanakit.loading import Base
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+SPLITS = ("training", "held out")
+
+
+def refuse_image_size(base: Base, image_size: int) -> None:
+    """Raises SK0104 where images of another size than the base's are asked for; read from its card alone."""
+    trained_at = base.card.get("image_size")
+    if trained_at is not None and trained_at != image_size:
+        raise SanakitError(
+            "SK0104",
+            f"data.image_size is {image_size}, {base.name} was trained at {trained_at}",
+            fix=f"Use --set data.image_size={trained_at}",
+        )
+
+
+def require_that_prompts_matter(swap: "Swap") -> None:
+    """Raises SK0503 for a text encoder swap in a base that ignores its captions, before anything is trained."""
+    if swap.config.kind == "text_encoder":
+        target = swap.target
+        assert target.unit > 0
+
+
+def sample_parts(splits: Sequence[ImageDataset], count: int) -> list[tuple[ImageDataset, list[str], str]]:
+    """Images, the sample prompts that describe them, and the split: half of the training split, half held out, spread
+    over the data set."""
+    parts = []
+    for data, split, share in zip(splits, SPLITS, (count // 2, count - count // 2), strict=True):
+        rows, captions = np.linspace(0, len(data) - 1, share).astype(int), data.evaluation_captions()
+        parts.append((data.subset(rows), [captions[row] for row in rows], split))
+    return parts
+
+
+def truth_of(parts: Sequence[tuple[ImageDataset, list[str], str]], size: int) -> tuple[Tensor, list[str]]:
+    """Their images, (B, 3, size, size) in [-1, 1], and the split of each."""
+    images = torch.cat([to_images(part.pixels(size)) for part, _, _ in parts])
+    return images, [split for part, _, split in parts for _ in range(len(part))]

@@ -1,0 +1,178 @@
+"""The dry run: what every stage needs, from configurations alone; refused where it cannot fit, with what would."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from sanakit.config import make_config
+from sanakit.core.dit import new_core
+from sanakit.errors import SanakitError
+from sanakit.needs import Assumed, needs_of, require_fit
+from sanakit.needs.fit import assumed_from, parse_size
+from sanakit.needs.outline import outline_base, outline_encoder, outline_vae
+from sanakit.placement import host
+from sanakit.strategies.base import STRATEGIES
+from sanakit.training.estimate import estimate, fake_core, fake_groups
+from sanakit.training.loop import TrainOptions
+from sanakit.training.step_trace import step_bytes
+
+ROOT = Path(__file__).parent.parent
+SANA = "hub:Efficient-Large-Model/Sana_600M_512px_diffusers"
+
+
+@pytest.fixture(scope="module")
+def memory_table():
+    sys.path[:0] = [str(ROOT / "tests")]
+    path = ROOT / "experiments" / "benchmarks" / "memory_table.py"
+    spec = importlib.util.spec_from_file_location("memory_table", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_step_takes_what_was_said_on_the_fake_device(precision, checkpointing, fake_device, memory_table):
+    """Activations are half of it here; at Sana's width: experiments/benchmarks/memory_table.py."""
+    shapes, latent_shape = memory_table.SMALL | {"num_layers": 2}, (8, 8, 8)
+    options = memory_table.options_for(32, precision, checkpointing)
+    said = memory_table.predicted_bytes(shapes, options, latent_shape, 24)
+    assert said / memory_table.measured_bytes(shapes, options, latent_shape, 24) == pytest.approx(1, abs=0.1)
+
+
+def test_blocks_that_are_not_traced_are_counted_like_the_third(monkeypatch, memory_table):
+    shapes = memory_table.SMALL | {"num_layers": 6}
+    for checkpointing in (False, True):
+        options = memory_table.options_for(4, "bf16", checkpointing)
+        few = memory_table.predicted_bytes(shapes, options, (8, 8, 8), 24)
+        with monkeypatch.context() as patch:
+            patch.setattr("sanakit.training.step_trace.TRACED", (5, 6))
+            assert few == pytest.approx(memory_table.predicted_bytes(shapes, options, (8, 8, 8), 24), rel=1e-3)
+
+
+def test_low_rank_adapters_are_counted_as_they_are(memory_table):
+    shapes = memory_table.SMALL | {"num_layers": 2}
+    core, mode = fake_core(shapes)
+    lora = STRATEGIES.get("lora")
+    real = sum(p.numel() for g in lora.parameter_groups(new_core(shapes, seed=0)) for p in g["params"])
+    sizes = {"latent_shape": (8, 8, 8), "caption_length": 24, "world_size": 1}
+    options = TrainOptions(max_steps=1, batch_size=4)
+    found = estimate(core, mode, lora, options, **sizes)
+    assert found.trained_parameters == real
+    whole = estimate(*fake_core(shapes), STRATEGIES.get("finetune"), options, **sizes)
+    assert found.peak < whole.peak and found.flops < whole.flops
+
+
+def test_a_later_micro_batch_finds_the_gradients_of_the_first(memory_table):
+    core, mode = fake_core(memory_table.SMALL | {"num_layers": 2})
+    fake_groups(core, mode, STRATEGIES.get("finetune"))
+    gradients = 4 * sum(p.numel() for p in core.parameters())
+    alone, second = (
+        step_bytes(core, mode, TrainOptions(max_steps=1, batch_size=8, accumulate=n), 4, (8, 8, 8), 24) for n in (1, 2)
+    )
+    assert second.early - alone.early == pytest.approx(gradients, rel=0.02)
+
+
+def test_sana_is_known_without_network_or_weights():
+    base = outline_base(SANA)
+    assert base.recorded and base.image_size == 512 and base.core["num_layers"] == 28
+    assert outline_base(f"{SANA}@abc").core == base.core
+    encoder = outline_encoder(base.text_encoder)
+    assert sum(p.numel() for p in encoder.model.parameters()) == pytest.approx(2.6e9, rel=0.02)
+    assert encoder.spec.max_tokens == 300 and encoder.window > 400
+
+
+def test_a_vae_on_disk_is_known_by_its_config_alone(tmp_path):
+    from sanakit.vaes import VAES
+
+    tiny = VAES.get("kl-f8c4").tiny()
+    tiny.model.save_pretrained(tmp_path)
+    next(tmp_path.glob("*.safetensors")).unlink()
+    found = outline_vae(f"path:{tmp_path}")
+    assert found.spec == tiny.spec and found.stored == sum(p.nbytes for p in tiny.model.parameters())
+    one, two = (found.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
+    assert two.weights == one.weights == found.stored and 3.5 < two.each / one.each < 4.5
+
+
+def config_of(base="tiny-sana", **train):
+    values = {"base": base, "vae": {"name": "dc-f16c16"}, "train": {"batch_size": 8} | train}
+    return make_config(values | {"smoke": {"strategies": ["align", "finetune"], "budget_steps": 8}})
+
+
+def test_every_stage_has_its_phases_and_the_whole_is_their_most():
+    needs = needs_of(config_of(), ["component", "smoke", "full"], Assumed(), num_images=1000)
+    told = needs.as_dict(0.5)
+    assert list(told["stages"]) == ["component", "smoke", "full"]
+    trained = next(row for row in told["stages"]["full"]["phases"] if row["name"] == "train finetune")
+    assert trained["steps"] == 400 and trained["hours"] == pytest.approx(400 * 0.5 / 3600)
+    raced = next(row for row in told["stages"]["smoke"]["phases"] if row["name"] == "train finetune")
+    assert raced["steps"] == 2 * 4 + 8  # two rates for half the budget, the best one to its end
+    assert told["device"] == max(row["peak"] for s in told["stages"].values() for row in s["phases"])
+    for stage in told["stages"].values():
+        for row in stage["phases"]:  # the rule: a VAE or a text encoder shares the device with no training state
+            assert row["peak"] == sum(row["device"].values())
+            assert not {"vae", "text encoder"} & set(row["device"]) or "core" not in row["device"]
+    # 6 bytes a number: the mean and its deviation, both views; dc-f16c16 at 96 px is 16 x 6 x 6
+    assert told["disk"]["latents of the candidate"] == 1000 * 2 * 6 * 16 * 6 * 6
+    assert needs.as_dict()["stages"]["full"]["hours"] is None
+
+
+def test_what_cannot_fit_is_refused_with_what_would():
+    config = config_of(precision="fp32", gradient_checkpointing=False, micro_batch=8)
+
+    def again(other, room):
+        return needs_of(other, ["full"], Assumed(memory=room), num_images=100)
+
+    whole = again(config, 10**12)
+    room = int(0.9 * whole.peak / 0.85)
+    require_fit(whole, Assumed(memory=10**12), lambda other: again(other, 10**12))
+    with pytest.raises(SanakitError) as refused:
+        require_fit(again(config, room), Assumed(memory=room), lambda other: again(other, room))
+    assert refused.value.code == "SK0907"
+    assert "train finetune" in refused.value.found and "train.gradient_checkpointing=true" in str(refused.value.fix)
+
+
+def test_the_device_is_the_one_that_is_named_or_here(fake_device):
+    config = config_of()
+    named = assumed_from(config, host(), parse_size("24GB"))
+    assert (named.memory, named.half, named.fused_attention) == (24 * 10**9, True, True)
+    assert assumed_from(config, host(), None) == Assumed(half=False, dtypes=named.dtypes)
+    from sanakit.placement import choose
+
+    with fake_device.present(memory=fake_device.read()["allocated"] + 10**9):
+        here = assumed_from(config, choose("auto"), None)
+        assert here.memory and not here.fused_attention
+    assert parse_size("80 GiB") == 80 * 2**30
+    with pytest.raises(SanakitError, match=r"SK0104.*no size"):
+        parse_size("much")
+
+
+def test_the_command_prints_one_document_and_ends_with_3_where_nothing_fits(capsys, monkeypatch):
+    from sanakit.cli import main
+
+    def run(*options):
+        monkeypatch.setattr(sys, "argv", ["sanakit", "swap-vae", "--candidate", "dc-f16c16", *options])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        return stop.value.code, capsys.readouterr()
+
+    small = [
+        "--set",
+        "smoke.strategies=[align]",
+        "--set",
+        "train.micro_batch=1",
+        "--num-images",
+        "100",
+        "--stages",
+        "smoke",
+    ]
+    code, said = run("--dry-run", "--json", "--device-memory", "24GB", *small)
+    document = json.loads(said.out)
+    assert code == 0 and document["needs"]["fits"] and document["needs"]["device_room"] == int(0.85 * 24e9)
+    code, said = run("--dry-run", "--device-memory", "1MB", *small)
+    assert code == 3 and "SK0907" in said.err and "align in closed form" in said.out
+    code, said = run("--device-memory", "24GB")
+    assert code == 2 and "belongs to --dry-run" in said.err

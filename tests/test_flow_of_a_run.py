@@ -1,0 +1,213 @@
+"""From the race to the full run: how many steps, going on with more of them, and names that are refused early."""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from sanakit.cli import info, swap, train  # noqa: F401  they add their commands
+from sanakit.cli.app import app
+from sanakit.cli.names import check_names, require_run, stage_to_resume
+from sanakit.config import make_config
+from sanakit.errors import CODES, ExitCode, SanakitError
+from sanakit.run import RunFolder, first_reader, flat, stage_key
+
+ARM = {"name": "finetune", "predicted_steps": 400.0, "predicted_steps_high": 900.0, "seconds_per_step": 2.0}
+RACE = {"recommended": "finetune", "candidates": [ARM], "horizon": 2000}
+
+
+def test_the_full_run_takes_the_80th_percentile_and_says_it_with_its_time(capsys):
+    from sanakit.swap.full_steps import decide_steps, percentile
+
+    assert percentile(399, 899, 0.9) == pytest.approx(400 * (900 / 400) ** (0.8416 / 1.6449) - 1, rel=1e-4)
+    assert percentile(399, 899, 0.8) > percentile(399, 899, 0.9) and percentile(50, 50, 0.9) == 50
+    config = decide_steps(make_config({}), RACE, run_dir="runs/x")
+    assert config.train.steps == 606 and config.train.max_steps == 606
+    told = capsys.readouterr().err
+    assert "full: 606 steps of finetune, the 80th percentile of the race's forecast, about 20 min 12 s" in told
+    own = make_config({}, ["train.max_steps=7"])
+    assert decide_steps(own, {}, run_dir="runs/x") is own and capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("race", "said"),
+    [
+        ({}, "no race recommends"),
+        (RACE | {"candidates": [ARM | {"predicted_steps": None}]}, "not in sight"),
+        (
+            RACE | {"candidates": [ARM | {"predicted_steps_high": None}]},
+            "about 400 steps, and the forecast has no late",
+        ),
+        (RACE | {"horizon": 500}, "finetune: 606 steps at the 80th percentile, smoke.horizon is 500"),
+    ],
+)
+def test_without_a_number_the_full_run_is_refused_with_the_command_that_gives_one(race, said):
+    from sanakit.swap.full_steps import decide_steps
+
+    with pytest.raises(SanakitError, match=f"SK0513.*{said}") as refused:
+        decide_steps(make_config({}), race, run_dir="runs/x")
+    assert "sanakit validate --stage full --run-dir runs/x --set train.max_steps=N" in refused.value.fix
+    assert refused.value.exit_code == CODES["SK0513"].exit_code == ExitCode.INCONCLUSIVE
+
+
+@pytest.mark.parametrize(
+    ("key", "stage"),
+    [
+        ("train.max_steps", "full"),
+        ("monitors.latents", "full"),
+        ("smoke.budget_steps", "smoke"),
+        ("train.batch_size", "smoke"),
+        ("train.seed", "component"),
+        ("data.source", "component"),
+        ("base", "component"),
+    ],
+)
+def test_a_stage_is_measured_again_where_a_key_changes_that_it_reads(key, stage):
+    stages = ("component", "smoke", "full")
+    assert first_reader(key) == stage and key in flat(make_config({}))
+    other = {
+        "base": "x",
+        "data.source": "x",
+        "train.max_steps": 9,
+        "monitors.latents": "log",
+        "smoke.budget_steps": 9,
+        "train.batch_size": 9,
+    }
+    config, changed = make_config({}), make_config({}, [f"{key}={other.get(key, 7)}"])
+    moved = [name for name in stages if stage_key(config, name) != stage_key(changed, name)]
+    expected = [stage] if key == "smoke.budget_steps" else list(stages[stages.index(stage) :])
+    assert moved == expected  # what a race is asked says nothing of the full run
+
+
+def test_settings_of_a_later_stage_may_change_and_others_are_named(tmp_path):
+    config = make_config({}, ["train.max_steps=60"])
+    run = RunFolder.open(config, tmp_path / "run")
+    run.write_json("validation.json", {"stages": {"component": {}, "smoke": {}, "full": {}}})
+    longer = make_config({}, ["train.max_steps=100"])
+    RunFolder.open(longer, tmp_path / "run", ["full"])
+    assert "max_steps: 100" in (tmp_path / "run" / "config.yaml").read_text()
+    with pytest.raises(
+        SanakitError, match="SK0105.*train.max_steps is 100 there, 60 asked, and stage full has read it"
+    ):
+        RunFolder.open(config, tmp_path / "run", ["smoke"])
+    wider = make_config({}, ["train.max_steps=100", "train.batch_size=64"])
+    with pytest.raises(
+        SanakitError, match="SK0105.*train.batch_size is 32 there, 64 asked, and stage smoke has read it"
+    ):
+        RunFolder.open(wider, tmp_path / "run", ["full"])
+    with pytest.raises(SanakitError, match="SK0105.*base is 'tiny-sana' there, 'path:x' asked") as refused:
+        RunFolder.open(make_config({"base": "path:x"}, ["train.max_steps=100"]), tmp_path / "run", ["component"])
+    assert "has read it" not in refused.value.found
+
+
+@pytest.mark.parametrize(("short", "long", "branch"), [(6, 10, 4), pytest.param(60, 100, 40, marks=pytest.mark.slow)])
+def test_sixty_steps_continued_to_a_hundred_are_a_hundred_at_once(small_world, tmp_path, capsys, short, long, branch):
+    from sanakit.swap import stages as engine
+
+    def trained_for(folder, steps):
+        sets = [f"train.max_steps={steps}", "train.checkpoint_every=1000", "monitors.num_evaluations=1"]
+        config = make_config(small_world, sets)
+        run = engine.prepare(config, tmp_path / folder, lambda *_: None, stages=["full"])
+        validation = engine.run_stages(run, ["full"], force=True)
+        return validation, load_file(tmp_path / folder / "model" / "diffusion_pytorch_model.safetensors")
+
+    trained_for("grown", short)
+    validation, grown = trained_for("grown", long)
+    assert (
+        f"goes on from step-{branch:08d}, where the learning rate of the earlier run began to fall"
+        in capsys.readouterr().err
+    )
+    assert validation["stages"]["full"]["steps"] == long
+    _, at_once = trained_for("at-once", long)
+    assert grown.keys() == at_once.keys() and all((grown[key] == at_once[key]).all() for key in grown)
+
+
+def test_resume_takes_the_interrupted_stage_and_then_the_next(tmp_path):
+    assert stage_to_resume(tmp_path) == "component"
+    (tmp_path / "validation.json").write_text(json.dumps({"stages": {"component": {}}}))
+    assert stage_to_resume(tmp_path) == "smoke"
+    (tmp_path / "checkpoints" / "step-00000010").mkdir(parents=True)
+    assert stage_to_resume(tmp_path) == "full"  # a training run without a race
+    (tmp_path / "race").mkdir()
+    assert stage_to_resume(tmp_path) == "smoke"
+    (tmp_path / "validation.json").write_text(json.dumps({"stages": {"component": {}, "smoke": {}, "full": {}}}))
+    assert stage_to_resume(tmp_path) == "full"
+
+
+def test_a_run_folder_that_is_not_there_is_refused_with_its_neighbours(tmp_path):
+    (tmp_path / "20260101-vae").mkdir()
+    (tmp_path / "20260101-vae" / "config.yaml").write_text("base: tiny-sana\n")
+    with pytest.raises(SanakitError, match="SK0130.*did you mean .*20260101-vae"):
+        require_run(tmp_path / "20260101-vea")
+    require_run(tmp_path / "20260101-vae")
+    for command in (["validate", "--stage", "full", "--run-dir"], ["resume"]):
+        found = CliRunner().invoke(app, [*command, str(tmp_path / "typo")])
+        assert isinstance(found.exception, SanakitError) and found.exception.code == "SK0130", found.output
+    assert not (tmp_path / "typo").exists()
+
+
+@pytest.mark.parametrize(
+    ("values", "said", "fix"),
+    [
+        (
+            {"vae": {"name": "minilm"}},
+            "'minilm' is a text encoder, expected a VAE",
+            "swap-text-encoder --candidate minilm",
+        ),
+        (
+            {"text_encoder": {"name": "dc-f16c16"}},
+            "is a VAE, expected a text encoder",
+            "swap-vae --candidate dc-f16c16",
+        ),
+        ({"vae": {"name": "./my-vae"}}, "is a path, expected a name", "path:./my-vae"),
+        ({"base": "models/mine"}, "is a path, expected a name", "--base path:models/mine"),
+        ({"vae": {"name": "dc-f16c3"}}, "did you mean dc-f16c32", ""),
+    ],
+)
+def test_a_name_of_another_kind_or_a_path_says_what_was_meant(values, said, fix, tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path))
+    with pytest.raises(SanakitError, match=f"SK0101.*{said}") as refused:
+        check_names(make_config(values))
+    assert fix in refused.value.fix
+
+
+def test_images_of_another_size_are_refused_by_the_card_alone():
+    from sanakit.swap.early import refuse_image_size
+
+    base = SimpleNamespace(name="tiny-sana", card={"image_size": 96})
+    refuse_image_size(base, 96)
+    with pytest.raises(SanakitError, match="data.image_size is 64, tiny-sana was trained at 96") as refused:
+        refuse_image_size(base, 64)
+    assert "--set data.image_size=96" in refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("ls", "bases"), "tiny-sana"),
+        (("describe", "tiny-sana"), "image_size"),
+        (("describe", "finetune"), "learning_rate"),
+        (("explain", "component/shift"), "SK0209"),
+        (("explain", "sk0209"), "SK0209: "),
+    ],
+)
+def test_bases_strategies_and_gates_are_explained(arguments, said):
+    found = CliRunner().invoke(app, list(arguments))
+    assert found.exit_code == 0 and said in found.output, found.output
+
+
+def test_an_unknown_gate_suggests_a_known_one():
+    found = CliRunner().invoke(app, ["explain", "component/shft"])
+    assert isinstance(found.exception, SanakitError) and "component/shift" in found.exception.found
+
+
+@pytest.mark.parametrize("action", ["latents", "embeddings", "adapters", "activations", "generated", "components"])
+def test_a_bare_off_of_yaml_is_off_for_every_monitor(action):
+    assert getattr(make_config({}, [f"monitors.{action}=off"]).monitors, action) == "off"
+
+
+def test_the_packaged_bases_are_those_on_disk():
+    assert set(info.base_cards()) == {p.name for p in (Path(info.__file__).parents[1] / "assets" / "cores").iterdir()}
