@@ -11,6 +11,7 @@ import sanakit as sk
 from sanakit.config import make_config
 from sanakit.evaluation.held_out import held_out
 from sanakit.swap import stages as engine
+from sanakit.text_encoders import TEXT_ENCODERS
 
 
 @pytest.fixture
@@ -109,6 +110,19 @@ def test_a_swapped_system_trains_samples_saves_and_exports(parts, tmp_path):
             assert torch.equal(again, expected) and back.vae.stats == vae.stats and back.image_size == 32
     with pytest.raises(sk.SanakitError, match="SK0606"):
         swapped.save(tmp_path / "saved")
+
+
+def test_a_live_text_encoder_is_validated_and_swapped_in(parts):
+    base, images, _ = parts
+    tiny = TEXT_ENCODERS.get("minilm").tiny()
+    encoder = sk.load_text_encoder(tiny.model, tokenizer=tiny.tokenizer, max_tokens=8)
+    alone = sk.validate(encoder, data=images)
+    assert alone.as_dict()["base"] == "none" and alone.as_dict()["candidate"].startswith("object:BertModel-")
+    assert alone.as_dict()["kind"] == "text_encoder" and "component/" in alone.gates[0].gate
+    swapped = sk.swap(base, text_encoder=encoder, data=images, strategy="align")
+    assert swapped.system.text_encoder is encoder and swapped.system.vae is base.vae
+    assert swapped.system.core.config.caption_channels == 16 and base.core.config.caption_channels == 256
+    assert swapped.scores and swapped.pipeline()("red", num_inference_steps=1, output_type="np").images.shape[1] == 32
 
 
 def test_swap_and_race_take_exactly_one_component(small_world):

@@ -16,7 +16,8 @@ from sanakit.data import ImageDataset
 from sanakit.data.cache import Progress, silent
 from sanakit.loading import Base
 from sanakit.run import RunFolder
-from sanakit.swap.context import NO_BASE, Swap, require_enough
+from sanakit.swap.context import NO_BASE, Swap
+from sanakit.swap.early import refuse_few_images
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
@@ -86,7 +87,7 @@ def place_objects(swap: Swap, system: LatentDiffusion | None, component: Any, im
     if isinstance(component, VAE | TextEncoder):
         swap.candidate = component
     if images is not None:
-        require_enough(images)
+        refuse_few_images(images)
         swap.images = images
 
 

@@ -18,7 +18,6 @@ from sanakit.data import ImageDataset, load_images
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
-from sanakit.data.survey import write_ledger
 from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
@@ -27,7 +26,7 @@ from sanakit.hashing import hash_module, hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
-from sanakit.swap.early import refuse_image_size, sample_parts, truth_of
+from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
@@ -39,7 +38,6 @@ from sanakit.vaes import VAE
 
 NO_BASE = "none"
 DEFAULT = Policy()
-MIN_IMAGES = 64
 LAYER_CAPTIONS = 512
 WEIGHED = 64  # images of the training split that tell how much each noise level counts
 
@@ -125,7 +123,7 @@ class Swap:
         images = load_images(
             data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
         )
-        require_enough(images, self.ledger)
+        refuse_few_images(images, self.ledger)
         return images
 
     @cached_property
@@ -261,16 +259,6 @@ class Swap:
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
-
-
-def require_enough(images: ImageDataset, ledger: Path | None = None) -> None:
-    """Raises SK0403 for too few images; the ledger of those set aside is written and named."""
-    if len(images) < MIN_IMAGES:
-        told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
-        if images.ledger:
-            path = write_ledger(images.ledger, images.source, ledger)
-            told += f"; {len(images.ledger)} were set aside, reasons: {path}"
-        raise SanakitError("SK0403", told)
 
 
 def identity_of(component: VAE | TextEncoder) -> str:
