@@ -59,10 +59,7 @@ def encode(
     text_encoder_dtype: TextEncoderDtype = "auto",
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
-    if vae is None and text_encoder is None:
-        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
-    if aspect_buckets and vae is None:
-        raise SanakitError("SK0104", "--aspect-buckets are of dataset: name a --vae")
+    _refuse(vae, text_encoder, aspect_buckets)
     require_utf8(out, "--out")
     from sanakit.cli.progress import progress_display
     from sanakit.cli.view import print_data
@@ -70,7 +67,8 @@ def encode(
     from sanakit.data.describe import describe
     from sanakit.loading import load_text_encoder, load_vae
 
-    placement, autoencoder = _place(device, vae_dtype, text_encoder_dtype), load_vae(vae) if vae else None
+    placement = _place(device, vae_dtype, text_encoder_dtype)
+    autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
     _make(out)
@@ -83,10 +81,17 @@ def encode(
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement))
     if as_json:
-        counts = {"images": len(dataset), "set_aside": len(dataset.ledger)}
-        print_json({"out": str(out), **counts, "data": describe(dataset), "entries": rows})
+        counts = {"out": str(out), "images": len(dataset), "set_aside": len(dataset.ledger)}
+        print_json(counts | {"data": describe(dataset), "entries": rows})
     else:
         _print_entries(rows)
+
+
+def _refuse(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
+    if vae is None and text_encoder is None:
+        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
+    if aspect_buckets and vae is None:
+        raise SanakitError("SK0104", "--aspect-buckets sort latents by the images' shapes: name a --vae")
 
 
 def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:

@@ -205,7 +205,6 @@ def run(
         from sanakit.cli.progress import progress_of
         from sanakit.cli.view import print_data
         from sanakit.reporting import report_path, write_report
-        from sanakit.reporting.ci import write_junit, write_markdown
         from sanakit.swap import stages as engine
 
         placement = place(device, config)
@@ -223,10 +222,7 @@ def run(
     run_path = swap.run.path
     with kept_in(run_path):
         report = write_report(run_path, report_path(run_path))
-    if junit:
-        write_junit(validation, junit)
-    if markdown:
-        write_markdown(validation, markdown)
+    _write_for_ci(validation, junit, markdown)
     if as_json:
         print_json(validation)
         for gate in unevaluated_gates(validation):
@@ -235,6 +231,15 @@ def run(
         show_result(validation, swap.run, report, verbose=verbose, quiet=quiet)
     barrier()
     raise typer.Exit(exit_code_of(validation, fail_on))
+
+
+def _write_for_ci(validation: dict[str, Any], junit: Path | None, markdown: Path | None) -> None:
+    from sanakit.reporting.ci import write_junit, write_markdown
+
+    if junit:
+        write_junit(validation, junit)
+    if markdown:
+        write_markdown(validation, markdown)
 
 
 @app.command()

@@ -5,6 +5,7 @@ Models are built of fake tensors, so that Sana-1.6B with its text encoder takes 
 configurations.
 """
 
+import inspect
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -62,11 +63,10 @@ class VAEOutline:
         return _cost(self.model, self.mode, dtype, lambda: self._run(torch.empty(1, *shape, dtype=dtype), decode))
 
     def _run(self, given: Tensor, decode: bool) -> Any:
-        if isinstance(self.wrapper, type):
-            return (
-                self.wrapper.run_decoder(self.model, given) if decode else self.wrapper.run_encoder(self.model, given)
-            )
-        return self.wrapper._decode(given) if decode else self.wrapper._encode(given)
+        wrapper = self.wrapper
+        if inspect.isclass(wrapper):
+            return wrapper.run_decoder(self.model, given) if decode else wrapper.run_encoder(self.model, given)  # type: ignore[attr-defined]
+        return wrapper._decode(given) if decode else wrapper._encode(given)
 
 
 @dataclass(kw_only=True)
@@ -166,7 +166,7 @@ def outline_encoder(name: str) -> TextOutline:
     folder, mode = _folder(plain), FakeTensorMode()
     kind = read_config(folder).get("model_type") if folder is not None else None
     entry = _registered(TEXT_ENCODERS, plain)
-    if kind in MODELS and "." not in MODELS[kind]:
+    if folder is not None and kind in MODELS and "." not in MODELS[kind]:
         import transformers
 
         model_class = getattr(transformers, MODELS[kind])

@@ -23,7 +23,7 @@ from sanakit.swap.fitting import fitting
 from sanakit.swap.lineup import resting_controls
 from sanakit.swap.race import raced_options
 from sanakit.swap.rates import search_of
-from sanakit.swap.settings import configured, options_of, rungs_in, strategy_of, with_adapter
+from sanakit.swap.settings import configured, horizon_of, options_of, rungs_in, strategy_of, with_adapter
 from sanakit.training.estimate import Estimate, fake_core
 from sanakit.training.loop import TrainOptions
 
@@ -68,7 +68,7 @@ def needs_of(
         phases += _evaluation(outlines, "smoke", _largest(estimates, whole), len(rungs_in(config).steps))
     if "full" in stages:
         phases += [] if "smoke" in stages else _encoding(outlines, images, "full")
-        phases += [_training(config, final, whole)]
+        phases += [_training(outlines, final, whole)]
         phases += _evaluation(outlines, "full", whole, config.monitors.num_evaluations)
     return Needs(
         config=config,
@@ -218,14 +218,18 @@ def _race(outlines: Outlines, arm: type[Strategy], found: Estimate) -> Phase:
     )
 
 
-def _training(config: Config, strategy: type[Strategy], found: Estimate) -> Phase:
+def _training(outlines: Outlines, strategy: type[Strategy], found: Estimate) -> Phase:
+    """Of the steps that are stated; without them of the horizon, the most that stage full takes from a race."""
+    config = outlines.config
+    stated = config.train.max_steps
+    steps = stated or horizon_of(config, embedded=outlines.base.embedded)
     return Phase(
         stage="full",
-        name=f"train {strategy.name}",
+        name=f"train {strategy.name}" + ("" if stated else ", at most"),
         device=_parts(found),
         at_once=int(config.train.micro_batch),
-        steps=config.train.max_steps,
-        flops=config.train.max_steps * found.flops,
+        steps=steps,
+        flops=steps * found.flops,
     )
 
 

@@ -22,12 +22,13 @@ from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import HeldOut, held_out
-from sanakit.hashing import hash_module, hash_record
+from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
 from sanakit.swap.fitting import peak_of, resolved
+from sanakit.swap.identity import fingerprint_base, identity_of
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
 from sanakit.text_encoders import TextEncoder
@@ -245,30 +246,12 @@ class Swap:
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:
-        """Hashes of the base's weights and its flow shift; empty without a base. A base changed in place is another."""
-        if self.bare:
-            return {}
-        base = self.base_system
-        return {
-            "core": hash_module(base.core, hash_record({k: v for k, v in base.core.config.items() if k[0] != "_"})),
-            "vae": identity_of(base.vae),
-            "text_encoder": identity_of(base.text_encoder),
-            "flow_shift": f"{base.flow_shift:g}",
-        }
+        """As of `identity.fingerprint_base`; empty without a base."""
+        return {} if self.bare else fingerprint_base(self.base_system)
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
         kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
-
-
-def identity_of(component: VAE | TextEncoder) -> str:
-    """The component's fingerprint with what the key of its cached encodings leaves out: a VAE's normalisation, the null
-    embedding that a base brought for its text encoder."""
-    identity = component.fingerprint()
-    if isinstance(component, VAE):
-        return hash_record([identity, component.stats.mean, component.stats.std])
-    null = component.kept_null
-    return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
 
 
 def prepare(
