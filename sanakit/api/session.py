@@ -45,11 +45,9 @@ def opened_swap(
     afterwards. stages: that are about to run. sections: further values of the configuration.
     """
     system = None if base is None else load_base(base)
-    named = isinstance(data, str | os.PathLike)
-    images = None if named else load_images(data)
-    config = config_of(
-        system, kind, component, os.fspath(data) if named else f"object:{images.fingerprint[:16]}", sections
-    )
+    images = None if isinstance(data, str | os.PathLike) else load_images(data)
+    source = os.fspath(data) if images is None else f"object:{images.fingerprint[:16]}"
+    config = config_of(system, kind, component, source, sections)
     with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
         folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
         gate_policy = load_policy(policy, gate_names())
