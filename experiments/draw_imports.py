@@ -51,8 +51,10 @@ ORDER = [
     "interop",
     "checks",
     "swap",
+    "api",
     "needs",
     "cli",
+    "__main__",
 ]
 FLOORS = {  # what the drawing shows as one box, from the bottom up
     "foundation": ORDER[: ORDER.index("reporting")],

@@ -20,7 +20,7 @@ class LatentDiffusion:
     """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling.
 
     placement: where its parts compute. part: "base" for a frozen core, which computes in the placement's precision for
-    it.
+    it. name: of the base that it was loaded as; empty for one that was put together.
     """
 
     vae: VAE
@@ -30,6 +30,7 @@ class LatentDiffusion:
     flow_shift: float | None = None
     placement: Placement = field(default_factory=host)
     part: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         spec, config = self.vae.spec, self.core.config

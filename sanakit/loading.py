@@ -123,6 +123,7 @@ class Base:
             flow_shift=self.card["flow_shift"],
             placement=placement,
             part=part,
+            name=self.name if vae is None and text_encoder is None else "",
         )
 
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 
+from sanakit.config import make_config
 from sanakit.data import ImageDataset, load_images
 from sanakit.data.embedded import ASSETS
 from sanakit.data.embedded_captions import (
@@ -182,7 +183,7 @@ def test_held_out_losses_read_the_evaluation_captions(tiny_system, tiny_data):
 
 def test_results_of_other_captions_do_not_fit(monkeypatch):
     values = {
-        "run": SimpleNamespace(key="k"),
+        "config": make_config({}),
         "candidate_identity": "c",
         "images": ImageDataset(source="", names=[], captions=[], images=[]),
     }

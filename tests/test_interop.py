@@ -11,6 +11,7 @@ import torch
 from diffusers import AutoencoderDC, FlowMatchEulerDiscreteScheduler, SanaPipeline
 from safetensors.torch import load_file
 
+import sanakit
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import LatentStats
 from sanakit.core.dit import load_core, new_core
@@ -124,6 +125,19 @@ def test_a_stock_folder_is_a_base(stock):
     assert back.vae.stats.std[0] == pytest.approx(1 / 0.41407)
     text = load_text_encoder(f"path:{folder / 'text_encoder'}")
     assert torch.equal(text.encode([PROMPT]).embeds, system.text_encoder.encode([PROMPT]).embeds)
+
+
+def test_a_live_stock_pipeline_is_the_base_of_its_folder(stock):
+    system, folder = stock
+    pipe = SanaPipeline.from_pretrained(folder)
+    live = sanakit.load_base(pipe)
+    assert live.core is pipe.transformer and (live.image_size, live.flow_shift) == (512, 2.5)
+    assert live.vae.stats.std[0] == pytest.approx(1 / 0.41407)
+    assert live.text_encoder.spec == system.text_encoder.spec
+    assert torch.equal(live.text_encoder.encode([PROMPT]).embeds, system.text_encoder.encode([PROMPT]).embeds)
+    pipe.vae = VAES.get("kl-f8c4").tiny().model
+    with pytest.raises(SanakitError, match=r"SK0603.*a SanaPipeline with a AutoencoderKL"):
+        sanakit.load_base(pipe)
 
 
 def test_diffusers_own_pipeline_folder_is_a_base(stock, tmp_path):

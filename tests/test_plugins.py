@@ -417,6 +417,7 @@ def test_a_data_set_that_raises_names_its_distribution(plugin, small_world, tmp_
     """
     plugin("bad_data", source, {"datasets": {"their-data": "theirs"}})
     arguments = ["--vae", "pca-f8c4", "--base", small_world["base"], "--data", "their-data"]
+    arguments += ["--set", "data.image_size=32"]
     assert exit_code(monkeypatch, "validate", "--stage", "component", *arguments, "--json") == 5
     said = capsys.readouterr()
     assert said.out == "" and "error[SK0114]: bad_data: LookupError: no such bucket (bad_data.py, line " in said.err

@@ -5,7 +5,7 @@ Holm); exceptions are named in docs/drift.md. No alarm with fewer samples than `
 """
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +17,9 @@ from sanakit.drift.permutation import holm
 from sanakit.drift.sample import Sample
 from sanakit.drift.statistics.rank_max import normal_scores
 from sanakit.errors import SanakitError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 NEEDED = 32
 MOST_DIMENSIONS = 32
@@ -35,6 +38,32 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         rows = [{k: _plain(getattr(r, k)) for k in (*KEYS, *(["error"] if r.error else []))} for r in self.readings]
         return {"verdict": self.verdict, "readings": rows}
+
+    @property
+    def alarms(self) -> list[Reading]:
+        """Readings that alarm, strongest evidence first."""
+        alarming = [reading for reading in self.readings if reading.alarm]
+        return sorted(alarming, key=lambda reading: 0.0 if reading.p_value is None else reading.p_value)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a reading, columns as in `as_dict`."""
+        import pandas as pd
+
+        return pd.DataFrame(self.as_dict()["readings"])
+
+    def _repr_html_(self) -> str:
+        from sanakit.reporting.ci import likely_causes
+        from sanakit.reporting.drift import why
+        from sanakit.reporting.notebook import fragment
+
+        rows = self.as_dict()["readings"]
+        rows = sorted(rows, key=lambda row: (not row["alarm"], 1.0 if row["p_value"] is None else row["p_value"]))
+        shown = [
+            {key: row[key] for key in ("title", "value", "p_value", "where")}
+            | {"alarm": "alarm" if row["alarm"] else ""}
+            for row in rows
+        ]
+        return fragment("Drift", self.verdict, [why(self.verdict, rows), *likely_causes(rows)], shown)
 
 
 def compare(

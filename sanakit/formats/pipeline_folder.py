@@ -41,7 +41,7 @@ def pipeline_card(reference: str, folder: Path) -> dict[str, Any]:
         "vae": f"{reference}{separator}vae",
         "text_encoder": f"{reference}{separator}text_encoder",
         "image_size": stated["image_size"] if stated else _stock_image_size(folder, index),
-        "flow_shift": _flow_shift(_read(folder / "scheduler" / "scheduler_config.json")),
+        "flow_shift": flow_shift_of(_read(folder / "scheduler" / "scheduler_config.json")),
         "pipeline": index["_class_name"],
         "licence": stated["licence"] if stated else "as stated by its publisher",
     }
@@ -89,7 +89,8 @@ def _stock_image_size(folder: Path, index: dict[str, Any]) -> int:
         raise SanakitError("SK0603", f"{folder}: the configs do not tell the image size: {error}") from error
 
 
-def _flow_shift(scheduler: dict[str, Any]) -> float:
+def flow_shift_of(scheduler: dict[str, Any]) -> float:
+    """What a scheduler's config states. Raises SK0603 where it states none."""
     if scheduler.get("_class_name") == "SCMScheduler":
         return SPRINT_SHIFT
     shift = scheduler.get("flow_shift", scheduler.get("shift"))

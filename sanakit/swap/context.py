@@ -18,7 +18,6 @@ from sanakit.data import ImageDataset, load_images
 from sanakit.data.buckets import bucket_sizes
 from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset, build_dataset
-from sanakit.data.survey import write_ledger
 from sanakit.data.table import EVALUATED_BY
 from sanakit.errors import SanakitError
 from sanakit.evaluation.blind import blind_held_out
@@ -27,7 +26,7 @@ from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
-from sanakit.swap.early import refuse_image_size, sample_parts, truth_of
+from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
@@ -41,7 +40,6 @@ from sanakit.vaes import VAE
 
 NO_BASE = "none"
 DEFAULT = Policy()
-MIN_IMAGES = 64
 LAYER_CAPTIONS = 512
 WEIGHED = 64  # images of the training split that tell how much each noise level counts
 
@@ -126,12 +124,7 @@ class Swap:
         data = self.config.data
         rules: dict[str, Any] = {"max_set_aside": data.max_set_aside, "fit": data.fit, "captions": data.captions}
         images = load_images(data.source, ledger=self.ledger, progress=self.progress, **rules)
-        if len(images) < MIN_IMAGES:
-            told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
-            if images.ledger:
-                path = write_ledger(images.ledger, images.source, self.ledger)
-                told += f"; {len(images.ledger)} were set aside, reasons: {path}"
-            raise SanakitError("SK0403", told)
+        refuse_few_images(images, self.ledger)
         return images
 
     @cached_property

@@ -1,7 +1,8 @@
-"""What is known of a swap before anything is measured: whether images have the base's size, and which ones are
-sampled."""
+"""What is known of a swap before anything is measured: whether there are enough images and they have the base's
+size, and which ones are sampled."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
+from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
 from sanakit.loading import Base
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
+MIN_IMAGES = 64
 SPLITS = ("training", "held out")
 
 
@@ -51,3 +54,13 @@ def truth_of(parts: Sequence[tuple[ImageDataset, list[str], str]], size: int) ->
     """Their images, (B, 3, size, size) in [-1, 1], and the split of each."""
     images = torch.cat([to_images(part.pixels(size)) for part, _, _ in parts])
     return images, [split for part, _, split in parts for _ in range(len(part))]
+
+
+def refuse_few_images(images: ImageDataset, ledger: Path | None = None) -> None:
+    """Raises SK0403 for too few images; the ledger of those set aside is written and named."""
+    if len(images) < MIN_IMAGES:
+        told = f"{images.source} holds {len(images)} images, at least {MIN_IMAGES} are needed"
+        if images.ledger:
+            path = write_ledger(images.ledger, images.source, ledger)
+            told += f"; {len(images.ledger)} were set aside, reasons: {path}"
+        raise SanakitError("SK0403", told)

@@ -26,11 +26,7 @@ def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
     """The encoder's record with the fields of `key=value&...` replaced. Raises SK0306."""
     changes: dict[str, Any] = {}
     for key, text in parse_qsl(query, keep_blank_values=True):
-        if key not in encoder.policies:
-            known = ", ".join(encoder.policies)
-            raise SanakitError(
-                "SK0306", f"?{key}={text}{did_you_mean(key, list(encoder.policies))}; open to change: {known}"
-            )
+        require_policy(encoder, key, f"?{key}={text}")
         if f"{key}={text}" == AUTO:
             raise SanakitError(
                 "SK0306", f"?{AUTO} is measured against a base: swap-text-encoder, validate and train know it"
@@ -42,9 +38,23 @@ def changed_spec(encoder: TextEncoder, query: str) -> TextSpec:
             raise SanakitError("SK0306", f"?{key}={text}: {error}") from error
     if not changes:
         raise SanakitError("SK0306", f"?{query} is not key=value")
+    return with_fields(encoder, changes)
+
+
+def require_policy(encoder: TextEncoder, key: str, said: str) -> None:
+    """Raises SK0306 for a field that the encoder's class does not let one change."""
+    if key not in encoder.policies:
+        known = ", ".join(encoder.policies)
+        raise SanakitError("SK0306", f"{said}{did_you_mean(key, list(encoder.policies))}; open to change: {known}")
+
+
+def with_fields(encoder: TextEncoder, changes: dict[str, Any]) -> TextSpec:
+    """The encoder's record with these fields replaced. Raises SK0306."""
+    for key, value in changes.items():
+        require_policy(encoder, key, f"{key}={value!r:.40}")
     try:
         return replace(encoder.spec, **changes)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise SanakitError("SK0306", str(error)) from error
 
 

@@ -57,22 +57,28 @@ def load_tokenizer(folder: Path, rows: int | None = None) -> Any:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # tokenizers raises no narrower type than Exception
         raise SanakitError("SK0126", f"{folder}: no tokenizer that loads: {said(error)}", fix=SAVE_TOKENIZER) from error
-    require_words(folder, tokenizer)
+    return checked_tokenizer(str(folder), tokenizer, rows)
+
+
+def checked_tokenizer(label: str, tokenizer: Any, rows: int | None = None) -> Any:
+    """A transformers tokenizer that reads words, pads, and has no token without a row; label: what errors call it.
+    One without a padding token is given its end. Raises SK0126."""
+    require_words(label, tokenizer)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if tokenizer.pad_token is None:
         raise SanakitError(
             "SK0126",
-            f"{folder}: the tokenizer has no token to pad with",
+            f"{label}: the tokenizer has no token to pad with",
             fix="Set tokenizer.pad_token and save it again.",
         )
     if rows is not None:
         allowed = {str(getattr(tokenizer, name, None)) for name in PLACEHOLDERS}
-        require_vocabulary(str(folder), tokenizer.get_vocab().items(), rows, allowed)
+        require_vocabulary(label, tokenizer.get_vocab().items(), rows, allowed)
     return tokenizer
 
 
-def require_words(folder: Path, tokenizer: Any) -> None:
+def require_words(label: str, tokenizer: Any) -> None:
     """Raises SK0126 for a tokenizer of special tokens alone, which reads every prompt alike: transformers makes one
     where the folder has no vocabulary."""
     special = {str(token) for token in (*tokenizer.all_special_tokens, *tokenizer.added_tokens_decoder.values())}
@@ -80,7 +86,7 @@ def require_words(folder: Path, tokenizer: Any) -> None:
     if vocabulary <= special | {WORD_START}:
         raise SanakitError(
             "SK0126",
-            f"{folder} holds no vocabulary of a tokenizer: it would have {len(vocabulary)} special tokens and no word",
+            f"{label} holds no vocabulary of a tokenizer: it would have {len(vocabulary)} special tokens and no word",
             fix=SAVE_TOKENIZER,
         )
 

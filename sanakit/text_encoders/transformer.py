@@ -156,10 +156,8 @@ class TransformerEncoder(TextEncoder):
         """
         model = load_transformer(folder)
         tokenizer = load_tokenizer(tokenizer_folder(folder), rows_of(model))
-        width, limit = width_of(model), token_limit(model)
-        if spec is None:
-            kind = "siglip" in model.config.model_type  # trained on padding, arXiv 2303.15343
-            spec = TextSpec(embed_dim=width, max_tokens=min(DEFAULT_TOKENS, limit), attend_padding=kind)
+        width = width_of(model)
+        spec = spec or plain_spec(model)
         if width != spec.embed_dim:
             raise SanakitError(
                 "SK0301", f"{folder} is {width} wide, the record of {cls.name} declares {spec.embed_dim}"
@@ -205,6 +203,13 @@ class HubEncoder(TransformerEncoder):
     def tiny(cls) -> Self:
         model = cls.build({"vocab_size": 256 + len(SPECIAL), **special_ids(), **cls.small})
         return cls(model, byte_tokenizer(*cls.marks), replace(cls.spec, embed_dim=width_of(model)))
+
+
+def plain_spec(model: Any) -> TextSpec:
+    """How a model is read where nothing else is said: plain prompts of 64 tokens, the last layer."""
+    padded = "siglip" in model.config.model_type  # trained on padding, arXiv 2303.15343
+    tokens = min(DEFAULT_TOKENS, token_limit(model))
+    return TextSpec(embed_dim=width_of(model), max_tokens=tokens, attend_padding=padded)
 
 
 def special_ids() -> dict[str, int]:

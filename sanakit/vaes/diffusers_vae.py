@@ -166,7 +166,12 @@ def wrapper_of(folder: Path) -> Any:
             "SK0106",
             f"{folder} is a {name or 'folder without _class_name'}, expected one of {', '.join(ALLOWED_CLASSES)}",
         )
-    module, _, wrapper = ALLOWED_CLASSES[name].partition(".")
+    return wrapper_named(name)
+
+
+def wrapper_named(class_name: str) -> Any:
+    """The class that wraps a diffusers class of the allowlist."""
+    module, _, wrapper = ALLOWED_CLASSES[class_name].partition(".")
     return getattr(importlib.import_module(f"sanakit.vaes.{module}"), wrapper)
 
 
@@ -203,5 +208,5 @@ def diffusers_spec(model: Any, wrapper: type[DiffusersVAE] = DiffusersVAE) -> La
     """Measured on one grey image, not guessed: several configs lack `spatial_compression_ratio`."""
     size = getattr(model, "decoder_image_size", 128)  # AutoencoderRAE takes images of one size
     with torch.no_grad():
-        raw, _ = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device))
+        raw, _ = wrapper.run_encoder(model, torch.zeros(1, 3, size, size, device=model.device, dtype=model.dtype))
     return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])

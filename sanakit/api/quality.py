@@ -1,0 +1,83 @@
+"""How good a swapped system is, in the one unit that holds across latent spaces: errors relative to the base's."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from sanakit.api.load import load_base
+from sanakit.api.session import opened_swap
+from sanakit.assembly import LatentDiffusion
+from sanakit.checks.base import interval
+from sanakit.contracts import Verdict, decide
+from sanakit.evaluation.held_out import held_out
+from sanakit.reporting.notebook import fragment
+from sanakit.swap.context import Swap
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """value: mean relative error of the held-out images, 1 = the base. ci_low, ci_high: of its 90% interval
+    over images. threshold: up to which the base's quality counts as reached. per_image: (N,). measure: what is
+    compared."""
+
+    value: float
+    ci_low: float
+    ci_high: float
+    threshold: float
+    per_image: np.ndarray
+    measure: str
+
+    @property
+    def verdict(self) -> Verdict:
+        """pass: as good as the base; fail: not; inconclusive: the interval straddles the threshold."""
+        return decide(self.value, self.threshold, at_least=False, ci_low=self.ci_low, ci_high=self.ci_high)
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("value", "ci_low", "ci_high", "threshold", "measure")
+        return {name: getattr(self, name) for name in names} | {
+            "verdict": str(self.verdict),
+            "images": len(self.per_image),
+        }
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a held-out image."""
+        import pandas as pd
+
+        return pd.DataFrame({"relative_error": self.per_image})
+
+    def _repr_html_(self) -> str:
+        return fragment("Relative error, base = 1", str(self.verdict), [self.measure], [self.as_dict()])
+
+
+def relative_error(system: Any, data: Any, *, base: Any) -> Quality:
+    """The error of a system relative to the base that it was swapped from, on the held-out images of `data`.
+
+    system, base: what `load_base` takes, or `Swapped.system`. Which component was replaced is told by their weights.
+    Raises SK0104 for another image size, SK0503 where the base's prompts have no effect.
+    """
+    candidate, reference = load_base(system), load_base(base)
+    same_vae = candidate.vae.fingerprint() == reference.vae.fingerprint() and candidate.vae.stats == reference.vae.stats
+    kind = "vae"
+    if same_vae and candidate.text_encoder.fingerprint() != reference.text_encoder.fingerprint():
+        kind = "text_encoder"
+    with opened_swap(reference, kind, getattr(candidate, kind), data) as swap:
+        return quality_of(swap, candidate)
+
+
+def quality_of(swap: Swap, system: LatentDiffusion) -> Quality:
+    """Of a system whose candidate and base are the swap's."""
+    result = held_out(system, swap.candidate_data[1], count=swap.num_held_out)
+    errors = swap.target.relative(result)
+    value, (low, high) = interval(errors)
+    return Quality(
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        threshold=float(swap.target.tolerance * swap.target.base.mean()),
+        per_image=errors,
+        measure=swap.target.measure,
+    )

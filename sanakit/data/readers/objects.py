@@ -1,0 +1,104 @@
+"""Images and captions that are in memory already: a Hugging Face data set, a torch data set, any sequence of rows.
+
+A row is a dictionary with `image`, a caption column and perhaps `name` and `scores`, as in tables, or a pair (image,
+caption or captions). An image is a PIL image, encoded bytes, a file, uint8 values (H, W, 3) or (3, H, W), or such
+floats from 0 to 1, as torchvision's ToTensor gives.
+"""
+
+import io
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from sanakit.data.captions import as_captions, as_scores, kind_of
+from sanakit.data.readers.tables import CAPTIONS
+from sanakit.data.survey import reason_of
+from sanakit.data.table import ImageDataset
+from sanakit.errors import SanakitError
+
+
+def read_objects(source: Any) -> ImageDataset:
+    """Every row of a data set that has a length. Rows that cannot be read are set aside with the reason. A row without
+    a name is called by its number: keep the order, as the split depends on names. Raises SK0401 for what has no rows.
+    """
+    label = type(source).__name__
+    if isinstance(source, str | bytes | Mapping) or not (hasattr(source, "__len__") and hasattr(source, "__getitem__")):
+        raise SanakitError(
+            "SK0401",
+            f"a {label} is no data set of images: expected a name, a path, or a sequence of rows with a length",
+            fix="Of a DatasetDict take one split; of a stream take rows: list(itertools.islice(stream, 10_000)).",
+        )
+    dataset = ImageDataset(source=f"{label} of {len(source)} rows", names=[], captions=[], images=[])
+    for number, row in enumerate(_rows(source)):
+        name = f"{label}/{number}"
+        try:
+            if isinstance(row, Mapping) and isinstance(row.get("name"), str | int) and row["name"] != "":
+                name = str(row["name"])
+            image, captions, scores = _parts(row)
+            dataset.add(name, as_captions(captions), encoded(image), as_scores(scores))
+        except (ValueError, OSError) as error:
+            dataset.set_aside(name, reason_of(error))
+    return dataset
+
+
+def _rows(source: Any) -> Iterator[Any]:
+    """In order; a Hugging Face data set without decoding its images first."""
+    if hasattr(source, "cast_column") and "image" in getattr(source, "features", ()):
+        import datasets
+
+        if isinstance(source.features["image"], datasets.Image):
+            source = source.cast_column("image", datasets.Image(decode=False))
+    return (source[number] for number in range(len(source)))
+
+
+def _parts(row: Any) -> tuple[Any, Any, Any]:
+    """Image, caption or captions, and scores of a row. Raises ValueError."""
+    if isinstance(row, Mapping):
+        column = next((name for name in CAPTIONS if name in row), None)
+        if "image" not in row or column is None:
+            raise ValueError(f"has {', '.join(map(str, row))}; expected image and one of {', '.join(CAPTIONS)}")
+        return row["image"], row[column], row.get("scores")
+    if isinstance(row, tuple | list) and len(row) == 2:
+        image, captions = row
+        return image, list(captions) if isinstance(captions, tuple) else captions, None
+    raise ValueError(f"is a {type(row).__name__}, expected a dictionary or a pair of image and caption")
+
+
+def encoded(image: Any) -> bytes:
+    """The bytes of an encoded image; pixels become a PNG, without loss. Raises ValueError."""
+    if isinstance(image, Mapping):  # a Hugging Face image that is not decoded
+        image = image.get("bytes") or image.get("path")
+    if isinstance(image, bytes):
+        return image
+    if isinstance(image, str | Path):
+        return Path(image).read_bytes()
+    if isinstance(image, Tensor):
+        image = image.detach().cpu().numpy()
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(_as_bytes(image))
+    if not isinstance(image, Image.Image):
+        raise ValueError(f"no image: the row holds {kind_of(image)}")
+    out = io.BytesIO()
+    (image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")).save(out, "PNG")
+    return out.getvalue()
+
+
+def _as_bytes(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8. Raises ValueError for another shape, or for values on another scale."""
+    if pixels.ndim == 3 and pixels.shape[0] == 3 and pixels.shape[2] != 3:
+        pixels = pixels.transpose(1, 2, 0)
+    if pixels.ndim != 3 or pixels.shape[2] != 3:
+        raise ValueError(f"an image is {pixels.shape}, expected (3, H, W) or (H, W, 3)")
+    if pixels.dtype == np.uint8:
+        return np.ascontiguousarray(pixels)
+    low, high = float(pixels.min()), float(pixels.max())
+    if not np.issubdtype(pixels.dtype, np.floating) or not (low >= 0 and high <= 1):
+        raise ValueError(
+            f"{pixels.dtype} values from {low:.4g} to {high:.4g}, expected uint8, or floats from 0 to 1 as "
+            "torchvision's ToTensor gives"
+        )
+    return (pixels * 255).round().astype(np.uint8)
