@@ -228,6 +228,10 @@ class Swap:
     def _sample_parts(self) -> list[tuple[ImageDataset, list[str], str]]:
         return sample_parts(self.splits, self.config.smoke.samples)
 
+    def resolved(self, asked: Config) -> Config:
+        """A configuration with values in the place of every `auto` of its training and data sections."""
+        return choose_encoding(self, resolved(asked, self.placement, peak_of(self)))
+
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
@@ -280,10 +284,6 @@ def prepare(
         refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-
-    def resolve(asked: Config) -> Config:
-        return choose_encoding(swap, resolved(asked, swap.placement, peak_of(swap)))
-
-    swap.run = RunFolder.open(config, run_dir, stages, resolve)
+    swap.run = RunFolder.open(config, run_dir, stages, swap.resolved)
     swap.config = swap.run.config
     return swap
