@@ -27,6 +27,11 @@ TextEncoderDtype = Annotated[
     str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
 ]
 
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."),
+]
+
 
 @app.command()
 def encode(
@@ -55,12 +60,7 @@ def encode(
     captions: Annotated[
         str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
     ] = "lines",
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            "--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."
-        ),
-    ] = None,
+    shard: Shard = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -138,7 +138,8 @@ def _fill_latents(
     share: tuple[int, int] | None,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
-    from sanakit.data.cache import decode_rows, latent_job, thumbnails
+    from sanakit.data.cache import latent_job, thumbnails
+    from sanakit.data.decode import decode_rows
     from sanakit.drift.shown import as_labels
 
     wanted = [(dataset, image_size)]

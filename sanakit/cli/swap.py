@@ -10,7 +10,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.dry_run import needs_options, print_needs
-from sanakit.cli.ending import exit_code_of, refuse_options, show_result
+from sanakit.cli.ending import exit_code_of, refuse_options, show_result, try_writing_all
 from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
@@ -44,7 +44,6 @@ from sanakit.cli.options import (
 )
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import cache_dir, require_utf8, try_writing
 
 DEFAULT_STAGES = "component,smoke"
 
@@ -198,9 +197,7 @@ def run(
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
     from sanakit.tracebacks import kept_in, memory_advice
 
-    if run_dir is not None:
-        require_utf8(run_dir, "--run-dir")
-    _try_writing_all(run_dir, junit, markdown)
+    try_writing_all(run_dir, junit, markdown)
     gate_policy = load_policy(policy, gate_names())
     refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
 
@@ -246,12 +243,6 @@ def _write_for_ci(validation: dict[str, Any], junit: Path | None, markdown: Path
         write_junit(validation, junit)
     if markdown:
         write_markdown(validation, markdown)
-
-
-def _try_writing_all(run_dir: Path | None, *documents: Path | None) -> None:
-    """Every folder that the command will write to, before anything long begins. Raises SK0903 or SK0128."""
-    for folder in (run_dir or Path("runs"), *(path.parent for path in documents if path), cache_dir()):
-        try_writing(folder)
 
 
 @app.command()

@@ -15,18 +15,17 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sanakit.batching import batch_size, in_batches
 from sanakit.data import store
 from sanakit.data.buckets import Size
-from sanakit.data.images import PREPROCESSING, SIDE, row_content
+from sanakit.data.decode import decode_rows, mark_failed, row_keys, sides_of
+from sanakit.data.images import PREPROCESSING, SIDE
 from sanakit.data.job import Job, open_packed
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.data.rows import Rows
-from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
@@ -62,8 +61,6 @@ def latent_job(
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
     posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same
     VAE, images and size, whose hashes are taken over."""
-    views = 2 if mirror else 1
-    sides = (size, size) if isinstance(size, int) else size
     placement = placement or host()
     what, most = f"encoding with {vae.name or 'the VAE'}", 0
 
@@ -75,13 +72,6 @@ def latent_job(
             found["raw_std"] = torch.stack(stds, 1).bfloat16()
         return found
 
-    def marked(found: dict[str, Tensor], failed: list[int]) -> dict[str, Tensor]:
-        for tensor in found.values():
-            tensor[failed] = 0
-        failed_rows = torch.zeros(len(found["raw_latents"]), dtype=torch.bool)
-        failed_rows[failed] = True
-        return found | {"failed": failed_rows}
-
     def compute(part: Sequence[int]) -> dict[str, Tensor]:
         nonlocal most
         rows: list[dict[str, Tensor]] = []
@@ -90,13 +80,13 @@ def latent_job(
             images = to_images(pixels)
             most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
             found, most = in_batches(images, most, encode, what=what)
-            rows.append(marked({name: torch.cat([few[name] for few in found]) for name in found[0]}, [*failed]))
+            rows.append(mark_failed({name: torch.cat([few[name] for few in found]) for name in found[0]}, [*failed]))
             progress(what, chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def again(chosen: list[int]) -> Tensor:
         pixels, failed = decode_rows(dataset.subset(chosen), size)
-        return marked(encode(to_images(pixels)), [*failed])["raw_latents"]
+        return mark_failed(encode(to_images(pixels)), [*failed])["raw_latents"]
 
     return Job(
         facts={
@@ -111,34 +101,13 @@ def latent_job(
             **placement.compute_facts("vae"),
             "libraries": _versions(),
         },
-        rows=like.rows if like else _row_keys(dataset),
+        rows=like.rows if like else row_keys(dataset),
         compute=compute,
         checked="raw_latents",
         again=again,
-        row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
+        row_bytes=6 * (1 + mirror) * torch.Size(vae.spec.shape(*sides_of(size))).numel(),
         hold=lambda: placement.holding(vae),
     )
-
-
-def decode_rows(dataset: ImageDataset, size: int | Size) -> tuple[np.ndarray, dict[int, str]]:
-    """Pixels (N, h, w, 3) of every image, zeros and the reason for one that cannot be read or decoded."""
-    height, width = (size, size) if isinstance(size, int) else size
-    out, failed = np.zeros((len(dataset), height, width, 3), np.uint8), {}
-    for row in range(len(dataset)):
-        try:
-            out[row] = dataset.subset([row]).pixels(size)[0]
-        except MemoryError:
-            raise
-        except Exception as error:  # Pillow raises anything on a damaged file, and the others are to be encoded
-            failed[row] = reason_of(error)
-    return out, failed
-
-
-def _row_keys(dataset: ImageDataset) -> Tensor:
-    """(N,) int64 of every image's bytes; an index has them."""
-    if dataset.indexed is not None:
-        return torch.from_numpy(dataset.indexed.numbers("key"))
-    return store.row_hashes(row_content(image) for image in dataset.images)
 
 
 def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent) -> Tensor:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sanakit.data.buckets import Bucketed, Size, aspects, assign
-from sanakit.data.cache import Progress, decode_rows, embeddings, encoded, silent
+from sanakit.data.cache import Progress, embeddings, encoded, silent
+from sanakit.data.decode import decode_rows
 from sanakit.data.failures import Failures, no_failures
 from sanakit.data.live import ImageEncoder, LiveCaptions, LiveLatents
 from sanakit.data.packed import PackedRows
@@ -185,12 +186,8 @@ def build_dataset(
     cache lacks, and what is live, is computed; by default the CPU.
     """
     placement = placement or host()
-    options: dict[str, Any] = {
-        "progress": progress,
-        "cache": cache,
-        "must_exist": cache is not None,
-        "placement": placement,
-    }
+    options: dict[str, Any] = {"progress": progress, "cache": cache, "must_exist": cache is not None}
+    options["placement"] = placement
     failures = Failures(dataset.names, max_set_aside)
     latents = partial(
         _latents, vae, mirror=mirror, live=live_latents, sample=sample_posterior, failures=failures, options=options

@@ -214,12 +214,9 @@ def write_share(
                     _place(compute(parts[number]) | {"rows": own}, path, facts)
             barrier()
         if share is not None:
-            left = sum(
-                not _holds(folder / name, rows[part.start : part.stop], facts)
-                for name, part in zip(names, parts, strict=True)
-            )
-            if left:
-                return None, left
+            held = [_holds(folder / n, rows[p.start : p.stop], facts) for n, p in zip(names, parts, strict=True)]
+            if not all(held):
+                return None, held.count(False)
         manifest = {
             "facts": facts,
             "rows": content,
@@ -253,11 +250,9 @@ def spot_check(
     if not error[worst] <= tolerance:
         now, then = environment(), entry.manifest["environment"]
         changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-        raise SanakitError(
-            "SK0404",
-            f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
-            f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}",
-        )
+        told = f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
+        told += f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}"
+        raise SanakitError("SK0404", told)
 
 
 @functools.cache
