@@ -56,10 +56,9 @@ class Placement:
         """The modules on the device, in the precision of their part (`module.part`, or `part`), and back where they
         were afterwards.
 
-            What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is
-            copied back. Calls nest. A module that a training state keeps on the device stays as it is. Not for an
-            optimiser's steps: a fused one
-        writes without a trace.
+        What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is copied
+        back. Calls nest. A module that a training state keeps on the device stays as it is. Not for an optimiser's
+        steps: a fused one writes without a trace.
         """
         with ExitStack() as leaving:
             for module in (module for module in modules if module is not None):
@@ -91,17 +90,15 @@ class Placement:
 
     def put(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """A host tensor on the device, through pinned memory where that lets the host go on."""
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        pinned = self.device.type == "cuda" and tensor.device.type == "cpu"
+        return tensor.pin_memory().to(self.device, non_blocking=True) if pinned else tensor.to(self.device)
 
     def take(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """A device tensor in the host's memory, pinned where the device reads that faster."""
         import torch
 
-        if self.device.type != "cuda" or tensor.device.type == "cpu":
-            return tensor.cpu()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+        pinned = self.device.type == "cuda" and tensor.device.type != "cpu"
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor) if pinned else tensor.cpu()
 
     def memory(self) -> tuple[int, int] | None:
         """Free and total bytes of the device; None on the CPU and where the device does not say."""

@@ -14,15 +14,10 @@ from typing import Any
 
 import yaml
 
-try:
-    import fcntl
-except ImportError:  # Windows: nobody is seen at work
-    fcntl = None  # type: ignore[assignment]
-
 from sanakit import __version__
 from sanakit.config import Config, dump_config
 from sanakit.errors import SanakitError
-from sanakit.files import without_secrets, write_aside
+from sanakit.files import own_name, take_lock, without_secrets, write_aside
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
@@ -126,54 +121,20 @@ class RunFolder:
             self.write_text(name, "".join(line for line in lines if json.loads(line).get("stage") != stage))
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
-        """This process alone works in the folder. Raises SK0131 that says who does, and since when. The lock ends with
-        the process that holds it; a file system without locks has none."""
+    def locked(self, wanted: bool = True) -> Iterator[None]:
+        """This process alone works in the folder, unless it is not wanted. Raises SK0131 that says who does, and since
+        when. The lock ends with the process that holds it; a file system without locks has none."""
         path = self.path / LOCK
-        handle = _take_lock(path)
+        handle = take_lock(path) if wanted else None
         try:
             if handle is not None:
                 os.truncate(handle, 0)
-                os.pwrite(handle, (json.dumps(_own_name()) + "\n").encode(), 0)
+                os.pwrite(handle, (json.dumps(own_name()) + "\n").encode(), 0)
             yield
         finally:
             if handle is not None:
                 path.unlink(missing_ok=True)
                 os.close(handle)
-
-
-def _take_lock(path: Path) -> int | None:
-    """A descriptor that holds the lock of the file at `path`. Raises SK0131 where another process does."""
-    if fcntl is None:
-        return None
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
-                return handle  # else it was removed by the process that held it before
-        except BlockingIOError as error:
-            holder = os.pread(handle, 4096, 0).decode(errors="replace")
-            os.close(handle)
-            raise SanakitError("SK0131", f"{path.parent} is in use{_told(holder)}") from error
-        except OSError:
-            os.close(handle)
-            return None
-        os.close(handle)
-
-
-def _own_name() -> dict[str, Any]:
-    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    user = os.environ.get("USER") or os.environ.get("LOGNAME") or (str(os.getuid()) if hasattr(os, "getuid") else "")
-    return {"process": os.getpid(), "host": platform.node(), "user": user, "since": now}
-
-
-def _told(holder: str) -> str:
-    try:
-        who = json.loads(holder)
-        return f" by process {who['process']} of {who['user']} on {who['host']} since {who['since']}"
-    except (ValueError, KeyError, TypeError):
-        return ""
 
 
 # what only stage full reads, and what the stages from smoke on read; everything else is read from the beginning

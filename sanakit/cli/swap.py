@@ -1,7 +1,6 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
 import sys
-from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -209,22 +208,20 @@ def run(
         from sanakit.swap.memory_advice import advise
 
         placement = place(device, config)
-        known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
-        with progress_of("none" if quiet else progress) as advance, kept_in(known):
+        known = bool(run_dir and (run_dir / "config.yaml").is_file())
+        with progress_of("none" if quiet else progress) as advance, kept_in(run_dir if known else None):
             swap = engine.prepare(config, folder, advance, gate_policy, stages, placement)
             swap.seconds_per_step = seconds_per_step
             if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
             with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
-                lock = swap.run.locked() if is_main() else nullcontext()
-                with lock, memory_advice(partial(advise, swap.config)):
+                with swap.run.locked(is_main()), memory_advice(partial(advise, swap.config)):
                     validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
         raise typer.Exit
-    run_path = swap.run.path
-    with kept_in(run_path):
-        report = write_report(run_path, report_path(run_path))
+    with kept_in(swap.run.path):
+        report = write_report(swap.run.path, report_path(swap.run.path))
     _write_for_ci(validation, junit, markdown)
     if as_json:
         print_json(validation)
@@ -239,10 +236,9 @@ def run(
 def _write_for_ci(validation: dict[str, Any], junit: Path | None, markdown: Path | None) -> None:
     from sanakit.reporting.ci import write_junit, write_markdown
 
-    if junit:
-        write_junit(validation, junit)
-    if markdown:
-        write_markdown(validation, markdown)
+    for write, path in ((write_junit, junit), (write_markdown, markdown)):
+        if path:
+            write(validation, path)
 
 
 @app.command()
