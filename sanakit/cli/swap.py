@@ -214,9 +214,9 @@ def run(
             swap.seconds_per_step = seconds_per_step
             if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
-            with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
-                with swap.run.locked(is_main()), memory_advice(partial(advise, swap.config)):
-                    validation = engine.run_stages(swap, stages, force=force, resume=resume)
+            traces = swap.run.path if is_main() else run_dir  # other ranks' folders are scratch
+            with kept_in(traces), swap.run.locked(is_main()), memory_advice(partial(advise, swap.config)):
+                validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
         raise typer.Exit
