@@ -98,7 +98,7 @@ def test_a_vae_on_disk_is_known_by_its_config_alone(tmp_path):
 
 
 def config_of(base="tiny-sana", **train):
-    values = {"base": base, "vae": {"name": "dc-f16c16"}, "train": {"batch_size": 8} | train}
+    values = {"base": base, "vae": {"name": "dc-f16c16"}, "train": {"batch_size": 8, "max_steps": 400} | train}
     return make_config(values | {"smoke": {"strategies": ["align", "finetune"], "budget_steps": 8}})
 
 

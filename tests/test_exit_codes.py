@@ -41,6 +41,7 @@ def call(monkeypatch, capsys):
             return {}
 
         monkeypatch.setattr(info, "registries", stop)
+        monkeypatch.setattr(info, "base_cards", dict)
         monkeypatch.setattr(sys, "argv", ["sanakit", *arguments])
         with pytest.raises(SystemExit) as end:
             cli.main()
@@ -102,7 +103,7 @@ def test_what_the_environment_or_the_user_does_keeps_its_own_code(call, raised, 
 
 
 def test_with_json_what_libraries_print_goes_to_standard_error(call):
-    code, out, err = call("ls", "vaes", "--json", prints="a banner\n")
+    code, out, err = call("ls", "--json", prints="a banner\n")
     assert (code, json.loads(out), err) == (0, [], "a banner\n")
     assert call("ls", "--json", prints="half", raised=KeyError("x"))[1] == ""
     assert call("ls", prints="shown\n")[1] == "shown\n"

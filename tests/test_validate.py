@@ -85,7 +85,7 @@ def test_a_bare_text_encoder(tmp_path, monkeypatch):
     ("options", "code"),
     [
         (("--stage", "smoke", "--base", "none", "--vae", "pca-f16c16"), "SK0104"),
-        (("--stage", "component", "--base", "none"), "SK0104"),
+        (("--stage", "component", "--base", "none"), "SK0130"),
         (("--stage", "component", "--vae", "pca-f16c16", "--policy", "strikt"), "SK0113"),
         (("--stage", "component", "--vae", "pca-f16c16", "--junit", "."), "SK0104"),
         (("--stage", "component", "--vae", "pca-f16c16", "--markdown", "."), "SK0104"),

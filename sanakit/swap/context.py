@@ -280,7 +280,7 @@ def prepare(
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
         placement=placement or host(),
     )
-    if not swap.bare:
+    if not (swap.bare or swap.trains_vae_alone):
         refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
