@@ -34,8 +34,8 @@ def _bit_exact():
 
 @pytest.fixture(scope="session", autouse=True)
 def _device_before_any_backward(request):
-    """Autograd counts devices at the first backward of a process; one that is registered later has no queue. So the fake
-    accelerator is known from the beginning where any test asks for it, and found by those tests only."""
+    """Autograd counts devices at the first backward of a process; one that is registered later has no queue. So the
+    fake accelerator is known from the beginning where any test asks for it, and found by those tests only."""
     import fake_accelerator
 
     asked = any("fake_device" in getattr(item, "fixturenames", ()) for item in request.session.items)
