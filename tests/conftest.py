@@ -32,14 +32,24 @@ def _bit_exact():
     torch.use_deterministic_algorithms(True)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _device_before_any_backward(request):
+    """Autograd counts devices at the first backward of a process; one that is registered later has no queue. So the
+    fake accelerator is known from the beginning where any test asks for it, and found by those tests only."""
+    import fake_accelerator
+
+    asked = any("fake_device" in getattr(item, "fixturenames", ()) for item in request.session.items)
+    if asked and not fake_accelerator.why_not():
+        fake_accelerator.install()
+
+
 @pytest.fixture(scope="session")
-def _fake_accelerator():
+def _fake_accelerator(_device_before_any_backward):
     """The fake accelerator, compiled once and cached (tests/fake_accelerator/README.md)."""
     import fake_accelerator
 
     if reason := fake_accelerator.why_not():
         pytest.skip(reason)
-    fake_accelerator.install()
     return fake_accelerator
 
 

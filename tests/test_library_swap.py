@@ -34,7 +34,8 @@ def gates_of(record):
     return [g for stage in record["stages"].values() for g in stage["gates"] if not any(t in g["gate"] for t in timed)]
 
 
-def test_validate_gives_the_numbers_of_the_command_line(small_world, parts, tmp_path):
+def test_validate_gives_the_numbers_of_the_command_line(small_world, parts, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     base, images, vae = parts
     record = command_line(small_world, tmp_path / "run", "component")
     named = sk.validate("pca-f8c4", base=small_world["base"], data=small_world["data"]["source"])

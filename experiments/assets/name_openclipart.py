@@ -10,6 +10,7 @@ A folder whose images look alike names itself in the title ("niger flag", "home 
 
 import argparse
 import csv
+import hashlib
 import json
 import re
 import unicodedata
@@ -143,7 +144,18 @@ def main() -> None:
     with args.out.open("w", newline="") as file:
         csv.writer(file, delimiter="\t", lineterminator="\n").writerows([("name", "title", "colours"), *rows])
     shared = Counter(title for _, title, _ in rows)
-    print(f"{len(rows)} titles, {sum(n for n in shared.values() if n > 1)} share one; {shared.most_common(40)}")
+    alike = sum(n for n in shared.values() if n > 1)
+    card = {
+        "recipe": "experiments/assets/name_openclipart.py (no random number is drawn)",
+        "data": {
+            "source": "openclipart-96.parquet",
+            "sha256": hashlib.sha256((ASSETS / "openclipart-96.parquet").read_bytes()).hexdigest(),
+        },
+        "quality": {"titles": len(rows), "that_others_share": alike},
+        "licence": "public domain (each image's own metadata)",
+    }
+    args.out.with_suffix(".card.json").write_text(json.dumps(card, indent=1) + "\n")
+    print(f"{len(rows)} titles, {alike} share one; {shared.most_common(40)}")
 
 
 if __name__ == "__main__":

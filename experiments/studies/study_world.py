@@ -94,6 +94,7 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
         "vae": vae_name,
         "text_encoder": encoder_name,
         "image_size": SIZE,
+        "embedded": True,  # the race takes the rates of embedded cores
         "flow_shift": system.flow_shift,
         "curve": {"columns": ["step", "loss on training images", "held-out loss"], "rows": rows},
         "quality": {
