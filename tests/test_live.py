@@ -8,19 +8,20 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 from safetensors.torch import load_file
 
-from sanakit.data import load_images
+from sanakit.cli import data as data_command
+from sanakit.data import load_images, screen
 from sanakit.data.ahead import bytes_ahead, choose_ahead
 from sanakit.data.cache import embedding_job, embeddings
-from sanakit.data.dataset import LatentDataset, build_dataset, first_images
+from sanakit.data.dataset import build_dataset, first_images
 from sanakit.data.failures import Failures
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.distributed import DATA_STOP, STOP
 from sanakit.errors import SanakitError
-from sanakit.placement import Placement, _Held
-from sanakit.swap import quality
-from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
+from sanakit.placement import Placement, _Held, host
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training.batches import TrainOptions, draw_batch
 from sanakit.training.loop import fit, new_state
 from sanakit.vaes import VAES
@@ -213,39 +214,22 @@ def test_ahead_where_the_free_disk_holds_it_latents_first():
     assert choose_ahead(**sizes, free=0, filled=True) == {"latents": "ahead", "embeddings": "ahead"}
 
 
-class Counted:
-    """Latents that say how many were asked for at once."""
-
-    def __init__(self, latents):
-        self.latents, self.shape, self.most, self.read = latents, latents.shape, 0, 0
-
-    def __getitem__(self, rows):
-        self.most, self.read = max(self.most, len(rows)), self.read + len(rows)
-        return self.latents[rows]
-
-    def __len__(self):
-        return len(self.latents)
-
-
-def test_the_best_linear_denoiser_reads_a_sample_in_parts(monkeypatch):
-    generator = torch.Generator().manual_seed(0)
-    spread = torch.linspace(0.2, 2, 16).reshape(1, 1, 4, 2, 2).repeat(1, 1, 1, 2, 2)
-
-    def data(count):
-        latents = torch.randn(count, 2, 4, 4, 4, generator=generator) * spread
-        empty = PromptEmbeds(torch.zeros(0, 1, 1), torch.zeros(0, 1, dtype=torch.bool))
-        return LatentDataset(
-            names=[""] * count,
-            latents=Counted(latents),
-            captions=empty,
-            first=torch.arange(count),
-            count=torch.ones(count),
-        )
-
-    train, test = data(3000), data(500)
-    whole = quality.wiener_losses(train, test)
-    assert train.latents.most == quality.READ_AT_ONCE and train.latents.read == 3000
-    monkeypatch.setattr(quality, "MAX_WINDOWS", 4000)
-    monkeypatch.setattr(quality, "SAMPLED", 2000)
-    train.latents.read = 0
-    assert quality.wiener_losses(train, test) == pytest.approx(whole, rel=0.03) and train.latents.read == 2000
+def test_the_file_for_drift_is_a_random_sample_of_stated_size_without_failed_images(tmp_path, monkeypatch):
+    source = folder_of(tmp_path / "images")
+    monkeypatch.setattr(screen, "SAMPLE", 1)  # of each split
+    (source / "03.png").write_bytes((source / "03.png").read_bytes()[:90])
+    images, vae = load_images(str(source)), VAES.get("kl-f8c4").tiny()
+    monkeypatch.setattr(data_command, "DRIFT_ROWS", 6)
+    quiet, placement = (lambda *told: None), host()
+    [row] = data_command._fill_latents(
+        tmp_path / "out", images, "kl-f8c4", vae, 32, False, None, quiet, placement, None
+    )
+    assert [failed["name"] for failed in row["failed"]] == ["03.png"] and row["count"] == 12
+    with safe_open(row["file"], "pt") as file:
+        assert file.metadata()["sample"] == "6 of 11 rows, drawn with seed 0"
+        latents = file.get_tensor("latents")
+        labels = [bytes(label.tolist()).rstrip(b"\0").decode() for label in file.get_tensor("labels")]
+    usable = [place for place, name in enumerate(images.names) if name != "03.png"]
+    order = torch.randperm(11, generator=torch.Generator().manual_seed(0))[:6].sort().values.tolist()
+    assert labels == [images.names[usable[place]] for place in order]
+    assert len(latents) == 6 and latents.flatten(1).abs().sum(1).min() > 0

@@ -226,15 +226,19 @@ def _fill(
     encoded = 0 if reused else int(entry.manifest["count"])
     file = entry.folder.with_suffix(".safetensors")
     row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
-    kept = min(count, DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
-    chosen = torch.randperm(count, generator=torch.Generator().manual_seed(DRIFT_SEED))[:kept].sort().values
+    failed = tensors["failed"][:] if "failed" in tensors else torch.zeros(count, dtype=torch.bool)
+    usable = (~failed).nonzero()[:, 0]
+    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
+    chosen = usable[order[:kept].sort().values]
     if normalize is not None:
         content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        save_tensors(content | keep(chosen.tolist()), temporary, metadata=stated)
+        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
@@ -249,7 +253,7 @@ def _fill(
         "facts": entry.facts,
         "reused": reused,
         "encoded": encoded,
-        "failed": tensors["failed"][:].nonzero()[:, 0].tolist() if "failed" in tensors else [],
+        "failed": failed.nonzero()[:, 0].tolist(),
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }

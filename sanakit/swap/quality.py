@@ -28,7 +28,7 @@ TEXT_TOLERANCE = 1.15  # 85% of the base's prompt gain recovered
 SHARED_SIGMAS = (0.5, 0.7, 0.9)  # below them the loss is about a VAE's own fine structure, not about what is drawn
 MAX_VALUES = 1152  # of a window that the linear denoiser sees at once
 MAX_WINDOWS = 16384
-SAMPLED, SEED = 4096, 0  # images whose windows are drawn where there are more
+SAMPLED, SEED = 4096, 0  # images whose windows are drawn where there are more than MAX_WINDOWS views
 READ_AT_ONCE = 64  # images
 COLLAPSED = 1e-9  # variance of a normalised latent
 
@@ -138,13 +138,14 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
 
 
 def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
-    """(windows, C side side): all of them where they are at most MAX_WINDOWS, as float64 of 1,152 values 151 MB; else
-    those of SAMPLED images, the first of a split, which are a random sample, at places drawn from SEED. Raises
-    SK0204."""
+    """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where every view of every image
+    has one, place by place through all of them; else of SAMPLED images, the first of a split, which are a random
+    sample, at places drawn from SEED. Raises SK0204."""
     views, height, width = (data.latents.shape[side] for side in (1, 3, 4))
-    every = views * (height // side) * (width // side)
-    count = len(data) if len(data) * every <= MAX_WINDOWS else min(len(data), SAMPLED)
-    kept = every if count * every <= MAX_WINDOWS else max(1, MAX_WINDOWS // count)
+    places = (height // side) * (width // side)
+    sampled = len(data) * views > MAX_WINDOWS
+    count = min(len(data), SAMPLED) if sampled else len(data)
+    kept = min(places, max(1, MAX_WINDOWS // (count * views)) if sampled else -(-MAX_WINDOWS // (count * views)))
     generator = torch.Generator().manual_seed(SEED)
     parts = []
     for start in range(0, count, READ_AT_ONCE):
@@ -153,12 +154,11 @@ def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
             channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
             raise SanakitError("SK0204", f"latents are not finite, most in channel {channel}")
         windows = F.unfold(latents, side, stride=side).permute(0, 2, 1)  # (B views, places, C side side)
-        windows = windows.reshape(-1, every, windows.shape[-1])
-        if kept < every:
-            places = torch.rand(len(windows), every, generator=generator).argsort(1)[:, :kept]
-            windows = windows.gather(1, places[..., None].expand(-1, -1, windows.shape[-1]))
-        parts.append(windows.flatten(0, 1))
-    return torch.cat(parts)
+        chosen = torch.arange(kept).expand(len(windows), kept)
+        if sampled:
+            chosen = torch.rand(len(windows), places, generator=generator).argsort(1)[:, :kept]
+        parts.append(windows.gather(1, chosen[..., None].expand(-1, -1, windows.shape[-1])))
+    return torch.cat(parts).transpose(0, 1).flatten(0, 1)[:MAX_WINDOWS]
 
 
 def _window(channels: int, side: int) -> int:
