@@ -86,9 +86,9 @@ def _answer(
 
 
 def _failure(gate: Row) -> str:
-    own = gate["gate"].startswith(OWN_STAGES)
+    checks_wiring = gate["gate"].startswith(OWN_STAGES)
     what = f"{gate['gate']} ({gate.get('code', '')}) failed"
-    if own and not gate["gate"].startswith(WORTH):
+    if checks_wiring and not gate["gate"].startswith(WORTH):
         return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth."
     return f"{what}."
 
