@@ -205,6 +205,8 @@ def test_above_a_million_images_an_epoch_is_shuffled_by_blocks_and_visits_each_o
     from sanakit.data import order
 
     below = order.batch_indices(1000, 32, 40, seed=3)
+    epoch = torch.randperm(1000, generator=torch.Generator().manual_seed(3 * 7_919 + 1))
+    assert torch.equal(below, epoch[280:312]) and order.WHOLE == 1_000_000  # golden losses were drawn in this order
     monkeypatch.setattr(order, "WHOLE", 500)
     monkeypatch.setattr(order, "BLOCK", 64)
     batches = torch.cat([order.batch_indices(1000, 32, step, seed=3) for step in range(64)])

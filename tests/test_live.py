@@ -2,6 +2,7 @@
 memory."""
 
 import io
+from copy import copy, deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -70,6 +71,26 @@ def test_live_and_ahead_give_the_same_batches(tiny_system, tmp_path):
     few = first_images(live, 3)
     assert len(few) == 3 and torch.allclose(few.latents[:, 0], ahead.latents[:3, 0], atol=1e-5)
     assert torch.allclose(few.captions[:].embeds.float(), ahead.captions[:6].embeds.float(), atol=2e-3)
+
+
+def test_streamed_batches_are_those_of_any_number_of_workers_and_ranks(tiny_system, tmp_path):
+    data = built(tiny_system, load_images(str(folder_of(tmp_path / "a"))), live_latents=True, live_embeddings=True)
+    seen = []
+    for workers in (0, 4):
+        options, batches = replace(OPTIONS, workers=workers), []
+        core = deepcopy(tiny_system.core)
+        system = copy(tiny_system)
+        system.core = core
+        state = new_state(core, [{"params": list(core.parameters()), "scale": 1.0, "name": "core"}], options)
+        fit(system, data, options, state, after_step=lambda step, loss, batch, predicted: batches.append(batch))
+        seen.append(batches)
+    for step, (alone, four) in enumerate(zip(*seen, strict=True)):
+        halves = [draw_batch(tiny_system, data, OPTIONS, step, rows) for rows in (slice(2), slice(2, 4))]
+        for name in ("indices", "noise", "sigmas"):
+            ranks = torch.cat([getattr(half, name) for half in halves])
+            assert torch.equal(getattr(alone, name), getattr(four, name)) and torch.equal(getattr(alone, name), ranks)
+        assert torch.equal(alone.latents, four.latents) and torch.equal(alone.prompt.embeds, four.prompt.embeds)
+        assert torch.allclose(alone.latents, torch.cat([half.latents for half in halves]), atol=1e-5)
 
 
 def test_live_draws_from_the_posterior_in_buckets(tmp_path):
