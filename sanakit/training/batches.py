@@ -102,18 +102,15 @@ def draw_batch(
 
 
 def draw_by(
-    system: LatentDiffusion,
-    data: LatentDataset,
-    options: TrainOptions,
-    draw: Callable[[int, slice], Batch] | None = None,
+    data: LatentDataset | None, options: TrainOptions, draw: Callable[[int, slice], Batch]
 ) -> Callable[[int], Batch]:
-    """This rank's batch of a step, by default of `draw_batch`; where too many images of the data cannot be read the
-    loop stops, with all ranks, at the next step border."""
+    """This rank's batch of a step; where too many images of the data cannot be read the loop stops, with all ranks, at
+    the next step border. draw: rows of a step's batch."""
     rows = own_rows(options)
 
     def batch_of(step: int) -> Batch:
-        batch = draw(step, rows) if draw else draw_batch(system, data, options, step, rows)
-        if data.failures.too_many:
+        batch = draw(step, rows)
+        if data is not None and data.failures.too_many:
             STOP.ask(DATA_STOP)
         return batch
 

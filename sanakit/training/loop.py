@@ -7,8 +7,9 @@ any number of ranks. `accelerate` owns precision and DDP, on the device of the p
 import copy
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,7 +32,7 @@ __all__ = ["CoreWithEncoder", "TrainState", "descend", "draw_batch", "fit", "lay
 
 def fit(
     system: LatentDiffusion,
-    data: LatentDataset,
+    data: LatentDataset | None,
     options: TrainOptions,
     state: TrainState,
     *,
@@ -43,7 +44,8 @@ def fit(
 ) -> TrainState:
     """Train the core (and the text encoder, where state has one) on velocities; see `descend`.
 
-    draw: the batch of a step and of this rank's rows, by default `draw_batch` from the data.
+    draw: the batch of a step and of this rank's rows, by default `draw_batch` from the data; data: None where `draw`
+    reads none.
     """
     wrapped = copy.copy(system)
     wrapped.core = state.model  # type: ignore[assignment]
@@ -58,9 +60,12 @@ def fit(
     def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
         after_step(step, loss, joined(parts), predicted)
 
-    with data.encoders_held():
+    if draw is None:
+        assert data is not None
+        draw = partial(draw_batch, system, data, options)
+    with nullcontext() if data is None else data.encoders_held():
         return descend(
-            draw_by(system, data, options, draw),
+            draw_by(data, options, draw),
             objective,
             options,
             state,
@@ -68,7 +73,7 @@ def fit(
             after_step=finished,
             rate=rate,
             watch=watch,
-            blame=lambda batch: blame_of(data, batch),
+            blame=lambda batch: "" if data is None else blame_of(data, batch),
         )
 
 
