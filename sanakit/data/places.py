@@ -13,6 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from sanakit.data.nearby import read_nearby
 from sanakit.files import without_secrets
 
 SECRETS: dict[str, str] = {}  # addresses without credentials and query to whole ones; never written anywhere
@@ -73,7 +74,8 @@ def read_place(place: Place) -> bytes:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(whole_address(place.path))
-        return bytes(system.cat_file(path, start=place.offset, end=place.offset + place.nbytes))
+        end = place.offset + place.nbytes
+        return read_nearby(place.sha256, lambda: bytes(system.cat_file(path, start=place.offset, end=end)))
     handle = os.open(place.path, os.O_RDONLY)
     try:
         parts, offset, left = [], place.offset, place.nbytes
