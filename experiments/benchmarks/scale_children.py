@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scale_world import LIVE, make_splits, make_system, peak_memory, train_state
+from scale_world import CORE, LIVE, make_splits, make_system, peak_memory, train_state
 
 STEPS = 8
 BATCH = 32
@@ -45,10 +45,13 @@ def statistics(count: int, folder: str) -> dict[str, float]:
 
     from sanakit.alignment import align_caption, align_input, text
     from sanakit.alignment.text import Captions
+    from sanakit.core.dit import new_core
     from sanakit.swap.quality import wiener_losses
 
     data, held = (virtual_dataset(n, LATENTS, TOKENS, WIDTH) for n in (count, count // 10))
-    system, other = (make_system(caption_channels=WIDTH, sample_size=16) for _ in range(2))
+    system, other = make_system(), make_system()
+    for one in (system, other):  # its own encoder is another one: none of these figures asks it
+        one.core = new_core(CORE | {"caption_channels": WIDTH, "sample_size": LATENTS[1]}, seed=0)
     text.CAPTIONS = 1500
     captions = Captions(candidate=data.captions, base=held.captions)
 
