@@ -535,6 +535,8 @@ def scale() -> str:
             lines.append(
                 f"| {told['what']} | {told['goal']} | {told['value']:,} | {met} | {cell(told['measured'])} ({of}) |"
             )
+    if len(lines) == 2:
+        lines = ["Not measured yet."]
     head, begin, rest = page.partition("<!-- measured: begin -->\n")
     _, end, after = rest.partition("<!-- measured: end -->")
     return head + begin + "\n".join(lines) + "\n" + end + after
