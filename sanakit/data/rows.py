@@ -23,15 +23,21 @@ class Rows:
         first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
         where = self.index[first]
         flat = where.reshape(-1)
+        rest = tuple(r.expand(len(flat)) if isinstance(r, Tensor) else r for r in rest)
         shard = torch.bucketize(flat, self.ends, right=True)
-        out = torch.empty((len(flat), *self.shape[1:]), dtype=self.shards[0].dtype)
-        for number in shard.unique().tolist():
+        numbers = shard.unique().tolist()
+        out: Tensor | None = None
+        for number in numbers or [0]:
             mine = (shard == number).nonzero()[:, 0]
             start = int(self.ends[number]) - len(self.shards[number])
-            out[mine] = self.shards[number][flat[mine] - start]
-        if rest:
-            own = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
-            out = out[(own, *rest)]
+            places = (flat[mine] - start, *(r[mine] if isinstance(r, Tensor) else r for r in rest))
+            part = self.shards[number][places]  # nothing but what was asked for: of two views one
+            if len(numbers) < 2:
+                out = part
+                break
+            out = part.new_empty((len(flat), *part.shape[1:])) if out is None else out
+            out[mine] = part
+        assert out is not None
         return self.finish(out).reshape(where.shape + out.shape[1:])
 
     @property
