@@ -42,16 +42,17 @@ def added(asked: Asked) -> list[dict[str, Any]]:
     count, out = asked.added, asked.work / f"cache-{asked.added}"
     pattern = make_shards(asked.work / f"{count}", count)
     whole = apart("encode", pattern, str(out), CACHED_SIDE)
-    more, extra = asked.work / f"{count}-and-one", make_shards(asked.work / "one", 1)
-    shutil.copytree(asked.work / f"{count}", more, dirs_exist_ok=True)
+    more, extra = asked.work / f"{count}-and-one", make_shards(asked.work / "one", 1, first=count)
+    shutil.rmtree(more, ignore_errors=True)
+    shutil.copytree(asked.work / f"{count}", more)
     last = len(list((asked.work / f"{count}").glob("*.tar")))
     shutil.copy(extra.replace("{00000..00000}", "00000"), more / f"{last:05d}.tar")
     grown_out = asked.work / f"cache-{count}-grown"
     shutil.copytree(out, grown_out, dirs_exist_ok=True)
     grown = apart("encode", f"{more}/{{00000..{last:05d}}}.tar", str(grown_out), CACHED_SIDE)
     shutil.rmtree(grown_out)
-    told = f"{whole['encoded']:,} rows in {whole['seconds']:.0f} s, then {grown['encoded']:,} of {grown['rows']:,} rows"
-    told += f" in {grown['seconds']:.1f} s, the spot check with it"
+    told = f"{whole['encoded']:,} rows in {whole['seconds']:.0f} s; " if whole["encoded"] else "the others were there; "
+    told += f"{grown['encoded']:,} of {grown['rows']:,} rows in {grown['seconds']:.1f} s, the spot check with it"
     return [line(f"encode, one image added to {count:,}", grown["encoded"], "<= 1", told)]
 
 
@@ -60,9 +61,9 @@ def opening(asked: Asked) -> list[dict[str, Any]]:
     count, out = asked.added, asked.work / f"cache-{asked.added}"
     pattern = make_shards(asked.work / f"{count}", count)
     apart("encode", pattern, str(out), CACHED_SIDE)
-    seconds = apart("opening", pattern, str(out), CACHED_SIDE, 5)
-    told = f"{seconds['mib']:,.0f} MiB: {seconds['opened']:.3f} s from the data set's name to the last value read "
-    told += f"({seconds['found']:.3f} s of it until the first), {seconds['bare']:.3f} s bare; medians of 5"
+    seconds = apart("opening", pattern, str(out), CACHED_SIDE, 11)
+    told = f"{seconds['mib']:,.0f} MiB: {seconds['opened']:.3f} CPU seconds from the data set's name to the last value read "
+    told += f"({seconds['found']:.3f} s of it until the first), {seconds['bare']:.3f} s bare; medians of 11"
     what = f"a finished cache of {count:,} images over reading it bare"
     return [line(what, seconds["bare"] / seconds["opened"], ">= 0.5", told)]
 

@@ -30,8 +30,9 @@ class Rows:
         for number in numbers or [0]:
             mine = (shard == number).nonzero()[:, 0]
             start = int(self.ends[number]) - len(self.shards[number])
-            places = (flat[mine] - start, *(r[mine] if isinstance(r, Tensor) else r for r in rest))
-            part = self.shards[number][places]  # nothing but what was asked for: of two views one
+            part = select(
+                self.shards[number], flat[mine] - start, *(r[mine] if isinstance(r, Tensor) else r for r in rest)
+            )
             if len(numbers) < 2:
                 out = part
                 break
@@ -43,3 +44,13 @@ class Rows:
     @property
     def nbytes(self) -> int:
         return self.shape.numel() * self.shards[0].element_size()
+
+
+def select(shard: Tensor, rows: Tensor, *rest: Any) -> Tensor:
+    """shard[rows, *rest]: whole rows, or one view of each, are copied as they lie, and nothing else is read."""
+    if not rest:
+        return shard.index_select(0, rows)
+    views = shard.shape[1] if shard.ndim > 1 else 0
+    if len(rest) == 1 and isinstance(rest[0], Tensor | int) and shard.is_contiguous():
+        return shard.flatten(0, 1).index_select(0, rows * views + rest[0] % views)
+    return shard[(rows, *rest)]
