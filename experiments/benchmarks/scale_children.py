@@ -17,6 +17,13 @@ BATCH = 32
 LATENTS, TOKENS, WIDTH = (32, 16, 16), 300, 2304  # DC-AE f32c32 at 512 px, Gemma-2
 
 
+def prepare(pattern: str) -> int:
+    """The index of a data set, and the sample of it that is decoded."""
+    from sanakit.data import load_images
+
+    return len(load_images(pattern))
+
+
 def train(pattern: str) -> dict[str, float]:
     """Live training from shards whose index is there: target, monitors and steps; memory, and when the first step
     ended."""
@@ -207,7 +214,7 @@ def loop(pattern: str, core: dict[str, int], side: int, pairs: int, steps: int) 
 
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (train, statistics, index, encode, opening, batches, loop)
+    f.__name__: f for f in (prepare, train, statistics, index, encode, opening, batches, loop)
 }
 
 if __name__ == "__main__":
