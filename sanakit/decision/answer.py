@@ -45,8 +45,9 @@ def decide_swap(
     seconds_per_step: float | None = None,
 ) -> dict[str, Any]:
     """The `decision` of a validation. component: rows of component.json. samples: rows of evaluation.json. tolerance:
-    the relative error that counts as the base's quality. first_failed: the failed gate to check first; by default the first one. trained_steps: of a
-    stage full that is done. seconds_per_step: of the machine that the full run is planned for."""
+    the relative error that counts as the base's quality. first_failed: the failed gate to check first; by default the
+    first one. trained_steps: of a stage full that is done. seconds_per_step: of the machine that the full run is
+    planned for."""
     stages: Row = validation.get("stages") or {}
     strategy: Row = validation.get("strategy") or {}
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]

@@ -9,8 +9,8 @@ DIFFERENCE = "difference"
 class Measure:
     """metric: its name in component.json, or the gate that measured it. lower_is_better: the good side. unit: `dB`,
     `share` or DIFFERENCE for a change that is a difference, empty for one that is a share of the base's value. exact:
-    counted, so that every difference is real. noise: the least change that counts, in the unit of the change. why: what it means
-    for the swap."""
+    counted, so that every difference is real. noise: the least change that counts, in the unit of the change. why: what
+    it means for the swap."""
 
     metric: str
     lower_is_better: bool

@@ -19,6 +19,7 @@ from sanakit.hub import cached_or_download
 from sanakit.weights.find import OPEN_CLIP, find_weights, said
 from sanakit.weights.load import as_expected, quiet, unwrapped
 
+FOREIGN = ("hf_model_name", "hf_tokenizer_name")
 DEFAULT_CLIP = "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"
 
 
@@ -36,12 +37,8 @@ class Clip:
     @torch.no_grad()
     def embed_images(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> (B, D) of length 1."""
-        shares = images / 2 + 0.5
-        if tuple(shares.shape[2:]) != self.size:
-            shares = F.interpolate(shares, self.size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-        centre, spread = (torch.tensor(v).reshape(1, 3, 1, 1).to(shares.device) for v in (self.mean, self.std))
         weight = next(self.model.parameters())
-        ready = ((shares - centre) / spread).to(weight.device, weight.dtype)
+        ready = resized(images, self.size, self.mean, self.std).to(weight.device, weight.dtype)
         return F.normalize(self.model.encode_image(ready).float(), dim=1).to(images.device)  # type: ignore[operator]
 
     @torch.no_grad()
@@ -71,10 +68,9 @@ def load_clip(name: str) -> Clip:
             fix="Take a CLIP model that open_clip saved, such as " + DEFAULT_CLIP + ".",
         )
     stated = read_config(folder, "open_clip_config.json")
-    if key := next(
-        (k for k, v in (stated.get("model_cfg", {}).get("text_cfg") or {}).items() if k in FOREIGN and v), ""
-    ):
-        raise SanakitError("SK0106", f"{folder} reads text with a model of transformers ({key})")
+    text = stated.get("model_cfg", {}).get("text_cfg") or {}
+    if foreign := [key for key in FOREIGN if text.get(key)]:
+        raise SanakitError("SK0106", f"{folder} reads text with a model of transformers ({foreign[0]})")
     files = find_weights(folder, OPEN_CLIP)
     rename = unwrapped if any(unwrapped(tensor) != tensor for tensor in files.shapes) else None
     try:
@@ -98,4 +94,11 @@ def load_clip(name: str) -> Clip:
     )
 
 
-FOREIGN = ("hf_model_name", "hf_tokenizer_name")
+def resized(images: Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """(B, 3, H, W) in [-1, 1] -> (B, 3, *size), normalised as a network expects it. Antialiased, as the way to resize
+    moves these scores (arXiv 2104.11222)."""
+    shares = images / 2 + 0.5
+    if tuple(shares.shape[2:]) != size:
+        shares = F.interpolate(shares, size, mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
+    centre, spread = (torch.tensor(v, dtype=shares.dtype).reshape(1, 3, 1, 1) for v in (mean, std))
+    return (shares - centre.to(shares.device)) / spread.to(shares.device)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from sanakit.decision.measures import COLOUR_FEATURES
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.evaluation import perceptual
-from sanakit.evaluation.clip import load_clip
+from sanakit.evaluation.clip import load_clip, resized
 from sanakit.files import read_config
 from sanakit.folders import local_path, require_folder
 from sanakit.hub import cached_or_download
@@ -105,12 +105,13 @@ def load_timm(name: str) -> ImageFeatures:
         raise SanakitError("SK0107", f"{folder}: {said(error)}") from error
     model.eval().requires_grad_(False)
     facts = model.pretrained_cfg
-    size, mean, std = facts["input_size"][1:], facts["mean"], facts["std"]
+    mean, std = facts["mean"], facts["std"]
+    _, height, width = facts["input_size"]
 
     @torch.no_grad()
     def compute(images: Tensor) -> Tensor:
         weight = next(model.parameters())
-        ready = resized(images, size, mean, std)
+        ready = resized(images, (height, width), mean, std)
         found: Tensor = model(ready.to(weight.device, weight.dtype))
         return found.float().to(images.device)
 
@@ -123,13 +124,3 @@ def named_folder(name: str) -> Path:
     """The folder of `path:DIR`, or of `hub:owner/repo` from the hub's cache or a network."""
     scheme, _, rest = name.partition(":")
     return cached_or_download(rest) if scheme == "hub" else require_folder(local_path(rest), name, [*NAMES])
-
-
-def resized(images: Tensor, size: tuple[int, int], mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:
-    """(B, 3, H, W) in [-1, 1] -> (B, 3, *size), normalised as a network expects it. Antialiased, as image sizes
-    matter to these distances (arXiv 2104.11222)."""
-    shares = images / 2 + 0.5
-    if tuple(shares.shape[2:]) != tuple(size):
-        shares = F.interpolate(shares, tuple(size), mode="bicubic", antialias=True, align_corners=False).clamp(0, 1)
-    centre, spread = (torch.tensor(v, dtype=shares.dtype).reshape(1, 3, 1, 1) for v in (mean, std))
-    return (shares - centre.to(shares.device)) / spread.to(shares.device)

@@ -21,6 +21,7 @@ from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, sid
 from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
+from sanakit.reporting.samples import evaluated_on, evaluated_rows
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
@@ -119,6 +120,8 @@ def collect(run_dir: Path) -> Row:
         + [
             c for stage in STAGES for c in loss_curves(stage, trained, colours) + loss_by_sigma(stage, trained, colours)
         ],
+        "evaluated": evaluated_rows(validation.get("evaluation") or {}),
+        "evaluated_on": evaluated_on(validation.get("evaluation") or {}),
         "drift_charts": drift_charts([r for r in readings if r["stage"] != "component"]),
         "alarms": [r for r in readings if r["alarm"] and r["stage"] != "component"],
         "ledger": ledger[:LEDGER_SHOWN],
