@@ -1,4 +1,4 @@
-"""Scores of what a system draws: distances agree with torchmetrics, intervals hold what they say, a plugin may raise."""
+"""Scores of what a system draws: distances agree with torchmetrics, comparisons are paired, a metric may raise."""
 
 import json
 import socket
@@ -152,6 +152,7 @@ def test_every_set_of_features_gives_a_distance_of_its_own(monkeypatch):
     assert features_named("auto") == ("efflite0", "thumbnail") == features_named("efflite0, thumbnail,auto")
     base = drawn_of(torch.stack([coloured(seed=3)]), coloured(), coloured(seed=1))
     found = scores_of(base, ["kid", "diversity"], features_named("auto"))
+    assert not [s.error for s in found if s.error]
     assert [s.label for s in found] == ["kid (EffLite0)", "kid (8x8 thumbnails)", "diversity (EffLite0)"]
     for wrong, code in (("efflite", "SK0104.*did you mean efflite0"), ("path:/nowhere", "SK0106"), (" , ", "SK0104")):
         with pytest.raises(sk.SanakitError, match=code):
@@ -193,7 +194,7 @@ def test_the_command_line_gives_the_numbers_of_the_library(small_world, tmp_path
     assert told[0] == ("drawing samples", 0, 16) and told[-1] == ("drawing samples", 16, 16)
     assert list(found.to_frame()["metric"]) == ["kid", "kid", "frechet", "frechet", "caption-recovery", "diversity"]
     assert found["kid (8x8 thumbnails)"].features == "8x8 thumbnails" and not found.failed
-    assert "kid" in found._repr_html_() and "8 held-out prompts" in found._repr_html_()
+    assert "KID, kernel distance" in found._repr_html_() and "8 held-out prompts" in found._repr_html_()
     with pytest.raises(AttributeError):
         found.seed = 3
     shown = evaluated(small_world, "--metrics", "diversity,seed-diversity").stdout

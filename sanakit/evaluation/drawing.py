@@ -177,7 +177,11 @@ def draw(
             images = system.vae.decode(latents)
         if not images.isfinite().all():
             number = int((~images.isfinite()).flatten(1).any(1).sum())
-            raise SanakitError("SK0507", f"{number} of {len(images)} images that were drawn are not finite")
+            raise SanakitError(
+                "SK0507",
+                f"{number} of {len(images)} images that were drawn are not finite",
+                cause="The core or the decoder gives values that are no numbers: weights, scale or precision.",
+            )
         done += len(rows)
         progress(label, done, total)
         return as_bytes(images)
