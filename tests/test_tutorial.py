@@ -37,7 +37,7 @@ def drawn_image(name):
 
 
 def check_results(told):
-    assert told[0].startswith("Not yet") or told[0].startswith("Do not swap")
+    assert "\nNot yet: " in told[0] or "\nDo not swap: " in told[0]
     validation = json.loads(Path("first/validation.json").read_text())
     assert list(validation["stages"]) == ["component", "smoke", "full"]
     assert validation["stages"]["full"]["steps"] == 16 and len(validation["evaluation"]["rows"]) == 6
