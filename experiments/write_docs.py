@@ -518,12 +518,10 @@ def performance() -> str:
     for row in json.loads((RESULTS / "performance.json").read_text()):
         values = f"{row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} | {row['meaning']} | {row['peer']}"
         rows[row["name"]] = f"| {row['name']} | {values} | {row['date']} | `{row['command']}` |"
-    table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
-    lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
-    ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]
-    head, _, rest = page.partition("|---|---|---|---|---|---|---|\n")
-    after = rest[rest.index("\n\n") :]
-    return head + "|---|---|---|---|---|---|---|\n" + "\n".join(ordered) + after
+    head, line, rest = page.partition("|---|---|---|---|---|---|---|\n")
+    table, blank, after = rest.partition("\n\n")
+    lines = {match[1]: match[0] for match in re.finditer(r"^\| (.+?) \|.*$", table, re.M)} | rows
+    return head + line + "\n".join(lines.values()) + blank + after
 
 
 PAGES = {

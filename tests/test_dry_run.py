@@ -60,10 +60,10 @@ def test_low_rank_adapters_are_counted_as_they_are(memory_table):
     real = sum(p.numel() for g in lora.parameter_groups(new_core(shapes, seed=0)) for p in g["params"])
     sizes = {"latent_shape": (8, 8, 8), "caption_length": 24, "world_size": 1}
     options = TrainOptions(max_steps=1, batch_size=4)
-    found = estimate(core, mode, lora, options, **sizes)
-    assert found.trained_parameters == real
+    counted = estimate(core, mode, lora, options, **sizes)
+    assert counted.trained_parameters == real
     whole = estimate(*fake_core(shapes), STRATEGIES.get("finetune"), options, **sizes)
-    assert found.peak < whole.peak and found.flops < whole.flops
+    assert counted.peak < whole.peak and counted.flops < whole.flops
 
 
 def test_a_later_micro_batch_finds_the_gradients_of_the_first(memory_table):
@@ -91,10 +91,10 @@ def test_a_vae_on_disk_is_known_by_its_config_alone(tmp_path):
     tiny = VAES.get("kl-f8c4").tiny()
     tiny.model.save_pretrained(tmp_path)
     next(tmp_path.glob("*.safetensors")).unlink()
-    found = outline_vae(f"path:{tmp_path}")
-    assert found.spec == tiny.spec and found.stored == sum(p.nbytes for p in tiny.model.parameters())
-    one, two = (found.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
-    assert two.weights == one.weights == found.stored and 3.5 < two.each / one.each < 4.5
+    outline = outline_vae(f"path:{tmp_path}")
+    assert outline.spec == tiny.spec and outline.stored == sum(p.nbytes for p in tiny.model.parameters())
+    one, two = (outline.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
+    assert two.weights == one.weights == outline.stored and 3.5 < two.each / one.each < 4.5
 
 
 def config_of(base="tiny-sana", **train):

@@ -187,8 +187,8 @@ def test_the_cheapest_arm_that_arrives_wins(race_setup, tiny_system):
     ("steps", "high", "told"), [(150, 420.2, 421), (150, np.inf, 300), (np.inf, np.inf, 200), (40, 60, 200)]
 )
 def test_how_long_a_race_would_tell(steps, high, told):
-    found = Forecast(steps=steps, low=20, high=high, reached=steps < 100, within=0.9, horizon=2000)
-    assert steps_that_tell(found, 100) == told
+    forecast = Forecast(steps=steps, low=20, high=high, reached=steps < 100, within=0.9, horizon=2000)
+    assert steps_that_tell(forecast, 100) == told
 
 
 def test_an_answer_that_is_not_sure_is_inconclusive_and_said():

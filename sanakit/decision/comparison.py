@@ -62,7 +62,7 @@ def compare(
     that counts as the base's quality, such as 1.05; None where no race was run. samples: rows of evaluation.json."""
     named = {row["metric"]: row for row in rows}
     results = {gate["gate"]: gate for gate in gates}
-    found = []
+    compared = []
     for key, measure in MEASURES.items():
         if key in RATIOS:
             one = _of_ratio(key, measure, results.get(measure.metric))
@@ -71,8 +71,8 @@ def compare(
         else:
             one = _of_row(key, measure, named.get(measure.metric))
         if one:
-            found.append(one)
-    return found
+            compared.append(one)
+    return compared
 
 
 def _of_row(key: str, measure: Measure, row: Row | None) -> Compared | None:

@@ -46,11 +46,11 @@ def cached_bytes(outlines: Outlines, images: int) -> dict[str, int]:
 def disk_bytes(
     outlines: Outlines, stages: Sequence[str], arm: Estimate, whole: Estimate, images: int
 ) -> dict[str, int]:
-    found = cached_bytes(outlines, images) if {"smoke", "full"} & set(stages) else {}
+    sizes = cached_bytes(outlines, images) if {"smoke", "full"} & set(stages) else {}
     if "smoke" in stages:
-        found["arms of the race"] = 2 * arm.checkpoint  # of those that go on; others leave a curve
+        sizes["arms of the race"] = 2 * arm.checkpoint  # of those that go on; others leave a curve
     if "full" in stages:
         always = outlines.config.train.schedule == "constant-then-decay"
-        found["checkpoints"] = (KEEP + 1 + always) * whole.checkpoint
-        found["model"] = FP32 * whole.parameters
-    return found
+        sizes["checkpoints"] = (KEEP + 1 + always) * whole.checkpoint
+        sizes["model"] = FP32 * whole.parameters
+    return sizes
