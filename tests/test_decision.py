@@ -278,10 +278,12 @@ def test_what_base_and_candidate_draw_enters_gains_and_losses():
         scored("caption-recovery", 0.80, 0.86, 0.03, 0.09),
         scored("diversity", 1.0, 0.99, -0.015, -0.005),
     ]
-    found = answer(validation(stages=FULL), samples=samples)
-    assert [(r["name"], r["metric"], said_change(r)) for r in found["losses"]] == [("kid", "KID (EffLite0)", "+0.08")]
-    assert [(r["name"], said_change(r)) for r in found["gains"]] == [("caption-recovery", "+6.0 points")]
-    assert found["same"] == ["colour-kid", "diversity"] and found["answer"] == "swap-with-loss"
+    decision = answer(validation(stages=FULL), samples=samples)
+    assert [(r["name"], r["metric"], said_change(r)) for r in decision["losses"]] == [
+        ("kid", "KID (EffLite0)", "+0.08")
+    ]
+    assert [(r["name"], said_change(r)) for r in decision["gains"]] == [("caption-recovery", "+6.0 points")]
+    assert decision["same"] == ["colour-kid", "diversity"] and decision["answer"] == "swap-with-loss"
     for allowed, expected in ((0.03, "do-not"), (0.1, "not-yet"), (0.12, "swap-with-loss")):
         assert answer(validation(stages=FULL, allowed={"kid": allowed}), samples=samples)["answer"] == expected
     alone = answer(validation(stages=FULL), samples=[scored("kid", 0.1, 0.9, 0.7, 0.9, COLOURS)])

@@ -69,8 +69,10 @@ def test_weights_stand_for_repeated_samples():
     samples, reference = sets()
     counts = np.array([2, 0, 1, 3, 0, 1, 1, 0, 2, 1, 0, 1])
     repeated = samples.repeat_interleave(torch.from_numpy(counts), 0)
-    found = frechet_distance(samples, reference)(counts / N)
-    assert found == pytest.approx(by_torchmetrics(FrechetInceptionDistance, repeated, reference), rel=1e-4)
+    distance_of_weights = frechet_distance(samples, reference)(counts / N)
+    assert distance_of_weights == pytest.approx(
+        by_torchmetrics(FrechetInceptionDistance, repeated, reference), rel=1e-4
+    )
     distance, equal = kernel_distance(samples, reference), np.full(N, 1 / N)
     resampled = np.random.default_rng(0).multinomial(N, equal, size=4000) / N
     draws = np.array([distance(row) for row in resampled])
@@ -151,9 +153,9 @@ def test_every_set_of_features_gives_a_distance_of_its_own(monkeypatch):
     monkeypatch.undo()
     assert features_named("auto") == ("efflite0", "thumbnail") == features_named("efflite0, thumbnail,auto")
     base = drawn_of(torch.stack([coloured(seed=3)]), coloured(), coloured(seed=1))
-    found = scores_of(base, ["kid", "diversity"], features_named("auto"))
-    assert not [s.error for s in found if s.error]
-    assert [s.label for s in found] == ["kid (EffLite0)", "kid (8x8 thumbnails)", "diversity (EffLite0)"]
+    rows = scores_of(base, ["kid", "diversity"], features_named("auto"))
+    assert not [s.error for s in rows if s.error]
+    assert [s.label for s in rows] == ["kid (EffLite0)", "kid (8x8 thumbnails)", "diversity (EffLite0)"]
     for wrong, code in (("efflite", "SK0104.*did you mean efflite0"), ("path:/nowhere", "SK0106"), (" , ", "SK0104")):
         with pytest.raises(sk.SanakitError, match=code):
             [load_features(name) for name in features_named(wrong)]
@@ -183,20 +185,27 @@ def evaluated(small_world, *options):
 
 def test_the_command_line_gives_the_numbers_of_the_library(small_world, tmp_path):
     told = []
-    found = sk.evaluate(
+    evaluation = sk.evaluate(
         sk.load_base(small_world["base"]), sk.load_images(small_world["data"]["source"]), count=8, num_steps=2,
         on_step=lambda *step: told.append(step),
     )  # fmt: skip
     result = evaluated(small_world, "--json", "--out", tmp_path / "new" / "scores.json")
     record = json.loads(result.stdout)
-    assert result.exit_code == 0 and record["scores"] == found.as_dict()["scores"]
+    assert result.exit_code == 0 and record["scores"] == evaluation.as_dict()["scores"]
     assert json.loads((tmp_path / "new" / "scores.json").read_text()) == record
     assert told[0] == ("drawing samples", 0, 16) and told[-1] == ("drawing samples", 16, 16)
-    assert list(found.to_frame()["metric"]) == ["kid", "kid", "frechet", "frechet", "caption-recovery", "diversity"]
-    assert found["kid (8x8 thumbnails)"].features == "8x8 thumbnails" and not found.failed
-    assert "KID, kernel distance" in found._repr_html_() and "8 held-out prompts" in found._repr_html_()
+    assert list(evaluation.to_frame()["metric"]) == [
+        "kid",
+        "kid",
+        "frechet",
+        "frechet",
+        "caption-recovery",
+        "diversity",
+    ]
+    assert evaluation["kid (8x8 thumbnails)"].features == "8x8 thumbnails" and not evaluation.failed
+    assert "KID, kernel distance" in evaluation._repr_html_() and "8 held-out prompts" in evaluation._repr_html_()
     with pytest.raises(AttributeError):
-        found.seed = 3
+        evaluation.seed = 3
     shown = evaluated(small_world, "--metrics", "diversity,seed-diversity").stdout
     assert "diversity (EffLite0)" in shown and "true images: 1" in shown and max(map(len, shown.splitlines())) <= 200
 
@@ -266,8 +275,8 @@ def test_a_clip_score_is_the_cosine_of_a_local_model(clip_folder):
     folder, model = clip_folder
     sides = drawn_of(torch.stack([coloured(seed=3), coloured(seed=4)]))
     sides.clip = f"path:{folder}"
-    found = {s.metric: s for s in scores_of(sides, ["clip-score", "clip-recovery"], ("thumbnail",))}
-    assert not [s.error for s in found.values() if s.error]
+    scored = {s.metric: s for s in scores_of(sides, ["clip-score", "clip-recovery"], ("thumbnail",))}
+    assert not [s.error for s in scored.values() if s.error]
     images = drawing.as_float(sides.images.flatten(0, 1))
     with torch.no_grad():
         large = nn.functional.interpolate(images / 2 + 0.5, (32, 32), mode="bicubic", antialias=True).clamp(0, 1)
@@ -275,8 +284,8 @@ def test_a_clip_score_is_the_cosine_of_a_local_model(clip_folder):
         ids = open_clip.get_tokenizer("ViT-B-32", context_length=16)(sides.prompts)
         read = model.encode_text(ids).repeat(2, 1)
         expected = 100 * torch.cosine_similarity(seen, read).clamp_min(0).mean()
-    assert found["clip-score"].value == pytest.approx(float(expected), rel=1e-4)
-    assert found["clip-score"].features == "CLIP tiny-clip" and 0 <= found["clip-recovery"].value <= 1
+    assert scored["clip-score"].value == pytest.approx(float(expected), rel=1e-4)
+    assert scored["clip-score"].features == "CLIP tiny-clip" and 0 <= scored["clip-recovery"].value <= 1
     assert load_features("clip", sides.clip).compute(images[:2]).shape == (2, 8)
 
 
@@ -330,10 +339,10 @@ def test_a_metric_gives_values_or_a_statistic_and_nothing_else(registered):
     def not_finite(drawn):
         return np.full((2, N), np.nan)
 
-    found = scores_of(sides, ["a-mean", "no-numbers", "wrong-shape", "not-finite"], ("thumbnail",))
-    assert found[0].value == pytest.approx(float(sides.images.float().mean())) and found[0].better == "higher"
-    assert [bool(s.error) for s in found] == [False, True, True, True]
-    assert "expected one of them" in found[1].error and "(2, 12): seeds, prompts" in found[2].error
+    scored = scores_of(sides, ["a-mean", "no-numbers", "wrong-shape", "not-finite"], ("thumbnail",))
+    assert scored[0].value == pytest.approx(float(sides.images.float().mean())) and scored[0].better == "higher"
+    assert [bool(s.error) for s in scored] == [False, True, True, True]
+    assert "expected one of them" in scored[1].error and "(2, 12): seeds, prompts" in scored[2].error
     with pytest.raises(ValueError, match="expected higher or lower"):
         metric(better="more")
 

@@ -115,8 +115,8 @@ def load_timm(name: str) -> ImageFeatures:
     def compute(images: Tensor) -> Tensor:
         weight = next(model.parameters())
         ready = resized(images, (height, width), mean, std)
-        found: Tensor = model(ready.to(weight.device, weight.dtype))
-        return found.float().to(images.device)
+        pooled: Tensor = model(ready.to(weight.device, weight.dtype))
+        return pooled.float().to(images.device)
 
     tag = (stated.get("pretrained_cfg") or {}).get("tag")
     label = f"{stated.get('architecture', folder.name)}{f'.{tag}' if tag else ''}"

@@ -41,9 +41,9 @@ def clip_recovery(drawn: Drawn) -> Measured:
 def clip_score(drawn: Drawn) -> Measured:
     """100 max(cosine of sample and caption, 0), as torchmetrics counts it (arXiv 2104.08718 without its factor)."""
     texts = drawn.clip_texts()
-    own = (drawn.clip_images() * texts).sum(-1).clamp_min(0)
+    cosines = (drawn.clip_images() * texts).sum(-1).clamp_min(0)
     return Measured(
-        values=(100 * own).numpy(),
+        values=(100 * cosines).numpy(),
         features=drawn.clip_model().label,
         of_true_images=float(100 * (drawn.clip_truth() * texts).sum(-1).clamp_min(0).mean()),
     )
@@ -52,7 +52,7 @@ def clip_score(drawn: Drawn) -> Measured:
 def recovered(likeness: Tensor) -> Tensor:
     """likeness (..., N, N) of samples to captions -> (..., N), the share of other captions that are less like; a tie
     counts half."""
-    own = likeness.diagonal(dim1=-2, dim2=-1)[..., None]
-    below = (likeness < own).sum(-1).double() + ((likeness == own).sum(-1) - 1).double() / 2
+    of_its_caption = likeness.diagonal(dim1=-2, dim2=-1)[..., None]
+    below = (likeness < of_its_caption).sum(-1).double() + ((likeness == of_its_caption).sum(-1) - 1).double() / 2
     count: int = likeness.shape[-1]
     return torch.as_tensor(below / (count - 1))

@@ -85,9 +85,9 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> Distance:
     def distance(weights: np.ndarray) -> float:
         mean_square = float(weights @ gram @ weights)
         factor = count / (count - 1)
-        own = factor * (float(weights @ lengths) - mean_square)
+        variance = factor * (float(weights @ lengths) - mean_square)
         rows = np.sqrt(weights * factor / (others - 1))[:, None] * (product - weights @ product)
-        return mean_square + own + float(spread) - 2 * float(np.linalg.norm(rows, "nuc"))
+        return mean_square + variance + float(spread) - 2 * float(np.linalg.norm(rows, "nuc"))
 
     return distance
 
