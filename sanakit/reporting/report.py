@@ -21,7 +21,7 @@ from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, sid
 from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
-from sanakit.reporting.samples import evaluated_on, evaluated_rows
+from sanakit.reporting.samples import evaluated_samples
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
@@ -120,8 +120,6 @@ def collect(run_dir: Path) -> Row:
         + [
             c for stage in STAGES for c in loss_curves(stage, trained, colours) + loss_by_sigma(stage, trained, colours)
         ],
-        "evaluated": evaluated_rows(validation.get("evaluation") or {}),
-        "evaluated_on": evaluated_on(validation.get("evaluation") or {}),
         "drift_charts": drift_charts([r for r in readings if r["stage"] != "component"]),
         "alarms": [r for r in readings if r["alarm"] and r["stage"] != "component"],
         "ledger": ledger[:LEDGER_SHOWN],
@@ -146,5 +144,6 @@ def _decided(run_dir: Path, validation: Row, component: list[Row], race: Row, pl
         "pairs": pairs,
         "sides": SIDES,
         "changes": change_rows(decision),
+        **evaluated_samples(validation.get("evaluation") or {}),
         "same": [METRIC_TITLES.get(name, MEASURES[name].metric) for name in decision["same"]],
     }

@@ -9,6 +9,11 @@ Row = dict[str, Any]
 SAME, BETTER, WORSE = "same", "better", "worse"
 
 
+def evaluated_samples(evaluation: Mapping[str, Any]) -> Row:
+    """What the page shows of evaluation.json."""
+    return {"evaluated": evaluated_rows(evaluation), "evaluated_on": evaluated_on(evaluation)}
+
+
 def evaluated_rows(evaluation: Mapping[str, Any]) -> list[Row]:
     """A row a score: label, base, candidate, interval, what true images score, sense (better, worse or same), note."""
     rows = []
