@@ -26,6 +26,8 @@ from sanakit.evaluation.metrics.base import METRICS, Measured, metric
 from sanakit.evaluation.metrics.captions import recovered
 from sanakit.evaluation.metrics.distances import frechet_distance, kernel_distance
 from sanakit.evaluation.scores import compare_scores, scores_of
+from sanakit.loading import load_base
+from sanakit.placement import choose, host
 from sanakit.reporting import write_report
 from sanakit.reporting.samples import evaluated_on, evaluated_rows, sense_of
 from sanakit.swap import stages as engine
@@ -422,3 +424,16 @@ def test_resamples_are_the_same_for_both_sides():
     assert first[0] == pytest.approx(measured.values.mean()) and np.array_equal(first[1], second[1])
     low, high = scores._ends(*first)
     assert low < first[0] < high
+
+
+def test_a_device_gives_the_scores_of_the_cpu(small_world, fake_device):
+    exact = {"vae": "fp32", "text_encoder": "fp32", "base": "fp32"}
+    values = []
+    for placement in (host(), choose("auto", **exact)):
+        system = load_base(small_world["base"]).system(placement=placement, part="base")
+        names = ("kid", "caption-recovery", "diversity")
+        scored = sk.evaluate(system, small_world["data"]["source"], names, count=8, num_seeds=1, num_steps=1)
+        assert not scored.failed
+        values.append([score.value for score in scored.scores])
+    assert values[1] == pytest.approx(values[0], abs=0.02)
+    assert all(p.device.type == "cpu" for p in image_features.perceptual.extractor().parameters())

@@ -57,9 +57,9 @@ def _refuse_what_was_meant(kind: str, name: str) -> None:
 def model_named(model: str) -> str:
     """The base that `--model` names: a run folder is its model, another folder or file itself. Raises SK0106 for a run
     without a model."""
-    if not Path(model).exists():
+    path = Path(model.removeprefix("path:")).expanduser()
+    if not path.exists():
         return model
-    path = Path(model)
     if (path / "config.yaml").is_file() and not (path / "card.json").is_file():
         if not (path / "model" / "card.json").is_file():
             raise SanakitError(
