@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import sanakit as sk
 from sanakit import hub
 from sanakit.cli import evaluate as _command  # noqa: F401  adds the command
+from sanakit.cli import info as _listing  # noqa: F401  adds ls and describe
 from sanakit.cli.app import app
 from sanakit.config import make_config
 from sanakit.evaluation import clip as clip_module
@@ -232,6 +233,14 @@ def test_what_cannot_be_evaluated_is_refused_before_an_image_is_drawn(small_worl
     (tmp_path / "run" / "config.yaml").touch()
     with pytest.raises(sk.SanakitError, match="SK0106.*holds no model"):
         CliRunner().invoke(app, ["evaluate", "--model", str(tmp_path / "run")], catch_exceptions=False)
+
+
+def test_metrics_are_listed_and_described():
+    rows = json.loads(CliRunner().invoke(app, ["ls", "metrics", "--json"]).stdout)
+    assert {row["name"] for row in rows} >= {"kid", "frechet", "caption-recovery", "diversity", "clip-score"}
+    assert {row["name"] for row in rows if not row["embedded"]} == {"clip-score", "clip-recovery"}
+    facts = json.loads(CliRunner().invoke(app, ["describe", "kid", "--json"]).stdout)
+    assert facts["better"] == "lower" and "MMD" in facts["documentation"]
 
 
 def test_without_a_network_nothing_hangs(monkeypatch):

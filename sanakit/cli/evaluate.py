@@ -89,7 +89,7 @@ def _write(out: Path, record: dict[str, Any]) -> None:
 
 
 def _print(evaluation: "Evaluation", name: str) -> None:
-    """Two lines a score, which read at 40 columns: the value with its interval, and what true images score."""
+    """Short lines, a few a score: the value with its interval, what true images score, what to know."""
     from sanakit.cli.view import number_text
 
     count, seeds = len(evaluation.prompts), evaluation.num_seeds
