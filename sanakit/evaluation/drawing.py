@@ -17,7 +17,7 @@ from sanakit.data import ImageDataset
 from sanakit.data.cache import Progress, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP, Clip, load_clip
-from sanakit.evaluation.image_features import THUMBNAIL, ImageFeatures, load_features
+from sanakit.evaluation.image_features import CLIP, THUMBNAIL, load_features
 from sanakit.placement import Placement, host
 from sanakit.sampling import sample_euler
 
@@ -72,62 +72,54 @@ class Drawn:
     @property
     def label(self) -> str:
         """The name of the features, as scores say it."""
-        return self._features().label
+        return load_features(self.features, self.clip).label
 
     def of_samples(self) -> Tensor:
         """Features of the samples. (S, N, D)"""
-        flat = self._compute(self.kept, "samples", self.images.flatten(0, 1), self._features())
-        return flat.unflatten(0, self.images.shape[:2])
+        return self._of_samples(self.features)
 
     def of_truth(self) -> Tensor:
         """Features of the images that the prompts describe. (N, D)"""
-        return self._compute(self.shared, "truth", self.asked.truth, self._features())
+        return self._compute(self.shared, "truth", self.asked.truth, self.features)
 
     def of_reference(self) -> Tensor:
         """Features of the reference images. (M, D)"""
-        return self._compute(self.shared, "reference", self.asked.reference, self._features())
+        return self._compute(self.shared, "reference", self.asked.reference, self.features)
 
     def clip_model(self) -> Clip:
         return load_clip(self.clip)
 
     def clip_images(self) -> Tensor:
         """The CLIP model's embeddings of the samples, of length 1. (S, N, D)"""
-        tower = self.clip_model()
-        as_features = ImageFeatures(label=tower.label, compute=tower.embed_images, model=tower.model)
-        flat = self._compute(self.kept, "samples", self.images.flatten(0, 1), as_features)
-        return flat.unflatten(0, self.images.shape[:2])
+        return self._of_samples(CLIP)
 
     def clip_truth(self) -> Tensor:
         """The same of the images that the prompts describe. (N, D)"""
-        tower = self.clip_model()
-        as_features = ImageFeatures(label=tower.label, compute=tower.embed_images, model=tower.model)
-        return self._compute(self.shared, "truth", self.asked.truth, as_features)
+        return self._compute(self.shared, "truth", self.asked.truth, CLIP)
 
     def clip_texts(self) -> Tensor:
         """Its embeddings of the prompts, of length 1. (N, D)"""
-        tower = self.clip_model()
-        key = (tower.label, "texts")
+        key, tower = (CLIP, "texts"), self.clip_model()
         if key not in self.shared:
             with self.placement.holding(tower.model):
                 self.shared[key] = tower.embed_texts(self.prompts)
         return self.shared[key]
 
-    def _features(self) -> ImageFeatures:
-        return load_features(self.features, self.clip)
+    def _of_samples(self, name: str) -> Tensor:
+        flat = self._compute(self.kept, "samples", self.images.flatten(0, 1), name)
+        return flat.unflatten(0, self.images.shape[:2])
 
-    def _compute(
-        self, kept: dict[tuple[str, str], Tensor], side: str, images: Tensor, features: ImageFeatures
-    ) -> Tensor:
-        key = (features.label, side)
-        if key not in kept:
+    def _compute(self, kept: dict[tuple[str, str], Tensor], side: str, images: Tensor, name: str) -> Tensor:
+        if (name, side) not in kept:
+            features = load_features(name, self.clip)
             with self.placement.holding(features.model):
 
                 def compute(part: Tensor) -> Tensor:
                     return features.compute(as_float(part)).float().cpu()
 
                 parts, _ = in_batches(images, BATCH, compute, what=f"features {features.label}")
-            kept[key] = torch.cat(parts)
-        return kept[key]
+            kept[name, side] = torch.cat(parts)
+        return kept[name, side]
 
 
 def ask(images: ImageDataset, count: int, size: int) -> Asked:
