@@ -1,6 +1,6 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
 measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results
-and the plan of the one under way, the table of docs/performance.md from its results.
+and the plan of the one under way, the tables of docs/performance.md and docs/scale.md from their results.
 
 python experiments/write_docs.py
 """
@@ -524,11 +524,30 @@ def performance() -> str:
     return head + line + "\n".join(lines.values()) + blank + after
 
 
+def scale() -> str:
+    """docs/scale.md with its measured table filled anew; the text around it stays."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    lines = ["| what | goal | value | met | measured |", "|---|---|---|---|---|"]
+    for row in read("scale.json").values():
+        of = f"{row['date']}, load {row['load']:g} on {row['cores']} cores"
+        for told in row["lines"]:
+            met = "yes" if told["met"] else "**no**"
+            lines.append(
+                f"| {told['what']} | {told['goal']} | {told['value']:,} | {met} | {cell(told['measured'])} ({of}) |"
+            )
+    if len(lines) == 2:
+        lines = ["Not measured yet."]
+    head, begin, rest = page.partition("<!-- measured: begin -->\n")
+    _, end, after = rest.partition("<!-- measured: end -->")
+    return head + begin + "\n".join(lines) + "\n" + end + after
+
+
 PAGES = {
     "docs/codes.md": codes,
     "docs/decision-study.md": decisions,
     "docs/gates.md": render_gates,
     "docs/performance.md": performance,
+    "docs/scale.md": scale,
     "docs/zoo.md": zoo,
 }
 

@@ -30,15 +30,18 @@ def host_bytes(
 
 
 def cached_bytes(outlines: Outlines, images: int) -> dict[str, int]:
-    """Bytes of the cache by entry: latents with their deviation, embeddings with their mask (data/cache.py)."""
-    size = outlines.size
+    """Bytes of the cache by entry: latents with their deviation, embeddings with their mask (data/cache.py). What is
+    encoded live is in none; `auto` is counted as ahead."""
+    size, data = outlines.size, outlines.config.data
     latents = {
         f"latents of the {side}": 6 * VIEWS * images * torch.Size(vae.spec.shape(size, size)).numel()
         for side, vae in outlines.vaes.items()
+        if data.latents != "live"
     }
     texts = {
         f"embeddings of the {side}": images * e.spec.max_tokens * (2 * e.spec.embed_dim + 1)
         for side, e in outlines.encoders.items()
+        if data.embeddings != "live"
     }
     return latents | texts
 
