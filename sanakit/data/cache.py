@@ -79,10 +79,8 @@ def latent_job(
         for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
             images = to_images(pixels)
             most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
-            encoded, most = in_batches(images, most, encode, what=what)
-            rows.append(
-                mark_failed({name: torch.cat([few[name] for few in encoded]) for name in encoded[0]}, [*failed])
-            )
+            parts, most = in_batches(images, most, encode, what=what)
+            rows.append(mark_failed({name: torch.cat([few[name] for few in parts]) for name in parts[0]}, [*failed]))
             progress(what, chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
