@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from math import nan
 
 import numpy as np
 import pytest
@@ -405,6 +406,16 @@ def test_nothing_is_drawn_for_too_few_prompts_and_the_page_says_so(full):
     validation, folder = full(num_prompts=5)
     assert validation["evaluation"]["rows"] == [] and "fewest" in validation["evaluation"]["note"]
     assert "Samples were not scored: 5 held-out images" in write_report(folder, folder / "page.html").read_text()
+
+
+def test_images_that_are_not_finite_cost_no_verdict(full, monkeypatch):
+    """Hours of training lie behind them: the gates and the model are written."""
+    from sanakit.evaluation import drawing
+
+    monkeypatch.setattr(drawing, "sample_euler", lambda system, p, **_: torch.full((len(p), *system.latent_shape), nan))
+    validation, folder = full(num_prompts=8)
+    assert validation["evaluation"]["rows"] == [] and "not finite" in validation["evaluation"]["note"]
+    assert (folder / "model" / "card.json").is_file() and validation["stages"]["full"]["gates"]
 
 
 def test_metrics_of_stage_full_are_refused_before_anything_is_trained(full, monkeypatch):

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.contracts import GateResult
+from sanakit.errors import SanakitError
 from sanakit.evaluation.drawing import FEWEST, Drawn, asked_of, draw
 from sanakit.evaluation.image_features import features_named
 from sanakit.evaluation.scores import compare_scores, require_metrics
@@ -42,10 +43,15 @@ def _compared(swap: "Swap", system: LatentDiffusion) -> Row:
     names = features_named(asked.features)
     question = asked_of(held_out, train, count, system.image_size)
     options: Row = {"num_seeds": asked.num_seeds, "seed": swap.config.train.seed, "progress": swap.progress}
-    images = {
-        side: draw(one, question.prompts, label=f"drawing for evaluation, {side}", **options)
-        for side, one in (("base", swap.base_system), ("candidate", system))
-    }
+    try:
+        images = {
+            side: draw(one, question.prompts, label=f"drawing for evaluation, {side}", **options)
+            for side, one in (("base", swap.base_system), ("candidate", system))
+        }
+    except SanakitError as error:
+        if error.code != "SK0507":
+            raise
+        return record | {"rows": [], "note": error.found}  # full/samples fails for the same reason, and says it
     base = Drawn(asked=question, images=images["base"], clip=asked.clip, placement=swap.placement)
     rows = compare_scores(base, base.beside(images["candidate"]), asked.metrics, names)
     return record | {"reference": len(question.reference), "rows": rows, "note": ""}
