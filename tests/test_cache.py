@@ -298,3 +298,15 @@ def test_the_jobs_of_an_array_fill_one_entry_and_the_last_finishes_it(tmp_path, 
     for wrong in ("0/8", "9/8", "3", "a/b", "-1/3"):
         with pytest.raises(SanakitError, match="SK0104.*expected I/N"):
             _share_of(wrong)
+
+
+def test_rows_over_shards_read_as_the_tensor_that_they_stand_for():
+    generator = torch.Generator().manual_seed(0)
+    whole = torch.randn(20, 2, 3, 4, generator=generator)
+    rows, view, none = torch.tensor([3, 0, 19, 3]), torch.tensor([1, 0, 0, 1]), torch.zeros(0, dtype=torch.long)
+    keys = (slice(2, 5), rows, 5, (rows, view), (rows, 0), (slice(None), 0), (slice(1, 4), slice(0, 1)), (5, 1))
+    for shards in ([whole], [whole[:7], whole[7:8], whole[8:]]):
+        index = torch.randperm(20, generator=generator)
+        read, expected = store.Rows(shards, index, lambda x: 2 * x), 2 * whole[index]
+        for key in (*keys, (slice(0), 0), none, (none, none), (rows, slice(None), 2), (rows, view, 1)):
+            assert torch.equal(read[key], expected[key]) and read[key].shape == expected[key].shape, key

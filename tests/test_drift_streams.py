@@ -12,6 +12,7 @@ from scipy import stats
 from sanakit.config import Config, MonitorsSection, make_config
 from sanakit.contracts import Reading
 from sanakit.drift.equivalence import equivalence
+from sanakit.drift.features import embedding_blocks
 from sanakit.drift.sequential import EProcess, places, tied_scores
 from sanakit.drift.stream import Stream
 from sanakit.errors import SanakitError
@@ -287,3 +288,15 @@ def test_configuration_refuses_other_actions():
     assert Config().monitors.latents == "warn"
     with pytest.raises(SanakitError, match="SK0104"):
         make_config({}, ["monitors.latents=explode"])
+
+
+def test_a_stream_keeps_the_features_of_its_reference_and_not_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(40, 6, 5, generator=generator)
+    mask = torch.rand(40, 6, generator=generator) < 0.7
+    mask[:, 0] = True
+    stream = Stream("embeddings", values, mask, blocks=("mean", "norms"))
+    whole = embedding_blocks(values, mask)
+    assert stream.reference == [] and stream.mask is None
+    expected = torch.cat([whole["mean"], whole["norms"]], 1).numpy()
+    assert stream.base.shape == (40, 8) and np.allclose(stream.base, expected, rtol=1e-6, atol=1e-6)

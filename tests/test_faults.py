@@ -338,7 +338,7 @@ def test_skipped_steps_are_budgeted_and_in_the_ledger(small_run, tmp_path, monke
 
 @pytest.mark.slow
 @pytest.mark.own_process
-def test_fifty_kills_of_encode_lose_no_row_and_double_none(tmp_path, monkeypatch):
+def test_random_kills_of_encode_lose_no_row_and_double_none(tmp_path, monkeypatch):
     monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
     (tmp_path / "images").mkdir()
     for i in range(48):
@@ -359,7 +359,8 @@ def test_fifty_kills_of_encode_lose_no_row_and_double_none(tmp_path, monkeypatch
     start = time.monotonic()
     assert wait(forked(lambda: encode(tmp_path / "timed"))) == 0
     whole, chance, kills, number, attempts = time.monotonic() - start, random.Random(0), 0, 0, 0
-    while kills < 50 and attempts < 200:
+    most = int(os.environ.get("SANAKIT_KILLS", "50"))
+    while kills < most and attempts < 4 * most:
         out = tmp_path / f"out-{number}"
         child = forked(lambda: encode(out))
         time.sleep(chance.uniform(0.02, 0.9) * whole)
@@ -371,7 +372,7 @@ def test_fifty_kills_of_encode_lose_no_row_and_double_none(tmp_path, monkeypatch
             assert torch.equal(tensors["raw_latents"][:], expected) and not entry.damage()
             assert len(list(out.glob("*/*.safetensors"))) == 12 and entry.manifest["count"] == 48
             number += 1
-    assert kills == 50
+    assert kills == most
 
 
 def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypatch):

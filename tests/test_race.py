@@ -377,6 +377,9 @@ def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice
     assert rest == [] and outcome(arms, finalists)[0] == facts
 
 
+KILLS = int(os.environ.get("SANAKIT_KILLS", "50"))
+
+
 class Deadly(list):
     """Steps that were trained; SIGKILL ends the process that takes number `last`."""
 
@@ -392,12 +395,12 @@ class Deadly(list):
 
 @pytest.mark.slow
 @pytest.mark.own_process
-def test_fifty_kills_in_the_race_leave_its_outcome_as_it_is(tiny_system, tiny_data, tmp_path):
+def test_random_kills_in_the_race_leave_its_outcome_as_it_is(tiny_system, tiny_data, tmp_path):
     torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
     arms, finalists, _ = whole_race(tiny_system, tiny_data)
     facts, tensors = outcome(arms, finalists)
     chance, kills, races, folder = random.Random(0), 0, 0, tmp_path / "race-0"
-    while kills < 50:
+    while kills < KILLS:
         trained = Deadly(chance.randint(1, 12))
         child = os.fork()
         if not child:
@@ -413,7 +416,7 @@ def test_fifty_kills_in_the_race_leave_its_outcome_as_it_is(tiny_system, tiny_da
             assert len(others) == len(tensors) and all(torch.equal(a, b) for a, b in zip(others, tensors, strict=True))
             races += 1
             folder = tmp_path / f"race-{races}"
-    assert races >= 3  # kills do not keep a race from its end
+    assert races >= KILLS // 20  # kills do not keep a race from its end
 
 
 def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, tiny_data, tmp_path, capsys):

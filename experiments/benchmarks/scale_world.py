@@ -27,8 +27,8 @@ CORE = {
 }  # fmt: skip
 
 
-def make_shards(folder: Path, count: int) -> str:
-    """Tar shards of `count` images with captions, made once. Returns their pattern.
+def make_shards(folder: Path, count: int, first: int = 0) -> str:
+    """Tar shards of `count` images with captions, numbered from `first`, made once. Returns their pattern.
 
     A shard's images are 100 JPEGs, each made another file by a comment of its own: 200,000 are written in a minute.
     """
@@ -41,8 +41,9 @@ def make_shards(folder: Path, count: int) -> str:
         images = make_images(100, seed=number)
         with tarfile.open(path.with_suffix(".tmp"), "w") as tar:
             for i in range(number * SHARD, min(count, (number + 1) * SHARD)):
-                content = commented(images[i % len(images)], f"{i:012d}")
-                for name, data in ((f"{i:08d}.jpg", content), (f"{i:08d}.txt", f"image {i}".encode())):
+                content = commented(images[i % len(images)], f"{first + i:012d}")
+                caption = f"image {first + i}".encode()
+                for name, data in ((f"{first + i:08d}.jpg", content), (f"{first + i:08d}.txt", caption)):
                     info = tarfile.TarInfo(name)
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))

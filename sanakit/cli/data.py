@@ -16,7 +16,7 @@ from sanakit.files import require_utf8, try_writing, without_secrets, write_asid
 from sanakit.placement import DTYPES
 
 DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
-DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
+DRIFT_BYTES = 256 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
 DRIFT_LEAST = 128
 DRIFT_SEED = 0
 

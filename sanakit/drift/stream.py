@@ -68,7 +68,7 @@ class Stream:
         rows = rows[np.isfinite(rows).all(1)]
         if len(rows) < 2:
             raise SanakitError("SK0704", f"{self.name}: the reference has {len(rows)} finite rows, expected 32 or more")
-        self.base, self.names = rows, names
+        self.base, self.names, self.reference, self.mask = rows, names, [], None  # the features are what is kept
         self.process = EProcess(rows) if self.still else None
 
     @property
@@ -247,13 +247,20 @@ def features(parts: list[tuple[Tensor, Tensor | None]], blocks: Sequence[str]) -
         by_shape.setdefault(tuple(values.shape[1:]), []).append((values, mask))
     rows, names = [], []
     for shape, group in by_shape.items():
-        values = torch.cat([v for v, _ in group])
         if len(shape) == 3:
-            by_block, channels = latent_blocks(values), shape[0]
+            by_block, channels = latent_blocks(torch.cat([v for v, _ in group])), shape[0]
         else:
-            masks = [torch.ones(v.shape[:2], device=v.device) if m is None else m for v, m in group]
-            by_block, channels = embedding_blocks(values, torch.cat(masks)), shape[-1]
+            by_block, channels = _by_parts(group), shape[-1]
         chosen = [name for name in blocks if name in by_block]
         rows.append(torch.cat([by_block[name] for name in chosen], 1).cpu().numpy())
         names = [label for name in chosen for label in block_names(name, by_block[name].shape[1], channels)]
     return np.concatenate(rows), names
+
+
+def _by_parts(group: list[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    """`embedding_blocks` of all, a few rows at a time: what it computes on the way is several times what it reads."""
+    parts = []
+    for values, mask in group:
+        mask = torch.ones(values.shape[:2], device=values.device) if mask is None else mask
+        parts += [embedding_blocks(*few) for few in zip(values.split(AT_ONCE), mask.split(AT_ONCE), strict=True)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

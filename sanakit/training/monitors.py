@@ -1,5 +1,4 @@
-"""What is watched while a model trains, when it speaks, and what happens then.
-The streams are those of drift/stream.py."""
+"""What is watched while a model trains, when it speaks, and what happens then; streams are drift/stream.py's."""
 
 import sys
 from collections.abc import Iterator
@@ -10,14 +9,14 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.config import MonitorsSection, Moving
+from sanakit.config import MonitorsSection
 from sanakit.contracts import Reading
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.stream import ALPHA, Stream
 from sanakit.flow import interpolate, predict_clean
 from sanakit.training.loop import Batch, TrainOptions
-from sanakit.training.taps import Taps, affordable, tapped
+from sanakit.training.taps import Taps, affordable, kind_of, tapped
 
 REFERENCE = 1024  # images or prompts that a stream is compared with
 LOW_SIGMA = 0.25  # below it a clean estimate should resemble data
@@ -64,6 +63,7 @@ class LatentMonitor:
             where=f"sigma < {LOW_SIGMA:g}",
             **shared,
         )
+        self.reference = []
         self.spread: list[tuple[Tensor, Tensor]] = []  # ratio and sigma of the rows kept
 
     @torch.no_grad()
@@ -237,9 +237,8 @@ def make_monitors(
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
-    seeds = torch.arange(len(rows)) + options.seed
-    latent_reference = latents or data.draw(rows, view, generator, seeds)
-    latent = LatentMonitor(latent_reference, band=section.band_of("generated"), **shared)
+    drawn = latents or data.draw(rows, view, generator, torch.arange(len(rows)) + options.seed)
+    latent = LatentMonitor(drawn, band=section.band_of("generated"), **shared)
     prompts, component = None, None
     some = slice(affordable(system.null.embeds.shape[1:]))
     reference = data.prompts(rows[some], torch.randint(1 << 30, rows.shape, generator=generator)[some])
@@ -247,17 +246,18 @@ def make_monitors(
         component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
     elif section.embeddings != "off":
         prompts = Stream("embeddings", reference.embeds, reference.mask, blocks=("mean", "norms"), **shared)
+    del reference
     taps, streams = None, {}
     if section.adapters != "off" or section.activations != "off":
         seen = tapped(*base, options)
         mask = seen.pop("mask")
-        for place, values in seen.items():
-            name: Moving = "activations" if place.startswith("block") else "adapters"
+        for place in list(seen):
+            values, name = seen.pop(place), kind_of(place)
             if getattr(section, name) != "off":
                 tokens = mask if place == "caption projection" else None
-                band = section.band_of(name)
+                band, moving = section.band_of(name), ("mean", "log-sd")
                 streams[place] = Stream(
-                    name, values, tokens, still=False, band=band, blocks=("mean", "log-sd"), where=place, **shared
+                    name, values, tokens, still=False, band=band, blocks=moving, where=place, **shared
                 )
         taps = Taps(system.core)
         for place in set(taps.places) - set(streams):

@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,7 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.flow import interpolate
 from sanakit.training.batches import TrainOptions, draw_batch
 
-MOST_BYTES = 512 << 20  # of what the base computes; a smaller sample is taken of a large core
+MOST_BYTES = 256 << 20  # of what the base computes; a smaller sample is taken of a large core
 LEAST = 128  # rows, however large
 ADAPTERS = {"patch embedding": "patch_embed", "caption projection": "caption_projection"}
 
@@ -50,6 +51,11 @@ class Taps:
         self.always = False
 
 
+def kind_of(place: str) -> Literal["activations", "adapters"]:
+    """What a place of the taps is watched as."""
+    return "activations" if place.startswith("block") else "adapters"
+
+
 def affordable(shape: Sequence[int]) -> int:
     """Rows of this shape in fp32 that MOST_BYTES hold, at least LEAST. A prompt of 300 tokens by 2,304 has 2.6 MiB."""
     return max(LEAST, MOST_BYTES // (4 * math.prod(shape)))
@@ -71,4 +77,4 @@ def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, 
                     break
     finally:
         taps.close()
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+    return {name: torch.cat([part.pop(name) for part in parts]) for name in list(parts[0])}
