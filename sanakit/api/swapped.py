@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
-
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
 from sanakit.api.quality import Quality, quality_of
@@ -21,6 +19,7 @@ from sanakit.formats.pipeline_folder import save_null
 from sanakit.interop.export import export_pipeline, refuse_full, save_vae
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.reporting.notebook import fragment
+from sanakit.sampling import new_scheduler
 from sanakit.strategies.base import Strategy, joined_by, strategy_named
 from sanakit.swap.context import Swap
 from sanakit.swap.encoder_training import save_encoder
@@ -69,11 +68,12 @@ class Swapped:
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]
 
-    def pipeline(self) -> SanakitPipeline:
-        """A diffusers pipeline over the same modules, so that it samples with what was trained since."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=float(self.system.flow_shift or 1.0))
+    def pipeline(self, scheduler: str = "euler") -> SanakitPipeline:
+        """A diffusers pipeline over the same modules, so that it samples with what was trained since. scheduler: euler,
+        dpm++ or unipc, with the system's flow shift. Raises SK0104."""
+        steps = new_scheduler(scheduler, float(self.system.flow_shift or 1.0))
         parts = {"vae": self.system.vae, "text_encoder": self.system.text_encoder, "transformer": self.system.core}
-        return SanakitPipeline(**parts, scheduler=scheduler, image_size=self.system.image_size)
+        return SanakitPipeline(**parts, scheduler=steps, image_size=self.system.image_size)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Core, VAE, text encoder and card, as `load_base(path)` and `--base path:DIR` read them. Raises SK0604, or
