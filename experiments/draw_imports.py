@@ -54,6 +54,7 @@ ORDER = [
     "swap",
     "testing",
     "api",
+    "integrations",
     "needs",
     "cli",
     "__main__",

@@ -140,7 +140,7 @@ def test_a_pipeline_keeps_its_flow_shift_whatever_its_scheduler_calls_it(stock, 
     assert load_base(f"path:{tmp_path / 'out'}").card["flow_shift"] == 2.5
 
 
-def test_second_order_is_nearer_to_the_limit_at_equal_steps(tiny_system):
+def test_a_multistep_scheduler_is_nearer_to_the_limit_than_euler_at_equal_steps(tiny_system):
     torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.2, generator=torch.Generator().manual_seed(0))
     prompt = tiny_system.text_encoder.encode(["a b"])
     limit = sample_euler(tiny_system, prompt, num_steps=200)
@@ -148,7 +148,7 @@ def test_second_order_is_nearer_to_the_limit_at_equal_steps(tiny_system):
         name: float((sample_scheduled(tiny_system, prompt, scheduler=name, num_steps=12) - limit).norm() / limit.norm())
         for name in SCHEDULERS
     }
-    assert off["dpm++"] < off["euler"] / 2 and off["unipc"] < off["euler"] / 2, off
+    assert max(off["dpm++"], off["unipc"]) < off["euler"], off
 
 
 def test_a_stock_folder_is_a_base(stock):
