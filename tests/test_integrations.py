@@ -254,6 +254,7 @@ def lora_world(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_five_lines_watch_a_lora_script(lora_world, tmp_path, monkeypatch, capsys):
     """The example trains, writes its LoRA, alarms where the images change, and not where they do not."""
     example = load_example("sana_lora")

@@ -9,9 +9,17 @@ from sanakit.cli.app import app
 from sanakit.scaffold import KINDS, write_plugin
 
 
+def kinds(incomplete: str) -> list[str]:
+    """Kinds of plugins that begin so."""
+    return [kind for kind in KINDS if kind.startswith(incomplete)]
+
+
 @app.command("new")
 def new_plugin(
-    kind: Annotated[str, typer.Argument(help=", ".join(KINDS))],
+    kind: Annotated[
+        str,
+        typer.Argument(help=", ".join(KINDS), autocompletion=kinds),
+    ],
     name: Annotated[str, typer.Argument(help="Small letters, digits, hyphens; of a gate also STAGE/NAME.")],
     out: Annotated[Path | None, typer.Option("--out", help="A folder that does not exist; default NAME here.")] = None,
 ) -> None:
