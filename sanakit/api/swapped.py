@@ -10,7 +10,7 @@ from typing import Any
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
 from sanakit.api.quality import Quality, quality_of
-from sanakit.api.session import opened_swap
+from sanakit.api.session import Device, opened_swap
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import save_core
 from sanakit.data.cache import Progress
@@ -131,13 +131,15 @@ def swap(
     adapter: str | None = None,
     seed: int = 0,
     on_step: Progress | None = None,
+    device: Device = "auto",
 ) -> Swapped:
     """Put a component into a base, with interface layers solved in closed form from the images of `data`.
 
     base, vae, text_encoder, data: what `load_base`, `load_vae`, `load_text_encoder` and `load_images` take; exactly one
     component. strategy: a name of `list_strategies`, which says how the layers start and what `parameter_groups`
     trains; auto is finetune from the better of the two closed forms. adapter: of the interface layers, by default
-    linear ones. on_step: called with (label, done, total). Nothing is trained, and the base stays as it is.
+    linear ones. on_step: called with (label, done, total). device: as `--device`; what is returned lies on the CPU.
+    Nothing is trained, and the base stays as it is.
 
     Raises SK0104 unless exactly one component is given, SK0110 for a swap that cannot be built, SK0403 for fewer
     than 64 images.
@@ -149,7 +151,7 @@ def swap(
     named = strategy_named(AUTO if strategy == "auto" else strategy)
     chosen = joined_by(named, adapter or "") if not named.adapter else named
     sections: dict[str, dict[str, Any]] = {"train": {"seed": seed, "strategy": strategy}}
-    with opened_swap(base, kind, component, data, progress=on_step, sections=sections) as context:
+    with opened_swap(base, kind, component, data, progress=on_step, sections=sections, device=device) as context:
         if kind not in chosen.kinds:
             raise SanakitError("SK0110", f"strategy {chosen.name} serves swaps of {' and '.join(chosen.kinds)} only")
         built: dict[tuple[str, str], Any] = {}
