@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 
@@ -26,7 +26,7 @@ from sanakit.swap.fitting import peak_of, resolved
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
-Device = str | torch.device
+Device: TypeAlias = "str | torch.device"
 Sections = dict[str, dict[str, Any]]
 
 
@@ -58,7 +58,11 @@ def opened_swap(
     with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
         folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
         gate_policy = load_policy(policy, gate_names())
-        dtypes = {"vae": config.vae.dtype, "text_encoder": config.text_encoder.dtype, "base": config.base_dtype}
+        dtypes: dict[str, Any] = {
+            "vae": config.vae.dtype,
+            "text_encoder": config.text_encoder.dtype,
+            "base": config.base_dtype,
+        }
         swap = Swap(
             config=config,
             run=RunFolder(folder, config),

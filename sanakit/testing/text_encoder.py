@@ -2,6 +2,7 @@
 
 from copy import copy
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -20,7 +21,8 @@ def check_text_encoder(encoder: str | type[TextEncoder] | TextEncoder) -> None:
     if isinstance(item, type):
         right = issubclass(item, TextEncoder)
         require(right, name, f"{item!r} is no subclass of TextEncoder", "Derive it from sanakit's TextEncoder.")
-        item = item.tiny()
+        twin: Any = item
+        item = twin.tiny()
     found = f"a {type(item).__name__}, expected a TextEncoder"
     require(isinstance(item, TextEncoder), name, found, "Return cls(...) from `tiny`.")
     require(isinstance(item.spec, TextSpec), name, f"spec is {item.spec!r}", "Set spec = TextSpec(...).")
@@ -117,7 +119,8 @@ def _check_fingerprint(encoder: TextEncoder, name: str) -> None:
     for key in encoder.policies:
         old = getattr(encoder.spec, key)
         changed = copy(encoder)
-        changed.set_spec(replace(encoder.spec, **{key: not old if isinstance(old, bool) else OTHER[key]}))
+        change: dict[str, Any] = {key: not old if isinstance(old, bool) else OTHER[key]}
+        changed.set_spec(replace(encoder.spec, **change))
         if changed.spec != encoder.spec:
             follows = changed.fingerprint() != before
             require(follows, name, f"the fingerprint stays the same when {key} changes", fix)

@@ -1,5 +1,7 @@
 """The contract of a VAE: geometry, determinism, normalisation, frozen weights, fingerprint."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -21,7 +23,8 @@ def check_vae(vae: str | type[VAE] | VAE, *, images: Tensor | None = None) -> No
     if isinstance(item, type):
         is_vae = issubclass(item, VAE)
         require(is_vae, name, f"{item!r} is no subclass of VAE", "Derive it from sanakit.vaes.VAE.")
-        item = item.tiny()
+        twin: Any = item
+        item = twin.tiny()
     require(isinstance(item, VAE), name, f"a {type(item).__name__}, expected a VAE", "Return cls(...) from `tiny`.")
     require(isinstance(item.spec, LatentSpec), name, f"spec is {item.spec!r}", "Set spec = LatentSpec(...).")
     given = noise_for(item) if images is None else images
