@@ -66,6 +66,7 @@ def _group() -> Any:
 
 
 STOPPING = ("SIGTERM", "SIGUSR1", "SIGINT")
+DATA_STOP = 402  # in the place of a signal's number: too many images cannot be read (SK0402)
 
 
 def peak_megabytes() -> float:
@@ -89,6 +90,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.number = 0
         self.deferred = False
+
+    def ask(self, number: int) -> None:
+        """Stop at the next step border for a reason of the run's own, DATA_STOP, unless a signal came before."""
+        self.number = self.number or number
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number or not self.deferred:
@@ -234,6 +239,15 @@ def agreed_stop() -> int:
     import torch
 
     return sum_over_ranks(torch.zeros(()), STOP.number)[1]
+
+
+def gathered_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, in the order of the ranks; every rank must ask."""
+    if world_size() == 1:
+        return rows
+    every: list[Any] = [None] * world_size()
+    _group().all_gather_object(every, rows)
+    return [row for own in every for row in own]
 
 
 def numbers_of_main(values: list[float]) -> list[float]:

@@ -109,10 +109,10 @@ def sample_images(system: LatentDiffusion, prompts: list[str], *, scheduler: str
     and seed. Raises SK0104 for another scheduler, SK0307 for what is no list of texts."""
     new_scheduler(scheduler, 1.0)  # refused before anything is computed
     with system.placement.holding(system.text_encoder):
-        embedded = system.text_encoder.encode(prompts)
+        embeddings = system.text_encoder.encode(prompts)
     if scheduler == "euler":
-        latents = sample_euler(system, embedded, **options)  # type: ignore[arg-type]
+        latents = sample_euler(system, embeddings, **options)  # type: ignore[arg-type]
     else:
-        latents = sample_scheduled(system, embedded, scheduler=scheduler, **options)  # type: ignore[arg-type]
+        latents = sample_scheduled(system, embeddings, scheduler=scheduler, **options)  # type: ignore[arg-type]
     with system.placement.holding(system.vae):
         return system.vae.decode(latents)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.distributed import STOP, agreed_stop
+from sanakit.distributed import DATA_STOP, STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.strategies.base import Strategy
 from sanakit.swap.arm import Arm
@@ -181,6 +181,9 @@ def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], Non
         if setup.store:
             (setup.store.settle if arm.diverged else setup.store.save)(arm)
         stop = agreed_stop()
+    if stop == DATA_STOP:
+        STOP.number = 0
+        raise setup.data.failures.refusal(f"the race stopped at step {arm.state.step} of {arm.strategy.name}")
     if stop:
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 

@@ -26,7 +26,7 @@ from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
-from sanakit.run import SCHEMA_VERSION, provenance
+from sanakit.run import SCHEMA_VERSION, provenance, stored
 from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
@@ -239,7 +239,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
             "overrides": {"scaling_factor": config.vae.scaling_factor},
         },
         "data": {
-            "source": config.data.source,
+            "source": stored(config).data.source,
             "fingerprint": swap.images.fingerprint,
             "images": len(swap.images),
             "description": describe(swap.images),
