@@ -30,7 +30,7 @@ def _check_rows(images: ImageDataset, name: str) -> None:
     counts = {"names": len(images.names), "captions": len(images.captions), "images": len(images.images)}
     said = ", ".join(f"{count} {label}" for label, count in counts.items())
     require(
-        len(set(counts.values())) == 1, name, f"{said}; expected equally many", "Fill rows with `dataset.add(...)`."
+        len(set(counts.values())) == 1, name, f"{said}; expected equally many", "Give every image a name and captions."
     )
     fix = f"A swap needs {MIN_IMAGES} images, a useful one thousands."
     require(len(images) >= MIN_IMAGES, name, f"{len(images)} images, expected {MIN_IMAGES} or more", fix)
