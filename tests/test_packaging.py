@@ -148,7 +148,7 @@ def test_the_main_job_runs_from_a_wheel_in_another_folder(wheel, tmp_path):
     place = subprocess.run(where, cwd=elsewhere, env=env, capture_output=True, text=True, check=True).stdout
     assert place.startswith(str(site))
     job = ["swap-vae", "--candidate", "pca-f16c16", "--data", "openclipart", "--stages", "component,smoke"]
-    small = ["--budget-steps", "8", "--set", "smoke.held_out=16", "--set", "smoke.samples=4", "--set"]
+    small = ["--budget-steps", "8", "--set", "smoke.held_out=16", "--set", "smoke.samples=8", "--set"]
     result = run(*job, *small, "component.num_images=64", "--force", "--run-dir", "run", "--json")
     assert result.returncode in (0, 1, 4), result.stderr
     record = json.loads(result.stdout)

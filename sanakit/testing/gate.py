@@ -68,11 +68,12 @@ def _check_verdict(
     require(isinstance(result, GateResult), name, f"it does not apply to the {label} evidence: {reason}", fix)
     assert isinstance(result, GateResult)
     fix = "Draw with a fixed seed: numpy.random.default_rng(0)."
-    require(result == again, name, f"two evaluations of the {label} evidence differ", fix)
+    require(repr(result) == repr(again), name, f"two evaluations of the {label} evidence differ", fix)
     found = f"the result is of gate {result.gate!r}, expected {name!r}"
     require(result.gate in (name, ""), name, found, "Give GateResult the gate's own name.")
     require(bool(result.metric), name, "the result has no metric", "Say what is measured: metric='PSNR (dB)'.")
-    if result.ci_low is not None and result.ci_high is not None and result.value is not None:
+    measured = result.value is not None and isfinite(result.value)
+    if measured and result.ci_low is not None and result.ci_high is not None and result.value is not None:
         inside = result.ci_low <= result.value <= result.ci_high
         found = f"value {result.value:g} lies outside its interval {result.ci_low:g} to {result.ci_high:g}"
         require(inside, name, found, "Measure both from the same images, as `mean_of` does.")
