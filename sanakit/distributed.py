@@ -224,11 +224,11 @@ def agreed_figures(loss: Any, norm: Any, number: int) -> tuple[float, float, int
     if world_size() == 1:
         value, length = torch.stack([loss, norm.to(loss)]).tolist()
         return value, length, number
-    own = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
-    gathered = [torch.empty_like(own) for _ in range(world_size())]
-    _group().all_gather(gathered, own)
+    local = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    _group().all_gather(gathered, local)
     table = torch.stack(gathered)
-    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(own), table[:, 1].max()]).tolist()
+    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(local), table[:, 1].max()]).tolist()
     return total, length, int(stop)
 
 
@@ -247,7 +247,7 @@ def gathered_rows(rows: list[Any]) -> list[Any]:
         return rows
     every: list[Any] = [None] * world_size()
     _group().all_gather_object(every, rows)
-    return [row for own in every for row in own]
+    return [row for local in every for row in local]
 
 
 def numbers_of_main(values: list[float]) -> list[float]:
@@ -256,9 +256,9 @@ def numbers_of_main(values: list[float]) -> list[float]:
         return values
     import torch
 
-    own = torch.tensor(values, dtype=torch.float64)
-    gathered = [torch.empty_like(own) for _ in range(world_size())]
-    _group().all_gather(gathered, own)
+    local = torch.tensor(values, dtype=torch.float64)
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    _group().all_gather(gathered, local)
     return [float(value) for value in gathered[0]]
 
 

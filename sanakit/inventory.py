@@ -62,8 +62,8 @@ class Entry:
         """What is wrong, one line a shard; empty when the entry is whole. anew: read every byte, also of shards whose
         size and time are those of the last time."""
         known_hash = file_hash if anew else remembered_hash
-        found = (_damage(self.folder / shard["name"], shard, hashes, known_hash) for shard in self.manifest["shards"])
-        return [line for line in found if line]
+        lines = (_damage(self.folder / shard["name"], shard, hashes, known_hash) for shard in self.manifest["shards"])
+        return [line for line in lines if line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,8 +213,8 @@ def file_hash(path: Path) -> str:
 def remembered_hash(path: Path) -> str:
     """The SHA-256 of a file, remembered in the cache by path, size and time; read again when one of them has
     changed."""
-    found = path.stat()
-    stamp = [str(path.resolve()), found.st_size, found.st_mtime_ns]
+    status = path.stat()
+    stamp = [str(path.resolve()), status.st_size, status.st_mtime_ns]
     record = cache_path() / "hashes" / f"{hash_record(stamp)[:32]}.txt"
     try:
         known = record.read_text(encoding="ascii")
@@ -223,7 +223,7 @@ def remembered_hash(path: Path) -> str:
     except (OSError, ValueError):
         pass
     value = file_hash(path)
-    if time.time_ns() - found.st_mtime_ns > RACY_NS:
+    if time.time_ns() - status.st_mtime_ns > RACY_NS:
         with suppress(OSError):  # a cache that cannot be written only costs time
             record.parent.mkdir(parents=True, exist_ok=True)
             write_aside(record, value)

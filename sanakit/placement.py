@@ -175,14 +175,14 @@ def choose(
     several processes on this machine, by default LOCAL_RANK. Raises SK0104 for a device that is not known, SK0905 for
     one that is not here.
     """
-    found = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank)
-    half = "bf16" if found.type != "cpu" and runs_bf16(found) else "fp32"
+    chosen = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank)
+    half = "bf16" if chosen.type != "cpu" and runs_bf16(chosen) else "fp32"
 
     def resolved(wanted: str, automatic: str) -> str:
         return automatic if wanted == "auto" else wanted
 
     return Placement(
-        found, vae=resolved(vae, "fp32"), text_encoder=resolved(text_encoder, half), base=resolved(base, half)
+        chosen, vae=resolved(vae, "fp32"), text_encoder=resolved(text_encoder, half), base=resolved(base, half)
     )
 
 
@@ -227,8 +227,8 @@ def accelerator_kind() -> str:
 
     if not torch.accelerator.is_available():
         return ""
-    found = torch.accelerator.current_accelerator()
-    return "" if found is None else found.type
+    accelerator = torch.accelerator.current_accelerator()
+    return "" if accelerator is None else accelerator.type
 
 
 def runs_bf16(device: "torch.device") -> bool:

@@ -207,10 +207,10 @@ def stored(config: Config) -> Config:
 def _stated(folder: Path) -> dict[str, Any]:
     """config.yaml of a run folder; empty where there is none that can be read."""
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return written if isinstance(written, dict) else {}
 
 
 def _value(values: dict[str, Any], key: str) -> Any:
@@ -221,22 +221,22 @@ def _value(values: dict[str, Any], key: str) -> Any:
 
 def _agrees(config: Config, stated: dict[str, Any]) -> bool:
     """Whether a run of `stated` is a run of this configuration: `auto` agrees with what an earlier start chose."""
-    own = stored(config).model_dump(mode="json")
-    if own.keys() != stated.keys() or not all(isinstance(stated[name], dict) for name in ("train", "data")):
+    current = stored(config).model_dump(mode="json")
+    if current.keys() != stated.keys() or not all(isinstance(stated[name], dict) for name in ("train", "data")):
         return False
     for key in (*AUTOMATIC, *CHOSEN):
-        if key in (*FREE, *CHOSEN) or _value(own, key) == "auto":
+        if key in (*FREE, *CHOSEN) or _value(current, key) == "auto":
             section, _, name = key.partition(".")
-            own[section][name] = _value(stated, key)
-    return bool(own == stated)
+            current[section][name] = _value(stated, key)
+    return bool(current == stated)
 
 
 def _continued(config: Config, folder: Path) -> Config:
     """The configuration as a run in `folder` goes on with it: precision, and whether encodings are made ahead, as an
     earlier start chose it, and what may change with the device chosen anew where it was not asked for."""
-    stated, own = _stated(folder), config.train
+    stated, train = _stated(folder), config.train
     changes: dict[str, Any] = {}
-    if own.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
+    if train.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
         changes["precision"] = precision
     try:
         known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("automatic", [])
@@ -244,14 +244,14 @@ def _continued(config: Config, folder: Path) -> Config:
         known = []
     for key in FREE:
         name = key.removeprefix("train.")
-        if key in known and _value(stated, key) == getattr(own, name):
+        if key in known and _value(stated, key) == getattr(train, name):
             changes[name] = "auto"
     data: dict[str, Any] = {}
     for key in CHOSEN:
         name = key.removeprefix("data.")
         if getattr(config.data, name) == "auto" and (choice := _value(stated, key)) is not None:
             data[name] = choice
-    sections = {"train": own.model_copy(update=changes), "data": config.data.model_copy(update=data)}
+    sections = {"train": train.model_copy(update=changes), "data": config.data.model_copy(update=data)}
     return config.model_copy(update=sections) if changes or data else config
 
 

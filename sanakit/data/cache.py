@@ -67,10 +67,10 @@ def latent_job(
     def encode(images: Tensor) -> dict[str, Tensor]:
         seen = (images, images.flip(-1)) if mirror else (images,)
         means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
-        found = {"raw_latents": torch.stack(means, 1)}
+        tensors = {"raw_latents": torch.stack(means, 1)}
         if stds[0] is not None:
-            found["raw_std"] = torch.stack(stds, 1).bfloat16()
-        return found
+            tensors["raw_std"] = torch.stack(stds, 1).bfloat16()
+        return tensors
 
     def compute(part: Sequence[int]) -> dict[str, Tensor]:
         nonlocal most
@@ -79,8 +79,10 @@ def latent_job(
         for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
             images = to_images(pixels)
             most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
-            found, most = in_batches(images, most, encode, what=what)
-            rows.append(mark_failed({name: torch.cat([few[name] for few in found]) for name in found[0]}, [*failed]))
+            encoded, most = in_batches(images, most, encode, what=what)
+            rows.append(
+                mark_failed({name: torch.cat([few[name] for few in encoded]) for name in encoded[0]}, [*failed])
+            )
             progress(what, chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
@@ -232,19 +234,19 @@ def encoded(
 ) -> tuple[Tensor | Rows, Tensor | Rows | None, list[int]]:
     """As `posteriors`, and the rows whose image could not be read or decoded."""
     job = latent_job(vae, dataset, size, mirror=mirror, progress=progress, placement=placement)
-    found: dict[str, Any] | None = None
+    entry: dict[str, Any] | None = None
     if not mirror:
         double = latent_job(vae, dataset, size, mirror=True, like=job, placement=placement)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
-            found = {
+            entry = {
                 name: Rows([shard[:, :1] for shard in rows.shards], rows.index) if name != "failed" else rows
                 for name, rows in both.items()
             }
-    if found is None:
-        found = job.run(cache, must_exist=must_exist)[1]
-    failed = found["failed"][:].nonzero()[:, 0].tolist() if "failed" in found else []
-    return _resident(found["raw_latents"]), _resident(found["raw_std"]) if "raw_std" in found else None, failed
+    if entry is None:
+        entry = job.run(cache, must_exist=must_exist)[1]
+    failed = entry["failed"][:].nonzero()[:, 0].tolist() if "failed" in entry else []
+    return _resident(entry["raw_latents"]), _resident(entry["raw_std"]) if "raw_std" in entry else None, failed
 
 
 def embeddings(

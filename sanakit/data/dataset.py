@@ -62,14 +62,14 @@ class LatentDataset:
 
     def prompts(self, indices: Tensor, choice: Tensor) -> PromptEmbeds:
         """The embeddings of one caption of every index, of what stands in for an image that cannot be read."""
-        found = self.captions[self.caption_rows(indices, choice)]
-        return PromptEmbeds(found.embeds.float(), found.mask)
+        drawn = self.captions[self.caption_rows(indices, choice)]
+        return PromptEmbeds(drawn.embeds.float(), drawn.mask)
 
     def evaluation_prompts(self, indices: Tensor) -> PromptEmbeds:
         """The embeddings of `ImageDataset.evaluation_captions`."""
         resolved = self.failures.resolve(indices)
-        found = self.captions[self.first[resolved] + indices % self.count[resolved]]
-        return PromptEmbeds(found.embeds.float(), found.mask)
+        drawn = self.captions[self.first[resolved] + indices % self.count[resolved]]
+        return PromptEmbeds(drawn.embeds.float(), drawn.mask)
 
     def places_by_kind(self, count: int) -> dict[str, Tensor]:
         """Which of the first `count` images are evaluated with a caption of each kind; {} without kinds."""
@@ -117,8 +117,8 @@ def first_images(data: LatentDataset, count: int) -> LatentDataset:
     if isinstance(data.captions, LiveCaptions):
         captions: Any = LiveCaptions(data.captions.encoder, data.texts[:stop], data.captions.placement)
     else:
-        own = data.captions
-        captions = PromptEmbeds(_head(own.embeds, stop), _head(own.mask, stop))
+        embeds = data.captions
+        captions = PromptEmbeds(_head(embeds.embeds, stop), _head(embeds.mask, stop))
     return replace(
         data,
         names=data.names[rows],
@@ -194,7 +194,7 @@ def build_dataset(
     )
     if buckets:
         sizes, members = bucketed(dataset, buckets, at_least)
-        parts = [latents(dataset.subset(m.tolist()), own, m) for own, m in zip(sizes, members, strict=True)]
+        parts = [latents(dataset.subset(m.tolist()), bucket, m) for bucket, m in zip(sizes, members, strict=True)]
         means, stds = zip(*parts, strict=True)
         mean, spread = Bucketed(list(means), members), Bucketed(list(stds), members) if sample_posterior else None
     else:
@@ -259,11 +259,11 @@ def _replaced(
     reasons = decode_rows(images.subset(failed), 8)[1]  # why, as the cache does not keep it
     index, bad = torch.arange(len(images)), set(failed)
     for place, row in enumerate(failed):
-        own = row
-        while own in bad:
-            own = (own + 1) % len(images)
-        index[row] = own
-        names = (row, own) if members is None else (int(members[row]), int(members[own]))
+        other = row
+        while other in bad:
+            other = (other + 1) % len(images)
+        index[row] = other
+        names = (row, other) if members is None else (int(members[row]), int(members[other]))
         failures.note(names[0], reasons.get(place, "could not be decoded when it was encoded"))
         failures.stand_in(*names)
 

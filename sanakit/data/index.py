@@ -183,10 +183,10 @@ def _joined(plan: Plan, parts: list[pa.Table], home: Path, key: str) -> ImageDat
     scored: bool | None = None
     keep, start = [], 0
     for table in parts:
-        told, found = told_of(table)
+        told, seen = told_of(table)
         ledger += told
-        survey.ignored.update(found.ignored)
-        survey.changed.update(found.changed)
+        survey.ignored.update(seen.ignored)
+        survey.changed.update(seen.changed)
         if len(table):
             has = bool(table["scores"][0].is_valid)
             scored = has if scored is None else scored

@@ -60,9 +60,9 @@ class Job:
         that no entry holds are encoded into one of their own, which is the one returned. SK0404 where all must exist
         but do not, with the fields that differ."""
         root = cache or cache_dir()
-        found = self._find(root)
-        if found is not None:
-            entry, shards, where = found
+        cached = self._find(root)
+        if cached is not None:
+            entry, shards, where = cached
             self._check(entry, shards, where, range(len(where)))
             return entry, self.open(shards, where), True
         union = store.find_some(root, self.facts, self.rows)

@@ -107,10 +107,10 @@ class LiveLatents:
 
     def head(self, count: int) -> "LiveLatents":
         """The first `count` rows."""
-        own = self.encoder
-        images = own.images.subset(range(min(count, len(self))))
-        failures = Failures(images.names, own.failures.max_set_aside)
-        encoder = ImageEncoder(own.vae, images, own.size, failures, placement=own.placement)
+        whole = self.encoder
+        images = whole.images.subset(range(min(count, len(self))))
+        failures = Failures(images.names, whole.failures.max_set_aside)
+        encoder = ImageEncoder(whole.vae, images, whole.size, failures, placement=whole.placement)
         return LiveLatents(encoder, self.shape[1], self.finish, deviations=self.deviations)
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -128,12 +128,12 @@ class LiveLatents:
         means, stds = self.encoder.encode(
             rows.repeat_interleave(count).tolist(), [bool(view) for view in wanted.reshape(-1).tolist()]
         )
-        found = stds if self.deviations else means
-        if found is None:
+        values = stds if self.deviations else means
+        if values is None:
             raise SanakitError(
                 "SK0104", f"data.sample_posterior: {self.encoder.vae.name or 'this VAE'} has no posterior"
             )
-        out = self.finish(found.bfloat16() if self.deviations else found)
+        out = self.finish(values.bfloat16() if self.deviations else values)
         out = out.contiguous()  # noise is drawn in the order of the memory
         out = out.reshape(*where.shape, *([count] if kept else []), *out.shape[1:])
         return (

@@ -48,9 +48,9 @@ def load_images(
             cause="The path is misspelt, or relative to another folder.",
             fix="Give the path as it is from here, or a data set of `sanakit ls`.",
         )
-    found = DATASETS.get(source)() if plan is None else build_index(plan, progress=progress)
-    found = found if trusted else screen(found, max_set_aside=max_set_aside, ledger=ledger)
-    return replace(found, fit=fit) if fit else found
+    images = DATASETS.get(source)() if plan is None else build_index(plan, progress=progress)
+    images = images if trusted else screen(images, max_set_aside=max_set_aside, ledger=ledger)
+    return replace(images, fit=fit) if fit else images
 
 
 def _plan(source: str, captions: str) -> Plan | None:

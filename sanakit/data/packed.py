@@ -61,8 +61,9 @@ class PackedRows:
         lengths = mask.sum(1)
         for number in shard.unique().tolist():
             mine = (shard == number).nonzero()[:, 0]
-            own = lengths[mine]
-            places = torch.repeat_interleave(starts[mine] - (own.cumsum(0) - own), own) + torch.arange(int(own.sum()))
+            counts = lengths[mine]
+            begins = starts[mine] - (counts.cumsum(0) - counts)
+            places = torch.repeat_interleave(begins, counts) + torch.arange(int(counts.sum()))
             kept = mask & (shard == number)[:, None]
             out[kept] = self.tokens[number][places]
         return out.reshape(where.shape + out.shape[1:])

@@ -58,10 +58,10 @@ class Plan:
 def stamp_of(path: Path) -> list[Any]:
     """[path, bytes, time in ns], zeros for a file that is not there."""
     try:
-        found = path.stat()
+        status = path.stat()
     except OSError:
         return [str(path), 0, 0]
-    return [str(path), found.st_size, found.st_mtime_ns]
+    return [str(path), status.st_size, status.st_mtime_ns]
 
 
 def plan_files(reader: str, payload: Any, stamps: Sequence[list[Any]]) -> PartPlan:
@@ -87,10 +87,10 @@ class ImageFacts:
 
 def examine(data: bytes, place: Place) -> ImageFacts:
     """Hash an image and read its header."""
-    own = hashlib.sha256(data)
+    digested = hashlib.sha256(data)
     content = row_content(data)
-    digest = own.digest() if content is data else hashlib.sha256(content).digest()
-    place = Place(place.path, place.kind, place.offset, len(data), own.digest())
+    digest = digested.digest() if content is data else hashlib.sha256(content).digest()
+    place = Place(place.path, place.kind, place.offset, len(data), digested.digest())
     try:
         width, height = header_size(data)
     except MemoryError:

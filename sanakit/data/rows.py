@@ -30,8 +30,8 @@ class Rows:
             start = int(self.ends[number]) - len(self.shards[number])
             out[mine] = self.shards[number][flat[mine] - start]
         if rest:
-            own = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
-            out = out[(own, *rest)]
+            each = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
+            out = out[(each, *rest)]
         return self.finish(out).reshape(where.shape + out.shape[1:])
 
     @property

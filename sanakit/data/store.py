@@ -209,9 +209,9 @@ def write_share(
         with at_work(folder):
             first, step = share or (rank(), world_size())
             for number in range(first, len(parts), step):
-                path, own = folder / names[number], rows[parts[number].start : parts[number].stop]
-                if not _holds(path, own, facts):
-                    _place(compute(parts[number]) | {"rows": own}, path, facts)
+                path, indices = folder / names[number], rows[parts[number].start : parts[number].stop]
+                if not _holds(path, indices, facts):
+                    _place(compute(parts[number]) | {"rows": indices}, path, facts)
             barrier()
         if share is not None:
             held = [_holds(folder / n, rows[p.start : p.stop], facts) for n, p in zip(names, parts, strict=True)]

@@ -121,7 +121,7 @@ class ImageDataset:
         captions. places: of some images, by default of all."""
         if places is None:
             return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
-        return [(own := self.captions[place])[place % len(own)] for place in places]
+        return [(choices := self.captions[place])[place % len(choices)] for place in places]
 
     def split(self, held_out: bool) -> "ImageDataset":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.

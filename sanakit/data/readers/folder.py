@@ -71,12 +71,12 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
         try:
             if not text:
                 raise ValueError(_no_caption(Path(image), beside))
-            own = file_captions(read_bytes(Path(text)), payload["captions"])
-            if not own:
+            captions = file_captions(read_bytes(Path(text)), payload["captions"])
+            if not captions:
                 raise ValueError(f"no caption: {Path(text).name} is empty")
             data = read_bytes(Path(image))
             facts = examine(data, whole_file(Path(image), len(data)))
-            part.add(name, own, facts, lines=len(own) if len(own) > 1 else 0)
+            part.add(name, captions, facts, lines=len(captions) if len(captions) > 1 else 0)
         except (OSError, ValueError) as error:
             part.set_aside(name, reason_of(error))
 

@@ -50,7 +50,7 @@ class _Found:
 
 def _rows_by_image(records: list[Any], manifest: str) -> _Found:
     """(path, captions, scores) of every image, in the order of its first row; further rows of an image add captions."""
-    found, places = _Found(), dict[str, int]()
+    listed, places = _Found(), dict[str, int]()
     for number, record in enumerate(records, 1):
         name = f"{manifest} row {number}"
         try:
@@ -60,16 +60,16 @@ def _rows_by_image(records: list[Any], manifest: str) -> _Found:
             if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
                 raise ValueError(f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}")
             if image not in places:
-                places[image] = len(found.rows)
-                found.rows.append((image, captions, scores))
+                places[image] = len(listed.rows)
+                listed.rows.append((image, captions, scores))
                 continue
-            _, before, scored = found.rows[places[image]]
+            _, before, scored = listed.rows[places[image]]
             if scores or scored:
                 raise ValueError("second row of this image, with scores: state all captions and scores in one row")
             before += captions
         except ValueError as error:
-            found.refused.append((name, reason_of(error)))
-    return found
+            listed.refused.append((name, reason_of(error)))
+    return listed
 
 
 def _image_of(record: Any) -> str:

@@ -74,8 +74,8 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
             image = parts.get(IMAGE)
             if not isinstance(image, ImageFacts):
                 raise ValueError(f"no image: found {', '.join(parts)}")
-            own, scores, lines = _captions(parts, payload["captions"], name, part.survey)
-            part.add(name, own, image, scores, lines=lines)
+            captions, scores, lines = _captions(parts, payload["captions"], name, part.survey)
+            part.add(name, captions, image, scores, lines=lines)
         except ValueError as error:
             part.set_aside(name, reason_of(error))
 

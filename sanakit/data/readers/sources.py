@@ -46,15 +46,18 @@ def plan_sources(reader: str, pattern: str, files: list[str] | None = None, **op
 def shards_below(folder: Path) -> tuple[str, list[str]]:
     """The suffix of the shards or tables that a folder holds, and their paths, sorted; empty where it holds an image
     too, or shards of two kinds."""
-    found: dict[str, list[str]] = {}
+    by_suffix: dict[str, list[str]] = {}
     for root, names, files in os.walk(folder):
         names[:] = [name for name in names if not is_hidden(name)]
         for name in files:
             if Path(name).suffix.lower() in SUFFIXES:
                 return "", []
             if not is_hidden(name) and (suffix := shard_suffix(name)):
-                found.setdefault(suffix, []).append(str(Path(root) / name))
-    return next(iter((suffix, sorted(paths)) for suffix, paths in found.items())) if len(found) == 1 else ("", [])
+                by_suffix.setdefault(suffix, []).append(str(Path(root) / name))
+    if len(by_suffix) != 1:
+        return "", []
+    suffix, paths = by_suffix.popitem()
+    return suffix, sorted(paths)
 
 
 def matches(pattern: str) -> list[str]:
@@ -65,7 +68,7 @@ def matches(pattern: str) -> list[str]:
         import fsspec
 
         system, path = fsspec.core.url_to_fs(pattern)
-        return [system.unstrip_protocol(found) for found in sorted(system.glob(path))]
+        return [system.unstrip_protocol(match) for match in sorted(system.glob(path))]
     path = Path(pattern).expanduser()
     return [] if path.exists() else sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207  it may be absolute
 
@@ -87,9 +90,9 @@ def labels_of(sources: list[str]) -> list[str]:
     if len(set(last)) == len(last) or len(set(sources)) == 1:
         return last
     parts = [source.split("/") for source in sources]
-    while len({own[0] for own in parts}) == 1:
-        parts = [own[1:] for own in parts]
-    return ["/".join(own) for own in parts]
+    while len({names[0] for names in parts}) == 1:
+        parts = [names[1:] for names in parts]
+    return ["/".join(names) for names in parts]
 
 
 def stamp_of_source(source: str) -> list[Any]:

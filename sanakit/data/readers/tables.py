@@ -69,17 +69,17 @@ def plan_hub_dataset(reference: str) -> Plan:
     name, _, split = reference.partition(":")
     plan = Plan(source=f"hf:{reference}")
     try:
-        found = datasets.load_dataset(name, split=split or "train")
-        _columns(found.column_names, f"hf:{name}", Survey())
+        table = datasets.load_dataset(name, split=split or "train")
+        _columns(table.column_names, f"hf:{name}", Survey())
         first = 0
-        for path in [Path(entry["filename"]) for entry in found.cache_files]:
+        for path in [Path(entry["filename"]) for entry in table.cache_files]:
             payload = {"source": str(path), "label": name, "first": first}
             plan.parts.append(plan_files("arrow", payload, [stamp_of(path)]))
             first += len(open_arrow(str(path)))
     except (OSError, ValueError) as error:
         raise SanakitError("SK0902", f"hf:{reference}: {str(error).splitlines()[0]}") from error
-    if first != len(found):
-        raise SanakitError("SK0902", f"hf:{reference}: {first} of its {len(found)} rows lie on this disk")
+    if first != len(table):
+        raise SanakitError("SK0902", f"hf:{reference}: {first} of its {len(table)} rows lie on this disk")
     return plan
 
 
