@@ -48,15 +48,19 @@ def sample_euler(
     num_steps: int = 24,
     guidance_scale: float = 3.0,
     seed: int = 0,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Euler steps of dx/dsigma = velocity from sigma 1 to 0, classifier-free guidance; latents (B, C, h, w) on the CPU.
 
-    Noise and prompts go to the device once, latents come back once.
+    noise: (B, C, h, w) to start from, in place of what `seed` draws. Noise and prompts go to the device once, latents
+    come back once.
     """
+    if noise is None:
+        noise = start_noise(system, len(prompt), seed)
     sigmas = shift_sigmas(torch.linspace(1, 0, num_steps + 1), float(system.flow_shift or 1.0))
     put = system.placement.put
     with core_at_work(system):
-        x, both = put(start_noise(system, len(prompt), seed)), with_null(system, prompt)
+        x, both = put(noise), with_null(system, prompt)
         for level, step in zip(put(sigmas), (sigmas[1:] - sigmas[:-1]).tolist(), strict=False):
             x = x + step * guided(system, x, level, both, guidance_scale)
     return x.cpu()

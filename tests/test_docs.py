@@ -35,6 +35,8 @@ def test_generated_pages_are_current(page):
         "docs/adding-a-component.md",
         "docs/interop.md",
         "docs/library.md",
+        "docs/evaluation.md",
+        "docs/tutorial.md",
         "docs/codes.md",
     ],
 )
