@@ -1,4 +1,4 @@
-"""Sessions of a contributor: `nox -s tests`, `nox -s lint typing`."""
+"""Sessions of a contributor: `nox -s tests`, `nox -s lint typing`, `nox -s site notebook`."""
 
 import nox
 
@@ -48,3 +48,18 @@ def docs(session: nox.Session) -> None:
     """Write the generated pages, docs/codes.md and docs/zoo.md; CI checks that they are current."""
     session.install("-e", ".[test]")
     session.run("python", "experiments/write_docs.py")
+
+
+@nox.session
+def site(session: nox.Session) -> None:
+    """Build the documentation site into build/site; a link that leads nowhere is an error."""
+    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=1.0")
+    session.run("mkdocs", "build", "--strict", *session.posargs)
+
+
+@nox.session
+def notebook(session: nox.Session) -> None:
+    """Make a notebook of docs/library.md, or of the page that is named, and run it; it takes minutes."""
+    session.install("-e", ".[demo]", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29")
+    page = session.posargs[0] if session.posargs else "docs/library.md"
+    session.run("python", "experiments/make_notebook.py", page, "build/notebook/page.ipynb", "--execute")

@@ -1,6 +1,7 @@
 """Ranks, and a stop that all of them agree on; does nothing alone. Imports torch only where several ranks run."""
 
 import functools
+import importlib.util
 import os
 import shutil
 import signal
@@ -64,14 +65,27 @@ def _group() -> Any:
     return group
 
 
+STOPPING = ("SIGTERM", "SIGUSR1", "SIGINT")
 DATA_STOP = 402  # in the place of a signal's number: too many images cannot be read (SK0402)
+
+
+def peak_megabytes() -> float:
+    """The most memory that this process has held in the host, MB. Linux counts in kilobytes, macOS in bytes; Windows
+    has no module for it, and the system's own counter is read."""
+    if importlib.util.find_spec("resource") is None:
+        import psutil
+
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1e6 if sys.platform == "darwin" else 1e3)
 
 
 class StopRequest:
     """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at
     once."""
 
-    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+    SIGNALS = tuple(getattr(signal, name) for name in STOPPING if hasattr(signal, name))  # Windows has no SIGUSR1
 
     def __init__(self) -> None:
         self.number = 0

@@ -107,6 +107,16 @@ CODES: dict[str, Code] = {
         "plugin.",
         exit_code=ExitCode.ERROR,
     ),
+    "SK0115": Code(
+        title="a component breaks its contract",
+        why="A check of sanakit.testing found that the component does not do what sanakit relies on.",
+        fix="docs/adding-a-component.md has the contract of every kind.",
+    ),
+    "SK0116": Code(
+        title="the new plugin cannot be written",
+        why="Its name is no name of a package, is taken, or the folder exists already.",
+        fix="Take a name of small letters, digits and single hyphens, such as ours-f8c4, and --out with a new folder.",
+    ),
     "SK0119": Code(
         title="not enough memory",
         why="The machine or the GPU has less memory than this run needs.",

@@ -35,6 +35,7 @@ LIGHT = {
     "errors",
     "registry",
     "inventory",
+    "scaffold",
     "tracebacks",
     "config",
     "decision",

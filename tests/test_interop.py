@@ -20,7 +20,7 @@ from sanakit.interop.export import export_pipeline, save_vae
 from sanakit.interop.lora import save_lora
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.loading import load_base, load_text_encoder, load_vae
-from sanakit.sampling import sample_images
+from sanakit.sampling import SCHEDULERS, new_scheduler, sample_euler, sample_images, sample_scheduled
 from sanakit.strategies.base import add_lora
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 from sanakit.vaes import VAES
@@ -115,6 +115,42 @@ def test_a_stock_folder_renders_the_same_in_diffusers(stock):
         assert abs(theirs - other).max() > 1e-3
 
 
+@pytest.mark.parametrize("name", ["dpm++", "unipc"])
+def test_a_scheduler_draws_what_stock_draws_with_it(stock, name):
+    """Every multistep scheduler of the table: one seed, one image in SanaPipeline, in ours and in `sample`."""
+    system, folder = stock
+    pipe = SanaPipeline.from_pretrained(folder)
+    pipe.scheduler = new_scheduler(name, 2.5)
+    call = dict(num_inference_steps=4, guidance_scale=3.0, height=512, width=512, output_type="np")
+    theirs = pipe(PROMPT, generator=torch.Generator().manual_seed(7), **call).images[0]
+    ours = pixels(system, num_steps=4, seed=7, scheduler=name)
+    assert ours.std() > 0.01 and abs(theirs - ours).max() < 1e-4
+    assert abs(theirs - pixels(system, num_steps=4, seed=7)).max() > 1e-3  # Euler
+    own = SanakitPipeline.from_pretrained(folder, scheduler=name)
+    image = own(PROMPT, num_inference_steps=4, generator=torch.Generator().manual_seed(7), output_type="np").images[0]
+    assert abs(image - theirs).max() < 1e-4
+    with pytest.raises(SanakitError, match=r"SK0104.*no scheduler 'dpm'.*did you mean dpm\+\+.*known: euler"):
+        pixels(system, scheduler="dpm")
+
+
+def test_a_pipeline_keeps_its_flow_shift_whatever_its_scheduler_calls_it(stock, tmp_path):
+    pipe = SanakitPipeline.from_pretrained(stock[1], scheduler="dpm++")
+    assert pipe.scheduler.config.flow_shift == 2.5 and pipe.scheduler.config.solver_order == 2
+    pipe.save_pretrained(tmp_path / "out")
+    assert load_base(f"path:{tmp_path / 'out'}").card["flow_shift"] == 2.5
+
+
+def test_a_multistep_scheduler_is_nearer_to_the_limit_than_euler_at_equal_steps(tiny_system):
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.2, generator=torch.Generator().manual_seed(0))
+    prompt = tiny_system.text_encoder.encode(["a b"])
+    limit = sample_euler(tiny_system, prompt, num_steps=200)
+    off = {
+        name: float((sample_scheduled(tiny_system, prompt, scheduler=name, num_steps=12) - limit).norm() / limit.norm())
+        for name in SCHEDULERS
+    }
+    assert max(off["dpm++"], off["unipc"]) < off["euler"], off
+
+
 def test_a_stock_folder_is_a_base(stock):
     system, folder = stock
     base = load_base(f"path:{folder}")
@@ -195,9 +231,13 @@ def test_what_stock_would_render_wrong_names_our_class(name, reason, tmp_path):
     reasons = write(system, tmp_path / "pipe")
     assert any(reason in text for text in reasons), reasons
     index = json.loads((tmp_path / "pipe" / "model_index.json").read_text())
-    assert index["_class_name"] == "SanakitPipeline"
-    with pytest.raises(AttributeError, match="SanakitPipeline"):
+    assert index["_class_name"] == "sanakit.interop.pipeline.SanakitPipeline"
+    with pytest.raises(AttributeError, match="no attribute sanakit.interop.pipeline.SanakitPipeline"):
         diffusers.DiffusionPipeline.from_pretrained(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="^sanakit.interop.pipeline.SanakitPipeline.from_pretrained is not one of"):
+        SanaPipeline.from_pretrained(tmp_path / "pipe")  # before it loads anything
+    index["_class_name"] = "SanakitPipeline"  # as it was written before
+    (tmp_path / "pipe" / "model_index.json").write_text(json.dumps(index))
     pipe = SanakitPipeline.from_pretrained(tmp_path / "pipe")
     pipe.set_progress_bar_config(disable=True)
     image = pipe(PROMPT, num_inference_steps=2, generator=torch.Generator().manual_seed(3), output_type="np").images[0]

@@ -86,6 +86,16 @@ def test_export_then_sample_gives_the_same_image(run, tmp_path, monkeypatch, cap
     ours, theirs = drawn_image(tmp_path / "a.png"), drawn_image(tmp_path / "b.png")
     assert ours.std() > 5
     assert abs(ours - theirs).max() <= 1
+    faster = ("--scheduler", "dpm++")
+    assert sanakit(monkeypatch, "sample", "--model", out, "--out", tmp_path / "c.png", *sample, *faster) == 0
+    assert abs(ours - drawn_image(tmp_path / "c.png")).max() > 1
+    assert (
+        sanakit(monkeypatch, "sample", "--model", out, "--out", tmp_path / "d.png", *sample, "--scheduler", "ddim") == 2
+    )
+    assert (
+        not (tmp_path / "d.png").exists()
+        and "no scheduler 'ddim'; known: euler, dpm++, unipc" in capsys.readouterr().err
+    )
     pipe = SanakitPipeline.from_pretrained(out)
     pipe.set_progress_bar_config(disable=True)
     image = pipe("red apple", num_inference_steps=3, generator=torch.Generator().manual_seed(5)).images[0]

@@ -1,11 +1,14 @@
 """`validate`, `swap`, `race` and `relative_error` from objects: the numbers of the command line."""
 
 import re
+from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 import sanakit as sk
 from sanakit.config import make_config
@@ -46,6 +49,51 @@ def test_validate_gives_the_numbers_of_the_command_line(small_world, parts, tmp_
     frame = live.to_frame()
     assert list(frame["gate"]) == [gate.gate for gate in live.gates] and set(live.failed) <= set(live.gates)
     assert "component/" in live._repr_html_() and "gates " in live._repr_html_()
+
+
+@pytest.mark.slow
+def test_the_functions_compute_where_they_are_told_and_give_back_what_lies_on_the_cpu(parts, fake_device):
+    """Every layer of a model on the accelerator that `auto` finds, none with cpu; the numbers are the CPU's."""
+    base, images, vae = parts
+    found = {}
+    for device in ("cpu", "auto"):
+        with layers_by_device() as calls:
+            checked = sk.validate(vae, base=base, data=images, device=device)
+            swapped = sk.swap(base, vae=vae, data=images, strategy="align", device=device)
+            quality = sk.relative_error(swapped.system, images, base=base, device=device)
+        found[device] = checked, quality, dict(calls)
+        assert {p.device.type for p in swapped.system.core.parameters()} == {"cpu"}
+        assert {p.device.type for p in base.core.parameters()} == {"cpu"}
+    assert set(found["cpu"][2]) == {"cpu"} and set(found["auto"][2]) == {"fakegpu"}
+    assert found["auto"][1].value == pytest.approx(found["cpu"][1].value, rel=1e-3)
+    verdicts = [{gate.gate: gate.verdict for gate in checked.gates} for checked, _, _ in found.values()]
+    assert verdicts[0] == verdicts[1]
+
+
+def test_a_device_that_is_not_there_is_refused(parts):
+    base, images, vae = parts
+    for call in (sk.validate, sk.swap, sk.race, sk.relative_error):
+        given = (vae,) if call is sk.validate else (base,) if call is not sk.relative_error else (base, images)
+        more = {"vae": vae} if call in (sk.swap, sk.race) else {"base": base}
+        more |= {} if call is sk.relative_error else {"data": images}
+        with pytest.raises(sk.SanakitError, match="SK0905"):
+            call(*given, **more, device="cuda:7")
+
+
+@contextmanager
+def layers_by_device():
+    """How many layers of any model were called on each kind of device."""
+    calls = Counter()
+
+    def count(module, inputs):
+        if isinstance(module, torch.nn.Linear | torch.nn.Conv2d) and not isinstance(module.weight, FakeTensor):
+            calls[module.weight.device.type] += 1
+
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(count)
+    try:
+        yield calls
+    finally:
+        handle.remove()
 
 
 def test_a_name_that_tells_no_kind_is_refused(small_world):

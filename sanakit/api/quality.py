@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sanakit.api.load import load_base
-from sanakit.api.session import opened_swap
+from sanakit.api.session import Device, opened_swap, placed
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.base import interval
 from sanakit.contracts import Verdict, decide
@@ -53,19 +53,19 @@ class Quality:
         return fragment("Relative error, base = 1", str(self.verdict), [self.measure], [self.as_dict()])
 
 
-def relative_error(system: Any, data: Any, *, base: Any) -> Quality:
+def relative_error(system: Any, data: Any, *, base: Any, device: Device = "auto") -> Quality:
     """The error of a system relative to the base that it was swapped from, on the held-out images of `data`.
 
     system, base: what `load_base` takes, or `Swapped.system`. Which component was replaced is told by their weights.
-    Raises SK0104 for another image size, SK0503 where the base's prompts have no effect.
+    device: as `--device`. Raises SK0104 for another image size, SK0503 where the base's prompts have no effect.
     """
     candidate, reference = load_base(system), load_base(base)
     same_vae = candidate.vae.fingerprint() == reference.vae.fingerprint() and candidate.vae.stats == reference.vae.stats
     kind = "vae"
     if same_vae and candidate.text_encoder.fingerprint() != reference.text_encoder.fingerprint():
         kind = "text_encoder"
-    with opened_swap(reference, kind, getattr(candidate, kind), data) as swap:
-        return quality_of(swap, candidate)
+    with opened_swap(reference, kind, getattr(candidate, kind), data, device=device) as swap:
+        return quality_of(swap, placed(candidate, swap.placement))
 
 
 def quality_of(swap: Swap, system: LatentDiffusion) -> Quality:

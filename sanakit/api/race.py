@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.api.components import require_one
 from sanakit.api.load import load_text_encoder, load_vae
-from sanakit.api.session import Sections, opened_swap
+from sanakit.api.session import Device, Sections, opened_swap
 from sanakit.api.validation import Validation, validation_of
 from sanakit.data.cache import Progress
 from sanakit.reporting.notebook import fragment
@@ -81,13 +81,14 @@ def race(
     run_dir: str | os.PathLike[str] | None = None,
     on_step: Progress | None = None,
     sections: Sections | None = None,
+    device: Device = "auto",
 ) -> Race:
     """Train every strategy a little, and say which one to take.
 
     base, vae, text_encoder, data: as of `swap`. budget: steps of every strategy, or auto. strategies: names of
     `list_strategies`, by default all that serve the swap. run_dir: keeps the run folder. on_step: called with (label,
-    done, total). sections: further keys of the configuration, {"train": {"batch_size": 16}}. Raises SK0104 unless
-    exactly one component is given, SK0512 where every strategy diverged.
+    done, total). sections: further keys of the configuration, {"train": {"batch_size": 16}}. device: as `--device`.
+    Raises SK0104 unless exactly one component is given, SK0512 where every strategy diverged.
     """
     require_one(vae, text_encoder)
     kind, component = ("vae", vae) if vae is not None else ("text_encoder", text_encoder)
@@ -99,6 +100,7 @@ def race(
         smoke["strategies"] = [strategies] if isinstance(strategies, str) else list(strategies)
     values = {**more, "smoke": smoke, "train": {"seed": seed, **more.get("train", {})}}
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["smoke"]}
+    options["device"] = device
     with opened_swap(base, kind, component, data, sections=values, **options) as swap:
         record = run_stages(swap, ["smoke"])
         return Race(decision=record["strategy"], validation=validation_of(record, run_dir))

@@ -4,8 +4,11 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
+
+import torch
 
 from sanakit import loading
 from sanakit.api.load import load_base, load_images, name_of
@@ -15,12 +18,14 @@ from sanakit.config import Config, make_config
 from sanakit.data import ImageDataset
 from sanakit.data.cache import Progress, silent
 from sanakit.loading import Base
+from sanakit.placement import Placement, choose
 from sanakit.run import RunFolder
 from sanakit.swap.context import NO_BASE, Swap
 from sanakit.swap.early import refuse_few_images
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
+Device: TypeAlias = "str | torch.device"
 Sections = dict[str, dict[str, Any]]
 
 
@@ -36,12 +41,14 @@ def opened_swap(
     progress: Progress | None = None,
     stages: Sequence[str] = (),
     sections: Sections | None = None,
+    device: Device = "auto",
 ) -> Iterator[Swap]:
     """What the command line would open, with objects in the place of what it loads by name.
 
     base: what `load_base` takes, or None for a component alone. kind: vae or text_encoder. component: its name, or the
     loaded object. data: what `load_images` takes. run_dir: where results stay; None is a folder that is removed
-    afterwards. stages: that are about to run. sections: further values of the configuration.
+    afterwards. stages: that are about to run. sections: further values of the configuration. device: where the parts
+    compute, as `--device`. Raises SK0104 or SK0905 for a device.
     """
     system = None if base is None else load_base(base)
     images = None if isinstance(data, str | os.PathLike) else load_images(data)
@@ -50,7 +57,18 @@ def opened_swap(
     with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
         folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
         gate_policy = load_policy(policy, gate_names())
-        swap = Swap(config=config, run=RunFolder(folder, config), progress=progress or silent, policy=gate_policy)
+        dtypes: dict[str, Any] = {
+            "vae": config.vae.dtype,
+            "text_encoder": config.text_encoder.dtype,
+            "base": config.base_dtype,
+        }
+        swap = Swap(
+            config=config,
+            run=RunFolder(folder, config),
+            progress=progress or silent,
+            policy=gate_policy,
+            placement=choose(str(device), **dtypes),
+        )
         place_objects(swap, system, component, images)
         for part in (swap.candidate, swap.images):  # refused before there is a run folder
             assert part is not None
@@ -80,12 +98,17 @@ def place_objects(swap: Swap, system: LatentDiffusion | None, component: Any, im
     """Put what is in memory where the engine would load it."""
     if system is not None:
         swap.base = loading.load_base(system.name) if system.name else base_of(system)
-        swap.base_system = system
+        swap.base_system = placed(system, swap.placement, "base")
     if isinstance(component, VAE | TextEncoder):
         swap.candidate = component
     if images is not None:
         refuse_few_images(images)
         swap.images = images
+
+
+def placed(system: LatentDiffusion, placement: Placement, part: str = "") -> LatentDiffusion:
+    """The same modules, computing where the placement says; on the CPU the system itself."""
+    return replace(system, placement=placement, part=part) if placement.accelerated else system
 
 
 def base_of(system: LatentDiffusion) -> Base:

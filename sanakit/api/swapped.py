@@ -7,12 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from diffusers import FlowMatchEulerDiscreteScheduler
-
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
 from sanakit.api.quality import Quality, quality_of
-from sanakit.api.session import opened_swap
+from sanakit.api.session import Device, opened_swap
 from sanakit.assembly import LatentDiffusion
 from sanakit.core.dit import save_core
 from sanakit.data.cache import Progress
@@ -21,6 +19,7 @@ from sanakit.formats.pipeline_folder import save_null
 from sanakit.interop.export import export_pipeline, refuse_full, save_vae
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.reporting.notebook import fragment
+from sanakit.sampling import new_scheduler
 from sanakit.strategies.base import Strategy, joined_by, strategy_named
 from sanakit.swap.context import Swap
 from sanakit.swap.encoder_training import save_encoder
@@ -69,11 +68,12 @@ class Swapped:
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]
 
-    def pipeline(self) -> SanakitPipeline:
-        """A diffusers pipeline over the same modules, so that it samples with what was trained since."""
-        scheduler = FlowMatchEulerDiscreteScheduler(shift=float(self.system.flow_shift or 1.0))
+    def pipeline(self, scheduler: str = "euler") -> SanakitPipeline:
+        """A diffusers pipeline over the same modules, so that it samples with what was trained since. scheduler: euler,
+        dpm++ or unipc, with the system's flow shift. Raises SK0104."""
+        steps = new_scheduler(scheduler, float(self.system.flow_shift or 1.0))
         parts = {"vae": self.system.vae, "text_encoder": self.system.text_encoder, "transformer": self.system.core}
-        return SanakitPipeline(**parts, scheduler=scheduler, image_size=self.system.image_size)
+        return SanakitPipeline(**parts, scheduler=steps, image_size=self.system.image_size)
 
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Core, VAE, text encoder and card, as `load_base(path)` and `--base path:DIR` read them. Raises SK0604, or
@@ -131,13 +131,15 @@ def swap(
     adapter: str | None = None,
     seed: int = 0,
     on_step: Progress | None = None,
+    device: Device = "auto",
 ) -> Swapped:
     """Put a component into a base, with interface layers solved in closed form from the images of `data`.
 
     base, vae, text_encoder, data: what `load_base`, `load_vae`, `load_text_encoder` and `load_images` take; exactly one
     component. strategy: a name of `list_strategies`, which says how the layers start and what `parameter_groups`
     trains; auto is finetune from the better of the two closed forms. adapter: of the interface layers, by default
-    linear ones. on_step: called with (label, done, total). Nothing is trained, and the base stays as it is.
+    linear ones. on_step: called with (label, done, total). device: as `--device`; what is returned lies on the CPU.
+    Nothing is trained, and the base stays as it is.
 
     Raises SK0104 unless exactly one component is given, SK0110 for a swap that cannot be built, SK0403 for fewer
     than 64 images.
@@ -149,7 +151,7 @@ def swap(
     named = strategy_named(AUTO if strategy == "auto" else strategy)
     chosen = joined_by(named, adapter or "") if not named.adapter else named
     sections: dict[str, dict[str, Any]] = {"train": {"seed": seed, "strategy": strategy}}
-    with opened_swap(base, kind, component, data, progress=on_step, sections=sections) as context:
+    with opened_swap(base, kind, component, data, progress=on_step, sections=sections, device=device) as context:
         if kind not in chosen.kinds:
             raise SanakitError("SK0110", f"strategy {chosen.name} serves swaps of {' and '.join(chosen.kinds)} only")
         built: dict[tuple[str, str], Any] = {}

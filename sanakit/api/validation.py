@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sanakit.api.load import load_text_encoder, load_vae
-from sanakit.api.session import opened_swap
+from sanakit.api.session import Device, opened_swap
 from sanakit.contracts import GateResult
 from sanakit.data.cache import Progress
 from sanakit.errors import SanakitError, did_you_mean
@@ -70,16 +70,18 @@ def validate(
     seed: int = 0,
     run_dir: str | os.PathLike[str] | None = None,
     on_step: Progress | None = None,
+    device: Device = "auto",
 ) -> Validation:
     """A VAE or a text encoder, measured by itself and beside the base's own.
 
     component: a registered name, a live diffusers autoencoder, or what `load_vae` and `load_text_encoder` return. base:
     what `load_base` takes; None measures the component alone. data: what `load_images` takes. policy: default, strict,
-    or a YAML file. run_dir: keeps the run folder. on_step: called with (label, done, total). Raises SK0104 for a name
-    that does not tell what it is.
+    or a YAML file. run_dir: keeps the run folder. on_step: called with (label, done, total). device: as `--device`.
+    Raises SK0104 for a name that does not tell what it is, SK0905 for a device that is not there.
     """
     kind, given = kind_of(component)
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["component"]}
+    options["device"] = device
     with opened_swap(base, kind, given, data, sections={"train": {"seed": seed}}, **options) as swap:
         return validation_of(run_stages(swap, ["component"]), run_dir)
 

@@ -1,6 +1,5 @@
 """Stage component: what the candidate is worth by itself, next to the base's own component."""
 
-import resource
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +26,7 @@ from sanakit.contracts import Reading
 from sanakit.data import ImageDataset
 from sanakit.data.cache import Progress, silent, to_images
 from sanakit.data.images import SIDE
+from sanakit.distributed import peak_megabytes
 from sanakit.drift import DRIFT, latent_features
 from sanakit.drift.sample import sample_embeddings, sample_latents
 from sanakit.drift.shown import Shown
@@ -91,7 +91,7 @@ def measure_vae(
 
     write_snapshot({"latents": sample_latents(measured.latents)}, run_dir / "latents.snapshot.safetensors", carry=carry)
     evidence |= evidence_of(candidate, images, measured.raw, measured.reconstructed)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+    peak = peak_megabytes()
     sides = {"base": reference, "candidate": measured} if reference else {"candidate": measured}
     rows = [
         table_row(metric, unit, read(reference) if reference else None, read(measured), better)

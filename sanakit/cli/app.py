@@ -34,7 +34,6 @@ app = typer.Typer(
     cls=Commands,
     help="Swap the text encoder or the VAE of a Sana-family model, and know what happens.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     # None: colour on a terminal only; see no-color.org
     context_settings={"color": False if os.environ.get("NO_COLOR") else None},

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sanakit.cli import completion
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
 from sanakit.errors import CODES, ExitCode, SanakitError, did_you_mean
@@ -38,7 +39,10 @@ def base_row(name: str, card: dict[str, Any]) -> dict[str, Any]:
 
 @app.command("ls")
 def list_names(
-    kind: Annotated[str | None, typer.Argument(help=", ".join([*PACKAGES, BASES]))] = None, as_json: AsJson = False
+    kind: Annotated[
+        str | None, typer.Argument(help=", ".join([*PACKAGES, BASES]), autocompletion=completion.kinds)
+    ] = None,
+    as_json: AsJson = False,
 ) -> None:
     """Every registered name, plugins included, and every packaged base; nothing is imported for it."""
     kinds = [*PACKAGES, BASES]

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
+from sanakit.cli import completion
 from sanakit.placement import HELP
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
@@ -71,14 +72,31 @@ def whole_or_auto(text: str) -> str:
     return text
 
 
-Candidate = Annotated[str, typer.Option("--candidate", help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.")]
-BaseName = Annotated[str, typer.Option("--base", help="The model that works today: a name, `path:` or `hub:`.")]
+Candidate = Annotated[
+    str,
+    typer.Option(
+        "--candidate",
+        help="A name of `sanakit ls`, `path:DIR` or `hub:owner/repo`.",
+        autocompletion=completion.candidates,
+    ),
+]
+BaseName = Annotated[
+    str,
+    typer.Option(
+        "--base", help="The model that works today: a name, `path:` or `hub:`.", autocompletion=completion.bases
+    ),
+]
 Data = Annotated[
     str, typer.Option("--data", help="A name, a folder of images with .txt captions, or a .csv/.jsonl manifest.")
 ]
 Stages = Annotated[str, typer.Option("--stages", help="Comma-separated: component, smoke, full.")]
 StrategyName = Annotated[
-    str, typer.Option("--strategy", help="`auto` races them; or one name of `sanakit ls strategies`.")
+    str,
+    typer.Option(
+        "--strategy",
+        help="`auto` races them; or one name of `sanakit ls strategies`.",
+        autocompletion=completion.strategies,
+    ),
 ]
 Budget = Annotated[
     str,

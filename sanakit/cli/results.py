@@ -19,6 +19,7 @@ def sample(
     seed: Seed = 0,
     num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
     guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+    scheduler: Annotated[str, typer.Option("--scheduler", help="euler, dpm++ or unipc.")] = "euler",
     allow_pickle: AllowPickle = False,
     device: Device = "auto",
 ) -> None:
@@ -27,13 +28,15 @@ def sample(
 
     from sanakit.evaluation.figures import to_uint8
     from sanakit.loading import load_base
-    from sanakit.sampling import sample_images
+    from sanakit.sampling import new_scheduler, sample_images
 
+    new_scheduler(scheduler, 1.0)  # refused before the model is loaded
     name = model_named(model)
     if allow_pickle:
         convert_native(name)
     system = load_base(name).system(placement=place(device), part="base")
-    images = sample_images(system, [prompt], num_steps=num_steps, guidance_scale=guidance_scale, seed=seed)
+    options = {"num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
+    images = sample_images(system, [prompt], scheduler=scheduler, **options)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
     typer.echo(str(out))

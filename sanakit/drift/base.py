@@ -78,7 +78,7 @@ def ask(
 
     def work() -> Reading:
         statistic = DRIFT.get(name)
-        return _checked(name, statistic(reference, current, alpha, **_accepted(statistic, names=names, seed=seed)))
+        return plain_reading(name, statistic(reference, current, alpha, **accepted(statistic, names=names, seed=seed)))
 
     reading, error = guarded(work)
     if reading is not None:
@@ -88,7 +88,7 @@ def ask(
     return Reading(name=name, title="could not be evaluated", value=math.nan, where=said, error=said)
 
 
-def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
+def accepted(statistic: Any, **options: Any) -> dict[str, Any]:
     """The keywords among these that the function takes."""
     parameters = inspect.signature(statistic).parameters.values()
     if any(p.kind == p.VAR_KEYWORD for p in parameters):
@@ -97,7 +97,7 @@ def _accepted(statistic: Any, **options: Any) -> dict[str, Any]:
     return {key: value for key, value in options.items() if key in taken}
 
 
-def _checked(name: str, returned: Any) -> Reading:
+def plain_reading(name: str, returned: Any) -> Reading:
     """The reading under the registered name, its numbers as Python's own. Raises where it is none, or where its p-value
     is no probability."""
     if not isinstance(returned, Reading):

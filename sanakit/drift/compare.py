@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sanakit.contracts import Reading
-from sanakit.drift.base import COMPONENTS, DRIFT, ask, seen_by
+from sanakit.drift.base import COMPONENTS, DRIFT, Seen, ask, seen_by
 from sanakit.drift.causes import likely_cause
 from sanakit.drift.features import STRUCTURED
 from sanakit.drift.permutation import holm
@@ -114,19 +114,28 @@ def statistics(reference: Sample, current: Sample, alpha: float, seed: int) -> l
         seen = seen_by(name)
         if reference.kind not in seen.blocks:
             continue
-        blocks = seen.blocks[reference.kind]
-        if blocks == COMPONENTS:
-            (first, second), names = projected, [f"component {k}" for k in range(projected[0].shape[1])]
-        else:
-            first, second, names = reference.matrix(*blocks), current.matrix(*blocks), reference.names(*blocks)
-        if seen.rows_named:
-            names = [f"row {row}" for row in current.rows]
+        first, second, names = columns_of(seen, reference, current, projected)
         if first.shape[1]:
             reading = ask(name, first, second, alpha, names=names, seed=seed)
-            if blocks == COMPONENTS and not reading.where:
+            if seen.blocks[reference.kind] == COMPONENTS and not reading.where:
                 reading = replace(reading, where=f"{first.shape[1]} principal components of all features")
             readings.append(reading)
     return readings
+
+
+def columns_of(
+    seen: Seen, reference: Sample, current: Sample, projected: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """What a statistic sees of two sides: rows (n, d) and (m, d), and the names of the columns. projected: of
+    `project`."""
+    blocks = seen.blocks[reference.kind]
+    if blocks == COMPONENTS:
+        (first, second), names = projected, [f"component {k}" for k in range(projected[0].shape[1])]
+    else:
+        first, second, names = reference.matrix(*blocks), current.matrix(*blocks), reference.names(*blocks)
+    if seen.rows_named:
+        names = [f"row {row}" for row in current.rows]
+    return first, second, names
 
 
 def project(reference: Sample, current: Sample) -> tuple[np.ndarray, np.ndarray]:

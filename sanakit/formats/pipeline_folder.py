@@ -20,6 +20,7 @@ from sanakit.weights.find import TRANSFORMERS, find_weights, read_tensors, said
 
 INDEX = "model_index.json"
 OWN_CLASS = "SanakitPipeline"
+OWN_PATH = f"sanakit.interop.pipeline.{OWN_CLASS}"  # as an index names it, so that diffusers' errors say what to use
 PIPELINES = ("SanaPipeline", "SanaSprintPipeline", OWN_CLASS)
 SUBFOLDERS = ("transformer", "vae", "text_encoder", "tokenizer", "scheduler")
 NULL_FILE = "null_embedding.safetensors"  # in the core's folder
@@ -49,18 +50,23 @@ def pipeline_card(reference: str, folder: Path) -> dict[str, Any]:
 
 def read_index(folder: Path) -> dict[str, Any]:
     index = _read(folder / INDEX)
-    class_name = index.get("_class_name")
+    class_name = _class_of(index)
     if class_name not in PIPELINES:
         raise SanakitError("SK0603", f"{folder / INDEX} names {class_name}, expected one of {', '.join(PIPELINES)}")
     if class_name == OWN_CLASS and "sanakit" not in index:
         raise SanakitError("SK0603", f"{folder / INDEX} names {OWN_CLASS} but lacks its section `sanakit`")
-    return index
+    return index | {"_class_name": class_name}
+
+
+def _class_of(index: dict[str, Any]) -> str:
+    """The pipeline class that an index names, with or without its module."""
+    return str(index.get("_class_name")).removeprefix(OWN_PATH.removesuffix(OWN_CLASS))
 
 
 def is_sana_pipeline(folder: Path) -> bool:
     """Whether a folder is one of the pipelines that sanakit reads;
     any other pipeline's encoder is read by its class."""
-    return (folder / INDEX).is_file() and _read(folder / INDEX).get("_class_name") in PIPELINES
+    return (folder / INDEX).is_file() and _class_of(_read(folder / INDEX)) in PIPELINES
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from transformers import Gemma2PreTrainedModel
 from sanakit.adapters import adapters_of
 from sanakit.core.dit import save_core
 from sanakit.errors import SanakitError
-from sanakit.formats.pipeline_folder import INDEX, OWN_CLASS, save_null
+from sanakit.formats.pipeline_folder import INDEX, OWN_PATH, save_null
 from sanakit.loading import load_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.gemma import INSTRUCTION, sana_spec
@@ -62,7 +62,7 @@ def export_pipeline(
         save_text_model(text_encoder, aside / "text_encoder")
         save_tokenizer(text_encoder, aside / "tokenizer")
         index = {
-            "_class_name": OWN_CLASS if reasons else "SanaPipeline",
+            "_class_name": OWN_PATH if reasons else "SanaPipeline",
             "_diffusers_version": diffusers.__version__,
             "scheduler": ["diffusers", type(scheduler).__name__],
             "text_encoder": _library(text_encoder.model),
@@ -71,6 +71,7 @@ def export_pipeline(
             "vae": _library(vae.model),
         }
         if reasons:
+            index |= refused_by_diffusers(index)
             refuse_unbuildable(text_encoder)
             index["sanakit"] = {"image_size": image_size, "licence": licence, "text_encoder": _policy(text_encoder)}
         (aside / INDEX).write_text(json.dumps(index, indent=2) + "\n")
@@ -86,12 +87,18 @@ def export_pipeline(
     return reasons
 
 
+def refused_by_diffusers(index: dict[str, Any]) -> dict[str, list[str]]:
+    """Every component of an index under a library that no process can import: a pipeline class of diffusers then stops
+    at the first one, before it loads anything, with a message that begins with what reads the folder."""
+    return {part: [f"{OWN_PATH}.from_pretrained", row[1]] for part, row in index.items() if isinstance(row, list)}
+
+
 def write_encoder(text_encoder: TextEncoder, folder: Path) -> None:
     """A text encoder alone, with its tokenizer and policy: `path:FOLDER/text_encoder` reads it back."""
     refuse_unbuildable(text_encoder)
     save_text_model(text_encoder, folder / "text_encoder")
     save_tokenizer(text_encoder, folder / "tokenizer")
-    index = {"_class_name": OWN_CLASS, "sanakit": {"text_encoder": _policy(text_encoder)}}
+    index = {"_class_name": OWN_PATH, "sanakit": {"text_encoder": _policy(text_encoder)}}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 

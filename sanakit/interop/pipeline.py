@@ -18,8 +18,9 @@ from torch import Tensor
 from sanakit.core.dit import load_core
 from sanakit.errors import SanakitError
 from sanakit.folders import local_path
-from sanakit.formats.pipeline_folder import pipeline_card
+from sanakit.formats.pipeline_folder import flow_shift_of, pipeline_card
 from sanakit.loading import load_base_encoder, load_vae
+from sanakit.sampling import new_scheduler
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
@@ -35,7 +36,7 @@ class SanakitPipeline(SanaPipeline):
         text_encoder: TextEncoder,
         vae: VAE,
         transformer: SanaTransformer2DModel,
-        scheduler: FlowMatchEulerDiscreteScheduler,
+        scheduler: Any,
         image_size: int = 1024,
     ) -> None:
         DiffusionPipeline.__init__(self)  # the parent's own reads the ratio from a DC-AE's config
@@ -45,16 +46,18 @@ class SanakitPipeline(SanaPipeline):
         self.image_processor = PixArtImageProcessor(vae_scale_factor=self.vae_scale_factor)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32) -> Self:
-        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. Raises SK0603,
-        SK0107."""
+    def from_pretrained(
+        cls, folder: str | Path, *, torch_dtype: torch.dtype = torch.float32, scheduler: str = "euler"
+    ) -> Self:
+        """A folder that `sanakit export` wrote, or a stock one. torch_dtype: of the transformer. scheduler: euler,
+        dpm++ or unipc. Raises SK0104, SK0603, SK0107."""
         root = local_path(str(folder))
         card, core = pipeline_card(f"path:{root}", root), load_core(root / "transformer")
         return cls(
             text_encoder=load_base_encoder(card["text_encoder"], root / "transformer"),
             vae=load_vae(card["vae"]),
             transformer=core if torch_dtype == core.dtype else core.to(torch_dtype),
-            scheduler=FlowMatchEulerDiscreteScheduler(shift=card["flow_shift"]),
+            scheduler=new_scheduler(scheduler, card["flow_shift"]),
             image_size=card["image_size"],
         )
 
@@ -130,7 +133,7 @@ class SanakitPipeline(SanaPipeline):
                 prompt,
                 negative_prompt=negative_prompt,
                 num_inference_steps=num_inference_steps,
-                sigmas=torch.linspace(1, 0, num_inference_steps + 1)[:-1].tolist(),
+                sigmas=self._sigmas(num_inference_steps),
                 guidance_scale=guidance_scale,
                 num_images_per_prompt=num_images_per_prompt,
                 height=height or self.image_size,
@@ -147,6 +150,12 @@ class SanakitPipeline(SanaPipeline):
             output = self.image_processor.postprocess(self.vae.decode(output), output_type)
         return SanaPipelineOutput(images=output) if return_dict else (output,)
 
+    def _sigmas(self, num_steps: int) -> list[float] | None:
+        """Evenly spaced ones for Euler, whose own end above zero; None where a scheduler spaces its own."""
+        if not isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            return None
+        return torch.linspace(1, 0, num_steps + 1)[:-1].tolist()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write a folder that `from_pretrained` and `--base path:DIR` read;
         stock where SanaPipeline renders the same."""
@@ -158,5 +167,5 @@ class SanakitPipeline(SanaPipeline):
             vae=self.vae,
             text_encoder=self.text_encoder,
             image_size=self.image_size,
-            flow_shift=self.scheduler.config.shift,
+            flow_shift=flow_shift_of(dict(self.scheduler.config)),
         )

@@ -59,8 +59,11 @@ def sound_strategies(names: Sequence[str], core: SanaTransformer2DModel) -> tupl
 
 
 def _try(name: str, core: SanaTransformer2DModel) -> None:
-    """Raises where the class breaks the contract of `Strategy`."""
-    strategy = STRATEGIES.get(name)
+    require_sound(STRATEGIES.get(name), core)
+
+
+def require_sound(strategy: Any, core: SanaTransformer2DModel) -> None:
+    """Raises TypeError or ValueError where the class breaks the contract of `Strategy`; a copy of the core is tried."""
     if not (isinstance(strategy, type) and issubclass(strategy, Strategy)):
         raise TypeError(f"{strategy!r} is no subclass of Strategy")
     groups = (*GROUPS, "lora")

@@ -5,7 +5,6 @@ agrees.
 """
 
 import json
-import resource
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +26,7 @@ from sanakit.contracts import GateResult, Verdict
 from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
+from sanakit.distributed import peak_megabytes
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
@@ -228,7 +228,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
             validation["stages"][stage] = _evaluated(stage_result.results) | {
                 "not_applied": stage_result.not_applied,
                 "seconds": round(time.perf_counter() - start, 1),
-                "peak_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3),
+                "peak_mb": round(peak_megabytes()),
                 "measured": measured,
                 **({"steps": swap.config.train.max_steps} if stage == "full" else {}),
                 "fingerprint": fingerprint,
