@@ -264,6 +264,18 @@ CODES: dict[str, Code] = {
         "not finite, give latents of another scale.",
         fix="For bytes: images.float() / 127.5 - 1; for [0, 1]: images * 2 - 1; clamp what resizing put outside.",
     ),
+    "SK0218": Code(
+        title="a latent translation explains too little",
+        why="A linear map of the cached latents leaves out more of the other VAE's latents than allowed: what a core "
+        "learns from them, it would have to unlearn.",
+        fix="Encode the images again with `sanakit encode`, or lower --min-r2 where a rough start is enough.",
+        exit_code=ExitCode.GATE_FAILED,
+    ),
+    "SK0219": Code(
+        title="two latent grids have no places in common",
+        why="Latents of one VAE can be translated where one spatial compression ratio divides the other.",
+        fix="Encode the images again with `sanakit encode`.",
+    ),
     # 03: text
     "SK0301": Code(
         title="non-finite or constant embeddings",

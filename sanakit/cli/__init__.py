@@ -32,7 +32,7 @@ def main() -> None:
 
 
 def _run() -> None:
-    from sanakit.cli import cache, data, drift, export, info, results, swap, train  # noqa: F401  they add their commands
+    from sanakit.cli import cache, data, drift, export, info, results, swap, train, translate  # noqa: F401  they add their commands
     from sanakit.cli.app import Unforeseen, app
 
     try:

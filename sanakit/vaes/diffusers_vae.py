@@ -31,7 +31,9 @@ ALLOWED_CLASSES = {
     "AutoencoderTiny": "diffusers_vae.DiffusersVAE",
     "VQModel": "diffusers_vae.DiffusersVAE",
     "PCAPatchAutoencoder": "pca.PCAVAE",
+    "TranslatedAutoencoder": "translated.TranslatedVAE",
 }
+OWN_FORMATS = ("PCAPatchAutoencoder", "TranslatedAutoencoder")  # that diffusers does not know
 
 
 class DiffusersVAE(VAE):
