@@ -62,7 +62,9 @@ class TrainSection(Section):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the image
+    # vae: the VAE itself, for latents that turn and scale with the image; vae-decoder: its decoder alone, so that the
+    # latents stay bit-equal and the core, caches and null embeddings valid
+    target: Literal["core", "vae", "vae-decoder"] = "core"
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
     kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
@@ -100,6 +102,11 @@ class VAESection(Section):
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
     dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
+    # of train.target vae-decoder, beside the absolute error of pixels: weights of the distance of perceptual features
+    # and of the absolute error of what a blur takes away, and whose features they are
+    perceptual: float = Field(default=0.2, ge=0)
+    high_frequency: float = Field(default=1.0, ge=0)
+    perceptual_features: Literal["efficientnet-lite0", "lpips-alex"] = "efficientnet-lite0"
 
 
 class TextEncoderSection(Section):
@@ -193,15 +200,25 @@ class Config(Section):
             )
         if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
-        if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):
-            raise ValueError("train.target vae trains no text encoder: leave text_encoder out")
-        if self.train.target == "vae" and self.train.gradual:
-            raise ValueError("train.target vae trains no block of the core: leave train.gradual out")
-        if self.train.target == "vae" and self.data.aspect_buckets:
-            raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
-        if self.train.target == "vae" and self.data.sample_posterior:
-            raise ValueError("train.target vae reads images, no latents: leave data.sample_posterior out")
+        if self.trains_vae_alone:
+            self._no_option_of_a_core()
         return self
+
+    def _no_option_of_a_core(self) -> None:
+        target = f"train.target {self.train.target}"
+        if self.text_encoder.name or self.text_encoder.learning_rate:
+            raise ValueError(f"{target} trains no text encoder: leave text_encoder out")
+        if self.train.gradual:
+            raise ValueError(f"{target} trains no block of the core: leave train.gradual out")
+        if self.data.aspect_buckets:
+            raise ValueError(f"{target} reads squares: leave data.aspect_buckets out")
+        if self.data.sample_posterior:
+            raise ValueError(f"{target} reads images, no latents: leave data.sample_posterior out")
+
+    @property
+    def trains_vae_alone(self) -> bool:
+        """The VAE itself, or its decoder, is trained; no weight of a core plays a part in it."""
+        return self.train.target in ("vae", "vae-decoder")
 
     @property
     def kind(self) -> str:

@@ -34,7 +34,7 @@ def local_path(text: str) -> Path:
 def from_anywhere(reference: str) -> str:
     """A component's name that does not depend on the working folder: `path:DIR` with its full path, any other as it
     is."""
-    scheme, colon, rest = reference.partition(":")
+    scheme, _, rest = reference.partition(":")
     if scheme != "path":
         return reference
     plain, question, query = rest.partition("?")

@@ -16,6 +16,8 @@ def write_vae(vae: VAE, folder: Path) -> None:
         _state_stats(vae, folder / "config.json")
     else:
         raise SanakitError("SK0604", f"the VAE {vae.name} is a {type(vae.model).__name__}, which cannot be saved")
+    if vae.kept is not None:
+        vae.kept.write(folder)
 
 
 def _state_stats(vae: VAE, path: Path) -> None:
