@@ -35,6 +35,13 @@ def typing(session: nox.Session) -> None:
 
 
 @nox.session
+def kills(session: nox.Session) -> None:
+    """Kill checkpoints, the race and `encode` fifty times each: nothing is lost, nothing is made twice."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-m", "slow or not slow", "-k", "fifty_kills", *session.posargs)
+
+
+@nox.session
 def docs(session: nox.Session) -> None:
     """Write the generated pages, docs/codes.md and docs/zoo.md; CI checks that they are current."""
     session.install("-e", ".[test]")

@@ -1,6 +1,6 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
 measured results, docs/zoo.md from the records of components, docs/decision-study.md from the earlier study's results
-and the plan of the one under way, the table of docs/performance.md from its results.
+and the plan of the one under way, the tables of docs/performance.md and docs/scale.md from their results.
 
 python experiments/write_docs.py
 """
@@ -518,12 +518,28 @@ def performance() -> str:
     for row in json.loads((RESULTS / "performance.json").read_text()):
         values = f"{row['ratio']:.3g} | {row['low']:.3g} to {row['high']:.3g} | {row['meaning']} | {row['peer']}"
         rows[row["name"]] = f"| {row['name']} | {values} | {row['date']} | `{row['command']}` |"
-    table = re.findall(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)
-    lines = {match[1]: match[0] for match in re.finditer(r"^\| (?!what \|)(.+?) \|.*$", page, re.M)} | rows
-    ordered = [lines[name] for name in dict.fromkeys([*table, *rows])]
-    head, _, rest = page.partition("|---|---|---|---|---|---|---|\n")
-    after = rest[rest.index("\n\n") :]
-    return head + "|---|---|---|---|---|---|---|\n" + "\n".join(ordered) + after
+    head, line, rest = page.partition("|---|---|---|---|---|---|---|\n")
+    table, blank, after = rest.partition("\n\n")
+    lines = {match[1]: match[0] for match in re.finditer(r"^\| (.+?) \|.*$", table, re.M)} | rows
+    return head + line + "\n".join(lines.values()) + blank + after
+
+
+def scale() -> str:
+    """docs/scale.md with its measured table filled anew; the text around it stays."""
+    page = (ROOT / "docs" / "scale.md").read_text()
+    lines = ["| what | goal | value | met | measured |", "|---|---|---|---|---|"]
+    for row in read("scale.json").values():
+        of = f"{row['date']}, load {row['load']:g} on {row['cores']} cores"
+        for told in row["lines"]:
+            met = "yes" if told["met"] else "**no**"
+            lines.append(
+                f"| {told['what']} | {told['goal']} | {told['value']:,} | {met} | {cell(told['measured'])} ({of}) |"
+            )
+    if len(lines) == 2:
+        lines = ["Not measured yet."]
+    head, begin, rest = page.partition("<!-- measured: begin -->\n")
+    _, end, after = rest.partition("<!-- measured: end -->")
+    return head + begin + "\n".join(lines) + "\n" + end + after
 
 
 PAGES = {
@@ -531,6 +547,7 @@ PAGES = {
     "docs/decision-study.md": decisions,
     "docs/gates.md": render_gates,
     "docs/performance.md": performance,
+    "docs/scale.md": scale,
     "docs/zoo.md": zoo,
 }
 

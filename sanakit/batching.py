@@ -17,10 +17,10 @@ def batch_size(placement: Placement, most: int, probe: Callable[[], object]) -> 
     row."""
     if not placement.accelerated or most == 1:
         return most
-    each, found = placement.peak_of(probe), placement.memory()
-    if not each or found is None:
+    each, memory = placement.peak_of(probe), placement.memory()
+    if not each or memory is None:
         return most
-    return max(1, min(most, int(SHARE * found[0]) // each))
+    return max(1, min(most, int(SHARE * memory[0]) // each))
 
 
 def in_batches(

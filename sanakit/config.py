@@ -90,6 +90,10 @@ class DataSection(Section):
     captions: Literal["lines", "whole"] = "lines"  # of caption files: a caption a line, or the file is one caption
     max_set_aside: float = Field(default=0.05, ge=0, le=1)
     cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
+    # when images are encoded: ahead, once, into the cache; live, whenever a batch asks for them; auto: ahead where the
+    # free disk holds it. What auto chose stands in config.yaml
+    latents: Literal["live", "ahead", "auto"] = "auto"
+    embeddings: Literal["live", "ahead", "auto"] = "auto"  # of captions, in the same way
     workers: int = Field(default=1, ge=0)  # threads that draw batches ahead; 0 draws in the loop
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
     aspect_buckets: bool = False  # train on images of about image_size squared in their own shape

@@ -64,6 +64,9 @@ def _group() -> Any:
     return group
 
 
+DATA_STOP = 402  # in the place of a signal's number: too many images cannot be read (SK0402)
+
+
 class StopRequest:
     """SIGTERM, SIGUSR1 and Ctrl-C as a request: kept while `deferred`, otherwise (or the second time) an exit at
     once."""
@@ -73,6 +76,10 @@ class StopRequest:
     def __init__(self) -> None:
         self.number = 0
         self.deferred = False
+
+    def ask(self, number: int) -> None:
+        """Stop at the next step border for a reason of the run's own, DATA_STOP, unless a signal came before."""
+        self.number = self.number or number
 
     def __call__(self, number: int, frame: FrameType | None) -> None:
         if self.number or not self.deferred:
@@ -203,11 +210,11 @@ def agreed_figures(loss: Any, norm: Any, number: int) -> tuple[float, float, int
     if world_size() == 1:
         value, length = torch.stack([loss, norm.to(loss)]).tolist()
         return value, length, number
-    own = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
-    gathered = [torch.empty_like(own) for _ in range(world_size())]
-    _group().all_gather(gathered, own)
+    local = torch.stack([loss.double(), torch.tensor(float(number), device=loss.device, dtype=torch.float64)])
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    _group().all_gather(gathered, local)
     table = torch.stack(gathered)
-    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(own), table[:, 1].max()]).tolist()
+    total, length, stop = torch.stack([table[:, 0].sum(), norm.to(local), table[:, 1].max()]).tolist()
     return total, length, int(stop)
 
 
@@ -220,15 +227,24 @@ def agreed_stop() -> int:
     return sum_over_ranks(torch.zeros(()), STOP.number)[1]
 
 
+def gathered_rows(rows: list[Any]) -> list[Any]:
+    """The rows of all ranks, in the order of the ranks; every rank must ask."""
+    if world_size() == 1:
+        return rows
+    every: list[Any] = [None] * world_size()
+    _group().all_gather_object(every, rows)
+    return [row for local in every for row in local]
+
+
 def numbers_of_main(values: list[float]) -> list[float]:
     """Rank 0's numbers, on every rank: what was timed differs from rank to rank, and what is decided must not."""
     if world_size() == 1:
         return values
     import torch
 
-    own = torch.tensor(values, dtype=torch.float64)
-    gathered = [torch.empty_like(own) for _ in range(world_size())]
-    _group().all_gather(gathered, own)
+    local = torch.tensor(values, dtype=torch.float64)
+    gathered = [torch.empty_like(local) for _ in range(world_size())]
+    _group().all_gather(gathered, local)
     return [float(value) for value in gathered[0]]
 
 

@@ -187,11 +187,11 @@ def _device() -> Row:
     except (ImportError, OSError) as error:  # OSError: a shared library of torch does not load
         return _row("device", False, f"torch cannot be imported: {error}", "pip install --force-reinstall torch")
     placement = choose()
-    device, found = placement.device, placement.memory()
+    device, memory_now = placement.device, placement.memory()
     if not placement.accelerated:
         return _row("device", True, "cpu for everything, in fp32: PyTorch finds no accelerator", "")
-    free, total = found or (1, 1)
-    memory = "free memory unknown" if found is None else f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
+    free, total = memory_now or (1, 1)
+    memory = "free memory unknown" if memory_now is None else f"{free / 1e9:.1f} of {total / 1e9:.1f} GB free"
     uses = f"training in {placement.train_precision('auto')}, text encoder in {placement.text_encoder}"
     uses += f", base in {placement.base}, VAE in {placement.vae}; the CPU for data, caches and statistics"
     detail = f"{device} ({device_name(device)}), {memory}: {uses}"

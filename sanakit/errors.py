@@ -3,6 +3,8 @@
 `CODES` is the catalogue behind `sanakit explain CODE`; gates carry codes of the same catalogue.
 """
 
+import errno
+import re
 from dataclasses import dataclass
 
 
@@ -170,6 +172,11 @@ CODES: dict[str, Code] = {
         "thing; one of them is not used.",
         fix="Remove the statement that does not hold from the config; `--set vae.scaling_factor=VALUE` overrides "
         "the std.",
+    ),
+    "SK0131": Code(
+        title="the run folder is in use",
+        why="Another process trains or evaluates in this folder; two would overwrite each other's files.",
+        fix="Wait for that process, end it, or name another --run-dir. A process that was killed holds no lock.",
     ),
     # 02: latents and VAEs
     "SK0201": Code(
@@ -668,6 +675,18 @@ class SanakitError(Exception):
 def warning_text(code: str, found: str) -> str:
     """The one-line form of a catalogue entry, for `warnings.warn`."""
     return f"{code}: {found}. {CODES[code].fix}"
+
+
+NO_MEMORY = re.compile(r"can(no|')t allocate memory|out of memory|_ALLOC_FAILED|unable to allocate", re.IGNORECASE)
+
+
+def lacks_memory(error: BaseException | None) -> bool:
+    """Whether an error says that the machine's memory or the device's is full."""
+    if error is None or isinstance(error, SanakitError):
+        return False
+    full = isinstance(error, OSError) and error.errno == errno.ENOMEM
+    is_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return full or is_memory or bool(NO_MEMORY.search(str(error)))
 
 
 def did_you_mean(name: str, known: list[str]) -> str:

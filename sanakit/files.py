@@ -1,10 +1,19 @@
 """What a `save_pretrained` folder may hold, a config.json and weights in safetensors; and where made files are kept."""
 
+import datetime
 import json
 import os
+import platform
+import re
 import shlex
+import uuid
 from pathlib import Path
 from typing import Any
+
+try:
+    import fcntl
+except ImportError:  # Windows: nobody is seen at work
+    fcntl = None  # type: ignore[assignment]
 
 from sanakit.errors import SanakitError
 
@@ -140,3 +149,88 @@ def cache_dir() -> Path:
         source = "SANAKIT_CACHE" if os.environ.get("SANAKIT_CACHE") else "the user's cache"
         raise SanakitError("SK0128", f"{path} ({source}): {error.strerror or error}") from error
     return path
+
+
+def try_writing(folder: Path) -> None:
+    """Write and remove a small file where a folder is or will be made. Raises SK0903 before hours of work would be
+    lost."""
+    there = folder.absolute()
+    while not there.exists() and there != there.parent:
+        there = there.parent
+    probe = there / f".sanakit-{uuid.uuid4().hex}"
+    try:
+        if not there.is_dir():
+            raise NotADirectoryError(f"{there} is no folder")
+        try:
+            probe.write_bytes(b"x")
+        finally:
+            probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise SanakitError("SK0903", f"{folder} cannot be written: {error.strerror or error}") from error
+
+
+def without_secrets(address: str) -> str:
+    """An address without user, password, query and fragment, as it may be stored and shown; a path as it is."""
+    scheme, separator, rest = address.partition("://")
+    if not separator:
+        return address
+    place, slash, path = rest.partition("/")
+    return f"{scheme}://{place.rpartition('@')[2]}{slash}{re.split('[?#]', path, maxsplit=1)[0]}"
+
+
+def hide_secrets(text: str, address: str) -> str:
+    """A text without the user, password, query and fragment of an address, however it quotes them."""
+    place, _, path = address.partition("://")[2].partition("/")
+    secrets = [place.rpartition("@")[0], *re.split("[?#]", path)[1:]]
+    for secret in sorted((secret for secret in secrets if secret), key=len, reverse=True):
+        text = text.replace(secret, "...")
+    return text
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all: beside its place, flushed to disk, then renamed. Nothing stays behind where the
+    system refuses (OSError)."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def take_lock(path: Path) -> int | None:
+    """A descriptor that holds the lock of the file at `path`. Raises SK0131 where another process does."""
+    if fcntl is None:
+        return None
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.exists() and os.fstat(handle).st_ino == path.stat().st_ino:
+                return handle  # else it was removed by the process that held it before
+        except BlockingIOError as error:
+            holder = os.pread(handle, 4096, 0).decode(errors="replace")
+            os.close(handle)
+            raise SanakitError("SK0131", f"{path.parent} is in use{_told(holder)}") from error
+        except OSError:
+            os.close(handle)
+            return None
+        os.close(handle)
+
+
+def own_name() -> dict[str, Any]:
+    """This process, for others to read: its number, machine, user and the time."""
+    now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    user = os.environ.get("USER") or os.environ.get("LOGNAME") or (str(os.getuid()) if hasattr(os, "getuid") else "")
+    return {"process": os.getpid(), "host": platform.node(), "user": user, "since": now}
+
+
+def _told(holder: str) -> str:
+    try:
+        who = json.loads(holder)
+        return f" by process {who['process']} of {who['user']} on {who['host']} since {who['since']}"
+    except (ValueError, KeyError, TypeError):
+        return ""

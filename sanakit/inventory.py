@@ -11,13 +11,14 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from sanakit.files import cache_path, write_aside
 from sanakit.hashing import hash_record
 
 try:
@@ -30,6 +31,8 @@ NAME = re.compile(r"(latents|embeddings)-[0-9a-f]{20}")
 SHARD = re.compile(r"\d{5,}\.safetensors")
 PART = re.compile(r"\.(manifest\.json|\d{5,}\.safetensors)\.[0-9a-f]{32}")
 BESIDE = re.compile(rf"\.{NAME.pattern}\.safetensors\.tmp")  # the file for drift that `encode` was writing
+SHA256 = re.compile(r"[0-9a-f]{64}")
+RACY_NS = 100_000_000  # a file that changed within this time of being read may change again unseen
 SHARD_FIELDS = {"name": str, "rows": int, "bytes": int, "sha256": str}
 FIELDS = {"facts": dict, "rows": str, "count": int, "environment": dict, "shards": list}
 
@@ -55,10 +58,12 @@ class Entry:
     def nbytes(self) -> int:
         return sum(shard["bytes"] for shard in self.manifest["shards"])
 
-    def damage(self, *, hashes: bool = True) -> list[str]:
-        """What is wrong, one line a shard; empty when the entry is whole."""
-        damages = (_damage(self.folder / shard["name"], shard, hashes) for shard in self.manifest["shards"])
-        return [line for line in damages if line]
+    def damage(self, *, hashes: bool = True, anew: bool = True) -> list[str]:
+        """What is wrong, one line a shard; empty when the entry is whole. anew: read every byte, also of shards whose
+        size and time are those of the last time."""
+        known_hash = file_hash if anew else remembered_hash
+        lines = (_damage(self.folder / shard["name"], shard, hashes, known_hash) for shard in self.manifest["shards"])
+        return [line for line in lines if line]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +210,26 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def remembered_hash(path: Path) -> str:
+    """The SHA-256 of a file, remembered in the cache by path, size and time; read again when one of them has
+    changed."""
+    status = path.stat()
+    stamp = [str(path.resolve()), status.st_size, status.st_mtime_ns]
+    record = cache_path() / "hashes" / f"{hash_record(stamp)[:32]}.txt"
+    try:
+        known = record.read_text(encoding="ascii")
+        if SHA256.fullmatch(known):
+            return known
+    except (OSError, ValueError):
+        pass
+    value = file_hash(path)
+    if time.time_ns() - status.st_mtime_ns > RACY_NS:
+        with suppress(OSError):  # a cache that cannot be written only costs time
+            record.parent.mkdir(parents=True, exist_ok=True)
+            write_aside(record, value)
+    return value
+
+
 def size_of(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -237,13 +262,13 @@ def _examine(folder: Path, files: tuple[Path, ...], foreign: tuple[str, ...]) ->
     )
 
 
-def _damage(path: Path, shard: dict[str, Any], hashes: bool) -> str:
+def _damage(path: Path, shard: dict[str, Any], hashes: bool, known_hash: Callable[[Path], str]) -> str:
     try:
         if not path.is_file():
             return f"{path} is missing"
         if path.stat().st_size != shard["bytes"]:
             return f"{path} has {path.stat().st_size} bytes, expected {shard['bytes']}"
-        if hashes and file_hash(path) != shard["sha256"]:
+        if hashes and known_hash(path) != shard["sha256"]:
             return f"{path} is damaged: its SHA-256 is not the manifest's"
     except OSError as error:
         return f"{path} cannot be read: {error}"

@@ -6,6 +6,7 @@ imported when it is needed.
 """
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ KNOWN = ("auto", "cpu", "cuda", "mps", "xpu")
 HELP = "Where to compute: auto, cpu, cuda[:n], mps or xpu; auto takes the accelerator that PyTorch finds, else the CPU."
 FUSED = ("cpu", "cuda", "xpu")  # whose attention keeps no matrix of queries x keys
 PARTS = ("vae", "text_encoder", "base")
+_MOVING = threading.RLock()  # threads that draw batches hold encoders too
 DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
@@ -54,10 +56,9 @@ class Placement:
         """The modules on the device, in the precision of their part (`module.part`, or `part`), and back where they
         were afterwards.
 
-            What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is
-            copied back. Calls nest. A module that a training state keeps on the device stays as it is. Not for an
-            optimiser's steps: a fused one
-        writes without a trace.
+        What was only read costs no copy back: the host keeps its tensors meanwhile. What was written in place is copied
+        back. Calls nest. A module that a training state keeps on the device stays as it is. Not for an optimiser's
+        steps: a fused one writes without a trace.
         """
         with ExitStack() as leaving:
             for module in (module for module in modules if module is not None):
@@ -66,38 +67,38 @@ class Placement:
             yield
 
     def _enter(self, module: "torch.nn.Module", part: str) -> None:
-        known = self._held.get(id(module))
-        if known is None:
-            known = self._held[id(module)] = _Held(module)
-            dtype = self.dtype_of(part)
-            if self.accelerated or dtype is not None:
-                try:
-                    known.move(self.device, dtype)
-                except BaseException:
-                    self._leave(module)
-                    raise
-        known.count += 1
+        with _MOVING:
+            known = self._held.get(id(module))
+            if known is None:
+                known = self._held[id(module)] = _Held(module)
+                dtype = self.dtype_of(part)
+                if self.accelerated or dtype is not None:
+                    try:
+                        known.move(self.device, dtype)
+                    except BaseException:
+                        self._leave(module)
+                        raise
+            known.count += 1
 
     def _leave(self, module: "torch.nn.Module") -> None:
-        known = self._held[id(module)]
-        known.count -= 1
-        if known.count <= 0:
-            del self._held[id(module)]
-            known.restore()
+        with _MOVING:
+            known = self._held[id(module)]
+            known.count -= 1
+            if known.count <= 0:
+                del self._held[id(module)]
+                known.restore()
 
     def put(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """A host tensor on the device, through pinned memory where that lets the host go on."""
-        if self.device.type == "cuda" and tensor.device.type == "cpu":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
+        pinned = self.device.type == "cuda" and tensor.device.type == "cpu"
+        return tensor.pin_memory().to(self.device, non_blocking=True) if pinned else tensor.to(self.device)
 
     def take(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """A device tensor in the host's memory, pinned where the device reads that faster."""
         import torch
 
-        if self.device.type != "cuda" or tensor.device.type == "cpu":
-            return tensor.cpu()
-        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
+        pinned = self.device.type == "cuda" and tensor.device.type != "cpu"
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor) if pinned else tensor.cpu()
 
     def memory(self) -> tuple[int, int] | None:
         """Free and total bytes of the device; None on the CPU and where the device does not say."""
@@ -174,14 +175,14 @@ def choose(
     several processes on this machine, by default LOCAL_RANK. Raises SK0104 for a device that is not known, SK0905 for
     one that is not here.
     """
-    found = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank)
-    half = "bf16" if found.type != "cpu" and runs_bf16(found) else "fp32"
+    chosen = find_device(device, int(os.environ.get("LOCAL_RANK", "0")) if rank is None else rank)
+    half = "bf16" if chosen.type != "cpu" and runs_bf16(chosen) else "fp32"
 
     def resolved(wanted: str, automatic: str) -> str:
         return automatic if wanted == "auto" else wanted
 
     return Placement(
-        found, vae=resolved(vae, "fp32"), text_encoder=resolved(text_encoder, half), base=resolved(base, half)
+        chosen, vae=resolved(vae, "fp32"), text_encoder=resolved(text_encoder, half), base=resolved(base, half)
     )
 
 
@@ -226,8 +227,8 @@ def accelerator_kind() -> str:
 
     if not torch.accelerator.is_available():
         return ""
-    found = torch.accelerator.current_accelerator()
-    return "" if found is None else found.type
+    accelerator = torch.accelerator.current_accelerator()
+    return "" if accelerator is None else accelerator.type
 
 
 def runs_bf16(device: "torch.device") -> bool:

@@ -7,7 +7,8 @@ import os
 import platform
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ import yaml
 from sanakit import __version__
 from sanakit.config import Config, dump_config
 from sanakit.errors import SanakitError
+from sanakit.files import own_name, take_lock, without_secrets, write_aside
 from sanakit.hashing import hash_record
 
 SCHEMA_VERSION = 1
 FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
 AUTOMATIC = ("train.precision", *FREE)
+CHOSEN = ("data.latents", "data.embeddings")  # change no result: `auto` is decided when a folder is made, and stays
+LOCK = ".lock"
 MOST_TOLD = 12  # fields that a message names
 
 
@@ -59,23 +63,25 @@ class RunFolder:
             stated = run.path / "config.yaml"
             if stated.is_file():
                 run._refuse_other(stated, stages)
-            run.write_text("config.yaml", dump_config(run.config))
+            text = dump_config(stored(run.config))
+            if not stated.is_file() or stated.read_text(encoding="utf-8") != text:
+                run.write_text("config.yaml", text)
         except OSError as error:
             raise SanakitError("SK0903", f"{folder}: {error}") from error
         return run
 
     def _refuse_other(self, path: Path, stages: Sequence[str]) -> None:
         """Raises SK0105, which names every field that differs and that a finished stage has read."""
-        asked = flat(self.config)
+        asked = flat(stored(self.config))
         try:
-            there = flat(Config(**yaml.safe_load(path.read_text(encoding="utf-8"))))
+            there = flat(stored(Config(**yaml.safe_load(path.read_text(encoding="utf-8")))))
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
         done = set(self.read_json("validation.json", {}).get("stages") or {}) - set(stages)
         changed = []
         for key, value in asked.items():
-            if key in FREE:
+            if key in (*FREE, *CHOSEN):
                 continue
             reader = first_reader(key)
             readers = {"component", "smoke", "full"} if reader == "component" else {reader, "full"}
@@ -89,9 +95,7 @@ class RunFolder:
     def write_text(self, name: str, text: str) -> None:
         path = self.path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(path)
+        write_aside(path, text)
 
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
@@ -115,6 +119,22 @@ class RunFolder:
         if path.is_file():
             lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
             self.write_text(name, "".join(line for line in lines if json.loads(line).get("stage") != stage))
+
+    @contextmanager
+    def locked(self, wanted: bool = True) -> Iterator[None]:
+        """This process alone works in the folder, unless it is not wanted. Raises SK0131 that says who does, and since
+        when. The lock ends with the process that holds it; a file system without locks has none."""
+        path = self.path / LOCK
+        handle = take_lock(path) if wanted else None
+        try:
+            if handle is not None:
+                os.truncate(handle, 0)
+                os.pwrite(handle, (json.dumps(own_name()) + "\n").encode(), 0)
+            yield
+        finally:
+            if handle is not None:
+                path.unlink(missing_ok=True)
+                os.close(handle)
 
 
 # what only stage full reads, and what the stages from smoke on read; everything else is read from the beginning
@@ -158,7 +178,8 @@ def stage_key(config: Config, stage: str) -> str:
     """Hash of the keys that a stage reads: it is measured again where one of them changes, and only then. Stage full
     does not read what the race alone is asked."""
     stages = ("component", "smoke", "full")
-    read = {key: value for key, value in flat(config).items() if stages.index(first_reader(key)) <= stages.index(stage)}
+    every = {key: value for key, value in flat(stored(config)).items() if key not in CHOSEN}
+    read = {key: value for key, value in every.items() if stages.index(first_reader(key)) <= stages.index(stage)}
     if stage == "full":
         kept = ("smoke.held_out", "smoke.samples")
         read = {key: value for key, value in read.items() if not key.startswith("smoke.") or key in kept}
@@ -166,20 +187,30 @@ def stage_key(config: Config, stage: str) -> str:
 
 
 def config_key(config: Config) -> str:
-    """Of everything that results depend on: the device, and how a step is cut to fit it, are not among it."""
-    values = config.model_dump(mode="json")
-    for key in FREE:
-        values["train"].pop(key.removeprefix("train."))
+    """Of everything that results depend on: the device, how a step is cut to fit it, and whether encodings are made
+    ahead are not among it."""
+    values = stored(config).model_dump(mode="json")
+    for key in (*FREE, *CHOSEN):
+        section, _, name = key.partition(".")
+        values[section].pop(name)
     return hash_record(values | {"schema": SCHEMA_VERSION})[:10]
+
+
+def stored(config: Config) -> Config:
+    """The configuration as it is written down: an address of data without credentials and query."""
+    source = without_secrets(config.data.source)
+    if source == config.data.source:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"source": source})})
 
 
 def _stated(folder: Path) -> dict[str, Any]:
     """config.yaml of a run folder; empty where there is none that can be read."""
     try:
-        found = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return written if isinstance(written, dict) else {}
 
 
 def _value(values: dict[str, Any], key: str) -> Any:
@@ -190,21 +221,22 @@ def _value(values: dict[str, Any], key: str) -> Any:
 
 def _agrees(config: Config, stated: dict[str, Any]) -> bool:
     """Whether a run of `stated` is a run of this configuration: `auto` agrees with what an earlier start chose."""
-    own = config.model_dump(mode="json")
-    if own.keys() != stated.keys() or not isinstance(stated["train"], dict):
+    current = stored(config).model_dump(mode="json")
+    if current.keys() != stated.keys() or not all(isinstance(stated[name], dict) for name in ("train", "data")):
         return False
-    for key in AUTOMATIC:
-        if key in FREE or _value(own, key) == "auto":
-            own["train"][key.removeprefix("train.")] = _value(stated, key)
-    return bool(own == stated)
+    for key in (*AUTOMATIC, *CHOSEN):
+        if key in (*FREE, *CHOSEN) or _value(current, key) == "auto":
+            section, _, name = key.partition(".")
+            current[section][name] = _value(stated, key)
+    return bool(current == stated)
 
 
 def _continued(config: Config, folder: Path) -> Config:
-    """The configuration as a run in `folder` goes on with it: precision as an earlier start chose it, and what may
-    change with the device chosen anew where it was not asked for."""
-    stated, own = _stated(folder), config.train
+    """The configuration as a run in `folder` goes on with it: precision, and whether encodings are made ahead, as an
+    earlier start chose it, and what may change with the device chosen anew where it was not asked for."""
+    stated, train = _stated(folder), config.train
     changes: dict[str, Any] = {}
-    if own.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
+    if train.precision == "auto" and (precision := _value(stated, "train.precision")) is not None:
         changes["precision"] = precision
     try:
         known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")).get("automatic", [])
@@ -212,9 +244,15 @@ def _continued(config: Config, folder: Path) -> Config:
         known = []
     for key in FREE:
         name = key.removeprefix("train.")
-        if key in known and _value(stated, key) == getattr(own, name):
+        if key in known and _value(stated, key) == getattr(train, name):
             changes[name] = "auto"
-    return config.model_copy(update={"train": own.model_copy(update=changes)}) if changes else config
+    data: dict[str, Any] = {}
+    for key in CHOSEN:
+        name = key.removeprefix("data.")
+        if getattr(config.data, name) == "auto" and (choice := _value(stated, key)) is not None:
+            data[name] = choice
+    sections = {"train": train.model_copy(update=changes), "data": config.data.model_copy(update=data)}
+    return config.model_copy(update=sections) if changes or data else config
 
 
 def provenance(facts: dict[str, Any]) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def sample_euler(
 def sample_images(system: LatentDiffusion, prompts: list[str], **options: float) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] for prompts; options are those of `sample_euler`."""
     with system.placement.holding(system.text_encoder):
-        found = system.text_encoder.encode(prompts)
-    latents = sample_euler(system, found, **options)  # type: ignore[arg-type]
+        embeddings = system.text_encoder.encode(prompts)
+    latents = sample_euler(system, embeddings, **options)  # type: ignore[arg-type]
     with system.placement.holding(system.vae):
         return system.vae.decode(latents)

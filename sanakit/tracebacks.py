@@ -6,7 +6,6 @@ import errno
 import importlib.metadata
 import os
 import platform
-import re
 import signal
 import sys
 import tempfile
@@ -18,7 +17,8 @@ from types import TracebackType
 from typing import Any, TypeVar
 
 from sanakit import __version__
-from sanakit.errors import SanakitError
+from sanakit.errors import SanakitError, lacks_memory
+from sanakit.files import without_secrets
 
 OWN = "sanakit"
 UNKNOWN = "unknown"  # the origin of a plugin whose metadata do not say
@@ -27,9 +27,12 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "accel
 # what the system says when a file or folder cannot be used; any other OSError is a defect
 UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 UNUSABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
-NO_MEMORY = re.compile(r"can't allocate memory|CUDA out of memory")
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a signal: no error
 T = TypeVar("T")
+_work: contextvars.ContextVar[tuple[str, int, int]] = contextvars.ContextVar("work under way", default=("", 0, 0))
+_advice: contextvars.ContextVar[Callable[[str], str | None]] = contextvars.ContextVar(
+    "what makes it fit", default=lambda label: None
+)
 _folder: contextvars.ContextVar[Path | None] = contextvars.ContextVar("folder of tracebacks", default=None)
 
 
@@ -68,12 +71,47 @@ def of_environment(error: BaseException) -> SanakitError | None:
     said = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return SanakitError("SK0903", said, cause="The system refuses to read or write there.")
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or NO_MEMORY.search(said):
-        return SanakitError("SK0119", said or type(error).__name__)
+    if lacks_memory(error):
+        return no_memory(error)
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != OWN:
         module = error.name.partition(".")[0]
         return SanakitError("SK0901", said, fix=f"Install the package that provides the module {module}.")
     return None
+
+
+def no_memory(error: BaseException) -> SanakitError:
+    """SK0119: what was being done, what the system said, and what would make it fit."""
+    said = " ".join(str(error).split())[:LONGEST] or type(error).__name__
+    label, done, total = _work.get()
+    doing = f"while {label} ({done:,} of {total:,}): " if label else ""
+    return SanakitError("SK0119", doing + said, fix=_advice.get()(label))
+
+
+def note_work(label: str, done: int, total: int) -> None:
+    """What is being done, for the message of an error."""
+    _work.set((label, done, total))
+
+
+@contextmanager
+def memory_advice(advise: Callable[[str], str | None]) -> Iterator[None]:
+    """Within, an error for want of memory says what `advise` makes of the work under way. One that a refusal wraps (a
+    file that could not be read because memory was full) is told as what it is."""
+    token = _advice.set(advise)
+    try:
+        yield
+    except SanakitError as error:
+        cause = error.__cause__
+        while cause is not None and not lacks_memory(cause):
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise no_memory(cause) from error
+    except Exception as error:
+        if not lacks_memory(error):
+            raise
+        raise no_memory(error) from error
+    finally:
+        _advice.reset(token)
 
 
 def describe(error: BaseException) -> str:
@@ -182,7 +220,7 @@ def _report(error: BaseException) -> str:
             continue
     head = [
         f"sanakit {__version__}, Python {platform.python_version()}, {platform.platform()}",
-        f"command: {' '.join(sys.argv)}",
+        f"command: {' '.join(without_secrets(word) for word in sys.argv)}",
         f"packages: {', '.join(versions)}",
     ]
     trace = traceback.TracebackException(type(error), error, error.__traceback__, compact=True)

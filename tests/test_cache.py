@@ -12,9 +12,11 @@ import torch
 
 from sanakit import cli, inventory
 from sanakit.data import store
+from sanakit.data.cache import embedding_job
 from sanakit.doctor import _cache_health
 from sanakit.errors import SanakitError
 from sanakit.inventory import State, scan
+from sanakit.text_encoders import TEXT_ENCODERS
 
 FACTS = {"kind": "latents", "encoder": "x", "size": 32, "fit": "crop"}
 
@@ -230,3 +232,69 @@ def test_old_entries_go_by_option_and_the_file_for_drift_stays(tmp_path, call):
     assert call("cache", "prune", tmp_path, "--yes")[1] == "nothing to remove\n"
     code, out, _ = call("cache", "prune", tmp_path, "--older-than", "30", "--yes")
     assert code == 0 and "days old" in out and not entry.exists() and beside.read_text() == "kept"
+
+
+def test_rows_that_are_added_are_encoded_and_not_the_whole_again(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "hashes"))
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    texts = [f"{a} {b}" for a in "abcdef" for b in "ghij"]
+    encoded = []
+    encode = encoder.encode
+    monkeypatch.setattr(encoder, "encode", lambda prompts, **k: (encoded.append(len(prompts)), encode(prompts, **k))[1])
+    first = embedding_job(encoder, texts).run(tmp_path)
+    assert encoded == [24] and not first[2]
+    more = ["new", *texts[:10], "another", *texts[10:]]
+    entry, tensors, reused = embedding_job(encoder, more).run(tmp_path)
+    assert encoded == [24, 4, 2] and not reused and entry.manifest["count"] == 2  # four for the spot check
+    assert torch.equal(tensors["embeds"][:], encode(more).embeds.half()) and torch.equal(
+        tensors["mask"][:], encode(more).mask
+    )
+    again = embedding_job(encoder, more[::-1]).run(tmp_path, must_exist=True)
+    assert again[2] and torch.equal(again[1]["embeds"][:], tensors["embeds"][:].flip(0)) and encoded[3:] == [4]
+    with pytest.raises(SanakitError, match="SK0404.*some of this run are not in it"):
+        embedding_job(encoder, [*more, "third"]).run(tmp_path, must_exist=True)
+    shards = [file for file in tmp_path.glob("embeddings-*/0*") if file.parent == entry.folder]
+    blob = bytearray(shards[0].read_bytes())
+    blob[-1] ^= 1
+    shards[0].write_bytes(blob)
+    with pytest.raises(SanakitError, match="SK0404.*is damaged"):
+        embedding_job(encoder, more).run(tmp_path)
+
+
+def test_a_shard_is_hashed_when_it_changes_and_whenever_it_is_verified(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "known"))
+    folder, hashed = fill(tmp_path), []
+    shard = folder / "00000.safetensors"
+    os.utime(shard, ns=(shard.stat().st_mtime_ns - 10**9,) * 2)
+    file_hash = inventory.file_hash
+    monkeypatch.setattr(inventory, "file_hash", lambda path: (hashed.append(path), file_hash(path))[1])
+    for _ in range(3):
+        store.find(tmp_path, FACTS, torch.arange(6))
+    assert hashed == [shard]
+    assert store.entries(tmp_path)[0].damage() == [] and len(hashed) == 2
+    blob = bytearray(shard.read_bytes())
+    blob[-1] ^= 1
+    shard.write_bytes(blob)
+    with pytest.raises(SanakitError, match="SK0404.*damaged"):
+        store.find(tmp_path, FACTS, torch.arange(6))
+
+
+def test_the_jobs_of_an_array_fill_one_entry_and_the_last_finishes_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "hashes"))
+    encoder, texts = TEXT_ENCODERS.get("minilm").tiny(), [f"{a} {b}" for a in "abcdef" for b in "ghij"]
+    monkeypatch.setattr(store, "SHARD_BYTES", 5 * embedding_job(encoder, texts).row_bytes)  # 24 rows: 5 shards
+    jobs = [embedding_job(encoder, texts) for _ in range(3)]
+    assert [job.run_share(tmp_path, (number, 3)) for number, job in enumerate(jobs)] == [3, 1, 0]
+    entry, tensors, reused = jobs[0].run(tmp_path)
+    assert (
+        reused
+        and len(entry.manifest["shards"]) == 5
+        and torch.equal(tensors["embeds"][:], encoder.encode(texts).embeds.half())
+    )
+    assert jobs[1].run_share(tmp_path, (1, 3)) == 0
+    from sanakit.cli.data import _share_of
+
+    assert _share_of("3/8") == (2, 8) and _share_of(None) is None
+    for wrong in ("0/8", "9/8", "3", "a/b", "-1/3"):
+        with pytest.raises(SanakitError, match="SK0104.*expected I/N"):
+            _share_of(wrong)

@@ -217,8 +217,8 @@ def test_a_colour_word_is_swapped_for_one_that_the_caption_does_not_hold():
     assert [row.prompt for row in rows] == captions[1:3] and [row.original for row in rows] == ["red", "green"]
     assert rows[0].asked not in ("red", "blue") and rows[0].swapped == f"{rows[0].asked} and blue flag, emoji"
     images = np.stack([drawing((RED, 10), (BLUE, 30)), drawing((RED, 30), (BLUE, 10)), drawing((BLACK, 30))])
-    found = experiment.judge(images, ["blue", "blue", "blue"], ["red", "red", "red"])
-    assert found == {"more": [True, False, False], "main": [True, False, False]}
+    judged = experiment.judge(images, ["blue", "blue", "blue"], ["red", "red", "red"])
+    assert judged == {"more": [True, False, False], "main": [True, False, False]}
     assert experiment.share_of([True] * 150 + [False] * 50) == {"share": 0.75, "low": 0.697, "high": 0.797}
 
 
@@ -273,9 +273,9 @@ def test_captions_of_a_turned_view_name_the_colours_that_it_shows(pretraining):
 def test_views_of_another_width_than_the_images_own_stop_the_training(pretraining, tmp_path):
     """Latents that were normalised twice are narrower."""
     latents = torch.randn(8, 7, 2, 3, 3, generator=torch.Generator().manual_seed(0))
-    own = torch.randn(8, 2, 2, 3, 3, generator=torch.Generator().manual_seed(1))
+    images = torch.randn(8, 2, 2, 3, 3, generator=torch.Generator().manual_seed(1))
     encoder, captions = TEXT_ENCODERS.get("minilm").tiny(), [[["a", "b", "c"]] * 7] * 8
-    views = pretraining.gather_views(encoder, own, latents, captions, tmp_path)
+    views = pretraining.gather_views(encoder, images, latents, captions, tmp_path)
     assert views.latents.shape == (8, 9, 2, 3, 3) and views.rows.shape == (8, 9, 3)
     with pytest.raises(SystemExit, match="0.39 times as wide"):
-        pretraining.gather_views(encoder, own, 0.4 * latents, captions, tmp_path)
+        pretraining.gather_views(encoder, images, 0.4 * latents, captions, tmp_path)

@@ -109,9 +109,9 @@ FULL = ("component", "smoke", "full")
     ids=str,
 )
 def test_the_rules(checked, component, expected, said):
-    found = answer(checked, component=component)
-    assert (found["answer"], said in found["reason"]) == (expected, True), found["reason"]
-    assert found["next"] == checked["next"] and found["answer"] in ANSWERS
+    decision = answer(checked, component=component)
+    assert (decision["answer"], said in decision["reason"]) == (expected, True), decision["reason"]
+    assert decision["next"] == checked["next"] and decision["answer"] in ANSWERS
 
 
 def test_a_measured_arrival_is_no_forecast():
@@ -131,12 +131,12 @@ def test_gains_losses_and_what_is_the_same():
         row("weights in memory", 12.5, 12.4),
         row("latent standard deviation", 1.0, 0.9),  # no measure of the decision
     ]
-    found = answer(validation(), component=rows)
-    gains = {one["name"]: one for one in found["gains"]}
-    losses = {one["name"]: one for one in found["losses"]}
+    decision = answer(validation(), component=rows)
+    gains = {one["name"]: one for one in decision["gains"]}
+    losses = {one["name"]: one for one in decision["losses"]}
     assert set(gains) == {"latent-values", "decode-speed"}
     assert set(losses) == {"psnr", "perceptual-distance", "tokens"}
-    assert found["same"] == ["ssim", "encode-speed", "weights"]
+    assert decision["same"] == ["ssim", "encode-speed", "weights"]
     assert losses["psnr"]["change"] == pytest.approx(-3.8) and losses["psnr"]["ci_low"] == -4.1
     assert losses["perceptual-distance"]["change"] == pytest.approx(0.5)  # a share of the base's
     assert losses["perceptual-distance"]["ci_high"] == pytest.approx(0.6)
@@ -163,9 +163,9 @@ def test_the_full_run_is_compared_with_the_base_by_its_gates():
     quality = gate("full/quality", value=1.12, threshold=1.25, ci_low=1.10, ci_high=1.14)
     near = quality | {"value": 1.04, "ci_low": 1.02, "ci_high": 1.06}
     prompts = gate("full/prompt-effect", value=1.3, ci_low=1.1, ci_high=1.5)
-    found = answer(validation(quality, prompts, stages=FULL))
-    assert [(one["name"], round(one["change"], 3)) for one in found["losses"]] == [("denoising-error", 0.12)]
-    assert [one["name"] for one in found["gains"]] == ["prompt-gain"]
+    decision = answer(validation(quality, prompts, stages=FULL))
+    assert [(one["name"], round(one["change"], 3)) for one in decision["losses"]] == [("denoising-error", 0.12)]
+    assert [one["name"] for one in decision["gains"]] == ["prompt-gain"]
     assert answer(validation(near, stages=FULL))["same"] == ["denoising-error"]  # the race calls this reached
 
 
@@ -175,8 +175,8 @@ def test_cost_and_risk():
     open_one = gate("smoke/within-reach", "inconclusive", hint="train longer")
     checked = validation(near, open_one, race=RACED | {"interval": 0.8, "probability_within_10": 0.86})
     checked["stages"]["smoke"]["peak_mb"] = 2100
-    found = answer(checked, plan=plan, seconds_per_step=0.5)
-    cost, risk = found["cost"], found["risk"]
+    decision = answer(checked, plan=plan, seconds_per_step=0.5)
+    cost, risk = decision["cost"], decision["risk"]
     assert (cost["steps"], cost["steps_low"], cost["steps_high"], cost["interval"]) == (240.0, 180.0, 400.0, 0.8)
     assert cost["hours"] == pytest.approx((240 * 1.5 + 60) / 3600)
     assert cost["device_hours_high"] == pytest.approx(400 * 0.5 / 3600)
@@ -211,8 +211,8 @@ def test_cost_and_risk():
 )
 def test_one_command_comes_next(stages, race, more, expected):
     known = validation(stages=stages)["stages"]
-    found = next_command(known, race, run_dir="my runs/1", kind="vae", candidate="pca", **more)
-    assert found.endswith(expected), found
+    command = next_command(known, race, run_dir="my runs/1", kind="vae", candidate="pca", **more)
+    assert command.endswith(expected), command
 
 
 @pytest.fixture(scope="module")
@@ -252,9 +252,9 @@ def test_every_run_of_the_study_is_answered_as_its_race_tells(replayed):
         told, in_sight = race["conclusive"], race["in_sight"]
         arrives = forecast["predicted_steps"] is not None and forecast["predicted_steps_high"] is not None
         expected = "swap" if told and in_sight and arrives else "do-not" if told and not in_sight else "not-yet"
-        found = decide_swap(validation(race=race), tolerance=1.05)
-        assert found["answer"] == expected, (race, found["reason"])
-        assert found["cost"]["steps"] == forecast["predicted_steps"]
+        decision = decide_swap(validation(race=race), tolerance=1.05)
+        assert decision["answer"] == expected, (race, decision["reason"])
+        assert decision["cost"]["steps"] == forecast["predicted_steps"]
         lossy = decide_swap(validation(race=race), component=[WORSE])["answer"]
         assert lossy == {"swap": "swap-with-loss"}.get(expected, expected)
         answers.append(expected)
@@ -269,8 +269,10 @@ def test_the_page_of_rules_names_every_answer_and_measure():
 def test_what_trains_nothing_costs_nothing_and_rounding_is_no_loss():
     still = RACED | {"candidates": [RACED["candidates"][0] | {"trained_parameters": 0, "predicted_steps": 0.0}]}
     prompts = gate("full/prompt-effect", value=1 - 3e-8, ci_low=1 - 4e-8, ci_high=1 - 1e-8)
-    found = answer(validation(prompts, race=still, stages=FULL), trained_steps=400)
-    assert found["cost"]["trained_steps"] == 0 and found["same"] == ["prompt-gain"] and found["answer"] == "swap"
+    decision = answer(validation(prompts, race=still, stages=FULL), trained_steps=400)
+    assert (
+        decision["cost"]["trained_steps"] == 0 and decision["same"] == ["prompt-gain"] and decision["answer"] == "swap"
+    )
 
 
 def test_speeds_are_timed_in_turn():

@@ -4,15 +4,18 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from sanakit.config import make_config
+from sanakit.config import Config, DataSection, make_config
+from sanakit.contracts import LatentSpec
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
 from sanakit.needs import Assumed, needs_of, require_fit
 from sanakit.needs.fit import assumed_from, parse_size
 from sanakit.needs.outline import outline_base, outline_encoder, outline_vae
+from sanakit.needs.storage import cached_bytes
 from sanakit.placement import host
 from sanakit.strategies.base import STRATEGIES
 from sanakit.training.estimate import estimate, fake_core, fake_groups
@@ -60,10 +63,10 @@ def test_low_rank_adapters_are_counted_as_they_are(memory_table):
     real = sum(p.numel() for g in lora.parameter_groups(new_core(shapes, seed=0)) for p in g["params"])
     sizes = {"latent_shape": (8, 8, 8), "caption_length": 24, "world_size": 1}
     options = TrainOptions(max_steps=1, batch_size=4)
-    found = estimate(core, mode, lora, options, **sizes)
-    assert found.trained_parameters == real
+    counted = estimate(core, mode, lora, options, **sizes)
+    assert counted.trained_parameters == real
     whole = estimate(*fake_core(shapes), STRATEGIES.get("finetune"), options, **sizes)
-    assert found.peak < whole.peak and found.flops < whole.flops
+    assert counted.peak < whole.peak and counted.flops < whole.flops
 
 
 def test_a_later_micro_batch_finds_the_gradients_of_the_first(memory_table):
@@ -91,10 +94,10 @@ def test_a_vae_on_disk_is_known_by_its_config_alone(tmp_path):
     tiny = VAES.get("kl-f8c4").tiny()
     tiny.model.save_pretrained(tmp_path)
     next(tmp_path.glob("*.safetensors")).unlink()
-    found = outline_vae(f"path:{tmp_path}")
-    assert found.spec == tiny.spec and found.stored == sum(p.nbytes for p in tiny.model.parameters())
-    one, two = (found.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
-    assert two.weights == one.weights == found.stored and 3.5 < two.each / one.each < 4.5
+    outline = outline_vae(f"path:{tmp_path}")
+    assert outline.spec == tiny.spec and outline.stored == sum(p.nbytes for p in tiny.model.parameters())
+    one, two = (outline.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
+    assert two.weights == one.weights == outline.stored and 3.5 < two.each / one.each < 4.5
 
 
 def config_of(base="tiny-sana", **train):
@@ -118,6 +121,19 @@ def test_every_stage_has_its_phases_and_the_whole_is_their_most():
     # 6 bytes a number: the mean and its deviation, both views; dc-f16c16 at 96 px is 16 x 6 x 6
     assert told["disk"]["latents of the candidate"] == 1000 * 2 * 6 * 16 * 6 * 6
     assert needs.as_dict()["stages"]["full"]["hours"] is None
+
+
+def test_what_is_encoded_live_takes_no_disk_and_no_host_memory():
+    vae = SimpleNamespace(spec=LatentSpec(latent_channels=16, spatial_compression_ratio=16))
+    encoder = SimpleNamespace(spec=SimpleNamespace(max_tokens=64, embed_dim=384))
+    ahead = {"latents of the candidate": 100 * 2 * 6 * 16 * 6 * 6, "embeddings of the base": 100 * 64 * (2 * 384 + 1)}
+
+    def counted(**data):
+        sides = {"vaes": {"candidate": vae}, "encoders": {"base": encoder}}
+        return cached_bytes(SimpleNamespace(size=96, config=Config(data=DataSection(**data)), **sides), 100)
+
+    assert counted() == ahead and counted(latents="live", embeddings="live") == {}
+    assert counted(latents="live") == {"embeddings of the base": ahead["embeddings of the base"]}
 
 
 def test_what_cannot_fit_is_refused_with_what_would():

@@ -83,8 +83,8 @@ def test_no_base_is_needed_to_excuse_cut_captions(evaluation_images, name):
     """Stage component of a bare encoder, as `validate --base none` runs it."""
     prompts = evaluation_images.evaluation_captions()
     results = run_gates("component", text_evidence(load_text_encoder(name), prompts))
-    found = {r.gate: (r.value, r.verdict) for r in results}
-    assert found["component/truncation"] == (0, Verdict.PASS)
+    readings = {r.gate: (r.value, r.verdict) for r in results}
+    assert readings["component/truncation"] == (0, Verdict.PASS)
 
 
 @pytest.mark.slow
@@ -94,18 +94,36 @@ def test_no_base_is_needed_to_excuse_cut_captions(evaluation_images, name):
 )
 def test_no_gate_fails_for_an_embedded_component(tmp_path, command, candidate):
     """Against tiny-sana, all defaults but a short race; only smoke/within-reach may be inconclusive there."""
-    arguments = [command, "--candidate", candidate, "--stages", "component,smoke", "--budget-steps", "16", "--json"]
-    code = [
-        sys.executable,
-        "-c",
-        "from sanakit.cli import main; main()",
-        *arguments,
-        "--run-dir",
-        str(tmp_path / "run"),
-    ]
-    done = subprocess.run(code, cwd=tmp_path, capture_output=True, text=True, timeout=3600, check=False)
-    stages = json.loads(done.stdout)["stages"]
+    stages, returncode = short_race(tmp_path, command, candidate)
     assert list(stages) == ["component", "smoke"]
     short = {g["gate"]: g["verdict"] for s in stages.values() for g in s["gates"] if g["verdict"] != "pass"}
     assert short in ({}, {"smoke/within-reach": "inconclusive"})
-    assert done.returncode in (0, 4)
+    assert returncode in (0, 4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "candidate"), [("swap-vae", "dc-f16c16"), ("swap-text-encoder", EMBEDDED_TEXT_ENCODERS[-1])]
+)
+def test_a_base_in_half_precision_leads_to_the_same_recommendation(tmp_path, command, candidate):
+    """The default on an accelerator (placement.resolved), against fp32, which is the default on a CPU."""
+    raced = {}
+    for dtype in ("fp32", "bf16"):
+        folder = tmp_path / dtype
+        folder.mkdir()
+        short_race(folder, command, candidate, "--set", f"base.dtype={dtype}")
+        raced[dtype] = json.loads((folder / "run" / "strategy.json").read_text())
+    assert raced["bf16"]["recommended"] == raced["fp32"]["recommended"]
+    single, half = ({one["name"]: one["relative_error"] for one in raced[d]["candidates"]} for d in ("fp32", "bf16"))
+    assert half.keys() == single.keys() and half != single
+    for name, errors in single.items():
+        assert half[name] == pytest.approx(errors, rel=1e-2), name
+
+
+def short_race(folder, *arguments):
+    """({stage: record}, exit code) of a command of the shell, with a race of 16 steps."""
+    words = [*arguments, "--stages", "component,smoke", "--budget-steps", "16", "--json"]
+    words = [arguments[0], "--candidate", *words[1:], "--run-dir", str(folder / "run")]
+    code = [sys.executable, "-c", "from sanakit.cli import main; main()", *words]
+    done = subprocess.run(code, cwd=folder, capture_output=True, text=True, timeout=3600, check=False)
+    return json.loads(done.stdout)["stages"], done.returncode

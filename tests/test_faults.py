@@ -21,7 +21,7 @@ from sanakit.cli.verdict_view import print_validation
 from sanakit.config import make_config
 from sanakit.core.dit import new_core, parameters_by_group
 from sanakit.data import load_images, store
-from sanakit.data.cache import to_images
+from sanakit.data.cache import latent_job, to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.interop.export import save_text_model, save_tokenizer, save_vae, write_encoder
@@ -334,6 +334,44 @@ def test_skipped_steps_are_budgeted_and_in_the_ledger(small_run, tmp_path, monke
     small_run(tmp_path / "two", sets=["train.max_skipped=2"])
     rows = [json.loads(line) for line in (tmp_path / "two" / "ledger.jsonl").read_text().splitlines()]
     assert [row["name"] for row in rows] == ["step 3", "step 5"]
+
+
+@pytest.mark.slow
+@pytest.mark.own_process
+def test_fifty_kills_of_encode_lose_no_row_and_double_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    for i in range(48):
+        Image.radial_gradient("L").resize((40, 32)).point(lambda v, i=i: (v + 5 * i) % 256).save(
+            tmp_path / "images" / f"{i:02d}.png"
+        )
+        (tmp_path / "images" / f"{i:02d}.txt").write_text(f"image {i}")
+    vae = VAES.get("kl-f8c4").tiny()
+    images = load_images(str(tmp_path / "images"))
+    monkeypatch.setattr(store, "SHARD_BYTES", 4 * latent_job(vae, images, 32).row_bytes)  # 12 shards
+    expected = latent_job(vae, images, 32).run(tmp_path / "whole")[1]["raw_latents"][:]
+
+    def encode(out, at_work=lambda: None):
+        images = load_images(str(tmp_path / "images"))
+        at_work()
+        return latent_job(vae, images, 32).run(out)
+
+    start = time.monotonic()
+    assert wait(forked(lambda: encode(tmp_path / "timed"))) == 0
+    whole, chance, kills, number, attempts = time.monotonic() - start, random.Random(0), 0, 0, 0
+    while kills < 50 and attempts < 200:
+        out = tmp_path / f"out-{number}"
+        child = forked(lambda: encode(out))
+        time.sleep(chance.uniform(0.02, 0.9) * whole)
+        os.kill(child, signal.SIGKILL)
+        attempts += 1
+        kills += wait(child) == -signal.SIGKILL
+        if any(out.glob("*/manifest.json")) or attempts % 10 == 0:
+            entry, tensors, _ = encode(out)
+            assert torch.equal(tensors["raw_latents"][:], expected) and not entry.damage()
+            assert len(list(out.glob("*/*.safetensors"))) == 12 and entry.manifest["count"] == 48
+            number += 1
+    assert kills == 50
 
 
 def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypatch):

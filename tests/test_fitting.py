@@ -74,11 +74,11 @@ def test_a_run_moves_with_its_precision_and_is_cut_anew(tmp_path):
 
     def device(precision, micro_batch):
         def resolve(config):
-            own = config.train
-            chosen = {"precision": precision} if own.precision == "auto" else {}
-            chosen |= {"micro_batch": micro_batch} if own.micro_batch == "auto" else {}
-            chosen |= {"gradient_checkpointing": False} if own.gradient_checkpointing == "auto" else {}
-            return config.model_copy(update={"train": own.model_copy(update=chosen)})
+            train = config.train
+            chosen = {"precision": precision} if train.precision == "auto" else {}
+            chosen |= {"micro_batch": micro_batch} if train.micro_batch == "auto" else {}
+            chosen |= {"gradient_checkpointing": False} if train.gradient_checkpointing == "auto" else {}
+            return config.model_copy(update={"train": train.model_copy(update=chosen)})
 
         return resolve
 

@@ -28,8 +28,8 @@ def test_the_full_run_takes_the_80th_percentile_and_says_it_with_its_time(capsys
     assert config.train.steps == 606 and config.train.max_steps == 606
     told = capsys.readouterr().err
     assert "full: 606 steps of finetune, the 80th percentile of the race's forecast, about 20 min 12 s" in told
-    own = make_config({}, ["train.max_steps=7"])
-    assert decide_steps(own, {}, run_dir="runs/x") is own and capsys.readouterr().err == ""
+    given = make_config({}, ["train.max_steps=7"])
+    assert decide_steps(given, {}, run_dir="runs/x") is given and capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
@@ -144,8 +144,8 @@ def test_a_run_folder_that_is_not_there_is_refused_with_its_neighbours(tmp_path)
         require_run(tmp_path / "20260101-vea")
     require_run(tmp_path / "20260101-vae")
     for command in (["validate", "--stage", "full", "--run-dir"], ["resume"]):
-        found = CliRunner().invoke(app, [*command, str(tmp_path / "typo")])
-        assert isinstance(found.exception, SanakitError) and found.exception.code == "SK0130", found.output
+        result = CliRunner().invoke(app, [*command, str(tmp_path / "typo")])
+        assert isinstance(result.exception, SanakitError) and result.exception.code == "SK0130", result.output
     assert not (tmp_path / "typo").exists()
 
 
@@ -195,13 +195,13 @@ def test_images_of_another_size_are_refused_by_the_card_alone():
     ],
 )
 def test_bases_strategies_and_gates_are_explained(arguments, said):
-    found = CliRunner().invoke(app, list(arguments))
-    assert found.exit_code == 0 and said in found.output, found.output
+    result = CliRunner().invoke(app, list(arguments))
+    assert result.exit_code == 0 and said in result.output, result.output
 
 
 def test_an_unknown_gate_suggests_a_known_one():
-    found = CliRunner().invoke(app, ["explain", "component/shft"])
-    assert isinstance(found.exception, SanakitError) and "component/shift" in found.exception.found
+    result = CliRunner().invoke(app, ["explain", "component/shft"])
+    assert isinstance(result.exception, SanakitError) and "component/shift" in result.exception.found
 
 
 @pytest.mark.parametrize("action", ["latents", "embeddings", "adapters", "activations", "generated", "components"])

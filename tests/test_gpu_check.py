@@ -43,8 +43,8 @@ def test_both_encoders_are_timed(gpu_check):
 def test_a_check_writes_its_json_when_it_ends(gpu_check, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["gpu_check.py", "kernels", "--out", str(tmp_path), "--cpu"])
     assert gpu_check.main() == 0
-    found = json.loads((tmp_path / "kernels.json").read_text())
-    assert found["device"] == "cpu" and found["measured"] is False and found["check"] == "kernels"
+    written = json.loads((tmp_path / "kernels.json").read_text())
+    assert written["device"] == "cpu" and written["measured"] is False and written["check"] == "kernels"
 
 
 def test_the_script_names_every_check_and_stays_below_eight_minutes(gpu_check):

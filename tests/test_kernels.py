@@ -14,8 +14,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sanakit.errors import SanakitError
-from sanakit.kernels.channel_sums import channel_sums
-from sanakit.kernels.channel_sums import naive as channel_sums_naive
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv import naive as glumbconv_naive
 from sanakit.kernels.linear_attention import linear_attention
@@ -64,20 +62,6 @@ def attention_case(queries, keys, heads, dim, dtype, device="cpu", *, transposed
     inputs = [make(n).requires_grad_() for n in (queries, keys, keys)]
     grad = torch.randn(2, heads, dim, queries, dtype=dtype, device=device).permute(0, 3, 1, 2)
     agrees(linear_attention, attention_naive.linear_attention, inputs, grad, dtype)
-
-
-def moments_case(shape, dtype, layout, device="cpu"):
-    torch.manual_seed(shape[1])
-    latents = (torch.randn(shape, device=device) * 2 + 3).to(dtype)
-    if layout == "channels_last":
-        latents = latents.to(memory_format=torch.channels_last)
-    elif layout == "strided":
-        latents = latents[:, :, ::2, 1:]
-    for per_image in (False, True):
-        found = channel_sums(latents, per_image=per_image)
-        total, products = channel_sums_naive.channel_sums(latents.cpu(), per_image)
-        torch.testing.assert_close(found.total.cpu(), total, rtol=1e-5, atol=1e-3)
-        torch.testing.assert_close(found.products.cpu(), products, rtol=5e-6, atol=1e-3)
 
 
 def glumbconv_case(half, height, width, dtype, channels_last, device="cpu", *, images=2):
@@ -159,22 +143,6 @@ if INTERPRETED:
         assert not out.any() and not any(t.grad.any() for t in inputs)
 
     @pytest.mark.parametrize(
-        ("shape", "dtype", "layout"),
-        [((3, 4, 5, 7), F32, "contiguous"), ((2, 33, 9, 5), BF16, "channels_last"), ((1, 130, 5, 5), F32, "contiguous"),
-         ((2, 20, 9, 8), F16, "strided"), ((9, 16, 12, 12), F32, "strided")],
-    )  # fmt: skip
-    def test_moments(shape, dtype, layout):
-        moments_case(shape, dtype, layout)
-
-    def test_moments_of_a_dead_channel_and_a_far_mean():
-        latents = torch.randn(4, 3, 8, 8) + 1000
-        latents[:, 1] = 7.3
-        covariance = channel_sums(latents).covariance
-        exact = channel_sums(latents.double()).covariance
-        torch.testing.assert_close(covariance, exact, rtol=1e-4, atol=1e-6)
-        assert covariance[1, 1] < 1e-9
-
-    @pytest.mark.parametrize(
         ("half", "height", "width", "dtype", "channels_last"),
         [(3, 5, 7, F32, False), (18, 1, 17, F32, True), (4, 5, 1, BF16, True), (2, 8, 8, F16, False)],
     )  # fmt: skip
@@ -200,11 +168,6 @@ if INTERPRETED:
         for name, value in WIDE.items():
             monkeypatch.setattr(glumbconv_triton, name, value)
         glumbconv_case(half, side, side, F32, True, images=1)
-
-    @pytest.mark.slow
-    @pytest.mark.parametrize("side", [16, 32])
-    def test_sana_moments(side):
-        moments_case((2, 32, side, side), F32, "contiguous")
 
 else:
     from sanakit.core.attention import KernelLinearAttention, remove_kernel_attention, set_kernel_attention
@@ -317,24 +280,6 @@ else:
         assert all(type(b.attn1.processor) is KernelLinearAttention for b in core.transformer_blocks)
         assert all(type(b.ff) is KernelGLUMBConv for b in core.transformer_blocks)
 
-    def test_moments_merge_and_serve_alignment_and_monitors():
-        from sanakit.alignment import CrossMoments
-        from sanakit.drift import latent_features
-
-        torch.manual_seed(0)
-        x, y = torch.randn(6, 3, 4, 5), torch.randn(6, 2, 4, 5)
-        both = torch.cat([x, y], 1)
-        m = channel_sums(both[:2]) + channel_sums(both[2:])
-        cross = CrossMoments(
-            m.count, m.total[:3], m.total[3:], m.products[:3, :3], m.products[3:, :3], m.products.diagonal()[3:]
-        )
-        rows = CrossMoments.empty(3, 2)
-        rows.add(*(t.permute(0, 2, 3, 1).flatten(0, 2) for t in (x, y)))
-        for actual, wanted in zip(cross.ridge(), rows.ridge(), strict=True):
-            torch.testing.assert_close(actual, wanted)
-        torch.testing.assert_close(m.covariance, torch.cov(both.double().transpose(0, 1).flatten(1), correction=0))
-        torch.testing.assert_close(channel_sums(x, per_image=True).features, latent_features(x))
-
     class Counted(TorchDispatchMode):
         """Names of the operators that run."""
 
@@ -394,13 +339,6 @@ else:
 @pytest.mark.parametrize("dim", [32, 72, 112])
 def test_attention_on_a_gpu(dim, dtype):
     attention_case(1025, 1025, 4, dim, dtype, "cuda")
-
-
-@pytest.mark.gpu
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "strided"])
-@pytest.mark.parametrize("dtype", [F32, BF16])
-def test_moments_on_a_gpu(dtype, layout):
-    moments_case((16, 32, 32, 32), dtype, layout, "cuda")
 
 
 @pytest.mark.gpu

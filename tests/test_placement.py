@@ -22,13 +22,13 @@ TARGETS = {"kernels/check.py"}
 
 def device_names(path: Path) -> list[str]:
     """Lines of a module that name a kind of device: a string, `torch.cuda`, `tensor.is_cuda`, `tensor.cuda()`."""
-    found = []
+    places = []
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Constant) and isinstance(node.value, str) and NAMES.match(node.value):
-            found.append(f"{path.name}:{node.lineno} {node.value!r}")
+            places.append(f"{path.name}:{node.lineno} {node.value!r}")
         if isinstance(node, ast.Attribute) and NAMES.match(node.attr.removeprefix("is_")):
-            found.append(f"{path.name}:{node.lineno} .{node.attr}")
-    return found
+            places.append(f"{path.name}:{node.lineno} .{node.attr}")
+    return places
 
 
 def test_only_the_placement_names_a_device():

@@ -3,6 +3,7 @@
 import copy
 import json
 import os
+import random
 import signal
 from dataclasses import fields, replace
 
@@ -187,8 +188,8 @@ def test_the_cheapest_arm_that_arrives_wins(race_setup, tiny_system):
     ("steps", "high", "told"), [(150, 420.2, 421), (150, np.inf, 300), (np.inf, np.inf, 200), (40, 60, 200)]
 )
 def test_how_long_a_race_would_tell(steps, high, told):
-    found = Forecast(steps=steps, low=20, high=high, reached=steps < 100, within=0.9, horizon=2000)
-    assert steps_that_tell(found, 100) == told
+    forecast = Forecast(steps=steps, low=20, high=high, reached=steps < 100, within=0.9, horizon=2000)
+    assert steps_that_tell(forecast, 100) == told
 
 
 def test_an_answer_that_is_not_sure_is_inconclusive_and_said():
@@ -374,6 +375,45 @@ def test_a_race_that_a_signal_ended_goes_on_bit_exactly_and_trains_nothing_twice
 
     arms, finalists, rest = whole_race(tiny_system, tiny_data, tmp_path / "race")
     assert rest == [] and outcome(arms, finalists)[0] == facts
+
+
+class Deadly(list):
+    """Steps that were trained; SIGKILL ends the process that takes number `last`."""
+
+    def __init__(self, last):
+        super().__init__()
+        self.last = last
+
+    def append(self, step):
+        super().append(step)
+        if len(self) == self.last:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.own_process
+def test_fifty_kills_in_the_race_leave_its_outcome_as_it_is(tiny_system, tiny_data, tmp_path):
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    arms, finalists, _ = whole_race(tiny_system, tiny_data)
+    facts, tensors = outcome(arms, finalists)
+    chance, kills, races, folder = random.Random(0), 0, 0, tmp_path / "race-0"
+    while kills < 50:
+        trained = Deadly(chance.randint(1, 12))
+        child = os.fork()
+        if not child:
+            arms, finalists, _ = whole_race(tiny_system, tiny_data, folder, trained=trained)
+            torch.save((repr(outcome(arms, finalists)[0]), outcome(arms, finalists)[1]), tmp_path / "outcome.pt")
+            os._exit(0)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert status in (0, -signal.SIGKILL)
+        kills += status != 0
+        if status == 0:
+            told, others = torch.load(tmp_path / "outcome.pt")
+            assert told == repr(facts)
+            assert len(others) == len(tensors) and all(torch.equal(a, b) for a, b in zip(others, tensors, strict=True))
+            races += 1
+            folder = tmp_path / f"race-{races}"
+    assert races >= 3  # kills do not keep a race from its end
 
 
 def test_what_was_kept_of_another_race_or_is_damaged_starts_anew(tiny_system, tiny_data, tmp_path, capsys):

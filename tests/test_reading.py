@@ -171,9 +171,9 @@ def test_tables_set_aside_what_is_no_text_and_read_the_rest(tmp_path):
 def test_a_csv_row_that_is_wrong_is_set_aside_and_the_others_are_read(tmp_path):
     lines = [b"image,caption", b"0.png,fine", b"0.png", b"0.png,red, round", b"0.png,caf\xe9", b'0.png,"red, round"']
     folder_of(tmp_path, {"0.png": png(), "m.csv": b"\n".join(lines)})
-    dataset = read(tmp_path / "m.csv")
-    assert dataset.captions == [["fine"], ["red, round"]]
-    told = [row["reason"] for row in dataset.ledger]
+    found = read(tmp_path / "m.csv")
+    assert found.captions == [["fine", "red, round"]]  # two rows of one image
+    told = [row["reason"] for row in found.ledger]
     assert "caption is null" in told[0] and "3 fields under 2 columns" in told[1] and "not valid Unicode" in told[2]
     folder_of(tmp_path, {"m.csv": 'image,caption\n0.png,fine\n0.png,"never ends\n0.png,lost\n'})
     with pytest.raises(SanakitError, match="SK0401.*m.csv cannot be read: after line 2"):
@@ -187,11 +187,11 @@ def test_a_json_line_that_is_wrong_is_set_aside_and_separators_inside_a_caption_
     rows = ['{"image": "0.png", "caption": "one\u2028two\x85three"}', "{broken", '{"image": null, "caption": "a"}']
     rows += ['{"image": "gone.png", "caption": "a"}', '{"image": "0.png", "caption": "a", "scores": [NaN]}']
     folder_of(tmp_path, {"0.png": png(), "m.jsonl": "\n".join(rows)})
-    dataset = read(tmp_path / "m.jsonl")
-    assert dataset.captions == [["one\u2028two\x85three"]]
-    told = [row["reason"] for row in dataset.ledger]
-    assert [reason.partition(":")[0] for reason in told[:3]] == ["no JSON", "no image", "file does not exist"]
-    assert "scores is [nan]" in told[3]
+    found = read(tmp_path / "m.jsonl")
+    assert found.captions == [["one\u2028two\x85three"]]
+    told = [row["reason"] for row in found.ledger]
+    kinds = sorted(reason.partition(":")[0] for reason in told)
+    assert kinds[:3] == ["file does not exist", "no JSON", "no image"] and "scores is [nan]" in kinds[3]
 
 
 def test_a_caption_file_is_a_caption_a_line_or_one_caption(tmp_path):
@@ -390,9 +390,9 @@ def test_an_image_whose_exif_cannot_be_read_is_named_and_the_others_are_read(tmp
     turned = encoded(Image.new("RGB", (12, 8), "red"), exif=exif)
     files = {"bad.png": png(pnginfo=bad), "good.png": png(), "turned.png": turned}
     folder_of(tmp_path / "a", files | {"bad.txt": "x", "good.txt": "y", "turned.txt": "z"})
-    dataset = read(tmp_path / "a")
-    assert dataset.names == ["good.png", "turned.png"] and list(reasons(dataset)) == ["bad.png"]
-    assert dataset.survey.sizes == [(12, 8), (8, 12)]
+    found = read(tmp_path / "a")
+    assert found.names == ["good.png", "turned.png"] and list(reasons(found)) == ["bad.png"]
+    assert found.sizes().tolist() == [[12, 8], [8, 12]]
 
 
 def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
@@ -404,9 +404,9 @@ def test_whatever_a_decoder_raises_sets_one_image_aside(tmp_path, monkeypatch):
             raise AttributeError("'str' object has no attribute 'decode'")
         return open_image(data, least)
 
-    monkeypatch.setattr("sanakit.data.load.open_image", fails)
-    dataset = read(tmp_path / "a")
-    assert dataset.names == ["1.png"] and reasons(dataset)["0.png"].startswith("AttributeError: 'str' object")
+    monkeypatch.setattr("sanakit.data.screen.open_image", fails)
+    found = read(tmp_path / "a")
+    assert found.names == ["1.png"] and reasons(found)["0.png"].startswith("AttributeError: 'str' object")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
@@ -451,7 +451,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
     texts |= {name.split(".")[0] + ".txt": "x" for name in aside} | {"p.txt": "no image of it"}
     other = {"README.md": "x", "m.jsonl": "{}", "r.tar": "x", "s.tar": "x"}
     hidden = {"._a.png": png(), ".DS_Store": b"x", ".ipynb_checkpoints/a.png": png(), "__MACOSX/sub/a.png": png()}
-    uncaptioned = {"q.png": png(), "q.caption": "x", "t.png": png(), "t.txt": "\n"}
+    uncaptioned = {"q.png": png(), "q.tags": "x", "t.png": png(), "t.txt": "\n"}
     folder = folder_of(tmp_path / "a", data | aside | texts | other | hidden | uncaptioned)
     (folder / "u.png").symlink_to(folder / "gone.png")
     (folder / "u.txt").write_text("x")
@@ -468,7 +468,7 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         "m.png": "Git LFS pointer",
         "n.png": "an empty file",
         "o.jxl": "JPEG XL",
-        "q.png": "no caption: q.txt does not exist, found q.caption",
+        "q.png": "no caption: q.txt does not exist, found q.tags",
         "t.png": "no caption: t.txt is empty",
         "u.png": "link to a file that does not exist",
     }.items():
@@ -480,12 +480,12 @@ def test_every_file_of_a_folder_is_read_set_aside_or_counted(tmp_path):
         ".md": 1,
         ".jsonl": 1,
         ".tar": 2,
-        ".caption": 1,
+        ".tags": 1,
         ".txt without an image": 1,
         "links and devices": 1,
     }
     seen = len(dataset) + len(told) + sum(ignored.values())
-    assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.caption, t.png, u.png, v.pipe, p.txt
+    assert seen == len(data | aside | other) + len(hidden) + 6  # q.png, q.tags, t.png, u.png, v.pipe, p.txt
     line = describe_lines(dataset)[1]
     assert line.startswith("  ignored: 2 .tar, 2 hidden files, 2 hidden folders") and "README.md" in line
 
@@ -567,14 +567,14 @@ def test_every_member_of_a_shard_is_read_set_aside_or_counted(tmp_path):
 
 
 def test_what_is_not_read_names_what_was_found(tmp_path):
-    folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.tar": "x" for i in range(4)})
-    with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .tar, metadata.jsonl"):
+    folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.zip": "x" for i in range(4)})
+    with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .zip, metadata.jsonl"):
         load_images(str(folder))
     (tmp_path / "empty").mkdir()
     with pytest.raises(SanakitError, match="SK0401.*holds no image, found nothing"):
         load_images(str(tmp_path / "empty"))
     folder_of(folder, {"0.png": png(), "1.png": png()})
-    with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .tar, metadata.jsonl"):
+    with pytest.raises(SanakitError, match=r"SK0401.*0.png: no caption.*not read: 4 .zip, metadata.jsonl"):
         load_images(str(folder))
     with pytest.raises(SanakitError, match=r"(?s)SK0401.*\{3\.\.0\} runs backwards.*Write \{0\.\.3\}"):
         load_images(str(folder / "{3..0}.tar"))

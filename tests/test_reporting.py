@@ -299,8 +299,8 @@ def test_gates_that_passed_are_folded_and_counted(run_dir):
 def test_a_change_within_noise_is_the_same():
     row = MEASURED | {"metric": "SSIM", "base": 0.9, "candidate": 0.905, "better": "higher"}
     assert compared(row)["change"] == "+0.6%"
-    found = compared(row | {"difference_low": -0.01, "difference_high": 0.02})
-    assert (found["change"], found["sense"]) == ("same", "")
+    shown = compared(row | {"difference_low": -0.01, "difference_high": 0.02})
+    assert (shown["change"], shown["sense"]) == ("same", "")
 
 
 def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
@@ -370,12 +370,12 @@ def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
         }
     }
     carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="")}}}
-    found = summary("drift", evidence, carried)
+    shown = summary("drift", evidence, carried)
     assert (
-        found["effect"]
+        shown["effect"]
         == "Largest effect: high freq. of channel 1 (latents), 1.30 standard deviations up, a large one."
     )
-    assert found["moved"] == "Moved most: apple.png, row 7." and "JPEG quality" in found["advice"]
+    assert shown["moved"] == "Moved most: apple.png, row 7." and "JPEG quality" in shown["advice"]
     still = summary("no-drift", evidence, carried)
     assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
     assert still["moved"] == ""

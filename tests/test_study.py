@@ -128,10 +128,10 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
         decision_study.evaluate(tmp_path)
     assert decision_study.next_run("", set(), tmp_path) == held[0]
     study_rows.add_run(finished(held[0]), evaluation=True, late=False, results=tmp_path)
-    found = decision_study.evaluate(tmp_path)
-    assert found["runs"] == 16 and {row["candidate"] for row in found["swaps"]} == {r.swap.candidate for r in held}
-    assert [row["race"] for row in found["decisions"]] == ["50", "100", "200", "auto"] and found["constants"]
-    assert all({"told", "right_of_told", "right_interval", "brier"} <= row.keys() for row in found["decisions"])
+    judged = decision_study.evaluate(tmp_path)
+    assert judged["runs"] == 16 and {row["candidate"] for row in judged["swaps"]} == {r.swap.candidate for r in held}
+    assert [row["race"] for row in judged["decisions"]] == ["50", "100", "200", "auto"] and judged["constants"]
+    assert all({"told", "right_of_told", "right_interval", "brier"} <= row.keys() for row in judged["decisions"])
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)
 
@@ -299,11 +299,11 @@ def test_a_swap_replays_to_the_committed_row_under_the_law_of_the_others(earlier
     for record in [record for record in records if record.swap == swap]:
         facts = ("base", "kind", "candidate", "seed")
         row = next(row for row in figures["swaps"] if all(row[key] == getattr(record, key) for key in facts))
-        found = same(row_of(record, replay(record, law)))
-        assert {"truth", "steps", "right", "recommended", "race_steps", "stopped_by", "dropped"} <= found.keys()
-        for key in found.keys() - {"probability", "forecast"}:
-            assert found[key] == row[key], key
-        assert found["probability"] == pytest.approx(row["probability"], abs=0.02)
+        replayed = same(row_of(record, replay(record, law)))
+        assert {"truth", "steps", "right", "recommended", "race_steps", "stopped_by", "dropped"} <= replayed.keys()
+        for key in replayed.keys() - {"probability", "forecast"}:
+            assert replayed[key] == row[key], key
+        assert replayed["probability"] == pytest.approx(row["probability"], abs=0.02)
 
 
 def test_the_packaged_constants_are_those_of_the_committed_curves(earlier):
@@ -348,8 +348,8 @@ def test_coverage_counts_censored_runs_as_what_they_show():
     uniform = [one((i + 0.5) / 100) for i in range(100)]
     assert coverage(uniform, 0.8) == pytest.approx(0.8) and coverage(uniform, 0.9) == pytest.approx(0.9)
     # a run that ended without arriving says only that its share is larger: Kaplan and Meier's product
-    found = [one(0.2), one(0.4, censored=True), one(0.6), one(0.95)]
-    assert kaplan_meier(found, (0.1, 0.5, 0.9)) == pytest.approx([0, 1 / 4, 1 - 3 / 4 / 2])
+    ranks = [one(0.2), one(0.4, censored=True), one(0.6), one(0.95)]
+    assert kaplan_meier(ranks, (0.1, 0.5, 0.9)) == pytest.approx([0, 1 / 4, 1 - 3 / 4 / 2])
     generator = np.random.default_rng(0)
     shares = generator.uniform(size=4000)
     cut = [one(min(s, 0.55), censored=bool(s > 0.55)) if i % 2 else one(s) for i, s in enumerate(shares)]

@@ -35,7 +35,6 @@ from sanakit.data.cache import BATCH_SIZE, raw_latents, to_images
 from sanakit.data.dataset import build_dataset
 from sanakit.data.table import decode
 from sanakit.flow import interpolate, velocity_loss
-from sanakit.kernels.channel_sums import channel_sums
 from sanakit.kernels.linear_attention import linear_attention
 from sanakit.loading import load_text_encoder, load_vae
 from sanakit.training.loop import TrainOptions, draw_batch, fit, new_state
@@ -182,15 +181,10 @@ def alignment(repeats: int) -> list[Row]:
     base = new_core(CONFIG, seed=1)
     latents = data.latents[:, 0]
     part = {"meaning": "training steps", "against": "training step", "share": True, "repeats": max(5, repeats // 3)}
-    together = torch.randn(1024, 64, 6, 6)
-    rows = together.permute(0, 2, 3, 1).flatten(0, 2)
     return [
         compare("alignment of the input, 1,024 images", lambda: align_input(system.core, base, latents, latents), step,
                 **part),
         compare("alignment of the head, 1,024 draws", lambda: align_output(system, data, count=1024), step, **part),
-        compare("moments, 36,864 positions of 32 + 32 channels", lambda: channel_sums(together),
-                lambda: CrossMoments.empty(32, 32).add(rows[:, :32], rows[:, 32:]), meaning="times faster",
-                against="CrossMoments.add", repeats=repeats),
     ]  # fmt: skip
 
 
@@ -223,15 +217,11 @@ def kernels_on_a_cpu(repeats: int) -> list[Row]:
 
 
 def growth(repeats: int) -> list[Row]:
-    """Exponents: cost against tokens, images, channels and ranks, from the smallest to the largest size."""
+    """Exponents: cost against tokens and ranks, from the smallest to the largest size."""
 
     def attention(tokens: int):
         inputs = [torch.randn(1, tokens, 8, 32).requires_grad_() for _ in range(3)]
         return lambda: linear_attention(*inputs).sum().backward()
-
-    def moments(images: int, channels: int):
-        latents = torch.randn(images, channels, 16, 16)
-        return lambda: channel_sums(latents)
 
     def merged(ranks: int):
         rank_moments = CrossMoments.empty(32, 32)
@@ -241,8 +231,6 @@ def growth(repeats: int) -> list[Row]:
     rows = []
     for name, small, large in (
         ("growth: linear attention, 1,024 -> 16,384 tokens", attention(1024), attention(16384)),
-        ("growth: moments, 16 -> 256 images", moments(16, 32), moments(256, 32)),
-        ("growth: moments, 8 -> 128 channels", moments(64, 8), moments(64, 128)),
         ("growth: moments merged, 4 -> 64 ranks", merged(4), merged(64)),
     ):
         rows.append(

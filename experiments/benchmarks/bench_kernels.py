@@ -13,7 +13,6 @@ import torch
 from bench_harness import Row, compare, save
 from torch.nn import functional as F
 
-from sanakit.kernels.channel_sums import channel_sums
 from sanakit.kernels.glumbconv import gated_depthwise
 from sanakit.kernels.glumbconv.naive import gated_depthwise as eager_glumbconv
 from sanakit.kernels.linear_attention import linear_attention
@@ -84,24 +83,6 @@ def run(repeats: int) -> list[Row]:
                 theirs = forward_backward(peer, inputs, grad)
                 rows.append(compare(f"gated depthwise {model} {pixels} px", ours, theirs, against=label, **timed))
                 torch.compiler.reset()
-    for channels, side in ((32, 32), (128, 16)):
-        latents = make(4096, channels, side, side)
-        target = torch.empty_like(latents)
-
-        def copy(latents=latents, target=target):
-            return target.copy_(latents)
-
-        rows.append(
-            compare(
-                f"latent moments {channels} channels",
-                lambda latents=latents: channel_sums(latents),
-                copy,
-                repeats=repeats,
-                timer=seconds,
-                meaning="times a copy's speed (0.5 reads at copy bandwidth, 0.3 is 60% of it)",
-                against="copy (reads and writes)",
-            )
-        )
     return rows
 
 

@@ -164,7 +164,7 @@ def step_row(swap: Swap, system: LatentDiffusion) -> Row:
 def rows_of(kind: str, candidate: dict[str, Any], folder: Path) -> list[Row]:
     swap = prepared(candidate, folder)
     named = f"{kind} swap"
-    found = [
+    rows = [
         operators(f"encode, {named}", lambda: (swap.base_data, swap.candidate_data)),
         operators(f"stage component, {named}", lambda: engine.component(swap)),
         operators(f"base evaluation, {named}", lambda: (swap.base_held_out, swap.base_blind)),
@@ -177,12 +177,12 @@ def rows_of(kind: str, candidate: dict[str, Any], folder: Path) -> list[Row]:
             strategy = STRATEGIES.get(name)
             built.append(build(swap.base_system, swap.candidate, strategy, *data, seed=0, draws=64)[0])
 
-    found.append(operators(f"alignment, {named}", align))
-    found.append(operators(f"sampling, {named}", lambda: sample_images(swap.base_system, ["a cat"], num_steps=4)))
+    rows.append(operators(f"alignment, {named}", align))
+    rows.append(operators(f"sampling, {named}", lambda: sample_images(swap.base_system, ["a cat"], num_steps=4)))
     if kind == "VAE":
-        found += evaluation_rows(swap.base_system, swap.base_data[1])
-        found.append(step_row(swap, built[-1]))
-    return found
+        rows += evaluation_rows(swap.base_system, swap.base_data[1])
+        rows.append(step_row(swap, built[-1]))
+    return rows
 
 
 def main() -> None:

@@ -47,13 +47,13 @@ def seconds(work: Callable[[], object], repeats: int) -> float:
     """Median of `repeats` calls after one that is not counted."""
     work()
     synchronize()
-    found = []
+    times = []
     for _ in range(repeats):
         start = time.perf_counter()
         work()
         synchronize()
-        found.append(time.perf_counter() - start)
-    return sorted(found)[len(found) // 2]
+        times.append(time.perf_counter() - start)
+    return sorted(times)[len(times) // 2]
 
 
 def trainer(cpu: bool, *, micro: int = 8, checkpointing: bool = False) -> tuple[Any, ...]:
@@ -244,12 +244,16 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--cpu", action="store_true")
     asked = parser.parse_args()
-    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not asked.cpu else None
+    accelerator = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() and not asked.cpu else None
+    )
     start = time.perf_counter()
     result = {
         "check": asked.check,
-        "device": "cpu" if found is None else str(found),
-        "name": torch.cuda.get_device_name(0) if found is not None and found.type == "cuda" else platform.machine(),
+        "device": "cpu" if accelerator is None else str(accelerator),
+        "name": torch.cuda.get_device_name(0)
+        if accelerator is not None and accelerator.type == "cuda"
+        else platform.machine(),
         "torch": torch.__version__,
         **CHECKS[asked.check](asked.cpu),
     }

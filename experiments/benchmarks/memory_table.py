@@ -105,10 +105,10 @@ def rows_of(shapes: dict[str, Any], side: int, length: int, depths: tuple[int, .
     rows = []
     latent_shape = (shapes["in_channels"], side, side)
     for depth, batch, precision, checkpointing in itertools.product(depths, batches, ("fp32", "bf16"), (False, True)):
-        own, options = shapes | {"num_layers": depth}, options_for(batch, precision, checkpointing)
-        predicted = predicted_bytes(own, options, latent_shape, length)
+        config, options = shapes | {"num_layers": depth}, options_for(batch, precision, checkpointing)
+        predicted = predicted_bytes(config, options, latent_shape, length)
         with fake_accelerator.present():
-            measured = measured_bytes(own, options, latent_shape, length)
+            measured = measured_bytes(config, options, latent_shape, length)
         row = {"blocks": depth, "batch": batch, "precision": precision, "checkpointing": checkpointing}
         row |= {"predicted": predicted, "measured": measured, "ratio": round(predicted / measured, 4)}
         rows.append(row)
@@ -126,7 +126,7 @@ def full_rows() -> list[dict[str, Any]]:
     rows = []
     for (name, shapes, size, batch, precision, most), checkpointing in itertools.product(FULL, (False, True)):
         side = size // 32
-        found = predicted_bytes(
+        predicted = predicted_bytes(
             shapes | {"sample_size": side},
             options_for(batch, precision, checkpointing),
             (32, side, side),
@@ -134,10 +134,10 @@ def full_rows() -> list[dict[str, Any]]:
             fused=True,
         )
         row = {"core": name, "image_size": size, "batch": batch, "precision": precision, "checkpointing": checkpointing}
-        rows.append(row | {"predicted": found, "most": int(most)})
+        rows.append(row | {"predicted": predicted, "most": int(most)})
         print(
             f"{name} at {size} px, batch {batch}, {precision}{', checkpointing' if checkpointing else ''}: "
-            f"{found / 1e9:.1f} GB of {most / 1e9:.0f} GB",
+            f"{predicted / 1e9:.1f} GB of {most / 1e9:.0f} GB",
             flush=True,
         )
     return rows

@@ -40,9 +40,9 @@ def rows_of(label: str, base: str, size: int, candidate: dict[str, Any], card: i
     needs = needs_of(config, STAGES, assumed, num_images=IMAGES)
     told, rows = needs.as_dict(), []
     for stage in STAGES:
-        found = told["stages"][stage]["phases"]
-        worst = max(found, key=lambda row: row["peak"])
-        operations = sum(row["flops"] for row in found)
+        phases = told["stages"][stage]["phases"]
+        worst = max(phases, key=lambda row: row["peak"])
+        operations = sum(row["flops"] for row in phases)
         fits = "" if worst["peak"] <= assumed.room else " (does not fit)"
         rows.append(
             f"| {label} | {card} GB | {stage} | {worst['peak'] / 1e9:.1f} GB: {worst['name']}{fits} | "

@@ -86,7 +86,7 @@ def build(folder: Path, asked: argparse.Namespace) -> list[str]:
 @contextmanager
 def counted(device: str) -> Iterator[dict[str, Any]]:
     """Peak of device memory, and what ran there, while the block runs."""
-    found: dict[str, Any] = {}
+    counts: dict[str, Any] = {}
     with ExitStack() as stack:
         trace = None
         if device == "fake":
@@ -97,13 +97,13 @@ def counted(device: str) -> Iterator[dict[str, Any]]:
             trace = stack.enter_context(fake_accelerator.Trace("/sanakit/"))
         elif torch.accelerator.is_available() and device != "cpu":
             torch.accelerator.reset_peak_memory_stats()
-        yield found
+        yield counts
     if trace is not None:
-        found |= {
+        counts |= {
             name: getattr(trace, name) for name in ("peak", "operators", "syncs", "to_device_bytes", "to_host_bytes")
         }
     elif torch.accelerator.is_available() and device != "cpu":
-        found["peak"] = torch.accelerator.max_memory_allocated()
+        counts["peak"] = torch.accelerator.max_memory_allocated()
 
 
 def command(*arguments: str) -> int:
@@ -131,7 +131,7 @@ def dry_run(options: list[str], stages: list[str], device: str) -> dict[str, Any
     return json.loads(output.getvalue())["needs"]
 
 
-def checks(run: Path, code: int, found: dict[str, Any], predicted: int, device: str) -> dict[str, bool]:
+def checks(run: Path, code: int, counts: dict[str, Any], predicted: int, device: str) -> dict[str, bool]:
     validation = json.loads((run / "validation.json").read_text()) if (run / "validation.json").is_file() else {}
     stages = validation.get("stages", {})
     raced = json.loads((run / "strategy.json").read_text()) if (run / "strategy.json").is_file() else {"candidates": []}
@@ -143,9 +143,9 @@ def checks(run: Path, code: int, found: dict[str, Any], predicted: int, device: 
         "lora trained to the end": arms.get("lora") == 8,
     }
     if device == "fake":
-        result["models computed on the device"] = found["operators"] > 10_000
-    if found.get("peak"):
-        result["peak is at most what the dry run said, by a tenth"] = found["peak"] <= 1.1 * predicted
+        result["models computed on the device"] = counts["operators"] > 10_000
+    if counts.get("peak"):
+        result["peak is at most what the dry run said, by a tenth"] = counts["peak"] <= 1.1 * predicted
     return result
 
 
@@ -167,10 +167,10 @@ def main() -> int:
     stages = ["--stages", "component,smoke", "--budget-steps", "8"]
     chosen = "cpu" if device == "cpu" else "auto"
     start = time.perf_counter()
-    with counted(device) as found:
+    with counted(device) as counts:
         told = dry_run(options, stages, chosen)
         code = command("swap-vae", *options, *stages, "--force", "--run-dir", str(run), "--device", chosen)
-    passed = checks(run, code, found, told["device"], device)
+    passed = checks(run, code, counts, told["device"], device)
     facts = {
         "seconds": round(time.perf_counter() - start, 1),
         "device": device if device in ("fake", "cpu") else str(torch.accelerator.current_accelerator()),
@@ -179,7 +179,7 @@ def main() -> int:
         "blocks": asked.blocks,
         "exit_code": code,
         "predicted_peak": told["device"],
-        **found,
+        **counts,
         "checks": passed,
     }
     (asked.out / "real_size.json").write_text(json.dumps(facts, indent=1) + "\n")

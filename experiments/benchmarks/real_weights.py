@@ -57,8 +57,8 @@ def check_wiring(base: str, asked: argparse.Namespace) -> dict[str, Any]:
         "--force",
         *common(base),
     )
-    found = json.loads((run / "validation.json").read_text())["stages"]["smoke"]["gates"]
-    verdicts = {gate["gate"]: gate["verdict"] for gate in found if gate["gate"] in GATES}
+    gates = json.loads((run / "validation.json").read_text())["stages"]["smoke"]["gates"]
+    verdicts = {gate["gate"]: gate["verdict"] for gate in gates if gate["gate"] in GATES}
     return {"exit_code": code, "verdicts": verdicts, "passed": verdicts == dict.fromkeys(GATES, "pass")}
 
 
@@ -165,10 +165,10 @@ def main() -> int:
     for name in asked.only:
         start = time.perf_counter()
         try:
-            found = CHECKS[name](base, asked)
+            outcome = CHECKS[name](base, asked)
         except Exception as error:  # every check has its line, whatever the ones before it met
-            found = {"passed": False, "error": f"{type(error).__name__}: {error}"}
-        facts["checks"][name] = found | {"seconds": round(time.perf_counter() - start, 1)}
+            outcome = {"passed": False, "error": f"{type(error).__name__}: {error}"}
+        facts["checks"][name] = outcome | {"seconds": round(time.perf_counter() - start, 1)}
         (asked.out / "real_weights.json").write_text(json.dumps(facts, indent=1) + "\n")
         print(name, json.dumps(facts["checks"][name]), flush=True)
     return 0 if all(check["passed"] is not False for check in facts["checks"].values()) else 1

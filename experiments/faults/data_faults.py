@@ -13,7 +13,7 @@ from PIL import Image
 from sanakit.contracts import GateResult
 from sanakit.data import ImageDataset
 from sanakit.data.cache import embeddings, raw_latents
-from sanakit.data.load import screen
+from sanakit.data.screen import screen
 from sanakit.vaes import VAE, VAES
 
 

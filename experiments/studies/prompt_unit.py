@@ -5,8 +5,8 @@ python experiments/studies/prompt_unit.py [--count 256] [--steps 50]    a few mi
 
 Rows: the null prompt alone; the mean over other images' prompts; their combination (sanakit/evaluation/blind.py), which
 is used; the same two of a base whose null prompt is garbage, as of one trained without prompt dropout; and the base
-after `steps` more steps with every prompt dropped, which an estimate should not be far above. Prints the table of
-docs/strategies.md.
+after `steps` more steps with every prompt dropped, which an estimate should not be far above. Prints the weights
+of the noise levels and the table of docs/strategies.md.
 """
 
 import argparse
@@ -42,6 +42,7 @@ def main() -> None:
     weights = torch.from_numpy(
         prompt_weights(held_out(system, train, count=64), blind_held_out(system, train, count=64))
     )
+    print("weights of the noise levels: " + ", ".join(f"{weight:.3f}" for weight in weights.tolist()))
     print("| without the prompt | " + " | ".join(f"{s:g}" for s in own_result.sigmas) + " | gain |")
     for name, result in [("(with it)", own_result), *estimates(system, train, test, arguments)]:
         gain = weights @ (result.losses - own_result.losses).double()

@@ -202,7 +202,9 @@ def calibrated_for(records: Collection[StudyRecord]) -> dict[str, dict[str, Any]
     """By kind, the range of cores that the records were run on, and the unit of their errors."""
     ranges: dict[str, dict[str, Any]] = {}
     for kind in KINDS.values():
-        own = [record for record in records if record.kind == kind]
-        sizes = {key: [f([r.core[key] for r in own]) for f in (min, max)] for key in ("parameters", "tokens", "batch")}
-        ranges[kind] = sizes | {"measure": own[0].measure}
+        of_kind = [record for record in records if record.kind == kind]
+        sizes = {
+            key: [f([r.core[key] for r in of_kind]) for f in (min, max)] for key in ("parameters", "tokens", "batch")
+        }
+        ranges[kind] = sizes | {"measure": of_kind[0].measure}
     return ranges

@@ -161,18 +161,18 @@ def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> di
     """Forecasts of the curves of the largest core, by the law of the smaller ones; None where one size alone was
     run."""
     sizes = [record.core["parameters"] for record in records]
-    own = [record for record in records if record.core["parameters"] * LARGER > max(sizes)]
-    smaller = [record for record in records if record not in own]
+    large = [record for record in records if record.core["parameters"] * LARGER > max(sizes)]
+    smaller = [record for record in records if record not in large]
     if not smaller:
         return None
     law = fit_law([curve for record in smaller for curve in record.curves()], floors)
-    laws = {record.swap: law for record in own}
-    said = decisions(own, laws)
+    laws = {record.swap: law for record in large}
+    said = decisions(large, laws)
     return {
         "parameters": max(sizes),
-        "swaps": len({record.swap for record in own}),
-        "decisions": decision_figures(own, said),
-        "forecasts": forecast_figures(own, laws),
+        "swaps": len({record.swap for record in large}),
+        "decisions": decision_figures(large, said),
+        "forecasts": forecast_figures(large, laws),
     }
 
 

@@ -39,7 +39,7 @@ class Trial:
     finite: bool = True
 
     def see(self, pairs: Captions, base_layer: nn.Module, *, evaluated: bool) -> None:
-        self.finite = self.finite and bool(pairs.candidate.embeds.isfinite().all())
+        self.finite = self.finite and bool(pairs.candidate[:].embeds.isfinite().all())
         if not self.finite:
             return
         if not evaluated:

@@ -6,6 +6,7 @@ the begin and end of a prompt, where attention sinks live, are paired with the b
 tokenizer gives no offsets, each caption's mean token is mapped instead, and the result says so.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,11 @@ from torch import Tensor, nn
 
 from sanakit.alignment.cross_moments import CrossMoments
 from sanakit.alignment.tokens import pair_tokens
+from sanakit.data.live import CaptionRows
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 
-CHUNK = 512
+CHUNK = 512  # captions read at once, fewer where they would take more than CHUNK_BYTES with MOST_TOKENS tokens each
+CHUNK_BYTES, MOST_TOKENS, FP32 = 512 << 20, 300, 4
 CAPTIONS = 16_384  # that are read
 NULL_EVERY = 10  # captions to one null prompt: the share in which training drops them
 PENALTY = 1e-2
@@ -27,23 +30,23 @@ class Captions:
     """The same captions in both encoders' embeddings. spans: (N, L, 2) offsets of both sides' tokens, where both give
     them; note: why not."""
 
-    candidate: PromptEmbeds
-    base: PromptEmbeds
+    candidate: CaptionRows
+    base: CaptionRows
     spans: tuple[Tensor, Tensor] | None = None
     note: str = ""
 
 
 def pair_captions(
-    candidate: PromptEmbeds,
-    base: PromptEmbeds,
-    texts: list[str] | None,
+    candidate: CaptionRows,
+    base: CaptionRows,
+    texts: Sequence[str] | None,
     encoder: TextEncoder,
     base_encoder: TextEncoder,
 ) -> Captions:
     """Captions with the offsets of their tokens. texts: as they were written."""
     if not texts:
         return Captions(candidate=candidate, base=base, note="the data holds no texts: mean tokens are mapped")
-    texts = texts[:CAPTIONS]
+    texts = list(texts[:CAPTIONS])
     offsets = [e.offsets(texts) for e in (encoder, base_encoder)]
     silent = [
         e.name or type(e).__name__ for e, spans in zip((encoder, base_encoder), offsets, strict=True) if spans is None
@@ -79,8 +82,10 @@ def align_caption(
     layer, base_layer = core.caption_projection.linear_1, base_core.caption_projection.linear_1
     moments = CrossMoments.empty(layer.in_features, layer.out_features)
     total = min(CAPTIONS, len(captions.candidate), *(len(s) for s in captions.spans or ()))
-    for start in range(0, total, CHUNK):
-        rows = slice(start, min(start + CHUNK, total))
+    values = sum(encoder_layer.in_features for encoder_layer in (layer, base_layer)) * MOST_TOKENS
+    chunk = max(1, min(CHUNK, CHUNK_BYTES // (FP32 * values)))
+    for start in range(0, total, chunk):
+        rows = slice(start, min(start + chunk, total))
         spans = tuple(s[rows] for s in captions.spans) if captions.spans else None
         moments.add(*paired_rows(captions.candidate[rows], captions.base[rows], base_layer, spans))
     if nulls is not None:

@@ -71,10 +71,10 @@ def _samples(values: Any, mask: Any, label: str, source: Path | None, seed: int)
         return {"latents": sample_latents(tensor.cpu(), seed=seed)}
     if tensor.ndim == 3 and mask is not None:
         return {"embeddings": sample_embeddings(tensor.cpu(), as_tensor(mask, f"{label}_mask").cpu().bool(), seed=seed)}
-    found = f"{tuple(tensor.shape)} {'without' if mask is None else 'with'} a mask"
+    described = f"{tuple(tensor.shape)} {'without' if mask is None else 'with'} a mask"
     raise SanakitError(
         "SK0701",
-        f"{label} is {found}, expected latents (N, C, h, w), or embeddings (N, L, D) with a mask (N, L)",
+        f"{label} is {described}, expected latents (N, C, h, w), or embeddings (N, L, D) with a mask (N, L)",
         fix="Give reference_mask and current_mask for embeddings; of prompts without padding torch.ones(N, L).",
     )
 

@@ -18,7 +18,6 @@ from sanakit.loading import Base
 from sanakit.run import RunFolder
 from sanakit.swap.context import NO_BASE, Swap
 from sanakit.swap.early import refuse_few_images
-from sanakit.swap.fitting import peak_of, resolved
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
@@ -55,7 +54,7 @@ def opened_swap(
         place_objects(swap, system, component, images)
         for part in (swap.candidate, swap.images):  # refused before there is a run folder
             assert part is not None
-        swap.run = RunFolder.open(config, folder, stages, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+        swap.run = RunFolder.open(config, folder, stages, swap.resolved)
         swap.config = swap.run.config
         yield swap
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,11 +22,20 @@ STUCK_BELOW = 1e-12
 
 
 def base_evidence(base: LatentDiffusion, data: LatentDataset, evaluated: HeldOut | None = None) -> dict[str, Any]:
-    """Loss of the base against a linear guess, and with every token visible; own: its held-out result, if at hand."""
+    """Loss of the base against a linear guess, and with every token visible; evaluated: its held-out result, if at
+    hand."""
     count = min(len(data), evaluated.losses.shape[1] if evaluated else PROBED)
     evaluated = evaluated or held_out(base, data, count=count)
-    visible = PromptEmbeds(data.captions.embeds, torch.ones_like(data.captions.mask[:]))
-    unmasked = held_out(base, replace(data, captions=visible), count=count)
+    rows = torch.arange(count)
+    prompt = data.evaluation_prompts(rows)
+    visible = LatentDataset(
+        names=data.names[:count],
+        latents=data.latents[rows],
+        captions=PromptEmbeds(prompt.embeds, torch.ones_like(prompt.mask)),
+        first=rows,
+        count=torch.ones_like(rows),
+    )
+    unmasked = held_out(base, visible, count=count)
     return {
         "base_losses": evaluated.losses.mean(0).numpy()[:count],
         "linear_losses": linear_losses(data.latents[:count, 0], evaluated.sigmas),

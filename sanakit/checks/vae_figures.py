@@ -113,19 +113,19 @@ VAE_ROWS: tuple[tuple[str, str, str, Callable[[VAEFigures], Any], Each], ...] = 
 )
 
 
-def difference(each: Each, own: VAEFigures, reference: VAEFigures | None) -> dict[str, float]:
+def difference(each: Each, candidate: VAEFigures, reference: VAEFigures | None) -> dict[str, float]:
     """The 90% interval of candidate less base, paired over images, or over batches of a speed; empty where there is
     none."""
     if each is None or reference is None:
         return {}
-    return difference_interval(each(own), each(reference))
+    return difference_interval(each(candidate), each(reference))
 
 
-def difference_interval(own: Any, reference: Any) -> dict[str, float]:
-    """own, reference: (N,) of the same images or batches."""
-    if own is None or reference is None or len(own) < 2:
+def difference_interval(candidate: Any, reference: Any) -> dict[str, float]:
+    """candidate, reference: (N,) of the same images or batches."""
+    if candidate is None or reference is None or len(candidate) < 2:
         return {}
-    low, high = interval(np.asarray(own, np.float64) - np.asarray(reference, np.float64))[1]
+    low, high = interval(np.asarray(candidate, np.float64) - np.asarray(reference, np.float64))[1]
     return {"difference_low": low, "difference_high": high}
 
 

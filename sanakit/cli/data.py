@@ -12,16 +12,24 @@ from sanakit.cli.app import app
 from sanakit.cli.options import Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8
+from sanakit.files import require_utf8, try_writing, without_secrets, write_aside
 from sanakit.placement import DTYPES
 
-DRIFT_ROWS = 16_384  # what a drift statistic can use; evenly spread where there are more
+DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where there are more
+DRIFT_BYTES = 512 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
+DRIFT_LEAST = 128
+DRIFT_SEED = 0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
 TextEncoderDtype = Annotated[
     str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
+]
+
+Shard = Annotated[
+    str | None,
+    typer.Option("--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."),
 ]
 
 
@@ -52,6 +60,7 @@ def encode(
     captions: Annotated[
         str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
     ] = "lines",
+    shard: Shard = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
     device: Device = "auto",
@@ -60,7 +69,8 @@ def encode(
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     _refuse(vae, text_encoder, aspect_buckets)
-    require_utf8(out, "--out")
+    share = _share_of(shard)
+    try_writing(require_utf8(out, "--out"))
     from sanakit.cli.progress import progress_display
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
@@ -71,20 +81,19 @@ def encode(
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
     dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
-    _make(out)
+    _write_ledger(out, dataset.ledger)
     print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
-    (out / "ledger.jsonl").write_text("".join(json.dumps(row) + "\n" for row in dataset.ledger), encoding="utf-8")
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement)
+        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement, share)
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
-            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement))
-    if as_json:
-        counts = {"out": str(out), "images": len(dataset), "set_aside": len(dataset.ledger)}
-        print_json(counts | {"data": describe(dataset), "entries": rows})
-    else:
-        _print_entries(rows)
+            rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
+    failed = [row for entry in rows for row in entry.pop("failed", [])]
+    _write_ledger(out, dataset.ledger + failed)
+    counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
+    result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
+    print_json(result) if as_json else _print_entries(rows)
 
 
 def _refuse(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
@@ -106,7 +115,12 @@ def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:
 
 def _print_entries(rows: list[dict[str, Any]]) -> None:
     for row in rows:
+        if row.get("shards_left"):
+            typer.echo(f"{row['kind']} of {row['name']}: {row['shards_left']:,} shards are left to other jobs")
+            continue
         speed = "found, spot check passed" if row["reused"] else f"{row['per_second']:,.0f} a second"
+        if 0 < row["encoded"] < row["count"]:
+            speed = f"{row['encoded']:,} encoded, the others found; {speed}"
         typer.echo(f"{row['count']:,} {row['kind']} of {row['name']}, {row['bytes'] / 1e6:,.1f} MB: {speed}")
         typer.echo(f"  {row['folder']}  for drift: {row['file']}")
 
@@ -121,9 +135,11 @@ def _fill_latents(
     bucketing: tuple[float, int, int] | None,
     progress: Any,
     placement: Any,
+    share: tuple[int, int] | None,
 ) -> list[dict[str, Any]]:
     """The entry of the squares, and with `bucketing` (max_aspect, batch_size, patch_size) one of every bucket."""
     from sanakit.data.cache import latent_job, thumbnails
+    from sanakit.data.decode import decode_rows
     from sanakit.drift.shown import as_labels
 
     wanted = [(dataset, image_size)]
@@ -139,7 +155,15 @@ def _fill_latents(
             return {"images": thumbnails(few, image_size, progress=progress), "labels": as_labels(few.names)}
 
         job = latent_job(vae, some, size, mirror=mirror, progress=progress, placement=placement)
-        entries.append(_fill(job, out, {"vae": name, "data": dataset.source}, keep, vae.normalize))
+        stated = {"vae": name, "data": without_secrets(dataset.source)}
+        entry = _fill(job, out, stated, keep, vae.normalize, share=share)
+        reasons = decode_rows(some.subset(entry["failed"]), image_size)[1] if size == image_size else {}
+        entry["failed"] = [
+            {"name": some.names[row], "reason": reasons[place]}
+            for place, row in enumerate(entry["failed"])
+            if place in reasons
+        ]
+        entries.append(entry)
     return entries
 
 
@@ -153,60 +177,101 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
     return [(train.subset(rows.tolist()), size) for size, rows in zip(sizes, members, strict=True)]
 
 
-def _fill_embeddings(out: Path, name: str, encoder: Any, dataset: Any, progress: Any, placement: Any) -> dict[str, Any]:
+def _fill_embeddings(
+    out: Path,
+    name: str,
+    encoder: Any,
+    dataset: Any,
+    progress: Any,
+    placement: Any,
+    share: tuple[int, int] | None,
+) -> dict[str, Any]:
     """The entry of every caption; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job
     from sanakit.drift.shown import as_labels
 
-    prompts = [caption for captions in dataset.captions for caption in captions]
+    prompts = dataset.texts()
 
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}
 
-    stated = {"text_encoder": name, "data": dataset.source}
+    stated = {"text_encoder": name, "data": without_secrets(dataset.source)}
     job = embedding_job(encoder, prompts, progress=progress, placement=placement)
-    return _fill(job, out, stated, keep)
+    return _fill(job, out, stated, keep, share=share)
 
 
 def _fill(
-    job: Any, out: Path, stated: dict[str, str], keep: Callable[[list[int]], dict[str, Any]], normalize: Any = None
+    job: Any,
+    out: Path,
+    stated: dict[str, str],
+    keep: Callable[[list[int]], dict[str, Any]],
+    normalize: Any = None,
+    *,
+    share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
     """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header."""
+    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header.
+    share: of this job of an array; as long as others have shards to write the row says only how many."""
     import torch
 
     from sanakit.data.store import save_tensors
 
     start = time.perf_counter()
+    if share is not None and (left := job.run_share(out, share)):
+        name, kind = next(iter(stated.values())), job.facts["kind"]
+        return {"kind": kind, "name": name, "count": len(job.rows), "shards_left": left, "failed": []}
     entry, tensors, reused = job.run(out)
     seconds = time.perf_counter() - start
     count = len(job.rows)
+    encoded = 0 if reused else int(entry.manifest["count"])
     file = entry.folder.with_suffix(".safetensors")
-    chosen = torch.linspace(0, count - 1, min(count, DRIFT_ROWS)).long()
+    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
+    failed = tensors["failed"][:] if "failed" in tensors else torch.zeros(count, dtype=torch.bool)
+    usable = (~failed).nonzero()[:, 0]
+    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
+    chosen = usable[order[:kept].sort().values]
     if normalize is not None:
         content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
     else:
         content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
     temporary = file.with_name(f".{file.name}.tmp")
-    save_tensors(content | keep(chosen.tolist()), temporary, metadata=stated)
-    temporary.replace(file)
+    try:
+        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
     return {
         "kind": entry.facts["kind"],
         "name": next(iter(stated.values())),
         "folder": str(entry.folder),
         "file": str(file),
         "count": count,
-        "shape": list(next(iter(tensors.values())).shape),
+        "shape": list(tensors["raw_latents" if normalize is not None else "embeds"].shape),
         "bytes": entry.nbytes,
         "facts": entry.facts,
         "reused": reused,
+        "encoded": encoded,
+        "failed": failed.nonzero()[:, 0].tolist(),
         "seconds": round(seconds, 3),
-        "per_second": round(count / seconds, 2),
+        "per_second": round((encoded or count) / seconds, 2),
     }
 
 
-def _make(folder: Path) -> None:
+def _share_of(text: str | None) -> tuple[int, int] | None:
+    """I/N, I from 1 to N, counted from 0. Raises SK0104."""
+    if text is None:
+        return None
+    first, slash, count = text.partition("/")
+    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
+        raise SanakitError("SK0104", f"--shard is {text!r}, expected I/N with I from 1 to N, for example 3/8")
+    return int(first) - 1, int(count)
+
+
+def _write_ledger(folder: Path, ledger: list[dict[str, str]]) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        write_aside(folder / "ledger.jsonl", "".join(json.dumps(row) + "\n" for row in ledger))
     except OSError as error:
         raise SanakitError("SK0903", f"{folder}: {error}") from error

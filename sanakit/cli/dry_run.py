@@ -79,17 +79,19 @@ def measured_seconds(run_dir: Path | None, strategy: str) -> float | None:
     """Of a step of the strategy in the run's own race; None where it has none."""
     try:
         raced = json.loads((run_dir or Path()).joinpath("strategy.json").read_text(encoding="utf-8"))
-        found = [c["seconds_per_step"] for c in raced["candidates"] if c["name"] == strategy and c["seconds_per_step"]]
+        seconds = [
+            c["seconds_per_step"] for c in raced["candidates"] if c["name"] == strategy and c["seconds_per_step"]
+        ]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    return float(found[0]) if found else None
+    return float(seconds[0]) if seconds else None
 
 
 def table_of(needs: dict[str, Any]) -> str:
     """The needs in lines: a row a phase, then host, disk and how a step is cut."""
     lines = [f"{'stage':<10} {'phase':<44} {'device':>9} {'at once':>8} {'steps':>7} {'hours':>7}  of which"]
-    for stage, found in needs["stages"].items():
-        for row in found["phases"]:
+    for stage, need in needs["stages"].items():
+        for row in need["phases"]:
             parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in row["device"].items())
             steps = f"{row['steps']:,}" if row["steps"] else ""
             hours = "" if row["hours"] is None else f"{row['hours']:.2f}"
@@ -97,10 +99,10 @@ def table_of(needs: dict[str, Any]) -> str:
                 f"{stage:<10} {row['name']:<44} {gigabytes(row['peak']):>9} {row['at_once']:>8} {steps:>7} {hours:>7}  "
                 f"{parts}"
             )
-        hours = "" if found["hours"] is None else f"{found['hours']:.2f}"
-        steps = f"{found['steps']:,}" if found["steps"] else ""
+        hours = "" if need["hours"] is None else f"{need['hours']:.2f}"
+        steps = f"{need['steps']:,}" if need["steps"] else ""
         lines.append(
-            f"{stage:<10} {'the most, and the sum':<44} {gigabytes(found['device']):>9} {'':>8} {steps:>7} {hours:>7}"
+            f"{stage:<10} {'the most, and the sum':<44} {gigabytes(need['device']):>9} {'':>8} {steps:>7} {hours:>7}"
         )
     for label in ("host", "disk"):
         parts = ", ".join(f"{name} {gigabytes(size)}" for name, size in needs[label].items() if name != "total")

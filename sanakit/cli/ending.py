@@ -5,6 +5,7 @@ from typing import Any
 
 from sanakit.cli.exit_codes import FAILS, exit_code_of
 from sanakit.errors import SanakitError
+from sanakit.files import cache_dir, require_utf8, try_writing
 
 __all__ = ["exit_code_of", "refuse_options", "show_result"]
 
@@ -26,3 +27,11 @@ def refuse_options(fail_on: str | None, progress: str, files: dict[str, Path | N
     for option, path in files.items():
         if path is not None and path.is_dir():
             raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
+
+
+def try_writing_all(run_dir: Path | None, *documents: Path | None) -> None:
+    """Every folder that the command will write to, before anything long begins. Raises SK0104, SK0903 or SK0128."""
+    if run_dir is not None:
+        require_utf8(run_dir, "--run-dir")
+    for folder in (run_dir or Path("runs"), *(path.parent for path in documents if path), cache_dir()):
+        try_writing(folder)

@@ -161,11 +161,13 @@ def explain(
     from sanakit.checks.base import GATES, rule_of
 
     gates = GATES.entries()
-    found = [gates[code]] if code in gates else [e for e in gates.values() if _code_of(rule_of(e.name)) == code.upper()]
-    if not found:
+    matching = (
+        [gates[code]] if code in gates else [e for e in gates.values() if _code_of(rule_of(e.name)) == code.upper()]
+    )
+    if not matching:
         known = [*CODES, *gates]
         raise SanakitError("SK0108", f"no code or gate {code!r}{did_you_mean(code, known)}")
-    for gate in found:
+    for gate in matching:
         typer.echo(_gate_text(gate, rule_of(gate.name)))
 
 

@@ -20,6 +20,8 @@ from rich.progress import (
 )
 from rich.text import Text
 
+from sanakit.tracebacks import note_work
+
 QUIET_BELOW = 1.0  # seconds under which a finished label is not told on something that is no terminal
 JSON_EVERY = 1.0  # seconds between two lines of one label for a program
 Advance = Callable[[str, int, int], None]
@@ -51,6 +53,7 @@ def progress_display() -> Iterator[Advance]:
     with Progress(*columns, console=console, disable=not console.is_terminal) as bars:
 
         def advance(label: str, done: int, total: int) -> None:
+            note_work(label, done, total)
             if label not in tasks:
                 tasks[label], begun[label] = bars.add_task(label, total=total), time.perf_counter()
                 if not console.is_terminal:
@@ -84,6 +87,7 @@ def json_progress() -> Advance:
     told: dict[str, float] = {}
 
     def advance(label: str, done: int, total: int) -> None:
+        note_work(label, done, total)
         now = time.perf_counter()
         first = label not in begun
         begun.setdefault(label, now)
@@ -98,4 +102,5 @@ def json_progress() -> Advance:
 
 
 def _nothing(label: str, done: int, total: int) -> None:
-    """Progress that nobody asked for."""
+    """Progress that nobody asked for: noted for the message of an error alone."""
+    note_work(label, done, total)

@@ -1,6 +1,7 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,7 +9,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.dry_run import needs_options, print_needs
-from sanakit.cli.ending import exit_code_of, refuse_options, show_result
+from sanakit.cli.ending import exit_code_of, refuse_options, show_result, try_writing_all
 from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
@@ -42,7 +43,6 @@ from sanakit.cli.options import (
 )
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8
 
 DEFAULT_STAGES = "component,smoke"
 
@@ -194,10 +194,9 @@ def run(
 ) -> None:
     from sanakit.checks.policy import gate_names, load_policy
     from sanakit.distributed import STOP, barrier, is_main, rank_folder
-    from sanakit.tracebacks import kept_in
+    from sanakit.tracebacks import kept_in, memory_advice
 
-    if run_dir is not None:
-        require_utf8(run_dir, "--run-dir")
+    try_writing_all(run_dir, junit, markdown)
     gate_policy = load_policy(policy, gate_names())
     refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
 
@@ -206,22 +205,23 @@ def run(
         from sanakit.cli.view import print_data
         from sanakit.reporting import report_path, write_report
         from sanakit.swap import stages as engine
+        from sanakit.swap.memory_advice import advise
 
         placement = place(device, config)
-        known = run_dir if run_dir and (run_dir / "config.yaml").is_file() else None
-        with progress_of("none" if quiet else progress) as advance, kept_in(known):
+        known = bool(run_dir and (run_dir / "config.yaml").is_file())
+        with progress_of("none" if quiet else progress) as advance, kept_in(run_dir if known else None):
             swap = engine.prepare(config, folder, advance, gate_policy, stages, placement)
             swap.seconds_per_step = seconds_per_step
             if is_main() and not quiet:
                 print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
-            with kept_in(swap.run.path if is_main() else run_dir):  # other ranks' folders are scratch
+            traces = swap.run.path if is_main() else run_dir  # other ranks' folders are scratch
+            with kept_in(traces), swap.run.locked(is_main()), memory_advice(partial(advise, swap.config)):
                 validation = engine.run_stages(swap, stages, force=force, resume=resume)
     if not is_main():
         barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
         raise typer.Exit
-    run_path = swap.run.path
-    with kept_in(run_path):
-        report = write_report(run_path, report_path(run_path))
+    with kept_in(swap.run.path):
+        report = write_report(swap.run.path, report_path(swap.run.path))
     _write_for_ci(validation, junit, markdown)
     if as_json:
         print_json(validation)
@@ -236,10 +236,9 @@ def run(
 def _write_for_ci(validation: dict[str, Any], junit: Path | None, markdown: Path | None) -> None:
     from sanakit.reporting.ci import write_junit, write_markdown
 
-    if junit:
-        write_junit(validation, junit)
-    if markdown:
-        write_markdown(validation, markdown)
+    for write, path in ((write_junit, junit), (write_markdown, markdown)):
+        if path:
+            write(validation, path)
 
 
 @app.command()

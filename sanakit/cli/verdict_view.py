@@ -143,14 +143,16 @@ def _course(row: dict[str, Any]) -> str:
     return start + number_text(row["relative_error"], ".3f")
 
 
-def _layers(found: dict[str, Any]) -> Table:
+def _layers(reading: dict[str, Any]) -> Table:
     table = Table(title="layers of the text encoder, against the base's caption features", title_justify="left")
     for column in ("layer", "held-out error", "more than the record's own"):
         table.add_column(column, justify="left" if column == "layer" else "right")
-    ranked = sorted((r for r in found["layers"] if r["error"] is not None), key=lambda row: row["error"])
-    for row in ranked + [r for r in found["layers"] if r["error"] is None]:
-        said = [word for word, layer in (("used", found["used"]), ("better", found["best"])) if layer == row["layer"]]
-        said = said if found["best"] != found["used"] else said[:1]
+    ranked = sorted((r for r in reading["layers"] if r["error"] is not None), key=lambda row: row["error"])
+    for row in ranked + [r for r in reading["layers"] if r["error"] is None]:
+        said = [
+            word for word, layer in (("used", reading["used"]), ("better", reading["best"])) if layer == row["layer"]
+        ]
+        said = said if reading["best"] != reading["used"] else said[:1]
         name = f"{row['layer']} ({', '.join(said)})" if said else str(row["layer"])
         more = f"{row['more']:+.3f} +- {row['noise']:.3f}" if row["more"] is not None else row["note"]
         table.add_row(name, number_text(row["error"]), more)

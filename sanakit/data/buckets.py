@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from sanakit.data.images import image_size
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
+from sanakit.data.table import ImageDataset
 
 Size = tuple[int, int]  # height, width
 
@@ -28,7 +29,7 @@ def bucket_sizes(image_size: int, cell: int, max_aspect: float) -> list[Size]:
     return sorted(sizes, key=lambda size: size[1] / size[0])
 
 
-def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -> list[int]:
+def assign(aspects: Sequence[float] | np.ndarray, sizes: Sequence[Size], at_least: int = 1) -> list[int]:
     """The nearest size of every image by log of width over height; a bucket of fewer than `at_least` images is left
     out and its images go to the nearest that stays, so that no batch holds an image twice."""
     logs = np.log([width / height for height, width in sizes])
@@ -43,10 +44,12 @@ def assign(aspects: Sequence[float], sizes: Sequence[Size], at_least: int = 1) -
         order = order[order != used[counts.argmin()]]
 
 
-def aspect(data: bytes) -> float:
-    """Width over height as the image is shown, from its header alone."""
-    width, height = image_size(data)
-    return width / height
+def aspects(dataset: ImageDataset) -> np.ndarray:
+    """Width over height of every image as it is shown, from its header alone. (N,)"""
+    sizes = dataset.sizes()
+    if sizes is None:
+        sizes = np.array([image_size(data) for data in dataset.images])
+    return sizes[:, 0] / sizes[:, 1]
 
 
 class Bucketed:

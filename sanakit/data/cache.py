@@ -12,8 +12,6 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,11 @@ from torch import Tensor
 from sanakit.batching import batch_size, in_batches
 from sanakit.data import store
 from sanakit.data.buckets import Size
-from sanakit.data.images import PREPROCESSING, SIDE, row_content
-from sanakit.data.store import Rows
+from sanakit.data.decode import decode_rows, mark_failed, row_keys, sides_of
+from sanakit.data.images import PREPROCESSING, SIDE
+from sanakit.data.job import Job, open_packed
+from sanakit.data.packed import PackedRows, join, pack
+from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
@@ -34,7 +35,6 @@ from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
 PROMPT_BATCH = 128
-HALF_TOLERANCE = 0.05  # relative L2 of a spot check where the encoder computes in half precision
 RESIDENT_BYTES = 2 << 30  # what is larger stays on disk and is read by memory map
 Progress = Callable[[str, int, int], None]  # label, done, total
 
@@ -48,40 +48,6 @@ def to_images(pixels: Any) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What fills an entry: its facts, content hashes of the rows, how to compute any of them, and bytes of one."""
-
-    facts: dict[str, Any]
-    rows: Tensor
-    compute: Callable[[range], dict[str, Tensor]]
-    checked: str  # the tensor whose spot check tells
-    again: Callable[[list[int]], Tensor]
-    row_bytes: int
-    hold: Callable[[], AbstractContextManager[None]] = nullcontext  # takes the encoder to its device
-
-    def run(self, cache: Path | None = None, *, must_exist: bool = False) -> tuple[store.Entry, dict[str, Rows], bool]:
-        """The entry, its tensors, and whether it was found. A found one is spot-checked; SK0404 where it must exist
-        but does not, with the fields that differ."""
-        root = cache or cache_dir()
-        single = {key: value for key, value in self.facts.items() if key != "compute"}  # fp32 serves half precision too
-        match = store.find(root, self.facts, self.rows) or store.find(root, single, self.rows)
-        if match is None:
-            if must_exist:
-                store.refuse_other(root, self.facts)
-            with self.hold():
-                entry = store.write(root, self.facts, self.rows, self.compute, row_bytes=self.row_bytes)
-            shards, where = entry.read(), torch.arange(len(self.rows))
-        else:
-            entry, shards, where = match
-            every = Rows(shards[self.checked], torch.arange(entry.manifest["count"]))
-            tolerance = HALF_TOLERANCE if "compute" in self.facts else store.SPOT_TOLERANCE
-            with self.hold():
-                store.spot_check(entry, where, every.__getitem__, self.again, tolerance)
-        tensors = {name: Rows(parts, where) for name, parts in shards.items() if name != "rows"}
-        return entry, tensors, match is not None
-
-
 def latent_job(
     vae: VAE,
     dataset: ImageDataset,
@@ -93,29 +59,36 @@ def latent_job(
     placement: Placement | None = None,
 ) -> Job:
     """raw_latents (N, M, C, h, w) float32; M is 2 with the mirrored image second; raw_std bfloat16, where the VAE has a
-    posterior. like: a job of the same VAE, images and size, whose hashes are taken over."""
-    views = 2 if mirror else 1
-    sides = (size, size) if isinstance(size, int) else size
+    posterior; failed (N,) bool, images that cannot be read or decoded, whose latents are zero. like: a job of the same
+    VAE, images and size, whose hashes are taken over."""
     placement = placement or host()
     what, most = f"encoding with {vae.name or 'the VAE'}", 0
 
     def encode(images: Tensor) -> dict[str, Tensor]:
         seen = (images, images.flip(-1)) if mirror else (images,)
         means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
-        encoded = {"raw_latents": torch.stack(means, 1)}
-        return encoded if stds[0] is None else encoded | {"raw_std": torch.stack(stds, 1).bfloat16()}
+        tensors = {"raw_latents": torch.stack(means, 1)}
+        if stds[0] is not None:
+            tensors["raw_std"] = torch.stack(stds, 1).bfloat16()
+        return tensors
 
-    def compute(part: range) -> dict[str, Tensor]:
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
         nonlocal most
         rows: list[dict[str, Tensor]] = []
         chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(size), _decoders()):
+        for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
             images = to_images(pixels)
             most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
-            found, most = in_batches(images, most, encode, what=what)
-            rows += found
-            progress(what, chunk.stop, len(dataset))
+            encoded, most = in_batches(images, most, encode, what=what)
+            rows.append(
+                mark_failed({name: torch.cat([few[name] for few in encoded]) for name in encoded[0]}, [*failed])
+            )
+            progress(what, chunk[-1] + 1, len(dataset))
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
+
+    def again(chosen: list[int]) -> Tensor:
+        pixels, failed = decode_rows(dataset.subset(chosen), size)
+        return mark_failed(encode(to_images(pixels)), [*failed])["raw_latents"]
 
     return Job(
         facts={
@@ -130,11 +103,11 @@ def latent_job(
             **placement.compute_facts("vae"),
             "libraries": _versions(),
         },
-        rows=like.rows if like else store.row_hashes(row_content(image) for image in dataset.images),
+        rows=like.rows if like else row_keys(dataset),
         compute=compute,
         checked="raw_latents",
-        again=lambda chosen: encode(to_images(dataset.subset(chosen).pixels(size)))["raw_latents"],
-        row_bytes=6 * views * torch.Size(vae.spec.shape(*sides)).numel(),
+        again=again,
+        row_bytes=6 * (1 + mirror) * torch.Size(vae.spec.shape(*sides_of(size))).numel(),
         hold=lambda: placement.holding(vae),
     )
 
@@ -150,32 +123,33 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
 
 
 def embedding_job(
-    encoder: TextEncoder, prompts: list[str], *, progress: Progress = silent, placement: Placement | None = None
+    encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent, placement: Placement | None = None
 ) -> Job:
-    """embeds (N, L, D) float16, mask (N, L) bool, truncated (N,): a batch's count of prompts cut short, in its first
-    row."""
+    """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's
+    count of prompts cut short, in its first row."""
     placement = placement or host()
     what, most = f"encoding prompts with {encoder.name or 'the text encoder'}", 0
 
-    def encode(some: list[str]) -> dict[str, Tensor]:
+    def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)
         embeds = part.embeds.half()
         if not embeds.isfinite().all():
             raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
-        truncated = torch.zeros(len(some), dtype=torch.int64)
-        truncated[0] = part.truncated
-        return {"embeds": embeds, "mask": part.mask, "truncated": truncated}
+        return PromptEmbeds(embeds, part.mask, part.truncated)
 
-    def compute(part: range) -> dict[str, Tensor]:
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
         nonlocal most
         batches: list[dict[str, Tensor]] = []
-        most = most or batch_size(placement, PROMPT_BATCH, lambda: encode(prompts[part.start : part.start + 1]))
-        for start in range(part.start, part.stop, PROMPT_BATCH):
-            stop = min(start + PROMPT_BATCH, part.stop)
-            found, most = in_batches(prompts[start:stop], most, encode, what=what)
-            batches += found
-            progress(what, stop, len(prompts))
-        return {name: torch.cat([b[name] for b in batches]) for name in batches[0]}
+        most = most or batch_size(placement, PROMPT_BATCH, lambda: encode([prompts[part[0]]]))
+        for start in range(0, len(part), PROMPT_BATCH):
+            rows = part[start : start + PROMPT_BATCH]
+            results, most = in_batches([prompts[row] for row in rows], most, encode, what=what)
+            for embedded in results:
+                truncated = torch.zeros(len(embedded), dtype=torch.int64)
+                truncated[0] = embedded.truncated
+                batches.append(pack(embedded) | {"truncated": truncated})
+            progress(what, rows[-1] + 1, len(prompts))
+        return join(batches)
 
     return Job(
         facts={
@@ -188,8 +162,9 @@ def embedding_job(
         rows=store.row_hashes(p.encode() for p in prompts),
         compute=compute,
         checked="embeds",
-        again=lambda chosen: encode([prompts[i] for i in chosen])["embeds"],
+        again=lambda chosen: encode([prompts[i] for i in chosen]).embeds,
         row_bytes=encoder.spec.max_tokens * (2 * encoder.spec.embed_dim + 1),
+        open=open_packed,
         hold=lambda: placement.holding(encoder),
     )
 
@@ -233,21 +208,50 @@ def posteriors(
     placement: Placement | None = None,
 ) -> tuple[Tensor | Rows, Tensor | Rows | None]:
     """Raw latents as above, and the posterior's standard deviation (bfloat16), None where the VAE has no posterior."""
+    raw, std, _ = encoded(
+        vae,
+        dataset,
+        size,
+        mirror=mirror,
+        progress=progress,
+        cache=cache,
+        must_exist=must_exist,
+        placement=placement,
+    )
+    return raw, std
+
+
+def encoded(
+    vae: VAE,
+    dataset: ImageDataset,
+    size: int | Size,
+    *,
+    mirror: bool = False,
+    progress: Progress = silent,
+    cache: Path | None = None,
+    must_exist: bool = False,
+    placement: Placement | None = None,
+) -> tuple[Tensor | Rows, Tensor | Rows | None, list[int]]:
+    """As `posteriors`, and the rows whose image could not be read or decoded."""
     job = latent_job(vae, dataset, size, mirror=mirror, progress=progress, placement=placement)
-    tensors: dict[str, Rows] | None = None
+    entry: dict[str, Any] | None = None
     if not mirror:
         double = latent_job(vae, dataset, size, mirror=True, like=job, placement=placement)
         if store.find(cache or cache_dir(), double.facts, double.rows) is not None:
             both = double.run(cache)[1]
-            tensors = {name: Rows([shard[:, :1] for shard in rows.shards], rows.index) for name, rows in both.items()}
-    if tensors is None:
-        tensors = job.run(cache, must_exist=must_exist)[1]
-    return _resident(tensors["raw_latents"]), _resident(tensors["raw_std"]) if "raw_std" in tensors else None
+            entry = {
+                name: Rows([shard[:, :1] for shard in rows.shards], rows.index) if name != "failed" else rows
+                for name, rows in both.items()
+            }
+    if entry is None:
+        entry = job.run(cache, must_exist=must_exist)[1]
+    failed = entry["failed"][:].nonzero()[:, 0].tolist() if "failed" in entry else []
+    return _resident(entry["raw_latents"]), _resident(entry["raw_std"]) if "raw_std" in entry else None, failed
 
 
 def embeddings(
     encoder: TextEncoder,
-    prompts: list[str],
+    prompts: Sequence[str],
     *,
     progress: Progress = silent,
     cache: Path | None = None,
@@ -260,8 +264,10 @@ def embeddings(
     return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
 
 
-def _resident(rows: Rows) -> Tensor | Rows:
-    return rows[:] if rows.nbytes <= RESIDENT_BYTES else rows
+def _resident(rows: Any) -> Any:
+    """In memory where the whole tensor is small, padding included."""
+    nbytes = 2 * rows.shape.numel() if isinstance(rows, PackedRows) else rows.nbytes
+    return rows[:] if nbytes <= RESIDENT_BYTES else rows
 
 
 def _decoders() -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from sanakit.data.images import image_size, lost_share
-from sanakit.data.table import ImageDataset, safe_name
+from sanakit.data.images import image_size
+from sanakit.data.names import safe_name
+from sanakit.data.table import ImageDataset
 from sanakit.errors import warning_text
 
 SAMPLE = 512  # images whose size is read where a data set was not screened
@@ -24,7 +25,7 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
     the image that loses most. lines: captions that are lines of a caption file with several. reasons: of what was set
     aside.
     """
-    counts = np.array([len(captions) for captions in dataset.captions])
+    counts = dataset.caption_counts()
     shares = _shares(dataset)
     survey = dataset.survey
     return {
@@ -32,11 +33,12 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
         "images": len(dataset),
         "captions": int(counts.sum()),
         "captions_per_image": [int(counts.min()), int(counts.max())] if len(counts) else [0, 0],
-        "lines": sum(survey.lines.get(name, 0) for name in dataset.names),
+        "lines": int(dataset.indexed.numbers("lines").sum()) if dataset.indexed is not None else 0,
         "set_aside": len(dataset.ledger),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in dataset.ledger).most_common()),
         "ignored": survey.ignored.as_dict(),
         "changed": survey.changed.as_dict(),
+        "decoded": survey.decoded or len(dataset),
         "fit": dataset.fit,
         "area_share": round(float(shares.mean()), 4),
         "area_largest": round(float(shares.max()), 4),
@@ -66,7 +68,8 @@ def describe_lines(dataset: ImageDataset, *, ledger: str = "ledger.jsonl", bucke
     lines = ["; ".join(parts)]
     if survey.changed:
         told = [f"{row['count']:,} {kind} (first {row['first']})" for kind, row in facts["changed"].items()]
-        lines.append(f"  read otherwise than they are: {'; '.join(told)}")
+        of_sample = f" of {survey.decoded:,} decoded" if survey.decoded else ""
+        lines.append(f"  read otherwise than they are{of_sample}: {'; '.join(told)}")
     if survey.ignored:
         lines.append(f"  ignored: {survey.ignored.text()}")
     if facts["examples"]:
@@ -116,8 +119,8 @@ def _sizes_text(dataset: ImageDataset) -> str:
 
 def _shares(dataset: ImageDataset) -> np.ndarray:
     """The share that every image loses; of evenly spread ones where the sizes were not read. (n,)"""
-    sizes = dataset.survey.sizes
-    if len(sizes) != len(dataset):
+    sizes = dataset.sizes()
+    if sizes is None:
         chosen = np.linspace(0, len(dataset) - 1, min(SAMPLE, len(dataset))).astype(int)
-        sizes = [image_size(dataset.images[i]) for i in chosen]
-    return np.array([lost_share(*size) for size in sizes]) if sizes else np.zeros(1)
+        sizes = np.array([image_size(dataset.images[i]) for i in chosen])
+    return 1 - sizes.min(1) / sizes.max(1) if len(sizes) else np.zeros(1)

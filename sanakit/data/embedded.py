@@ -64,9 +64,9 @@ def embedded() -> ImageDataset:
     first, second = openmoji(), openclipart()
     return ImageDataset(
         source="embedded",
-        names=first.names + second.names,
-        captions=first.captions + second.captions,
-        images=first.images + second.images,
+        names=[*first.names, *second.names],
+        captions=[*first.captions, *second.captions],
+        images=[*first.images, *second.images],
         fit="pad",
         caption_kinds=CAPTION_KINDS,
     )

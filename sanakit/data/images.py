@@ -35,6 +35,7 @@ TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+PNG_EXIF = (b"eXIf", b"Raw profile type", b"com.adobe.xmp")  # where a PNG may state its orientation
 SWAPPED = (5, 6, 7, 8)  # orientations that exchange width and height
 HEAD = 512  # bytes that `found_format` reads
 SIGNATURES = (
@@ -92,13 +93,7 @@ def open_image(data: bytes, least: int) -> Opened:
 
     Raises ValueError that names the format found, or what Pillow raises for a damaged file.
     """
-    try:
-        file = Image.open(io.BytesIO(data), formats=DECODERS)
-    except UnidentifiedImageError as error:
-        raise ValueError(f"no image that can be read: found {found_format(data)}") from error
-    with file:
-        if file.width * file.height > MAX_PIXELS:
-            raise ValueError(f"too large: {file.width} x {file.height} pixels, cap {MAX_PIXELS}")
+    with _open(data) as file:
         width, height = shown_size(file)
         animated = file.format != "MPO" and getattr(file, "is_animated", False)
         file.draft(None, (least, least))
@@ -114,6 +109,24 @@ def open_image(data: bytes, least: int) -> Opened:
     return Opened(image=image, width=width, height=height, remarks=(*remarks, *([remark] if remark else [])))
 
 
+def header_size(data: bytes) -> tuple[int, int]:
+    """Width and height as the image is shown. Raises as `open_image` for what its header already refuses."""
+    with _open(data) as file:
+        if file.format == "PNG" and not any(mark in data for mark in PNG_EXIF):
+            return file.width, file.height  # Pillow decodes a PNG to find EXIF behind the pixels
+        return shown_size(file)
+
+
+def _open(data: bytes) -> Image.Image:
+    try:
+        file = Image.open(io.BytesIO(data), formats=DECODERS)
+    except UnidentifiedImageError as error:
+        raise ValueError(f"no image that can be read: found {found_format(data)}") from error
+    if file.width * file.height > MAX_PIXELS:
+        raise ValueError(f"too large: {file.width} x {file.height} pixels, cap {MAX_PIXELS}")
+    return file
+
+
 def image_size(data: bytes) -> tuple[int, int]:
     """Width and height in pixels as the image is shown, from its header alone."""
     with Image.open(io.BytesIO(data), formats=DECODERS) as file:
@@ -124,11 +137,6 @@ def shown_size(file: Image.Image) -> tuple[int, int]:
     """Width and height of an opened image after its EXIF rotation; Pillow turns a TIFF by itself."""
     turned = file.format != "TIFF" and file.getexif().get(ORIENTATION, 1) in SWAPPED
     return (file.height, file.width) if turned else (file.width, file.height)
-
-
-def lost_share(width: int, height: int) -> float:
-    """The share of the image that a square crop cuts off; the same share of the square is padding when it is padded."""
-    return 1 - min(width, height) / max(width, height)
 
 
 def row_content(data: bytes) -> bytes:

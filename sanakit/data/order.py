@@ -1,14 +1,19 @@
 """Which images a step sees: a function of (seed, step) alone, so nothing has to be kept to resume mid-epoch.
 
-Every epoch is one permutation, cut into consecutive batches across epoch borders. With aspect-ratio buckets each bucket
+Every epoch is one permutation (of a very large data set one of blocks and one within each), cut into consecutive
+batches across epoch borders. With aspect-ratio buckets each bucket
 has such a stream of its own; a fixed round of batches serves every bucket in proportion to its images.
 """
 
 import functools
+import hashlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+WHOLE = 1_000_000  # images up to which an epoch is one permutation
+BLOCK = 65_536
 
 
 def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
@@ -17,10 +22,30 @@ def batch_indices(total: int, batch_size: int, step: int, seed: int) -> Tensor:
     parts, needed = [], batch_size
     while needed:
         epoch, offset = divmod(start, total)
-        parts.append(epoch_order(total, seed * 7_919 + epoch)[offset : offset + needed])
+        parts.append(epoch_slice(total, seed * 7_919 + epoch, offset, needed))
         start += len(parts[-1])
         needed -= len(parts[-1])
     return torch.cat(parts)
+
+
+def epoch_slice(total: int, seed: int, offset: int, needed: int) -> Tensor:
+    """At most `needed` images of an epoch's order, from `offset` on. Of more than WHOLE images the order is one of
+    blocks, and one within each block, so that nothing of the size of the data set is made."""
+    if total <= WHOLE:
+        return epoch_order(total, seed)[offset : offset + needed]
+    blocks = epoch_order(-(-total // BLOCK), seed)
+    sizes = torch.where(blocks == blocks.max(), total - int(blocks.max()) * BLOCK, BLOCK)
+    ends = sizes.cumsum(0)
+    place = int(torch.searchsorted(ends, offset, right=True))
+    block = int(blocks[place])
+    within = offset - int(ends[place] - sizes[place])
+    order = epoch_order(int(sizes[place]), hash_seed(seed, block))
+    return block * BLOCK + order[within : within + needed]
+
+
+def hash_seed(seed: int, block: int) -> int:
+    """A seed of its own for each block of each epoch; a CPU generator reads 32 bits."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {block}".encode()).digest()[:4])
 
 
 def bucket_batch_indices(members: Sequence[Tensor], batch_size: int, step: int, seed: int) -> Tensor:

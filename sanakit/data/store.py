@@ -14,6 +14,8 @@ import os
 import shlex
 import uuid
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +25,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit import inventory
+from sanakit.data.rows import Rows as Rows
 from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
+from sanakit.files import write_aside
 from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
 
 SHARD_BYTES = 256 << 20
-HASHED_BYTES = 1 << 30  # an entry up to this size is hashed whenever it is opened; `sanakit cache verify` hashes any
+HASHED_BYTES = 1 << 30  # an entry up to this size is hashed when it was changed; `sanakit cache verify` hashes any
 SPOT_CHECKS = 4
 DAMAGED = "The cache entry is damaged."
 SPOT_TOLERANCE = 0.01  # relative L2; other kernels of the same model stay below it, another model does not
@@ -41,48 +45,18 @@ def row_hashes(items: Iterable[bytes]) -> Tensor:
     return torch.tensor(digests, dtype=torch.int64)
 
 
-class Rows:
-    """A tensor (N, ...) over memory-mapped shards: `rows[indices]`, `rows[indices, view]`, `rows[:n, 0]` read and
-    finish just those rows."""
-
-    def __init__(self, shards: list[Tensor], index: Tensor, finish: Callable[[Tensor], Tensor] = lambda x: x) -> None:
-        self.shards, self.index, self.finish = shards, index, finish
-        self.ends = torch.tensor([len(s) for s in shards]).cumsum(0)
-        self.shape = torch.Size((len(index), *shards[0].shape[1:]))
-
-    def __len__(self) -> int:
-        return len(self.index)
-
-    def __getitem__(self, key: Any) -> Tensor:
-        first, rest = (key[0], key[1:]) if isinstance(key, tuple) else (key, ())
-        where = self.index[first]
-        flat = where.reshape(-1)
-        shard = torch.bucketize(flat, self.ends, right=True)
-        out = torch.empty((len(flat), *self.shape[1:]), dtype=self.shards[0].dtype)
-        for number in shard.unique().tolist():
-            mine = (shard == number).nonzero()[:, 0]
-            start = int(self.ends[number]) - len(self.shards[number])
-            out[mine] = self.shards[number][flat[mine] - start]
-        if rest:
-            positions = torch.arange(len(flat)) if any(isinstance(r, Tensor) for r in rest) else slice(None)
-            out = out[(positions, *rest)]
-        return self.finish(out).reshape(where.shape + out.shape[1:])
-
-    @property
-    def nbytes(self) -> int:
-        return self.shape.numel() * self.shards[0].element_size()
-
-
 class Entry(inventory.Entry):
     """An entry whose tensors can be read."""
 
     def read(self) -> dict[str, list[Tensor]]:
         """Memory-mapped tensors by name, one a shard. Raises SK0404 for damage, named by shard."""
-        wrong = self.damage(hashes=self.nbytes <= HASHED_BYTES)
+        wrong = self.damage(hashes=self.nbytes <= HASHED_BYTES, anew=False)
         if wrong:
             raise SanakitError("SK0404", wrong[0], cause=DAMAGED, fix=cure(self.folder.parent))
         try:
             shards = [load_file(self.folder / shard["name"]) for shard in self.manifest["shards"]]
+            if "raw_latents" in shards[0]:  # entries of earlier versions: every image could be decoded
+                shards = [{"failed": torch.zeros(len(s["rows"]), dtype=torch.bool)} | s for s in shards]
             return {name: [shard[name] for shard in shards] for name in shards[0]}
         except (SafetensorError, KeyError) as error:  # what is too large to be hashed whenever it is opened
             message = f"{self.folder} cannot be read: {type(error).__name__}: {error}"
@@ -119,6 +93,47 @@ def find(root: Path, facts: dict[str, Any], rows: Tensor) -> tuple[Entry, dict[s
     if damage is not None:
         raise damage
     return None
+
+
+@dataclass(frozen=True)
+class Union:
+    """Rows that several entries hold together. where: (N,) the place of each in the joined shards, -1 where none has
+    it."""
+
+    entries: list[Entry]
+    shards: dict[str, list[Tensor]]
+    where: Tensor
+
+
+def find_some(root: Path, facts: dict[str, Any], rows: Tensor) -> Union | None:
+    """Entries of these facts that hold some of the rows, the fullest first; None where none does. Damaged ones, and
+    those of other tensors than the first, are passed over."""
+    holdings = []
+    for entry in entries(root, facts["kind"]):
+        if stated(entry.facts) != stated(facts) or not entry.manifest["count"]:
+            continue
+        with suppress(SanakitError):
+            shards = entry.read()
+            ordered, order = torch.cat(shards["rows"]).sort(stable=True)
+            place = torch.searchsorted(ordered, rows).clamp(max=len(ordered) - 1)
+            place = torch.where(ordered[place] == rows, order[place], -1)
+            if (place >= 0).any():
+                holdings.append((entry, shards, place))
+    holdings.sort(key=lambda held: -int((held[2] >= 0).sum()))
+    union: Union | None = None
+    start = 0
+    for entry, shards, place in holdings:
+        if union is None:
+            union = Union([], {name: [] for name in shards}, torch.full_like(rows, -1))
+        new = (place >= 0) & (union.where < 0)
+        if shards.keys() != union.shards.keys() or not new.any():
+            continue
+        union.entries.append(entry)
+        union.where[new] = place[new] + start
+        for name, parts in shards.items():
+            union.shards[name] += parts
+        start += int(entry.manifest["count"])
+    return union
 
 
 def stated(facts: dict[str, Any]) -> dict[str, Any]:
@@ -168,6 +183,22 @@ def write(
 
     compute: tensors of a range of rows, first dimension the rows. Raises SK0903 when the disk is full.
     """
+    entry, _ = write_share(root, facts, rows, compute, row_bytes=row_bytes)
+    assert entry is not None
+    return entry
+
+
+def write_share(
+    root: Path,
+    facts: dict[str, Any],
+    rows: Tensor,
+    compute: Callable[[range], dict[str, Tensor]],
+    *,
+    row_bytes: int,
+    share: tuple[int, int] | None = None,
+) -> tuple[Entry | None, int]:
+    """As `write`, or with share (i, n) every n-th shard from the i-th on (0 is the first): one job of an array. The
+    entry, None as long as other jobs have shards to write, and how many those are."""
     content = hashlib.sha256(rows.numpy().tobytes()).hexdigest()
     folder = root / f"{facts['kind']}-{entry_key(facts, content)}"
     per_shard = max(1, SHARD_BYTES // max(1, row_bytes))
@@ -176,11 +207,16 @@ def write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with at_work(folder):
-            for number in range(rank(), len(parts), world_size()):
-                path, shard_rows = folder / names[number], rows[parts[number].start : parts[number].stop]
-                if not _holds(path, shard_rows, facts):
-                    _place(compute(parts[number]) | {"rows": shard_rows}, path, facts)
+            first, step = share or (rank(), world_size())
+            for number in range(first, len(parts), step):
+                path, indices = folder / names[number], rows[parts[number].start : parts[number].stop]
+                if not _holds(path, indices, facts):
+                    _place(compute(parts[number]) | {"rows": indices}, path, facts)
             barrier()
+        if share is not None:
+            held = [_holds(folder / n, rows[p.start : p.stop], facts) for n, p in zip(names, parts, strict=True)]
+            if not all(held):
+                return None, held.count(False)
         manifest = {
             "facts": facts,
             "rows": content,
@@ -196,7 +232,7 @@ def write(
         barrier()
     except OSError as error:
         raise SanakitError("SK0903", f"cannot write {folder}: {error}") from error
-    return Entry(folder, manifest)
+    return Entry(folder, manifest), 0
 
 
 def spot_check(
@@ -214,11 +250,9 @@ def spot_check(
     if not error[worst] <= tolerance:
         now, then = environment(), entry.manifest["environment"]
         changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-        raise SanakitError(
-            "SK0404",
-            f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
-            f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}",
-        )
+        told = f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
+        told += f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}"
+        raise SanakitError("SK0404", told)
 
 
 @functools.cache
@@ -232,12 +266,6 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str
         save_file({k: v.contiguous() for k, v in tensors.items()}, path, metadata=metadata)
     except SafetensorError as error:
         raise OSError(errno.EIO, f"{path.name}: {error}") from error
-
-
-def write_aside(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
 
 
 def _place(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sanakit.errors import SanakitError
-from sanakit.files import cache_dir
+from sanakit.files import cache_dir, write_aside
 
 HIDDEN_FILES, HIDDEN_FOLDERS = "hidden files", "hidden folders"
 TOLD = 6  # kinds that a line names
@@ -21,12 +21,25 @@ class Tally:
     def __init__(self) -> None:
         self.kinds: dict[str, tuple[int, str]] = {}
 
+    @classmethod
+    def of(cls, kinds: dict[str, Any]) -> "Tally":
+        """A tally from {kind: (count, first name)}."""
+        tally = cls()
+        tally.kinds = {kind: (int(count), str(first)) for kind, (count, first) in kinds.items()}
+        return tally
+
     def __bool__(self) -> bool:
         return bool(self.kinds)
 
     def add(self, kind: str, name: str) -> None:
         count, first = self.kinds.get(kind, (0, name))
         self.kinds[kind] = count + 1, first
+
+    def update(self, other: "Tally") -> None:
+        """Add what another one counted; the first names stay."""
+        for kind, (count, first) in other.kinds.items():
+            before, name = self.kinds.get(kind, (0, first))
+            self.kinds[kind] = before + count, name
 
     def text(self) -> str:
         """`3 hidden files, metadata.jsonl, 4 .tar`: the commonest kinds, single files by name."""
@@ -45,12 +58,12 @@ class Tally:
 @dataclass(kw_only=True)
 class Survey:
     """ignored: files that are no images and no captions, by kind. changed: images that were not read as they are, by
-    what was done. lines: captions of every image whose caption file holds several, by name. sizes: (width, height) of
-    every image as it is shown, where they were screened."""
+    what was done; of `decoded` images where that is not 0: a sample. sizes: (width, height) of every image as it is
+    shown, where a data set without an index was screened."""
 
     ignored: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
-    lines: dict[str, int] = field(default_factory=dict)
+    decoded: int = 0
     sizes: list[tuple[int, int]] = field(default_factory=list)
 
     def ignore(self, name: str) -> None:
@@ -72,16 +85,17 @@ def reason_of(error: Exception) -> str:
     return str(error) if type(error) is ValueError else f"{type(error).__name__}: {error}"
 
 
+def slug_of(source: str) -> str:
+    """A data set's name as a file name."""
+    slug = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[-40:].strip("-")
+    return f"{slug}-{hashlib.sha256(source.encode(errors='replace')).hexdigest()[:8]}"
+
+
 def write_ledger(ledger: list[dict[str, str]], source: str, path: Path | None = None) -> Path:
     """Write what was set aside, a JSON object a line; without a path into the cache's folder `ledgers`. Raises
     SK0903."""
-    from sanakit.data.store import write_aside
-
     if path is None:
-        slug = re.sub(r"[^a-z0-9]+", "-", source.lower()).strip("-")[-40:].strip("-")
-        path = (
-            cache_dir() / "ledgers" / f"{slug}-{hashlib.sha256(source.encode(errors='replace')).hexdigest()[:8]}.jsonl"
-        )
+        path = cache_dir() / "ledgers" / f"{slug_of(source)}.jsonl"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_aside(path, "".join(json.dumps(row) + "\n" for row in ledger))

@@ -4,21 +4,22 @@ Every data set is a table of three columns: `name` (identity), `captions` (list 
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from sanakit.data.images import decode
+from sanakit.data.indexed import Column, Images, Indexed, Texts
+from sanakit.data.names import evaluation_order, is_held_out
 from sanakit.data.survey import Survey
 from sanakit.registry import Registry
 
 DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 
-HELD_OUT_SHARE = 0.1
-ORDER_SEED = 0  # of `evaluation_order`; another value moves every evaluation image
 EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: results of another choice do not fit
 
 
@@ -26,21 +27,35 @@ EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: res
 class ImageDataset:
     """Encoded images with captions.
 
-    source: the name it was asked for by. names/captions/images: equally long. ledger: what was set aside. scores: of
-    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop`
-    or `pad`. survey: what reading the whole data set found beside the images. caption_kinds: what an image's first,
-    second ... caption is, where the data set says so.
+    source: the name it was asked for by. names/captions/images: equally long; read from files when they are asked for
+    where the data set has an index. ledger: what was set aside. scores: of every caption of every image, where the
+    data has them. fit: how a square is made of an image that is none, `crop` or `pad`. survey: what reading the whole
+    data set found beside the images. indexed: the rows of its index (data/index.py), None for images in memory.
+    caption_kinds: what an image's first, second ... caption is, where the data set says so.
     """
 
     source: str
-    names: list[str]
-    captions: list[list[str]]
-    images: list[bytes]
+    names: Sequence[str]
+    captions: Sequence[list[str]]
+    images: Sequence[bytes]
     ledger: list[dict[str, str]] = field(default_factory=list)
-    scores: list[list[float]] = field(default_factory=list)
+    scores: Sequence[list[float]] = field(default_factory=list)
     fit: str = "crop"
     survey: Survey = field(default_factory=Survey)
+    indexed: Indexed | None = None
     caption_kinds: tuple[str, ...] = ()
+
+    @classmethod
+    def of_index(cls, indexed: Indexed, *, scored: bool, **options: Any) -> "ImageDataset":
+        """The rows of an index. scored: whether every caption has a score. options: the other fields."""
+        return cls(
+            names=Column(indexed, "name"),
+            captions=Column(indexed, "captions"),
+            images=Images(indexed),
+            scores=Column(indexed, "scores") if scored else [],
+            indexed=indexed,
+            **options,
+        )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -48,41 +63,46 @@ class ImageDataset:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over names, captions, image bytes and the fit, in order."""
+        if self.indexed is None:
+            return self._fingerprint(hashlib.sha256(image).digest() for image in self.images)
+        hashes = Column(self.indexed, "sha256")
+        return str(self.indexed.recall(f"fingerprint {self.fit}", lambda: self._fingerprint(hashes)))
+
+    def _fingerprint(self, hashes: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
-        for name, captions, image in zip(self.names, self.captions, self.images, strict=True):
+        for name, captions, image in zip(self.names, self.captions, hashes, strict=True):
             digest.update("\0".join([name, *captions]).encode())
-            digest.update(hashlib.sha256(image).digest())
+            digest.update(image)
         if self.scores:
-            digest.update(repr(self.scores).encode())
+            digest.update(repr(list(self.scores)).encode())
         if self.fit != "pad":  # all were padded before this could be chosen
             digest.update(self.fit.encode())
         return digest.hexdigest()
 
-    def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
-        """One image more; captions without words go, with their scores. Scores that do not count as many set it
-        aside."""
-        name = safe_name(name)
-        if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
-            self.ledger.append({"name": name, "reason": f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"})
-            return
-        kept = [number for number, caption in enumerate(captions) if caption.strip()]
-        numbers = [float(score) for score in scores or []]
-        if numbers and len(numbers) != len(captions):
-            self.ledger.append({"name": name, "reason": f"{len(numbers)} scores of {len(captions)} captions"})
-            return
-        if self.names and bool(numbers) != bool(self.scores):
-            self.ledger.append({"name": name, "reason": "has no scores, others have" if self.scores else "has scores"})
-            return
-        self.names.append(name)
-        self.captions.append([captions[number].strip() for number in kept])
-        self.images.append(image)
-        if numbers:
-            self.scores.append([numbers[number] for number in kept])
+    def caption_counts(self) -> np.ndarray:
+        """Captions of every image. (n,)"""
+        if self.indexed is not None:
+            return self.indexed.caption_counts()
+        return np.array([len(captions) for captions in self.captions], dtype=np.int64)
 
-    def set_aside(self, name: str, reason: str) -> None:
-        self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
+    def texts(self) -> Sequence[str]:
+        """Every caption of every image, one after the other."""
+        if self.indexed is not None:
+            return Texts(self.indexed)
+        return [caption for captions in self.captions for caption in captions]
 
-    def subset(self, indices: list[int] | np.ndarray) -> "ImageDataset":
+    def sizes(self) -> np.ndarray | None:
+        """(n, 2) width and height of every image as it is shown; None where they were not read."""
+        if self.indexed is not None:
+            return np.stack([self.indexed.numbers("width"), self.indexed.numbers("height")], 1)
+        known = self.survey.sizes
+        return np.array(known).reshape(-1, 2) if len(known) == len(self) else None
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
+        if self.indexed is not None:
+            kept: dict[str, Any] = {"source": self.source, "ledger": self.ledger, "survey": self.survey}
+            kept |= {"fit": self.fit, "caption_kinds": self.caption_kinds}
+            return ImageDataset.of_index(self.indexed.take(indices), scored=bool(self.scores), **kept)
         return ImageDataset(
             source=self.source,
             names=[self.names[i] for i in indices],
@@ -95,11 +115,13 @@ class ImageDataset:
             caption_kinds=self.caption_kinds,
         )
 
-    def evaluation_captions(self) -> list[str]:
+    def evaluation_captions(self, places: Iterable[int] | None = None) -> list[str]:
         """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,
         so that any first K images of the embedded world are evaluated half with plain titles, half with enriched
-        captions."""
-        return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
+        captions. places: of some images, by default of all."""
+        if places is None:
+            return [captions[place % len(captions)] for place, captions in enumerate(self.captions)]
+        return [(choices := self.captions[place])[place % len(choices)] for place in places]
 
     def split(self, held_out: bool) -> "ImageDataset":
         """The training or the held-out split, in `evaluation_order`: its first K images are a random sample.
@@ -107,35 +129,30 @@ class ImageDataset:
         An image's split and place depend on its name alone. They do not move when the order of the files changes, and
         images that are added or removed do not change the order of the others.
         """
+        if self.indexed is not None:
+            return self.subset(self._split_of_index(self.indexed, held_out))
         rows = [i for i, name in enumerate(self.names) if is_held_out(name) == held_out]
         return self.subset(sorted(rows, key=lambda i: evaluation_order(self.names[i])))
 
+    def _split_of_index(self, indexed: Indexed, held_out: bool) -> np.ndarray:
+        """The same by the columns of the index; names are read only where the first 8 bytes of two keys are equal."""
+        order = indexed.numbers("order")
+        rows = np.flatnonzero(indexed.numbers("held_out") == held_out)
+        rows = rows[np.argsort(order[rows], kind="stable")]
+        sorted_order = order[rows]
+        for first in np.flatnonzero(sorted_order[1:] == sorted_order[:-1]).tolist():
+            run = slice(first, first + 2)  # two in a row; three keys of equal 8 bytes do not occur
+            rows[run] = sorted(rows[run].tolist(), key=lambda i: evaluation_order(self.names[i]))
+        return rows
+
     def pixels(self, size: int | tuple[int, int]) -> np.ndarray:
-        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Call `screen` first for images
-        of unknown origin."""
+        """(N, size, size, 3) uint8 by `fit`; (N, height, width, 3) cropped for a pair. Raises ValueError or what Pillow
+        raises for an image that cannot be decoded."""
         height, width = (size, size) if isinstance(size, int) else size
         out = np.empty((len(self), height, width, 3), np.uint8)
         for i, data in enumerate(self.images):
             out[i] = decode(data, size, self.fit)
         return out
-
-
-def safe_name(name: str) -> str:
-    """A name that UTF-8 can hold: lone surrogates, which stand for the bytes of file names in other encodings, are
-    escaped."""
-    return name.encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def is_held_out(name: str) -> bool:
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8]) < HELD_OUT_SHARE * 2**64
-
-
-def evaluation_order(name: str) -> bytes:
-    """Sort key of an image within its split: a hash of its name and ORDER_SEED, independent of `is_held_out`.
-
-    Data sets lie on disk sorted by class or source. Whatever evaluates the first K images of a split needs this order.
-    """
-    return hashlib.sha256(f"{ORDER_SEED}\0{name}".encode()).digest()
 
 
 def read_parquet(path: Path, source: str, fit: str = "crop") -> ImageDataset:

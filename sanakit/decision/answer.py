@@ -5,7 +5,7 @@ from typing import Any
 
 from sanakit.decision.comparison import compare, open_losses, sort_changes
 from sanakit.decision.cost import cost_of, recommended
-from sanakit.decision.risk import extrapolated, open_gates, risk_of
+from sanakit.decision.risk import extrapolated, open_gates, risk_of, why_not_told
 
 Row = Mapping[str, Any]
 SWAP, WITH_LOSS, NOT_YET, DO_NOT = "swap", "swap-with-loss", "not-yet", "do-not"
@@ -86,9 +86,9 @@ def _answer(
 
 
 def _failure(gate: Row) -> str:
-    own = gate["gate"].startswith(OWN_STAGES)
+    checks_wiring = gate["gate"].startswith(OWN_STAGES)
     what = f"{gate['gate']} ({gate.get('code', '')}) failed"
-    if own and not gate["gate"].startswith(WORTH):
+    if checks_wiring and not gate["gate"].startswith(WORTH):
         return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth."
     return f"{what}."
 
@@ -132,11 +132,7 @@ def _forecast(strategy: Row) -> str:
         return f"The base's quality is not in sight: {name} was nearest."
     arrived = best["predicted_steps"] <= ((best.get("steps") or [0])[-1])
     if not strategy.get("conclusive", True):
-        sure = strategy.get("probability")
-        why = f"the forecast of {name} has no late end"
-        if isinstance(sure, float):
-            why = f"{name} is the right strategy with probability {sure:.2f}"
-        return f"The race could not tell: {why}."
+        return f"The race could not tell: {why_not_told(strategy)}."
     if best.get("predicted_steps_high") is None and not arrived and "predicted_steps_high" in best:
         return f"The forecast of {name} has no late end."
     if extrapolated(strategy) and not arrived:

@@ -59,15 +59,15 @@ def compare(rows: Sequence[Row], gates: Sequence[Row], tolerance: float | None) 
     that counts as the base's quality, such as 1.05; None where no race was run."""
     named = {row["metric"]: row for row in rows}
     results = {gate["gate"]: gate for gate in gates}
-    found = []
+    compared = []
     for key, measure in MEASURES.items():
         if key in RATIOS:
             one = _of_ratio(key, measure, results.get(measure.metric))
         else:
             one = _of_row(key, measure, named.get(measure.metric))
         if one:
-            found.append(one)
-    return found
+            compared.append(one)
+    return compared
 
 
 def _of_row(key: str, measure: Measure, row: Row | None) -> Compared | None:

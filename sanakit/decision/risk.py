@@ -37,11 +37,18 @@ def risk_of(gates: Sequence[Row], strategy: Row, *, trained: bool) -> dict[str, 
 
 def _open(gates: Sequence[Row], strategy: Row, *, trained: bool) -> list[dict[str, str]]:
     """Undecided gates, and the race where it could not tell."""
-    found = [{"gate": g["gate"], "code": g.get("code", ""), "hint": g.get("hint") or ""} for g in open_gates(gates)]
+    questions = [{"gate": g["gate"], "code": g.get("code", ""), "hint": g.get("hint") or ""} for g in open_gates(gates)]
     if not trained and not strategy.get("conclusive", True):
-        hint = f"the forecast of {strategy.get('recommended')} has no late end"
-        found.append({"gate": "race", "code": "", "hint": hint})
-    return found
+        questions.append({"gate": "race", "code": "", "hint": why_not_told(strategy)})
+    return questions
+
+
+def why_not_told(strategy: Row) -> str:
+    """Of a race that could not tell."""
+    name, sure = strategy.get("recommended"), strategy.get(PROBABILITY)
+    if isinstance(sure, float):
+        return f"{name} is the right strategy with probability {sure:.2f}"
+    return f"the forecast of {name} has no late end"
 
 
 def probabilities(strategy: Row) -> dict[str, float]:

@@ -5,6 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from sanakit.data.packed import PackedRows
 from sanakit.drift.sample import EMBEDDINGS, LATENTS, Part, Sample, collect
 from sanakit.drift.snapshot import open_tensors, read_snapshot
 from sanakit.errors import SanakitError
@@ -57,6 +60,11 @@ def _parts(handle: Any, path: Path) -> Iterator[tuple[str, Part, str]]:
         if name in keys:
             yield "latents", Part(handle, name, None), normalisation
             break
+    if {"tokens", "mask", "starts"} <= keys:  # a shard of the store, without padding
+        shards = {name: [handle.get_tensor(name)] for name in ("tokens", "mask", "starts")}
+        packed = PackedRows(shards, torch.arange(len(shards["mask"][0])))
+        yield "embeddings", Part({"embeds": packed, "mask": shards["mask"][0]}, "embeds", "mask"), "none"
+        return
     for name, mask in EMBEDDINGS.items():
         if name in keys:
             if mask not in keys:

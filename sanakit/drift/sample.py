@@ -83,7 +83,7 @@ class Part:
     @property
     def shape(self) -> tuple[int, ...]:
         tensor = self.view(self.name)
-        return tuple(tensor.shape if isinstance(tensor, Tensor) else tensor.get_shape())
+        return tuple(tensor.shape if hasattr(tensor, "shape") else tensor.get_shape())
 
     def chunks(self) -> Iterator[tuple[Tensor, Tensor | None]]:
         """One view of a image: its mirror image is no further sample."""

@@ -20,7 +20,7 @@ from sanakit.data.images import SIDE
 from sanakit.errors import SanakitError
 
 LABEL_BYTES = 80
-KIND_TENSORS = {"latents": ("latents", "raw_latents"), "embeddings": ("embeddings", "embeds")}
+KIND_TENSORS = {"latents": ("latents", "raw_latents"), "embeddings": ("embeddings", "embeds", "mask")}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
     python -m sanakit.kernels.check [--json] [--family]
 
---family: only what the published models run (bf16, heads of 32, 32 latent channels).
+--family: only what the published models run (bf16, heads of 32).
 Registers, spilled bytes and shared memory come from the cubin; tensor-core instructions are counted in the PTX.
 """
 
@@ -21,7 +21,6 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource, CompiledKernel
 from triton.runtime import JITFunction
 
-from sanakit.kernels.channel_sums import triton as channel_sums
 from sanakit.kernels.glumbconv import triton as glumbconv
 from sanakit.kernels.linear_attention import triton as attention
 
@@ -31,7 +30,7 @@ TARGETS = {
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
 HALF, SINGLE = "bf16", "fp32"
-FAMILY = ("head 32", " 32 channels", "forward", "backward", "input_grad")
+FAMILY = ("head 32", "forward", "backward", "input_grad")
 
 
 def specialisations() -> Iterator[tuple[str, JITFunction, str, dict[str, Any]]]:
@@ -42,9 +41,6 @@ def specialisations() -> Iterator[tuple[str, JITFunction, str, dict[str, Any]]]:
             for name in ("state", "output", "query_grad", "key_value_grad"):
                 kernel = getattr(attention, f"{name}_kernel")
                 yield f"linear_attention.{name} head {dim}", kernel, dtype, shared
-        for channels in (4, 32, 128, 512):
-            shared = channel_sums.constants(channels, dtype == HALF)
-            yield f"moments {channels} channels", channel_sums.channel_sums_kernel, dtype, shared
         for backward in (False, True):
             label = "backward" if backward else "forward"
             shared = {"BACKWARD": backward, **glumbconv.TILE}
@@ -52,8 +48,8 @@ def specialisations() -> Iterator[tuple[str, JITFunction, str, dict[str, Any]]]:
         yield "glumbconv.input_grad", glumbconv.input_grad_kernel, dtype, glumbconv.TILE
 
 
-FLOAT32 = {"STATE", "DSTATE", "TOTAL", "PRODUCTS", "DWEIGHT"}
-UNIT_STRIDES = {"u_c", "d_c", "g_c", "o_c", "s_w"}  # channels-last convolutions, contiguous latents
+FLOAT32 = {"STATE", "DSTATE", "DWEIGHT"}
+UNIT_STRIDES = {"u_c", "d_c", "g_c", "o_c", "s_w"}  # channels-last convolutions
 
 
 def compile_kernel(kernel: JITFunction, dtype: str, shared: dict[str, Any], target: GPUTarget) -> CompiledKernel:

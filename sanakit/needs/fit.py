@@ -61,10 +61,10 @@ def assumed_from(config: Config, placement: Placement, memory: int | None) -> As
     """The machine's own accelerator where it has one and `memory` does not name another; with `memory` and none, a
     device that computes in bf16; the CPU otherwise."""
     dtypes = (("vae", config.vae.dtype), ("text_encoder", config.text_encoder.dtype))
-    found = placement.memory()
+    present = placement.memory()
     half = placement.train_precision("auto") == "bf16" if placement.accelerated else memory is not None
     return Assumed(
-        memory=memory if memory is not None else found[1] if found else None,
+        memory=memory if memory is not None else present[1] if present else None,
         half=half,
         fused_attention=placement.device.type in FUSED,
         dtypes=dtypes,

@@ -114,8 +114,8 @@ class BaseOutline:
 def outline_base(name: str) -> BaseOutline:
     """Raises what `load_base` raises, SK0106 for a folder without config.json of its core, SK0902."""
     if name.startswith("hub:"):
-        if found := published_base(name):
-            return BaseOutline(name=name, adapters=(), embedded=False, recorded=True, **found)
+        if published := published_base(name):
+            return BaseOutline(name=name, adapters=(), embedded=False, recorded=True, **published)
         folder = download_configs(name.removeprefix("hub:"))
         base = load_base(f"path:{folder}")
     else:

@@ -130,8 +130,8 @@ def _arms(outlines: Outlines) -> list[type[Strategy]]:
         names.append(with_adapter(config, "finetune"))
     known = [name for name in names if config.kind in strategy_named(name).kinds]
     resting = resting_controls(config, known)
-    found = [strategy_named(name) for name in known if name not in resting]
-    return [configured(config, strategy) for strategy in found if strategy.scales]
+    racing = [strategy_named(name) for name in known if name not in resting]
+    return [configured(config, strategy) for strategy in racing if strategy.scales]
 
 
 def _component(outlines: Outlines) -> list[Phase]:
@@ -191,34 +191,34 @@ def _alignment(outlines: Outlines) -> list[Phase]:
     """Both cores as they were loaded: closed forms are solved in fp32."""
     base, _ = fake_core(outlines.base.core, adapters=outlines.base.adapters)
     core, mode = outlines.core()
-    own, flops = outlines.forward(core, mode, ALIGN_CHUNK, "fp32")
+    activations, flops = outlines.forward(core, mode, ALIGN_CHUNK, "fp32")
     weights = {"base": core_bytes(base), "core": core_bytes(core)}
     return [
         Phase(
             stage="smoke",
             name="align in closed form",
-            device=weights | {"activations": own},
+            device=weights | {"activations": activations},
             at_once=ALIGN_CHUNK,
             flops=HEAD_DRAWS // ALIGN_CHUNK * flops,
         )
     ]
 
 
-def _race(outlines: Outlines, arm: type[Strategy], found: Estimate) -> Phase:
+def _race(outlines: Outlines, arm: type[Strategy], estimate: Estimate) -> Phase:
     config, race = outlines.config, rungs_in(outlines.config)
     rates = search_of(config, arm, embedded=outlines.base.embedded).rates
     steps = (len(rates) - 1) * race.rates_at + race.last
     return Phase(
         stage="smoke",
         name=f"train {arm.name}",
-        device=_parts(found),
+        device=_parts(estimate),
         at_once=int(config.train.micro_batch),
         steps=steps,
-        flops=steps * found.flops,
+        flops=steps * estimate.flops,
     )
 
 
-def _training(outlines: Outlines, strategy: type[Strategy], found: Estimate) -> Phase:
+def _training(outlines: Outlines, strategy: type[Strategy], estimate: Estimate) -> Phase:
     """Of the steps that are stated; without them of the horizon, the most that stage full takes from a race."""
     config = outlines.config
     stated = config.train.max_steps
@@ -226,21 +226,21 @@ def _training(outlines: Outlines, strategy: type[Strategy], found: Estimate) -> 
     return Phase(
         stage="full",
         name=f"train {strategy.name}" + ("" if stated else ", at most"),
-        device=_parts(found),
+        device=_parts(estimate),
         at_once=int(config.train.micro_batch),
         steps=steps,
-        flops=steps * found.flops,
+        flops=steps * estimate.flops,
     )
 
 
-def _parts(found: Estimate) -> dict[str, int]:
+def _parts(estimate: Estimate) -> dict[str, int]:
     held = {
-        "core": found.weights,
-        "moments": found.optimizer,
-        "average": found.average,
-        "communication": found.communication,
+        "core": estimate.weights,
+        "moments": estimate.optimizer,
+        "average": estimate.average,
+        "communication": estimate.communication,
     }
-    rest = found.peak - sum(held.values())
+    rest = estimate.peak - sum(held.values())
     return {name: size for name, size in held.items() if size} | {"gradients and activations": rest}
 
 

@@ -30,15 +30,18 @@ def host_bytes(
 
 
 def cached_bytes(outlines: Outlines, images: int) -> dict[str, int]:
-    """Bytes of the cache by entry: latents with their deviation, embeddings with their mask (data/cache.py)."""
-    size = outlines.size
+    """Bytes of the cache by entry: latents with their deviation, embeddings with their mask (data/cache.py). What is
+    encoded live is in none; `auto` is counted as ahead."""
+    size, data = outlines.size, outlines.config.data
     latents = {
         f"latents of the {side}": 6 * VIEWS * images * torch.Size(vae.spec.shape(size, size)).numel()
         for side, vae in outlines.vaes.items()
+        if data.latents != "live"
     }
     texts = {
         f"embeddings of the {side}": images * e.spec.max_tokens * (2 * e.spec.embed_dim + 1)
         for side, e in outlines.encoders.items()
+        if data.embeddings != "live"
     }
     return latents | texts
 
@@ -46,11 +49,11 @@ def cached_bytes(outlines: Outlines, images: int) -> dict[str, int]:
 def disk_bytes(
     outlines: Outlines, stages: Sequence[str], arm: Estimate, whole: Estimate, images: int
 ) -> dict[str, int]:
-    found = cached_bytes(outlines, images) if {"smoke", "full"} & set(stages) else {}
+    sizes = cached_bytes(outlines, images) if {"smoke", "full"} & set(stages) else {}
     if "smoke" in stages:
-        found["arms of the race"] = 2 * arm.checkpoint  # of those that go on; others leave a curve
+        sizes["arms of the race"] = 2 * arm.checkpoint  # of those that go on; others leave a curve
     if "full" in stages:
         always = outlines.config.train.schedule == "constant-then-decay"
-        found["checkpoints"] = (KEEP + 1 + always) * whole.checkpoint
-        found["model"] = FP32 * whole.parameters
-    return found
+        sizes["checkpoints"] = (KEEP + 1 + always) * whole.checkpoint
+        sizes["model"] = FP32 * whole.parameters
+    return sizes

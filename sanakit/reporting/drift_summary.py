@@ -29,36 +29,36 @@ FEW = "Compare more images or prompts; the reading below says how many."
 
 def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
     """effect: one sentence; moved: what moved most; advice: what to do."""
-    found = largest_effect(evidence)
+    largest = largest_effect(evidence)
     chance = verdict == "no-drift"
     return {
-        "effect": effect_text(found, chance=chance) if found else "",
+        "effect": effect_text(largest, chance=chance) if largest else "",
         "moved": "" if chance else moved_most(evidence, carried),
-        "advice": advice_for(verdict, found),
+        "advice": advice_for(verdict, largest),
     }
 
 
 def largest_effect(evidence: Mapping[str, Row]) -> dict[str, Any] | None:
     """{kind, feature, channel, effect in sd} of the largest shift; None where no effect was measured."""
-    found = [
+    effects = [
         {"kind": kind, "feature": feature, "channel": channel, "effect": value}
         for kind, parts in evidence.items()
         for feature, row in (parts.get("effects") or {}).items()
         for channel, value in enumerate(row)
         if is_number(value)
     ]
-    return max(found, key=lambda one: abs(one["effect"]), default=None)
+    return max(effects, key=lambda one: abs(one["effect"]), default=None)
 
 
-def effect_text(found: Row, *, chance: bool = False) -> str:
+def effect_text(reading: Row, *, chance: bool = False) -> str:
     """chance: nothing drifted, so that the largest effect is one of many that chance brings."""
-    size = abs(found["effect"])
+    size = abs(reading["effect"])
     word = "small" if size < SMALL else "large" if size >= LARGE else "medium"
-    place = "norm" if found["feature"] == "norms" else f"{found['feature']} of channel {found['channel']}"
-    way = "up" if found["effect"] > 0 else "down"
+    place = "norm" if reading["feature"] == "norms" else f"{reading['feature']} of channel {reading['channel']}"
+    way = "up" if reading["effect"] > 0 else "down"
     if chance:
-        return f"Largest difference: {place} ({found['kind']}), {size:.2f} standard deviations {way}, within chance."
-    return f"Largest effect: {place} ({found['kind']}), {size:.2f} standard deviations {way}, a {word} one."
+        return f"Largest difference: {place} ({reading['kind']}), {size:.2f} standard deviations {way}, within chance."
+    return f"Largest effect: {place} ({reading['kind']}), {size:.2f} standard deviations {way}, a {word} one."
 
 
 def moved_most(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> str:
@@ -72,12 +72,12 @@ def moved_most(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> str:
     return ""
 
 
-def advice_for(verdict: str, found: Row | None) -> str:
+def advice_for(verdict: str, reading: Row | None) -> str:
     if verdict == "no-drift":
         return STILL
-    if verdict != "drift" or found is None:
+    if verdict != "drift" or reading is None:
         return FEW if verdict != "drift" else ""
-    check = TEXT if found["kind"] == "embeddings" else CHECKS.get(found["feature"], "")
+    check = TEXT if reading["kind"] == "embeddings" else CHECKS.get(reading["feature"], "")
     if not check:
         return ""
     same = "Both sides have to come from the same encoder; one that is trained drifts by design."

@@ -41,10 +41,10 @@ def spread(rows: Sequence[Row], count: int) -> list[Row]:
 
 def quality(validation: Mapping[str, Any], component: Sequence[Row]) -> Row:
     """The best that the candidate allows: its reconstructions, or for a text encoder the error that was reached."""
-    found = {row["metric"]: row for row in component}.get("PSNR")
-    if found and is_number(found.get("candidate")):
-        base = f"the base's VAE: {found['base']:.1f} dB" if is_number(found.get("base")) else "no base to compare with"
-        value = f"{found['candidate']:.1f} dB"
+    psnr = {row["metric"]: row for row in component}.get("PSNR")
+    if psnr and is_number(psnr.get("candidate")):
+        base = f"the base's VAE: {psnr['base']:.1f} dB" if is_number(psnr.get("base")) else "no base to compare with"
+        value = f"{psnr['candidate']:.1f} dB"
         return {
             "label": "Best quality the candidate allows",
             "value": value,
@@ -63,43 +63,43 @@ def quality(validation: Mapping[str, Any], component: Sequence[Row]) -> Row:
     return {"label": label, "value": "–", "note": "not measured yet"}
 
 
-def cost(found: Row) -> Row:
+def cost(stated: Row) -> Row:
     """Steps as the figure, their interval and time as the note."""
     label = "Cost"
-    if is_number(found["trained_steps"]) and found["trained_steps"]:
+    if is_number(stated["trained_steps"]) and stated["trained_steps"]:
         return {
             "label": label,
-            "value": f"{number(found['trained_steps'])} steps",
-            "note": f"trained; {duration(found['seconds_spent'])} in all",
+            "value": f"{number(stated['trained_steps'])} steps",
+            "note": f"trained; {duration(stated['seconds_spent'])} in all",
         }
-    if not is_number(found["steps"]):
-        return {"label": label, "value": "not known", "note": cost_text(found)}
-    if not found["steps"]:
-        return {"label": label, "value": "no training", "note": f"{found['strategy']} is enough"}
-    share = f"{found['interval']:.0%} interval " if is_number(found["interval"]) else ""
-    late = number(round(found["steps_high"])) if is_number(found["steps_high"]) else "open"
-    span = f"{share}{number(round(found['steps_low']))} to {late}; " if is_number(found["steps_low"]) else ""
-    time = f"{duration(found['hours'] * HOUR)} on this machine" if is_number(found["hours"]) else ""
+    if not is_number(stated["steps"]):
+        return {"label": label, "value": "not known", "note": cost_text(stated)}
+    if not stated["steps"]:
+        return {"label": label, "value": "no training", "note": f"{stated['strategy']} is enough"}
+    share = f"{stated['interval']:.0%} interval " if is_number(stated["interval"]) else ""
+    late = number(round(stated["steps_high"])) if is_number(stated["steps_high"]) else "open"
+    span = f"{share}{number(round(stated['steps_low']))} to {late}; " if is_number(stated["steps_low"]) else ""
+    time = f"{duration(stated['hours'] * HOUR)} on this machine" if is_number(stated["hours"]) else ""
     return {
         "label": label,
-        "value": f"{number(round(found['steps']))} steps",
-        "note": f"{span}{time} ({found['strategy']})",
+        "value": f"{number(round(stated['steps']))} steps",
+        "note": f"{span}{time} ({stated['strategy']})",
     }
 
 
-def risk(found: Row) -> Row:
+def risk(figures: Row) -> Row:
     """A probability where the forecast states one; else the number of open questions."""
-    label, stated = "Risk", found["probabilities"]
+    label, stated = "Risk", figures["probabilities"]
     if stated:
         key = ARRIVES if ARRIVES in stated else next(iter(stated))
-        return {"label": "Probability", "value": f"{stated[key]:.0%}", "note": risk_text(found)}
-    if found["failed"]:
-        failed = len(found["failed"])
+        return {"label": "Probability", "value": f"{stated[key]:.0%}", "note": risk_text(figures)}
+    if figures["failed"]:
+        failed = len(figures["failed"])
         value = "1 gate failed" if failed == 1 else f"{failed} gates failed"
-        return {"label": label, "value": value, "note": risk_text(found)}
-    count = len(found["open"])
+        return {"label": label, "value": value, "note": risk_text(figures)}
+    count = len(figures["open"])
     value = "none open" if not count else "1 open question" if count == 1 else f"{count} open questions"
-    return {"label": label, "value": value, "note": risk_text(found)}
+    return {"label": label, "value": value, "note": risk_text(figures)}
 
 
 def side_by_side(run_dir: Path) -> list[Row]:

@@ -170,7 +170,7 @@ def distance_chart(candidates: Sequence[Row], colours: Mapping[str, int]) -> lis
     svg = line_chart(lines, title=title, colours=colours, **options)
     note = "Strategies that start alike share a line."
     columns = ["start", "sigma", "depth", "relative squared distance"]
-    says = conclusions.nearest_start({name: found.get(middle) or [] for name, found in starts.items()})
+    says = conclusions.nearest_start({name: by_noise.get(middle) or [] for name, by_noise in starts.items()})
     return panel(title, svg, columns, rows, key=legend([name for name, _ in lines], colours), note=note, says=says)
 
 

@@ -27,6 +27,7 @@ from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
+from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
 from sanakit.swap.plan import check_geometry
@@ -111,8 +112,8 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        texts = self.splits[0].evaluation_captions()
-        chosen = [texts[i] for i in np.linspace(0, len(texts) - 1, min(LAYER_CAPTIONS, len(texts))).astype(int)]
+        count = len(self.splits[0])
+        chosen = self.splits[0].evaluation_captions(np.linspace(0, count - 1, min(LAYER_CAPTIONS, count)).astype(int))
         base = self.base_system
         with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
             ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
@@ -121,9 +122,8 @@ class Swap:
     @cached_property
     def images(self) -> ImageDataset:
         data = self.config.data
-        images = load_images(
-            data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions, ledger=self.ledger
-        )
+        rules: dict[str, Any] = {"max_set_aside": data.max_set_aside, "fit": data.fit, "captions": data.captions}
+        images = load_images(data.source, ledger=self.ledger, progress=self.progress, **rules)
         refuse_few_images(images, self.ledger)
         return images
 
@@ -165,6 +165,9 @@ class Swap:
             buckets=buckets,
             at_least=self.config.train.batch_size,
             sample_posterior=sample_posterior,
+            live_latents=data.latents == "live",
+            live_embeddings=data.embeddings == "live",
+            max_set_aside=data.max_set_aside,
             placement=self.placement,
         )
 
@@ -225,6 +228,10 @@ class Swap:
     def _sample_parts(self) -> list[tuple[ImageDataset, list[str], str]]:
         return sample_parts(self.splits, self.config.smoke.samples)
 
+    def resolved(self, asked: Config) -> Config:
+        """A configuration with values in the place of every `auto` of its training and data sections."""
+        return choose_encoding(self, resolved(asked, self.placement, peak_of(self)))
+
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
@@ -277,6 +284,6 @@ def prepare(
         refuse_image_size(swap.base, config.data.image_size)
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
-    swap.run = RunFolder.open(config, run_dir, stages, lambda asked: resolved(asked, swap.placement, peak_of(swap)))
+    swap.run = RunFolder.open(config, run_dir, stages, swap.resolved)
     swap.config = swap.run.config
     return swap

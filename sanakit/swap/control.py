@@ -15,10 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sanakit.alignment.similarity import agreement, frequent_words, word_features
-from sanakit.data.buckets import Bucketed
 from sanakit.data.cache import embeddings
-from sanakit.data.dataset import LatentDataset
-from sanakit.data.store import Rows
+from sanakit.data.dataset import first_images
 from sanakit.data.table import EVALUATED_BY
 from sanakit.distributed import STOP, agreed_stop
 from sanakit.errors import SanakitError
@@ -150,29 +148,6 @@ def better_evaluation(losses: Tensor, weights: np.ndarray) -> np.ndarray:
     """Weighted losses of the evaluation whose mean is lower. losses (K, S, N), weights (S,) -> (N,)"""
     weighed = np.einsum("s,ksn->kn", weights, losses.double().numpy())
     return np.asarray(weighed[weighed.mean(1).argmin()])
-
-
-def first_images(data: LatentDataset, count: int) -> LatentDataset:
-    """The first `count` images of a data set, with their captions."""
-    if len(data) <= count:
-        return data
-    rows = slice(0, count)
-    captions = slice(0, int(data.first[count - 1] + data.count[count - 1]))
-    latents = data.latents
-    assert not isinstance(latents, Bucketed), "a race has images of one shape"
-    return replace(
-        data,
-        names=data.names[rows],
-        latents=Rows(latents.shards, latents.index[rows], latents.finish)
-        if isinstance(latents, Rows)
-        else latents[rows],
-        captions=data.captions[captions],
-        first=data.first[rows],
-        count=data.count[rows],
-        chances=None if data.chances is None else data.chances[rows],
-        texts=data.texts[captions],
-        spread=None,
-    )
 
 
 def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:

@@ -11,6 +11,7 @@ import itertools
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from diffusers import SanaTransformer2DModel
@@ -21,6 +22,7 @@ from sanakit.alignment.text import Captions, mean_tokens
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
+from sanakit.data.live import CaptionRows
 from sanakit.flow import shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
 from sanakit.training.loop import Batch, TrainOptions
@@ -83,14 +85,14 @@ class Teacher:
         return draw
 
 
-def captions_of(system: LatentDiffusion, captions: PromptEmbeds, rows: Tensor) -> PromptEmbeds:
+def captions_of(system: LatentDiffusion, captions: CaptionRows, rows: Tensor) -> PromptEmbeds:
     """Captions by row, -1 the system's null prompt."""
     known = captions[rows.clamp_min(0)]
     return system.drop_prompts(PromptEmbeds(known.embeds.float(), known.mask), rows < 0)
 
 
 def trajectories(
-    base: LatentDiffusion, captions: PromptEmbeds, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
+    base: LatentDiffusion, captions: CaptionRows, *, prompts: int = PROMPTS, num_steps: int = NUM_STEPS, seed: int = 0
 ) -> States:
     """Euler from noise to an image's latents under `prompts` captions, every state with the base's velocity there."""
     generator = torch.Generator().manual_seed(seed)
@@ -145,16 +147,15 @@ def _feature_loss(
     core: SanaTransformer2DModel, base_core: SanaTransformer2DModel, captions: Captions, rows: Tensor
 ) -> Tensor:
     device = next(core.caption_projection.parameters()).device
-    candidate, base = (
-        PromptEmbeds(p.embeds[rows].to(device), p.mask[rows].to(device)) for p in (captions.candidate, captions.base)
-    )
+    parts = captions.candidate[rows], captions.base[rows]
+    candidate, base = (part.map(partial(torch.Tensor.to, device=device)) for part in parts)
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
     features = core.caption_norm(core.caption_projection(candidate.embeds.float()))
     if captions.spans is None:
         features, goals = mean_tokens(features, candidate.mask), mean_tokens(goals, base.mask)
     else:
-        masks = captions.candidate.mask[rows], captions.base.mask[rows]
+        masks = (part.mask for part in parts)
         shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], *masks).to(device)
         paired = shares.sum(2) > 0
         features, goals = features[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]

@@ -4,6 +4,7 @@ Captions are encoded in the loop, dropped prompts as the empty prompt that sampl
 recomputed every step and gets gradients like any other.
 """
 
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -66,8 +67,8 @@ def as_encoded_now(system: LatentDiffusion, data: LatentDataset, count: int) -> 
         return replace(data, captions=encoded(system.text_encoder, data.texts[:stop]))
 
 
-def encoded(encoder: TextEncoder, texts: list[str]) -> PromptEmbeds:
-    parts = [encoder.encode(texts[i : i + CHUNK]) for i in range(0, len(texts), CHUNK)]
+def encoded(encoder: TextEncoder, texts: Sequence[str]) -> PromptEmbeds:
+    parts = [encoder.encode(list(texts[i : i + CHUNK])) for i in range(0, len(texts), CHUNK)]
     return PromptEmbeds(torch.cat([p.embeds for p in parts]), torch.cat([p.mask for p in parts]))
 
 

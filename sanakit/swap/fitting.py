@@ -31,11 +31,11 @@ def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak
     images = max(1, train.batch_size // world_size())
     whole = max(1, images // parts_of(train.model_copy(update={"micro_batch": "auto"}), images))
     chosen, micro = train.gradient_checkpointing, train.micro_batch
-    found = placement.memory() if "auto" in (chosen, micro) else None
-    if found is not None:
+    memory = placement.memory() if "auto" in (chosen, micro) else None
+    if memory is not None:
         section = train.model_copy(update=changes | {"gradient_checkpointing": False})
         needs = peak(config.model_copy(update={"train": section}))
-        chosen, micro = fitting(needs, SHARE * found[0], whole, checkpointing=chosen, micro_batch=micro)
+        chosen, micro = fitting(needs, SHARE * memory[0], whole, checkpointing=chosen, micro_batch=micro)
     changes["gradient_checkpointing"] = chosen is True
     changes["micro_batch"] = whole if micro == "auto" else micro
     return config.model_copy(update={"train": train.model_copy(update=changes)})
@@ -88,8 +88,10 @@ def peak_of(swap: "Swap") -> Callable[[Config], Peak]:
                 )
                 shape = vae.spec.shape(base.image_size, base.image_size)
                 length = encoder.spec.max_tokens
-                found = estimate(core, mode, strategy, options, latent_shape=shape, caption_length=length, world_size=1)
-                known[checkpointing, images] = found.peak
+                needed = estimate(
+                    core, mode, strategy, options, latent_shape=shape, caption_length=length, world_size=1
+                )
+                known[checkpointing, images] = needed.peak
             return known[checkpointing, images]
 
         def peak(checkpointing: bool, micro_batch: int) -> int:

@@ -66,6 +66,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
         now = as_now()
         return held_out(system, now, count=count)
 
+    assert swap.target is not None  # what the verdict needs is there before anything is trained
     start = evaluate()
     with torch.random.fork_rng():  # adapters are drawn
         torch.manual_seed(config.train.seed)
@@ -182,6 +183,7 @@ def train(
             config.monitors, system, stream, base, options, latents=reference, trained_text=encoder is not None
         ),
         measure=evaluate,
+        failures=stream.failures,
     )
     after_step, rate, watch = journal.after_step, journal.rate, journal.watch
     journal.run(partial(fit, system, stream, options, state, after_step=after_step, rate=rate, draw=draw, watch=watch))

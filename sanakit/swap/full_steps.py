@@ -49,8 +49,8 @@ def percentile_steps(raced: Mapping[str, Any], *, run_dir: str, horizon: int) ->
         raise SanakitError("SK0513", f"{name}: about {middle:,.0f} steps, and the forecast has no late end", fix=fix)
     steps = max(1, math.ceil(percentile(middle, late, best.get("interval") or INTERVAL)))
     if steps > horizon:
-        found = f"{name}: {steps:,} steps at the 80th percentile, smoke.horizon is {horizon:,}"
-        raise SanakitError("SK0513", found, fix=fix)
+        forecast = f"{name}: {steps:,} steps at the 80th percentile, smoke.horizon is {horizon:,}"
+        raise SanakitError("SK0513", forecast, fix=fix)
     return steps, float(best.get("seconds_per_step") or 0.0)
 
 

@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sanakit.contracts import Reading
-from sanakit.distributed import barrier, exit_code
+from sanakit.data.failures import Failures, no_failures
+from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, gathered_rows
+from sanakit.errors import SanakitError
 from sanakit.swap.gradual import SETTLED
 from sanakit.swap.resume import drop_later, pick_up, watched
 from sanakit.swap.settings import flat_config
@@ -52,7 +54,7 @@ class Journal:
     what is measured at an evaluation step (`evaluate`).
 
     name: the strategy, or what is trained. facts: what a resume must agree with. untouched: digests of the parameters
-    at the start.
+    at the start. failures: images of the stream that cannot be read.
     """
 
     swap: "Swap"
@@ -63,6 +65,7 @@ class Journal:
     facts: dict[str, Any]
     untouched: dict[str, str]
     monitors: Monitors
+    failures: Failures = field(default_factory=no_failures)
     losses: list[float] = field(init=False)  # since the last evaluation
 
     def __post_init__(self) -> None:
@@ -87,16 +90,24 @@ class Journal:
 
     def run(self, go_on: Callable[[], object]) -> None:
         """`go_on` trains from the state to the last step. A signal saves at the next step border and exits with 143,
-        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop."""
+        or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop, SK0402 (saved in the same way) where too many
+        images cannot be read."""
         try:
             watched(go_on, self.state, self.monitors, self.saver, self.facts)
             self._save_if_stopped()
+        except SanakitError as error:
+            if error.code == "SK0402":  # so many images in a row that no batch can be drawn: the step did not begin
+                self.save()
+            raise
         finally:
             self.watch.close()
             self.saver.close()
             self.trackers.close()
             self.monitors.close()
         barrier()
+        if self.state.stopped == DATA_STOP:
+            STOP.number = 0
+            raise self.failures.refusal(f"stopped at step {self.state.step}, saved in {self.checkpoints}")
         if self.state.stopped:
             print(
                 f"{signal.Signals(self.state.stopped).name}: stopped at step {self.state.step} of "
@@ -122,6 +133,8 @@ class Journal:
             self.observe(batch, predicted)
         if step == min(MOVED_BY, self.options.max_steps) >= 3:
             check_movement(self.state.module, self.untouched, self._joined_after(step - SETTLED))
+        if step % section.log_every == 0 or step == self.options.max_steps:
+            self._tell_failures()
         if step % section.log_every == 0:
             self._log(step, loss)
         if step % self.evaluate_every == 0:
@@ -148,9 +161,16 @@ class Journal:
 
     def _save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""
+        if self.state.stopped:
+            self._tell_failures()
         every = self.swap.config.train.checkpoint_every
         if self.state.stopped and not saves_at(self.state.step, self.options, every):
             self.save()
+
+    def _tell_failures(self) -> None:
+        """Images that could not be read since the last time, of all ranks, into the ledger."""
+        if self.failures.names and (rows := gathered_rows(self.failures.take_new())):
+            self.record("ledger.jsonl", rows)
 
     def _log(self, step: int, loss: float) -> None:
         now, every = time.perf_counter(), self.swap.config.train.log_every

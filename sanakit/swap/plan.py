@@ -41,15 +41,15 @@ def check_geometry(base: LatentDiffusion, candidate: VAE | TextEncoder) -> None:
     """Raises SK0110, with both sides' numbers, for a VAE whose cells do not fit into the base's tokens."""
     if not isinstance(candidate, VAE):
         return
-    own, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
+    cell_size, ratio = candidate.spec.spatial_compression_ratio, base.vae.spec.spatial_compression_ratio
     cell = ratio * base.core.config.patch_size
-    if base.image_size % own:
-        raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {own} of {candidate.name}")
-    if own < cell and cell % own:
+    if base.image_size % cell_size:
+        raise SanakitError("SK0110", f"{base.image_size} px do not divide by ratio {cell_size} of {candidate.name}")
+    if cell_size < cell and cell % cell_size:
         raise SanakitError(
             "SK0110",
             f"tokens of the base are {cell} px wide (ratio {ratio} x patch {base.core.config.patch_size}), "
-            f"{candidate.name} has cells of {own} px: no whole patch covers a token",
+            f"{candidate.name} has cells of {cell_size} px: no whole patch covers a token",
         )
 
 

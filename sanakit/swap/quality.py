@@ -28,6 +28,8 @@ TEXT_TOLERANCE = 1.15  # 85% of the base's prompt gain recovered
 SHARED_SIGMAS = (0.5, 0.7, 0.9)  # below them the loss is about a VAE's own fine structure, not about what is drawn
 MAX_VALUES = 1152  # of a window that the linear denoiser sees at once
 MAX_WINDOWS = 16384
+SAMPLED, SEED = 4096, 0  # images whose windows are drawn where there are more than MAX_WINDOWS views
+READ_AT_ONCE = 64  # images
 COLLAPSED = 1e-9  # variance of a normalised latent
 
 
@@ -114,21 +116,18 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
     z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own
-    signal-to-noise, and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows.
-    Raises SK0204, or SK0214 where latents do not vary.
+    signal-to-noise, and the velocity's error is the clean estimate's over sigma^2. Large latents are read in windows;
+    of a data set with more than MAX_WINDOWS of them a sample is read. Raises SK0204, or SK0214 where latents do not
+    vary.
     """
-    latents = train.latents[torch.arange(len(train))].flatten(0, 1)
-    if not latents.isfinite().all():
-        channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
-        raise SanakitError("SK0204", f"latents are not finite, most in channel {channel}")
-    side = _window(latents.shape[1], min(latents.shape[2:]))
-    rows = _windows(latents, side)[:MAX_WINDOWS].double()
+    side = _window(train.latents.shape[2], min(train.latents.shape[3:]))
+    rows = _sampled_windows(train, side).double()
     mean = rows.mean(0)
     power, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     power = power.clamp_min(0)
     if power.sum() < COLLAPSED:
         raise SanakitError("SK0214", "latents of all images are the same: no quality can be told in them")
-    held = _windows(test.latents[torch.arange(len(test))].flatten(0, 1), side)[:MAX_WINDOWS].double()
+    held = _sampled_windows(test, side).double()
     held_power = ((held - mean) @ directions).square().mean(0)
     losses = []
     for sigma in sigmas:
@@ -138,11 +137,30 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     return losses
 
 
+def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
+    """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where every view of every image
+    has one, place by place through all of them; else of SAMPLED images, the first of a split, which are a random
+    sample, at places drawn from SEED. Raises SK0204."""
+    views, height, width = (data.latents.shape[side] for side in (1, 3, 4))
+    places = (height // side) * (width // side)
+    sampled = len(data) * views > MAX_WINDOWS
+    count = min(len(data), SAMPLED) if sampled else len(data)
+    kept = min(places, max(1, MAX_WINDOWS // (count * views)) if sampled else -(-MAX_WINDOWS // (count * views)))
+    generator = torch.Generator().manual_seed(SEED)
+    parts = []
+    for start in range(0, count, READ_AT_ONCE):
+        latents = data.latents[torch.arange(start, min(start + READ_AT_ONCE, count))].flatten(0, 1)
+        if not latents.isfinite().all():
+            channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
+            raise SanakitError("SK0204", f"latents are not finite, most in channel {channel}")
+        windows = F.unfold(latents, side, stride=side).permute(0, 2, 1)  # (B views, places, C side side)
+        chosen = torch.arange(kept).expand(len(windows), kept)
+        if sampled:
+            chosen = torch.rand(len(windows), places, generator=generator).argsort(1)[:, :kept]
+        parts.append(windows.gather(1, chosen[..., None].expand(-1, -1, windows.shape[-1])))
+    return torch.cat(parts).transpose(0, 1).flatten(0, 1)[:MAX_WINDOWS]
+
+
 def _window(channels: int, side: int) -> int:
     """The largest divisor of `side` whose square holds at most MAX_VALUES numbers."""
     return max(s for s in range(1, side + 1) if side % s == 0 and (s == 1 or channels * s * s <= MAX_VALUES))
-
-
-def _windows(latents: Tensor, side: int) -> Tensor:
-    """(N, C, h, w) -> (windows, C side side), images interleaved so that a cut keeps all of them."""
-    return F.unfold(latents, side, stride=side).permute(2, 0, 1).flatten(0, 1)

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion
-from sanakit.distributed import STOP, agreed_stop
+from sanakit.distributed import DATA_STOP, STOP, agreed_stop
 from sanakit.errors import SanakitError
 from sanakit.strategies.base import Strategy
 from sanakit.swap.arm import Arm
@@ -71,8 +71,8 @@ def raced_options(options: TrainOptions, budget: int | Rungs, learning_rate: flo
     """The training section as a race reads it. budget: its steps, or where it may end."""
     plan = rungs_of(budget)
     warmup = min(options.warmup, max(1, plan.halving // 10))
-    own = {"max_steps": plan.last, "learning_rate": learning_rate, "warmup": warmup}
-    return replace(options, **own | OWN_OPTIONS)
+    raced = {"max_steps": plan.last, "learning_rate": learning_rate, "warmup": warmup}
+    return replace(options, **raced | OWN_OPTIONS)
 
 
 def enter(
@@ -181,6 +181,9 @@ def advance(setup: RaceSetup, arm: Arm, until: int, on_step: Callable[[int], Non
         if setup.store:
             (setup.store.settle if arm.diverged else setup.store.save)(arm)
         stop = agreed_stop()
+    if stop == DATA_STOP:
+        STOP.number = 0
+        raise setup.data.failures.refusal(f"the race stopped at step {arm.state.step} of {arm.strategy.name}")
     if stop:
         raise RaceStopped(stop, arm.state.step, arm.options.max_steps, arm.strategy.name)
 
@@ -258,9 +261,9 @@ def go_on(question: Question, running: Sequence[Arm], rung: int, plan: Rungs) ->
     arrived.sort(key=lambda arm: float(arm.errors_at(rung).mean()))
     errors = [arm.errors_at(rung) for arm in arrived]
     keep = survivors(errors, rung, plan.halving)
-    for arm, own in list(zip(arrived, errors, strict=True))[keep:]:
+    for arm, each in list(zip(arrived, errors, strict=True))[keep:]:
         if not has_arrived(arm, question.level, rung):
             last = arrived[keep - 1].strategy.name
-            against = f"error {own.mean():.3f} against {errors[keep - 1].mean():.3f}"
+            against = f"error {each.mean():.3f} against {errors[keep - 1].mean():.3f}"
             arm.dropped = f"clearly worse than {last} at step {rung} ({against})"
     return arrived[:keep]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
+from sanakit.hashing import hash_record
 from sanakit.swap.settings import flat_config
 from sanakit.training.checkpoint import Saver, latest, load_checkpoint, set_aside
 from sanakit.training.loop import TrainState
@@ -31,6 +32,8 @@ FREE = (
     "train.report_to",
     "data.cache",
     "data.workers",
+    "data.latents",  # live or ahead gives the same numbers
+    "data.embeddings",
 )
 
 
@@ -49,10 +52,29 @@ def pick_up(checkpoints: Path, resume: str, state: TrainState, facts: dict[str, 
             set_aside(checkpoints)
         barrier()
         return
+    if resume == "auto":
+        set_torn_aside(checkpoints)
     source = checkpoint_to_take(checkpoints, facts) if resume == "auto" else Path(resume)
     if source is not None:
         folder = source if resume == "auto" else latest(source) or source
         load_checkpoint(folder, state.module, state, facts_for(folder, facts))
+
+
+def set_torn_aside(folder: Path) -> None:
+    """Rename the newest checkpoints whose manifest is no manifest, as a crash of the machine leaves it, and say so:
+    the run goes on from the one before. A sound manifest whose files are damaged is refused when it is loaded."""
+    while is_main() and (newest := latest(folder)) is not None:
+        try:
+            manifest = json.loads((newest / "manifest.json").read_text(encoding="utf-8"))
+            if hash_record(manifest["record"]) == manifest["sha256"]:
+                break
+            why = "its hash is not its own"
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            why = f"{type(error).__name__}: {error}"
+        number = next(n for n in range(1, 10_000) if not folder.joinpath(f"torn-{newest.name}.{n}").exists())
+        aside = newest.rename(folder / f"torn-{newest.name}.{number}")
+        print(f"checkpoint {newest.name} has a torn manifest ({why}): set aside as {aside}", file=sys.stderr)
+    barrier()
 
 
 def checkpoint_to_take(checkpoints: Path, facts: dict[str, Any]) -> Path | None:

@@ -6,6 +6,7 @@ from typing import Any
 from sanakit.adapters import has_modules
 from sanakit.config import Config, TrainSection
 from sanakit.distributed import world_size
+from sanakit.run import flat, stored
 from sanakit.strategies.base import Strategy, strategy_named
 from sanakit.swap.rungs import Rungs, auto_rungs, fixed_rungs
 from sanakit.training.loop import TrainOptions
@@ -80,8 +81,5 @@ def parts_of(train: TrainSection, images: int) -> int:
 
 
 def flat_config(config: Config) -> dict[str, Any]:
-    return {
-        f"{section}.{key}".rstrip("."): value
-        for section, values in config.model_dump(mode="json").items()
-        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
-    }
+    """Every key as section.key, as it may be written down and sent to a tracker."""
+    return flat(stored(config))

@@ -164,7 +164,7 @@ def _draw(
     last, error = float(curve.steps[-1]), float(curve.errors[-1])
     together = law.correlation if group == "trained" and curve.scope != "teacher" else 0.0
     t, normal = (
-        np.sqrt(together) * both + np.sqrt(1 - together) * own for both, own in zip(shared, alone, strict=True)
+        np.sqrt(together) * both + np.sqrt(1 - together) * each for both, each in zip(shared, alone, strict=True)
     )
     expected = float(features(curve, kind, floor, target) @ law.theta[group])
     scale = law.spread[group][0] + law.spread[group][1] * max(expected, 0.0)

@@ -26,7 +26,7 @@ from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
-from sanakit.run import SCHEMA_VERSION, provenance
+from sanakit.run import SCHEMA_VERSION, provenance, stored
 from sanakit.sampling import sample_images
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
@@ -80,14 +80,14 @@ def component(swap: Swap) -> StageResult:
     return evaluate_stage("component", measured.evidence, swap.policy)
 
 
-def _measured(swap: Swap, own: VAE | TextEncoder | None, images: ImageDataset) -> Measured:
+def _measured(swap: Swap, base_component: VAE | TextEncoder | None, images: ImageDataset) -> Measured:
     """The candidate beside the base's own component on held-out images; both are on the device."""
     if isinstance(swap.candidate, VAE):
-        assert own is None or isinstance(own, VAE)
+        assert base_component is None or isinstance(base_component, VAE)
         size = swap.config.data.image_size
-        return measure_vae(swap.candidate, own, images, size, swap.run.path, swap.progress)
-    assert own is None or isinstance(own, TextEncoder)
-    return measure_text_encoder(swap.candidate, own, images, swap.run.path)
+        return measure_vae(swap.candidate, base_component, images, size, swap.run.path, swap.progress)
+    assert base_component is None or isinstance(base_component, TextEncoder)
+    return measure_text_encoder(swap.candidate, base_component, images, swap.run.path)
 
 
 def smoke(swap: Swap) -> StageResult:
@@ -242,7 +242,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
             "overrides": {"scaling_factor": config.vae.scaling_factor},
         },
         "data": {
-            "source": config.data.source,
+            "source": stored(config).data.source,
             "fingerprint": swap.images.fingerprint,
             "images": len(swap.images),
             "description": describe(swap.images),

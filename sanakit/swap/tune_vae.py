@@ -26,7 +26,8 @@ from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
-from sanakit.training.loop import TrainOptions, descend, new_state, own_rows
+from sanakit.training.batches import TrainOptions, own_rows
+from sanakit.training.loop import descend, new_state
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import parameter_digests
 from sanakit.training.state import park

@@ -14,7 +14,7 @@ from torch import Tensor
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.dataset import LatentDataset, row_noise
 from sanakit.data.order import batch_indices, bucket_batch_indices
-from sanakit.distributed import rank, world_size
+from sanakit.distributed import DATA_STOP, STOP, rank, world_size
 from sanakit.flow import sample_sigmas, shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
 
@@ -99,6 +99,22 @@ def draw_batch(
         whole_prompts = zip(system.text_encoder.whole_prompts(captions), drop[rows].tolist(), strict=True)
         texts = tuple("" if gone else text for text, gone in whole_prompts)
     return Batch(latents, noise, sigmas[rows], prompt, indices[rows], texts)
+
+
+def draw_by(
+    data: LatentDataset | None, options: TrainOptions, draw: Callable[[int, slice], Batch]
+) -> Callable[[int], Batch]:
+    """This rank's batch of a step; where too many images of the data cannot be read the loop stops, with all ranks, at
+    the next step border. draw: rows of a step's batch."""
+    rows = own_rows(options)
+
+    def batch_of(step: int) -> Batch:
+        batch = draw(step, rows)
+        if data is not None and data.failures.too_many:
+            STOP.ask(DATA_STOP)
+        return batch
+
+    return batch_of
 
 
 def own_rows(options: TrainOptions) -> slice:

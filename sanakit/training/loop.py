@@ -7,8 +7,9 @@ any number of ranks. `accelerate` owns precision and DDP, on the device of the p
 import copy
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,18 +21,18 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, agreed_figures, world_size
 from sanakit.errors import SanakitError
 from sanakit.flow import interpolate, velocity_loss
-from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_batch, joined, own_rows
+from sanakit.training.batches import Batch, TrainOptions, blame_of, draw_batch, draw_by, joined
 from sanakit.training.parameters import clip_gradients, update_ema
 from sanakit.training.schedules import learning_rate_at
 from sanakit.training.state import CoreWithEncoder, TrainState, layer_groups, new_state
 from sanakit.training.watch import Watch
 
-__all__ = ["CoreWithEncoder", "TrainState", "descend", "fit", "layer_groups", "new_state", "presence"]
+__all__ = ["CoreWithEncoder", "TrainState", "descend", "draw_batch", "fit", "layer_groups", "new_state", "presence"]
 
 
 def fit(
     system: LatentDiffusion,
-    data: LatentDataset,
+    data: LatentDataset | None,
     options: TrainOptions,
     state: TrainState,
     *,
@@ -43,11 +44,11 @@ def fit(
 ) -> TrainState:
     """Train the core (and the text encoder, where state has one) on velocities; see `descend`.
 
-    draw: the batch of a step and of this rank's rows, by default `draw_batch` from the data.
+    draw: the batch of a step and of this rank's rows, by default `draw_batch` from the data; data: None where `draw`
+    reads none.
     """
     wrapped = copy.copy(system)
     wrapped.core = state.model  # type: ignore[assignment]
-    rows = own_rows(options)
 
     def objective(part: Batch) -> tuple[Tensor, Tensor, Batch]:
         if state.encoder is not None:
@@ -59,18 +60,21 @@ def fit(
     def finished(step: int, loss: float, parts: list[Batch], predicted: Tensor) -> None:
         after_step(step, loss, joined(parts), predicted)
 
-    batch_of = draw or (lambda step, rows: draw_batch(system, data, options, step, rows))
-    return descend(
-        lambda step: batch_of(step, rows),
-        objective,
-        options,
-        state,
-        until=until,
-        after_step=finished,
-        rate=rate,
-        watch=watch,
-        blame=lambda batch: blame_of(data, batch),
-    )
+    if draw is None:
+        assert data is not None
+        draw = partial(draw_batch, system, data, options)
+    with nullcontext() if data is None else data.encoders_held():
+        return descend(
+            draw_by(data, options, draw),
+            objective,
+            options,
+            state,
+            until=until,
+            after_step=finished,
+            rate=rate,
+            watch=watch,
+            blame=lambda batch: "" if data is None else blame_of(data, batch),
+        )
 
 
 def presence(group: dict[str, Any], step: int, warmup: int) -> float:

@@ -17,7 +17,7 @@ from sanakit.distributed import is_main, sum_over_ranks
 from sanakit.drift.stream import ALPHA, Stream
 from sanakit.flow import interpolate, predict_clean
 from sanakit.training.loop import Batch, TrainOptions
-from sanakit.training.taps import Taps, tapped
+from sanakit.training.taps import Taps, affordable, tapped
 
 REFERENCE = 1024  # images or prompts that a stream is compared with
 LOW_SIGMA = 0.25  # below it a clean estimate should resemble data
@@ -228,7 +228,6 @@ def make_monitors(
 ) -> Monitors:
     """The monitors that are not off. Still streams share alpha; references are random training images and captions,
     and for adapters and activations what the base computes on draws of its own data.
-
     latents: the reference of a stream of several shapes. trained_text: captions are no still stream but a component.
     """
     options = replace(options, live_captions=False)
@@ -242,7 +241,8 @@ def make_monitors(
     latent_reference = latents or data.draw(rows, view, generator, seeds)
     latent = LatentMonitor(latent_reference, band=section.band_of("generated"), **shared)
     prompts, component = None, None
-    reference = data.prompts(rows, torch.randint(1 << 30, rows.shape, generator=generator))
+    some = slice(affordable(system.null.embeds.shape[1:]))
+    reference = data.prompts(rows[some], torch.randint(1 << 30, rows.shape, generator=generator)[some])
     if trained_text:
         component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
     elif section.embeddings != "off":

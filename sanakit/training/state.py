@@ -162,9 +162,11 @@ def park(state: TrainState) -> None:
         return
     for parameter in state.module.parameters():
         parameter.grad = None
-    slots = [(own, name) for own in state.optimizer.state.values() for name in own]
+    slots = [(moments, name) for moments in state.optimizer.state.values() for name in moments]
     state.away = [
-        (own, name) for own, name in slots if isinstance(own[name], Tensor) and own[name].device.type != "cpu"
+        (moments, name)
+        for moments, name in slots
+        if isinstance(moments[name], Tensor) and moments[name].device.type != "cpu"
     ]
     _move(state, state.placement.take)
     state.parked = True

@@ -61,14 +61,14 @@ def step_bytes(
     depth = len(blocks)
     if depth <= max(TRACED):
         return traced()
-    found = []
+    traces = []
     try:
         for number in TRACED:
             core.transformer_blocks = nn.ModuleList(list(blocks)[:number])
-            found.append(traced())
+            traces.append(traced())
     finally:
         core.transformer_blocks = blocks
-    return found[1].deeper(found[0], depth - TRACED[1])
+    return traces[1].deeper(traces[0], depth - TRACED[1])
 
 
 @contextmanager
@@ -153,7 +153,7 @@ def forward_bytes(
     """Of a forward pass without gradients: bytes beyond the weights, and floating-point operations. precision: that of
     autocast; a core whose weights are in half precision computes in it."""
     dtype = next(core.parameters()).dtype
-    blocks, found = core.transformer_blocks, []
+    blocks, readings = core.transformer_blocks, []
     try:
         for number in sorted({min(len(blocks), n) for n in TRACED}):
             core.transformer_blocks = nn.ModuleList(list(blocks)[:number])
@@ -168,9 +168,9 @@ def forward_bytes(
                     timestep=torch.empty(images),
                     return_dict=False,
                 )
-            found.append((live.peak - weights, live.flops))
+            readings.append((live.peak - weights, live.flops))
     finally:
         core.transformer_blocks = blocks
     more = max(0, len(blocks) - TRACED[-1])
-    first, last = found[0], found[-1]
+    first, last = readings[0], readings[-1]
     return last[0] + more * (last[0] - first[0]), last[1] + more * (last[1] - first[1])

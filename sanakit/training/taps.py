@@ -1,6 +1,7 @@
 """Outputs of the core's adapters and blocks while it trains, and what the base computes at the same places."""
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -12,6 +13,8 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.flow import interpolate
 from sanakit.training.batches import TrainOptions, draw_batch
 
+MOST_BYTES = 512 << 20  # of what the base computes; a smaller sample is taken of a large core
+LEAST = 128  # rows, however large
 ADAPTERS = {"patch embedding": "patch_embed", "caption projection": "caption_projection"}
 
 
@@ -47,6 +50,11 @@ class Taps:
         self.always = False
 
 
+def affordable(shape: Sequence[int]) -> int:
+    """Rows of this shape in fp32 that MOST_BYTES hold, at least LEAST. A prompt of 300 tokens by 2,304 has 2.6 MiB."""
+    return max(LEAST, MOST_BYTES // (4 * math.prod(shape)))
+
+
 def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, count: int = 256) -> dict[str, Tensor]:
     """What the taps of a system see of `count` training draws: (rows, tokens, width) by place on the CPU, the caption
     mask too."""
@@ -59,6 +67,8 @@ def tapped(system: LatentDiffusion, data: LatentDataset, options: TrainOptions, 
                 with taps.recording() as outputs:
                     system.velocity(interpolate(batch.latents, batch.noise, batch.sigmas), batch.sigmas, batch.prompt)
                 parts.append({name: output.cpu() for name, output in outputs.items()} | {"mask": batch.prompt.mask})
+                if sum(tensor.nbytes for part in parts for tensor in part.values()) > MOST_BYTES:
+                    break
     finally:
         taps.close()
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -166,7 +166,7 @@ class Trace:
 
     def of_kind(self, kind: str) -> dict[str, list[int]]:
         """Places of one kind (sync, to_device, to_host), with how often and how many bytes."""
-        return {place: entry for (found, _, place), entry in self.places.items() if found == kind}
+        return {place: entry for (seen, _, place), entry in self.places.items() if seen == kind}
 
     def __str__(self) -> str:
         head = ", ".join(f"{name} {getattr(self, name):,}" for name in COUNTERS)

@@ -1,1 +1,2 @@
-"""One file a format: what stands on disk or behind an address, as a table of images and captions."""
+"""Readers of image data sets: one file per format. A reader plans the parts of a data set and fills one part at a
+time."""

@@ -1,69 +1,105 @@
-"""A folder of images with `.txt` captions beside them, and CSV or JSONL manifests.
+"""A folder of images with `.txt` or `.caption` files beside them.
 
 Every file seen is read, set aside with the reason in the ledger, or counted as ignored.
 """
 
+import hashlib
 import os
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from sanakit.data.captions import file_captions
 from sanakit.data.images import HEAD, SUFFIXES
+from sanakit.data.names import safe_name
+from sanakit.data.part import Part, Plan, examine, plan_files, stamp_of
+from sanakit.data.places import whole_file
 from sanakit.data.readers.sources import is_image_content, read_bytes
 from sanakit.data.survey import HIDDEN_FILES, HIDDEN_FOLDERS, Survey, is_hidden, reason_of
-from sanakit.data.table import ImageDataset, safe_name
 from sanakit.errors import SanakitError
 
-CAPTION_LIKE = (".caption", ".captions", ".tags", ".json")  # named where an image has no .txt
+CAPTION_FILES = (".txt", ".caption")  # the first that an image has is read
+CAPTION_LIKE = (".captions", ".tags", ".json")  # named where an image has none of them
+PART_FILES = 4096  # images of a part of the index, on average
 
 
-def read_folder(folder: Path, captions: str = "lines") -> ImageDataset:
-    """Every image below `folder`, linked folders included; the caption is the .txt of the same stem.
+def plan_folder(folder: Path, captions: str = "lines") -> Plan:
+    """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same
+    stem.
 
     captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped.
     Raises SK0401 where there is no image, naming what was found.
     """
-    dataset = ImageDataset(source=str(folder), names=[], captions=[], images=[])
-    files = walk(folder, dataset)
+    plan = Plan(source=str(folder))
+    files = walk(folder, plan)
     texts: dict[str, Path] = {}
-    for name, path in files:
-        if path.suffix.lower() == ".txt" and texts.setdefault(stem_of(name), path) is not path:
-            dataset.survey.ignored.add(".txt that differ from another in capitals alone", name)
+    for suffix in CAPTION_FILES:
+        for name, path in files:
+            if path.suffix.lower() == suffix and texts.setdefault(stem_of(name), path) is not path:
+                same = texts[stem_of(name)].suffix.lower() == suffix
+                told = "that differ from another in capitals alone" if same else f"beside {CAPTION_FILES[0]}"
+                plan.survey.ignored.add(f"{suffix} {told}", name)
     beside = {stem_of(name): path.name for name, path in files if path.suffix.lower() in CAPTION_LIKE}
-    used = set()
+    used, images = set(), []
     for name, path in files:
         try:
-            if path.suffix.lower() == ".txt" or not is_image(name, path, dataset.survey):
+            if path.suffix.lower() in CAPTION_FILES or not is_image(name, path, plan.survey):
                 continue
-            used.add(stem_of(name))
-            text = texts.get(stem_of(name))
-            if text is None:
-                raise ValueError(_no_caption(path, beside.get(stem_of(name))))
-            lines = file_captions(read_bytes(text), captions)
-            if not lines:
-                raise ValueError(f"no caption: {text.name} is empty")
-            dataset.add(name, lines, read_bytes(path))
-            if len(lines) > 1:
-                dataset.survey.lines[name] = len(lines)
+            images.append((name, path, texts.get(stem_of(name))))
         except (OSError, ValueError) as error:
-            used.add(stem_of(name))
-            dataset.set_aside(name, reason_of(error))
+            plan.set_aside(name, reason_of(error))
+        used.add(stem_of(name))
     for name, _ in files:
-        if PurePosixPath(name).suffix.lower() == ".txt" and stem_of(name) not in used:
-            dataset.survey.ignored.add(".txt without an image", name)
-    if not dataset.names and not dataset.ledger:
-        ignored = dataset.survey.ignored.text() or "nothing"
-        raise SanakitError("SK0401", f"{folder} holds no image, found {ignored}")
-    return dataset
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in CAPTION_FILES and stem_of(name) not in used:
+            plan.survey.ignored.add(f"{suffix} without an image", name)
+    if not images and not plan.ledger:
+        raise SanakitError("SK0401", f"{folder} holds no image, found {plan.survey.ignored.text() or 'nothing'}")
+    for some in cut_by_name(images):
+        stamps = [stamp_of(path) for _, image, text in some for path in (image, text) if path]
+        rows = [
+            [name, str(image.absolute()), str(text.absolute()) if text else "", beside.get(stem_of(name))]
+            for name, image, text in some
+        ]
+        plan.parts.append(plan_files("folder", {"captions": captions, "rows": rows}, stamps))
+    return plan
 
 
-def walk(folder: Path, dataset: ImageDataset) -> list[tuple[str, Path]]:
+def fill_part(part: Part, payload: dict[str, Any]) -> None:
+    """Read images and caption files of a folder: rows [name, image, caption file or empty, what lies beside]."""
+    for name, image, text, beside in payload["rows"]:
+        try:
+            if not text:
+                raise ValueError(_no_caption(Path(image), beside))
+            captions = file_captions(read_bytes(Path(text)), payload["captions"])
+            if not captions:
+                raise ValueError(f"no caption: {Path(text).name} is empty")
+            data = read_bytes(Path(image))
+            facts = examine(data, whole_file(Path(image), len(data)))
+            part.add(name, captions, facts, lines=len(captions) if len(captions) > 1 else 0)
+        except (OSError, ValueError) as error:
+            part.set_aside(name, reason_of(error))
+
+
+def cut_by_name(items: Sequence[Any]) -> list[Sequence[Any]]:
+    """Runs of about PART_FILES items, (name, ...) each, that end at names chosen by their hash: a file that is added or
+    removed changes one run alone."""
+    runs, start = [], 0
+    for number, item in enumerate(items, 1):
+        if int.from_bytes(hashlib.sha256(item[0].encode(errors="replace")).digest()[-4:]) % PART_FILES == 0:
+            runs.append(items[start:number])
+            start = number
+    return [*runs, items[start:]] if start < len(items) else runs
+
+
+def walk(folder: Path, plan: Plan) -> list[tuple[str, Path]]:
     """Every file below `folder` that is not hidden, by its name relative to it (safe_name), sorted. A linked folder is
     read where it was not read before."""
-    files, seen, survey = [], set(), dataset.survey
+    files, seen, survey = [], set(), plan.survey
     pending = [("", folder)]
 
     def refused(error: OSError) -> None:
-        dataset.set_aside(os.path.relpath(str(error.filename), folder), f"folder {reason_of(error)}")
+        plan.set_aside(os.path.relpath(str(error.filename), folder), f"folder {reason_of(error)}")
 
     while pending:
         prefix, start = pending.pop(0)

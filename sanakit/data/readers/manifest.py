@@ -4,54 +4,115 @@ import csv
 import io
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sanakit.data.captions import as_captions, as_scores, decode_text, kind_of
+from sanakit.data.names import safe_name
+from sanakit.data.part import Part, Plan, examine, plan_files, stamp_of
+from sanakit.data.places import whole_file
+from sanakit.data.readers.folder import cut_by_name
 from sanakit.data.readers.sources import read_bytes
 from sanakit.data.survey import reason_of
-from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 
+IMAGE_KEYS = ("image", "file_name")
+CAPTION_KEYS = ("caption", "text", "prompt")
 
-def read_manifest(path: Path) -> ImageDataset:
-    """Rows with `image` (path relative to the manifest) and `caption` (a string, or a list in JSONL, then perhaps with
-    `scores`). A row that cannot be read is set aside; SK0401 where the manifest as a whole cannot."""
+
+def plan_manifest(path: Path) -> Plan:
+    """Rows with `image` or `file_name` (path relative to the manifest) and `caption`, `text` or `prompt` (a string, or
+    a list in JSONL, then perhaps with `scores`). CSV may be separated by commas, semicolons or tabs. A row that cannot
+    be read is set aside; SK0401 where the manifest as a whole cannot."""
     if not path.is_file():
         raise SanakitError("SK0401", f"manifest {path} does not exist")
-    dataset = ImageDataset(source=str(path), names=[], captions=[], images=[])
     try:
         data = read_bytes(path)
-        records = list(_csv_rows(data) if path.suffix.lower() == ".csv" else _json_rows(data))
+        records = list(_json_rows(data) if path.suffix.lower() == ".jsonl" else _csv_rows(data))
     except (OSError, ValueError) as error:
         raise SanakitError("SK0401", f"manifest {path} cannot be read: {reason_of(error)}") from error
     if not records:
         raise SanakitError("SK0401", f"manifest {path} has no rows")
+    plan, rows = Plan(source=str(path)), _rows_by_image(records, path.name)
+    plan.ledger += [{"name": safe_name(name), "reason": safe_name(reason)} for name, reason in rows.refused]
+    for some in cut_by_name(rows.rows):
+        stamps = [stamp_of(path.parent / row[0]) for row in some]
+        plan.parts.append(plan_files("manifest", {"folder": str(path.parent.absolute()), "rows": some}, stamps))
+    return plan
+
+
+@dataclass
+class _Found:
+    rows: list[tuple[str, list[str], list[float] | None]] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def _rows_by_image(records: list[Any], manifest: str) -> _Found:
+    """(path, captions, scores) of every image, in the order of its first row; further rows of an image add captions."""
+    listed, places = _Found(), dict[str, int]()
     for number, record in enumerate(records, 1):
-        name = f"{path.name} row {number}"
+        name = f"{manifest} row {number}"
         try:
-            if isinstance(record, ValueError):
-                raise record
-            if not isinstance(record, dict) or not {"image", "caption"} <= record.keys():
-                raise ValueError(f"not with the keys image and caption: found {record!r:.80}")
-            if not isinstance(record["image"], str) or not record["image"].strip():
-                raise ValueError(f"no image: its path is {kind_of(record['image'] or None)}")
-            name = record["image"]
-            captions, scores = as_captions(record["caption"]), as_scores(record.get("scores"))
-            dataset.add(name, captions, read_bytes(path.parent / name), scores)
+            image = _image_of(record)
+            name = image
+            captions, scores = as_captions(record[_caption_key(record)]), as_scores(record.get("scores"))
+            if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
+                raise ValueError(f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}")
+            if image not in places:
+                places[image] = len(listed.rows)
+                listed.rows.append((image, captions, scores))
+                continue
+            _, before, scored = listed.rows[places[image]]
+            if scores or scored:
+                raise ValueError("second row of this image, with scores: state all captions and scores in one row")
+            before += captions
+        except ValueError as error:
+            listed.refused.append((name, reason_of(error)))
+    return listed
+
+
+def _image_of(record: Any) -> str:
+    """The path of the image. Raises ValueError for a row that is none."""
+    if isinstance(record, ValueError):
+        raise record
+    key = next((key for key in IMAGE_KEYS if isinstance(record, dict) and key in record), None)
+    if key is None or _caption_key(record) not in record:
+        raise ValueError(f"not with the keys image and caption: found {record!r:.80}")
+    image = record[key]
+    if not isinstance(image, str) or not image.strip():
+        raise ValueError(f"no image: its path is {kind_of(image or None)}")
+    return image
+
+
+def _caption_key(record: dict[str, Any]) -> str:
+    """The column of the captions; where there are several the first of CAPTION_KEYS."""
+    return next((key for key in CAPTION_KEYS if key in record), CAPTION_KEYS[0])
+
+
+def fill_part(part: Part, payload: dict[str, Any]) -> None:
+    """Read the images that rows [path, captions, scores] name."""
+    for name, captions, scores in payload["rows"]:
+        try:
+            path = Path(payload["folder"]) / name
+            data = read_bytes(path)
+            part.add(name, captions, examine(data, whole_file(path, len(data))), scores)
         except (OSError, ValueError) as error:
-            dataset.set_aside(name, reason_of(error))
-    return dataset
+            part.set_aside(name, reason_of(error))
 
 
 def _csv_rows(data: bytes) -> Iterator[Any]:
     """Rows as dictionaries, or a ValueError in the place of one. Bytes that are no UTF-8 stay in their field as lone
     surrogates, which ImageDataset.add refuses. Raises ValueError for two columns of one name, of which one would be
     lost."""
-    rows = csv.DictReader(io.StringIO(decode_text(data, "surrogateescape"), newline=""), strict=True)
+    text = decode_text(data, "surrogateescape")
+    header = text.split("\n", 1)[0]
+    # the separator that gives a column of images; a comma where none does
+    delimiter = next((sign for sign in ",;\t" if set(_cells(header, sign)) & set(IMAGE_KEYS)), ",")
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         columns = list(rows.fieldnames or ())
-        if twice := next((name for name in ("image", "caption") if columns.count(name) > 1), None):
+        if twice := next((name for name in (*IMAGE_KEYS, *CAPTION_KEYS) if columns.count(name) > 1), None):
             raise ValueError(f"{columns.count(twice)} columns are named {twice}, expected one")
         for row in rows:
             if None in row:
@@ -61,6 +122,10 @@ def _csv_rows(data: bytes) -> Iterator[Any]:
                 yield row
     except csv.Error as error:  # a quote that never ends would swallow the rest
         raise ValueError(f"after line {rows.line_num}: {error}") from error
+
+
+def _cells(line: str, delimiter: str) -> list[str]:
+    return [cell.strip().strip('"') for cell in line.strip().split(delimiter)]
 
 
 def _json_rows(data: bytes) -> Iterator[Any]:

@@ -7,6 +7,7 @@ floats from 0 to 1, as torchvision's ToTensor gives.
 
 import io
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from sanakit.data.captions import as_captions, as_scores, kind_of
+from sanakit.data.names import safe_name
 from sanakit.data.readers.tables import CAPTIONS
 from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
@@ -32,17 +34,55 @@ def read_objects(source: Any) -> ImageDataset:
             f"a {label} is no data set of images: expected a name, a path, or a sequence of rows with a length",
             fix="Of a DatasetDict take one split; of a stream take rows: list(itertools.islice(stream, 10_000)).",
         )
-    dataset = ImageDataset(source=f"{label} of {len(source)} rows", names=[], captions=[], images=[])
+    rows = InMemory()
     for number, row in enumerate(_rows(source)):
         name = f"{label}/{number}"
         try:
             if isinstance(row, Mapping) and isinstance(row.get("name"), str | int) and row["name"] != "":
                 name = str(row["name"])
             image, captions, scores = _parts(row)
-            dataset.add(name, as_captions(captions), encoded(image), as_scores(scores))
+            rows.add(name, as_captions(captions), encoded(image), as_scores(scores))
         except (ValueError, OSError) as error:
-            dataset.set_aside(name, reason_of(error))
-    return dataset
+            rows.set_aside(name, reason_of(error))
+    return ImageDataset(
+        source=f"{label} of {len(source)} rows",
+        names=rows.names,
+        captions=rows.captions,
+        images=rows.images,
+        ledger=rows.ledger,
+        scores=rows.scores,
+    )
+
+
+@dataclass
+class InMemory:
+    """Rows as they are gathered; the fields are those of an ImageDataset."""
+
+    names: list[str] = field(default_factory=list)
+    captions: list[list[str]] = field(default_factory=list)
+    images: list[bytes] = field(default_factory=list)
+    ledger: list[dict[str, str]] = field(default_factory=list)
+    scores: list[list[float]] = field(default_factory=list)
+
+    def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
+        """One image more; captions without words go, with their scores. What does not fit is set aside."""
+        kept = [number for number, caption in enumerate(captions) if caption.strip()]
+        numbers = [float(score) for score in scores or []]
+        if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
+            self.set_aside(name, f"a caption is not valid Unicode: {broken[:60]!r}")
+        elif numbers and len(numbers) != len(captions):
+            self.set_aside(name, f"{len(numbers)} scores of {len(captions)} captions")
+        elif self.names and bool(numbers) != bool(self.scores):
+            self.set_aside(name, "has no scores, others have" if self.scores else "has scores")
+        else:
+            self.names.append(safe_name(name))
+            self.captions.append([captions[number].strip() for number in kept])
+            self.images.append(image)
+            if numbers:
+                self.scores.append([numbers[number] for number in kept])
+
+    def set_aside(self, name: str, reason: str) -> None:
+        self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
 
 
 def _rows(source: Any) -> Iterator[Any]:

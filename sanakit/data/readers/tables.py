@@ -14,9 +14,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from sanakit.data.captions import as_captions, as_scores, kind_of
-from sanakit.data.readers.sources import expand, open_source
+from sanakit.data.part import Part, Plan, examine, plan_files, stamp_of
+from sanakit.data.places import Kind, Place, open_arrow
+from sanakit.data.readers.sources import open_source, plan_sources
 from sanakit.data.survey import Survey, reason_of
-from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 
 CAPTIONS = ("captions", "caption", "text", "prompt")
@@ -27,23 +28,14 @@ def is_saved_dataset(folder: Path) -> bool:
     return (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
 
 
-def read_parquet_files(pattern: str) -> ImageDataset:
-    """One file, or several by `{00000..00009}`, local or by an address."""
-    dataset = ImageDataset(source=pattern, names=[], captions=[], images=[])
-    for source in expand(pattern):
-        try:
-            with open_source(source) as file:
-                table = pq.ParquetFile(file)
-                columns = _columns(table.schema_arrow.names, source, dataset.survey)
-                _add(dataset, source.rsplit("/", 1)[-1], table.iter_batches(BATCH, columns=columns))
-        except (pa.ArrowException, OSError) as error:
-            raise SanakitError("SK0401", f"{source} cannot be read: {error}") from error
-    return dataset
+def plan_parquet(pattern: str, files: list[str] | None = None) -> Plan:
+    """One file, or several by `{00000..00009}`, local or by an address; or `files`."""
+    return plan_sources("parquet", pattern, files)
 
 
-def read_saved_dataset(folder: Path) -> ImageDataset:
+def plan_saved_dataset(folder: Path) -> Plan:
     """A folder of `Dataset.save_to_disk`; of a DatasetDict its split `train`, or the only one."""
-    dataset = ImageDataset(source=str(folder), names=[], captions=[], images=[])
+    plan = Plan(source=str(folder))
     try:
         if (folder / "dataset_dict.json").is_file():
             splits = json.loads((folder / "dataset_dict.json").read_text(encoding="utf-8"))["splits"]
@@ -52,21 +44,20 @@ def read_saved_dataset(folder: Path) -> ImageDataset:
             chosen = "train" if "train" in splits else splits[0]
             for split in splits:
                 if split != chosen:
-                    dataset.survey.ignored.add(f"split {split}", split)
+                    plan.survey.ignored.add(f"split {split}", split)
             folder = folder / chosen
         state = json.loads((folder / "state.json").read_text(encoding="utf-8"))
         for name in [str(entry["filename"]) for entry in state["_data_files"]]:
             if Path(name).name != name:
                 raise SanakitError("SK0401", f"{folder / 'state.json'} names {name}, outside its folder")
-            with pa.memory_map(str(folder / name)) as source, pa.ipc.open_stream(source) as stream:
-                columns = _columns(stream.schema.names, str(folder / name), dataset.survey)
-                _add(dataset, name, (batch.select(columns) for batch in stream))
-    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+            payload = {"source": str(folder / name), "label": name, "first": 0}
+            plan.parts.append(plan_files("arrow", payload, [stamp_of(folder / name)]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise SanakitError("SK0401", f"{folder} cannot be read: {type(error).__name__}: {error}") from error
-    return dataset
+    return plan
 
 
-def read_hub_dataset(reference: str) -> ImageDataset:
+def plan_hub_dataset(reference: str) -> Plan:
     """`owner/name[:split]`, downloaded and cached by `datasets`. Raises SK0901 without the package, SK0902 for the
     hub."""
     try:
@@ -76,15 +67,43 @@ def read_hub_dataset(reference: str) -> ImageDataset:
             "SK0901", f"hf:{reference} needs the package datasets", fix="pip install 'sanakit[datasets]'."
         ) from error
     name, _, split = reference.partition(":")
-    dataset = ImageDataset(source=f"hf:{reference}", names=[], captions=[], images=[])
+    plan = Plan(source=f"hf:{reference}")
     try:
         table = datasets.load_dataset(name, split=split or "train")
-        columns = _columns(table.column_names, f"hf:{name}", dataset.survey)
-        table = table.select_columns(columns).cast_column("image", datasets.Image(decode=False))
+        _columns(table.column_names, f"hf:{name}", Survey())
+        first = 0
+        for path in [Path(entry["filename"]) for entry in table.cache_files]:
+            payload = {"source": str(path), "label": name, "first": first}
+            plan.parts.append(plan_files("arrow", payload, [stamp_of(path)]))
+            first += len(open_arrow(str(path)))
     except (OSError, ValueError) as error:
         raise SanakitError("SK0902", f"hf:{reference}: {str(error).splitlines()[0]}") from error
-    _add(dataset, name, table.with_format("arrow").iter(BATCH))
-    return dataset
+    if first != len(table):
+        raise SanakitError("SK0902", f"hf:{reference}: {first} of its {len(table)} rows lie on this disk")
+    return plan
+
+
+def fill_parquet(part: Part, payload: dict[str, Any]) -> None:
+    """Read a Parquet file."""
+    source = payload["source"]
+    try:
+        with open_source(source) as file:
+            table = pq.ParquetFile(file)
+            columns = _columns(table.schema_arrow.names, source, part.survey)
+            _add(part, payload, Kind.PARQUET, table.iter_batches(BATCH, columns=columns))
+    except (pa.ArrowException, OSError) as error:
+        raise SanakitError("SK0401", f"{source} cannot be read: {error}") from error
+
+
+def fill_arrow(part: Part, payload: dict[str, Any]) -> None:
+    """Read an Arrow stream file."""
+    source = payload["source"]
+    try:
+        with pa.memory_map(source) as file, pa.ipc.open_stream(file) as stream:
+            columns = _columns(stream.schema.names, source, part.survey)
+            _add(part, payload, Kind.ARROW, (batch.select(columns) for batch in stream))
+    except (pa.ArrowException, OSError) as error:
+        raise SanakitError("SK0401", f"{source} cannot be read: {type(error).__name__}: {error}") from error
 
 
 def _columns(names: list[str], source: str, survey: Survey) -> list[str]:
@@ -99,10 +118,11 @@ def _columns(names: list[str], source: str, survey: Survey) -> list[str]:
     return ["image", caption, *(["scores"] if "scores" in names else []), *(["name"] if "name" in names else [])]
 
 
-def _add(dataset: ImageDataset, label: str, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
+def _add(part: Part, payload: dict[str, Any], kind: Kind, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
     for number, row in enumerate(row for batch in batches for row in _rows(batch)):
         stated = row.get("name") if isinstance(row, dict) else None
-        name = str(stated) if isinstance(stated, str | int) and stated != "" else f"{label}/{number}"
+        named = isinstance(stated, str | int) and stated != ""
+        name = str(stated) if named else f"{payload['label']}/{payload.get('first', 0) + number}"
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -110,9 +130,10 @@ def _add(dataset: ImageDataset, label: str, batches: Iterable[pa.RecordBatch | p
             if not isinstance(image, bytes):
                 raise ValueError(f"no image: {_without_bytes(row['image'])}")
             captions = as_captions(next(row[column] for column in CAPTIONS if column in row))
-            dataset.add(name, captions, image, as_scores(row.get("scores")))
+            facts = examine(image, Place(payload["source"], kind, number, len(image)))
+            part.add(name, captions, facts, as_scores(row.get("scores")))
         except ValueError as error:
-            dataset.set_aside(name, reason_of(error))
+            part.set_aside(name, reason_of(error))
 
 
 def _rows(batch: pa.RecordBatch | pa.Table) -> list[Any]:

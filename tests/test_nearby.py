@@ -1,0 +1,82 @@
+"""Images behind an address: read once, kept on the local disk up to a bound, and never trusted."""
+
+import io
+import sqlite3
+import tarfile
+
+import fsspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from sanakit.data import load_images, nearby
+from sanakit.errors import SanakitError
+
+COUNT = 40
+
+
+@pytest.fixture
+def fetched(tmp_path, monkeypatch):
+    """A shard behind an address; a list that grows by every range that is asked for."""
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    system, ranges = fsspec.filesystem("memory"), []
+    whole = type(system).cat_file
+    rng = np.random.default_rng(0)
+    with system.open("/far/0.tar", "wb") as file, tarfile.open(fileobj=file, mode="w") as tar:
+        for i in range(COUNT):
+            buffer = io.BytesIO()
+            Image.fromarray(rng.integers(256, size=(96, 96, 3), dtype=np.uint8)).save(buffer, "PNG")
+            for name, content in ((f"{i:02d}.png", buffer.getvalue()), (f"{i:02d}.txt", f"image {i}".encode())):
+                info = tarfile.TarInfo(name)
+                info.size = len(content)
+                tar.addfile(info, io.BytesIO(content))
+    monkeypatch.setattr(
+        type(system), "cat_file", lambda self, path, **k: (ranges.append(path), whole(self, path, **k))[1]
+    )
+    yield ranges
+    system.rm("/far", recursive=True)
+
+
+def test_an_image_is_fetched_once_and_comes_back_equal(fetched):
+    images = load_images("memory://far/0.tar")  # screening decodes all of so few
+    assert len(fetched) == COUNT
+    first = list(images.images)
+    assert len(fetched) == COUNT and len(set(first)) == COUNT
+    assert nearby.nearby_path().stat().st_size > sum(map(len, first))
+    nearby.nearby_path().unlink()
+    nearby._local.key = None
+    assert list(images.images) == first and len(fetched) == 2 * COUNT
+
+
+def test_no_more_is_kept_than_the_bound_and_the_rest_is_fetched_again(fetched, monkeypatch):
+    monkeypatch.setenv(nearby.SETTING, "0.0004")
+    images = load_images("memory://far/0.tar")
+    first = list(images.images)
+    before, kept = len(fetched), nearby.nearby_path().stat().st_size
+    assert list(images.images) == first
+    assert 200_000 < kept <= 400_000 < sum(map(len, first))
+    assert 0 < COUNT - (len(fetched) - before) < COUNT  # some from the disk, the others from the address
+    monkeypatch.setenv(nearby.SETTING, "0")
+    before = len(fetched)
+    assert list(images.images) == first and len(fetched) == before + COUNT
+    monkeypatch.setenv(nearby.SETTING, "much")
+    with pytest.raises(SanakitError, match="SK0104.*SANAKIT_REMOTE_CACHE_GB='much'"):
+        images.images[0]
+
+
+def test_a_copy_that_is_damaged_or_locked_is_fetched_again(fetched, monkeypatch):
+    images = load_images("memory://far/0.tar")
+    first, before = images.images[0], len(fetched)
+    with sqlite3.connect(nearby.nearby_path()) as other:
+        other.execute("UPDATE images SET data = x'00'")
+    assert images.images[0] == first and len(fetched) == before + 1
+    assert images.images[0] == first and len(fetched) == before + 1  # replaced by the right one
+    monkeypatch.setattr(nearby, "WAIT", 0.01)
+    nearby._local.key = None
+    other = sqlite3.connect(nearby.nearby_path(), isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    assert images.images[0] == first and len(fetched) == before + 2
+    other.close()
+    nearby._local.key = None
+    nearby.nearby_path().write_bytes(b"no database" * 1000)
+    assert images.images[0] == first and len(fetched) == before + 3

@@ -1,0 +1,179 @@
+"""A run folder and what may go wrong around it: another configuration, another process, no disk, no memory, secrets."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from sanakit import run as run_module
+from sanakit.config import make_config
+from sanakit.errors import ExitCode, SanakitError, lacks_memory
+from sanakit.files import try_writing, without_secrets, write_aside
+from sanakit.run import RunFolder, stage_key
+from sanakit.swap.memory_advice import advise
+from sanakit.swap.settings import flat_config
+from sanakit.tracebacks import memory_advice, note_work
+
+
+def test_a_config_that_was_changed_by_hand_is_told_field_by_field(tmp_path):
+    config = make_config({"train": {"seed": 3}})
+    RunFolder.open(config, tmp_path / "run")
+    assert RunFolder.open(config, tmp_path / "run").config == config
+    file = tmp_path / "run" / "config.yaml"
+    file.write_text(file.read_text().replace("image_size: 96", "image_size: 64").replace("seed: 3", "seed: 4"))
+    with pytest.raises(SanakitError, match="SK0105") as refused:
+        RunFolder.open(config, tmp_path / "run")
+    assert "data.image_size is 64 there, 96 asked" in str(refused.value)
+    assert "train.seed is 4 there, 3 asked" in str(refused.value)
+    file.write_text("train: {batchsize: 3}\n")
+    with pytest.raises(SanakitError, match="SK0105.*config.yaml is no configuration of this version"):
+        RunFolder.open(config, tmp_path / "run")
+
+
+def test_what_auto_chose_is_written_down_and_holds_for_the_folder(tmp_path):
+    config = make_config({})
+    decided = make_config({"data": {"latents": "live", "embeddings": "ahead"}})
+
+    def decide(asked):
+        return decided if asked.data.latents == "auto" else asked
+
+    run = RunFolder.open(config, tmp_path / "run", resolve=decide)
+    assert run.config.data.latents == "live" and "latents: live" in (tmp_path / "run" / "config.yaml").read_text()
+    again = RunFolder.open(config, tmp_path / "run")
+    assert again.config == decided and again.key == run.key == RunFolder(tmp_path, config).key
+    assert stage_key(again.config, "full") == stage_key(config, "full")
+    other = RunFolder.open(make_config({"data": {"latents": "ahead"}}), tmp_path / "run")
+    assert other.config.data.latents == "ahead" and other.key == run.key  # it changes no result
+    assert "latents: ahead" in (tmp_path / "run" / "config.yaml").read_text()
+
+
+def test_one_process_at_a_time_works_in_a_folder(tmp_path):
+    run = RunFolder.open(make_config({}), tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from sanakit.run import RunFolder; from sanakit.config import make_config\n"
+        "with RunFolder(Path(sys.argv[1]), make_config({})).locked():\n print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, str(run.path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout.readline() == "held\n"
+        with (
+            pytest.raises(SanakitError, match=rf"SK0131.*in use by process {other.pid} of .* on .* since 20"),
+            run.locked(),
+        ):
+            pass
+        other.kill()
+        other.wait()
+    with run.locked():  # a process that was killed holds nothing
+        assert json.loads((run.path / run_module.LOCK).read_text())["process"]
+    assert not (run.path / run_module.LOCK).exists()
+
+
+def test_memory_that_is_full_is_named_with_the_work_and_what_would_make_it_fit():
+    config = make_config({"train": {"batch_size": 32, "accumulate": 2}})
+
+    def raised(error, label="training finetune", cause=None):
+        note_work(label, 12, 400)
+        with pytest.raises(SanakitError) as found, memory_advice(lambda own: advise(config, own)):
+            raise error from cause
+        return found.value
+
+    cuda = RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB")
+    told = raised(cuda)
+    assert told.code == "SK0119" and told.exit_code == ExitCode.ENVIRONMENT
+    assert "while training finetune (12 of 400): CUDA out of memory. Tried to allocate 2.00 GiB" in str(told)
+    assert "--set train.micro_batch=8 (16 images a pass now" in told.fix
+    assert "--set data.latents=live --set data.embeddings=live" in raised(MemoryError(), "encoding with a VAE").fix
+    wrapped = raised(SanakitError("SK0107", "weights do not fit"), cause=cuda)
+    assert wrapped.code == "SK0119" and "disagree" not in str(wrapped)
+    plain = SanakitError("SK0107", "weights do not fit")
+    with pytest.raises(SanakitError, match="SK0107"), memory_advice(lambda own: None):
+        raise plain
+    with pytest.raises(ZeroDivisionError), memory_advice(lambda own: None):
+        raise ZeroDivisionError
+    host = "DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes. Error code 12"
+    assert lacks_memory(RuntimeError(host)) and lacks_memory(OSError(12, "Cannot allocate memory"))
+    assert lacks_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED")) and not lacks_memory(RuntimeError("x"))
+
+
+def test_a_folder_is_tried_for_writing_and_a_failed_write_leaves_nothing(tmp_path):
+    try_writing(tmp_path / "new" / "deep")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(SanakitError, match="SK0903.*file/run cannot be written.*no folder"):
+        try_writing(tmp_path / "file" / "run")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "x").write_text("x")
+    with pytest.raises(OSError):
+        write_aside(tmp_path / "taken", "text")
+    write_aside(tmp_path / "file", "new")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"] and (tmp_path / "file").read_text() == "new"
+
+
+SIGNED = "https://name:word@host.org:8080/a/{0..1}.tar?X-Amz-Signature=secret#part"
+
+
+def test_addresses_are_stored_without_credentials_and_query(tmp_path):
+    assert without_secrets(SIGNED) == "https://host.org:8080/a/{0..1}.tar"
+    assert without_secrets("s3://bucket/a?b/c.tar") == "s3://bucket/a" and without_secrets("/a?b/c.tar") == "/a?b/c.tar"
+    config = make_config({"data": {"source": SIGNED}})
+    run = RunFolder.open(config, tmp_path / "run")
+    renewed = make_config({"data": {"source": SIGNED.replace("secret", "renewed")}})
+    assert RunFolder.open(renewed, tmp_path / "run").key == run.key
+    assert run.config.data.source == SIGNED  # this process reads with it
+    written = (tmp_path / "run" / "config.yaml").read_text() + json.dumps(flat_config(config))
+    assert "secret" not in written and "word" not in written and "host.org" in written
+
+
+def test_an_index_of_a_signed_address_holds_no_secret_and_is_found_under_a_new_one(tmp_path, monkeypatch):
+    import io
+    import tarfile
+
+    import fsspec
+    from PIL import Image
+
+    from sanakit.data import index, load_images
+
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    image, shard = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (8, 8), "red").save(image, "PNG")
+    with tarfile.open(fileobj=shard, mode="w") as tar:
+        for name, content in (("0.png", image.getvalue()), ("0.txt", b"red")):
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    remote = fsspec.filesystem("memory")
+    for number, word in enumerate(("secret", "renewed")):
+        remote.pipe(f"/signed/0.tar?key={word}", shard.getvalue())
+        own, first = (remote.store[f"/signed/0.tar?key={w}"] for w in (word, "secret"))
+        own.modified, own.created = first.modified, first.created
+        read, read_part = [], index.read_part
+        monkeypatch.setattr(index, "read_part", lambda *a, r=read, f=read_part: (r.append(a), f(*a))[1])
+        found = load_images(f"memory://signed/0.tar?key={word}")
+        assert found.images[0] == image.getvalue() and found.names == ["0.tar/0"] and len(read) == 1 - number
+        assert found.source == "memory://signed/0.tar"
+    with pytest.raises(SanakitError, match="SK0401") as refused:
+        load_images("memory://signed/9.tar?key=secret")
+    assert "secret" not in str(refused.value)
+    stored = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    assert stored and not any(b"secret" in path.read_bytes() or "secret" in path.name for path in stored)
+
+
+def test_a_checkpoint_with_a_torn_manifest_is_set_aside_and_said(tmp_path, capsys):
+    from sanakit.hashing import hash_record
+    from sanakit.swap.resume import set_torn_aside
+    from sanakit.training.checkpoint import latest
+
+    for step in (1, 2, 3):
+        folder = tmp_path / f"step-{step:08d}"
+        folder.mkdir()
+        record = {"step": step}
+        text = json.dumps({"record": record, "sha256": hash_record(record)})
+        (folder / "manifest.json").write_text({1: text, 2: text.replace('"step": 2', '"step": 9'), 3: text[:20]}[step])
+    (tmp_path / "LATEST").write_text("step-00000003")
+    set_torn_aside(tmp_path)
+    assert latest(tmp_path) == tmp_path / "step-00000001"
+    assert sorted(p.name for p in tmp_path.glob("torn-*")) == ["torn-step-00000002.1", "torn-step-00000003.1"]
+    said = capsys.readouterr().err
+    assert "step-00000003 has a torn manifest (JSONDecodeError" in said and "its hash is not its own" in said
