@@ -12,7 +12,7 @@ from sanakit.alignment.translation import explained, solve_translation
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.data import load_images
 from sanakit.data.cache import latent_job, to_images
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
 from sanakit.errors import SanakitError
 from sanakit.inventory import entries
 from sanakit.loading import load_vae

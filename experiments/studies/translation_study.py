@@ -1,7 +1,7 @@
 """How much of one VAE's latents a 3 x 3 linear map makes of another's, and what that costs in decoded images.
 
 python experiments/studies/translation_study.py [--num-images 512]
-Every pair of the packaged VAEs on images of the embedded world; the table is in docs/translate.md.
+Every pair of the packaged VAEs on images of the embedded world; the table is in docs/recipes.md.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 from sanakit.alignment.translate_cache import fit_translation
 from sanakit.data import load_images
 from sanakit.data.cache import to_images
-from sanakit.data.store import Rows
+from sanakit.data.rows import Rows
 from sanakit.loading import load_vae
 
 NAMES = ("dc-f16c32", "dc-f16c16", "kl-f8c4", "pca-f16c32", "pca-f32c64")

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from sanakit import inventory
 from sanakit.alignment.translation import Explained, explained, held_out_rows, solve_translation
-from sanakit.data.cache import Job, Progress, latent_job, silent, to_images
-from sanakit.data.store import Rows
+from sanakit.data.cache import Progress, latent_job, silent, to_images
+from sanakit.data.job import Job
+from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.evaluation.reconstruction import psnr
@@ -22,7 +23,7 @@ from sanakit.vaes import VAE
 from sanakit.vaes.translated import TranslatedVAE, grid_factors
 
 SAMPLE = 512  # images that both VAEs encode
-MIN_R2 = 0.9  # docs/translate.md: what the map costs in decoded PSNR at this value
+MIN_R2 = 0.9  # docs/recipes.md: what the map costs in decoded PSNR at this value
 CHUNK = 32
 
 
@@ -80,16 +81,19 @@ def fit_translation(
     *,
     num_images: int = SAMPLE,
     seed: int = 0,
+    failed: Rows | None = None,
     progress: Progress = silent,
     placement: Placement | None = None,
 ) -> Translation:
     """Encode a random sample of the images with the target, solve the map from most of them and evaluate it on the
-    others. cached: raw latents (N, M, C, h, w) of the source. Raises SK0219 and SK0403, or what the VAEs raise."""
+    others. cached: raw latents (N, M, C, h, w) of the source. failed: (N,) bool, images that could not be read. Raises
+    SK0219 and SK0403, or what the VAEs raise."""
     placement, start = placement or host(), time.perf_counter()
     grid_factors(source.spec, target.spec)
-    count = min(num_images, len(dataset))
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:count].sort().values
-    held = held_out_rows(count)
+    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))
+    readable = order if failed is None else order[~failed[order]]
+    chosen = readable[:num_images].sort().values
+    held = held_out_rows(len(chosen))
     raw_source = cached[chosen, 0].float()
     with placement.holding(target):
         raw_target, rate = _encoded(target, dataset, chosen.tolist(), size, progress)

@@ -63,6 +63,7 @@ def translate(
         job, rows = cached_latents(cache, first, dataset, facts, placement)
         arguments = (first, second, dataset, rows["raw_latents"], facts["size"])
         options = {"num_images": num_images, "seed": seed, "progress": progress, "placement": placement}
+        options["failed"] = rows.get("failed")
         result = fit_translation(*arguments, **options)
         document = _quality(result, source, target) | {"min_r2": min_r2}
         if system is not None and preview is not None:

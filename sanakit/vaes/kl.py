@@ -1,7 +1,7 @@
 """AutoencoderKL of Stable Diffusion and its successors (arXiv 2112.10752): f8, 4 or 16 channels,
 (z - shift) * scale."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -34,7 +34,7 @@ class KLF8C4(HubVAE):
 class KLF8C16(HubVAE):
     model_class = "AutoencoderKL"
     spec = LatentSpec(latent_channels=16, spatial_compression_ratio=8)
-    published = config(16, **NO_QUANT)
+    published: ClassVar[dict[str, Any] | None] = config(16, **NO_QUANT)
     small = config(16, **SMALL, **NO_QUANT)
 
 

@@ -1,8 +1,8 @@
 """Further video autoencoders on one frame: z * scale.
 
-The library's defaults are the published configurations. Left out: Allegro, which encodes in tiles of several frames only; VidTok, whose
-convolutions in time are longer than one frame; and Mochi, whose Fourier features of pixels are lost in bf16, the
-precision of frozen parts on accelerators.
+The library's defaults are the published configurations. Left out: Allegro, which encodes in tiles of several
+frames only; VidTok, whose convolutions in time are longer than one frame; and Mochi, whose Fourier features of pixels
+are lost in bf16, the precision of frozen parts on accelerators.
 """
 
 from typing import Any, ClassVar
