@@ -62,8 +62,7 @@ class TrainSection(Section):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    # vae: the VAE itself, for latents that turn and scale with the image; vae-decoder: its decoder alone, so that the
-    # latents stay bit-equal and the core, caches and null embeddings valid
+    # vae: the VAE itself, so that latents turn and scale with the image; vae-decoder: its decoder, latents bit-equal
     target: Literal["core", "vae", "vae-decoder"] = "core"
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile

@@ -275,7 +275,7 @@ CODES: dict[str, Code] = {
         title="a latent translation explains too little",
         why="A linear map of the cached latents leaves out more of the other VAE's latents than allowed: what a core "
         "learns from them, it would have to unlearn.",
-        fix="Encode the images again with `sanakit encode`, or lower --min-r2 where a rough start is enough.",
+        fix="Encode the images again with `sanakit encode`, or lower --min-explained where a rough start is enough.",
         exit_code=ExitCode.GATE_FAILED,
     ),
     "SK0219": Code(

@@ -102,7 +102,7 @@ def test_the_command_fills_an_entry_that_a_run_finds_and_checks(small_world, tmp
     assert abs(row["psnr_translated"] - row["psnr_encoded"]) < 0.1 and row["encode_per_second"] > 0
     assert row["hours_saved"] < row["encode_hours"]
     dataset = load_images(data)
-    job = latent_job(load_vae(f"path:{row['vae']}"), dataset, 32, mirror=True)
+    job = latent_job(load_vae(row["vae"]), dataset, 32, mirror=True)
     rows = job.run(cache, must_exist=True)[1]["raw_latents"]  # found, and checked against its own encoding
     views = to_images(dataset.pixels(32))
     torch.testing.assert_close(rows[:][:, 1], fine.encode_raw(views.flip(-1)), atol=0.01, rtol=0.01)

@@ -27,8 +27,8 @@ def translate(
         int | None, typer.Option("--image-size", min=16, help="Where the cache holds several sizes.")
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the new entry; default CACHE.")] = None,
-    min_r2: Annotated[
-        float, typer.Option("--min-r2", max=1, help="Nothing is written where R2 is not certainly above this.")
+    min_explained: Annotated[
+        float, typer.Option("--min-explained", max=1, help="Nothing is written where R2 is not certainly above this.")
     ] = 0.9,
     num_images: Annotated[int, typer.Option("--num-images", min=32, help="That both VAEs encode.")] = 512,
     base: Annotated[
@@ -65,12 +65,12 @@ def translate(
         options = {"num_images": num_images, "seed": seed, "progress": progress, "placement": placement}
         options["failed"] = rows.get("failed")
         result = fit_translation(*arguments, **options)
-        document = _quality(result, source, target) | {"min_r2": min_r2}
+        document = _quality(result, source, target) | {"min_explained": min_explained}
         if system is not None and preview is not None:
             document |= _preview(system, result.vae, dataset, preview, seed)
         if not as_json:
             _print_quality(document)
-        require_explained(result, min_r2)
+        require_explained(result, min_explained)
         document |= _write(out or cache, result, job, rows, dataset, facts)
     if as_json:
         print_json(document)
@@ -107,7 +107,7 @@ def _write(out: Path, result: Any, job: Any, rows: Any, dataset: Any, facts: dic
     folder = save_translated(result.vae, out, str(filled.facts["encoder"]))
     return {
         "entry": str(entry.folder),
-        "vae": str(folder),
+        "vae": f"path:{folder}",
         "latents": count,
         "reused": reused,
         "translate_seconds": seconds,
@@ -140,7 +140,7 @@ def _preview(system: Any, vae: Any, dataset: Any, path: Path, seed: int) -> dict
 def _print_quality(row: dict[str, Any]) -> None:
     typer.echo(
         f"{row['from']} to {row['to']}: R2 {row['r2']:.3f} ({row['r2_low']:.3f} to {row['r2_high']:.3f}) on "
-        f"{row['held_out_images']} held-out images, more than {row['min_r2']:g} expected"
+        f"{row['held_out_images']} held-out images, more than {row['min_explained']:g} expected"
     )
     typer.echo(
         f"  decoded PSNR {row['psnr_translated']:.1f} dB, of encoded latents {row['psnr_encoded']:.1f} dB "
@@ -160,4 +160,4 @@ def _print_written(row: dict[str, Any], out: Path) -> None:
         f"  encoding them takes {row['encode_hours']:.3g} hours at {row['encode_per_second']:,.1f} a second (measured "
         f"here): {row['hours_saved']:.3g} hours saved"
     )
-    typer.echo(f"  train on them: --set vae.name=path:{row['vae']} --set data.cache={out}")
+    typer.echo(f"  train on them: --set vae.name={row['vae']} --set data.cache={out}")

@@ -162,7 +162,8 @@ def train_decoder(
     with swap.placement.holding(candidate):
         journal.run(lambda: descend(draw, objective, options, state, after_step=after_step, rate=rate, watch=watch))
     if state.ema is not None:
-        model.load_state_dict(state.ema)
+        # the average of a weight that stands still may differ from it in the sign of a zero
+        model.load_state_dict({f"vae.{name}": state.ema[f"vae.{name}"] for name in trained}, strict=False)
     park(state)
     return [name.removeprefix("model.") for name in trained]
 
