@@ -289,6 +289,23 @@ def test_prompts_that_work_a_little_after_a_short_race_in_other_latents_are_inco
     assert [r.verdict for r in run_gates("smoke", nothing)] == [Verdict.FAIL]
 
 
+@pytest.mark.parametrize(("error", "same", "base", "judged"), [
+    (2.2, False, 0.3, False),  # pca-f32c64 in tiny-sana after 16 steps: prompts cost 3.2 of what they are worth
+    (1.2, False, 0.3, True),
+    (2.2, True, 0.3, True),  # the latents are the base's: its text side is at fault
+    (2.2, False, -0.3, True),  # and so it is where the base's own prompts do harm
+])  # fmt: skip
+def test_prompts_that_do_harm_are_judged_once_the_core_reads_the_new_latents(error, same, base, judged):
+    evidence = {"prompt_gain": spread_about(-0.9), "base_prompt_gain": spread_about(base), "same_latents": same}
+    evidence |= {"relative_error": spread_about(error), "base_relative_error": spread_about(1)}
+    stage = evaluate_stage("smoke", evidence)
+    assert [r.verdict for r in stage.results if r.gate == "smoke/prompt-effect"] == [Verdict.FAIL] * judged
+    reason = stage.not_applied.get("smoke/prompt-effect", "")
+    assert ("does not denoise the new latents yet (error 2.19" in reason) is not judged
+    full = {r.gate: r.verdict for r in run_gates("full", evidence)}
+    assert full["full/prompt-effect"] == Verdict.FAIL
+
+
 @pytest.mark.parametrize(("lead", "verdict"), [(0.1, Verdict.PASS), (0.0, Verdict.INCONCLUSIVE), (-0.1, Verdict.FAIL)])
 def test_an_encoder_must_be_worth_more_than_its_class_with_random_weights(lead, verdict):
     (result,) = run_gates("smoke", {"control_lead": spread_about(lead)})

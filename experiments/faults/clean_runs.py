@@ -23,7 +23,7 @@ from torch import Tensor
 from sanakit.alignment.similarity import agreement, word_features
 from sanakit.checks import run_gates
 from sanakit.checks.measure_text import text_evidence
-from sanakit.checks.measure_training import base_evidence, course_evidence, sample_evidence
+from sanakit.checks.measure_training import SPREAD_SAMPLES, base_evidence, course_evidence, sample_evidence
 from sanakit.checks.measure_vae import evidence_of
 from sanakit.config import MonitorsSection, make_config
 from sanakit.contracts import GateResult
@@ -192,14 +192,14 @@ def order_and_sigmas(world: CleanWorld) -> Readings:
 
 def samples(world: CleanWorld) -> Readings:
     for seed in range(SAMPLED):
-        prompts = world.prompts[8 * seed : 8 * seed + 8]
+        prompts = world.prompts[SPREAD_SAMPLES * seed : SPREAD_SAMPLES * (seed + 1)]
         yield run_gates("smoke", sample_evidence(world.base, world.base_data, prompts, seed))
 
 
 def other_samples(world: CleanWorld) -> Readings:
     """The same prompts from other noise: what an equally good model, trained by another seed, would draw."""
     for seed in range(SAMPLED):
-        prompts = world.prompts[8 * seed : 8 * seed + 8]
+        prompts = world.prompts[SPREAD_SAMPLES * seed : SPREAD_SAMPLES * (seed + 1)]
         yield run_gates("full", sample_evidence(world.base, world.base_data, prompts, 1000 + seed))
 
 

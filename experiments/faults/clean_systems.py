@@ -11,7 +11,13 @@ from system_faults import OPTIONS, prompt_gains, trained
 from torch import Tensor
 
 from sanakit.checks import run_gates
-from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
+from sanakit.checks.measure_training import (
+    SPREAD_SAMPLES,
+    base_evidence,
+    course_evidence,
+    movement_evidence,
+    sample_evidence,
+)
 from sanakit.contracts import GateResult
 from sanakit.data import load_images
 from sanakit.data.cache import to_images
@@ -119,7 +125,7 @@ def untrained(name: str) -> TextEncoder:
 def tiny_sana(world: World) -> list[GateResult]:
     base, data = world.base, world.base_data
     evidence = base_evidence(base, data) | course_evidence(base, data, OPTIONS)
-    evidence |= sample_evidence(base, data, world.prompts[:8], 0)
+    evidence |= sample_evidence(base, data, world.prompts[:SPREAD_SAMPLES], 0)
     evidence |= prompt_gains(base, data)
     return run_gates("smoke", evidence)
 

@@ -11,7 +11,13 @@ from fault_world import World, fault
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks import run_gates
-from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
+from sanakit.checks.measure_training import (
+    SPREAD_SAMPLES,
+    base_evidence,
+    course_evidence,
+    movement_evidence,
+    sample_evidence,
+)
 from sanakit.contracts import GateResult
 from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.blind import conditional_gain
@@ -166,7 +172,7 @@ def chaotic(world: World) -> list[GateResult]:
     system = copy.copy(world.base)
     right = system.velocity
     system.velocity = lambda noisy, sigmas, prompt: -right(noisy, sigmas, prompt)  # type: ignore[method-assign]
-    return run_gates("smoke", sample_evidence(system, world.base_data, world.prompts[:8], 0))
+    return run_gates("smoke", sample_evidence(system, world.base_data, world.prompts[:SPREAD_SAMPLES], 0))
 
 
 @fault("captions of other images", threads="PixArt-sigma 114", gate="smoke/prompt-effect", code="SK0503", stage="smoke")
@@ -265,4 +271,4 @@ def slow_average(world: World) -> list[GateResult]:
 def timesteps(world: World) -> list[GateResult]:
     broken = copy.copy(world.base)
     broken.timestep_scale = 1.0
-    return run_gates("full", sample_evidence(broken, world.base_data, world.prompts[:8], 0))
+    return run_gates("full", sample_evidence(broken, world.base_data, world.prompts[:SPREAD_SAMPLES], 0))

@@ -20,6 +20,7 @@ PROMPT_EFFECT: dict[str, Any] = {
     "metric": "prompt gain over the base's",
     "needs": ("prompt_gain", "base_prompt_gain"),
 }
+NEAR = 1.5  # error, in the base's, that a short race calls near
 QUALITY: dict[str, Any] = {
     "code": "SK0504",
     "metric": "error over the base's",
@@ -54,10 +55,22 @@ def _progress(evidence: QualityEvidence) -> Measurement | NotApplied:
     at_least=(0.25, 0.4),
     definition="a tolerance: a quarter of the base's prompt gain, strict two fifths, paired",
 )
-def smoke_prompt(evidence: QualityEvidence) -> Measurement:
+def smoke_prompt(evidence: SmokeEvidence) -> Measurement | NotApplied:
     """After a short race in other latents, prompts that work too little are inconclusive: the patch embedding and the
-    output projection are what is learnt first."""
-    return _prompt(evidence, learnt_late=not evidence.get("same_latents", True))
+    output projection are what is learnt first. Prompts that gain nothing there are judged once the core denoises the
+    new latents: one that cannot read them yet cannot place what a prompt asks for."""
+    learnt_late = not evidence.get("same_latents", True)
+    measured = _prompt(evidence, learnt_late=learnt_late)
+    base_reads = interval(evidence["base_prompt_gain"])[1][0] > 0  # else this gate says what is wrong with the base
+    nothing_gained = measured.ci is not None and measured.ci[0] <= 0
+    if learnt_late and base_reads and nothing_gained and "relative_error" in evidence:
+        error, (low, _) = ratio_interval(evidence["relative_error"], evidence["base_relative_error"])
+        if low > NEAR:
+            return NotApplied(
+                f"the core does not denoise the new latents yet (error {error:.2f}, the base is 1, near is below "
+                f"{NEAR:g}): a longer race or stage full tells what prompts are worth"
+            )
+    return measured
 
 
 @GATES.register("full/prompt-effect", title="the prompt lowers the loss", embedded=True)
@@ -129,7 +142,7 @@ def alignment(evidence: SmokeEvidence) -> Measurement:
 @rule(
     code=QUALITY["code"],
     metric=QUALITY["metric"],
-    at_most=(1.5, 1.25),
+    at_most=(NEAR, 1.25),
     definition="a tolerance: what a short race calls near",
     needs=(*QUALITY["needs"], "forecast_arrives", "steps_that_tell"),
 )

@@ -217,9 +217,11 @@ class Swap:
         ]
         return text_target(self.base_held_out, self.base_blind, prompt_weights(*weighed))
 
-    def sample_prompts(self) -> list[str]:
-        """Half of them of the training images, half held out; spread over the data set."""
-        return [prompt for _, prompts, _ in self._sample_parts() for prompt in prompts]
+    def sample_prompts(self, count: int | None = None) -> list[str]:
+        """Half of them of the training images, half held out; spread over the data set. count: by default
+        smoke.samples."""
+        parts = self._sample_parts() if count is None else sample_parts(self.splits, count)
+        return [prompt for _, prompts, _ in parts for prompt in prompts]
 
     def sample_truth(self) -> tuple[Tensor, list[str]]:
         """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
-from sanakit.checks.measure_training import sample_evidence
+from sanakit.checks.measure_training import SPREAD_SAMPLES, sample_evidence
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, local
 from sanakit.errors import SanakitError
@@ -96,7 +96,9 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             "drift_alarms": journal.drift_alarms if journal else 0,
         }
         | prompt_gains(swap, system, now)
-        | sample_evidence(system, test, swap.sample_prompts(), config.train.seed)
+        | sample_evidence(
+            system, test, swap.sample_prompts(SPREAD_SAMPLES), config.train.seed, at_once=config.smoke.samples
+        )
     )
 
 

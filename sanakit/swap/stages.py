@@ -16,7 +16,13 @@ import torch
 from sanakit.checks import StageResult, evaluate_stage
 from sanakit.checks.component import Measured, measure_text_encoder, measure_vae
 from sanakit.checks.diffusability import FEWEST, compare_panels
-from sanakit.checks.measure_training import base_evidence, course_evidence, movement_evidence, sample_evidence
+from sanakit.checks.measure_training import (
+    SPREAD_SAMPLES,
+    base_evidence,
+    course_evidence,
+    movement_evidence,
+    sample_evidence,
+)
 from sanakit.contracts import GateResult, Verdict
 from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
@@ -130,7 +136,13 @@ def _race_evidence(swap: Swap, arms: list[Arm], result: RaceResult, starts: Star
     }
     with averaged(best.system.core, best.average):
         gains = prompt_gains(swap, best.system, test)
-        evidence |= sample_evidence(best.system, test, swap.sample_prompts(), swap.config.train.seed)
+        evidence |= sample_evidence(
+            best.system,
+            test,
+            swap.sample_prompts(SPREAD_SAMPLES),
+            swap.config.train.seed,
+            at_once=swap.config.smoke.samples,
+        )
     evidence |= gains | base_evidence(swap.base_system, swap.base_data[1], swap.base_held_out)
     evidence |= course_evidence(best.system, train, best.options)
     if best.state:
