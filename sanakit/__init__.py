@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from sanakit.api.drift import compare
+    from sanakit.api.evaluation import evaluate
     from sanakit.api.load import load_base, load_images, load_text_encoder, load_vae
     from sanakit.api.monitor import DriftMonitor
     from sanakit.api.names import list_bases, list_datasets, list_strategies, list_text_encoders, list_vaes
@@ -27,6 +28,7 @@ __all__ = [
     "SanakitError",
     "__version__",
     "compare",
+    "evaluate",
     "list_bases",
     "list_datasets",
     "list_strategies",
@@ -47,6 +49,7 @@ MODULES = {  # public name -> where it is defined; the block for type checkers a
     "DriftMonitor": "sanakit.api.monitor",
     "SanakitError": "sanakit.errors",
     "compare": "sanakit.api.drift",
+    "evaluate": "sanakit.api.evaluation",
     "list_bases": "sanakit.api.names",
     "list_datasets": "sanakit.api.names",
     "list_strategies": "sanakit.api.names",

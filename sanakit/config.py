@@ -159,6 +159,16 @@ class SmokeSection(Section):
     samples: int = Field(default=8, ge=8)  # images drawn by base and candidate used to evaluate smoke and full
 
 
+class EvaluateSection(Section):
+    """How stage full compares what base and candidate draw (docs/evaluation.md)."""
+
+    num_prompts: int = Field(default=24, ge=0)  # held-out prompts; 0: nothing is drawn and compared
+    num_seeds: int = Field(default=2, ge=1)  # samples of a prompt
+    metrics: tuple[str, ...] = ("kid", "frechet", "caption-recovery", "diversity")  # of `sanakit ls metrics`
+    features: str = "auto"  # comma-separated names; auto: those that need no network
+    clip: str = "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"  # the model of clip-score and clip-recovery
+
+
 class MonitorsSection(Section):
     """What an alarm of each monitor does; `off` does not watch."""
 
@@ -187,6 +197,7 @@ class Config(Section):
     adapter: AdapterSection = AdapterSection()
     component: ComponentSection = ComponentSection()
     smoke: SmokeSection = SmokeSection()
+    evaluate: EvaluateSection = EvaluateSection()
     monitors: MonitorsSection = MonitorsSection()
 
     @model_validator(mode="after")

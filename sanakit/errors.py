@@ -101,8 +101,8 @@ CODES: dict[str, Code] = {
     ),
     "SK0114": Code(
         title="a plugin raised an error",
-        why="A gate, statistic, strategy, data set or component of an installed plugin raised an error while it "
-        "measured or evaluated. It could not be evaluated; everything else was measured.",
+        why="A gate, statistic, strategy, metric, data set or component of an installed plugin raised an error while "
+        "it measured or evaluated. It could not be evaluated; everything else was measured.",
         fix="Report it to the plugin's authors with the traceback file that the message names, or uninstall the "
         "plugin.",
         exit_code=ExitCode.ERROR,

@@ -1,5 +1,8 @@
 """Components from the model hub: safetensors and JSON only, never code, a revision where one is named."""
 
+import socket
+import urllib.parse
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +36,42 @@ def download(reference: str, check: Callable[[Path], None] | None = None) -> Pat
     if not folder.is_dir():
         raise SanakitError("SK0902", f"hub:{repository} has no folder {subfolder!r}")
     return folder
+
+
+def cached_or_download(reference: str, seconds: float = 5.0) -> Path:
+    """As `download`, but what the hub's cache holds is taken from there, and where the hub cannot be reached within
+    `seconds` nothing is tried. Raises SK0902."""
+    from huggingface_hub import constants, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    name, _, _ = reference.partition(":")
+    repository, _, revision = name.partition("@")
+    try:
+        cached = Path(snapshot_download(repository, revision=revision or None, local_files_only=True))
+        if next(cached.rglob("*.safetensors"), None):
+            return download(reference) if ":" in reference else cached
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError):
+        pass  # it is not in the cache
+    if constants.HF_HUB_OFFLINE or not reachable(constants.ENDPOINT, seconds):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else f"{constants.ENDPOINT} does not answer"
+        raise SanakitError(
+            "SK0902",
+            f"hub:{reference} is not in the hub's cache, and {why}",
+            fix=f"Where there is a network, `hf download {repository}`; copy the folder here and name it as path:DIR.",
+        )
+    return download(reference)
+
+
+def reachable(address: str, seconds: float) -> bool:
+    """Whether a host takes a connection; taken for granted behind a proxy, which answers for others."""
+    if urllib.request.getproxies():
+        return True
+    parts = urllib.parse.urlsplit(address)
+    try:
+        with socket.create_connection((parts.hostname or "", parts.port or 443), timeout=seconds):
+            return True
+    except OSError:
+        return False
 
 
 def download_configs(reference: str) -> Path:

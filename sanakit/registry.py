@@ -27,6 +27,7 @@ PACKAGES = {  # every kind of `sanakit ls`, and the package whose files add to i
     "gates": "sanakit.checks",
     "datasets": "sanakit.data",
     "strategies": "sanakit.strategies",
+    "metrics": "sanakit.evaluation.metrics",
 }
 
 

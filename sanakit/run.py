@@ -160,7 +160,7 @@ ALWAYS = ("train.seed", "train.target")
 
 def first_reader(key: str) -> str:
     """The first stage that reads a key of the configuration, such as `train.max_steps`."""
-    if key in OF_FULL or key.startswith("monitors."):
+    if key in OF_FULL or key.startswith(("monitors.", "evaluate.")):
         return "full"
     return "smoke" if key.startswith(FROM_SMOKE) and key not in ALWAYS else "component"
 

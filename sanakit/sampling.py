@@ -15,13 +15,16 @@ def sample_euler(
     num_steps: int = 24,
     guidance_scale: float = 3.0,
     seed: int = 0,
+    noise: Tensor | None = None,
 ) -> Tensor:
     """Euler steps of dx/dsigma = velocity from sigma 1 to 0, classifier-free guidance; latents (B, C, h, w) on the CPU.
 
-    Noise and prompts go to the device once, latents come back once.
+    noise: (B, C, h, w) to start from, in place of what `seed` draws. Noise and prompts go to the device once, latents
+    come back once.
     """
-    generator = torch.Generator().manual_seed(seed)
-    noise = torch.randn((len(prompt), *system.latent_shape), generator=generator)
+    if noise is None:
+        generator = torch.Generator().manual_seed(seed)
+        noise = torch.randn((len(prompt), *system.latent_shape), generator=generator)
     sigmas = shift_sigmas(torch.linspace(1, 0, num_steps + 1), float(system.flow_shift or 1.0))
     null = system.drop_prompts(prompt, torch.ones(len(prompt), dtype=torch.bool))
     put, count = system.placement.put, len(prompt)

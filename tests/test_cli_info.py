@@ -28,6 +28,7 @@ def test_ls_json_rows_have_the_public_keys():
         "gates",
         "datasets",
         "strategies",
+        "metrics",
         "bases",
     }
     assert all(row.keys() == {"kind", "name", "title", "origin", "embedded", "licence", "error"} for row in rows)

@@ -261,6 +261,37 @@ def test_every_run_of_the_study_is_answered_as_its_race_tells(replayed):
     assert {"swap", "not-yet"} <= set(answers)
 
 
+def scored(metric, base, candidate, low, high, features="EffLite0"):
+    """A row of evaluation.json."""
+    row = {"metric": metric, "features": features, "base": base, "candidate": candidate}
+    return row | {"difference_low": low, "difference_high": high, "difference": candidate - base}
+
+
+COLOURS = "8x8 thumbnails"
+
+
+def test_what_base_and_candidate_draw_enters_gains_and_losses():
+    samples = [
+        scored("kid", 0.50, 0.58, 0.04, 0.12),
+        scored("kid", 0.03, 0.031, -0.002, 0.004, COLOURS),
+        scored("frechet", 1500.0, 1900.0, 300.0, 500.0),
+        scored("caption-recovery", 0.80, 0.86, 0.03, 0.09),
+        scored("diversity", 1.0, 0.99, -0.015, -0.005),
+    ]
+    decision = answer(validation(stages=FULL), samples=samples)
+    assert [(r["name"], r["metric"], said_change(r)) for r in decision["losses"]] == [
+        ("kid", "KID (EffLite0)", "+0.08")
+    ]
+    assert [(r["name"], said_change(r)) for r in decision["gains"]] == [("caption-recovery", "+6.0 points")]
+    assert decision["same"] == ["colour-kid", "diversity"] and decision["answer"] == "swap-with-loss"
+    for allowed, expected in ((0.03, "do-not"), (0.1, "not-yet"), (0.12, "swap-with-loss")):
+        assert answer(validation(stages=FULL, allowed={"kid": allowed}), samples=samples)["answer"] == expected
+    alone = answer(validation(stages=FULL), samples=[scored("kid", 0.1, 0.9, 0.7, 0.9, COLOURS)])
+    assert [row["name"] for row in alone["losses"]] == ["colour-kid"]
+    failed = scored("kid", 0.1, 0.1, None, None) | {"base": None}
+    assert "kid" not in answer(validation(stages=FULL), samples=[failed])["same"]
+
+
 def test_the_page_of_rules_names_every_answer_and_measure():
     page = (ROOT / "docs" / "decision.md").read_text()
     assert all(f"`{name}`" in page for name in (*ANSWERS, *MEASURES))

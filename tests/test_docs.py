@@ -36,6 +36,8 @@ def test_generated_pages_are_current(page):
         "docs/interop.md",
         "docs/recipes.md",
         "docs/library.md",
+        "docs/evaluation.md",
+        "docs/tutorial.md",
         "docs/codes.md",
     ],
 )

@@ -110,6 +110,8 @@ def test_every_stage_has_its_phases_and_the_whole_is_their_most():
     told = needs.as_dict(0.5)
     assert list(told["stages"]) == ["component", "smoke", "full"]
     trained = next(row for row in told["stages"]["full"]["phases"] if row["name"] == "train finetune")
+    (scored,) = [phase for phase in needs.phases if phase.name == "draw images to score"]
+    assert scored.stage == "full" and scored.at_once == 64 and scored.flops > 0
     assert trained["steps"] == 400 and trained["hours"] == pytest.approx(400 * 0.5 / 3600)
     raced = next(row for row in told["stages"]["smoke"]["phases"] if row["name"] == "train finetune")
     assert raced["steps"] == 2 * 4 + 8  # two rates for half the budget, the best one to its end

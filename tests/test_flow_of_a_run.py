@@ -58,6 +58,7 @@ def test_without_a_number_the_full_run_is_refused_with_the_command_that_gives_on
     [
         ("train.max_steps", "full"),
         ("monitors.latents", "full"),
+        ("evaluate.num_prompts", "full"),
         ("smoke.budget_steps", "smoke"),
         ("train.batch_size", "smoke"),
         ("train.seed", "component"),

@@ -171,7 +171,7 @@ def test_the_lines_of_the_documentation_run(small_world, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
     stated = 'BASE, CANDIDATE, DATA = "tiny-sana", "dc-f16c16", "embedded"'
     ours = f'BASE, CANDIDATE, DATA = {small_world["base"]!r}, "pca-f8c4", {small_world["data"]["source"]!r}'
-    assert len(blocks) == 5 and blocks[0].count(stated) == 1
+    assert len(blocks) == 6 and blocks[0].count(stated) == 1
     # the small world has fewer than 400 training images
     text = "\n".join(blocks).replace(stated, ours).replace("[:200, 0]", "[:36, 0]").replace("[200:400, 0]", "[36:, 0]")
     namespace = {}

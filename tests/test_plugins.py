@@ -30,6 +30,9 @@ from sanakit.drift.base import COMPONENTS, ask, seen_by, sees
 from sanakit.drift.compare import statistics
 from sanakit.drift.sample import sample_latents
 from sanakit.errors import SanakitError
+from sanakit.evaluation.drawing import Asked, Drawn
+from sanakit.evaluation.metrics.base import METRICS
+from sanakit.evaluation.scores import scores_of
 from sanakit.loading import load_text_encoder, load_vae
 from sanakit.registry import PACKAGES, Registry
 from sanakit.reporting import write_report
@@ -42,7 +45,7 @@ from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
 PAGE = "".join((ROOT / p).read_text(encoding="utf-8") for p in ("CONTRIBUTING.md", "docs/adding-a-component.md"))
-REGISTRIES = (GATES, DRIFT, STRATEGIES, DATASETS, VAES, TEXT_ENCODERS)
+REGISTRIES = (GATES, DRIFT, STRATEGIES, DATASETS, VAES, TEXT_ENCODERS, METRICS)
 
 
 def example(name):
@@ -143,6 +146,15 @@ def use_strategy(name, monkeypatch):
     assert sum(p.requires_grad for p in core.parameters()) == len(group["params"]) > 0
 
 
+def use_metric(name, monkeypatch):
+    grey = torch.full((8, 3, 4, 4), 128, dtype=torch.uint8)
+    images = torch.tensor([0, 255], dtype=torch.uint8).repeat(2, 8, 3, 4, 2)  # stripes of black and white
+    drawn = Drawn(asked=Asked(prompts=["p"] * 8, truth=grey, reference=grey), images=images)
+    (score,) = scores_of(drawn, [name], ("thumbnail",))
+    assert score.value == pytest.approx(float(images[0, 0].float().std())) and score.ci_low == score.ci_high
+    assert (score.better, score.of_true_images, score.error) == ("higher", 0, "")
+
+
 TINY = {
     "in_channels": 4,
     "out_channels": 4,
@@ -162,6 +174,7 @@ ONE_FILE = {  # kind of `sanakit ls` -> name on the pages, and how it is used
     "drift": ("ours-ks", use_statistic),
     "gates": ("component/ours-sharp", use_gate),
     "strategies": ("ours-patch", use_strategy),
+    "metrics": ("ours-contrast", use_metric),
 }
 
 
@@ -525,3 +538,19 @@ def test_doctor_ls_and_describe_show_a_broken_plugin_as_a_row_and_end_with_0(plu
         assert exit_code(monkeypatch, "describe", name) == 0 and "error: " in capsys.readouterr().out
     with pytest.raises(SanakitError, match=r"SK0102.*(\n.*)*pip uninstall bad_"):
         Registry("vaes").get("pca-f8c4")
+
+
+def test_a_metric_that_raises_is_a_row_and_the_others_are_written(plugin, small_world, tmp_path, monkeypatch, capsys):
+    source = example("ours-contrast").replace("    spread =", "    raise OSError('no file of ours')\n    spread =")
+    plugin("theirs_metrics", source, {"metrics": {"ours-contrast": "contrast"}})
+    arguments = ["--model", small_world["base"].removeprefix("path:"), "--data", small_world["data"]["source"]]
+    arguments += ["--metrics", "ours-contrast,seed-diversity", "--count", 8, "--num-steps", 1, "--progress", "none"]
+    assert exit_code(monkeypatch, "evaluate", *arguments, "--json", "--out", tmp_path / "scores.json") == 5
+    broken, sound = json.loads(capsys.readouterr().out)["scores"]
+    assert (
+        broken["value"] is None and broken["code"] == "SK0114" and "theirs_metrics: OSError: no file" in broken["error"]
+    )
+    assert sound["error"] == "" and sound["ci_low"] <= sound["value"] <= sound["ci_high"]
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == [broken, sound]
+    assert exit_code(monkeypatch, "evaluate", *arguments) == 5
+    assert "ours-contrast: could not be evaluated" in capsys.readouterr().out

@@ -55,6 +55,10 @@ SMALL = (
     "train.max_steps=16",
     "--set",
     "train.start_draws=64",
+    "--set",
+    "evaluate.num_prompts=8",
+    "--set",
+    "evaluate.num_seeds=1",
 )
 
 

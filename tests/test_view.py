@@ -148,3 +148,20 @@ def test_progress_on_something_that_is_no_terminal_is_lines_on_standard_error(mo
             progress("encoding", done, 5)
     out, err = capsys.readouterr()
     assert out == "" and err.splitlines() == ["encoding (5)"]
+
+
+def test_scores_of_samples_are_short_lines(capsys):
+    from rich.console import Console
+
+    from sanakit.cli.verdict_view import _print_scores
+
+    row = {"label": "kid (EffLite0)", "base": 0.5, "candidate": 0.58, "better": "lower", "of_true_images": -0.01}
+    row |= {"difference_low": 0.04, "difference_high": 0.12}
+    broken = {"label": "theirs", "base": None, "candidate": None, "error": "theirs: OSError: no file"}
+    evaluation = {"num_prompts": 24, "num_seeds": 2, "reference": 24, "rows": [row, broken]}
+    _print_scores(Console(width=80), evaluation)
+    lines = capsys.readouterr().out.splitlines()
+    assert "kid (EffLite0): 0.5 to 0.58, worse" in lines and "  true images: -0.01" in lines
+    assert "theirs: theirs: OSError: no file" in lines and any("24 held-out prompts" in line for line in lines)
+    _print_scores(Console(width=80), {})
+    assert capsys.readouterr().out == ""

@@ -231,7 +231,7 @@ def end_to_end(world: CleanWorld, values: dict[str, Any], seeds: int) -> Reading
     else:
         values["text_encoder"]["name"] = card["text_encoder"]
     race = {"budget_steps": BUDGET, "held_out": CHUNK, "strategies": ("finetune", "naive"), "rates": (0.25,)}
-    values |= {"smoke": race, "train": {"batch_size": BATCH, "max_steps": STEPS}}
+    values |= {"smoke": race, "train": {"batch_size": BATCH, "max_steps": STEPS}, "evaluate": {"num_prompts": 0}}
     first = prepare(make_config(values), world.fresh("swap"), lambda label, done, total: None)
     for seed in range(seeds):
         swap = copy.copy(first)

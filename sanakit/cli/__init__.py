@@ -32,7 +32,8 @@ def main() -> None:
 
 
 def _run() -> None:
-    from sanakit.cli import cache, data, drift, export, info, results, swap, train, translate  # noqa: F401  they add their commands
+    # each adds its commands
+    from sanakit.cli import cache, data, drift, evaluate, export, info, results, swap, train, translate  # noqa: F401
     from sanakit.cli.app import Unforeseen, app
 
     try:

@@ -54,6 +54,23 @@ def _refuse_what_was_meant(kind: str, name: str) -> None:
         )
 
 
+def model_named(model: str) -> str:
+    """The base that `--model` names: a run folder is its model, another folder or file itself. Raises SK0106 for a run
+    without a model."""
+    path = Path(model.removeprefix("path:")).expanduser()
+    if not path.exists():
+        return model
+    if (path / "config.yaml").is_file() and not (path / "card.json").is_file():
+        if not (path / "model" / "card.json").is_file():
+            raise SanakitError(
+                "SK0106",
+                f"{path} is a run that holds no model",
+                fix=f"Run `sanakit validate --stage full --run-dir {path}`.",
+            )
+        path = path / "model"
+    return f"path:{path}"
+
+
 def looks_like_a_path(name: str) -> bool:
     return "/" in name or name.startswith((".", "~")) or Path(name).exists()
 

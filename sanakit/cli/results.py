@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.names import model_named
 from sanakit.cli.options import AllowPickle, Device, Seed, convert_native, place
 from sanakit.cli.output import print_json
 
 
 @app.command()
 def sample(
-    model: Annotated[str, typer.Option("--model", help="RUN/model, a pipeline folder, or a base by name.")],
+    model: Annotated[str, typer.Option("--model", help="A run, RUN/model, a pipeline folder, or a base by name.")],
     prompt: Annotated[str, typer.Option("--prompt")],
     out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
     seed: Seed = 0,
@@ -28,7 +29,7 @@ def sample(
     from sanakit.loading import load_base
     from sanakit.sampling import sample_images
 
-    name = f"path:{model}" if Path(model).exists() else model
+    name = model_named(model)
     if allow_pickle:
         convert_native(name)
     system = load_base(name).system(placement=place(device), part="base")

@@ -8,8 +8,10 @@ from rich.console import Console
 from rich.table import Table
 
 from sanakit.cli.view import COLOURS, number_text, plain
+from sanakit.reporting.charts import is_number
 from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
 from sanakit.reporting.decided import MOODS, WORDS, headline, lines_of
+from sanakit.reporting.samples import evaluated_on, evaluated_rows
 from sanakit.reporting.strategies import level, outcome, race_answer
 
 NARROW = 60  # columns below which rows are stacked, as a table would break every word
@@ -31,6 +33,7 @@ def print_validation(
     if validation.get("layers"):
         console.print(_layers(validation["layers"]))
     _print_race(console, validation["strategy"], narrow=narrow)
+    _print_scores(console, validation.get("evaluation") or {})
     seconds = sum(stage["seconds"] for stage in validation["stages"].values())
     colour = COLOURS[validation["verdict"]]
     console.print(
@@ -102,6 +105,21 @@ def _gates(name: str, gates: list[dict[str, Any]]) -> Table:
             f"[{colour}]{gate['verdict']}[/]",
         )
     return table
+
+
+def _print_scores(console: Console, evaluation: dict[str, Any]) -> None:
+    """Two lines a score of what base and candidate draw."""
+    rows = evaluated_rows(evaluation)
+    if rows:
+        console.print("\n[bold]samples[/]", highlight=False)
+    for row in rows:
+        sides = f"{number_text(row['base'])} to {number_text(row['candidate'])}"
+        told = f"{sides}, {row['sense']}" if row["sense"] else row["note"]
+        console.print(f"{row['label']}: {told}", highlight=False, markup=False)
+        if is_number(row["true"]):
+            console.print(f"  true images: {number_text(row['true'])}", highlight=False, markup=False)
+    if told := evaluated_on(evaluation):
+        console.print(told, highlight=False, markup=False, style="dim")
 
 
 def _print_race(console: Console, strategy: dict[str, Any], *, narrow: bool) -> None:

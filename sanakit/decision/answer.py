@@ -5,6 +5,7 @@ from typing import Any
 
 from sanakit.decision.comparison import compare, open_losses, sort_changes
 from sanakit.decision.cost import cost_of, recommended
+from sanakit.decision.measures import DIFFERENCE
 from sanakit.decision.risk import extrapolated, open_gates, risk_of, why_not_told
 
 Row = Mapping[str, Any]
@@ -36,20 +37,22 @@ def decide_swap(
     validation: Row,
     *,
     component: Sequence[Row] = (),
+    samples: Sequence[Row] = (),
     plan: Row | None = None,
     tolerance: float | None = None,
     first_failed: Row | None = None,
     trained_steps: int | None = None,
     seconds_per_step: float | None = None,
 ) -> dict[str, Any]:
-    """The `decision` of a validation. component: rows of component.json. tolerance: the relative error that counts as
-    the base's quality. first_failed: the failed gate to check first; by default the first one. trained_steps: of a
-    stage full that is done. seconds_per_step: of the machine that the full run is planned for."""
+    """The `decision` of a validation. component: rows of component.json. samples: rows of evaluation.json. tolerance:
+    the relative error that counts as the base's quality. first_failed: the failed gate to check first; by default the
+    first one. trained_steps: of a stage full that is done. seconds_per_step: of the machine that the full run is
+    planned for."""
     stages: Row = validation.get("stages") or {}
     strategy: Row = validation.get("strategy") or {}
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     allowed = (validation.get("policy") or {}).get("allowed_loss") or {}
-    changes = sort_changes(compare(component, gates, tolerance), allowed, tolerance)
+    changes = sort_changes(compare(component, gates, tolerance, samples), allowed, tolerance)
     answer, reason = _answer(stages, strategy, gates, changes["losses"], first_failed)
     rows = list(component)
     return {
@@ -151,4 +154,6 @@ def said_change(row: Row) -> str:
         return f"{change:+.2f} dB"
     if row["unit"] == "share":
         return f"{100 * change:+.1f} points"
+    if row["unit"] == DIFFERENCE:
+        return f"{change:+.3g}"
     return f"x{1 + change:.3g}" if change >= 1 else f"{change:+.0%}" if abs(change) >= 0.1 else f"{change:+.1%}"

@@ -1,11 +1,11 @@
 """Gains and losses: each measure of the candidate against the base's, its interval, and whether a loss is allowed."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from typing import Any
 
-from sanakit.decision.measures import MEASURES, RATIOS, Measure
+from sanakit.decision.measures import COLOUR_FEATURES, MEASURES, RATIOS, SAMPLED, Measure
 
 Row = Mapping[str, Any]
 UNKNOWN = "unknown"
@@ -24,6 +24,7 @@ class Compared:
     change: float
     low: float | None
     high: float | None
+    title: str = ""  # what it is called in place of its measure
 
     @property
     def worse(self) -> tuple[float, float | None, float | None]:
@@ -34,7 +35,7 @@ class Compared:
     def as_dict(self) -> dict[str, Any]:
         return {
             "name": self.key,
-            "metric": METRIC_TITLES.get(self.key, self.measure.metric),
+            "metric": self.title or METRIC_TITLES.get(self.key, self.measure.metric),
             "base": self.base,
             "candidate": self.candidate,
             "change": self.change,
@@ -54,15 +55,19 @@ METRIC_TITLES = {
 }
 
 
-def compare(rows: Sequence[Row], gates: Sequence[Row], tolerance: float | None) -> list[Compared]:
+def compare(
+    rows: Sequence[Row], gates: Sequence[Row], tolerance: float | None, samples: Sequence[Row] = ()
+) -> list[Compared]:
     """Every measure that both sides have. rows: of component.json. gates: of all stages. tolerance: the relative error
-    that counts as the base's quality, such as 1.05; None where no race was run."""
+    that counts as the base's quality, such as 1.05; None where no race was run. samples: rows of evaluation.json."""
     named = {row["metric"]: row for row in rows}
     results = {gate["gate"]: gate for gate in gates}
     compared = []
     for key, measure in MEASURES.items():
         if key in RATIOS:
             one = _of_ratio(key, measure, results.get(measure.metric))
+        elif key in SAMPLED:
+            one = _of_samples(key, measure, samples)
         else:
             one = _of_row(key, measure, named.get(measure.metric))
         if one:
@@ -81,6 +86,17 @@ def _of_row(key: str, measure: Measure, row: Row | None) -> Compared | None:
     low, high = (float(end) / scale if end is not None and _known(end) else None for end in ends)
     change = (candidate - base) / scale
     return Compared(key=key, measure=measure, base=base, candidate=candidate, change=change, low=low, high=high)
+
+
+def _of_samples(key: str, measure: Measure, samples: Sequence[Row]) -> Compared | None:
+    """The first score of the measure's metric in its kind of features."""
+    metric, colours = SAMPLED[key]
+    for row in samples:
+        in_colours = row.get("features") == COLOUR_FEATURES
+        if row.get("metric") == metric and colours in (None, in_colours):
+            one = _of_row(key, measure, row)
+            return None if one is None else replace(one, title=f"{measure.metric} ({row.get('features')})")
+    return None
 
 
 def _of_ratio(key: str, measure: Measure, gate: Row | None) -> Compared | None:

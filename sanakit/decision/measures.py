@@ -2,13 +2,15 @@
 
 from dataclasses import dataclass
 
+DIFFERENCE = "difference"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Measure:
-    """metric: its name in component.json, or the gate that measured it. lower_is_better: the good side. unit: `dB` or
-    `share` for a change that is a difference, empty for one that is a share of the base's value. exact: counted, so
-    that every difference is real. noise: the least change that counts, in the unit of the change. why: what it means
-    for the swap."""
+    """metric: its name in component.json, or the gate that measured it. lower_is_better: the good side. unit: `dB`,
+    `share` or DIFFERENCE for a change that is a difference, empty for one that is a share of the base's value. exact:
+    counted, so that every difference is real. noise: the least change that counts, in the unit of the change. why: what
+    it means for the swap."""
 
     metric: str
     lower_is_better: bool
@@ -25,6 +27,7 @@ class Measure:
 TIMING = 0.1  # two timings of one component on a machine that others use differ by this much
 MEMORY = 0.05
 PROMPTS = 0.01
+DRAWN = 0.02
 
 MEASURES: dict[str, Measure] = {
     "psnr": Measure(
@@ -86,7 +89,44 @@ MEASURES: dict[str, Measure] = {
         noise=PROMPTS,
         why="prompt following: what prompts are worth to the trained system, where 1 is the base",
     ),
+    "kid": Measure(
+        metric="KID",
+        lower_is_better=True,
+        unit=DIFFERENCE,
+        noise=DRAWN,
+        why="sample quality: how far what is drawn is from true images in content and texture",
+    ),
+    "colour-kid": Measure(
+        metric="KID of colours",
+        lower_is_better=True,
+        unit=DIFFERENCE,
+        noise=DRAWN,
+        why="sample quality: how far what is drawn is from true images in colours and contrast",
+    ),
+    "caption-recovery": Measure(
+        metric="captions recovered",
+        lower_is_better=False,
+        unit="share",
+        noise=DRAWN,
+        why="prompt following: how often a sample is nearer to what its caption shows than to what another one shows",
+    ),
+    "diversity": Measure(
+        metric="variety of samples",
+        lower_is_better=False,
+        unit="share",
+        noise=DRAWN,
+        why="sample quality: whether different prompts give different images; 1 is the true images' variety",
+    ),
 }
+# scores of evaluation.json: which metric, and whether in features of colours. A Frechet distance is reported and
+# decides nothing: at these numbers of images it is mostly bias, which is less for samples that vary less.
+SAMPLED = {
+    "kid": ("kid", False),
+    "colour-kid": ("kid", True),
+    "caption-recovery": ("caption-recovery", None),
+    "diversity": ("diversity", None),
+}
+COLOUR_FEATURES = "8x8 thumbnails"
 RATIOS = ("denoising-error", "prompt-gain")  # measured as a ratio to the base, by a gate of stage full
 
 

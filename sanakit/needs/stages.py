@@ -16,6 +16,7 @@ from sanakit.flow import EVAL_SIGMAS
 from sanakit.needs.fit import Assumed
 from sanakit.needs.outline import TextOutline, VAEOutline
 from sanakit.needs.records import Needs, Phase
+from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
 from sanakit.needs.storage import VIEWS, disk_bytes, host_bytes
 from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
@@ -28,7 +29,6 @@ from sanakit.training.estimate import Estimate, fake_core
 from sanakit.training.loop import TrainOptions
 
 HEAD_DRAWS, ALIGN_CHUNK = 2048, 128  # alignment.vae.align_output
-SAMPLER_STEPS = 24  # sampling.sample_euler
 
 
 def needs_of(
@@ -70,6 +70,7 @@ def needs_of(
         phases += [] if "smoke" in stages else _encoding(outlines, images, "full")
         phases += [_training(outlines, final, whole)]
         phases += _evaluation(outlines, "full", whole, config.monitors.num_evaluations)
+        phases += scored_samples(outlines)
     return Needs(
         config=config,
         world_size=world_size,

@@ -21,6 +21,7 @@ from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, sid
 from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
+from sanakit.reporting.samples import evaluated_samples
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
@@ -143,5 +144,6 @@ def _decided(run_dir: Path, validation: Row, component: list[Row], race: Row, pl
         "pairs": pairs,
         "sides": SIDES,
         "changes": change_rows(decision),
+        **evaluated_samples(validation.get("evaluation") or {}),
         "same": [METRIC_TITLES.get(name, MEASURES[name].metric) for name in decision["same"]],
     }

@@ -26,6 +26,7 @@ from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
+from sanakit.swap import evaluated
 from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
@@ -274,6 +275,8 @@ def prepare(
     """Load what can be refused (base, candidate, images) before a run folder is made. stages: that are about to run."""
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
+    if "full" in stages and config.train.target == "core":
+        evaluated.require(config)
     swap = Swap(
         config=config,
         run=RunFolder(Path(), config),

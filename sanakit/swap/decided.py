@@ -21,6 +21,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
         validation,
         component=swap.run.read_json("component.json", {}).get("rows", []),
         plan=swap.run.read_json("plan.json", {}),
+        samples=(validation.get("evaluation") or {}).get("rows", []),
         tolerance=(validation["strategy"].get("target") or {}).get("tolerance"),
         first_failed=decisive(gates),
         trained_steps=trained,

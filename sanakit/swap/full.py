@@ -19,6 +19,7 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_images
 from sanakit.strategies.base import Strategy
+from sanakit.swap import evaluated
 from sanakit.swap.core_journal import CoreJournal
 from sanakit.swap.distill import Teacher
 from sanakit.swap.early import require_that_prompts_matter
@@ -49,6 +50,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     """
     raced = swap.run.read_json("strategy.json") or {}
     config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
+    evaluated.require(config)
     require_that_prompts_matter(swap)
     test, strategy = swap.candidate_data[1], strategy_of(config, raced)
     system = starting_system(swap, strategy)
@@ -84,6 +86,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
     end, now = evaluate(), as_now()
     swap.progress("sampling", 0, 2)
     draw_samples(swap, system, strategy.name)
+    evaluated.evaluate_samples(swap, system)
     write_model(swap, system, strategy.name, end, with_encoder=encoder is not None)
     start_losses = {"start_losses": start.losses.mean(0).numpy()} if groups else {}  # else nothing is trained
     return (

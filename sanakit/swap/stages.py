@@ -39,6 +39,7 @@ from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.decided import decided, tokens_row
 from sanakit.swap.ending import RaceResult
+from sanakit.swap.evaluated import RECORD, broken_metrics
 from sanakit.swap.forecast import steps_that_tell
 from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
 from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopping, write_plan
@@ -192,7 +193,9 @@ def full(swap: Swap) -> StageResult:
     if swap.trains_vae_alone:
         tune = tune_vae if swap.config.train.target == "vae" else tune_decoder
         return evaluate_stage("tune", tune(swap), swap.policy)
-    return evaluate_stage("full", train_full(swap), swap.policy)
+    stage_result = evaluate_stage("full", train_full(swap), swap.policy)
+    stage_result.results += broken_metrics(swap)
+    return stage_result
 
 
 RUNNERS: dict[str, Callable[[Swap], StageResult]] = {"component": component, "smoke": smoke, "full": full}
@@ -277,6 +280,8 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
     if layers := swap.run.read_json("layers.json"):
         validation["layers"] = layers
+    if "full" in stages and (evaluation := swap.run.read_json(RECORD)):
+        validation["evaluation"] = evaluation
     validation["verdict"] = str(Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()]))
     validation["policy"] = swap.policy.as_dict()
     validation |= decided(swap, validation)

@@ -1,0 +1,118 @@
+"""How good are the images that a system draws? Metrics on held-out prompts, each with its features and its interval."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sanakit.api.load import load_base, load_images
+from sanakit.data.cache import Progress, silent
+from sanakit.errors import SanakitError
+from sanakit.evaluation.clip import DEFAULT_CLIP
+from sanakit.evaluation.drawing import FEWEST, Drawn, ask, draw
+from sanakit.evaluation.image_features import AUTO, features_named
+from sanakit.evaluation.scores import DEFAULT_METRICS, Score, require_metrics, scores_of
+from sanakit.reporting.notebook import fragment
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SHOWN = ("title", "value", "ci_low", "ci_high", "of_true_images", "features")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """scores: of every metric. prompts: N held-out captions, each drawn with num_seeds seeds. data: what they are of.
+    model: the base's name, empty for a system that was put together."""
+
+    scores: tuple[Score, ...]
+    prompts: tuple[str, ...]
+    num_seeds: int
+    seed: int
+    num_steps: int
+    guidance_scale: float
+    model: str
+    data: str
+
+    @property
+    def failed(self) -> list[Score]:
+        """Metrics that raised an error: they have no value."""
+        return [score for score in self.scores if score.error]
+
+    def __getitem__(self, metric: str) -> Score:
+        """The first score of a metric, or the one of a label such as `kid (EffLite0)`. Raises KeyError."""
+        for score in self.scores:
+            if metric in (score.metric, score.label):
+                return score
+        raise KeyError(f"{metric}; known: {', '.join(score.label for score in self.scores)}")
+
+    def as_dict(self) -> dict[str, Any]:
+        names = ("model", "data", "num_seeds", "seed", "num_steps", "guidance_scale")
+        record = {name: getattr(self, name) for name in names}
+        return record | {"num_prompts": len(self.prompts), "scores": [score.as_dict() for score in self.scores]}
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a score."""
+        import pandas as pd
+
+        return pd.DataFrame([score.as_dict() for score in self.scores])
+
+    def _repr_html_(self) -> str:
+        told = f"{len(self.prompts)} held-out prompts of {self.data}, {self.num_seeds} samples each; 90% intervals"
+        notes = [f"{score.label}: {score.error or score.note}" for score in self.scores if score.error or score.note]
+        rows = [{key: getattr(score, key) for key in SHOWN} for score in self.scores]
+        return fragment("Evaluation", "", [told, *dict.fromkeys(notes)], rows)
+
+
+def evaluate(
+    system: Any,
+    data: Any,
+    metrics: Sequence[str] = DEFAULT_METRICS,
+    *,
+    count: int = 64,
+    num_seeds: int = 2,
+    seed: int = 0,
+    num_steps: int = 24,
+    guidance_scale: float = 3.0,
+    features: str = AUTO,
+    clip: str = DEFAULT_CLIP,
+    on_step: Progress | None = None,
+) -> Evaluation:
+    """Draw images for held-out prompts of `data` and score them.
+
+    system: what `load_base` takes, or `Swapped.system`. data: what `load_images` takes. metrics: names of `sanakit ls
+    metrics`; a metric of a plugin that raises is a score with `error`. count: held-out prompts, at most all of them.
+    num_seeds: samples of a prompt. features: comma-separated names in which distances are taken; auto is those that
+    need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`. on_step: called
+    with (label, done, total).
+
+    Raises SK0101 for a metric that is not known, SK0104 for other options, SK0403 for fewer than 8 held-out prompts,
+    SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
+    """
+    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
+    for label, value, least in (("count", count, FEWEST), ("num_seeds", num_seeds, 1), ("num_steps", num_steps, 1)):
+        if value < least:
+            raise SanakitError("SK0104", f"{label} is {value}, expected at least {least}", fix=f"Take {least} or more.")
+    within = features_named(features)
+    require_metrics(names, within, clip)
+    drawing, images = load_base(system), load_images(data)
+    asked = ask(images, count, drawing.image_size)
+    drawn = draw(
+        drawing,
+        asked.prompts,
+        num_seeds=num_seeds,
+        seed=seed,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        progress=on_step or silent,
+    )
+    sides = Drawn(asked=asked, images=drawn, clip=clip, placement=drawing.placement)
+    return Evaluation(
+        scores=tuple(scores_of(sides, names, within)),
+        prompts=tuple(asked.prompts),
+        num_seeds=num_seeds,
+        seed=seed,
+        num_steps=num_steps,
+        guidance_scale=guidance_scale,
+        model=drawing.name,
+        data=images.source,
+    )

@@ -1,0 +1,61 @@
+"""Stage full: what base and candidate draw for the same held-out prompts and noise, scored by metrics."""
+
+from typing import TYPE_CHECKING, Any
+
+from sanakit.assembly import LatentDiffusion
+from sanakit.config import Config
+from sanakit.contracts import GateResult
+from sanakit.evaluation.drawing import FEWEST, Drawn, asked_of, draw
+from sanakit.evaluation.image_features import features_named
+from sanakit.evaluation.scores import compare_scores, require_metrics
+
+if TYPE_CHECKING:
+    from sanakit.swap.context import Swap
+
+RECORD = "evaluation.json"
+Row = dict[str, Any]
+
+
+def require(config: Config) -> None:
+    """Metrics and features that stage full will need, before anything is trained. Raises as `require_metrics`."""
+    asked = config.evaluate
+    if asked.num_prompts:
+        require_metrics(asked.metrics, features_named(asked.features), asked.clip)
+
+
+def evaluate_samples(swap: "Swap", system: LatentDiffusion) -> None:
+    """Write evaluation.json: a row a score, of both sides and the change."""
+    record = _compared(swap, system)
+    swap.run.write_json(RECORD, record)
+
+
+def _compared(swap: "Swap", system: LatentDiffusion) -> Row:
+    asked = swap.config.evaluate
+    held_out, train = swap.splits[1], swap.splits[0]
+    count = min(asked.num_prompts, len(held_out), len(train))
+    record: Row = {"num_prompts": count, "num_seeds": asked.num_seeds, "seed": swap.config.train.seed}
+    if not asked.num_prompts:
+        return record | {"rows": [], "note": "evaluate.num_prompts is 0"}
+    if count < FEWEST:
+        told = f"{count} held-out images, {FEWEST} are the fewest of an evaluation"
+        return record | {"rows": [], "note": told}
+    names = features_named(asked.features)
+    question = asked_of(held_out, train, count, system.image_size)
+    options: Row = {"num_seeds": asked.num_seeds, "seed": swap.config.train.seed, "progress": swap.progress}
+    images = {
+        side: draw(one, question.prompts, label=f"drawing for evaluation, {side}", **options)
+        for side, one in (("base", swap.base_system), ("candidate", system))
+    }
+    base = Drawn(asked=question, images=images["base"], clip=asked.clip, placement=swap.placement)
+    rows = compare_scores(base, base.beside(images["candidate"]), asked.metrics, names)
+    return record | {"reference": len(question.reference), "rows": rows, "note": ""}
+
+
+def broken_metrics(swap: "Swap") -> list[GateResult]:
+    """A row for each metric that could not be evaluated."""
+    rows = swap.run.read_json(RECORD, {}).get("rows", [])
+    broken = {row["metric"]: row for row in rows if row["error"]}
+    return [
+        GateResult.could_not_be_evaluated(f"full/metric {name}", row["code"], row["error"])
+        for name, row in broken.items()
+    ]
