@@ -18,6 +18,11 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a frozen part; auto: as th
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
+TEXT, SQUARES, IMAGES = "trains no text encoder", "reads squares", "reads images, no latents"
+ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.gradual": "trains no block of the core"}
+ALONE |= {"data.aspect_buckets": SQUARES, "data.sample_posterior": IMAGES}  # that a VAE trained alone has no use for
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -105,8 +110,7 @@ class VAESection(Section):
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
     dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
-    # of train.target vae-decoder, beside the absolute error of pixels: weights of the distance of perceptual features
-    # and of the absolute error of what a blur takes away, and whose features they are
+    # train.target vae-decoder: weights of perceptual features and of what a blur takes away, beside pixels
     perceptual: float = Field(default=0.2, ge=0)
     high_frequency: float = Field(default=1.0, ge=0)
     perceptual_features: Literal["efficientnet-lite0", "lpips-alex"] = "efficientnet-lite0"
@@ -214,24 +218,14 @@ class Config(Section):
             )
         if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
-        if self.trains_vae_alone:
-            self._no_option_of_a_core()
+        for key, why in ALONE.items() if self.trains_vae_alone else ():
+            section, _, name = key.partition(".")
+            if getattr(getattr(self, section), name):
+                raise ValueError(f"train.target {self.train.target} {why}: leave {key} out")
         return self
-
-    def _no_option_of_a_core(self) -> None:
-        target = f"train.target {self.train.target}"
-        if self.text_encoder.name or self.text_encoder.learning_rate:
-            raise ValueError(f"{target} trains no text encoder: leave text_encoder out")
-        if self.train.gradual:
-            raise ValueError(f"{target} trains no block of the core: leave train.gradual out")
-        if self.data.aspect_buckets:
-            raise ValueError(f"{target} reads squares: leave data.aspect_buckets out")
-        if self.data.sample_posterior:
-            raise ValueError(f"{target} reads images, no latents: leave data.sample_posterior out")
 
     @property
     def trains_vae_alone(self) -> bool:
-        """The VAE itself, or its decoder, is trained; no weight of a core plays a part in it."""
         return self.train.target in ("vae", "vae-decoder")
 
     @property
