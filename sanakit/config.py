@@ -18,9 +18,9 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a frozen part; auto: as th
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
-TEXT, SQUARES, IMAGES = "trains no text encoder", "reads squares", "reads images, no latents"
+TEXT = "trains no text encoder"
 ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.gradual": "trains no block of the core"}
-ALONE |= {"data.aspect_buckets": SQUARES, "data.sample_posterior": IMAGES}  # that a VAE trained alone has no use for
+ALONE |= {"data.aspect_buckets": "reads squares", "data.sample_posterior": "reads images, no latents"}
 
 
 class Section(BaseModel):
@@ -67,8 +67,7 @@ class TrainSection(Section):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    # vae: the VAE itself, so that latents turn and scale with the image; vae-decoder: its decoder, latents bit-equal
-    target: Literal["core", "vae", "vae-decoder"] = "core"
+    target: Literal["core", "vae", "vae-decoder"] = "core"  # vae: the VAE itself; vae-decoder: its decoder alone
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
     kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
@@ -110,8 +109,7 @@ class VAESection(Section):
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
     dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
-    # train.target vae-decoder: weights of perceptual features and of what a blur takes away, beside pixels
-    perceptual: float = Field(default=0.2, ge=0)
+    perceptual: float = Field(default=0.2, ge=0)  # weights of the terms of vae-decoder beside pixels
     high_frequency: float = Field(default=1.0, ge=0)
     perceptual_features: Literal["efficientnet-lite0", "lpips-alex"] = "efficientnet-lite0"
 
@@ -218,15 +216,14 @@ class Config(Section):
             )
         if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
-        for key, why in ALONE.items() if self.trains_vae_alone else ():
-            section, _, name = key.partition(".")
-            if getattr(getattr(self, section), name):
+        for key, why in ALONE.items():
+            if self.trains_vae_alone and getattr(getattr(self, key.split(".")[0]), key.split(".")[1]):
                 raise ValueError(f"train.target {self.train.target} {why}: leave {key} out")
         return self
 
     @property
     def trains_vae_alone(self) -> bool:
-        return self.train.target in ("vae", "vae-decoder")
+        return self.train.target != "core"
 
     @property
     def kind(self) -> str:
