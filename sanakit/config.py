@@ -126,9 +126,7 @@ class AdapterSection(Section):
 
 
 class ComponentSection(Section):
-    num_images: int = Field(
-        default=192, ge=16
-    )  # held-out images or captions used to evaluate a component or a tuned VAE
+    num_images: int = Field(default=192, ge=16)  # held-out images or captions that evaluate a component or tuned VAE
 
 
 class SmokeSection(Section):
