@@ -18,6 +18,11 @@ Dtype = Literal["auto", "fp32", "bf16", "fp16"]  # of a frozen part; auto: as th
 Group = Literal["input", "output", "caption", "cross_attention", "core", "lora"]
 
 
+TEXT = "trains no text encoder"
+ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.gradual": "trains no block of the core"}
+ALONE |= {"data.aspect_buckets": "reads squares", "data.sample_posterior": "reads images, no latents"}
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -62,7 +67,7 @@ class TrainSection(Section):
     micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
     max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
-    target: Literal["core", "vae"] = "core"  # vae: the VAE itself, for latents that turn and scale with the image
+    target: Literal["core", "vae", "vae-decoder"] = "core"  # vae: the VAE itself; vae-decoder: its decoder alone
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
     kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
@@ -104,6 +109,9 @@ class VAESection(Section):
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
     dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
+    perceptual: float = Field(default=0.2, ge=0)  # weights of the terms of vae-decoder beside pixels
+    high_frequency: float = Field(default=1.0, ge=0)
+    perceptual_features: Literal["efficientnet-lite0", "lpips-alex"] = "efficientnet-lite0"
 
 
 class TextEncoderSection(Section):
@@ -118,9 +126,7 @@ class AdapterSection(Section):
 
 
 class ComponentSection(Section):
-    num_images: int = Field(
-        default=192, ge=16
-    )  # held-out images or captions used to evaluate a component or a tuned VAE
+    num_images: int = Field(default=192, ge=16)  # held-out images or captions that evaluate a component or tuned VAE
 
 
 class SmokeSection(Section):
@@ -208,15 +214,14 @@ class Config(Section):
             )
         if self.text_encoder.gradient_checkpointing and self.text_encoder.learning_rate is None:
             raise ValueError("text_encoder.gradient_checkpointing needs text_encoder.learning_rate: it is frozen")
-        if self.train.target == "vae" and (self.text_encoder.name or self.text_encoder.learning_rate):
-            raise ValueError("train.target vae trains no text encoder: leave text_encoder out")
-        if self.train.target == "vae" and self.train.gradual:
-            raise ValueError("train.target vae trains no block of the core: leave train.gradual out")
-        if self.train.target == "vae" and self.data.aspect_buckets:
-            raise ValueError("train.target vae reads squares: leave data.aspect_buckets out")
-        if self.train.target == "vae" and self.data.sample_posterior:
-            raise ValueError("train.target vae reads images, no latents: leave data.sample_posterior out")
+        for key, why in ALONE.items():
+            if self.trains_vae_alone and getattr(getattr(self, key.split(".")[0]), key.split(".")[1]):
+                raise ValueError(f"train.target {self.train.target} {why}: leave {key} out")
         return self
+
+    @property
+    def trains_vae_alone(self) -> bool:
+        return self.train.target != "core"
 
     @property
     def kind(self) -> str:

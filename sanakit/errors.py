@@ -281,6 +281,24 @@ CODES: dict[str, Code] = {
         "not finite, give latents of another scale.",
         fix="For bytes: images.float() / 127.5 - 1; for [0, 1]: images * 2 - 1; clamp what resizing put outside.",
     ),
+    "SK0218": Code(
+        title="a latent translation explains too little",
+        why="A linear map of the cached latents leaves out more of the other VAE's latents than allowed: what a core "
+        "learns from them, it would have to unlearn.",
+        fix="Encode the images again with `sanakit encode`, or lower --min-explained where a rough start is enough.",
+        exit_code=ExitCode.GATE_FAILED,
+    ),
+    "SK0219": Code(
+        title="two latent grids have no places in common",
+        why="Latents of one VAE can be translated where one spatial compression ratio divides the other.",
+        fix="Encode the images again with `sanakit encode`.",
+    ),
+    "SK0220": Code(
+        title="the encoder is not the one that was kept",
+        why="latents.json beside a VAE says that its latents are those of an earlier one, but the encoder's weights "
+        "are others: the statement is not used, and caches of the earlier VAE do not serve.",
+        fix="Delete latents.json, or copy the whole folder that decoder training wrote.",
+    ),
     # 03: text
     "SK0301": Code(
         title="non-finite or constant embeddings",
@@ -491,6 +509,18 @@ CODES: dict[str, Code] = {
         "none was run, its forecast has no late end, or it lies beyond smoke.horizon.",
         fix="Set a number, `--set train.max_steps=N`, or run a longer race, `--set smoke.budget_steps=N`.",
         exit_code=ExitCode.INCONCLUSIVE,
+    ),
+    "SK0514": Code(
+        title="decoder training has changed the latents",
+        why="The encoder gives other latents than before, although only the decoder was to be trained: caches and "
+        "cores of the VAE no longer fit it.",
+        fix="Report it with the VAE's class; until then keep the VAE as it was.",
+    ),
+    "SK0515": Code(
+        title="reconstructions are perceptually no nearer than before",
+        why="Training the decoder has not lowered the perceptual distance between held-out images and their "
+        "reconstructions.",
+        fix="Raise vae.perceptual or train.max_steps, or lower train.learning_rate.",
     ),
     "SK0130": Code(
         title="a run folder that is not there",

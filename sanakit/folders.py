@@ -31,6 +31,16 @@ def local_path(text: str) -> Path:
     return path
 
 
+def from_anywhere(reference: str) -> str:
+    """A component's name that does not depend on the working folder: `path:DIR` with its full path, any other as it
+    is."""
+    scheme, _, rest = reference.partition(":")
+    if scheme != "path":
+        return reference
+    plain, question, query = rest.partition("?")
+    return f"path:{os.path.normpath(Path(plain).expanduser().absolute())}{question}{query}"
+
+
 def snapshot(folder: Path) -> Path:
     """The snapshot of a `models--owner--repo` folder: that of `refs/main`, or the only one. Raises SK0106."""
     snapshots = sorted(p for p in (folder / "snapshots").iterdir() if p.is_dir())

@@ -30,6 +30,7 @@ from sanakit.text_encoders.query import changed_spec
 from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.vaes import VAE, VAES
 from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, wrapper_of
+from sanakit.vaes.kept import read_kept
 from sanakit.vaes.normalisation import from_scaling
 
 CORES = Path(__file__).parent / "assets" / "cores"
@@ -51,7 +52,7 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
         folder = download(rest, check) if scheme == "hub" else require_folder(local_path(rest), name, VAES.names())
         check(folder)
         vae: VAE = wrapper_of(folder).from_folder(folder)
-        vae.name = name
+        vae.name, vae.kept = name, read_kept(vae, folder)
     else:
         vae = VAES.get(name).load()
     if scaling_factor is not None:

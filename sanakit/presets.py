@@ -64,6 +64,14 @@ def vae_finetune() -> Config:
     return Config(vae=VAESection(name="dc-f16c32"), train=train)
 
 
+def vae_decoder() -> Config:
+    """The base's VAE with a better decoder, its latents as they are: RUN/model is the base that decodes with it."""
+    train = TrainSection(
+        target="vae-decoder", max_steps=500, batch_size=16, learning_rate=2e-4, weight_decay=0.0, ema_decay=0.99
+    )
+    return Config(train=train)
+
+
 PRESETS: dict[str, Callable[[], Config]] = {
     "pretrain": pretrain,
     "finetune": finetune,
@@ -71,5 +79,6 @@ PRESETS: dict[str, Callable[[], Config]] = {
     "swap-text-encoder": swap_text_encoder,
     "joint-text-encoder": joint_text_encoder,
     "vae-finetune": vae_finetune,
+    "vae-decoder": vae_decoder,
     "lora": lora,
 }

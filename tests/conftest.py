@@ -157,6 +157,23 @@ def small_world(tmp_path, monkeypatch):
     }
 
 
+@pytest.fixture
+def any_target(monkeypatch):
+    """An untrained base is no better with its prompts: what counts as its quality is its loss, here."""
+    import numpy as np
+
+    from sanakit.swap.quality import Target
+
+    def target(base, *others):
+        weights = np.full(len(base.sigmas), 1 / len(base.sigmas))
+        losses = weights @ base.losses.double().numpy()
+        nothing, ones = np.zeros(len(losses)), np.ones(len(losses))
+        return Target(measure="", weights=weights, floor=nothing, unit=losses.mean(), base=ones, tolerance=1.1)
+
+    monkeypatch.setattr("sanakit.swap.context.prompt_weights", lambda *results: None)
+    monkeypatch.setattr("sanakit.swap.context.text_target", target)
+
+
 @pytest.fixture(scope="session")
 def openclipart_images():
     from sanakit.data import load_images

@@ -73,6 +73,7 @@ def test_bf16_latents_are_the_fp32_ones_but_for_rounding(name):
     assert (raw - exact).norm() < 0.3 * exact.norm()  # random linear attention amplifies rounding to a quarter
 
 
+@pytest.mark.filterwarnings("ignore:SK0208")  # some families publish no scaling
 @pytest.mark.parametrize("name", DIFFUSERS)
 def test_a_saved_vae_loads_by_its_class_with_the_same_latents(name, tmp_path):
     vae = vae_twin(name)

@@ -7,7 +7,6 @@ from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -21,7 +20,6 @@ from sanakit.placement import Placement, choose
 from sanakit.sampling import sample_euler
 from sanakit.strategies import STRATEGIES
 from sanakit.swap import stages as engine
-from sanakit.swap.quality import Target
 from sanakit.training.batches import TrainOptions
 from sanakit.training.loop import fit, new_state
 from sanakit.training.monitors import make_monitors
@@ -63,20 +61,6 @@ def on_device(fake_device, tiny_system):
 
 def everything(core):
     return STRATEGIES.get("finetune").parameter_groups(core)
-
-
-@pytest.fixture
-def any_target(monkeypatch):
-    """An untrained base is no better with its prompts: what counts as its quality is its loss, here."""
-
-    def target(base, *others):
-        weights = np.full(len(base.sigmas), 1 / len(base.sigmas))
-        losses = weights @ base.losses.double().numpy()
-        nothing, ones = np.zeros(len(losses)), np.ones(len(losses))
-        return Target(measure="", weights=weights, floor=nothing, unit=losses.mean(), base=ones, tolerance=1.1)
-
-    monkeypatch.setattr("sanakit.swap.context.prompt_weights", lambda *results: None)
-    monkeypatch.setattr("sanakit.swap.context.text_target", target)
 
 
 def run(world, folder, stages, placement, *sets, stop_at=0, resume="auto"):

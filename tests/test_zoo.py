@@ -94,6 +94,38 @@ def test_a_video_vae_takes_a_image_as_one_frame():
     assert torch.equal(vae.encode_raw(images), video[:, :, 0])
 
 
+@pytest.mark.parametrize(
+    "name", ["hunyuanvideo-vae", "hunyuanvideo-1.5-vae", "cogvideox-2b-vae", "ltx-2-vae", "kvae-3d-1.0"]
+)
+def test_frames_go_through_a_video_vae_independently(name):
+    """Latents and images of a batch are those of every image alone, and of the library's own one-frame video."""
+    vae = VAES.get(name).tiny()
+    side = 2 * vae.spec.spatial_compression_ratio
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    raw = vae.encode_raw(images)
+    alone = torch.cat([vae.model.encode(image[:, :, None]).latent_dist.mode()[:, :, 0] for image in images.split(1)])
+    torch.testing.assert_close(raw, alone, atol=1e-5, rtol=1e-4)
+    decoded = vae.model.decode(raw[1:, :, None]).sample[:, :, 0].clamp(-1, 1)
+    torch.testing.assert_close(vae.decode_raw(raw)[1:], decoded, atol=1e-3, rtol=1e-3)
+
+
+def test_an_image_model_with_alpha_reads_opaque_images():
+    vae = VAES.get("qwen-image-2.1-vae").tiny()
+    images = torch.rand(1, 3, 32, 32) * 2 - 1
+    opaque = torch.cat([images, torch.ones(1, 1, 32, 32)], 1)
+    torch.testing.assert_close(vae.encode_raw(images), vae.model.encode(opaque[:, :, None]).latent_dist.mode()[:, :, 0])
+    assert vae.decode_raw(vae.encode_raw(images)).shape == images.shape
+
+
+@pytest.mark.parametrize("name", ["kvae-2d-1.0", "e2e-flux-vae", "e2e-qwenimage-vae"])
+def test_statistics_that_nobody_published_are_warned_about_not_guessed(name, tmp_path):
+    entry = VAES.get(name)
+    entry.tiny().model.save_pretrained(tmp_path)
+    edit(tmp_path, scaling_factor=None, shift_factor=None, latents_mean=None, latents_std=None)
+    with pytest.warns(UserWarning, match="SK0208.*states no scaling"):
+        assert entry.from_folder(tmp_path).stats == LatentStats()
+
+
 def test_a_representation_autoencoder_takes_its_own_image_size_only():
     vae = VAES.get("rae-dinov2-small").tiny()
     for size in ((128, 128), (256, 512)):

@@ -114,6 +114,8 @@ TEXT_TOWER |= {"num_attention_heads": 2, "eos_token_id": 2}
 VISION_TOWER = {**TEXT_TOWER, "image_size": 16, "patch_size": 8}
 VISION_TOWER.pop("vocab_size")
 
+QWEN_VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+
 # class on disk, its configuration, the class that is loaded, and where the hidden states are in the one on disk
 HEADS = {
     "Gemma2ForCausalLM": (lambda: transformers.Gemma2Config(**SMALL), "Gemma2Model", lambda m: m.model),
@@ -136,6 +138,53 @@ HEADS = {
         lambda: transformers.Gemma3Config(text_config=SMALL, vision_config=VISION_TOWER, mm_tokens_per_image=4),
         "Gemma3TextModel",
         lambda m: m.model.language_model,
+    ),
+    "Qwen2_5_VLForConditionalGeneration": (
+        lambda: transformers.Qwen2_5_VLConfig(
+            text_config={**SMALL, "rope_scaling": {"type": "mrope", "mrope_section": [1, 1, 2]}},
+            vision_config={**QWEN_VISION, "fullatt_block_indexes": [0]},
+        ),
+        "Qwen2_5_VLTextModel",
+        lambda m: m.model.language_model,
+    ),
+    "Qwen3VLForConditionalGeneration": (
+        lambda: transformers.Qwen3VLConfig(
+            text_config=SMALL,
+            vision_config={**QWEN_VISION, "deepstack_visual_indexes": [0], "num_position_embeddings": 16},
+        ),
+        "Qwen3VLTextModel",
+        lambda m: m.model.language_model,
+    ),
+    "Mistral3ForConditionalGeneration": (
+        lambda: transformers.Mistral3Config(
+            text_config={**SMALL, "model_type": "mistral"},
+            vision_config={**VISION_TOWER, "model_type": "pixtral", "head_dim": 8},
+        ),
+        "MistralModel",
+        lambda m: m.model.language_model,
+    ),
+    "T5Gemma2ForConditionalGeneration": (
+        lambda: transformers.T5Gemma2Config(
+            encoder={"text_config": SMALL, "vision_config": VISION_TOWER}, decoder=SMALL
+        ),
+        "T5Gemma2TextEncoder",
+        lambda m: m.model.encoder.text_model,
+    ),
+    "Gemma3nForCausalLM": (
+        lambda: transformers.Gemma3nTextConfig(
+            **{**SMALL, "num_hidden_layers": 5, "laurel_rank": 4, "altup_num_inputs": 2, "num_kv_shared_layers": 0},
+            vocab_size_per_layer_input=260,
+            hidden_size_per_layer_input=8,
+        ),
+        "Gemma3nTextModel",
+        lambda m: m.model,
+    ),
+    "Gemma4ForCausalLM": (
+        lambda: transformers.Gemma4TextConfig(
+            **SMALL, hidden_size_per_layer_input=0, num_kv_shared_layers=0, global_head_dim=8
+        ),
+        "Gemma4TextModel",
+        lambda m: m.model,
     ),
 }
 

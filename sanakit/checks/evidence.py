@@ -111,6 +111,10 @@ class TuneEvidence(TypedDict, total=False):
     equivariance_after: np.ndarray
     psnr_before: np.ndarray
     psnr_after: np.ndarray
+    perceptual_before: np.ndarray  # train.target vae-decoder
+    perceptual_after: np.ndarray
+    latents_digest_before: str
+    latents_digest_after: str
 
 
 STAGE_EVIDENCE: dict[str, tuple[Any, ...]] = {

@@ -3,12 +3,12 @@
 import itertools
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sanakit.checks.vae_facts import hint_facts
 from sanakit.contracts import LatentSpec
+from sanakit.evaluation.reconstruction import psnr
 from sanakit.vaes import VAE
 
 REPEATED = 16  # images that are encoded twice
@@ -20,12 +20,6 @@ def measured_spec(vae: VAE, size: int) -> LatentSpec:
     with torch.no_grad():
         raw = vae._encode(vae.placed(torch.zeros(1, 3, size, size)))
     return LatentSpec(latent_channels=raw.shape[1], spatial_compression_ratio=size // raw.shape[-1])
-
-
-def psnr(images: Tensor, reconstructed: Tensor) -> np.ndarray:
-    """Peak signal-to-noise ratio of every image in dB, range [-1, 1]. (N,)"""
-    error = (images - reconstructed).square().mean((1, 2, 3)).clamp_min(1e-10)
-    return (10 * torch.log10(4 / error)).numpy()
 
 
 def vae_evidence(vae: VAE, images: Tensor) -> dict[str, Any]:

@@ -26,7 +26,32 @@ def equivariance(evidence: TuneEvidence) -> Measurement:
     at_least=(0, 0),
     definition="a tolerance: 1 dB, in the metric",
     needs=("psnr_before", "psnr_after"),
-    hint="lower vae.equivariance or train.learning_rate",
+    hint="lower train.learning_rate, vae.equivariance or vae.perceptual",
 )
 def reconstruction(evidence: TuneEvidence) -> Measurement:
     return mean_of(np.asarray(evidence["psnr_after"]) - np.asarray(evidence["psnr_before"]))
+
+
+@GATES.register("tune/latents", title="the latents are bit-equal to those before", embedded=True)
+@rule(
+    code="SK0514",
+    metric="digests of held-out latents that differ",
+    at_most=(0, 0),
+    definition="bit-equal",
+    needs=("latents_digest_before", "latents_digest_after"),
+)
+def latents(evidence: TuneEvidence) -> float:
+    return float(evidence["latents_digest_before"] != evidence["latents_digest_after"])
+
+
+@GATES.register("tune/perceptual", title="reconstructions are perceptually nearer than before", embedded=True)
+@rule(
+    code="SK0515",
+    metric="perceptual distance gained",
+    above=(0, 0),
+    definition="better than before, paired",
+    needs=("perceptual_before", "perceptual_after"),
+    hint="raise vae.perceptual or train.max_steps",
+)
+def perceptual(evidence: TuneEvidence) -> Measurement:
+    return mean_of(np.asarray(evidence["perceptual_before"]) - np.asarray(evidence["perceptual_after"]))

@@ -11,9 +11,9 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from sanakit.checks.base import interval
-from sanakit.checks.measure_vae import psnr
 from sanakit.data.cache import Progress
 from sanakit.evaluation.perceptual import perceptual_distance
+from sanakit.evaluation.reconstruction import psnr
 from sanakit.vaes import VAE
 
 TIMED = 6  # batches a side

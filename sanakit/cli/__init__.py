@@ -33,7 +33,7 @@ def main() -> None:
 
 def _run() -> None:
     # each adds its commands
-    from sanakit.cli import cache, data, drift, evaluate, export, info, new, results, swap, train  # noqa: F401
+    from sanakit.cli import cache, data, drift, evaluate, export, info, new, results, swap, train, translate  # noqa: F401
     from sanakit.cli.app import Unforeseen, app
 
     try:

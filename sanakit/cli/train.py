@@ -52,7 +52,8 @@ def train(
         str | None,
         typer.Option(
             "--preset",
-            help="pretrain, finetune, swap-vae, swap-text-encoder, joint-text-encoder, vae-finetune or lora.",
+            help="pretrain, finetune, swap-vae, swap-text-encoder, joint-text-encoder, vae-finetune, vae-decoder or "
+            "lora.",
         ),
     ] = None,
     set_: Sets = None,
@@ -123,7 +124,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
     from sanakit.core.dit import saved_adapters
     from sanakit.training.estimate import estimate, fake_core
 
-    if config.train.target == "vae" or config.text_encoder.learning_rate:
+    if config.trains_vae_alone or config.text_encoder.learning_rate:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
     from sanakit.loading import load_base, load_text_encoder, load_vae
     from sanakit.swap.settings import options_of, strategy_of

@@ -17,10 +17,8 @@ def to_uint8(images: Tensor) -> np.ndarray:
     return images.clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 2, 3, 1).numpy()
 
 
-def save_grid(
-    run_dir: Path, name: str, images: Tensor, section: str, title: str, caption: str, columns: int = COLUMNS
-) -> dict[str, str]:
-    """Write figures/<name>.png and return its row of figures.json."""
+def grid_of(images: Tensor, columns: int = COLUMNS) -> np.ndarray:
+    """Images (B, 3, H, W) in [-1, 1] row by row on white: (height, width, 3) uint8."""
     pixels = to_uint8(images)
     count, height, width, _ = pixels.shape
     rows = -(-count // columns)
@@ -28,9 +26,16 @@ def save_grid(
     for i, pixels_of_one in enumerate(pixels):
         top, left = (i // columns) * (height + 4), (i % columns) * (width + 4)
         canvas[top : top + height, left : left + width] = pixels_of_one
+    return canvas
+
+
+def save_grid(
+    run_dir: Path, name: str, images: Tensor, section: str, title: str, caption: str, columns: int = COLUMNS
+) -> dict[str, str]:
+    """Write figures/<name>.png and return its row of figures.json."""
     path = run_dir / "figures" / f"{name}.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(canvas).save(path, optimize=True)
+    Image.fromarray(grid_of(images, columns)).save(path, optimize=True)
     return {"section": section, "title": title, "caption": caption, "file": f"figures/{name}.png"}
 
 

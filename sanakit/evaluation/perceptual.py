@@ -26,9 +26,12 @@ def extractor() -> nn.Module | None:
 def features(images: Tensor) -> Tensor | None:
     """Spatial features (B, 1280, h, w) of images (B, 3, H, W) in [-1, 1], on their device; None without the package."""
     network = extractor()
-    if network is None:
-        return None
-    mean, std = (torch.tensor(v).reshape(1, 3, 1, 1) for v in (MEAN, STD))
+    return None if network is None else spatial_features(network, images)
+
+
+def spatial_features(network: nn.Module, images: Tensor) -> Tensor:
+    """As `features`, by this network; differentiable."""
+    mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     device = next(network.parameters()).device
     return network.extract_features(((images / 2 + 0.5 - mean) / std).to(device)).to(images.device)  # type: ignore[operator]
 

@@ -27,6 +27,7 @@ from sanakit.loading import load_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.gemma import INSTRUCTION, sana_spec
 from sanakit.vaes import VAE
+from sanakit.vaes.saving import write_vae
 
 STOCK_SIZES = {16: 512, 32: 1024, 64: 2048, 128: 4096}  # sample_size to pixels, as SanaPipeline's resolution bins say
 PROBE = "A red apple"
@@ -155,13 +156,7 @@ def _same_text(core: SanaTransformer2DModel, vae: VAE, text_encoder: TextEncoder
 
 def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
     """The VAE in its own format with the normalisation in force, then read back and compared on a probe."""
-    if hasattr(vae, "save"):
-        vae.save(folder)
-    elif hasattr(vae.model, "save_pretrained"):
-        vae.model.save_pretrained(folder)
-        _state_stats(vae, folder / "config.json")
-    else:
-        raise SanakitError("SK0604", f"the VAE {vae.name} is a {type(vae.model).__name__}, which cannot be saved")
+    write_vae(vae, folder)
     side = getattr(vae, "fixed_image_size", None) or 4 * vae.spec.spatial_compression_ratio
     probe = torch.randn(1, *vae.spec.shape(side, side), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -175,27 +170,6 @@ def save_vae(vae: VAE, folder: Path, *, stock: bool) -> None:
         raise SanakitError(
             "SK0604", f"the VAE {vae.name} reads back otherwise: a probe differs by {difference:.3g} of 2"
         )
-
-
-def _state_stats(vae: VAE, path: Path) -> None:
-    """The normalisation in force, overrides included, belongs into the exported config."""
-    config, mean, std = json.loads(path.read_text()), vae.stats.mean, vae.stats.std
-    uniform = len(set(mean)) == len(set(std)) == 1
-    per_channel = config.get("latents_mean") is not None  # it goes before a scaling factor when read back
-    if uniform and not per_channel and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
-        config["scaling_factor"] = 1 / std[0]
-        if "shift_factor" in config:
-            config["shift_factor"] = mean[0]
-    elif per_channel or not (uniform and (mean[0], std[0]) == (0, 1)):
-        channels = vae.spec.latent_channels
-        config["latents_mean"], config["latents_std"] = (
-            list(mean * channels)[:channels],
-            list(std * channels)[:channels],
-        )
-        if "scaling_factor" in config:  # one statement; diffusers' pipelines would apply both
-            config["scaling_factor"] = 1.0
-        config.pop("shift_factor", None)
-    path.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def save_text_model(text_encoder: TextEncoder, folder: Path) -> None:

@@ -32,7 +32,7 @@ from sanakit.text_encoders.query import with_layer
 from sanakit.text_encoders.transformer import DEFAULT_TOKENS, MODELS, HubEncoder, width_of
 from sanakit.training.live_bytes import LiveBytes, as_fake
 from sanakit.vaes import VAES
-from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, HubVAE, diffusers_spec, wrapper_of
+from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, OWN_FORMATS, HubVAE, diffusers_spec, wrapper_of
 
 CHARACTERS = 4  # of an instruction that are counted as one token, where no tokenizer was read
 
@@ -140,7 +140,7 @@ def outline_vae(name: str) -> VAEOutline:
     """By a registered name, `path:` or `hub:`; weights are read only where no configuration tells everything."""
     folder = _folder(name)
     mode = FakeTensorMode()
-    if folder is not None and read_config(folder).get("_class_name") in set(ALLOWED_CLASSES) - {"PCAPatchAutoencoder"}:
+    if folder is not None and read_config(folder).get("_class_name") in set(ALLOWED_CLASSES) - set(OWN_FORMATS):
         import diffusers
 
         wrapper = wrapper_of(folder)

@@ -41,11 +41,11 @@ def needs_of(
 ) -> Needs:
     """What the stages need on a rank. num_images: of the data, counted where it is None. Raises SK0104 for what has no
     estimate (a text encoder or VAE that is trained), or what loading a configuration raises."""
-    if config.train.target == "vae" or config.text_encoder.learning_rate:
+    if config.trains_vae_alone or config.text_encoder.learning_rate:
         raise SanakitError(
             "SK0104",
-            "the dry run tells what runs of the core need: train.target vae and text_encoder.learning_rate train "
-            "another part",
+            "the dry run tells what runs of the core need: train.target vae, vae-decoder and "
+            "text_encoder.learning_rate train another part",
             fix="Leave them out to see what the rest needs.",
         )
     outlines = outline_swap(config, assumed, world_size)

@@ -252,7 +252,7 @@ class Swap:
     @property
     def trains_vae_alone(self) -> bool:
         """Stage full trains the VAE itself; no weight of the base plays a part in it."""
-        return self.config.train.target == "vae"
+        return self.config.trains_vae_alone
 
     @cached_property
     def base_fingerprint(self) -> dict[str, str]:

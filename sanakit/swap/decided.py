@@ -44,7 +44,7 @@ def command_after(
         kind=swap.config.kind,
         candidate=swap.config.candidate,
         bare=swap.bare,
-        tunes_vae=swap.config.train.target == "vae",
+        tunes_vae=swap.config.trains_vae_alone,
         first_failed=decisive([gate for stage in stages.values() for gate in stage["gates"]]),
         trained_steps=trained_steps,
         refused=refused,

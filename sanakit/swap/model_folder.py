@@ -10,6 +10,7 @@ from sanakit.adapters import fresh_core
 from sanakit.core.dit import save_core
 from sanakit.distributed import whole
 from sanakit.evaluation.held_out import HeldOut
+from sanakit.folders import from_anywhere
 from sanakit.formats.pipeline_folder import save_null
 from sanakit.strategies.base import Strategy
 from sanakit.swap.encoder_training import save_encoder
@@ -26,7 +27,7 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, wi
     folder = swap.run.path / "model"
     save_core(system.core, folder)
     save_null(system.text_encoder, folder)
-    encoder = swap.text_encoder_name or swap.base.card["text_encoder"]
+    encoder = from_anywhere(swap.text_encoder_name or swap.base.card["text_encoder"])
     if with_encoder:
         shutil.rmtree(folder / "text", ignore_errors=True)
         encoder = save_encoder(system.text_encoder, folder)
@@ -34,9 +35,9 @@ def write_model(swap: "Swap", system: Any, strategy: str, result: HeldOut, *, wi
     card = {
         "recipe": f"sanakit, strategy {strategy}, {swap.config.train.steps} steps",
         "seed": swap.config.train.seed,
-        "base": swap.base.name,
+        "base": from_anywhere(swap.base.name),
         "embedded": swap.base.embedded,
-        "vae": swap.config.vae.name or swap.base.card["vae"],
+        "vae": from_anywhere(swap.config.vae.name or swap.base.card["vae"]),
         "scaling_factor": swap.config.vae.scaling_factor if is_vae else swap.base.card.get("scaling_factor"),
         "text_encoder": encoder,
         "image_size": system.image_size,

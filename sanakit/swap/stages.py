@@ -46,6 +46,7 @@ from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopp
 from sanakit.swap.outcome import comparison
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
 from sanakit.swap.settings import rungs_in
+from sanakit.swap.tune_decoder import tune_decoder
 from sanakit.swap.tune_vae import tune_vae
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
@@ -187,9 +188,11 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
 
 
 def full(swap: Swap) -> StageResult:
-    """Train with the recommended strategy, monitors on, and write the model; with train.target vae, the VAE."""
-    if swap.config.train.target == "vae":
-        return evaluate_stage("tune", tune_vae(swap), swap.policy)
+    """Train with the recommended strategy, monitors on, and write the model; with train.target vae or vae-decoder, the
+    VAE."""
+    if swap.trains_vae_alone:
+        tune = tune_vae if swap.config.train.target == "vae" else tune_decoder
+        return evaluate_stage("tune", tune(swap), swap.policy)
     stage_result = evaluate_stage("full", train_full(swap), swap.policy)
     stage_result.results += broken_metrics(swap)
     return stage_result

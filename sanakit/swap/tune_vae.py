@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
-from sanakit.checks.measure_vae import psnr
 from sanakit.contracts import LatentStats
 from sanakit.data.cache import to_images
 from sanakit.data.order import batch_indices
 from sanakit.errors import SanakitError
+from sanakit.evaluation.reconstruction import psnr
 from sanakit.interop.export import save_vae
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from

@@ -1,4 +1,5 @@
-"""Encoders of T5 v1.1, Flan-T5 and UMT5 (arXiv 1910.10683, 2210.11416, 2304.09151) and of T5Gemma (2504.06225).
+"""Encoders of T5 v1.1, Flan-T5 and UMT5 (arXiv 1910.10683, 2210.11416, 2304.09151) and of T5Gemma (2504.06225)
+and T5Gemma 2 (2512.14856).
 
 The decoder is neither read nor kept. SD3 and FLUX feed T5 without a mask; here the mask is passed, as PixArt does.
 """
@@ -95,3 +96,32 @@ class T5Gemma2B(T5Gemma):
     spec = TextSpec(embed_dim=2304, max_tokens=300)
     published = decoder(2304, 9216, layers=26, heads=8, groups=4, head_dim=256, vocab=256000)
     small = SMALL
+
+
+class T5Gemma2(HubEncoder):
+    """The text part of its encoder, whose attention is that of Gemma 3 without a causal mask."""
+
+    model_class = "T5Gemma2TextEncoder"
+    marks = ("<bos>", "")
+    small = SMALL
+
+    @classmethod
+    def build(cls, config: dict[str, Any]) -> Any:
+        from transformers.models.t5gemma2.configuration_t5gemma2 import T5Gemma2TextConfig
+        from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextEncoder
+
+        return T5Gemma2TextEncoder(T5Gemma2TextConfig(**config, dropout_rate=0.0))
+
+
+@TEXT_ENCODERS.register("t5gemma-2-270m", title="Text encoder of T5Gemma 2 270M, 640-d; gated", licence="Gemma")
+class T5Gemma2Tiny(T5Gemma2):
+    hub = "google/t5gemma-2-270m-270m"
+    spec = TextSpec(embed_dim=640, max_tokens=300)
+    published = decoder(640, 2048, layers=18, heads=4, groups=1, head_dim=256, vocab=262144)
+
+
+@TEXT_ENCODERS.register("t5gemma-2-1b", title="Text encoder of T5Gemma 2 1B, 1152-d; gated", licence="Gemma")
+class T5Gemma2Small(T5Gemma2):
+    hub = "google/t5gemma-2-1b-1b"
+    spec = TextSpec(embed_dim=1152, max_tokens=300)
+    published = decoder(1152, 6912, layers=26, heads=4, groups=1, head_dim=256, vocab=262144)

@@ -35,22 +35,35 @@ MODELS = {
     "gemma2": "Gemma2Model",
     "gemma3": "Gemma3Model.language_model",
     "gemma3_text": "Gemma3TextModel",
+    "gemma3n": "Gemma3nModel.language_model",
+    "gemma3n_text": "Gemma3nTextModel",
+    "gemma4": "Gemma4Model.language_model",
+    "gemma4_text": "Gemma4TextModel",
     "granite": "GraniteModel",
     "llama": "LlamaModel",
     "mistral": "MistralModel",
+    "mistral3": "Mistral3Model.language_model",
     "modernbert": "ModernBertModel",
     "mpnet": "MPNetModel",
     "mt5": "MT5EncoderModel",
     "olmo2": "Olmo2Model",
     "phi3": "Phi3Model",
     "qwen2": "Qwen2Model",
+    "qwen2_5_vl": "Qwen2_5_VLModel.language_model",
+    "qwen2_5_vl_text": "Qwen2_5_VLTextModel",
     "qwen3": "Qwen3Model",
+    "qwen3_5": "Qwen3_5Model.language_model",
+    "qwen3_5_text": "Qwen3_5TextModel",
+    "qwen3_vl": "Qwen3VLModel.language_model",
+    "qwen3_vl_text": "Qwen3VLTextModel",
     "roberta": "RobertaModel",
     "siglip": "SiglipTextModel",
     "siglip_text_model": "SiglipTextModel",
     "smollm3": "SmolLM3Model",
     "t5": "T5EncoderModel",
     "t5gemma": "T5GemmaEncoderModel",
+    "t5gemma2": "T5Gemma2Model.encoder.text_model",
+    "t5gemma2_text": "T5Gemma2TextEncoder",
     "umt5": "UMT5EncoderModel",
     "xlm-roberta": "XLMRobertaModel",
 }
@@ -238,6 +251,17 @@ def token_limit(model: Any) -> int:
     return 1 << 30
 
 
+def class_of(name: str) -> Any:
+    """A class of transformers, one that the package itself does not name too."""
+    import transformers
+
+    if name == "T5Gemma2TextEncoder":
+        from transformers.models.t5gemma2.modeling_t5gemma2 import T5Gemma2TextEncoder
+
+        return T5Gemma2TextEncoder
+    return getattr(transformers, name)
+
+
 def load_transformer(folder: Path) -> nn.Module:
     """The model without its head, in the precision that it was saved in; whatever head the folder names is left out.
 
@@ -259,9 +283,9 @@ def load_transformer(folder: Path) -> nn.Module:
         options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # they are in the report, with both shapes
         if kind == "t5gemma":  # its encoder alone asks for a configuration that says so
             options["config"] = transformers.T5GemmaConfig.from_pretrained(place, is_encoder_decoder=False)
-        return getattr(transformers, name).from_pretrained(
+        return class_of(name).from_pretrained(
             place, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
 
     model = load_model(folder, TRANSFORMERS, read, unused=UNUSED, strict=False)
-    return getattr(model, part) if part else model
+    return model.get_submodule(part) if part else model

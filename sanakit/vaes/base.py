@@ -16,6 +16,7 @@ from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
 from sanakit.hashing import hash_module
 from sanakit.registry import Registry
+from sanakit.vaes.kept import KeptLatents
 from sanakit.vaes.normalisation import require_usable
 
 VAES: Registry[type["VAE"]] = Registry("vaes")
@@ -32,6 +33,7 @@ class VAE(nn.Module):
     revision: ClassVar[str | None] = None
     spec: LatentSpec
     stats: LatentStats
+    kept: KeptLatents | None = None  # whose latents these are, where only the decoder was trained
     notes: tuple[str, ...] = ()  # what a user should know of how it was loaded; part of the plan
 
     def __init__(self, model: nn.Module, spec: LatentSpec, stats: LatentStats) -> None:
@@ -148,7 +150,12 @@ class VAE(nn.Module):
         return self.decode_raw(self.denormalize(latents))
 
     def fingerprint(self) -> str:
-        """Hash of weights, class and geometry: the key of raw-latent caches (normalisation is applied late)."""
+        """Whose raw latents these are: the key of their caches (normalisation is applied late). The hash of the
+        weights, or that of the VAE whose encoder this one has kept."""
+        return self.kept.fingerprint if self.kept else self.weights_hash()
+
+    def weights_hash(self) -> str:
+        """Of weights, class and geometry."""
         return hash_module(self.model, type(self.model).__name__, self.spec.label)
 
 

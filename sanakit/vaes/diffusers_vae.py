@@ -19,19 +19,30 @@ from sanakit.weights.load import load_model
 
 # class named by config.json -> module of sanakit.vaes and class that wraps it
 ALLOWED_CLASSES = {
+    "AsymmetricAutoencoderKL": "diffusers_vae.DiffusersVAE",
     "AutoencoderDC": "diffusers_vae.DiffusersVAE",
     "AutoencoderKL": "diffusers_vae.DiffusersVAE",
+    "AutoencoderKLCogVideoX": "diffusers_vae.FrameVAE",
     "AutoencoderKLCosmos": "cosmos.Cosmos",
     "AutoencoderKLFlux2": "flux2.Flux2",
     "AutoencoderKLHunyuanImage": "diffusers_vae.DiffusersVAE",
+    "AutoencoderKLHunyuanVideo": "diffusers_vae.FrameVAE",
+    "AutoencoderKLHunyuanVideo15": "video.OneByOne",
+    "AutoencoderKLKVAE": "diffusers_vae.DiffusersVAE",
+    "AutoencoderKLKVAEVideo": "diffusers_vae.FrameVAE",
+    "AutoencoderKLLTX2Video": "ltx.LTX",
     "AutoencoderKLLTXVideo": "ltx.LTX",
+    "AutoencoderKLMagvit": "diffusers_vae.FrameVAE",
     "AutoencoderKLQwenImage": "diffusers_vae.FrameVAE",
+    "AutoencoderKLQwenImage21": "video.OpaqueRGBA",
     "AutoencoderKLWan": "diffusers_vae.FrameVAE",
     "AutoencoderRAE": "rae.RAE",
     "AutoencoderTiny": "diffusers_vae.DiffusersVAE",
     "VQModel": "diffusers_vae.DiffusersVAE",
     "PCAPatchAutoencoder": "pca.PCAVAE",
+    "TranslatedAutoencoder": "translated.TranslatedVAE",
 }
+OWN_FORMATS = ("PCAPatchAutoencoder", "TranslatedAutoencoder")  # that diffusers does not know
 
 
 class DiffusersVAE(VAE):
@@ -126,6 +137,7 @@ class HubVAE(DiffusersVAE):
     spec: LatentSpec
     stats: LatentStats  # where config.json states none
     stats_with_weights: ClassVar[bool] = False  # and nothing is known before loading: `stats` is the identity
+    unstated: ClassVar[bool] = False  # no published statistics are known: what config.json lacks is warned about
     model_class: ClassVar[str]
     published: ClassVar[dict[str, Any] | None] = None
     small: ClassVar[dict[str, Any]]
@@ -147,6 +159,8 @@ class HubVAE(DiffusersVAE):
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
         model, spec, stats = load_diffusers_model(folder, cls)
+        if stats is None and cls.unstated:
+            warnings.warn(warning_text("SK0208", f"{folder / 'config.json'} states no scaling"), stacklevel=2)
         return cls._noted(cls(model, spec, stats or cls.stats), folder)
 
     @classmethod

@@ -1,7 +1,7 @@
 """AutoencoderKL of Stable Diffusion and its successors (arXiv 2112.10752): f8, 4 or 16 channels,
 (z - shift) * scale."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
@@ -34,7 +34,7 @@ class KLF8C4(HubVAE):
 class KLF8C16(HubVAE):
     model_class = "AutoencoderKL"
     spec = LatentSpec(latent_channels=16, spatial_compression_ratio=8)
-    published = config(16, **NO_QUANT)
+    published: ClassVar[dict[str, Any] | None] = config(16, **NO_QUANT)
     small = config(16, **SMALL, **NO_QUANT)
 
 
@@ -73,3 +73,22 @@ class Flux1(KLF8C16):
     hub = "black-forest-labs/FLUX.1-schnell:vae"
     revision = "741f7c3ce8b383c54771c7003378a50191e9efe9"
     stats = LatentStats.from_scaling(0.3611, 0.1159)
+
+
+class EndToEnd(KLF8C16):
+    """Tuned with a diffusion model by REPA-E (arXiv 2504.10483), which changes the statistics: config.json tells."""
+
+    stats = LatentStats()
+    stats_with_weights = True
+    unstated = True
+    published = None
+
+
+@VAES.register("e2e-flux-vae", title="FLUX.1 VAE tuned end to end by REPA-E, f8c16", licence="see repository")
+class E2EFlux(EndToEnd):
+    hub = "REPA-E/e2e-flux-vae"
+
+
+@VAES.register("e2e-sd3.5-vae", title="SD 3.5 VAE tuned end to end by REPA-E, f8c16", licence="see repository")
+class E2ESD35(EndToEnd):
+    hub = "REPA-E/e2e-sd3.5-vae"

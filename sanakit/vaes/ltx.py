@@ -1,4 +1,7 @@
-"""LTX-Video's autoencoder on one frame: f32c128, (z - mean) * scale / std with statistics kept beside the weights."""
+"""Autoencoders of LTX-Video and LTX-2 on one frame: f32c128, (z - mean) * scale / std.
+
+The statistics lie beside the weights.
+"""
 
 from typing import Any, ClassVar
 
@@ -27,4 +30,20 @@ class LTXVideo(LTX, HubVAE):
         "decoder_block_out_channels": (8, 8, 8, 8),
         "layers_per_block": (1, 1, 1, 1, 1),
         "decoder_layers_per_block": (1, 1, 1, 1, 1),
+    }
+
+
+@VAES.register("ltx-2-vae", title="LTX-2 VAE on one frame, f32c128", licence="see repository")
+class LTX2Video(LTX, HubVAE):
+    hub = "Lightricks/LTX-2:vae"
+    model_class = "AutoencoderKLLTX2Video"
+    spec = LatentSpec(latent_channels=128, spatial_compression_ratio=32)
+    stats = LatentStats()
+    stats_with_weights = True
+    published = {}  # the library's defaults
+    small = {
+        "block_out_channels": (8, 8, 8, 8),
+        "decoder_block_out_channels": (8, 16, 32),
+        "layers_per_block": (1, 1, 1, 1, 1),
+        "decoder_layers_per_block": (1, 1, 1, 1),
     }

@@ -64,3 +64,18 @@ class Wan22(FrameVAE, HubVAE):
         "latents_std": WAN_22.std,
     }
     small = {**published, "base_dim": 4, "decoder_base_dim": 4, "num_res_blocks": 1}
+
+
+@VAES.register(
+    "e2e-qwenimage-vae",
+    title="Qwen-Image VAE tuned end to end by REPA-E, on one frame, f8c16",
+    licence="see repository",
+)
+class E2EQwenImage(F8C16):
+    """Its statistics are no longer Qwen-Image's: config.json tells."""
+
+    hub = "REPA-E/e2e-qwenimage-vae"
+    model_class = "AutoencoderKLQwenImage"
+    stats = LatentStats()
+    stats_with_weights = True
+    unstated = True
