@@ -65,7 +65,7 @@ def model_named(model: str) -> str:
             raise SanakitError(
                 "SK0106",
                 f"{path} is a run that holds no model",
-                fix=f"Run `sanakit validate --stage full --run-dir {path}`.",
+                fix=f"sanakit validate --stage full --run-dir {path}",
             )
         path = path / "model"
     return f"path:{path}"
