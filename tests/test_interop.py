@@ -248,6 +248,7 @@ def test_what_stock_would_render_wrong_names_our_class(name, reason, tmp_path):
     assert abs(pixels(back, num_steps=2, seed=3) - expected).max() < 1e-4
 
 
+@pytest.mark.filterwarnings("ignore:SK0208")  # some families publish no scaling
 @pytest.mark.parametrize("name", VAES.names())
 def test_every_vae_reads_back_or_is_refused(name, tmp_path):
     """`save_vae` compares by itself; what it writes must also load as a component with the same normalisation."""

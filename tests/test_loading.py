@@ -580,12 +580,15 @@ def test_a_latin_1_file_name_is_made_safe_and_a_broken_caption_is_set_aside(tmp_
         Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + stem + b".txt")).write_text("a red apple")
     dataset = load_images(str(tmp_path))
     assert dataset.names == [r"caf\udce9.png", "plain.png"] and len(dataset.fingerprint) == 64
-    rows = [{"image": "plain.png", "caption": text} for text in ["fine"] * 30 + ["broken \ud800 caption"]]
+    for number in range(31):
+        (tmp_path / f"{number:02}.png").write_bytes((tmp_path / "plain.png").read_bytes())
+    captions = ["fine"] * 30 + ["broken \ud800 caption"]
+    rows = [{"image": f"{number:02}.png", "caption": text} for number, text in enumerate(captions)]
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     dataset = load_images(str(tmp_path / "rows.jsonl"))
     assert len(dataset) == 30 and len(dataset.fingerprint) == 64
     assert dataset.ledger == [
-        {"name": "plain.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
+        {"name": "30.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
     ]
 
 
