@@ -22,12 +22,14 @@ from sanakit.contracts import LatentStats, Reading
 from sanakit.data.table import DATASETS, ImageDataset
 from sanakit.drift import DRIFT
 from sanakit.errors import SanakitError
+from sanakit.evaluation.metrics.base import METRICS, Measured
 from sanakit.registry import PACKAGES, Registry
 from sanakit.scaffold import KINDS, write_plugin
 from sanakit.strategies import STRATEGIES, Strategy
 from sanakit.testing import (
     check_dataset,
     check_gate,
+    check_metric,
     check_statistic,
     check_strategy,
     check_text_encoder,
@@ -51,6 +53,25 @@ def test_every_strategy_keeps_the_contract(name):
 @pytest.mark.parametrize("name", DRIFT.names())
 def test_every_statistic_keeps_the_contract(name):
     check_statistic(name, draws=2, rows=64)
+
+
+@pytest.mark.parametrize("name", [name for name, entry in METRICS.entries().items() if entry.embedded])
+def test_every_metric_keeps_the_contract(name):
+    check_metric(name)
+
+
+@pytest.mark.parametrize(
+    ("measure", "told"),
+    [
+        (lambda drawn: drawn.images.float().mean(), r"values \(\), expected one a sample, \(2, 8\)"),
+        (lambda drawn: torch.rand(2, 8), "two evaluations of the same images differ"),
+        (lambda drawn: torch.full((2, 8), torch.nan), "expected one finite number"),
+        (lambda drawn: drawn.images.zero_().float().mean((2, 3, 4)), "the images were changed"),
+        (lambda drawn: Measured(), "no values and no statistic"),
+    ],
+)
+def test_a_metric_that_breaks_the_contract_is_refused(measure, told):
+    broken(check_metric, measure, told)
 
 
 def test_the_embedded_data_keep_the_contract():
@@ -355,7 +376,7 @@ def test_a_folder_that_exists_is_refused(tmp_path):
 
 
 def test_every_kind_of_plugin_can_be_written():
-    assert {record.listing for record in KINDS.values()} == PACKAGES.keys() - {"adapters", "metrics"}
+    assert {record.listing for record in KINDS.values()} == PACKAGES.keys() - {"adapters"}
 
 
 @pytest.mark.slow

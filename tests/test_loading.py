@@ -587,9 +587,7 @@ def test_a_latin_1_file_name_is_made_safe_and_a_broken_caption_is_set_aside(tmp_
     (tmp_path / "rows.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     dataset = load_images(str(tmp_path / "rows.jsonl"))
     assert len(dataset) == 30 and len(dataset.fingerprint) == 64
-    assert dataset.ledger == [
-        {"name": "30.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}
-    ]
+    assert dataset.ledger == [{"name": "30.png", "reason": r"a caption is not valid Unicode: 'broken \\ud800 caption'"}]
 
 
 @pytest.mark.parametrize("option", ["--out", "SANAKIT_CACHE", "--vae", "--run-dir"])

@@ -75,6 +75,13 @@ KINDS = {
         check="check_dataset",
         use="sanakit swap-vae --candidate pca-f8c4 --data $name",
     ),
+    "metric": Kind(
+        listing="metrics",
+        attribute="measured",
+        noun="metric",
+        check="check_metric",
+        use="sanakit evaluate --metrics $name",
+    ),
 }
 
 

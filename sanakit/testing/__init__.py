@@ -12,9 +12,18 @@ component itself raises is passed on, so that its traceback names the line.
 
 from sanakit.testing.dataset import check_dataset
 from sanakit.testing.gate import check_gate
+from sanakit.testing.metric import check_metric
 from sanakit.testing.statistic import check_statistic
 from sanakit.testing.strategy import check_strategy
 from sanakit.testing.text_encoder import check_text_encoder
 from sanakit.testing.vae import check_vae
 
-__all__ = ["check_dataset", "check_gate", "check_statistic", "check_strategy", "check_text_encoder", "check_vae"]
+__all__ = [
+    "check_dataset",
+    "check_gate",
+    "check_metric",
+    "check_statistic",
+    "check_strategy",
+    "check_text_encoder",
+    "check_vae",
+]
