@@ -455,5 +455,7 @@ def test_a_device_gives_the_scores_of_the_cpu(small_world, fake_device):
         scored = sk.evaluate(system, small_world["data"]["source"], names, count=8, num_seeds=1, num_steps=1)
         assert not scored.failed
         values.append([score.value for score in scored.scores])
+    scored = sk.evaluate(system, small_world["data"]["source"], names, count=8, num_seeds=1, num_steps=1, device="cpu")
+    assert [score.value for score in scored.scores] == values[0]
     assert values[1] == pytest.approx(values[0], abs=0.02)
     assert all(p.device.type == "cpu" for p in image_features.perceptual.extractor().parameters())

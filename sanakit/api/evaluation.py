@@ -1,16 +1,18 @@
 """How good are the images that a system draws? Metrics on held-out prompts, each with its features and its interval."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sanakit.api.load import load_base, load_images
+from sanakit.api.session import Device
 from sanakit.data.cache import Progress, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP
 from sanakit.evaluation.drawing import FEWEST, Drawn, ask, draw
 from sanakit.evaluation.image_features import AUTO, features_named
 from sanakit.evaluation.scores import DEFAULT_METRICS, Score, require_metrics, scores_of
+from sanakit.placement import choose
 from sanakit.reporting.notebook import fragment
 
 if TYPE_CHECKING:
@@ -76,6 +78,7 @@ def evaluate(
     features: str = AUTO,
     clip: str = DEFAULT_CLIP,
     on_step: Progress | None = None,
+    device: "Device | None" = None,
 ) -> Evaluation:
     """Draw images for held-out prompts of `data` and score them.
 
@@ -83,7 +86,7 @@ def evaluate(
     metrics`; a metric of a plugin that raises is a score with `error`. count: held-out prompts, at most all of them.
     num_seeds: samples of a prompt. features: comma-separated names in which distances are taken; auto is those that
     need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`. on_step: called
-    with (label, done, total).
+    with (label, done, total). device: as `--device`; by default where the system computes already.
 
     Raises SK0101 for a metric that is not known, SK0104 for other options, SK0403 for fewer than 8 held-out prompts,
     SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
@@ -95,6 +98,8 @@ def evaluate(
     within = features_named(features)
     require_metrics(names, within, clip)
     drawing, images = load_base(system), load_images(data)
+    if device is not None:
+        drawing = replace(drawing, placement=choose(str(device)))
     asked = ask(images, count, drawing.image_size)
     drawn = draw(
         drawing,
