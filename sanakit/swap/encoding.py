@@ -19,7 +19,7 @@ def choose_encoding(swap: "Swap", config: Config) -> Config:
     if "auto" not in (data.latents, data.embeddings):
         return config
     vaes, encoders = [], []
-    if not swap.bare:
+    if not (swap.bare or swap.trains_vae_alone):
         vaes, encoders = [swap.base_system.vae], [swap.base_system.text_encoder]
     (vaes if isinstance(swap.candidate, VAE) else encoders).append(swap.candidate)  # type: ignore[arg-type]
     chosen = choose_ahead(
