@@ -93,7 +93,7 @@ def _print(evaluation: "Evaluation", name: str) -> None:
     from sanakit.cli.view import number_text
 
     count, seeds = len(evaluation.prompts), evaluation.num_seeds
-    typer.echo(f"{name} on {count} held-out prompts of {evaluation.data}, {seeds} samples each")
+    typer.echo(f"{name}\n{count} held-out prompts of {evaluation.data}, {seeds} samples each")
     for score in evaluation.scores:
         if score.error:
             typer.secho(f"{score.metric}: could not be evaluated", fg="red")
