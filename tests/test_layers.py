@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import replace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -38,10 +37,18 @@ def base(tiny_system, folder):
     return replace(tiny_system, text_encoder=load_text_encoder(f"path:{folder}?layer=mean&max_tokens=16"))
 
 
+class Captions:
+    def __len__(self):
+        return len(TEXTS)
+
+    def evaluation_captions(self, rows):
+        return [TEXTS[row] for row in rows]
+
+
 def swap_of(system, name, **config):
     swap = Swap(config=make_config({"text_encoder": {"name": name}, **config}), run=RunFolder(None, make_config({})))
     vars(swap)["base_system"] = system
-    vars(swap)["splits"] = (SimpleNamespace(evaluation_captions=lambda: TEXTS), None)
+    vars(swap)["splits"] = (Captions(), None)
     return swap
 
 
