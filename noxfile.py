@@ -20,6 +20,20 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def slow(session: nox.Session) -> None:
+    """Run the tests that take minutes each: every embedded component through stage smoke, kernels at Sana's shapes."""
+    session.install("-e", ".[test]")
+    session.run("python", "-m", "pytest", "-m", "slow and not gpu and not network", *session.posargs)
+
+
+@nox.session
+def real_size(session: nox.Session) -> None:
+    """Swap a VAE at Sana-0.6B's width with random weights on the fake accelerator: about an hour, 7 GB."""
+    session.install("-e", ".[test]")
+    session.run("python", "experiments/benchmarks/real_size.py", "--out", "runs/real_size", "--device", "fake")
+
+
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style and format."""
     session.install("ruff>=0.8")
