@@ -18,12 +18,13 @@ from sanakit.loading import load_vae
 
 NAMES = ("dc-f16c32", "dc-f16c16", "kl-f8c4", "pca-f16c32", "pca-f32c64")
 SIZE = 96
+RESULTS = Path(__file__).parents[1] / "results"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num-images", type=int, default=512)
-    parser.add_argument("--out", type=Path, default=Path("reports/translation.json"))
+    parser.add_argument("--out", type=Path, default=RESULTS / "translation_study.json")
     options = parser.parse_args()
     everything = load_images("embedded")
     chosen = torch.randperm(len(everything), generator=torch.Generator().manual_seed(1))[: options.num_images]
