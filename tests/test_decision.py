@@ -71,6 +71,7 @@ def answer(checked, **facts):
 
 HOPELESS = RACED | {"in_sight": False, "probability": 0.97, "horizon": 2000}
 LATE = RACED["candidates"][0] | {"predicted_steps_high": None}
+FAR = RACED["candidates"][0] | {"probability_within_horizon": 0.78}
 OPEN_RACE = RACED | {"conclusive": False, "candidates": [LATE]}
 NO_SIGHT = RACED | {"conclusive": False, "candidates": [LATE | {"predicted_steps": None}]}
 FULL = ("component", "smoke", "full")
@@ -198,6 +199,14 @@ def test_cost_and_risk():
         (("component",), {}, {}, "sanakit validate --stage smoke --run-dir 'my runs/1'"),
         (FULL[:2], OPEN_RACE, {}, "--stage smoke --run-dir 'my runs/1' --set smoke.budget_steps=300"),
         (FULL[:2], RACED, {}, "sanakit validate --stage full --run-dir 'my runs/1'"),
+        # the 80th percentile is open, or beyond the horizon: stage full would ask for a number
+        (FULL[:2], RACED | {"candidates": [LATE]}, {}, "--stage full --run-dir 'my runs/1' --set train.max_steps=300"),
+        (
+            FULL[:2],
+            RACED | {"candidates": [FAR]},
+            {},
+            "--stage full --run-dir 'my runs/1' --set train.max_steps=300",
+        ),
         (FULL[:2], RACED, {"refused": True}, "sanakit ls vaes"),
         (FULL, RACED, {}, "sanakit export --run-dir 'my runs/1' --out 'my runs/1/export'"),
         (

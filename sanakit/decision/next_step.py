@@ -4,10 +4,12 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from sanakit.decision.cost import recommended
 from sanakit.decision.risk import open_gates
 
 Row = Mapping[str, Any]
 STAGES = ("component", "smoke", "full")
+PERCENTILE = 0.8  # of the forecast: the steps that stage full takes
 TRAIN_LONGER = ("full/quality", "full/prompt-effect")
 
 
@@ -42,12 +44,22 @@ def next_command(
     if pending == ["full"] and not tunes_vae and not strategy.get("conclusive", True) and longer:
         return f"sanakit validate --stage smoke --run-dir {run} --set smoke.budget_steps={longer}"
     if pending:
-        return f"sanakit validate --stage {pending[0]} --run-dir {run}"
+        number = f" --set train.max_steps={longer}" if pending == ["full"] and needs_number(strategy) and longer else ""
+        return f"sanakit validate --stage {pending[0]} --run-dir {run}{number}"
     if tunes_vae:
         return f"sanakit swap-vae --candidate {shlex.quote(f'path:{run_dir}/vae')}"
     if undecided := _of_full(open_gates(gates)):
         return f"sanakit explain {undecided[0]['code']}"
     return f"sanakit export --run-dir {run} --out {shlex.quote(f'{run_dir}/export')}"
+
+
+def needs_number(strategy: Row) -> bool:
+    """Whether stage full refuses to take its steps from the race: their 80th percentile is open or beyond the
+    horizon."""
+    best = recommended(strategy)
+    if not best or best.get("predicted_steps") is None:
+        return False
+    return best.get("predicted_steps_high", 0) is None or best.get("probability_within_horizon", 1) < PERCENTILE
 
 
 def _of_full(gates: Sequence[Row]) -> list[Row]:

@@ -11,12 +11,12 @@ from statistics import NormalDist
 from typing import Any
 
 from sanakit.config import Config
+from sanakit.decision.next_step import PERCENTILE
 from sanakit.distributed import is_main
 from sanakit.errors import SanakitError
 from sanakit.reporting.page import duration
 
 OWN_NUMBER = "Name a number: `sanakit validate --stage full --run-dir RUN --set train.max_steps=N`."
-PERCENTILE = 0.8
 INTERVAL = 0.9  # of forecasts of earlier versions, which do not state it
 HORIZON = 2000  # steps, where strategy.json does not state it
 
