@@ -193,7 +193,8 @@ def test_wrong_scale_fails_component_and_stops_there(world):
 
 
 def test_text_encoder_swap(world):
-    result = swap(world, "text-encoder", "wordllama", "--force", "--json", run_dir="text", base="tiny-sana")
+    few = ("--set", "smoke.strategies=[align,align+head,distill]")
+    result = swap(world, "text-encoder", "wordllama", "--force", "--json", *few, run_dir="text", base="tiny-sana")
     assert result.stdout, result.stderr
     validation = json.loads(result.stdout)
     assert validation["kind"] == "text_encoder"
