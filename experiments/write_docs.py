@@ -84,7 +84,8 @@ def thresholds() -> list[str]:
         "nearest to the threshold, q is the 95% quantile of its readings towards it and s the way from its median to "
         "q. A strict threshold leaves at least s beyond q, a default one 2 s, and both stand short of the nearest "
         "planted fault. **Definition**: the threshold is what the words mean; clean readings are there to see that it "
-        "holds.",
+        "holds. The readings of `smoke/samples` and `full/samples` are of 8 samples each; the gates draw 32 since, "
+        "which narrows their intervals.",
         "",
         "| gate | asks whether | default | strict | comes from | readings | q of clean systems | nearest fault |",
         "|---|---|---|---|---|---|---|---|",
