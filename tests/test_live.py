@@ -4,6 +4,7 @@ memory."""
 import io
 from copy import copy, deepcopy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,15 +14,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sanakit.cli import data as data_command
+from sanakit.config import make_config
 from sanakit.data import load_images, screen
 from sanakit.data.ahead import bytes_ahead, choose_ahead
-from sanakit.data.cache import embedding_job, embeddings
+from sanakit.data.cache import embedding_job, embeddings, to_images
 from sanakit.data.dataset import build_dataset, first_images
 from sanakit.data.failures import Failures
+from sanakit.data.order import batch_indices
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.distributed import DATA_STOP, STOP
 from sanakit.errors import SanakitError
 from sanakit.placement import Placement, _Held, host
+from sanakit.swap.tuning import TrainingImages
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training.batches import TrainOptions, draw_batch
 from sanakit.training.loop import fit, new_state
@@ -145,6 +149,23 @@ def test_too_many_failures_stop_the_loop_at_a_step_border(tiny_system, tmp_path)
     spoil(folder, *range(12))
     with pytest.raises(SanakitError, match="SK0402"):
         built(tiny_system, images, live_latents=True).latents[torch.arange(2), 0]
+
+
+def test_training_a_vae_alone_reads_the_next_image_too(tmp_path):
+    folder = folder_of(tmp_path / "a")
+    images = load_images(str(folder))
+    config = make_config({"data": {"image_size": 32, "max_set_aside": 0.5}})
+    sound = TrainingImages(SimpleNamespace(splits=(images,), config=config), OPTIONS).draw(0)
+    first = int(batch_indices(12, 4, 0, OPTIONS.seed)[0])
+    spoil(folder, int(images.names[first][:2]))
+    stream = TrainingImages(SimpleNamespace(splits=(images,), config=config), OPTIONS)
+    drawn = stream.draw(0)
+    assert torch.equal(drawn[1:], sound[1:]) and not torch.equal(drawn[0], sound[0])
+    assert torch.equal(drawn[0], to_images(images.subset([(first + 1) % 12]).pixels(32))[0])
+    assert [row["name"] for row in stream.failures.take_new()] == [images.names[first]]
+    spoil(folder, *range(12))
+    with pytest.raises(SanakitError, match="SK0402"):
+        stream.draw(1)
 
 
 def test_live_encoders_compute_on_the_device_and_move_once_a_run(fake_device, tiny_system, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.api.load import load_base, load_images
 from sanakit.api.session import Device
+from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import Progress, silent
 from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP
@@ -86,7 +87,8 @@ def evaluate(
     metrics`; a metric of a plugin that raises is a score with `error`. count: held-out prompts, at most all of them.
     num_seeds: samples of a prompt. features: comma-separated names in which distances are taken; auto is those that
     need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`. on_step: called
-    with (label, done, total). device: as `--device`; by default where the system computes already.
+    with (label, done, total). device: as `--device`; by default auto for a name, and where a system
+    that was put together computes already.
 
     Raises SK0101 for a metric that is not known, SK0104 for other options, SK0403 for fewer than 8 held-out prompts,
     SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
@@ -98,8 +100,8 @@ def evaluate(
     within = features_named(features)
     require_metrics(names, within, clip)
     drawing, images = load_base(system), load_images(data)
-    if device is not None:
-        drawing = replace(drawing, placement=choose(str(device)))
+    if device is not None or not isinstance(system, LatentDiffusion):
+        drawing = replace(drawing, placement=choose(str(device or "auto")))
     asked = ask(images, count, drawing.image_size)
     drawn = draw(
         drawing,

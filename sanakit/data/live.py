@@ -6,17 +6,15 @@ and embeddings are rounded to half precision as the cache keeps them.
 
 import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sanakit.batching import in_batches
 from sanakit.data.buckets import Size
-from sanakit.data.failures import MOST_IN_A_ROW, Failures
-from sanakit.data.survey import reason_of
+from sanakit.data.failures import Failures
+from sanakit.data.readable import ReadableImages
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.placement import Placement, host
@@ -24,7 +22,6 @@ from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
 ENCODED_AT_ONCE = 32  # images, and prompts, of one pass through an encoder
-THREADS = 4  # Pillow decodes outside the interpreter's lock
 
 
 class ImageEncoder:
@@ -42,8 +39,7 @@ class ImageEncoder:
     ) -> None:
         self.vae, self.images, self.size, self.failures = vae, images, size, failures
         self.placement = placement or host()
-        self.members = None if members is None else members.tolist()
-        self.replaced: dict[int, int] = {}
+        self.readable = ReadableImages(images, size, failures, None if members is None else members.tolist())
         self._last = threading.local()  # the batch encoded last: means and deviations are asked for one after the other
 
     def encode(self, rows: list[int], mirrored: list[bool]) -> tuple[Tensor, Tensor | None]:
@@ -56,11 +52,10 @@ class ImageEncoder:
 
     def _encode(self, rows: list[int], mirrored: list[bool]) -> tuple[Tensor, Tensor | None]:
         means, stds = [], []
-        with ThreadPoolExecutor(THREADS) as pool:
-            pixels = list(pool.map(self._pixels, rows))
+        pixels = self.readable.pixels(rows)
         for start in range(0, len(rows), ENCODED_AT_ONCE):
             part = slice(start, start + ENCODED_AT_ONCE)
-            images = torch.from_numpy(np.stack(pixels[part])).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
+            images = torch.from_numpy(pixels[part]).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
             flipped = torch.tensor(mirrored[part])
             images[flipped] = images[flipped].flip(-1)
             with self.placement.holding(self.vae):
@@ -68,27 +63,6 @@ class ImageEncoder:
             means.append(mean)
             stds.append(std)
         return torch.cat(means), None if stds[0] is None else torch.cat([std for std in stds if std is not None])
-
-    def _pixels(self, row: int) -> np.ndarray:
-        """An image, or the next one that can be read in its place. Raises SK0402 where many in a row cannot."""
-        tried = self.replaced.get(row, row)
-        for _ in range(MOST_IN_A_ROW):
-            try:
-                pixels = self.images.subset([tried]).pixels(self.size)[0]
-            except MemoryError:
-                raise
-            except Exception as error:  # Pillow raises anything on a damaged file
-                self.failures.note(self._name(tried), reason_of(error))
-                tried = (tried + 1) % len(self.images)
-                continue
-            if tried != row and self.replaced.get(row) != tried:
-                self.replaced[row] = tried
-                self.failures.stand_in(self._name(row), self._name(tried))
-            return pixels
-        raise self.failures.refusal()
-
-    def _name(self, row: int) -> int:
-        return row if self.members is None else self.members[row]
 
 
 class LiveLatents:

@@ -7,6 +7,7 @@ text encoder, or one training state, and a stage needs the most of its phases.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from sanakit.checks.measure_training import SPREAD_SAMPLES
 from sanakit.config import Config
 from sanakit.data import load_images
 from sanakit.data.cache import BATCH_SIZE, PROMPT_BATCH
@@ -271,7 +272,7 @@ def _evaluation(outlines: Outlines, stage: str, state: Estimate, evaluations: in
             name="draw images",
             device={"core": core_bytes(core), "activations": drawn},
             at_once=sampled,
-            flops=SAMPLER_STEPS * each,
+            flops=SAMPLER_STEPS * each * (sampled + SPREAD_SAMPLES) // sampled,  # the latter without guidance
         ),
         Phase(
             stage=stage,

@@ -1,6 +1,7 @@
 """A training run under way: what its steps leave behind beside the weights (rows, readings, checkpoints), and its end.
 
-What the steps of a core record is `core_journal.py`; those of a VAE, `tune_vae.py`.
+What the steps of a core record is `core_journal.py`; those of a VAE,
+`tune_vae.py` and `tune_decoder.py`.
 """
 
 import signal

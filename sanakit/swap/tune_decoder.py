@@ -6,7 +6,6 @@ valid.
 """
 
 import json
-import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,22 +17,18 @@ from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
 from sanakit.core.dit import load_core, save_core
-from sanakit.data.cache import to_images
-from sanakit.data.order import batch_indices
 from sanakit.errors import SanakitError
 from sanakit.evaluation.decoded import Distance, high_frequencies, perceptual_term
 from sanakit.evaluation.reconstruction import psnr
 from sanakit.folders import from_anywhere
 from sanakit.formats.pipeline_folder import save_null
 from sanakit.hashing import hash_tensors
-from sanakit.interop.export import save_vae
 from sanakit.loading import load_base_encoder
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
-from sanakit.swap.tune_vae import CHUNK, FLOOR_DB
-from sanakit.training.batches import own_rows
+from sanakit.swap.tuning import CHUNK, FLOOR_DB, TrainingImages, held_images, trained_vae, write_tuned
 from sanakit.training.loop import descend, new_state
 from sanakit.training.monitors import Monitors
 from sanakit.training.parameters import parameter_digests
@@ -75,13 +70,7 @@ def tune_decoder(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps; write RUN/vae and, of the base's own VAE, RUN/model. Returns the evidence of the gates
     `tune/...`."""
     config = swap.config = decide_steps(swap.config, {}, run_dir=str(swap.run.path))
-    candidate = swap.candidate
-    if not isinstance(candidate, VAE):
-        raise SanakitError("SK0104", "train.target vae-decoder needs a VAE")
-    if config.train.parallel == "fsdp":
-        raise SanakitError("SK0104", "train.target vae-decoder does not go with train.parallel fsdp", fix="Use ddp.")
-    held, size = swap.splits[1], config.data.image_size
-    images = to_images(held.subset(list(range(min(config.component.num_images, len(held))))).pixels(size))
+    candidate, images = trained_vae(swap), held_images(swap)
     distance = perceptual_term(config.vae.perceptual_features, swap.placement.device)
     vae = deepcopy(candidate)
     with swap.placement.holding(candidate):
@@ -94,9 +83,7 @@ def tune_decoder(swap: "Swap") -> dict[str, Any]:
     vae.kept = KeptLatents(
         fingerprint=candidate.fingerprint(), decoder=decoder, encoder=encoder_hash(candidate, decoder)
     )
-    folder = swap.run.path / "vae"
-    shutil.rmtree(folder, ignore_errors=True)
-    save_vae(vae, folder, stock=False)
+    write_tuned(swap, vae)
     if config.vae.name is None and not swap.bare:
         write_base(swap)
     return {
@@ -120,7 +107,7 @@ def train_decoder(
     """
     config = swap.config
     options = options_of(config, strategy_of(config, {}))
-    model = Decoder(vae)
+    stream, model = TrainingImages(swap, options), Decoder(vae)
     untouched = parameter_digests(model)
     trained = decoder_parameters(vae, images[:1])
     group = {"params": list(trained.values()), "scale": 1.0, "name": "vae decoder"}
@@ -136,6 +123,7 @@ def train_decoder(
         facts=facts,
         untouched=untouched,
         monitors=Monitors(config.monitors, device=vae.latents_mean.device),
+        failures=stream.failures,
         vae=vae,
         images=images,
         distance=distance,
@@ -144,9 +132,7 @@ def train_decoder(
         journal.record_figures(before, 0)
 
     def draw(step: int) -> Images:
-        train = swap.splits[0]
-        rows = batch_indices(len(train), options.batch_size, step, options.seed)[own_rows(options)]
-        return Images(to_images(train.subset(rows.tolist()).pixels(config.data.image_size)))
+        return Images(stream.draw(step))
 
     def objective(part: Images) -> tuple[Tensor, Tensor, Images]:
         assert state.model is not None

@@ -5,7 +5,6 @@ obeys is easier to model; what it costs in reconstruction is measured and gated.
 end, because nothing in the loss holds the scale of the latents.
 """
 
-import shutil
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,16 +16,13 @@ from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
 from sanakit.contracts import LatentStats
-from sanakit.data.cache import to_images
-from sanakit.data.order import batch_indices
 from sanakit.errors import SanakitError
 from sanakit.evaluation.reconstruction import psnr
-from sanakit.interop.export import save_vae
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
 from sanakit.swap.settings import options_of, strategy_of
-from sanakit.training.batches import TrainOptions, own_rows
+from sanakit.swap.tuning import CHUNK, FLOOR_DB, TrainingImages, held_images, trained_vae, write_tuned
 from sanakit.training.loop import descend, new_state
 from sanakit.training.monitors import Monitors, component_stream
 from sanakit.training.parameters import parameter_digests
@@ -35,9 +31,6 @@ from sanakit.vaes import VAE
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
-
-CHUNK = 32
-FLOOR_DB = 1.0  # of PSNR that equivariance may cost
 
 
 @dataclass(frozen=True)
@@ -77,16 +70,14 @@ def transformed(x: Tensor, turns: int, side: int) -> Tensor:
     return x if side == x.shape[-1] else F.interpolate(x, (side, side), mode="bilinear", antialias=True)
 
 
-def draw_images(swap: "Swap", options: TrainOptions, step: int, cells: int) -> TurnedImages:
-    """The step's images (of this rank) and its transformation, from (seed, step) alone; never the identity."""
-    train = swap.splits[0]
-    indices = batch_indices(len(train), options.batch_size, step, options.seed)[own_rows(options)]
-    generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
+def turned(images: Tensor, step: int, seed: int, cells: int) -> TurnedImages:
+    """The step's transformation of its images, from (seed, step) alone; never the identity."""
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
     turns = int(torch.randint(4, (), generator=generator))
     smallest = max(1, cells // 2)
     sizes = range(smallest, cells + 1 if turns else max(smallest + 1, cells))
     side = sizes[int(torch.randint(len(sizes), (), generator=generator))]
-    return TurnedImages(to_images(train.subset(indices.tolist()).pixels(swap.config.data.image_size)), turns, side)
+    return TurnedImages(images, turns, side)
 
 
 @torch.no_grad()
@@ -104,26 +95,17 @@ def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:
     """Train to train.max_steps and write RUN/vae; returns the evidence of the gates `tune/...`."""
-    config = swap.config = decide_steps(swap.config, {}, run_dir=str(swap.run.path))
-    held = swap.splits[1]
-    if not isinstance(swap.candidate, VAE):
-        raise SanakitError("SK0104", "train.target vae needs a VAE")
-    if config.train.parallel == "fsdp":
-        raise SanakitError("SK0104", "train.target vae does not go with train.parallel fsdp", fix="Use ddp.")
-    vae = deepcopy(swap.candidate)
-    images = to_images(
-        held.subset(list(range(min(config.component.num_images, len(held))))).pixels(config.data.image_size)
-    )
-    with swap.placement.holding(swap.candidate):
-        before = measured(swap.candidate, images)
-    train_vae(swap, swap.candidate, vae, images)
+    swap.config = decide_steps(swap.config, {}, run_dir=str(swap.run.path))
+    candidate, images = trained_vae(swap), held_images(swap)
+    vae = deepcopy(candidate)
+    with swap.placement.holding(candidate):
+        before = measured(candidate, images)
+    train_vae(swap, candidate, vae, images)
     vae.requires_grad_(False).eval()
     with swap.placement.holding(vae):
         restate(vae, images)
         after = measured(vae, images)
-    folder = swap.run.path / "vae"
-    shutil.rmtree(folder, ignore_errors=True)
-    save_vae(vae, folder, stock=False)
+    write_tuned(swap, vae)
     return {
         "psnr_before": before[0] - FLOOR_DB,
         "psnr_after": after[0],
@@ -141,6 +123,7 @@ def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
     """
     config = swap.config
     options = options_of(config, strategy_of(config, {}))
+    stream = TrainingImages(swap, options)
     model, cells = Reconstruction(vae), vae.spec.shape(*images.shape[-2:])[-1]
     untouched = parameter_digests(model)
     group = {"params": reached(model, images[:1], cells, vae), "scale": 1.0, "name": "vae"}
@@ -160,13 +143,14 @@ def train_vae(swap: "Swap", candidate: VAE, vae: VAE, images: Tensor) -> None:
         facts=facts,
         untouched=untouched,
         monitors=Monitors(config.monitors, component=component, device=vae.latents_mean.device),
+        failures=stream.failures,
         candidate=candidate,
         vae=vae,
         images=images,
     )
 
     def draw(step: int) -> TurnedImages:
-        return draw_images(swap, options, step, cells)
+        return turned(stream.draw(step), step, options.seed, cells)
 
     def objective(part: TurnedImages) -> tuple[Tensor, Tensor, TurnedImages]:
         assert state.model is not None
