@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -146,6 +147,21 @@ def test_lpips_without_its_weights_says_where_they_belong(tmp_path, monkeypatch)
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(SanakitError, match=f"SK0901.*{ALEXNET}, which is not there"):
         perceptual_term("lpips-alex", torch.device("cpu"))
+
+
+class Payload:
+    def __reduce__(self):
+        return (Path("ran").write_text, ("code of the file",))
+
+
+def test_lpips_runs_no_code_of_its_weights(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save({"features.0.weight": Payload()}, tmp_path / "hub" / "checkpoints" / ALEXNET)
+    with pytest.raises(SanakitError, match="SK0107.*holds no AlexNet of torchvision"):
+        perceptual_term("lpips-alex", torch.device("cpu"))
+    assert not Path("ran").exists()
 
 
 @pytest.mark.slow

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from torch import Tensor, nn
@@ -60,13 +61,25 @@ def _lpips(device: torch.device) -> Distance:
         from torchmetrics.functional.image.lpips import _LPIPS
     except ImportError as error:
         raise SanakitError("SK0901", "lpips-alex needs the packages torchmetrics and torchvision") from error
-    network = _frozen(_LPIPS(pretrained=True, net="alex"), device)
+    network = _LPIPS(pretrained=True, net="alex", pnet_rand=True)
+    network.net.load_state_dict(_trunk(path, network.net.state_dict()))
+    network = _frozen(network, device)
 
     def distance(images: Tensor, reconstructed: Tensor) -> Tensor:
         result: Tensor = network(images.float(), reconstructed.float())
         return result.flatten()
 
     return distance
+
+
+def _trunk(path: Path, wanted: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of torchvision's file under LPIPS' names (`slice2.3.weight` is `features.3.weight`). torchvision
+    itself would unpickle any object that the file holds. Raises SK0107."""
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True)
+        return {name: stored[f"features.{name.partition('.')[2]}"] for name in wanted}
+    except (OSError, RuntimeError, KeyError, TypeError, ValueError, EOFError, UnpicklingError) as error:
+        raise SanakitError("SK0107", f"{path} holds no AlexNet of torchvision: {type(error).__name__}") from error
 
 
 def _frozen(network: nn.Module, device: torch.device) -> nn.Module:
