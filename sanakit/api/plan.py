@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sanakit.adapters import adapters_of
 from sanakit.api.components import label_of, load_candidate, require_one
 from sanakit.api.load import load_base
+from sanakit.api.options import as_name
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.reporting.notebook import fragment
@@ -73,6 +74,8 @@ def plan(base: Any, *, vae: Any = None, text_encoder: Any = None, adapter: str |
     Raises SK0104 unless exactly one component is given, SK0110 for a swap that cannot be built.
     """
     require_one(vae, text_encoder)
+    if adapter is not None:
+        as_name("adapter", adapter)
     system, candidate = load_base(base), load_candidate(vae, text_encoder)
     config = Config()
     core = swap_core(system, candidate, config.train.seed, adapter)

@@ -9,6 +9,7 @@ from typing import Any
 
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
+from sanakit.api.options import as_count, as_name, as_number
 from sanakit.api.quality import Quality, quality_of
 from sanakit.api.session import Device, opened_swap
 from sanakit.assembly import LatentDiffusion
@@ -63,7 +64,7 @@ class Swapped:
         longer ask for gradients. lr: peak of a group of scale 1, by default the strategy's own. layer_decay: block i of
         L learns at layer_decay ** (L - 1 - i) of it. A strategy with low-rank adapters adds them to the core: ask once.
         """
-        peak = self.strategy.learning_rate if lr is None else lr
+        peak = self.strategy.learning_rate if lr is None else as_number("lr", lr, above=0)
         core = self.system.core
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]
@@ -78,7 +79,7 @@ class Swapped:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Core, VAE, text encoder and card, as `load_base(path)` and `--base path:DIR` read them. Raises SK0604, or
         SK0606 for a folder that holds something."""
-        out, system = Path(folder), self.system
+        out, system = Path(folder).expanduser(), self.system
         refuse_full(out)
         self._fold()
         save_core(system.core, out)
@@ -98,11 +99,11 @@ class Swapped:
 
     def export(self, folder: str | os.PathLike[str]) -> list[str]:
         """A diffusers pipeline folder; returns why it is not stock, nothing if it is. Raises SK0604, SK0606."""
-        system = self.system
-        refuse_full(Path(folder))
+        out, system = Path(folder).expanduser(), self.system
+        refuse_full(out)
         self._fold()
         return export_pipeline(
-            Path(folder),
+            out,
             core=system.core,
             vae=system.vae,
             text_encoder=system.text_encoder,
@@ -148,8 +149,9 @@ def swap(
     kind, component = ("vae", vae) if vae is not None else ("text_encoder", text_encoder)
     if not isinstance(component, str | os.PathLike):
         component = load_vae(component) if kind == "vae" else load_text_encoder(component)
-    named = strategy_named(AUTO if strategy == "auto" else strategy)
-    chosen = joined_by(named, adapter or "") if not named.adapter else named
+    named = strategy_named(AUTO if as_name("strategy", strategy) == "auto" else strategy)
+    chosen = joined_by(named, as_name("adapter", adapter or "")) if not named.adapter else named
+    seed = as_count("seed", seed, least=0)
     sections: dict[str, dict[str, Any]] = {"train": {"seed": seed, "strategy": strategy}}
     with opened_swap(base, kind, component, data, progress=on_step, sections=sections, device=device) as context:
         if kind not in chosen.kinds:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sanakit.api.load import load_text_encoder, load_vae
+from sanakit.api.options import as_count
 from sanakit.api.session import Device, opened_swap
 from sanakit.contracts import GateResult
 from sanakit.data.cache import Progress
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.loading import scheme_wanted
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.stages import run_stages
 from sanakit.text_encoders import TEXT_ENCODERS, TextEncoder
@@ -82,7 +84,9 @@ def validate(
     kind, given = kind_of(component)
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["component"]}
     options["device"] = device
-    with opened_swap(base, kind, given, data, sections={"train": {"seed": seed}}, **options) as swap:
+    with opened_swap(
+        base, kind, given, data, sections={"train": {"seed": as_count("seed", seed, least=0)}}, **options
+    ) as swap:
         return validation_of(run_stages(swap, ["component"]), run_dir)
 
 
@@ -118,4 +122,6 @@ def kind_of(component: Any) -> tuple[str, Any]:
             fix="Give sk.load_vae(...) or sk.load_text_encoder(...).",
         )
     known = [*VAES.names(), *TEXT_ENCODERS.names()]
-    raise SanakitError("SK0101", f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}")
+    raise SanakitError(
+        "SK0101", f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}", fix=scheme_wanted(plain)
+    )
