@@ -45,7 +45,7 @@ REFUSED = {
     "band of -1": (lambda: monitor(band=-1), "SK0104.*band is -1, expected a number above 0"),
     "alpha of a watch": (lambda: Watch(steps=8, alpha=0), "SK0104.*alpha is 0"),
     "steps of a watch": (lambda: Watch(steps=8.5), "SK0104.*steps is 8.5"),
-    "empty reference": (lambda: sk.DriftMonitor(latents()[:0], steps=8), "SK0704.*0 rows"),
+    "empty reference": (lambda: sk.DriftMonitor(latents()[:0], steps=8), "SK0704.*0 finite rows"),
     "embeddings as latents": (lambda: sk.DriftMonitor(EMBEDS, steps=8), "SK0701.*expected .N, C, h, w.(\n.*)*kind="),
     "additive mask of a reference": (
         lambda: sk.DriftMonitor(EMBEDS, mask=ADDED, kind="embeddings", steps=8),
@@ -174,7 +174,9 @@ def test_a_swap_under_inference_mode_can_be_trained(small_world, tmp_path, monke
     assert torch.equal(torch.get_rng_state(), before) and torch.is_grad_enabled()
     noisy = torch.randn(2, *swapped.system.latent_shape)
     prompt = swapped.system.text_encoder.encode(["a", "b"])
-    optimizer = torch.optim.SGD(swapped.parameter_groups(1e-3))
+    with pytest.raises(sk.SanakitError, match=r"SK0104.*align trains nothing(.*\n)*.*'finetune'"):
+        swapped.parameter_groups()
+    optimizer = torch.optim.SGD(swapped.system.core.parameters(), lr=1e-3)
     swapped.system.velocity(noisy, torch.tensor([0.3, 0.6]), prompt).square().mean().backward()
     optimizer.step()
     # a result of `swap` stands for its system
@@ -183,6 +185,9 @@ def test_a_swap_under_inference_mode_can_be_trained(small_world, tmp_path, monke
         sk.relative_error(swapped.system, images, base=base).as_dict()
     )
     results = [swapped, swapped.quality, sk.plan(base, vae="pca-f8c4")]
+    for shown in (*results, base, images):  # what a terminal prints of it
+        assert repr(shown).startswith(f"<{type(shown).__name__}") and len(repr(shown)) < 250, repr(shown)
+    assert "started by align" in repr(swapped) and "80 images, 0 set aside" in repr(images)
     assert all(json.loads(json.dumps(result.as_dict())) for result in results)
     swapped.save("~/saved")
     assert (tmp_path / "saved" / "card.json").is_file() and sk.load_base("path:~/saved").image_size == 32

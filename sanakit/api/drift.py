@@ -107,6 +107,6 @@ def as_mask(mask: Any, label: str, *, checked: bool = True) -> Tensor:
     if tensor.dtype == torch.bool:
         return tensor
     if checked and bool(((tensor != 0) & (tensor != 1)).any()):
-        low, high = float(tensor.min()), float(tensor.max())
+        low, high = float(tensor.min()) + 0.0, float(tensor.max()) + 0.0  # -0.0 reads as 0
         raise SanakitError("SK0701", f"{label} holds values from {low:g} to {high:g}, {KEPT}", fix=ADDITIVE)
     return tensor == 1

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = ("title", "value", "ci_low", "ci_high", "of_true_images", "features")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """scores: of every metric. prompts: N held-out captions, each drawn with num_seeds seeds. data: what they are of.
     model: the base's name, empty for a system that was put together."""
@@ -58,6 +58,10 @@ class Evaluation:
         import pandas as pd
 
         return pd.DataFrame([score.as_dict() for score in self.scores])
+
+    def __repr__(self) -> str:
+        values = [f"{s.label} {'failed' if s.value is None else format(s.value, '.4g')}" for s in self.scores]
+        return f"<Evaluation: {', '.join(values)}; {len(self.prompts)} prompts of {self.data}>"
 
     def _repr_html_(self) -> str:
         told = f"{len(self.prompts)} held-out prompts of {self.data}, {self.num_seeds} samples each; 90% intervals"

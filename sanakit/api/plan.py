@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ESTIMATED = ("align+head", "finetune")  # the least and the most that a strategy without low-rank adapters trains
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """kind: vae or text_encoder. groups: of every parameter group {group, action, parameters, parameters_before, note,
     shapes}. strategies: of every strategy that serves the swap, what happens to each group. notes: what else changes.
@@ -55,6 +55,11 @@ class Plan:
                 for group in self.groups
             ]
         )
+
+    def __repr__(self) -> str:
+        changed = [group["group"] for group in self.groups if group["action"] != "keep"]
+        told = f"{self.kind} of {self.base} for {self.candidate}; changed: {', '.join(changed) or 'nothing'}"
+        return f"<Plan: {told}; {len(self.notes)} notes>"
 
     def _repr_html_(self) -> str:
         keys = ("group", "action", "parameters_before", "parameters", "note")

@@ -21,7 +21,7 @@ SHOWN = ("name", "relative_error", "predicted_steps", "predicted_steps_low", "pr
 PREDICTED = (*SHOWN[2:], "probability_within_horizon")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Race:
     """decision: strategy.json as the command line writes it. validation: the gates of stage smoke."""
 
@@ -62,6 +62,10 @@ class Race:
 
     def to_frame(self) -> "pd.DataFrame":
         return self.table()
+
+    def __repr__(self) -> str:
+        count = len(self.decision["candidates"])
+        return f"<Race {self.verdict}: {self.recommendation} of {count} strategies, probability {self.probability}>"
 
     def _repr_html_(self) -> str:
         shown = [{key: row.get(key) for key in SHOWN} for row in self.decision["candidates"]]

@@ -30,7 +30,7 @@ from sanakit.training.loop import layer_groups
 AUTO = "finetune"  # what `auto` trains; `sanakit.race` tells which strategy is worth it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Swapped:
     """system: base and candidate put together, not trained yet. strategy: how it starts and what it trains. scores:
     what the closed form says of itself (R^2 of every layer that it solved, notes). context: of the engine."""
@@ -63,10 +63,14 @@ class Swapped:
         """For any optimiser: {"params", "lr", "name"} of every group that the strategy trains; all other parameters no
         longer ask for gradients. lr: peak of a group of scale 1, by default the strategy's own. layer_decay: block i of
         L learns at layer_decay ** (L - 1 - i) of it. A strategy with low-rank adapters adds them to the core: ask once.
+        Raises SK0104 for a strategy that trains nothing.
         """
         peak = self.strategy.learning_rate if lr is None else as_number("lr", lr, above=0)
         core = self.system.core
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
+        if not groups:
+            fix = f"sk.swap(..., strategy={AUTO!r}) begins with the better closed form and trains every layer."
+            raise SanakitError("SK0104", f"strategy {self.strategy.name} trains nothing: it has no groups", fix=fix)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]
 
     def pipeline(self, scheduler: str = "euler") -> SanakitPipeline:
@@ -116,10 +120,15 @@ class Swapped:
         if getattr(self.system.core, "peft_config", None):
             self.strategy.finish(self.system.core)
 
-    def _repr_html_(self) -> str:
+    def _told(self) -> str:
         candidate = label_of(self.context.candidate)
-        told = f"{self.context.base.name} with {candidate}, started by {self.strategy.initialise}, not trained"
-        return fragment("Swapped", self.verdict, [told], [self.quality.as_dict()])
+        return f"{self.context.base.name} with {candidate}, started by {self.strategy.initialise}"
+
+    def __repr__(self) -> str:
+        return f"<Swapped: {self._told()}; `parameter_groups` are those of {self.strategy.name}>"
+
+    def _repr_html_(self) -> str:
+        return fragment("Swapped", self.verdict, [f"{self._told()}, not trained"], [self.quality.as_dict()])
 
 
 def swap(

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 SHOWN = ("gate", "verdict", "metric", "value", "ci_low", "ci_high", "threshold", "code", "hint")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Validation:
     """record: validation.json as the command line prints it. gates: of every stage that ran. run_dir: the run folder,
     where one was asked for."""
@@ -53,6 +53,11 @@ class Validation:
         import pandas as pd
 
         return pd.DataFrame([gate.as_dict() for gate in self.gates])
+
+    def __repr__(self) -> str:
+        failed = ", ".join(gate.gate for gate in self.failed) or "none"
+        pair = f"{self.record['candidate']} beside {self.record['base']}"
+        return f"<Validation {self.verdict}: {pair}, {len(self.gates)} gates, failed: {failed}>"
 
     def _repr_html_(self) -> str:
         order = ("fail", "inconclusive", "pass")
