@@ -81,18 +81,22 @@ def load_text_encoder(name: str) -> TextEncoder:
 
 
 def registered(registry: Registry[Any], name: str) -> Any:
-    """What is registered under a name. Raises SK0101, which says so where the name is a path or a repository."""
+    """What is registered under a name. Raises SK0101, which says so where the name is a path, a repository or a
+    component of the other kind."""
     try:
         return registry.get(name)
     except SanakitError as error:
         wanted = scheme_wanted(name)
+        for kind, others in (("VAE", VAES), ("text encoder", TEXT_ENCODERS)):
+            if name in others.names():
+                wanted = f"{name} is a {kind}: swap it in as one"
         if error.code != "SK0101" or wanted is None:
             raise
         raise SanakitError("SK0101", error.found, fix=wanted) from None
 
 
 def scheme_wanted(name: str) -> str | None:
-    """How a path or a repository of the model hub is named, for a name that looks like one."""
+    """How a path or a repository of the model hub is named, for a name that reads like one."""
     try:
         is_path = name.startswith(("/", "./", "../", "~")) or Path(name).exists()
     except OSError:  # a name of thousands of letters

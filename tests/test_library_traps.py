@@ -3,6 +3,7 @@ with a traceback or with silently wrong numbers."""
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -69,6 +70,17 @@ REFUSED = {
     ),
     "tokens as text": (lambda: sk.load_text_encoder("wordllama", max_tokens="8"), "SK0306"),
     "no tokens": (lambda: sk.load_text_encoder("wordllama", max_tokens=0), "SK0306"),
+    "a pipeline as a VAE": (lambda: sk.load_vae(SimpleNamespace(vae=1)), r"SK0106(.*\n)*.*its `\.vae`"),
+    "a pipeline as a text encoder": (
+        lambda: sk.load_text_encoder(SimpleNamespace(text_encoder=1)),
+        r"SK0106(.*\n)*.*its `\.text_encoder`",
+    ),
+    "a text encoder as a VAE": (lambda: sk.load_vae("wordllama"), "SK0101(.*\n)*.*wordllama is a text encoder"),
+    "a VAE as a text encoder": (lambda: sk.load_text_encoder("pca-f8c4"), "SK0101(.*\n)*.*pca-f8c4 is a VAE"),
+    "labels for captions": (
+        lambda: sk.load_images([(Image.new("RGB", (8, 8)), 3)] * 4),
+        r"SK0401(.*\n)*.*\(image, 'text'\)",
+    ),
     "no images": (lambda: sk.load_images([]), "SK0401"),
     "a stream": (lambda: sk.load_images(iter([])), "SK0401"),
     "paths alone": (lambda: sk.load_images([Path("a.png")] * 4), "SK0401|SK0402.*is a PosixPath, expected"),
@@ -82,6 +94,14 @@ REFUSED = {
     ),
     "adapter as number": (lambda: sk.plan("tiny-sana", vae="pca-f8c4", adapter=3), "SK0104.*adapter is a int"),
     "seed as float": (lambda: sk.validate("pca-f8c4", data="embedded", seed=0.5), "SK0104.*seed is 0.5"),
+    "sections as number": (
+        lambda: sk.race("tiny-sana", vae="pca-f8c4", data="embedded", sections={"train": 3}),
+        "SK0104.*sections is {'train': 3}",
+    ),
+    "on_step as truth": (
+        lambda: sk.evaluate("tiny-sana", "embedded", metrics="kid", on_step=True),
+        "SK0104.*on_step is True, expected a function",
+    ),
     "strategies as numbers": (
         lambda: sk.race("tiny-sana", vae="pca-f8c4", data="embedded", strategies=[1]),
         "SK0104.*one of strategies is a int",
@@ -150,6 +170,18 @@ def test_a_row_that_raises_is_set_aside_and_a_table_of_pandas_is_read():
     rows = [{"image": image, "caption": caption} for image, caption in (Broken()[number] for number in range(4, 24))]
     table = sk.load_images(pd.DataFrame(rows, index=range(100, 120)))
     assert table.captions == [[row["caption"]] for row in rows] and table.names[0] == "DataFrame/0"
+
+
+def test_a_data_set_with_a_transform_of_its_own_is_read_through_it():
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    images = [Image.new("RGB", (8, 8), (number, 0, 0)) for number in range(10)]
+    plain = datasets.Dataset.from_dict({"image": images, "text": ["a"] * 10}, features=features)
+    turned = plain.with_transform(lambda rows: {"image": [i.rotate(90) for i in rows["image"]], "text": rows["text"]})
+    as_arrays = plain.with_format("numpy")
+    for given in (plain, turned, as_arrays):
+        assert sk.load_images(given).pixels(8)[:, 0, 0, 0].tolist() == list(range(10))
 
 
 def test_a_hint_names_the_scheme_of_a_folder_that_is_there(tmp_path, monkeypatch):

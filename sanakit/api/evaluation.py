@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sanakit.api.load import load_base, load_images, system_in
-from sanakit.api.options import as_count, as_names, as_number
+from sanakit.api.options import as_callback, as_count, as_names, as_number
 from sanakit.api.session import Device
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import Progress, silent
@@ -100,6 +100,7 @@ def evaluate(
     names, guidance_scale = as_names("metrics", metrics), as_number("guidance_scale", guidance_scale)
     count, num_seeds = as_count("count", count, FEWEST), as_count("num_seeds", num_seeds)
     num_steps, seed = as_count("num_steps", num_steps), as_count("seed", seed, 0)
+    progress = as_callback("on_step", on_step) or silent
     within = features_named(",".join(as_names("features", features)))
     require_metrics(names, within, clip)
     drawing, images = load_base(system), load_images(data)
@@ -113,7 +114,7 @@ def evaluate(
         seed=seed,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
-        progress=on_step or silent,
+        progress=progress,
     )
     sides = Drawn(asked=asked, images=drawn, clip=clip, placement=drawing.placement)
     return Evaluation(

@@ -35,6 +35,10 @@ from sanakit.vaes.normalisation import from_scaling
 
 Named = str | os.PathLike[str]
 MAX_SET_ASIDE = 0.05  # as `data.max_set_aside`
+ROW = (
+    "Give rows {'image': ..., 'caption': 'text'} or pairs (image, 'text'); an image is a PIL image, encoded bytes, a "
+    "file, uint8 pixels, or floats from 0 to 1."
+)
 
 
 def load_vae(x: Named | nn.Module, *, scaling_factor: float | None = None, stats: LatentStats | None = None) -> VAE:
@@ -60,7 +64,9 @@ def load_vae(x: Named | nn.Module, *, scaling_factor: float | None = None, stats
         return wrap_autoencoder(x, scaling_factor=scaling_factor, stats=stats)
     else:
         raise SanakitError(
-            "SK0106", f"a {type(x).__name__} is no VAE, expected a name, a path or a diffusers autoencoder"
+            "SK0106",
+            f"a {type(x).__name__} is no VAE, expected a name, a path or a diffusers autoencoder",
+            fix="Give the part: its `.vae`." if hasattr(x, "vae") else None,
         )
     if scaling_factor is not None:
         stats = replace(from_scaling(scaling_factor), mean=vae.stats.mean)
@@ -85,7 +91,11 @@ def load_text_encoder(x: Named | nn.Module, *, tokenizer: Any = None, **reading:
         encoder = copy.copy(x) if reading else x
     else:
         raise SanakitError(
-            "SK0106", f"a {type(x).__name__} is no text encoder, expected a name, a path or a transformers model"
+            "SK0106",
+            f"a {type(x).__name__} is no text encoder, expected a name, a path or a transformers model",
+            fix="Give the part: its `.text_encoder`, of a pipeline of diffusers with tokenizer= its `.tokenizer`."
+            if hasattr(x, "text_encoder")
+            else None,
         )
     if reading:
         encoder.set_spec(with_fields(encoder, reading))
@@ -141,7 +151,12 @@ def load_images(x: Any, *, max_set_aside: float = MAX_SET_ASIDE) -> ImageDataset
         return x
     if isinstance(x, str | os.PathLike):
         return read_images(os.fspath(x), max_set_aside=max_set_aside)
-    return screen(read_objects(x), max_set_aside=max_set_aside)
+    try:
+        return screen(read_objects(x), max_set_aside=max_set_aside)
+    except SanakitError as error:
+        if error.code != "SK0402" and " rows: " not in error.found:
+            raise
+        raise SanakitError(error.code, error.found, fix=ROW) from error
 
 
 def system_in(x: Any) -> Any:

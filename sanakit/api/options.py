@@ -33,6 +33,14 @@ def as_number(label: str, value: Any, *, above: float = -math.inf, below: float 
     return number
 
 
+def as_callback(label: str, value: Any) -> Any:
+    """A function, or None."""
+    if value is not None and not callable(value):
+        fix = f"Give {label}=print, or a function of (label, done, total)."
+        raise SanakitError("SK0104", f"{label} is {value!r:.40}, expected a function", fix=fix)
+    return value
+
+
 def as_name(label: str, value: Any) -> str:
     if not isinstance(value, str):
         raise SanakitError("SK0104", f"{label} is a {type(value).__name__}, expected a name", fix="Give one name.")

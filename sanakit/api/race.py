@@ -11,6 +11,7 @@ from sanakit.api.options import as_count, as_names
 from sanakit.api.session import Device, Sections, opened_swap
 from sanakit.api.validation import Validation, validation_of
 from sanakit.data.cache import Progress
+from sanakit.errors import SanakitError
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.stages import run_stages
 
@@ -100,6 +101,9 @@ def race(
     if not isinstance(component, str | os.PathLike):
         component = load_vae(component) if kind == "vae" else load_text_encoder(component)
     more = sections or {}
+    if not all(isinstance(section, Mapping) for section in (more, *more.values())):
+        fix = 'Give sections={"train": {"batch_size": 16}}.'
+        raise SanakitError("SK0104", f"sections is {sections!r:.60}, expected a dictionary of dictionaries", fix=fix)
     smoke: dict[str, Any] = {"budget_steps": budget, **more.get("smoke", {})}
     if strategies is not None:
         smoke["strategies"] = list(as_names("strategies", strategies))

@@ -12,6 +12,7 @@ import torch
 
 from sanakit import loading
 from sanakit.api.load import load_base, load_images, name_of
+from sanakit.api.options import as_callback
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.policy import gate_names, load_policy
 from sanakit.config import Config, make_config
@@ -66,7 +67,7 @@ def opened_swap(
         swap = Swap(
             config=config,
             run=RunFolder(folder, config),
-            progress=progress or silent,
+            progress=as_callback("on_step", progress) or silent,
             policy=gate_policy,
             placement=choose(str(device), **dtypes),
         )

@@ -69,6 +69,7 @@ class Swapped:
         core = self.system.core
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
         if not groups:
+            core.requires_grad_(True)  # as it was: another optimiser may train it
             fix = f"sk.swap(..., strategy={AUTO!r}) begins with the better closed form and trains every layer."
             raise SanakitError("SK0104", f"strategy {self.strategy.name} trains nothing: it has no groups", fix=fix)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]

@@ -96,7 +96,8 @@ def _by_number(source: Any) -> Any:
     if hasattr(source, "cast_column") and "image" in getattr(source, "features", ()):
         import datasets
 
-        if isinstance(source.features["image"], datasets.Image):
+        as_it_is = (getattr(source, "format", None) or {}).get("type") is None  # else a transform wants decoded images
+        if as_it_is and isinstance(source.features["image"], datasets.Image):
             source = source.cast_column("image", datasets.Image(decode=False))
     return source
 
