@@ -238,6 +238,12 @@ def test_a_gate_written_as_the_page_says_works(plugin):
         Verdict.FAIL,
     )
     assert run_gates("component", evidence[0], load_policy("strict"))[-1].threshold == 22.0
+    own_code = example("component/ours-sharp").replace("SK0201", "OURS01").replace("ours-sharp", "ours-coded")
+    plugin("coded_gates", own_code, {"gates": {"component/ours-coded": "sharp"}})
+    for asked in ("component/ours-coded", "OURS01", "ours01"):  # a gate and a code of somebody else
+        told = CliRunner().invoke(app, ["explain", asked]).stdout
+        assert told.startswith("component/ours-coded, of coded_gates: reconstructions reach 20 dB"), asked
+        assert "passes: at least 20 (strict 22)" in told and "OURS01" in told
 
 
 def test_a_statistic_may_take_either_keyword():

@@ -317,6 +317,10 @@ def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
 
 
 ENDS = [("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]
+SIDES = [("reference", [1.0, 0.5]), ("current", [1.1, 0.1])]
+SHIFTS = {"mean": [0.1, -0.3], "spread": [0.5, 0.2]}
+SPECTRA = {"reference": [(0.5, 1.0), (1.0, 0.0)], "current": [(0.5, 1.0), (1.0, -1.0)]}
+CLOUDS = {"reference": [[-1, 0], [1, 0]], "current": [[2, 0], [2, 0]]}
 ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
 
 
@@ -330,6 +334,12 @@ ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
         (conclusions.farthest_cell(["base sd"], [[0.1, -0.4]]), "base sd of channel 1, -0.4"),
         (conclusions.curve("Power spectra", [("base", [(1, 0.9), (2, 0.1)])]), "base 10.0%"),
         (conclusions.curve("Token norms", [("base", [(0, 1.0), (1, 3.0)])]), "Median: base 2."),
+        (conclusions.channels_apart(SIDES), "Channel 1 differs most: 0.5 to 0.1."),
+        (conclusions.features_moved(SHIFTS, 0.2), "3 of 4 cells moved by 0.2 sd or more, most of them in: spread."),
+        (conclusions.features_moved({"mean": [0.1]}, 0.2), "0 of 1 cells moved by 0.2 sd or more."),
+        (conclusions.spectra_apart(SPECTRA), "at frequency 1: x0.1."),
+        (conclusions.clouds_apart(CLOUDS), "are 2 spreads of the reference apart."),
+        (conclusions.clouds_apart(CLOUDS | {"reference": [[0, 0], [0, 0]]}) or "none", "none"),
         (conclusions.cosines([[1, 0.2], [0.2, 1]]), "prompts: 0.2"),
         (conclusions.alarms([ALARM, READING]), "1 of 2 readings raised an alarm, the first at step 5 at channel 1."),
     ],
