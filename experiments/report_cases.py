@@ -58,6 +58,7 @@ def swap(kind: str, candidate: str, name: str, *more: str) -> tuple[str, ...]:
     return (f"swap-{kind}", "--candidate", candidate, "--run-dir", str(RUNS / name), *QUICK, *more)
 
 
+UNTRAINED = ["--set", "smoke.strategies=[reuse,align]"]  # the latents stay: nothing has to be trained
 DECODER = [
     *("train", "--preset", "vae-decoder", "--run-dir", str(RUNS / "decoder"), "--set", "train.max_steps=80"),
     *("--set", "train.batch_size=8", "--set", "train.warmup=5", "--set", "train.ema_decay=0.9"),
@@ -78,7 +79,7 @@ CASES = {
     "good": Case(
         commands=(
             tuple(DECODER),
-            swap("vae", f"path:{RUNS / 'decoder' / 'vae'}", "good", *THROUGH, *SAMPLED),
+            swap("vae", f"path:{RUNS / 'decoder' / 'vae'}", "good", *THROUGH, *SAMPLED, *UNTRAINED),
         ),
         answer="swap",
     ),
