@@ -35,7 +35,6 @@ from sanakit.data import ImageDataset, load_images
 RUNS = Path("runs/cases")
 PAGES = RUNS / "pages"
 DRIFT = RUNS / "drift"
-SIZE = 96
 DRIFT_IMAGES = 192
 FEW_IMAGES = 24
 WIDTHS = {"1280": 1280, "390": 390, "paper": 687}  # px; paper: between the margins of A4
@@ -43,6 +42,7 @@ TALLEST = 12_000  # px of a page in a picture
 QUICK = ["--set", "component.num_images=64", "--set", "smoke.held_out=64"]
 THROUGH = ["--stages", "component,smoke,full"]
 SAMPLED = ["--set", "evaluate.num_prompts=16", "--set", "evaluate.num_seeds=2"]
+SHORT = ["--budget-steps", "25", "--set", "train.max_steps=60", *SAMPLED]
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ def swap(kind: str, candidate: str, name: str, *more: str) -> tuple[str, ...]:
     return (f"swap-{kind}", "--candidate", candidate, "--run-dir", str(RUNS / name), *QUICK, *more)
 
 
+FEW_ARMS = ["--set", "smoke.strategies=[align,lora,finetune]"]
 UNTRAINED = ["--set", "smoke.strategies=[reuse,align]"]  # the latents stay: nothing has to be trained
 DECODER = [
     *("train", "--preset", "vae-decoder", "--run-dir", str(RUNS / "decoder"), "--set", "train.max_steps=80"),
@@ -72,7 +73,7 @@ CASES = {
     ),
     "inconclusive": Case(commands=(swap("vae", "dc-f16c16", "inconclusive", "--budget-steps", "8"),), answer="not-yet"),
     "hopeless": Case(
-        commands=(swap("vae", "pca-f32c64", "hopeless", "--budget-steps", "50"),),
+        commands=(swap("vae", "pca-f32c64", "hopeless", "--budget-steps", "50", *FEW_ARMS),),
         answer="do-not",
         said="No strategy is expected to reach the base's quality",
     ),
@@ -84,7 +85,7 @@ CASES = {
         answer="swap",
     ),
     "lossy": Case(
-        commands=(swap("text-encoder", "wordllama", "lossy", *THROUGH, "--strategy", "cross-attention", *SAMPLED),),
+        commands=(swap("text-encoder", "wordllama", "lossy", *THROUGH, "--strategy", "cross-attention", *SHORT),),
         answer="swap-with-loss",
     ),
 }

@@ -425,13 +425,14 @@ def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
             "farthest": {"current": [(4, 0.2), (7, 0.1)]},
         }
     }
-    carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="")}}}
+    carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="data:x")}}}
     shown = summary("drift", evidence, carried)
     assert (
         shown["effect"]
         == "Largest effect: high freq. of channel 1 (latents), 1.30 standard deviations up, a large one."
     )
     assert shown["moved"] == "Moved most: apple.png, row 7." and "JPEG quality" in shown["advice"]
+    assert shown["moved_images"] == [{"label": "apple.png", "image": "data:x"}]
     still = summary("no-drift", evidence, carried)
     assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
     assert still["moved"] == ""

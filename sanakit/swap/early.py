@@ -37,6 +37,7 @@ def decide_image_size(config: Config, trained_at: int | None) -> Config:
             f"data.image_size is {stated}, {config.base} was trained at {trained_at}",
             fix=f"Leave data.image_size out, or use --set data.image_size={trained_at}",
         )
+    return config
 
 
 def require_that_prompts_matter(swap: "Swap") -> None:
