@@ -22,7 +22,7 @@ from sanakit.loading import Base
 from sanakit.placement import Placement, choose
 from sanakit.run import RunFolder
 from sanakit.swap.context import NO_BASE, Swap
-from sanakit.swap.early import refuse_few_images
+from sanakit.swap.early import decide_image_size, refuse_few_images
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
@@ -72,6 +72,7 @@ def opened_swap(
             placement=choose(str(device), **dtypes),
         )
         place_objects(swap, system, component, images)
+        swap.config = config = decide_image_size(config, swap.base.card.get("image_size"))
         for part in (swap.candidate, swap.images):  # refused before there is a run folder
             assert part is not None
         swap.run = RunFolder.open(config, folder, stages, swap.resolved)
@@ -83,12 +84,9 @@ def config_of(
     system: LatentDiffusion | None, kind: str, component: Any, source: str, sections: Sections | None = None
 ) -> Config:
     """The configuration that names what was given; an object is named by its contents."""
-    data: dict[str, Any] = {"source": source}
-    if system is not None:
-        data["image_size"] = system.image_size
     values: dict[str, Any] = {
         "base": NO_BASE if system is None else system.name or "object",
-        "data": data,
+        "data": {"source": source},
         kind: {"name": reference_of(component)},
     }
     for name, section in (sections or {}).items():
