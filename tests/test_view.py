@@ -141,8 +141,10 @@ def test_colour_only_where_it_is_wanted(shown):
     assert not re.search(colours, shown(80, FORCE_COLOR="1", NO_COLOR="1"))
 
 
-def test_progress_on_something_that_is_no_terminal_is_lines_on_standard_error(monkeypatch, capsys):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+@pytest.mark.parametrize("forced", ["", "1"])
+def test_progress_on_something_that_is_no_terminal_is_lines_on_standard_error(forced, monkeypatch, capsys):
+    """FORCE_COLOR, which Jupyter sets for every command of a notebook, colours texts and makes no terminal."""
+    monkeypatch.setenv("FORCE_COLOR", forced)
     with progress_display() as progress:
         for done in range(1, 6):
             progress("encoding", done, 5)
