@@ -19,7 +19,11 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((\w[\w-]*)\.md(#[\w-]+)?\)")
 ERRORS = re.compile(r"error\[SK\d+\].*|^Usage: .*|command not found.*", re.MULTILINE)
 LONGEST = 3600  # seconds of a cell
-QUIET = {"TQDM_DISABLE": "1", "PYTHONWARNINGS": "ignore:IProgress not found"}  # bars are of no use on a page
+ON_A_PAGE = {  # what a command of a cell sees: no bars, and tables as wide as the page
+    "COLUMNS": "110",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+    "TQDM_DISABLE": "1",
+}
 VERDICTS = "%%bash --no-raise-error\n"  # exit codes 1 and 4 are verdicts
 
 
@@ -62,7 +66,7 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
     nbformat.validate(node)
     resources = {"metadata": {"path": str(folder)}}
     client = nbclient.NotebookClient(node, timeout=LONGEST, resources=resources, coalesce_streams=True)
-    client.execute(env=os.environ | QUIET)
+    client.execute(env=os.environ | ON_A_PAGE)
     refuse_errors(node["cells"])
     return dict(node)
 
