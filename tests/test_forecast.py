@@ -188,5 +188,8 @@ def test_what_a_race_says_in_sentences():
         "no strategy is expected to reach the base's quality within 2,000 steps, with probability .99; "
         "finetune is nearest"
     )
+    at_once = RACE["candidates"][0] | {"predicted_steps": 0, "predicted_steps_low": 0, "predicted_steps_high": 0}
+    measured = race_answer(RACE | {"extrapolated": "extrapolated: x", "candidates": [at_once]})
+    assert measured == ["finetune has the base's quality before any step: nothing has to be trained"]
     assert race_answer({"recommended": "lora", "candidates": []}) == [], "a run of an earlier version"
     assert [share(p) for p in (0, 0.001, 0.5, 0.999, 1)] == ["0", ".01", ".50", ".99", "1"]

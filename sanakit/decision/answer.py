@@ -30,6 +30,7 @@ WORTH = (
     "full/quality",
     "tune/",
 )
+NAMED = 3  # losses that a reason names
 OWN_STAGES = ("component/", "smoke/", "full/", "tune/")
 
 
@@ -84,7 +85,8 @@ def _answer(
         limited = all(row["allowed"] is not None for row in losses)
         told = "within what the policy allows" if limited else "the policy does not say how much is allowed"
         count = "1 measure is" if len(losses) == 1 else f"{len(losses)} measures are"
-        return WITH_LOSS, f"It works, and {count} worse than the base's ({told})."
+        more = f" and {len(losses) - NAMED} more" if len(losses) > NAMED else ""
+        return WITH_LOSS, f"It works, and {count} worse than the base's: {_named(losses[:NAMED])}{more} ({told})."
     return SWAP, "It works, and no measure is worse than the base's."
 
 

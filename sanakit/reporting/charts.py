@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 14, 46
 COLOURS = 8  # classes s0 to s7 of the template
 LOG_FROM = 20.0  # max / min of a positive axis from which it becomes logarithmic
 
