@@ -140,7 +140,8 @@ def _forecast(strategy: Row) -> str:
     if not strategy.get("conclusive", True):
         return f"The race could not tell: {why_not_told(strategy)}."
     if best.get("predicted_steps_high") is None and not arrived and "predicted_steps_high" in best:
-        return f"The forecast of {name} has no late end."
+        steps = f"about {best['predicted_steps']:,.0f} steps are likely, and how many more it may take is not known"
+        return f"The forecast of {name} has no late end: {steps}."
     if extrapolated(strategy) and not arrived:
         return "The forecast is extrapolated: it is not calibrated for a core of this size."
     return ""
