@@ -1,8 +1,8 @@
 """Five swaps of the embedded world, one for each thing that a decision can say, and their pages in a browser.
 
-    python experiments/report_cases.py                # everything that is missing; about 25 minutes on two idle cores
+    python experiments/report_cases.py                # everything that is missing; about 20 minutes of one core
     python experiments/report_cases.py good lossy     # these cases alone
-    python experiments/report_cases.py --pages        # the pages and pictures anew, from runs that are there
+    python experiments/report_cases.py --pages        # pages and screenshots anew, from runs that are there
 
 | case | what is swapped | expected answer |
 |---|---|---|
@@ -40,7 +40,7 @@ ALLOWED = "from: default\nallowed_loss:\n  psnr: 3.0  # dB\n"
 DRIFT_IMAGES = 192
 FEW_IMAGES = 24
 WIDTHS = {"1280": 1280, "390": 390, "paper": 687}  # px; paper: between the margins of A4
-TALLEST = 12_000  # px of a page in a picture
+TALLEST = 12_000  # px of a screenshot
 QUICK = ["--set", "component.num_images=64", "--set", "smoke.held_out=64"]
 FEW_ARMS = ["--set", "smoke.strategies=[align,lora,finetune]"]
 # through stage full, of a VAE whose latents stay: nothing has to be trained
@@ -156,9 +156,9 @@ def write_folder(images: ImageDataset, folder: Path, *, shrink: int) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for number, (data, captions) in enumerate(zip(images.images, images.captions, strict=True)):
-        picture = Image.open(BytesIO(data)).convert("RGBA")
-        flat = Image.new("RGBA", picture.size, "white")
-        flat.alpha_composite(picture)
+        drawing = Image.open(BytesIO(data)).convert("RGBA")
+        flat = Image.new("RGBA", drawing.size, "white")
+        flat.alpha_composite(drawing)
         side = (max(16, flat.width // shrink), max(16, flat.height // shrink))
         flat.convert("RGB").resize(side, Image.Resampling.LANCZOS).save(folder / f"{number:04}.png")
         (folder / f"{number:04}.txt").write_text("\n".join(captions), encoding="utf-8")
@@ -171,7 +171,7 @@ FRAME = '<iframe src="{}" style="width:{}px;height:10px;border:0;position:absolu
 
 
 def draw_page(page: Path) -> None:
-    """Three pictures of a page by chromium, in one start: 1280 px, a phone's width, and as it is printed."""
+    """Three screenshots of a page by chromium, in one start: 1280 px, a phone's width, and as it is printed."""
     paper = page.with_suffix(".paper.html")
     text = page.read_text(encoding="utf-8")
     paper.write_text(text.replace("@media print", "@media all"), encoding="utf-8")
@@ -203,7 +203,7 @@ def draw_page(page: Path) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; by default all")
-    parser.add_argument("--pages", action="store_true", help="run nothing: pages and pictures alone")
+    parser.add_argument("--pages", action="store_true", help="run nothing: pages and screenshots alone")
     parser.add_argument("--no-pages", action="store_true", help="the runs alone")
     asked = parser.parse_args()
     names = asked.names or list(CASES)
