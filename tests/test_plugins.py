@@ -24,6 +24,7 @@ from sanakit.cli.app import app
 from sanakit.config import dump_config, make_config
 from sanakit.contracts import GateResult, Reading, Verdict
 from sanakit.core.dit import new_core
+from sanakit.data import load_images
 from sanakit.data.table import DATASETS
 from sanakit.drift import DRIFT
 from sanakit.drift.base import COMPONENTS, ask, seen_by, sees
@@ -40,6 +41,7 @@ from sanakit.reporting.ci import markdown
 from sanakit.strategies.base import STRATEGIES, strategy_named
 from sanakit.swap import stages as engine
 from sanakit.swap.plugins import sound_strategies
+from sanakit.testing import check_dataset
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -155,6 +157,13 @@ def use_metric(name, monkeypatch):
     assert (score.better, score.of_true_images, score.error) == ("higher", 0, "")
 
 
+def use_dataset(name, monkeypatch):
+    images = load_images(name)
+    assert len(images) == 64 and images.names[1] == "red/4" and images.captions[1] == ["a square with 4 parts of red"]
+    assert images.pixels(8)[63].mean((0, 1)).tolist() == [252, 3, 0]
+    check_dataset(name)
+
+
 TINY = {
     "in_channels": 4,
     "out_channels": 4,
@@ -175,6 +184,7 @@ ONE_FILE = {  # kind of `sanakit ls` -> name on the pages, and how it is used
     "gates": ("component/ours-sharp", use_gate),
     "strategies": ("ours-patch", use_strategy),
     "metrics": ("ours-contrast", use_metric),
+    "datasets": ("ours-colours", use_dataset),
 }
 
 

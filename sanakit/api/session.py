@@ -12,6 +12,7 @@ import torch
 
 from sanakit import loading
 from sanakit.api.load import load_base, load_images, name_of
+from sanakit.api.options import as_callback
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.policy import gate_names, load_policy
 from sanakit.config import Config, make_config
@@ -54,9 +55,10 @@ def opened_swap(
     images = None if isinstance(data, str | os.PathLike) else load_images(data)
     source = os.fspath(data) if images is None else f"object:{images.fingerprint[:16]}"
     config = config_of(system, kind, component, source, sections)
-    with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
-        folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
-        gate_policy = load_policy(policy, gate_names())
+    # the caller may be inside torch.no_grad() or torch.inference_mode(), whose tensors could never be trained
+    with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary, torch.inference_mode(False), torch.enable_grad():
+        folder = Path(temporary) / "run" if run_dir is None else Path(run_dir).expanduser()
+        gate_policy = load_policy(os.fspath(policy), gate_names())
         dtypes: dict[str, Any] = {
             "vae": config.vae.dtype,
             "text_encoder": config.text_encoder.dtype,
@@ -65,7 +67,7 @@ def opened_swap(
         swap = Swap(
             config=config,
             run=RunFolder(folder, config),
-            progress=progress or silent,
+            progress=as_callback("on_step", progress) or silent,
             policy=gate_policy,
             placement=choose(str(device), **dtypes),
         )
