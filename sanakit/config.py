@@ -23,7 +23,16 @@ ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.g
 ALONE |= {"data.aspect_buckets": "reads squares", "data.sample_posterior": "reads images, no latents"}
 
 
-RACED = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill", "finetune")
+RACED: tuple[str, ...] = (
+    "reuse",
+    "align",
+    "align-blocks",
+    "align+head",
+    "lora",
+    "cross-attention",
+    "distill",
+    "finetune",
+)
 RACED += ("naive", "scratch")
 
 

@@ -27,7 +27,7 @@ def race_answer(strategy: Row) -> list[str]:
     if strategy.get("probability") is None:
         return []
     name, horizon = strategy["recommended"], f"{strategy['horizon']:,} steps"
-    best = next((c for c in strategy["candidates"] if c["name"] == name), {})
+    best: Row = next((c for c in strategy["candidates"] if c["name"] == name), {})
     if strategy["in_sight"] and best.get("predicted_steps") == 0:  # measured, so no probability is needed
         return [f"{name} has the base's quality before any step: nothing has to be trained"]
     sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
