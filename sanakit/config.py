@@ -23,17 +23,8 @@ ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.g
 ALONE |= {"data.aspect_buckets": "reads squares", "data.sample_posterior": "reads images, no latents"}
 
 
-RACED: tuple[str, ...] = (
-    "reuse",
-    "align",
-    "align-blocks",
-    "align+head",
-    "lora",
-    "cross-attention",
-    "distill",
-    "finetune",
-)
-RACED += ("naive", "scratch")
+RACED: tuple[str, ...] = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill")
+RACED += ("finetune", "naive", "scratch")
 
 
 class Section(BaseModel):
