@@ -21,6 +21,11 @@ CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged", "dropped")) | {"titl
 FORECAST_SHOWN = 4.0  # lengths of the race: a forecast further out is drawn to here
 
 
+def chosen_word(strategy: Row) -> str:
+    """What the strategy that a race names is called: where none is expected to arrive, it is only the nearest."""
+    return "recommended" if strategy.get("in_sight", True) else "nearest"
+
+
 def race_answer(strategy: Row) -> list[str]:
     """What a race says, in sentences: the answer with its probability, why it ended, and where its probability is not
     calibrated. Empty for runs of earlier versions."""
