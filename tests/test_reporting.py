@@ -17,6 +17,7 @@ from sanakit.reporting import charts, conclusions, report_path, write_report
 from sanakit.reporting.ci import markdown, write_junit
 from sanakit.reporting.compare import differing, leaderboard, write_comparison
 from sanakit.reporting.component import MEASURED, compared
+from sanakit.reporting.drift import why
 from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.folder import embedded, read_lines
 from sanakit.reporting.score_table import read_scores, score_table
@@ -446,6 +447,9 @@ def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
     still = summary("no-drift", evidence, carried)
     assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
     assert still["moved"] == ""
+    few = {"name": "samples", "title": "too few images to say: 24, 32 needed", "where": "current", "alarm": False}
+    assert why("inconclusive", [few]) == "Inconclusive: too few images to say: 24, 32 needed (current)."
     assert "more images" in summary("inconclusive", {}, {})["advice"]
+    assert summary("inconclusive", evidence, carried)["effect"].endswith("which may be chance.")
     rows = [{"kind": "latents", "count": 1234, "encoder": "dc-f16c16", "data": None}]
     assert sides_text({"current": rows}) == ["current: 1,234 latents of dc-f16c16, data not stated"]
