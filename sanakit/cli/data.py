@@ -22,6 +22,8 @@ DRIFT_SEED = 0
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
+ImageSize = Annotated[int | None, typer.Option("--image-size", min=16, help="Pixels of a side; default the base's.")]
+
 VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
 TextEncoderDtype = Annotated[
     str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
@@ -37,15 +39,11 @@ Shard = Annotated[
 def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder of the cache; a second run reuses it.")],
     vae: Annotated[str | None, typer.Option("--vae", help="A name, `path:DIR` or `hub:owner/repo`.")] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option("--text-encoder", help="Also, or only, embed the captions.")
-    ] = None,
+    text_encoder: Annotated[str | None, typer.Option("--text-encoder", help="Also, or only, embed captions.")] = None,
     data: Annotated[
         str, typer.Option("--data", help="A name, a folder, a manifest, .tar or .parquet files, or hf:owner/name.")
     ] = "embedded",
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=16, help="Pixels of a side; default the base's.")
-    ] = None,
+    image_size: ImageSize = None,
     base: BaseName = "tiny-sana",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
@@ -93,11 +91,10 @@ def encode(
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
-    failed = [row for entry in rows for row in entry.pop("failed", [])]
-    _write_ledger(out, dataset.ledger + failed)
-    counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
-    result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
-    print_json(result) if as_json else _print_entries(rows)
+    ledger = dataset.ledger + [row for entry in rows for row in entry.pop("failed", [])]
+    _write_ledger(out, ledger)
+    result = {"out": str(out), "images": len(dataset), "set_aside": len(ledger), "data": describe(dataset)}
+    print_json(result | {"entries": rows}) if as_json else _print_entries(rows)
 
 
 def _refuse(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
