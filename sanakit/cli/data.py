@@ -19,7 +19,6 @@ DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where the
 DRIFT_BYTES = 256 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
 DRIFT_LEAST = 128
 DRIFT_SEED = 0
-
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 
 VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
@@ -71,24 +70,31 @@ def encode(
     _refuse(vae, text_encoder, aspect_buckets)
     share = _share_of(shard)
     try_writing(require_utf8(out, "--out"))
-    from sanakit.cli.progress import progress_display
+    from sanakit.cli.progress import progress_of
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.data.describe import describe
+    from sanakit.distributed import barrier, is_main
     from sanakit.loading import load_text_encoder, load_vae
+    from sanakit.ranks.sharing import ranks_share
 
     placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
-    dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
-    _write_ledger(out, dataset.ledger)
-    print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
+    reading: dict[str, Any] = {"fit": fit, "captions": captions, "ledger": out / "ledger.jsonl"}
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
-    with progress_display() as progress:
+    with ranks_share(), progress_of("auto" if is_main() else "none") as progress:
+        dataset = load_images(data, max_set_aside=max_set_aside, **reading)
+        if is_main():
+            _write_ledger(out, dataset.ledger)
+            print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
         latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement, share)
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
+    barrier()
+    if not is_main():
+        return
     failed = [row for entry in rows for row in entry.pop("failed", [])]
     _write_ledger(out, dataset.ledger + failed)
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
@@ -209,12 +215,12 @@ def _fill(
     *,
     share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header.
-    share: of this job of an array; as long as others have shards to write the row says only how many."""
+    """Run the job, and write (rank 0) beside its entry the file that `drift` reads, with what `keep` gives of some rows
+    to show them by. stated: the encoder by its role and the data, for a header. share: of this job of an array; as long
+    as others have shards to write the row says only how many."""
     import torch
 
-    from sanakit.data.store import save_tensors
+    from sanakit.distributed import is_main
 
     start = time.perf_counter()
     if share is not None and (left := job.run_share(out, share)):
@@ -225,23 +231,9 @@ def _fill(
     count = len(job.rows)
     encoded = 0 if reused else int(entry.manifest["count"])
     file = entry.folder.with_suffix(".safetensors")
-    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
     failed = tensors["failed"][:] if "failed" in tensors else torch.zeros(count, dtype=torch.bool)
-    usable = (~failed).nonzero()[:, 0]
-    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
-    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
-    chosen = usable[order[:kept].sort().values]
-    if normalize is not None:
-        content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
-    else:
-        content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
-        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if is_main():
+        _write_for_drift(file, tensors, (~failed).nonzero()[:, 0], stated, keep, normalize)
     return {
         "kind": entry.facts["kind"],
         "name": next(iter(stated.values())),
@@ -257,6 +249,36 @@ def _fill(
         "seconds": round(seconds, 3),
         "per_second": round((encoded or count) / seconds, 2),
     }
+
+
+def _write_for_drift(
+    file: Path,
+    tensors: dict[str, Any],
+    usable: Any,
+    stated: dict[str, str],
+    keep: Callable[[list[int]], dict[str, Any]],
+    normalize: Any,
+) -> None:
+    """Latents, or embeddings and attention_mask, of a random sample of the usable rows; aside and renamed."""
+    import torch
+
+    from sanakit.data.store import save_tensors
+
+    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
+    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
+    chosen = usable[order[:kept].sort().values]
+    if normalize is not None:
+        content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
+    else:
+        content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _share_of(text: str | None) -> tuple[int, int] | None:
