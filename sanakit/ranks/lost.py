@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shlex
+import signal
 import socket
 import sys
 import threading
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sanakit.distributed import barrier, gathered_rows, is_main, rank, world_size
+from sanakit.distributed import STOP, barrier, exit_code, gathered_rows, is_main, rank, world_size
 from sanakit.errors import ExitCode, SanakitError
 from sanakit.files import without_secrets
 from sanakit.tracebacks import describe, of_environment, stops
@@ -28,7 +29,7 @@ LOOK_EVERY = 0.5  # seconds
 PATIENCE = 3.0  # seconds until a rank speaks for another one, or for itself where rank 0 may meet the same error
 GRACE = 15.0  # seconds until a rank that hangs in a collective ends; torchrun waits for 30
 GONE = "its process is gone without a message: killed, often for want of memory, or its machine failed"
-LOST = "SK0516"
+LOST, SIGNAL = "SK0516", "signal"
 
 
 class EndsQuietly(Exception):
@@ -92,11 +93,14 @@ class Peers:
         if stops(error):  # a signal that all ranks were sent, or one that followed a loss
             lost = self.lost()
             if lost is None:
-                self.leave()
+                self.leave(code=SIGNAL)
                 return error
             return self._say(*lost)
         if refusal is not None and refusal.code == LOST:
-            return self._say(*self._lost_soon(refusal))
+            lost = self._lost_soon()
+            if lost is None and any((left := self._left(n)) and left["code"] == SIGNAL for n in range(len(self.ranks))):
+                return EndsQuietly(exit_code(STOP.number or signal.SIGTERM))
+            return self._say(*(lost or (-1, refusal.found)))
         told = refusal.found if refusal is not None else describe(error)
         self.leave(told, refusal.code if refusal is not None else "SK0999")
         if self._met_by_all():
@@ -114,12 +118,12 @@ class Peers:
                 return number, GONE
         return None
 
-    def _lost_soon(self, refusal: SanakitError) -> tuple[int, str]:
-        """The same, waited for; -1 where the lost rank is not known."""
+    def _lost_soon(self) -> tuple[int, str] | None:
+        """The same, waited for."""
         end = time.monotonic() + PATIENCE
         while (lost := self.lost()) is None and time.monotonic() < end:
             time.sleep(0.05)
-        return lost or (-1, refusal.found)
+        return lost
 
     def _met_by_all(self) -> bool:
         """Whether every rank leaves with the same error; rank 0 then says it as one process would."""
@@ -141,7 +145,8 @@ class Peers:
 
     def _say(self, number: int, what: str, own: SanakitError | None = None) -> BaseException:
         """SK0516 where nobody has said it yet. own: the error of this rank, whose cause, fix and exit code stay."""
-        self.leave()
+        if own is None:  # else it has said so
+            self.leave()
         code = own.exit_code if own is not None else ExitCode.ENVIRONMENT
         if not claim(self.folder):
             return EndsQuietly(code)
