@@ -24,6 +24,7 @@ from sanakit.data import cache as cache_module
 from sanakit.data import load_images, screen, store
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import STOP, rank, shard
+from sanakit.errors import SanakitError
 from sanakit.evaluation import blind, drawing
 from sanakit.evaluation import held_out as held_out_module
 from sanakit.evaluation.held_out import held_out
@@ -39,6 +40,8 @@ from sanakit.training import loop as train
 from sanakit.training.checkpoint import latest, load_checkpoint, read_manifest, save_checkpoint
 from sanakit.training.loop import TrainOptions, fit, new_state
 from sanakit.training.optimizer_state import optimizer_slots
+from sanakit.training.optimizers import OPTIMIZERS
+from sanakit.training.state import _refuse_sharded
 from sanakit.training.watch import Watch
 from sanakit.vaes import VAES
 
@@ -217,6 +220,27 @@ def test_a_sharded_core_in_bf16_reads_timesteps_in_fp32(tmp_path):
     latents, timesteps = sorted(seen, key=lambda x: -x.ndim)
     assert latents.dtype == torch.bfloat16 and timesteps.dtype == torch.float32
     assert timesteps[0].item() == pytest.approx(873.2, abs=1e-3)
+
+
+@pytest.mark.parametrize("name", [name for name, record in OPTIMIZERS.items() if record.unsharded])
+def test_an_optimiser_that_takes_no_shards_is_refused_with_the_reason(name, tmp_path):
+    """It cannot take a step on FSDP2's parameters: where that changes, the refusal has to go."""
+    record = OPTIMIZERS[name]
+    pytest.importorskip(record.package)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        system, _ = system_and_data()
+        optimizer = record.make(
+            shard(system.core, groups_of(system.core), "fp32", torch.device("cpu")), lr=1e-3, weight_decay=0.0
+        )
+        for parameter in system.core.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        with pytest.raises((RuntimeError, NotImplementedError)):
+            optimizer.step()
+    finally:
+        torch.distributed.destroy_process_group()
+    with pytest.raises(SanakitError, match=f"SK0104.*{name} does not go with train.parallel fsdp: {record.unsharded}"):
+        _refuse_sharded(options(optimizer=name), record)
 
 
 @pytest.mark.distributed

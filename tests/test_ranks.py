@@ -58,7 +58,7 @@ def test_what_ranks_share_is_what_one_rank_computes_in_the_same_order(told):
         assert record["mine"] == [[0, 1, 2], [3, 4, 4]][number]
         assert record["inner"] == [0, 1, 2, 3]  # shared work inside shared work is each rank's own
         assert record["not begun"] == [0, 1, 2]  # another program under torchrun
-        assert record["agreed"] == [True, False]
+        assert record["agreed"] == [True, False] and record["chosen"] == "by rank 0"
 
 
 @pytest.mark.distributed
@@ -146,6 +146,7 @@ def share(folder):
     with sharing.ranks_share():
         record["squares"] = [sharing.shared(range(count), squares) for count in range(6)]
         record["mine"], record["inner"] = seen[-1], sharing.shared(range(4), inner)
+        record["chosen"] = sharing.of_main(f"by rank {number}")
         record["agreed"] = [sharing.all_ranks(True), sharing.all_ranks(number == 0)]
         try:
             sharing.shared(range(4), broken)

@@ -78,6 +78,18 @@ def shared(items: Sequence[Item], work: Callable[[Sequence[Item]], Sequence[Resu
     return [result for _, _, part in gathered for result in part]
 
 
+def shared_chunks(rows: Any, size: int, work: Callable[[Any], Any]) -> Any:
+    """`work` of every `size` rows of a tensor, joined: (N, ...) to (N, ...), on the CPU."""
+    import torch
+
+    return torch.cat(shared(rows.split(size), lambda chunks: [work(chunk).cpu() for chunk in chunks]))
+
+
+def of_main(value: Item) -> Item:
+    """Rank 0's, on every rank: what is chosen by the memory or the disk that is free must not differ."""
+    return gathered_rows([value])[0] if is_shared() else value
+
+
 def all_ranks(value: bool) -> bool:
     """Whether it is so on every rank: where each looks into its own cache, what is done must not differ."""
     return all(gathered_rows([value])) if is_shared() else value
