@@ -73,7 +73,6 @@ def encode(
     from sanakit.cli.progress import progress_of
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
-    from sanakit.data.describe import describe
     from sanakit.distributed import barrier, is_main
     from sanakit.loading import load_text_encoder, load_vae
     from sanakit.ranks.sharing import ranks_share
@@ -93,8 +92,14 @@ def encode(
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
     barrier()
-    if not is_main():
-        return
+    if is_main():
+        _tell(out, dataset, rows, as_json)
+
+
+def _tell(out: Path, dataset: Any, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """The ledger with what could not be encoded, and what was done."""
+    from sanakit.data.describe import describe
+
     failed = [row for entry in rows for row in entry.pop("failed", [])]
     _write_ledger(out, dataset.ledger + failed)
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
@@ -184,13 +189,7 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
 
 
 def _fill_embeddings(
-    out: Path,
-    name: str,
-    encoder: Any,
-    dataset: Any,
-    progress: Any,
-    placement: Any,
-    share: tuple[int, int] | None,
+    out: Path, name: str, encoder: Any, dataset: Any, progress: Any, placement: Any, share: tuple[int, int] | None
 ) -> dict[str, Any]:
     """The entry of every caption; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job

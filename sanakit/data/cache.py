@@ -21,7 +21,7 @@ from torch import Tensor
 from sanakit.batching import batch_size, in_batches
 from sanakit.data import store
 from sanakit.data.buckets import Size
-from sanakit.data.decode import decode_rows, mark_failed, row_keys, sides_of
+from sanakit.data.decode import decode_rows, encode_views, mark_failed, row_keys, sides_of
 from sanakit.data.images import PREPROCESSING, SIDE
 from sanakit.data.job import Job, open_packed
 from sanakit.data.packed import PackedRows, join, pack
@@ -65,13 +65,7 @@ def latent_job(
     placement = placement or host()
     what, most = f"encoding with {vae.name or 'the VAE'}", 0
 
-    def encode(images: Tensor) -> dict[str, Tensor]:
-        seen = (images, images.flip(-1)) if mirror else (images,)
-        means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
-        tensors = {"raw_latents": torch.stack(means, 1)}
-        if stds[0] is not None:
-            tensors["raw_std"] = torch.stack(stds, 1).bfloat16()
-        return tensors
+    encode = functools.partial(encode_views, vae, mirror=mirror)
 
     def encode_chunks(chunks: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         nonlocal most

@@ -1,8 +1,8 @@
 """One message where a rank ends before the others: which, what was saved, and the command that goes on.
 
 A rank that meets an error says so in a file that all ranks see. A rank that is killed says nothing: ranks on the same
-machine see that its process is gone, and the others that their connection is. Whoever comes first speaks; the others
-end without a word.
+machine see that its process is gone, and the others that their connection is. The rank that comes first speaks; the
+others end without a word.
 """
 
 import hashlib
@@ -63,7 +63,7 @@ def watched_ranks(run_dir: Path | None) -> Iterator[None]:
 
 
 class Peers:
-    """The ranks of a run, by number: {host, process}. A thread looks whether those on this machine are there."""
+    """The ranks of a run, by number: {host, process}. A thread watches those on this machine."""
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.folder = run_dir, run_dir / FOLDER
@@ -81,7 +81,7 @@ class Peers:
         self._end.set()
 
     def leave(self, error: str = "", code: str = "") -> None:
-        """Say that this rank ends by itself, so that nobody looks for it."""
+        """Say that this rank ends by itself, so that nobody takes it for lost."""
         with suppress(OSError):
             aside = self.folder / f"{rank()}.tmp-left"
             aside.write_text(json.dumps({"error": error, "code": code}), encoding="utf-8")

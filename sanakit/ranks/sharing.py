@@ -91,5 +91,5 @@ def of_main(value: Item) -> Item:
 
 
 def all_ranks(value: bool) -> bool:
-    """Whether it is so on every rank: where each looks into its own cache, what is done must not differ."""
+    """Whether it is so on every rank: where each reads its own cache, what is done must not differ."""
     return all(gathered_rows([value])) if is_shared() else value
