@@ -252,6 +252,15 @@ def test_a_signal_to_one_rank_ends_the_race_on_all_and_it_goes_on_on_all(folders
 
 
 @pytest.mark.distributed
+def test_a_race_on_two_ranks_is_that_of_one(folders):
+    """Each arm trains data parallel on the same global batches, and its evaluations are shared."""
+    alone, _ = race_of_one_arm(None)
+    for number in (0, 1):
+        (errors, _), *_ = json.loads((folders / f"race-{number}.json").read_text())
+        assert np.asarray(errors) == pytest.approx(np.asarray(alone), rel=1e-4)
+
+
+@pytest.mark.distributed
 def test_a_rank_that_hangs_is_named_and_the_run_ends(tmp_path):
     result = torchrun(str(tmp_path), "hang")
     assert result.returncode != 0
@@ -331,35 +340,35 @@ def share(folder):
     torch.save(record, folder / f"shared-{rank()}.pt")
 
 
-def race_on_ranks(folder):
-    """A race of one arm, straight and stopped at step 6 by a signal that rank 1 alone receives;
-    both curves and the steps."""
+def race_of_one_arm(store, stop_at=0):
+    """Its curve and steps, or the signal that stopped it and the steps until then."""
     losses, count = np.full(len(EVAL_SIGMAS), 1 / len(EVAL_SIGMAS)), 8
     target = Target(
         measure="loss", weights=losses, floor=np.zeros(count), unit=1.0, base=np.ones(count), tolerance=1e-9
     )
+    system, data = system_and_data()
+    setup = RaceSetup(data=data, test=data, target=target, count=count, options=options(), store=store)
+    steps = []
 
-    def run_race(store, stop_at=0):
-        system, data = system_and_data()
-        shared = RaceSetup(data=data, test=data, target=target, count=count, options=options(), store=store)
-        steps = []
+    def on_step(arm, step):
+        steps.append(step)
+        if step == stop_at and rank() == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
 
-        def on_step(arm, step):
-            steps.append(step)
-            if step == stop_at and rank() == 1:
-                os.kill(os.getpid(), signal.SIGTERM)
+    arm = enter(setup, STRATEGIES.get("align+head"), system, budget=8)
+    try:
+        race(setup, [arm], budget=8, on_step=on_step)
+    except RaceStopped as stop:
+        return [stop.number, steps]
+    return [arm.errors.tolist(), steps]
 
-        arm = enter(shared, STRATEGIES.get("align+head"), system, budget=8)
-        try:
-            race(shared, [arm], budget=8, on_step=on_step)
-        except RaceStopped as stop:
-            return [stop.number, steps]
-        return [arm.errors.tolist(), steps]
 
+def race_on_ranks(folder):
+    """A race straight, stopped at step 6 by a signal that rank 1 alone receives, and going on."""
     store = RaceStore(folder=folder / "race", facts={})
-    with STOP.installed():
-        curves = [run_race(None), run_race(store, stop_at=5)]
-    curves.append(run_race(store))
+    with STOP.installed(), ranks_share():
+        curves = [race_of_one_arm(None), race_of_one_arm(store, stop_at=5)]
+        curves.append(race_of_one_arm(store))
     (folder / f"race-{rank()}.json").write_text(json.dumps(curves))
 
 

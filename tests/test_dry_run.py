@@ -132,7 +132,9 @@ def phases_of(needs, *seconds):
 def test_hours_of_reading_encoding_and_evaluation_on_so_many_ranks():
     """Images at a rate of their own, everything else at the operations a second of a training step."""
     stages = ["component", "smoke", "full"]
-    alone, four = (needs_of(config_of(), stages, Assumed(), num_images=9000, world_size=n) for n in (1, 4))
+    # finetune alone: every strategy and rank is a step that is traced
+    config = config_of(micro_batch=2)
+    alone, four = (needs_of(config, stages, Assumed(), num_images=9000, world_size=n) for n in (1, 4))
     # a quarter of the images lies on each rank; of a step at so many ranks the seconds are given as they are there
     one, shared = phases_of(alone, 0.5, 0.01), phases_of(four, 0.5, 0.01)
     assert one["screen images"]["hours"] == pytest.approx(4000 * 0.01 / 3600)

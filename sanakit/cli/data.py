@@ -80,10 +80,9 @@ def encode(
     placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
-    reading: dict[str, Any] = {"fit": fit, "captions": captions, "ledger": out / "ledger.jsonl"}
-    bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
+    ledger, bucketing = out / "ledger.jsonl", (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with ranks_share(), progress_of("auto" if is_main() else "none") as progress:
-        dataset = load_images(data, max_set_aside=max_set_aside, **reading)
+        dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=ledger)
         if is_main():
             _write_ledger(out, dataset.ledger)
             print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)

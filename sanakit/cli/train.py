@@ -157,7 +157,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         core,
         mode,
         strategy,
-        options_of(config, strategy),
+        options_of(config, strategy, world_size),
         latent_shape=shape,
         caption_length=encoder.spec.max_tokens,
         world_size=world_size,

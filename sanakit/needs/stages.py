@@ -51,15 +51,16 @@ def needs_of(
         )
     outlines = outline_swap(config, assumed, world_size)
     images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
-    choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune")))
+    choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune"), world_size))
     config = assumed.resolved(config, *choice)
     outlines.config = config
     arms = _arms(outlines)
     estimates = {
-        arm.name: outlines.step(arm, raced_options(options_of(config, arm), rungs_in(config), 1e-3)) for arm in arms
+        arm.name: outlines.step(arm, raced_options(options_of(config, arm, world_size), rungs_in(config), 1e-3))
+        for arm in arms
     }
     final = strategy_of(config, {})
-    whole = outlines.step(final, options_of(config, final))
+    whole = outlines.step(final, options_of(config, final, world_size))
     phases = [screening(images, stages[0])]
     if "component" in stages:
         phases += _component(outlines)
