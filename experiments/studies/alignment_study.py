@@ -34,10 +34,12 @@ from sanakit.config import make_config
 from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, interpolate, sample_sigmas
+from sanakit.loading import load_base
 from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.distill import Teacher
+from sanakit.swap.early import decide_image_size
 from sanakit.swap.plan import build, swap_core
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training.loop import TrainOptions, fit, new_state
@@ -55,7 +57,7 @@ def open_swap(kind: str, candidate: str, seed: int, held_out_images: int = IMAGE
     key = "vae" if kind == "vae" else "text_encoder"
     judged = {"held_out": held_out_images}
     values = {"base": "tiny-sana", key: {"name": candidate}, "train": {"seed": seed}, "smoke": judged}
-    config = make_config(values)
+    config = decide_image_size(make_config(values), load_base("tiny-sana").card["image_size"])
     return Swap(config=config, run=RunFolder(Path(), config))
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import Device
+from sanakit.cli.options import BaseName, Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8, try_writing, without_secrets, write_aside
@@ -19,17 +19,6 @@ DRIFT_ROWS = 16_384  # what a drift statistic can use; a random sample where the
 DRIFT_BYTES = 256 << 20  # of them in fp32: of large rows fewer are kept, at least DRIFT_LEAST
 DRIFT_LEAST = 128
 DRIFT_SEED = 0
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-
-VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
-TextEncoderDtype = Annotated[
-    str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
-]
-
-Shard = Annotated[
-    str | None,
-    typer.Option("--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."),
-]
 
 
 @app.command()
@@ -42,7 +31,10 @@ def encode(
     data: Annotated[
         str, typer.Option("--data", help="A name, a folder, a manifest, .tar or .parquet files, or hf:owner/name.")
     ] = "embedded",
-    image_size: Annotated[int, typer.Option("--image-size", min=16, help="Pixels of a side.")] = 96,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=16, help="Pixels of a side; default the base's.")
+    ] = None,
+    base: BaseName = "tiny-sana",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
     ] = False,
@@ -52,13 +44,8 @@ def encode(
     max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
     patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
-    fit: Annotated[
-        str | None,
-        typer.Option("--fit", help="data.fit of that run: crop or pad; default the data set's own, or crop."),
-    ] = None,
-    captions: Annotated[
-        str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
-    ] = "lines",
+    fit: Fit = None,
+    captions: Captions = "lines",
     shard: Shard = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
@@ -68,15 +55,16 @@ def encode(
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     _refuse(vae, text_encoder, aspect_buckets)
-    share = _share_of(shard)
+    share = share_of(shard)
     try_writing(require_utf8(out, "--out"))
     from sanakit.cli.progress import progress_of
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.distributed import barrier, is_main
-    from sanakit.loading import load_text_encoder, load_vae
+    from sanakit.loading import load_base, load_text_encoder, load_vae
     from sanakit.ranks.sharing import ranks_share
 
+    size = image_size or (int(load_base(base).card["image_size"]) if vae else 0)
     placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
@@ -86,7 +74,7 @@ def encode(
         if is_main():
             _write_ledger(out, dataset.ledger)
             print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement, share)
+        latents = (str(vae), autoencoder, size, mirror, bucketing, progress, placement, share)
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
@@ -277,16 +265,6 @@ def _write_for_drift(
         temporary.replace(file)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _share_of(text: str | None) -> tuple[int, int] | None:
-    """I/N, I from 1 to N, counted from 0. Raises SK0104."""
-    if text is None:
-        return None
-    first, slash, count = text.partition("/")
-    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
-        raise SanakitError("SK0104", f"--shard is {text!r}, expected I/N with I from 1 to N, for example 3/8")
-    return int(first) - 1, int(count)
 
 
 def _write_ledger(folder: Path, ledger: list[dict[str, str]]) -> None:

@@ -32,14 +32,9 @@ def print_needs(
     from sanakit.needs.fit import assumed_from, parse_size
 
     memory, ranks = parse_size(device_memory) if device_memory else None, world_size or 1
-    per_image, image_source = seconds_per_image, "given"
-    if num_images is None:
-        num_images, tried = read_data(config, try_some=per_image is None)
-        per_image, image_source = (per_image, "given") if per_image is not None else (tried, "tried here")
-    count = num_images
 
     def needed(other: "Config") -> Any:
-        return needs_of(other, stages, assumed(other), world_size=ranks, num_images=count)
+        return needs_of(other, stages, assumed(other), world_size=ranks, num_images=num_images)
 
     def assumed(other: "Config") -> Any:
         return assumed_from(other, place(device, other), memory)
@@ -48,6 +43,9 @@ def print_needs(
     seconds, source = seconds_per_step, "given"
     if seconds is None:
         seconds, source = measured_seconds(run_dir, needs.train["strategy"], ranks)
+    per_image, image_source = seconds_per_image, "given"
+    if per_image is None and num_images is None:  # the data are at hand
+        per_image, image_source = tried_seconds(needs.config), "tried here"
     document = needs.as_dict(seconds, per_image) | {"device_memory": known.memory, "device_room": known.room}
     document |= {
         "seconds_from": source if seconds is not None else None,
@@ -84,14 +82,12 @@ def needs_options(
     return options if dry_run else None
 
 
-def read_data(config: "Config", *, try_some: bool) -> tuple[int, float | None]:
-    """How many images the data has, and the seconds that one takes to be read and decoded, where they are asked
-    for."""
+def tried_seconds(config: "Config") -> float:
+    """Of reading and decoding an image of the data, by a rank on this machine."""
     from sanakit.data import load_images
     from sanakit.needs.reading import seconds_per_image
 
-    images = load_images(config.data.source, captions=config.data.captions)
-    return len(images), seconds_per_image(images, config.data.image_size) if try_some else None
+    return seconds_per_image(load_images(config.data.source, captions=config.data.captions), config.data.size)
 
 
 def measured_seconds(run_dir: Path | None, strategy: str, ranks: int) -> tuple[float | None, str]:

@@ -23,7 +23,7 @@ DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: results of another choice do not fit
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class ImageDataset:
     """Encoded images with captions.
 
@@ -59,6 +59,9 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def __repr__(self) -> str:
+        return f"<ImageDataset {self.source}: {len(self)} images, {len(self.ledger)} set aside>"
 
     @property
     def fingerprint(self) -> str:
