@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.encode_options import AsJson, Captions, Fit, Shard, TextEncoderDtype, VAEDtype, share_of
 from sanakit.cli.options import BaseName, Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
