@@ -366,8 +366,9 @@ def race_of_one_arm(store, stop_at=0):
 def race_on_ranks(folder):
     """A race straight, stopped at step 6 by a signal that rank 1 alone receives, and going on."""
     store = RaceStore(folder=folder / "race", facts={})
-    with STOP.installed(), ranks_share():
-        curves = [race_of_one_arm(None), race_of_one_arm(store, stop_at=5)]
+    with ranks_share():
+        with STOP.installed():
+            curves = [race_of_one_arm(None), race_of_one_arm(store, stop_at=5)]
         curves.append(race_of_one_arm(store))
     (folder / f"race-{rank()}.json").write_text(json.dumps(curves))
 

@@ -89,10 +89,13 @@ def needs_of(
             "strategy": final.name,
         },
         step_flops=whole.flops,
-        notes=[f"{outlines.base.name}: its published configuration, nothing was read"]
-        if outlines.base.recorded
-        else [],
+        notes=_notes(outlines),
     )
+
+
+def _notes(outlines: Outlines) -> list[str]:
+    base = outlines.base
+    return [f"{base.name}: its published configuration, nothing was read"] if base.recorded else []
 
 
 def _cut(outlines: Outlines, options: TrainOptions) -> tuple[bool, int]:
