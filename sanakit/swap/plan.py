@@ -130,7 +130,8 @@ def build(
             return system, scores | align_blocks(system, base, data, base_data, swapped="vae", draws=draws, seed=seed)
         scores |= carry_rest(core, base, data, base_data, count=ALIGNED, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
-    captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
+    sides = data.texts, system.text_encoder, base.text_encoder, base_data.texts
+    captions = pair_captions(data.captions, base_data.captions, *sides)
     layers = (base.core.caption_projection, base.core.caption_norm)
     with base.placement.holding(core.caption_projection, core.caption_norm, *layers):
         scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))

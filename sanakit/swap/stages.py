@@ -171,7 +171,7 @@ def _rows(arm: Arm) -> list[dict[str, Any]]:
 
 
 def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
-    prompts, figures = swap.sample_prompts(), []
+    prompts, figures = {side: swap.sample_prompts(base=side == "base") for side in ("base", "candidate")}, []
     titles = {
         "base": "base",
         "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
@@ -179,11 +179,11 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
     sides = {}
     for done, (label, system) in enumerate((("base", swap.base_system), ("candidate", best.system))):
         swap.progress("sampling", done, 2)
-        sides[label] = sample_images(system, prompts, seed=swap.config.train.seed)
-        name = f"samples-smoke-{label}"
-        figures.append(save_grid(swap.run.path, name, sides[label], "samples", titles[label], "; ".join(prompts)))
+        sides[label] = sample_images(system, prompts[label], seed=swap.config.train.seed)
+        name, said = f"samples-smoke-{label}", "; ".join(prompts[label])
+        figures.append(save_grid(swap.run.path, name, sides[label], "samples", titles[label], said))
     truth, splits = swap.sample_truth()
-    told = list(zip(prompts, splits, strict=True))
+    told = list(zip(prompts["candidate"], splits, strict=True))
     return figures + save_compared(swap.run.path, "smoke", told, {"truth": truth} | sides)
 
 
