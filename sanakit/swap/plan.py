@@ -252,6 +252,11 @@ def _text_remarks(base: LatentDiffusion, candidate: TextEncoder) -> list[str]:
     if lengths[0] != lengths[1]:
         remarks.append(f"tokens a prompt {lengths[0]} -> {lengths[1]}: cross-attention reads any number of them")
     remarks.append(f"flow shift stays {base.flow_shift:.3g}: the latents are the base's")
+    if candidate.quantised:
+        remarks.append(
+            f"the weights of {candidate.name} are {candidate.quantised}: the numbers that they stand for are computed "
+            "with, in the memory of weights that are not quantised"
+        )
     pairs = [e.offsets(["a red apple"]) is not None for e in (base.text_encoder, candidate)]
     remarks.append(
         "tokens of both sides are paired by character offsets for alignment"

@@ -254,6 +254,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
         "candidate": {
             "name": candidate,
             "fingerprint": swap.candidate.fingerprint(),
+            "quantised": getattr(swap.candidate, "quantised", ""),
             "overrides": {"scaling_factor": config.vae.scaling_factor},
         },
         "data": {
