@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.tracebacks import UNKNOWN, stops, told
@@ -193,26 +193,22 @@ class Registry(Generic[T]):
 
     def _read(self, path: Path, module: str, *, origin: str) -> list[Entry]:
         """An entry for every `@X.register("name", title=...)` and every row of an `X.table(...)` of a source file."""
-        entries = []
-        nodes = ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path)))
-        for node in sorted(nodes, key=lambda node: getattr(node, "lineno", 0)):
+        calls: list[tuple[str, ast.Call, int]] = []  # class or function, the call that tells, place of the name in it
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
             if isinstance(node, ast.ClassDef | ast.FunctionDef):
-                calls = [(node.name, call, 0) for call in node.decorator_list if _is_method(call, "register")]
-            elif _is_method(node, "table"):
-                pairs = zip(node.args[1].keys, node.args[1].values, strict=True)  # type: ignore[attr-defined]
-                calls = [(ast.literal_eval(key), call, 1) for key, call in pairs]
-            else:
-                continue
-            for attribute, call, place in calls:
-                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in FACTS}
-                name = ast.literal_eval(call.args[place])
-                entries.append(
-                    Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=attribute, **facts)
-                )
+                calls += [(node.name, call, 0) for call in node.decorator_list if _is_method(call, "register")]
+            elif _is_method(node, "table") and len(node.args) == 2 and isinstance(node.args[1], ast.Dict):
+                pairs = zip(node.args[1].keys, node.args[1].values, strict=True)
+                calls += [(ast.literal_eval(key), call, 1) for key, call in pairs if isinstance(call, ast.Call) and key]
+        entries = []
+        for attribute, call, place in sorted(calls, key=lambda told: told[1].lineno):
+            facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in FACTS}
+            name = ast.literal_eval(call.args[place])
+            entries.append(Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=attribute, **facts))
         return entries
 
 
-def _is_method(node: ast.AST, name: str) -> bool:
+def _is_method(node: ast.AST, name: str) -> TypeGuard[ast.Call]:
     """Whether a node calls a method of this name with an argument."""
     if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
         return False
