@@ -103,8 +103,8 @@ class Registry(Generic[T]):
         for class_name, member in rows.items():
             attributes = {"__module__": module["__name__"], "__doc__": member.title, **member.attributes}
             made: Any = type(class_name, (member.base,), attributes)
-            facts = {"title": member.title, "licence": member.licence, "embedded": member.embedded}
-            module[class_name] = self.register(member.name, **facts)(made)
+            told = self.register(member.name, title=member.title, licence=member.licence, embedded=member.embedded)
+            module[class_name] = told(made)
 
     def entries(self) -> dict[str, Entry]:
         """Every name with its facts, own components first, without importing any of them."""

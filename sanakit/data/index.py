@@ -201,8 +201,8 @@ def _joined(plan: Plan, parts: list[pa.Table], home: Path, key: str) -> ImageDat
     indexed = Indexed(whole, np.concatenate(keep) if keep else np.zeros(0, np.int64), home, key)
     indexed, again = _without_doubles(indexed)
     has_scores, has_base = first.get("scores", False), first.get("captions_base", False)
-    told_too = {"source": plan.source, "ledger": ledger + again, "survey": survey}
-    return ImageDataset.of_index(indexed, scored=has_scores, translated=has_base, **told_too)
+    rest: dict[str, Any] = {"source": plan.source, "ledger": ledger + again, "survey": survey}
+    return ImageDataset.of_index(indexed, scored=has_scores, translated=has_base, **rest)
 
 
 def _without_doubles(indexed: Indexed) -> tuple[Indexed, list[dict[str, str]]]:

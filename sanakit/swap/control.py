@@ -56,7 +56,7 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     words, read = frequent_words(captions), None
     if train.captions_base:
         places = range(min(IMAGES, len(train)))
-        words, read = translated_names(*(side.evaluation_captions(places) for side in (train, train.for_base())))
+        words, read = translated_names(train.evaluation_captions(places), train.for_base().evaluation_captions(places))
     if len(words) < FEWEST_WORDS:
         return {}
 

@@ -78,7 +78,7 @@ class InMemory:
     ) -> None:
         """One image more; captions without words go, with their scores and the base's. What does not fit is set
         aside, and so is an image without any."""
-        others = {"name": self.names, "scores": self.scores, "captions_base": self.captions_base}
+        others: dict[str, list[Any]] = {"name": self.names, "scores": self.scores, "captions_base": self.captions_base}
         if problem := image_problem(others, captions, base, scores):
             self.set_aside(name, problem)
             return
