@@ -1,4 +1,4 @@
-"""Sessions of a contributor: `nox -s tests`, `nox -s lint typing`, `nox -s site notebook`."""
+"""Sessions of a contributor: `nox -s tests`, `nox -s lint typing`, `nox -s notebook site`."""
 
 import nox
 
@@ -66,14 +66,15 @@ def docs(session: nox.Session) -> None:
 
 @nox.session
 def site(session: nox.Session) -> None:
-    """Build the documentation site into build/site; a link that leads nowhere is an error."""
-    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=1.0")
+    """Build the documentation site into build/site, with what `notebook` has executed; a dead link is an error."""
+    session.install("mkdocs-material>=9.5", "mkdocstrings[python]>=1.0", "ruff>=0.8")
     session.run("mkdocs", "build", "--strict", *session.posargs)
 
 
 @nox.session
 def notebook(session: nox.Session) -> None:
-    """Make a notebook of docs/library.md, or of the page that is named, and run it; it takes minutes."""
-    session.install("-e", ".[demo]", "nbclient>=0.10", "nbformat>=5.10", "ipykernel>=6.29")
-    page = session.posargs[0] if session.posargs else "docs/library.md"
-    session.run("python", "experiments/make_notebook.py", page, "build/notebook/page.ipynb", "--execute")
+    """Run the tutorial and the guide to the library, or the pages that are named, as notebooks; it takes minutes."""
+    session.install("-e", ".[demo]", "nbclient>=0.10", "nbconvert>=7.16", "nbformat>=5.10", "ipykernel>=6.29")
+    for page in session.posargs or ["docs/tutorial.md", "docs/library.md"]:
+        out = f"build/notebook/{page.rpartition('/')[2].removesuffix('.md')}.ipynb"
+        session.run("python", "experiments/make_notebook.py", page, out, "--execute", "--html")

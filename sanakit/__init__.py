@@ -19,12 +19,14 @@ if TYPE_CHECKING:
     from sanakit.api.race import race
     from sanakit.api.swapped import swap
     from sanakit.api.validation import validate
+    from sanakit.contracts import LatentStats
     from sanakit.errors import SanakitError
 
 __version__ = "0.1.0"
 
 __all__ = [
     "DriftMonitor",
+    "LatentStats",
     "SanakitError",
     "__version__",
     "compare",
@@ -47,6 +49,7 @@ __all__ = [
 
 MODULES = {  # public name -> where it is defined; the block for type checkers above says the same
     "DriftMonitor": "sanakit.api.monitor",
+    "LatentStats": "sanakit.contracts",
     "SanakitError": "sanakit.errors",
     "compare": "sanakit.api.drift",
     "evaluate": "sanakit.api.evaluation",

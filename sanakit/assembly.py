@@ -15,7 +15,7 @@ from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class LatentDiffusion:
     """A system that can train and sample. image_size: pixels of a side. flow_shift: of training and sampling.
 
@@ -31,6 +31,12 @@ class LatentDiffusion:
     placement: Placement = field(default_factory=host)
     part: str = ""
     name: str = ""
+
+    def __repr__(self) -> str:
+        parts = f"{self.vae.name or type(self.vae).__name__} ({self.vae.spec.label}), "
+        parts += self.text_encoder.name or type(self.text_encoder).__name__
+        size = sum(parameter.numel() for parameter in self.core.parameters())
+        return f"<LatentDiffusion {self.name or 'put together'}: {self.image_size} px, {parts}, core of {size:,}>"
 
     def __post_init__(self) -> None:
         spec, config = self.vae.spec, self.core.config

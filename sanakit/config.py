@@ -87,7 +87,8 @@ class TrainSection(Section):
 
 class DataSection(Section):
     source: str = "embedded"
-    image_size: int = Field(default=96, ge=16)
+    # pixels of a side; None: what the base was trained at (sanakit/swap/early.py)
+    image_size: int | None = Field(default=None, ge=16)
     # how squares are made of other images; None: as the data set states (the embedded ones pad), files are cropped
     fit: Literal["crop", "pad"] | None = None
     captions: Literal["lines", "whole"] = "lines"  # of caption files: a caption a line, or the file is one caption
@@ -102,6 +103,13 @@ class DataSection(Section):
     aspect_buckets: bool = False  # train on images of about image_size squared in their own shape
     max_aspect: float = Field(default=2.0, ge=1)
     sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
+
+    @property
+    def size(self) -> int:
+        """image_size where it is decided, as it is from the beginning of a run on."""
+        if self.image_size is None:
+            raise ValueError("data.image_size is not decided")
+        return self.image_size
 
 
 class VAESection(Section):

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import platform
 import shutil
 import socket
 import sys
@@ -66,7 +67,7 @@ def examine(registries: dict[str, Registry[Any]]) -> list[Row]:
             "warn",
         )
     )
-    rows += [_device(), _kernels(), _hub()]
+    rows += [_system(), _device(), _kernels(), _hub()]
     return rows + _plugins(registries)
 
 
@@ -131,6 +132,14 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _system() -> Row:
+    """Linux is what sanakit is developed and tested on. Others are not refused, and a user is told."""
+    name = {"Darwin": "macOS"}.get(platform.system(), platform.system() or "unknown")
+    tried = name == "Linux"
+    detail = f"{name} {platform.release()}" + ("" if tried else ": sanakit has been tried on Linux alone")
+    return _row("system", tried, detail, "run sanakit's own tests before you rely on it here, or use Linux", "warn")
 
 
 def _memory_gigabytes() -> float | None:

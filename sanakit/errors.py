@@ -645,15 +645,15 @@ CODES: dict[str, Code] = {
     "SK0906": Code(
         title="the device's memory is too small",
         why="One image or prompt alone needs more memory than the device has free.",
-        fix="End what else uses the device, lower data.image_size, or use --device cpu.",
+        fix="End what else uses the device, take a base of smaller images, or use --device cpu.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0907": Code(
         title="a run does not fit the device",
         why="What one phase holds on the device at the same time (weights, gradients, moments, averages, activations) "
         "is more than the device has room for; 15% are left to the driver, the kernels and the allocator.",
-        fix="Take an option that the message names, a smaller train.batch_size or data.image_size, more ranks with "
-        "train.parallel=fsdp, or a larger device.",
+        fix="Take an option that the message names, a smaller train.batch_size, a base of smaller images, more ranks "
+        "with train.parallel=fsdp, or a larger device.",
         exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0999": Code(

@@ -1,11 +1,13 @@
 """What a `save_pretrained` folder may hold, a config.json and weights in safetensors; and where made files are kept."""
 
 import datetime
+import errno
 import json
 import os
 import platform
 import re
 import shlex
+import shutil
 import uuid
 from pathlib import Path
 from typing import Any
@@ -199,6 +201,32 @@ def write_aside(path: Path, text: str) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """What the system still holds of a file or a folder goes to disk. Windows flushes what may be written, and opens no
+    folder: there is nothing to do for one."""
+    is_folder = path.is_dir()
+    try:
+        descriptor = os.open(path, os.O_RDONLY if is_folder else os.O_RDWR)
+    except PermissionError:
+        if is_folder:
+            return
+        raise
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def reserve(path: Path, nbytes: int) -> None:
+    """A new file of this many bytes, for which the disk has room. Linux reserves the room; macOS and Windows cannot, so
+    there the free space is compared. Raises OSError."""
+    with path.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, nbytes)
+        elif shutil.disk_usage(path.parent).free < nbytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
 
 def take_lock(path: Path) -> int | None:

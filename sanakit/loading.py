@@ -4,6 +4,7 @@ The one place that knows the three ways to name a component.
 """
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from sanakit.formats.pipeline_folder import (
 )
 from sanakit.hub import download
 from sanakit.placement import Placement, host
+from sanakit.registry import Registry
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, TextEncoder
 from sanakit.text_encoders.open_clip import OpenCLIP
 from sanakit.text_encoders.query import changed_spec
@@ -33,6 +35,7 @@ from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, wrapper_of
 from sanakit.vaes.kept import read_kept
 from sanakit.vaes.normalisation import from_scaling
 
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?"
 CORES = Path(__file__).parent / "assets" / "cores"
 
 
@@ -54,7 +57,7 @@ def load_vae(name: str, *, scaling_factor: float | None = None) -> VAE:
         vae: VAE = wrapper_of(folder).from_folder(folder)
         vae.name, vae.kept = name, read_kept(vae, folder)
     else:
-        vae = VAES.get(name).load()
+        vae = registered(VAES, name).load()
     if scaling_factor is not None:
         vae.set_stats(replace(from_scaling(scaling_factor), mean=vae.stats.mean))
     return vae.eval()
@@ -71,10 +74,36 @@ def load_text_encoder(name: str) -> TextEncoder:
         encoder = _from_folder(plain, scheme, rest)
         encoder.name = plain
     else:
-        encoder = TEXT_ENCODERS.get(plain).load()
+        encoder = registered(TEXT_ENCODERS, plain).load()
     if query:
         encoder.set_spec(changed_spec(encoder, query))
     return encoder.eval()
+
+
+def registered(registry: Registry[Any], name: str) -> Any:
+    """What is registered under a name. Raises SK0101, which says so where the name is a path, a repository or a
+    component of the other kind."""
+    try:
+        return registry.get(name)
+    except SanakitError as error:
+        wanted = scheme_wanted(name)
+        for kind, others in (("VAE", VAES), ("text encoder", TEXT_ENCODERS)):
+            if name in others.names():
+                wanted = f"{name} is a {kind}: swap it in as one"
+        if error.code != "SK0101" or wanted is None:
+            raise
+        raise SanakitError("SK0101", error.found, fix=wanted) from None
+
+
+def scheme_wanted(name: str) -> str | None:
+    """How a path or a repository of the model hub is named, for a name that reads like one."""
+    try:
+        is_path = name.startswith(("/", "./", "../", "~")) or Path(name).exists()
+    except OSError:  # a name of thousands of letters
+        is_path = False
+    if is_path:
+        return f"A path is named path:{name}"
+    return f"A repository of the model hub is named hub:{name}" if re.fullmatch(REPOSITORY, name) else None
 
 
 def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
@@ -152,7 +181,8 @@ def load_base(name: str) -> Base:
         folder = converted(folder, cache_dir(), allow_pickle=False)
     if scheme != "path" and not (folder / "card.json").is_file():
         known = sorted(p.name for p in CORES.iterdir())
-        raise SanakitError("SK0101", f"no base named {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+        found = f"no base named {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
+        raise SanakitError("SK0101", found, fix=scheme_wanted(name))
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         missing = {"vae", "text_encoder", "image_size", "flow_shift"} - card.keys()

@@ -150,7 +150,7 @@ def small_world(tmp_path, monkeypatch):
     (base / "card.json").write_text(json.dumps(card))
     return {
         "base": f"path:{base}",
-        "data": {"source": str(dataset), "image_size": 32},
+        "data": {"source": str(dataset)},  # of the base's image size
         "train": {"max_steps": 24, "batch_size": 4, "checkpoint_every": 10, "strategy": "finetune", "warmup": 2},
         "smoke": {"held_out": 16},
         "evaluate": {"num_prompts": 0},  # tests/test_evaluation.py draws and compares

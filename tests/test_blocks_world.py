@@ -17,7 +17,8 @@ from sanakit.swap.plan import build
 
 def open_swap(candidate, images, held_out_images, kind="vae"):
     """tiny-sana with another component, on the first images of the training split and of the held-out ones."""
-    config = make_config({kind: {"name": candidate}, "smoke": {"held_out": held_out_images}})
+    values = {kind: {"name": candidate}, "smoke": {"held_out": held_out_images}, "data": {"image_size": 96}}
+    config = make_config(values)
     swap = Swap(config=config, run=RunFolder(Path(), config))
     train, test = swap.splits
     swap.splits = train.subset(range(images)), test.subset(range(held_out_images))

@@ -75,6 +75,7 @@ FAR = RACED["candidates"][0] | {"probability_within_horizon": 0.78}
 OPEN_RACE = RACED | {"conclusive": False, "candidates": [LATE]}
 NO_SIGHT = RACED | {"conclusive": False, "candidates": [LATE | {"predicted_steps": None}]}
 FULL = ("component", "smoke", "full")
+SCALE = "--set vae.scaling_factor=0.2565 (1/std of these images)"
 
 
 @pytest.mark.parametrize(
@@ -88,6 +89,7 @@ FULL = ("component", "smoke", "full")
         (validation(stages=("component",)), [], "not-yet", "Stage smoke was not run"),
         (validation(stages=("full",)), [], "not-yet", "stage component"),
         (validation(gate("component/scale-high", "fail")), [], "do-not", "Fix first: component/scale-high"),
+        (validation(gate("component/scale-low", "fail", hint=SCALE)), [], "do-not", f"What would mend it: {SCALE}."),
         (validation(gate("component/meaning", "fail")), [], "do-not", "component/meaning (SK0000) failed."),
         (validation(gate("smoke/control", "inconclusive")), [], "not-yet", "smoke/control (SK0000) could not"),
         (validation(race=OPEN_RACE), [], "not-yet", "no late end"),

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import shlex
 from pathlib import Path
 
 import pytest
@@ -39,6 +40,9 @@ def test_generated_pages_are_current(page):
         "docs/library.md",
         "docs/evaluation.md",
         "docs/tutorial.md",
+        "docs/index.md",
+        "docs/swapping.md",
+        "docs/monitors.md",
         "docs/codes.md",
     ],
 )
@@ -47,6 +51,34 @@ def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)#]+)\)", text):
         if "://" not in target:
             assert ((ROOT / page).parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["docs/swapping.md", "docs/tutorial.md"])
+def test_commands_of_a_page_are_known_with_their_options(page):
+    import typer
+
+    from sanakit.cli import data, evaluate, export, info, results, swap  # noqa: F401  each adds its commands
+    from sanakit.cli.app import app
+
+    commands = typer.main.get_command(app).commands
+    blocks = re.findall(
+        r"^```(?:bash)?\n(.*?)^```$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+    lines = [line for block in blocks for line in block.splitlines() if line.startswith("sanakit ")]
+    assert len(lines) >= 6
+    for line in lines:
+        name, *words = shlex.split(line)[1:]
+        commands[name].make_context(name, words)  # raises for an option that does not exist
+
+
+@pytest.mark.slow
+def test_the_lines_of_swapping_in_python_run():
+    (block,) = re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / "swapping.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    namespace = {}
+    exec(block, namespace)
+    assert namespace["plan"].kind == "vae" and namespace["plan"].notes
 
 
 def test_every_committed_weight_has_a_card_and_is_no_pickle():

@@ -18,6 +18,7 @@ from sanakit.data import load_images
 from sanakit.data.cache import to_images
 from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.swap.control import IMAGES, agreement_with_base
+from sanakit.swap.early import ALONE_SIZE
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -35,7 +36,7 @@ def evaluation_images():
 
 @pytest.fixture(scope="module")
 def images(evaluation_images):
-    return to_images(evaluation_images.pixels(Config().data.image_size))
+    return to_images(evaluation_images.pixels(ALONE_SIZE))
 
 
 @pytest.mark.parametrize("name", EMBEDDED_VAES)

@@ -220,7 +220,7 @@ def test_what_cannot_be_evaluated_is_refused_before_an_image_is_drawn(small_worl
     for options, said in (
         ({"metrics": ("kidd",)}, "SK0101.*did you mean kid"),
         ({"metrics": ()}, "SK0104.*no metric"),
-        ({"count": 4}, "SK0104.*count is 4, expected at least 8"),
+        ({"count": 4}, "SK0104.*count is 4, expected a whole number of 8 or more"),
         ({"features": "dinoo"}, "SK0104.*did you mean dino"),
         ({"metrics": "clip-score", "clip": "openai"}, "SK0104.*expected path:DIR"),
         ({"metrics": "clip-score", "clip": f"path:{tmp_path}"}, "SK0106.*open_clip_config.json"),

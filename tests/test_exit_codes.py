@@ -12,6 +12,7 @@ import typer
 
 from sanakit import cli
 from sanakit.cli import info
+from sanakit.cli.ending import exit_code_of, refuse_options
 from sanakit.errors import CODES, ExitCode, SanakitError
 from sanakit.tracebacks import guarded, kept_in, unexpected, write_traceback
 
@@ -119,6 +120,25 @@ def test_json_has_neither_nan_nor_infinity(capsys):
 
     document = json.loads(capsys.readouterr().out, parse_constant=refuse)
     assert document == {"value": None, "span": [1.0, None], "rows": [{"p": None}], "path": "a"}
+
+
+@pytest.mark.parametrize(
+    ("answer", "fail_on", "code"),
+    [
+        ("do-not", None, 0),
+        ("do-not", "do-not", 1),
+        ("not-yet", "do-not", 0),
+        ("not-yet", "not-yet", 1),
+        ("do-not", "not-yet", 1),
+        ("swap-with-loss", "not-yet", 0),
+        ("swap", "not-yet", 0),
+    ],
+)
+def test_the_exit_code_is_the_verdicts_and_fail_on_follows_the_decision(answer, fail_on, code):
+    validation = {"verdict": "pass", "stages": {}, "decision": {"answer": answer}}
+    assert exit_code_of(validation, fail_on) == code
+    with pytest.raises(SanakitError, match="SK0104.*--fail-on is 'never', expected do-not or not-yet"):
+        refuse_options("never", "auto", {})
 
 
 def test_in_a_run_the_traceback_lies_in_the_run_folder(tmp_path, monkeypatch, capsys, small_world):

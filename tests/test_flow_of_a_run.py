@@ -2,10 +2,10 @@
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
+from test_interop_cli import sanakit
 from typer.testing import CliRunner
 
 from sanakit.cli import info, swap, train  # noqa: F401  they add their commands
@@ -175,14 +175,28 @@ def test_a_name_of_another_kind_or_a_path_says_what_was_meant(values, said, fix,
     assert fix in refused.value.fix
 
 
-def test_images_of_another_size_are_refused_by_the_card_alone():
-    from sanakit.swap.early import refuse_image_size
+def test_the_image_size_is_the_bases_and_another_one_is_refused_by_its_card_alone():
+    from sanakit.swap.early import ALONE_SIZE, decide_image_size
 
-    base = SimpleNamespace(name="tiny-sana", card={"image_size": 96})
-    refuse_image_size(base, 96)
+    def decided(*sets, trained_at):
+        return decide_image_size(make_config({}, list(sets)), trained_at).data.size
+
+    assert decided(trained_at=512) == 512 and decided("data.image_size=512", trained_at=512) == 512
+    assert decided(trained_at=None) == ALONE_SIZE and decided("data.image_size=64", trained_at=None) == 64
+    assert decided("train.target=vae", "data.image_size=64", trained_at=96) == 64  # no core is trained
     with pytest.raises(SanakitError, match="data.image_size is 64, tiny-sana was trained at 96") as refused:
-        refuse_image_size(base, 64)
-    assert "--set data.image_size=96" in refused.value.fix
+        decided("data.image_size=64", trained_at=96)
+    assert "Leave data.image_size out" in refused.value.fix
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((), 32), (("--image-size", "64"), 64)])
+def test_encode_takes_the_image_size_of_the_base(small_world, tmp_path, monkeypatch, capsys, asked, expected):
+    source, card = small_world["data"]["source"], Path(small_world["base"].removeprefix("path:")) / "card.json"
+    vae, out = json.loads(card.read_text())["vae"], str(tmp_path / "out")
+    told = ["--vae", vae, "--base", small_world["base"], "--data", source, "--out", out, "--json", *asked]
+    assert sanakit(monkeypatch, "encode", *told) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["entries"]
+    assert json.loads((Path(entry["folder"]) / "manifest.json").read_text())["facts"]["size"] == expected
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 import shutil
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -113,6 +114,14 @@ def test_a_stock_folder_renders_the_same_in_diffusers(stock):
     assert abs(theirs - ours).max() < 1e-4
     for other in (pixels(system, num_steps=2, seed=8), pixels(system, "blue", num_steps=2, seed=7)):
         assert abs(theirs - other).max() > 1e-3
+
+
+@pytest.mark.skipif(not diffusers.__version__.startswith("0.42."), reason="docs/interop.md speaks of diffusers 0.42")
+def test_the_reason_why_there_are_no_modular_blocks_is_true():
+    folder = Path(diffusers.__file__).parent / "modular_pipelines"
+    assert (folder / "flux").is_dir() and not list(folder.glob("sana*"))
+    assert "experimental" in (folder / "components_manager.py").read_text(encoding="utf-8")
+    assert "Modular Diffusers" in (Path(__file__).parent.parent / "docs" / "interop.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", ["dpm++", "unipc"])

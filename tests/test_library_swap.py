@@ -1,6 +1,8 @@
 """`validate`, `swap`, `race` and `relative_error` from objects: the numbers of the command line."""
 
+import json
 import re
+import sys
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 import sanakit as sk
+from sanakit import cli
 from sanakit.config import make_config
 from sanakit.evaluation.held_out import held_out
 from sanakit.swap import stages as engine
@@ -24,11 +27,16 @@ def parts(small_world):
     return base, images, sk.load_vae("pca-f8c4")
 
 
-def command_line(small_world, folder, stage, **sections):
-    """validation.json of a stage of the small world as the command line runs it."""
-    values = {"base": small_world["base"], "data": small_world["data"], "vae": {"name": "pca-f8c4"}} | sections
-    swap = engine.prepare(make_config(values), folder, lambda *_: None)
-    return engine.run_stages(swap, [stage])
+def command_line(small_world, folder, stage, monkeypatch, *settings):
+    """validation.json of a stage of the small world, written by the command itself."""
+    named = ["--base", small_world["base"], "--data", small_world["data"]["source"], "--vae", "pca-f8c4"]
+    sets = [word for setting in ("data.image_size=32", *settings) for word in ("--set", setting)]
+    command = ["sanakit", "validate", "--stage", stage, *named, *sets, "--run-dir", str(folder), "--quiet"]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    assert end.value.code in (None, 0, 1, 4)  # verdicts
+    return json.loads((folder / "validation.json").read_text(encoding="utf-8"))
 
 
 def gates_of(record):
@@ -40,7 +48,7 @@ def gates_of(record):
 def test_validate_gives_the_numbers_of_the_command_line(small_world, parts, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     base, images, vae = parts
-    record = command_line(small_world, tmp_path / "run", "component")
+    record = command_line(small_world, tmp_path / "run", "component", monkeypatch)
     named = sk.validate("pca-f8c4", base=small_world["base"], data=small_world["data"]["source"])
     live = sk.validate(vae, base=base, data=images, run_dir=tmp_path / "kept")
     assert gates_of(named.as_dict()) == gates_of(live.as_dict()) == gates_of(record) != []
@@ -183,11 +191,12 @@ def test_swap_and_race_take_exactly_one_component(small_world):
 
 
 @pytest.mark.slow
-def test_a_race_gives_the_numbers_of_the_command_line(small_world, parts, tmp_path):
+def test_a_race_gives_the_numbers_of_the_command_line(small_world, parts, tmp_path, monkeypatch):
     base, images, vae = parts
-    smoke = {"budget_steps": 8, "held_out": 16, "rates": [1.0], "strategies": ["align+head"]}
     train = {"batch_size": 4, "warmup": 2, "start": "align"}
-    record = command_line(small_world, tmp_path / "run", "smoke", smoke=smoke, train=train)
+    settings = ["smoke.budget_steps=8", "smoke.held_out=16", "smoke.rates=[1.0]", "smoke.strategies=[align+head]"]
+    settings += [f"train.{key}={value}" for key, value in train.items()]
+    record = command_line(small_world, tmp_path / "run", "smoke", monkeypatch, *settings)
     sections, steps = {"smoke": {"held_out": 16, "rates": [1.0]}, "train": train}, []
     raced = sk.race(
         base,
@@ -220,8 +229,11 @@ def test_the_lines_of_the_documentation_run(small_world, tmp_path, monkeypatch):
     stated = 'BASE, CANDIDATE, DATA = "tiny-sana", "dc-f16c16", "embedded"'
     ours = f'BASE, CANDIDATE, DATA = {small_world["base"]!r}, "pca-f8c4", {small_world["data"]["source"]!r}'
     assert len(blocks) == 6 and blocks[0].count(stated) == 1
-    # the small world has fewer than 400 training images
-    text = "\n".join(blocks).replace(stated, ours).replace("[:200, 0]", "[:36, 0]").replace("[200:400, 0]", "[36:, 0]")
+    smaller = {"[:200, 0]": "[:36, 0]", "[200:400, 0]": "[36:, 0]", "len(images), 8)": "len(images), 1)"}  # of 80
+    text = "\n".join(blocks).replace(stated, ours)
+    for written, replaced in smaller.items():
+        assert written in text
+        text = text.replace(written, replaced)
     namespace = {}
     exec(compile(text, "docs/library.md", "exec"), namespace)
     assert namespace["checked"].verdict in ("pass", "fail", "inconclusive") and namespace["monitor"].alarms == []

@@ -1,13 +1,10 @@
-"""The package around the code: what a wheel holds, licences of its assets, shell completion, other systems."""
+"""The package around the code: what a wheel holds, licences of its assets, shell completion."""
 
-import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
 import tomllib
-import types
 import venv
 import zipfile
 from pathlib import Path
@@ -15,13 +12,23 @@ from pathlib import Path
 import pytest
 
 import sanakit
-from sanakit import distributed
 from sanakit.cli import completion
 from sanakit.registry import Registry
 
 PACKAGE = Path(sanakit.__file__).parent
 ROOT = PACKAGE.parent
 ASSETS = PACKAGE / "assets"
+DRAWINGS = """
+from pathlib import Path
+
+import sanakit as sk
+
+drawings = sk.load_images("openclipart").subset(range(0, 4000, 40))
+Path("images").mkdir()
+for number, (image, captions) in enumerate(zip(drawings.images, drawings.captions)):
+    Path(f"images/{number}.webp").write_bytes(image)
+    Path(f"images/{number}.txt").write_text("\\n".join(captions), encoding="utf-8")
+"""
 COMPLETE = "import sys; sys.argv = ['sanakit']; from sanakit.cli import main; main()"
 
 
@@ -55,49 +62,6 @@ def test_completions_are_the_registered_names():
     assert completion.candidates("") == [*Registry("vaes").names(), *Registry("text-encoders").names()]
     assert completion.strategies("a")[:2] == ["auto", "align"] and completion.bases("tiny") == ["tiny-sana"]
     assert completion.kinds("d") == ["drift", "datasets"]
-
-
-def fresh(module):
-    """The module executed anew, beside the one that is imported."""
-    spec = importlib.util.spec_from_file_location("fresh_" + module.__name__.replace(".", "_"), module.__file__)
-    again = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(again)
-    return again
-
-
-def test_a_system_without_sigusr1_and_resource_still_works(monkeypatch):
-    assert distributed.StopRequest.SIGNALS == (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-    monkeypatch.delattr(signal, "SIGUSR1")
-    windows = fresh(distributed)
-    assert windows.StopRequest.SIGNALS == (signal.SIGTERM, signal.SIGINT)
-    with windows.STOP.installed():
-        assert signal.getsignal(signal.SIGTERM) is windows.STOP
-    import psutil
-
-    process = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(peak_wset=5e8))
-    monkeypatch.setattr(psutil, "Process", lambda: process)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "resource" else find(name))
-    assert windows.peak_megabytes() == 500
-
-
-def test_memory_is_counted_in_the_unit_of_the_system(monkeypatch):
-    import resource
-
-    here = distributed.peak_megabytes()
-    assert 50 < here < 100_000
-    usage = types.SimpleNamespace(ru_maxrss=300e6)
-    monkeypatch.setattr(resource, "getrusage", lambda who: usage)
-    monkeypatch.setattr(sys, "platform", "darwin")
-    assert distributed.peak_megabytes() == 300
-
-
-def test_modules_of_one_system_alone_are_imported_under_a_guard():
-    for path in PACKAGE.rglob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        for name in ("resource", "fcntl", "pwd", "termios"):
-            assert f"\nimport {name}\n" not in text, path
-        assert "signal.SIGUSR1" not in text, path
 
 
 @pytest.fixture(scope="module")
@@ -147,21 +111,16 @@ def test_the_main_job_runs_from_a_wheel_in_another_folder(wheel, tmp_path):
     where = [str(python), "-c", "import sanakit; print(sanakit.__file__)"]
     place = subprocess.run(where, cwd=elsewhere, env=env, capture_output=True, text=True, check=True).stdout
     assert place.startswith(str(site))
-    job = [
-        "swap-vae",
-        "--candidate",
-        "pca-f16c16",
-        "--data",
-        "openclipart",
-        "--stages",
-        "component",
-        "--run-dir",
-        "run",
-    ]
-    result = run(*job, "--set", "component.num_images=64", "--json")
+    made = subprocess.run([str(python), "-c", DRAWINGS], cwd=elsewhere, env=env, capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    job = ["swap-vae", "--candidate", "pca-f16c16", "--data", "images", "--run-dir", "run", "--strategy", "align+head"]
+    sizes = ["component.num_images=64", "smoke.held_out=16", "train.start_draws=64", "train.batch_size=8"]
+    small = [word for size in sizes for word in ("--set", size)]
+    result = run(*job, *small, "--budget-steps", "8", "--force", "--json")
     assert result.returncode in (0, 1, 4), result.stderr
     record = json.loads(result.stdout)
-    assert set(record["stages"]) == {"component"} and record["stages"]["component"]["gates"]
+    assert set(record["stages"]) == {"component", "smoke"} and all(s["gates"] for s in record["stages"].values())
+    assert record["strategy"]["candidates"][0]["name"] == "align+head" and record["decision"]
     drawn = run("sample", "--model", "tiny-sana", "--prompt", "red apple", "--num-steps", "2", "--out", "apple.png")
     assert drawn.returncode == 0 and (elsewhere / "apple.png").is_file(), drawn.stderr
     assert run("report", "run", "--out", "page.html").returncode == 0 and (elsewhere / "page.html").stat().st_size > 1e4

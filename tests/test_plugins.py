@@ -24,6 +24,7 @@ from sanakit.cli.app import app
 from sanakit.config import dump_config, make_config
 from sanakit.contracts import GateResult, Reading, Verdict
 from sanakit.core.dit import new_core
+from sanakit.data import load_images
 from sanakit.data.table import DATASETS
 from sanakit.drift import DRIFT
 from sanakit.drift.base import COMPONENTS, ask, seen_by, sees
@@ -40,6 +41,7 @@ from sanakit.reporting.ci import markdown
 from sanakit.strategies.base import STRATEGIES, strategy_named
 from sanakit.swap import stages as engine
 from sanakit.swap.plugins import sound_strategies
+from sanakit.testing import check_dataset
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
@@ -155,6 +157,13 @@ def use_metric(name, monkeypatch):
     assert (score.better, score.of_true_images, score.error) == ("higher", 0, "")
 
 
+def use_dataset(name, monkeypatch):
+    images = load_images(name)
+    assert len(images) == 64 and images.names[1] == "red/4" and images.captions[1] == ["a square with 4 parts of red"]
+    assert images.pixels(8)[63].mean((0, 1)).tolist() == [252, 3, 0]
+    check_dataset(name)
+
+
 TINY = {
     "in_channels": 4,
     "out_channels": 4,
@@ -175,6 +184,7 @@ ONE_FILE = {  # kind of `sanakit ls` -> name on the pages, and how it is used
     "gates": ("component/ours-sharp", use_gate),
     "strategies": ("ours-patch", use_strategy),
     "metrics": ("ours-contrast", use_metric),
+    "datasets": ("ours-colours", use_dataset),
 }
 
 
@@ -238,6 +248,12 @@ def test_a_gate_written_as_the_page_says_works(plugin):
         Verdict.FAIL,
     )
     assert run_gates("component", evidence[0], load_policy("strict"))[-1].threshold == 22.0
+    own_code = example("component/ours-sharp").replace("SK0201", "OURS01").replace("ours-sharp", "ours-coded")
+    plugin("coded_gates", own_code, {"gates": {"component/ours-coded": "sharp"}})
+    for asked in ("component/ours-coded", "OURS01", "ours01"):  # a gate and a code of somebody else
+        told = CliRunner().invoke(app, ["explain", asked]).stdout
+        assert told.startswith("component/ours-coded, of coded_gates: reconstructions reach 20 dB"), asked
+        assert "passes: at least 20 (strict 22)" in told and "OURS01" in told
 
 
 def test_a_statistic_may_take_either_keyword():
@@ -409,9 +425,7 @@ def test_a_component_that_raises_is_the_row_of_its_stage_and_later_stages_wait(
     monkeypatch.chdir(tmp_path)
     arguments = ["--candidate", "theirs", "--base", small_world["base"], "--data", small_world["data"]["source"]]
     run = tmp_path / "run"
-    code = exit_code(
-        monkeypatch, "swap-vae", *arguments, "--run-dir", run, "--set", "data.image_size=32", "--json", "--force"
-    )
+    code = exit_code(monkeypatch, "swap-vae", *arguments, "--run-dir", run, "--json", "--force")
     document = json.loads(capsys.readouterr().out)
     assert code == 5 and document["verdict"] == "inconclusive" and list(document["stages"]) == ["component"]
     (row,) = document["stages"]["component"]["gates"]
@@ -430,7 +444,6 @@ def test_a_data_set_that_raises_names_its_distribution(plugin, small_world, tmp_
     """
     plugin("bad_data", source, {"datasets": {"their-data": "theirs"}})
     arguments = ["--vae", "pca-f8c4", "--base", small_world["base"], "--data", "their-data"]
-    arguments += ["--set", "data.image_size=32"]
     assert exit_code(monkeypatch, "validate", "--stage", "component", *arguments, "--json") == 5
     said = capsys.readouterr()
     assert said.out == "" and "error[SK0114]: bad_data: LookupError: no such bucket (bad_data.py, line " in said.err

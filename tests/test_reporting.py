@@ -19,6 +19,7 @@ from sanakit.reporting.compare import differing, leaderboard, write_comparison
 from sanakit.reporting.component import MEASURED, compared
 from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.folder import embedded, read_lines
+from sanakit.reporting.score_table import read_scores, score_table
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import loss_by_sigma
 
@@ -316,6 +317,10 @@ def test_a_dropped_arm_has_a_reason_and_no_forecast(run_dir):
 
 
 ENDS = [("a", [(1, 3.0), (101, 1.2)]), ("b", [(1, 3.0)])]
+SIDES = [("reference", [1.0, 0.5]), ("current", [1.1, 0.1])]
+SHIFTS = {"mean": [0.1, -0.3], "spread": [0.5, 0.2]}
+SPECTRA = {"reference": [(0.5, 1.0), (1.0, 0.0)], "current": [(0.5, 1.0), (1.0, -1.0)]}
+CLOUDS = {"reference": [[-1, 0], [1, 0]], "current": [[2, 0], [2, 0]]}
 ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
 
 
@@ -329,6 +334,12 @@ ALARM = READING | {"alarm": True, "step": 5, "where": "channel 1"}
         (conclusions.farthest_cell(["base sd"], [[0.1, -0.4]]), "base sd of channel 1, -0.4"),
         (conclusions.curve("Power spectra", [("base", [(1, 0.9), (2, 0.1)])]), "base 10.0%"),
         (conclusions.curve("Token norms", [("base", [(0, 1.0), (1, 3.0)])]), "Median: base 2."),
+        (conclusions.channels_apart(SIDES), "Channel 1 differs most: 0.5 to 0.1."),
+        (conclusions.features_moved(SHIFTS, 0.2), "3 of 4 cells moved by 0.2 sd or more, most of them in: spread."),
+        (conclusions.features_moved({"mean": [0.1]}, 0.2), "0 of 1 cells moved by 0.2 sd or more."),
+        (conclusions.spectra_apart(SPECTRA), "at frequency 1: x0.1."),
+        (conclusions.clouds_apart(CLOUDS), "are 2 spreads of the reference apart."),
+        (conclusions.clouds_apart(CLOUDS | {"reference": [[0, 0], [0, 0]]}) or "none", "none"),
         (conclusions.cosines([[1, 0.2], [0.2, 1]]), "prompts: 0.2"),
         (conclusions.alarms([ALARM, READING]), "1 of 2 readings raised an alarm, the first at step 5 at channel 1."),
     ],
@@ -362,6 +373,51 @@ def test_a_comparison_warns_where_runs_differ_and_links_their_reports(run_dir, t
     assert html.count("Not yet") == 3 and "20 steps of finetune" in html
 
 
+def score_row(candidate, better, low, high, **more):
+    row = {"label": "kid (EffLite0)", "title": "KID", "base": 0.25, "candidate": candidate, "better": better}
+    return row | {"difference_low": low, "difference_high": high, "of_true_images": 0.0125, "error": ""} | more
+
+
+def test_a_comparison_shows_the_scores_of_candidate_and_base(run_dir, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("scored")
+    recovered = score_row(0.875, "higher", -0.01, 0.02, label="caption-recovery", of_true_images=None)
+    scored = {
+        "a": {"num_prompts": 24, "rows": [score_row(0.375, "lower", 0.1, 0.15), recovered]},
+        "b": {"num_prompts": 16, "rows": [score_row(0.125, "lower", -0.2, -0.1)]},
+        "c": {"num_prompts": 0, "rows": [], "note": "evaluate.num_prompts is 0"},
+    }
+    for name, evaluation in scored.items():
+        shutil.copytree(run_dir, folder / name)
+        path = folder / name / "validation.json"
+        told = {"candidate": f"vae-{name}", "evaluation": evaluation | {"num_seeds": 2, "seed": 0}}
+        path.write_text(json.dumps(json.loads(path.read_text()) | told))
+    file = folder / "base.json"
+    facts = {
+        "metric": "kid",
+        "features": "EffLite0",
+        "value": 0.5,
+        "of_true_images": None,
+        "better": "lower",
+        "error": "",
+    }
+    file.write_text(
+        json.dumps({"model": EVIL, "data": "x", "num_prompts": 64, "num_seeds": 2, "seed": 0, "scores": [facts]})
+    )
+    rows = leaderboard([folder / name for name in scored])
+    assert [len(row["scores"]) for row in rows] == [2, 1, 0]
+    table = score_table([*rows, read_scores(file)])
+    assert list(table["labels"]) == ["kid (EffLite0)", "caption-recovery"] and len(table["rows"]) == 3
+    assert table["labels"]["kid (EffLite0)"] == {"better": "lower", "true": 0.0125}
+    assert table["rows"][0]["said"].startswith("beside its base better in 0, worse in 1 of 2; 24 prompts, 2 samples")
+    html = write_comparison(rows, folder / "c.html", [read_scores(file)]).read_text(encoding="utf-8")
+    assert '0.375<br><span class="small">base 0.25, worse' in html and "base 0.25, better" in html
+    assert "true images 0.0125" in html and "not drawn alike (24 prompts" in html and "<script" not in html
+    assert "Scores of what is drawn" not in write_comparison(rows[2:], folder / "d.html").read_text(encoding="utf-8")
+    file.write_text("[]")
+    with pytest.raises(SanakitError, match="SK0104.*base.json holds no scores"):
+        read_scores(file)
+
+
 def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
     evidence = {
         "latents": {
@@ -369,13 +425,14 @@ def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
             "farthest": {"current": [(4, 0.2), (7, 0.1)]},
         }
     }
-    carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="")}}}
+    carried = {"latents": {"current": {4: SimpleNamespace(label="apple.png", uri="data:x")}}}
     shown = summary("drift", evidence, carried)
     assert (
         shown["effect"]
         == "Largest effect: high freq. of channel 1 (latents), 1.30 standard deviations up, a large one."
     )
     assert shown["moved"] == "Moved most: apple.png, row 7." and "JPEG quality" in shown["advice"]
+    assert shown["moved_images"] == [{"label": "apple.png", "image": "data:x"}]
     still = summary("no-drift", evidence, carried)
     assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
     assert still["moved"] == ""

@@ -17,7 +17,7 @@ from sanakit.tracebacks import memory_advice, note_work
 
 
 def test_a_config_that_was_changed_by_hand_is_told_field_by_field(tmp_path):
-    config = make_config({"train": {"seed": 3}})
+    config = make_config({"train": {"seed": 3}, "data": {"image_size": 96}})
     RunFolder.open(config, tmp_path / "run")
     assert RunFolder.open(config, tmp_path / "run").config == config
     file = tmp_path / "run" / "config.yaml"

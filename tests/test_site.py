@@ -34,7 +34,7 @@ def pages(entry):
 def test_every_page_of_the_navigation_exists_once_and_strict_building_names_the_others():
     listed = pages(CONFIG["nav"])
     assert len(listed) == len(set(listed)) >= 20
-    assert [page for page in listed if not (DOCS / page).is_file()] == []
+    assert set(listed) == {path.name for path in DOCS.glob("*.md")}, "mkdocs builds strictly: list the page under nav"
     assert [next(iter(row)) for row in CONFIG["nav"][1:]] == ["Tutorial", "How-to guides", "Explanation", "Reference"]
     assert CONFIG["validation"]["nav"]["omitted_files"] == CONFIG["validation"]["links"]["not_found"] == "warn"
 
@@ -69,19 +69,44 @@ def load_script(name):
 
 def test_a_page_becomes_a_notebook_whose_cells_are_its_blocks():
     script = load_script("make_notebook")
-    text = "# Title\n\n```python\nx = 1\n```\n\nthen\n\n```bash\nsanakit ls\n```\n\n```text\nshown\n```\n"
+    text = "# Title\n\n```python\nx = 1\n```\n\nthen [data](data.md#here)\n\n"
+    text += "```bash\nsanakit ls\n```\n\n```text\nshown\n```\n"
     cells = script.cells_of(text)
     assert [(cell["cell_type"], cell["source"]) for cell in cells] == [
         ("markdown", "# Title"),
         ("code", "x = 1"),
-        ("markdown", "then"),
-        ("code", "%%bash\nsanakit ls"),
+        ("markdown", "then [data](../data.html#here)"),
+        ("code", "%%bash --no-raise-error\nsanakit ls"),
         ("markdown", "```text\nshown\n```"),
     ]
     library = script.notebook_of((DOCS / "library.md").read_text(encoding="utf-8"))
     code = [cell["source"] for cell in library["cells"] if cell["cell_type"] == "code"]
     assert len(code) >= 4 and all(compile(cell, "cell", "exec") for cell in code)
     assert len({cell["id"] for cell in library["cells"]}) == len(library["cells"])
+
+
+@pytest.mark.parametrize(
+    "told", ["error[SK0101]: no VAE", "Usage: sanakit [OPTIONS]", "bash: sanakit: command not found"]
+)
+def test_a_command_that_ends_in_an_error_stops_the_notebook(told):
+    script = load_script("make_notebook")
+    verdict = {"source": "sanakit swap-vae", "outputs": [{"text": "Not yet: 8 steps are too few\n"}]}
+    script.refuse_errors([verdict, {"source": "text"}])
+    with pytest.raises(RuntimeError, match="in the cell\nsanakit ls"):
+        script.refuse_errors([verdict, {"source": "sanakit ls", "outputs": [{"text": f"line 1\n{told}\n"}]}])
+
+
+def test_the_site_shows_what_was_executed(tmp_path):
+    hooks = load_script("site_hooks")
+    for name in ("tutorial.ipynb", "tutorial.html", "half.ipynb"):
+        (tmp_path / name).write_text("{}")
+    executed = hooks.notebook_files(tmp_path)
+    assert list(executed) == ["tutorial"]
+    page = hooks.with_link("# Title\n\nText\n", "tutorial", executed)
+    assert page.startswith("# Title\n\nThis page was executed: ") and page.endswith("\n\nText\n")
+    assert re.findall(r"\]\((.*?)\)", page) == ["notebooks/tutorial.html", "notebooks/tutorial.ipynb"]
+    assert hooks.with_link("# Title\n", "half", executed) == "# Title\n"
+    assert (ROOT / CONFIG["hooks"][0]).samefile(hooks.__file__)
 
 
 @pytest.mark.slow

@@ -57,8 +57,7 @@ def test_the_tutorial_runs_on_a_small_world(small_world, tmp_path, monkeypatch, 
 
     def smaller(text):
         text = text.replace("--model tiny-sana", f"--model {small_world['base'].removeprefix('path:')}")
-        text = text.replace("tiny-sana", small_world["base"]).replace("dc-f16c16", "pca-f8c4")
-        return text.replace("--base", "--set data.image_size=32 --base")
+        return text.replace("tiny-sana", small_world["base"]).replace("dc-f16c16", "pca-f8c4")
 
     check_results(run_page(monkeypatch, capsys, smaller, skipped=1))
 

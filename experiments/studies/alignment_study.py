@@ -7,8 +7,10 @@ before and after training.
     python experiments/studies/alignment_study.py blocks dc-f16c16    # every block's closed form, by draws
     python experiments/studies/alignment_study.py table               # the tables of docs/alignment.md
 
-Rows go to experiments/results/alignment_study.json. Held-out images throughout; one seed. Distance: squared, relative,
-to the base's features with matched noise, after the patch embedding and each block. Loss: mean over five sigmas.
+Rows go to experiments/results/alignment_study.json, one record a candidate and seed (--seed). Held-out images
+throughout, in their random order. Distance: squared, relative, to the base's features with matched noise, after the
+patch embedding and each block. Loss: mean over five sigmas. `over_reference`: how much a loss lies above that of the
+REFERENCE of its table, and the standard error of that difference image by image.
 """
 
 import argparse
@@ -29,12 +31,15 @@ from sanakit.alignment.text import Captions
 from sanakit.alignment.vae import head_rows, input_moments
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.config import make_config
+from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.flow import EVAL_SIGMAS, interpolate, sample_sigmas
+from sanakit.loading import load_base
 from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
 from sanakit.swap.distill import Teacher
+from sanakit.swap.early import decide_image_size
 from sanakit.swap.plan import build, swap_core
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training.loop import TrainOptions, fit, new_state
@@ -45,18 +50,24 @@ BLOCKS_HELD_OUT = 128
 TIMED_STEPS = 5
 INPUTS = ("naive", "random input", "procrustes", "ridge", "independent", "coupled", "blend")
 ADAPTERS = {"conv-latents": "blend", "mlp-latents": "blend"}
+REFERENCE = {"vae": "blend", "text": "tokens", "distill": "align"}  # what `align` does
 
 
 def open_swap(kind: str, candidate: str, seed: int, held_out_images: int = IMAGES) -> Swap:
     key = "vae" if kind == "vae" else "text_encoder"
     judged = {"held_out": held_out_images}
     values = {"base": "tiny-sana", key: {"name": candidate}, "train": {"seed": seed}, "smoke": judged}
-    config = make_config(values)
+    config = decide_image_size(make_config(values), load_base("tiny-sana").card["image_size"])
     return Swap(config=config, run=RunFolder(Path(), config))
 
 
-def trained_loss(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> dict[str, float]:
-    """Held-out loss after half of the steps and all of them: every layer, 32 images, the strategy's own rate."""
+def losses_of(system: LatentDiffusion, data: LatentDataset, prompt: str = "own") -> Tensor:
+    """Held-out loss of every image, mean over sigmas. (IMAGES,)"""
+    return held_out(system, data, count=IMAGES, prompt=prompt).losses.mean(0)
+
+
+def trained_losses(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> dict[str, Tensor]:
+    """Held-out losses after half of the steps and all of them: every layer, 32 images, the strategy's own rate."""
     strategy = STRATEGIES.get("finetune")
     options = TrainOptions(
         max_steps=steps,
@@ -72,8 +83,24 @@ def trained_loss(system: LatentDiffusion, swap: Swap, steps: int, seed: int) -> 
     for until in (steps // 2, steps):
         fit(system, swap.candidate_data[0], options, state, until=until)
         with averaged(system.core, state.ema):
-            losses[str(until)] = held_out(system, swap.candidate_data[1], count=IMAGES).loss
+            losses[str(until)] = losses_of(system, swap.candidate_data[1])
     return losses
+
+
+def summed_up(rows: list[dict[str, Any]], reference: str) -> list[dict[str, Any]]:
+    """Rows with means in place of losses by image, and how far each lies above the row named `reference`."""
+    by_method = {row["method"]: row["images"] for row in rows}
+    for row in rows:
+        images = row.pop("images")
+        row["loss"] = {name: round(losses.mean().item(), 4) for name, losses in images.items()}
+        above = {
+            name: losses - by_method[reference][name] for name, losses in images.items() if name in by_method[reference]
+        }
+        row["over_reference"] = {
+            name: [round(over.mean().item(), 4), round(over.std().item() / len(over) ** 0.5, 4)]
+            for name, over in above.items()
+        }
+    return rows
 
 
 def distances(system: LatentDiffusion, swap: Swap) -> dict[str, list[float]]:
@@ -86,6 +113,10 @@ def distances(system: LatentDiffusion, swap: Swap) -> dict[str, list[float]]:
         )
         for sigma in EVAL_SIGMAS
     }
+
+
+def means(losses: dict[str, Tensor]) -> dict[str, float]:
+    return {name: round(values.mean().item(), 4) for name, values in losses.items()}
 
 
 def vae_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
@@ -111,22 +142,22 @@ def vae_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
             align_output(system, train)
         row["head_seconds"] = time.process_time() - start
         result = held_out(system, test, count=IMAGES)
-        row |= {"loss": result.loss, "by_sigma": result.by_sigma}
+        row |= {"images": {"0": result.losses.mean(0)}, "by_sigma": result.by_sigma}
         if method == "blend" and args.heads:
             row["heads"] = head_variants(system, swap)
         start = time.process_time()
         if method in args.train:
-            row["trained"] = trained_loss(system, swap, args.steps, args.seed)
+            row["images"] |= trained_losses(system, swap, args.steps, args.seed)
             row["seconds_per_step"] = (time.process_time() - start) / args.steps
         rows.append(row)
-        print(json.dumps({k: v for k, v in row.items() if k != "distance"}), flush=True)
+        print(method, flush=True)
     return {
         "context_r2": {
             f"{size} x {size}": context_r2(plain, base.core, (train, base_train), (test, base_test), size)
             for size in (1, 3)
         },
         "base_loss": held_out(base, base_test, count=IMAGES).loss,
-        "rows": rows,
+        "rows": summed_up(rows, REFERENCE["vae"]),
     }
 
 
@@ -202,8 +233,8 @@ def text_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     paired = pair_captions(train.captions, base_train.captions, train.texts, swap.candidate, base.text_encoder)
     pooled = Captions(candidate=train.captions, base=base_train.captions)
 
-    def losses(system, data):
-        return {p: held_out(system, data, count=IMAGES, prompt=p).loss for p in ("own", "shuffled")}
+    def losses(system: LatentDiffusion, data: LatentDataset) -> dict[str, Tensor]:
+        return {prompt: losses_of(system, data, prompt) for prompt in ("own", "shuffled")}
 
     rows = []
     for method in ("random", "mean tokens", "tokens", "tokens, scale matched", *args.adapters):
@@ -223,12 +254,12 @@ def text_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
         row["seconds"] = time.process_time() - start
         if method == "tokens, scale matched":
             match_scale(core, base.core, train.captions, base_train.captions)
-        row["loss"] = losses(system, test)
+        row["images"] = losses(system, test)
         if method in args.train or method in ("random", "tokens", "mean tokens", *args.adapters):
-            row["trained"] = trained_loss(system, swap, args.steps, args.seed)
+            row["images"] |= trained_losses(system, swap, args.steps, args.seed)
         rows.append(row)
-        print(json.dumps(row), flush=True)
-    return {"base_loss": losses(base, base_test), "rows": rows}
+        print(method, flush=True)
+    return {"base_loss": means(losses(base, base_test)), "rows": summed_up(rows, REFERENCE["text"])}
 
 
 def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
@@ -237,8 +268,8 @@ def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
     teacher = Teacher(base=base, data=base_train, seed=args.seed)
     prompts = ("own", "shuffled", "null")
 
-    def losses(system, data):
-        return {p: held_out(system, data, count=IMAGES, prompt=p).loss for p in prompts}
+    def losses(system: LatentDiffusion, data: LatentDataset) -> dict[str, Tensor]:
+        return {prompt: losses_of(system, data, prompt) for prompt in prompts}
 
     rows = []
     for method in ("align", "embedding-mse", "align+head", "distill", "finetune"):
@@ -264,13 +295,13 @@ def distill_study(swap: Swap, args: argparse.Namespace) -> dict[str, Any]:
                 row["teacher_seconds"] = time.process_time() - start
             fit(system, train, options, state, draw=draw)
             with averaged(system.core, state.ema):
-                row["loss"] = losses(system, test)
+                row["images"] = losses(system, test)
             row["seconds"] = time.process_time() - start
         else:
-            row["loss"] = losses(system, test)
+            row["images"] = losses(system, test)
         rows.append(row)
-        print(json.dumps(row), flush=True)
-    return {"base_loss": losses(base, base_test), "rows": rows}
+        print(method, flush=True)
+    return {"base_loss": means(losses(base, base_test)), "rows": summed_up(rows, REFERENCE["distill"])}
 
 
 def blocks_study(candidate: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -329,29 +360,30 @@ def table(results: dict[str, Any]) -> None:
     for name, study in results.items():
         if study["kind"] == "blocks":
             continue
-        if study["kind"] == "vae":
-            context = ", ".join(f"{k} {v:.3f}" for k, v in study["context_r2"].items())
-            print(f"\n**{name}** (clean R2 from {context}; base loss {study['base_loss']:.3f})\n")
-            print("| input | distance at sigma .1 / .5 / .9, patch embedding | last block | loss at 0 | after steps |")
-            print("|---|---|---|---|---|")
-        else:
-            print(
-                f"\n**{name}** (base: own {study['base_loss']['own']:.4f}, shuffled "
-                f"{study['base_loss']['shuffled']:.4f})\n"
-            )
-            print("| captions | own captions | shuffled | after steps |\n|---|---|---|---|")
+        context = ", ".join(f"{k} {v:.3f}" for k, v in study.get("context_r2", {}).items())
+        base_loss = study["base_loss"]
+        print(f"\n**{name}** (base {base_loss}" + (f"; clean R2 from {context})\n" if context else ")\n"))
+        columns = list(dict.fromkeys(key for row in study["rows"] for key in row["loss"]))
+        vae = study["kind"] == "vae"
+        heads = [*(["distance at sigma .1 / .5 / .9, patch embedding", "last block"] if vae else []), *columns]
+        print("| method | " + " | ".join(heads) + " |\n" + "|---" * (len(heads) + 1) + "|")
         for row in study["rows"]:
-            after = " / ".join(f"{v:.4f}" for v in row.get("trained", {}).values())
-            if study["kind"] == "vae":
-                near, deep = (
-                    " / ".join(f"{row['distance'][s][depth]:.3f}" for s in ("0.1", "0.5", "0.9"))
-                    if "distance" in row
-                    else ""
-                    for depth in (0, -1)
-                )
-                print(f"| {row['method']} | {near} | {deep} | {row['loss']:.4f} | {after} |")
-            else:
-                print(f"| {row['method']} | {row['loss']['own']:.4f} | {row['loss']['shuffled']:.4f} | {after} |")
+            cells = [distance_cell(row, depth) for depth in (0, -1)] if vae else []
+            print("| " + " | ".join([f"`{row['method']}`", *cells, *(loss_cell(row, key) for key in columns)]) + " |")
+
+
+def distance_cell(row: dict[str, Any], depth: int) -> str:
+    if "distance" not in row:
+        return ""
+    return " / ".join(f"{row['distance'][sigma][depth]:.3f}" for sigma in ("0.1", "0.5", "0.9"))
+
+
+def loss_cell(row: dict[str, Any], key: str) -> str:
+    """A loss, and in brackets how far it lies above the reference's."""
+    if key not in row["loss"]:
+        return ""
+    over, error = row["over_reference"].get(key, (0.0, 0.0))
+    return f"{row['loss'][key]:.4f}" + (f" ({over:+.4f} +- {error:.4f})" if error else "")
 
 
 def blocks_table(results: dict[str, Any]) -> None:
@@ -392,7 +424,7 @@ def main() -> None:
         facts["machine"] = f"{platform.machine()}, one thread, shared"
         facts["command"] = "python experiments/studies/alignment_study.py " + " ".join(sys.argv[1:])
         results = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}  # another candidate may have finished
-        name = f"{args.kind} {args.candidate}" + (f", seed {args.seed}" if args.kind == "blocks" else "")
+        name = f"{args.kind} {args.candidate}, seed {args.seed}"
         results[name] = facts | measured
         RESULTS.write_text(json.dumps(results, indent=1) + "\n")
     table(results)

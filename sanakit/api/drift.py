@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.api.options import as_count, as_number
 from sanakit.drift.compare import Comparison
 from sanakit.drift.compare import compare as compare_samples
 from sanakit.drift.files import data_of
@@ -16,6 +17,9 @@ from sanakit.drift.read import read_samples
 from sanakit.drift.sample import Sample, sample_embeddings, sample_latents
 from sanakit.errors import SanakitError
 from sanakit.text_encoders import PromptEmbeds
+
+KEPT = "expected 1 = keep, 0 = padding"
+ADDITIVE = "Give the tokenizer's attention_mask; a mask of 0 and -10000 that is added to attention is another thing."
 
 
 def compare(
@@ -36,8 +40,7 @@ def compare(
     sides that cannot be compared, SK0704 for an empty one.
     """
     sides = [(reference, reference_mask, "reference"), (current, current_mask, "current")]
-    if not 0 < alpha < 1:
-        raise SanakitError("SK0104", f"alpha is {alpha}, expected between 0 and 1", fix="Take 0.05.")
+    alpha, seed = as_number("alpha", alpha, above=0, below=1), as_count("seed", seed, least=0)
     sources = [_source(values) for values, _, _ in sides]
     first, second = (
         _samples(values, mask, label, source, seed)
@@ -49,13 +52,18 @@ def compare(
             label if source is None else str(source) for (_, _, label), source in zip(sides, sources, strict=True)
         ]
         write_page(
-            comparison, first, second, Path(html), sources=(sources[0], sources[1]), labels=(labels[0], labels[1])
+            comparison,
+            first,
+            second,
+            Path(html).expanduser(),
+            sources=(sources[0], sources[1]),
+            labels=(labels[0], labels[1]),
         )
     return comparison
 
 
 def _source(values: Any) -> Path | None:
-    return data_of(Path(values)) if isinstance(values, str | os.PathLike) else None
+    return data_of(Path(values).expanduser()) if isinstance(values, str | os.PathLike) else None
 
 
 def _samples(values: Any, mask: Any, label: str, source: Path | None, seed: int) -> dict[str, Sample]:
@@ -70,7 +78,7 @@ def _samples(values: Any, mask: Any, label: str, source: Path | None, seed: int)
     if tensor.ndim == 4 and mask is None:
         return {"latents": sample_latents(tensor.cpu(), seed=seed)}
     if tensor.ndim == 3 and mask is not None:
-        return {"embeddings": sample_embeddings(tensor.cpu(), as_tensor(mask, f"{label}_mask").cpu().bool(), seed=seed)}
+        return {"embeddings": sample_embeddings(tensor.cpu(), as_mask(mask, f"{label}_mask").cpu(), seed=seed)}
     described = f"{tuple(tensor.shape)} {'without' if mask is None else 'with'} a mask"
     raise SanakitError(
         "SK0701",
@@ -80,9 +88,25 @@ def _samples(values: Any, mask: Any, label: str, source: Path | None, seed: int)
 
 
 def as_tensor(values: Any, label: str) -> Tensor:
-    """A tensor or an array of numbers as a tensor. Raises SK0701."""
-    if isinstance(values, Tensor):
+    """A tensor or an array of real numbers as a tensor. Raises SK0701."""
+    if isinstance(values, Tensor) and not values.is_complex() and values.layout == torch.strided:
         return values.detach()
-    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub":
-        return torch.from_numpy(np.ascontiguousarray(values))
-    raise SanakitError("SK0701", f"{label} is a {type(values).__name__}, expected a tensor, an array or a path")
+    if isinstance(values, np.ndarray) and values.dtype.kind in "fiub" and values.dtype.itemsize <= 8:
+        native = np.ascontiguousarray(values, values.dtype.newbyteorder("="))
+        return torch.from_numpy(native if native.flags.writeable else native.copy())
+    kind = type(values).__name__
+    if isinstance(values, Tensor | np.ndarray):
+        kind += f" of {getattr(values, 'layout', '')} {values.dtype}".replace("torch.strided ", "").replace("  ", " ")
+    raise SanakitError("SK0701", f"{label} is a {kind}, expected a tensor or an array of real numbers, or a path")
+
+
+def as_mask(mask: Any, label: str, *, checked: bool = True) -> Tensor:
+    """A mask as a tensor of truth values. checked: other values than 0 and 1 are refused with SK0701, for which the
+    host waits for the device; otherwise they keep nothing."""
+    tensor = as_tensor(mask, label)
+    if tensor.dtype == torch.bool:
+        return tensor
+    if checked and bool(((tensor != 0) & (tensor != 1)).any()):
+        low, high = float(tensor.min()) + 0.0, float(tensor.max()) + 0.0  # -0.0 reads as 0
+        raise SanakitError("SK0701", f"{label} holds values from {low:g} to {high:g}, {KEPT}", fix=ADDITIVE)
+    return tensor == 1

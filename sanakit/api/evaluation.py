@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from sanakit.api.load import load_base, load_images
+from sanakit.api.load import load_base, load_images, system_in
+from sanakit.api.options import as_callback, as_count, as_names, as_number
 from sanakit.api.session import Device
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import Progress, silent
-from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP
 from sanakit.evaluation.drawing import FEWEST, Drawn, ask, draw
 from sanakit.evaluation.image_features import AUTO, features_named
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 SHOWN = ("title", "value", "ci_low", "ci_high", "of_true_images", "features")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Evaluation:
     """scores: of every metric. prompts: N held-out captions, each drawn with num_seeds seeds. data: what they are of.
     model: the base's name, empty for a system that was put together."""
@@ -59,6 +59,10 @@ class Evaluation:
 
         return pd.DataFrame([score.as_dict() for score in self.scores])
 
+    def __repr__(self) -> str:
+        values = [f"{s.label} {'failed' if s.value is None else format(s.value, '.4g')}" for s in self.scores]
+        return f"<Evaluation: {', '.join(values)}; {len(self.prompts)} prompts of {self.data}>"
+
     def _repr_html_(self) -> str:
         told = f"{len(self.prompts)} held-out prompts of {self.data}, {self.num_seeds} samples each; 90% intervals"
         notes = [f"{score.label}: {score.error or score.note}" for score in self.scores if score.error or score.note]
@@ -76,7 +80,7 @@ def evaluate(
     seed: int = 0,
     num_steps: int = 24,
     guidance_scale: float = 3.0,
-    features: str = AUTO,
+    features: str | Sequence[str] = AUTO,
     clip: str = DEFAULT_CLIP,
     on_step: Progress | None = None,
     device: "Device | None" = None,
@@ -84,25 +88,25 @@ def evaluate(
 ) -> Evaluation:
     """Draw images for held-out prompts of `data` and score them.
 
-    system: what `load_base` takes, or `Swapped.system`. data: what `load_images` takes. metrics: names of `sanakit ls
-    metrics`; a metric of a plugin that raises is a score with `error`. count: held-out prompts, at most all of them.
-    num_seeds: samples of a prompt. features: comma-separated names in which distances are taken; auto is those that
-    need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`. on_step: called
-    with (label, done, total). device: as `--device`; by default auto for a name, and where a system
+    system: what `load_base` takes, a result of `swap` too. data: what `load_images` takes. metrics: names of `sanakit
+    ls metrics`; a metric of a plugin that raises is a score with `error`. count: held-out prompts, at most all of them.
+    num_seeds: samples of a prompt. features: names in which distances are taken, in a list or with commas; auto is
+    those that need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`.
+    on_step: called with (label, done, total). device: as `--device`; by default auto for a name, and where a system
     that was put together computes already. base_captions: the system reads `captions_base`, as the base of a swap does,
     where the data has them; by default it reads `captions`.
 
     Raises SK0101 for a metric that is not known, SK0104 for other options, SK0403 for fewer than 8 held-out prompts,
     SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
     """
-    names = (metrics,) if isinstance(metrics, str) else tuple(metrics)
-    for label, value, least in (("count", count, FEWEST), ("num_seeds", num_seeds, 1), ("num_steps", num_steps, 1)):
-        if value < least:
-            raise SanakitError("SK0104", f"{label} is {value}, expected at least {least}", fix=f"Take {least} or more.")
-    within = features_named(features)
+    names, guidance_scale = as_names("metrics", metrics), as_number("guidance_scale", guidance_scale)
+    count, num_seeds = as_count("count", count, FEWEST), as_count("num_seeds", num_seeds)
+    num_steps, seed = as_count("num_steps", num_steps), as_count("seed", seed, 0)
+    progress = as_callback("on_step", on_step) or silent
+    within = features_named(",".join(as_names("features", features)))
     require_metrics(names, within, clip)
     drawing, images = load_base(system), load_images(data)
-    if device is not None or not isinstance(system, LatentDiffusion):
+    if device is not None or not isinstance(system_in(system), LatentDiffusion):
         drawing = replace(drawing, placement=choose(str(device or "auto")))
     asked = ask(images, count, drawing.image_size)
     prompts = asked.prompts if base_captions else asked.candidate_prompts
@@ -113,7 +117,7 @@ def evaluate(
         seed=seed,
         num_steps=num_steps,
         guidance_scale=guidance_scale,
-        progress=on_step or silent,
+        progress=progress,
     )
     sides = Drawn(asked=asked, images=drawn, clip=clip, placement=drawing.placement)
     return Evaluation(

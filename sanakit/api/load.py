@@ -14,6 +14,7 @@ from diffusers import SanaPipeline
 from torch import nn
 
 from sanakit import loading
+from sanakit.api.options import as_number
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import LatentStats
 from sanakit.core.dit import fold_guidance
@@ -34,6 +35,10 @@ from sanakit.vaes.normalisation import from_scaling
 
 Named = str | os.PathLike[str]
 MAX_SET_ASIDE = 0.05  # as `data.max_set_aside`
+ROW = (
+    "Give rows {'image': ..., 'caption': 'text'} or pairs (image, 'text'); an image is a PIL image, encoded bytes, a "
+    "file, uint8 pixels, or floats from 0 to 1."
+)
 
 
 def load_vae(x: Named | nn.Module, *, scaling_factor: float | None = None, stats: LatentStats | None = None) -> VAE:
@@ -41,10 +46,16 @@ def load_vae(x: Named | nn.Module, *, scaling_factor: float | None = None, stats
     a VAE itself.
 
     scaling_factor: latents = (raw - mean) * scaling_factor, instead of what the component states. stats: mean and std
-    of the channels, instead. Raises SK0104 for both, SK0101, SK0106, SK0127, SK0202, or what loading a folder raises.
+    of the channels, instead. Raises SK0104 for both or for what they cannot be, SK0101, SK0106, SK0127, SK0202, or what
+    loading a folder raises.
     """
     if scaling_factor is not None and stats is not None:
         raise SanakitError("SK0104", "the normalisation was given twice: scaling_factor and stats", fix="Give one.")
+    if scaling_factor is not None:
+        scaling_factor = as_number("scaling_factor", scaling_factor, above=0)
+    if stats is not None and not isinstance(stats, LatentStats):
+        fix = "Give stats=sk.LatentStats(mean=(...), std=(...)), one value or one a channel."
+        raise SanakitError("SK0104", f"stats is a {type(stats).__name__}, expected a LatentStats", fix=fix)
     if isinstance(x, str | os.PathLike):
         vae = loading.load_vae(name_of(x))
     elif isinstance(x, VAE):
@@ -53,7 +64,9 @@ def load_vae(x: Named | nn.Module, *, scaling_factor: float | None = None, stats
         return wrap_autoencoder(x, scaling_factor=scaling_factor, stats=stats)
     else:
         raise SanakitError(
-            "SK0106", f"a {type(x).__name__} is no VAE, expected a name, a path or a diffusers autoencoder"
+            "SK0106",
+            f"a {type(x).__name__} is no VAE, expected a name, a path or a diffusers autoencoder",
+            fix="Give the part: its `.vae`." if hasattr(x, "vae") else None,
         )
     if scaling_factor is not None:
         stats = replace(from_scaling(scaling_factor), mean=vae.stats.mean)
@@ -78,7 +91,11 @@ def load_text_encoder(x: Named | nn.Module, *, tokenizer: Any = None, **reading:
         encoder = copy.copy(x) if reading else x
     else:
         raise SanakitError(
-            "SK0106", f"a {type(x).__name__} is no text encoder, expected a name, a path or a transformers model"
+            "SK0106",
+            f"a {type(x).__name__} is no text encoder, expected a name, a path or a transformers model",
+            fix="Give the part: its `.text_encoder`, of a pipeline of diffusers with tokenizer= its `.tokenizer`."
+            if hasattr(x, "text_encoder")
+            else None,
         )
     if reading:
         encoder.set_spec(with_fields(encoder, reading))
@@ -89,8 +106,10 @@ def load_base(x: Named | SanaPipeline | LatentDiffusion) -> LatentDiffusion:
     """The model that works today: a name of `list_bases`, `path:DIR`, `hub:owner/repo`, a pathlib path, a live Sana
     pipeline of diffusers (1.0, 1.5, Sprint), or a system itself.
 
-    A pipeline's transformer is used as it is where it is fp32, else as an fp32 copy. Raises SK0101, SK0106, SK0603.
+    A pipeline's transformer is used as it is where it is fp32, else as an fp32 copy. Of a result of `swap` it is the
+    system. Raises SK0101, SK0106, SK0603.
     """
+    x = system_in(x)
     if isinstance(x, LatentDiffusion):
         return x
     if isinstance(x, str | os.PathLike):
@@ -123,8 +142,8 @@ def load_base(x: Named | SanaPipeline | LatentDiffusion) -> LatentDiffusion:
 
 def load_images(x: Any, *, max_set_aside: float = MAX_SET_ASIDE) -> ImageDataset:
     """Images with captions: what `--data` takes (a name, a folder, .csv, .jsonl, .tar, .parquet, `hf:owner/name`), a
-    Hugging Face or torch data set or a list of rows (sanakit/data/readers/objects.py says what a row is), or an
-    ImageDataset itself.
+    Hugging Face or torch data set, a table of pandas or a list of rows (sanakit/data/readers/objects.py says what a row
+    is), or an ImageDataset itself.
 
     max_set_aside: share of rows that may be unreadable; they are in `.ledger` with the reason. Raises SK0401, SK0402.
     """
@@ -132,7 +151,18 @@ def load_images(x: Any, *, max_set_aside: float = MAX_SET_ASIDE) -> ImageDataset
         return x
     if isinstance(x, str | os.PathLike):
         return read_images(os.fspath(x), max_set_aside=max_set_aside)
-    return screen(read_objects(x), max_set_aside=max_set_aside)
+    try:
+        return screen(read_objects(x), max_set_aside=max_set_aside)
+    except SanakitError as error:
+        if error.code != "SK0402" and " rows: " not in error.found:
+            raise
+        raise SanakitError(error.code, error.found, fix=ROW) from error
+
+
+def system_in(x: Any) -> Any:
+    """The system of a result of `swap`; anything else as it is."""
+    system = getattr(x, "system", None)
+    return system if isinstance(system, LatentDiffusion) else x
 
 
 def name_of(x: Named) -> str:

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from sanakit.api.drift import as_tensor
+from sanakit.api.drift import ADDITIVE, KEPT, as_mask, as_tensor
+from sanakit.api.options import as_count, as_number
 from sanakit.contracts import Reading
 from sanakit.drift.stream import ALPHA, CAUSES, Stream
 from sanakit.errors import SanakitError, did_you_mean
@@ -55,12 +56,11 @@ class DriftMonitor:
     ) -> None:
         if kind not in CAUSES:
             raise SanakitError("SK0104", f"kind is {kind!r}{did_you_mean(kind, [*CAUSES])}; known: {', '.join(CAUSES)}")
-        for label, value in (("steps", steps), ("num_evaluations", num_evaluations)):
-            if not isinstance(value, int) or value < 1:
-                raise SanakitError("SK0104", f"{label} is {value!r}, expected a number of 1 or more", fix="Count them.")
+        steps, num_evaluations = as_count("steps", steps), as_count("num_evaluations", num_evaluations)
+        alpha, band = as_number("alpha", alpha, above=0, below=1), as_number("band", band, above=0)
         self.kind, self.every = kind, -(-steps // num_evaluations)
         self.alarms: list[Reading] = []
-        values, tokens = self._checked(reference, mask, "reference")
+        values, tokens = self._checked(reference, mask, "reference", checked=True)
         options: dict[str, Any] = {}
         if not frozen or kind not in ("latents", TOKENS):
             options["blocks"] = MOVING
@@ -88,7 +88,7 @@ class DriftMonitor:
 
     def due(self, step: int) -> bool:
         """Whether an evaluation belongs here: at most `num_evaluations`, evenly over `steps`; step counts from 1."""
-        return step % self.every == 0
+        return step > 0 and step % self.every == 0
 
     def update(self, values: Any, mask: Any = None) -> None:
         """Values of one step, shaped as the reference; the batch may have any size. Raises SK0701."""
@@ -98,7 +98,11 @@ class DriftMonitor:
 
     def compute(self, step: int) -> list[Reading]:
         """Readings over what came since the last evaluation; none where nothing did. Those that alarm are added to
-        `alarms`. Raises SK0702 for values with other channels than the reference's."""
+        `alarms`. Raises SK0702 for values with other channels than the reference's, SK0701 where the masks keep no
+        token."""
+        masks = [mask for _, mask in self.stream.kept if mask is not None]
+        if masks and not any(bool(mask.any()) for mask in masks):
+            raise SanakitError("SK0701", f"the masks since step {self.stream.last} keep no token, {KEPT}", fix=ADDITIVE)
         readings = self.stream.report(step)
         self.alarms += [reading for reading in readings if reading.alarm]
         return readings
@@ -127,15 +131,17 @@ class DriftMonitor:
         facts = f"{self.kind} {self.stream.still} {self.stream.names}"
         return hashlib.sha256(facts.encode() + rows.tobytes()).hexdigest()
 
-    def _checked(self, values: Any, mask: Any, label: str) -> tuple[Tensor, Tensor | None]:
+    def _checked(self, values: Any, mask: Any, label: str, *, checked: bool = False) -> tuple[Tensor, Tensor | None]:
         if isinstance(values, PromptEmbeds):
             values, mask = values.embeds, values.mask if mask is None else mask
         tensor = as_tensor(values, label)
-        tokens = None if mask is None else as_tensor(mask, f"mask of {label}").bool()
+        tokens = None if mask is None else as_mask(mask, f"mask of {label}", checked=checked)
         expected = "(N, C, h, w)" if self.kind in ("latents", "generated") else "(N, L, D)"
         ranks = {"latents": (4,), "generated": (4,), TOKENS: (3,)}.get(self.kind, (3, 4))
         if tensor.ndim not in ranks:
-            raise SanakitError("SK0701", f"{label} of kind {self.kind} is {tuple(tensor.shape)}, expected {expected}")
+            fix = "Say what the values are: kind=, and mask= of embeddings."
+            found = f"{label} of kind {self.kind} is {tuple(tensor.shape)}, expected {expected}"
+            raise SanakitError("SK0701", found, fix=fix)
         if self.kind == TOKENS and tokens is None:
             raise SanakitError(
                 "SK0701",

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from sanakit.adapters import adapters_of
 from sanakit.api.components import label_of, load_candidate, require_one
 from sanakit.api.load import load_base
+from sanakit.api.options import as_name
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
 from sanakit.reporting.notebook import fragment
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 ESTIMATED = ("align+head", "finetune")  # the least and the most that a strategy without low-rank adapters trains
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Plan:
     """kind: vae or text_encoder. groups: of every parameter group {group, action, parameters, parameters_before, note,
     shapes}. strategies: of every strategy that serves the swap, what happens to each group. notes: what else changes.
@@ -55,6 +56,11 @@ class Plan:
             ]
         )
 
+    def __repr__(self) -> str:
+        changed = [group["group"] for group in self.groups if group["action"] != "keep"]
+        told = f"{self.kind} of {self.base} for {self.candidate}; changed: {', '.join(changed) or 'nothing'}"
+        return f"<Plan: {told}; {len(self.notes)} notes>"
+
     def _repr_html_(self) -> str:
         keys = ("group", "action", "parameters_before", "parameters", "note")
         rows = [{key: group[key] for key in keys} for group in self.groups]
@@ -73,6 +79,8 @@ def plan(base: Any, *, vae: Any = None, text_encoder: Any = None, adapter: str |
     Raises SK0104 unless exactly one component is given, SK0110 for a swap that cannot be built.
     """
     require_one(vae, text_encoder)
+    if adapter is not None:
+        as_name("adapter", adapter)
     system, candidate = load_base(base), load_candidate(vae, text_encoder)
     config = Config()
     core = swap_core(system, candidate, config.train.seed, adapter)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Quality:
     """value: mean relative error of the held-out images, 1 = the base. ci_low, ci_high: of its 90% interval
     over images. threshold: up to which the base's quality counts as reached. per_image: (N,). measure: what is
@@ -48,6 +48,10 @@ class Quality:
         import pandas as pd
 
         return pd.DataFrame({"relative_error": self.per_image})
+
+    def __repr__(self) -> str:
+        told = f"{self.value:.3f} ({self.ci_low:.3f} to {self.ci_high:.3f}) of the base's error"
+        return f"<Quality {self.verdict}: {told}, {len(self.per_image)} held-out images>"
 
     def _repr_html_(self) -> str:
         return fragment("Relative error, base = 1", str(self.verdict), [self.measure], [self.as_dict()])

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.api.components import require_one
 from sanakit.api.load import load_text_encoder, load_vae
+from sanakit.api.options import as_count, as_names
 from sanakit.api.session import Device, Sections, opened_swap
 from sanakit.api.validation import Validation, validation_of
 from sanakit.data.cache import Progress
+from sanakit.errors import SanakitError
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.stages import run_stages
 
@@ -20,7 +22,7 @@ SHOWN = ("name", "relative_error", "predicted_steps", "predicted_steps_low", "pr
 PREDICTED = (*SHOWN[2:], "probability_within_horizon")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Race:
     """decision: strategy.json as the command line writes it. validation: the gates of stage smoke."""
 
@@ -62,6 +64,10 @@ class Race:
     def to_frame(self) -> "pd.DataFrame":
         return self.table()
 
+    def __repr__(self) -> str:
+        count = len(self.decision["candidates"])
+        return f"<Race {self.verdict}: {self.recommendation} of {count} strategies, probability {self.probability}>"
+
     def _repr_html_(self) -> str:
         shown = [{key: row.get(key) for key in SHOWN} for row in self.decision["candidates"]]
         told = f"recommended: {self.recommendation}, probability {self.probability}"
@@ -95,10 +101,13 @@ def race(
     if not isinstance(component, str | os.PathLike):
         component = load_vae(component) if kind == "vae" else load_text_encoder(component)
     more = sections or {}
+    if not all(isinstance(section, Mapping) for section in (more, *more.values())):
+        fix = 'Give sections={"train": {"batch_size": 16}}.'
+        raise SanakitError("SK0104", f"sections is {sections!r:.60}, expected a dictionary of dictionaries", fix=fix)
     smoke: dict[str, Any] = {"budget_steps": budget, **more.get("smoke", {})}
     if strategies is not None:
-        smoke["strategies"] = [strategies] if isinstance(strategies, str) else list(strategies)
-    values = {**more, "smoke": smoke, "train": {"seed": seed, **more.get("train", {})}}
+        smoke["strategies"] = list(as_names("strategies", strategies))
+    values = {**more, "smoke": smoke, "train": {"seed": as_count("seed", seed, least=0), **more.get("train", {})}}
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["smoke"]}
     options["device"] = device
     with opened_swap(base, kind, component, data, sections=values, **options) as swap:

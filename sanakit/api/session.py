@@ -12,6 +12,7 @@ import torch
 
 from sanakit import loading
 from sanakit.api.load import load_base, load_images, name_of
+from sanakit.api.options import as_callback
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.policy import gate_names, load_policy
 from sanakit.config import Config, make_config
@@ -21,7 +22,7 @@ from sanakit.loading import Base
 from sanakit.placement import Placement, choose
 from sanakit.run import RunFolder
 from sanakit.swap.context import NO_BASE, Swap
-from sanakit.swap.early import refuse_few_images
+from sanakit.swap.early import decide_image_size, refuse_few_images
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 
@@ -54,9 +55,10 @@ def opened_swap(
     images = None if isinstance(data, str | os.PathLike) else load_images(data)
     source = os.fspath(data) if images is None else f"object:{images.fingerprint[:16]}"
     config = config_of(system, kind, component, source, sections)
-    with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary:
-        folder = Path(temporary) / "run" if run_dir is None else Path(run_dir)
-        gate_policy = load_policy(policy, gate_names())
+    # the caller may be inside torch.no_grad() or torch.inference_mode(), whose tensors could never be trained
+    with tempfile.TemporaryDirectory(prefix="sanakit-") as temporary, torch.inference_mode(False), torch.enable_grad():
+        folder = Path(temporary) / "run" if run_dir is None else Path(run_dir).expanduser()
+        gate_policy = load_policy(os.fspath(policy), gate_names())
         dtypes: dict[str, Any] = {
             "vae": config.vae.dtype,
             "text_encoder": config.text_encoder.dtype,
@@ -65,11 +67,12 @@ def opened_swap(
         swap = Swap(
             config=config,
             run=RunFolder(folder, config),
-            progress=progress or silent,
+            progress=as_callback("on_step", progress) or silent,
             policy=gate_policy,
             placement=choose(str(device), **dtypes),
         )
         place_objects(swap, system, component, images)
+        swap.config = config = decide_image_size(config, swap.base.card.get("image_size"))
         for part in (swap.candidate, swap.images):  # refused before there is a run folder
             assert part is not None
         swap.run = RunFolder.open(config, folder, stages, swap.resolved)
@@ -81,12 +84,9 @@ def config_of(
     system: LatentDiffusion | None, kind: str, component: Any, source: str, sections: Sections | None = None
 ) -> Config:
     """The configuration that names what was given; an object is named by its contents."""
-    data: dict[str, Any] = {"source": source}
-    if system is not None:
-        data["image_size"] = system.image_size
     values: dict[str, Any] = {
         "base": NO_BASE if system is None else system.name or "object",
-        "data": data,
+        "data": {"source": source},
         kind: {"name": reference_of(component)},
     }
     for name, section in (sections or {}).items():

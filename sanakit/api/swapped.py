@@ -9,6 +9,7 @@ from typing import Any
 
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
+from sanakit.api.options import as_count, as_name, as_number
 from sanakit.api.quality import Quality, quality_of
 from sanakit.api.session import Device, opened_swap
 from sanakit.assembly import LatentDiffusion
@@ -29,7 +30,7 @@ from sanakit.training.loop import layer_groups
 AUTO = "finetune"  # what `auto` trains; `sanakit.race` tells which strategy is worth it
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Swapped:
     """system: base and candidate put together, not trained yet. strategy: how it starts and what it trains. scores:
     what the closed form says of itself (R^2 of every layer that it solved, notes). context: of the engine."""
@@ -62,10 +63,15 @@ class Swapped:
         """For any optimiser: {"params", "lr", "name"} of every group that the strategy trains; all other parameters no
         longer ask for gradients. lr: peak of a group of scale 1, by default the strategy's own. layer_decay: block i of
         L learns at layer_decay ** (L - 1 - i) of it. A strategy with low-rank adapters adds them to the core: ask once.
+        Raises SK0104 for a strategy that trains nothing.
         """
-        peak = self.strategy.learning_rate if lr is None else lr
+        peak = self.strategy.learning_rate if lr is None else as_number("lr", lr, above=0)
         core = self.system.core
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
+        if not groups:
+            core.requires_grad_(True)  # as it was: another optimiser may train it
+            fix = f"sk.swap(..., strategy={AUTO!r}) begins with the better closed form and trains every layer."
+            raise SanakitError("SK0104", f"strategy {self.strategy.name} trains nothing: it has no groups", fix=fix)
         return [{"params": g["params"], "lr": peak * g["scale"], "name": g["name"]} for g in groups]
 
     def pipeline(self, scheduler: str = "euler") -> SanakitPipeline:
@@ -78,7 +84,7 @@ class Swapped:
     def save(self, folder: str | os.PathLike[str]) -> Path:
         """Core, VAE, text encoder and card, as `load_base(path)` and `--base path:DIR` read them. Raises SK0604, or
         SK0606 for a folder that holds something."""
-        out, system = Path(folder), self.system
+        out, system = Path(folder).expanduser(), self.system
         refuse_full(out)
         self._fold()
         save_core(system.core, out)
@@ -98,11 +104,11 @@ class Swapped:
 
     def export(self, folder: str | os.PathLike[str]) -> list[str]:
         """A diffusers pipeline folder; returns why it is not stock, nothing if it is. Raises SK0604, SK0606."""
-        system = self.system
-        refuse_full(Path(folder))
+        out, system = Path(folder).expanduser(), self.system
+        refuse_full(out)
         self._fold()
         return export_pipeline(
-            Path(folder),
+            out,
             core=system.core,
             vae=system.vae,
             text_encoder=system.text_encoder,
@@ -115,10 +121,15 @@ class Swapped:
         if getattr(self.system.core, "peft_config", None):
             self.strategy.finish(self.system.core)
 
-    def _repr_html_(self) -> str:
+    def _told(self) -> str:
         candidate = label_of(self.context.candidate)
-        told = f"{self.context.base.name} with {candidate}, started by {self.strategy.initialise}, not trained"
-        return fragment("Swapped", self.verdict, [told], [self.quality.as_dict()])
+        return f"{self.context.base.name} with {candidate}, started by {self.strategy.initialise}"
+
+    def __repr__(self) -> str:
+        return f"<Swapped: {self._told()}; `parameter_groups` are those of {self.strategy.name}>"
+
+    def _repr_html_(self) -> str:
+        return fragment("Swapped", self.verdict, [f"{self._told()}, not trained"], [self.quality.as_dict()])
 
 
 def swap(
@@ -148,8 +159,9 @@ def swap(
     kind, component = ("vae", vae) if vae is not None else ("text_encoder", text_encoder)
     if not isinstance(component, str | os.PathLike):
         component = load_vae(component) if kind == "vae" else load_text_encoder(component)
-    named = strategy_named(AUTO if strategy == "auto" else strategy)
-    chosen = joined_by(named, adapter or "") if not named.adapter else named
+    named = strategy_named(AUTO if as_name("strategy", strategy) == "auto" else strategy)
+    chosen = joined_by(named, as_name("adapter", adapter or "")) if not named.adapter else named
+    seed = as_count("seed", seed, least=0)
     sections: dict[str, dict[str, Any]] = {"train": {"seed": seed, "strategy": strategy}}
     with opened_swap(base, kind, component, data, progress=on_step, sections=sections, device=device) as context:
         if kind not in chosen.kinds:

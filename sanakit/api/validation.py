@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sanakit.api.load import load_text_encoder, load_vae
+from sanakit.api.options import as_count
 from sanakit.api.session import Device, opened_swap
 from sanakit.contracts import GateResult
 from sanakit.data.cache import Progress
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.loading import scheme_wanted
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.stages import run_stages
 from sanakit.text_encoders import TEXT_ENCODERS, TextEncoder
@@ -25,7 +27,7 @@ if TYPE_CHECKING:
 SHOWN = ("gate", "verdict", "metric", "value", "ci_low", "ci_high", "threshold", "code", "hint")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Validation:
     """record: validation.json as the command line prints it. gates: of every stage that ran. run_dir: the run folder,
     where one was asked for."""
@@ -51,6 +53,11 @@ class Validation:
         import pandas as pd
 
         return pd.DataFrame([gate.as_dict() for gate in self.gates])
+
+    def __repr__(self) -> str:
+        failed = ", ".join(gate.gate for gate in self.failed) or "none"
+        pair = f"{self.record['candidate']} beside {self.record['base']}"
+        return f"<Validation {self.verdict}: {pair}, {len(self.gates)} gates, failed: {failed}>"
 
     def _repr_html_(self) -> str:
         order = ("fail", "inconclusive", "pass")
@@ -82,7 +89,9 @@ def validate(
     kind, given = kind_of(component)
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["component"]}
     options["device"] = device
-    with opened_swap(base, kind, given, data, sections={"train": {"seed": seed}}, **options) as swap:
+    with opened_swap(
+        base, kind, given, data, sections={"train": {"seed": as_count("seed", seed, least=0)}}, **options
+    ) as swap:
         return validation_of(run_stages(swap, ["component"]), run_dir)
 
 
@@ -118,4 +127,6 @@ def kind_of(component: Any) -> tuple[str, Any]:
             fix="Give sk.load_vae(...) or sk.load_text_encoder(...).",
         )
     known = [*VAES.names(), *TEXT_ENCODERS.names()]
-    raise SanakitError("SK0101", f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}")
+    raise SanakitError(
+        "SK0101", f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}", fix=scheme_wanted(plain)
+    )

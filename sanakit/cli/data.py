@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.options import Device
+from sanakit.cli.options import BaseName, Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8, try_writing, without_secrets, write_aside
@@ -43,7 +43,10 @@ def encode(
     data: Annotated[
         str, typer.Option("--data", help="A name, a folder, a manifest, .tar or .parquet files, or hf:owner/name.")
     ] = "embedded",
-    image_size: Annotated[int, typer.Option("--image-size", min=16, help="Pixels of a side.")] = 96,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=16, help="Pixels of a side; default the base's.")
+    ] = None,
+    base: BaseName = "tiny-sana",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
     ] = False,
@@ -75,8 +78,9 @@ def encode(
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
     from sanakit.data.describe import describe
-    from sanakit.loading import load_text_encoder, load_vae
+    from sanakit.loading import load_base, load_text_encoder, load_vae
 
+    size = image_size or (int(load_base(base).card["image_size"]) if vae else 0)
     placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
@@ -85,7 +89,7 @@ def encode(
     print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
     bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
     with progress_display() as progress:
-        latents = (str(vae), autoencoder, image_size, mirror, bucketing, progress, placement, share)
+        latents = (str(vae), autoencoder, size, mirror, bucketing, progress, placement, share)
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))

@@ -9,6 +9,7 @@ from sanakit.cli.app import app
 from sanakit.cli.names import model_named
 from sanakit.cli.options import AllowPickle, Device, Seed, convert_native, place
 from sanakit.cli.output import print_json
+from sanakit.errors import SanakitError
 
 
 @app.command()
@@ -57,15 +58,22 @@ def report(
 def compare(
     run_dirs: Annotated[list[Path], typer.Argument(help="Folders under runs/.")],
     html: Annotated[Path | None, typer.Option("--html", "--out", help="Also write a page, one file.")] = None,
+    scores: Annotated[
+        list[Path] | None,
+        typer.Option("--scores", help="Also a file of `sanakit evaluate --out`, on the page; repeatable."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """A leaderboard of runs: verdict first, then how near the base the one-step error comes."""
     from sanakit.cli.view import print_leaderboard
     from sanakit.reporting.compare import differing, leaderboard, write_comparison
+    from sanakit.reporting.score_table import read_scores
 
-    rows = leaderboard(run_dirs)
+    if scores and html is None:
+        raise SanakitError("SK0104", "--scores belongs to the page", fix="Name the page: --html FILE.")
+    rows, scored = leaderboard(run_dirs), [read_scores(path) for path in scores or []]
     if html:
-        write_comparison(rows, html)
+        write_comparison(rows, html, scored)
     if as_json:
         print_json(rows)
     else:

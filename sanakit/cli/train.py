@@ -127,11 +127,13 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
     if config.trains_vae_alone or config.text_encoder.learning_rate:
         raise SanakitError("SK0104", "--world-size estimates runs of the core alone", fix="Leave out --world-size.")
     from sanakit.loading import load_base, load_text_encoder, load_vae
+    from sanakit.swap.early import decide_image_size
     from sanakit.swap.settings import options_of, strategy_of
     from sanakit.swap.start import start_needs
     from sanakit.text_encoders.query import with_layer
 
     base = load_base(config.base)
+    config = decide_image_size(config, base.card["image_size"])
     try:
         shapes = json.loads((base.folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -146,10 +148,10 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         adapters=saved_adapters(base.folder),
         adapter=config.adapter.name,
         base_ratio=own_vae.spec.spatial_compression_ratio,
-        image_size=config.data.image_size,
+        image_size=config.data.size,
     )
     strategy = strategy_of(config, {})
-    shape = vae.spec.shape(config.data.image_size, config.data.image_size)
+    shape = vae.spec.shape(config.data.size, config.data.size)
     needs = start_needs(config, core, shape, [strategy]) if config.candidate else {}
     estimated = estimate(
         core,

@@ -4,7 +4,6 @@ threads."""
 import bisect
 import functools
 import hashlib
-import os
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -76,15 +75,9 @@ def read_place(place: Place) -> bytes:
         system, path = fsspec.core.url_to_fs(whole_address(place.path))
         end = place.offset + place.nbytes
         return read_nearby(place.sha256, lambda: bytes(system.cat_file(path, start=place.offset, end=end)))
-    handle = os.open(place.path, os.O_RDONLY)
-    try:
-        parts, offset, left = [], place.offset, place.nbytes
-        while left and (part := os.pread(handle, left, offset)):
-            parts.append(part)
-            offset, left = offset + len(part), left - len(part)
-        return b"".join(parts)
-    finally:
-        os.close(handle)
+    with Path(place.path).open("rb") as file:
+        file.seek(place.offset)
+        return file.read(place.nbytes)
 
 
 def image_bytes(value: Any) -> bytes:

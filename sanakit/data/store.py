@@ -28,7 +28,7 @@ from sanakit import inventory
 from sanakit.data.rows import Rows as Rows
 from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
-from sanakit.files import write_aside
+from sanakit.files import flush, write_aside
 from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
 
 SHARD_BYTES = 256 << 20
@@ -273,8 +273,7 @@ def _place(tensors: dict[str, Tensor], path: Path, facts: dict[str, Any]) -> Non
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         save_tensors(tensors, temporary, metadata={"facts": json.dumps(facts)})
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(temporary)
         if path.is_file() and not _holds(path, tensors["rows"], facts):
             path.unlink()
         try:

@@ -23,7 +23,7 @@ DATASETS: Registry[Callable[[], "ImageDataset"]] = Registry("datasets")
 EVALUATED_BY = "captions by place"  # what `evaluation_captions` chooses by: results of another choice do not fit
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, repr=False)
 class ImageDataset:
     """Encoded images with captions.
 
@@ -70,6 +70,9 @@ class ImageDataset:
     def for_base(self) -> "ImageDataset":
         """The same images with the captions that the base reads; itself where both sides read the same."""
         return replace(self, captions=self.captions_base, captions_base=[]) if self.captions_base else self
+
+    def __repr__(self) -> str:
+        return f"<ImageDataset {self.source}: {len(self)} images, {len(self.ledger)} set aside>"
 
     @property
     def fingerprint(self) -> str:

@@ -91,9 +91,10 @@ def _answer(
 def _failure(gate: Row) -> str:
     checks_wiring = gate["gate"].startswith(OWN_STAGES)
     what = f"{gate['gate']} ({gate.get('code', '')}) failed"
+    hint = f" What would mend it: {gate['hint']}." if gate.get("hint") else ""
     if checks_wiring and not gate["gate"].startswith(WORTH):
-        return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth."
-    return f"{what}."
+        return f"Fix first: {what}. It is a fault in the wiring and says nothing of the candidate's worth.{hint}"
+    return f"{what}.{hint}"
 
 
 def _hopeless(stages: Row, strategy: Row) -> str:

@@ -27,7 +27,7 @@ ROWS_PER_DIMENSION = 10
 KEYS = ("name", "title", "value", "ci_low", "ci_high", "p_value", "threshold", "alarm", "where")
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Comparison:
     """verdict: no-drift, drift or inconclusive. readings: of the statistics, and what is likely to have caused a
     drift."""
@@ -50,6 +50,10 @@ class Comparison:
         import pandas as pd
 
         return pd.DataFrame(self.as_dict()["readings"])
+
+    def __repr__(self) -> str:
+        strongest = f"; strongest: {self.alarms[0].where}" if self.alarms else ""
+        return f"<Comparison {self.verdict}: {len(self.alarms)} of {len(self.readings)} readings alarm{strongest}>"
 
     def _repr_html_(self) -> str:
         from sanakit.reporting.ci import likely_causes

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from sanakit.api.drift import as_tensor
 from sanakit.api.monitor import DriftMonitor
+from sanakit.api.options import as_count, as_number
 from sanakit.contracts import Reading
 from sanakit.drift.stream import ALPHA, AT_ONCE, CAUSES
 from sanakit.errors import SanakitError, did_you_mean
@@ -53,11 +54,8 @@ class Watch:
         report: Report = warn_of_alarms,
         **references: Any,
     ) -> None:
-        for label, number in (("steps", steps), ("num_evaluations", num_evaluations)):
-            if not isinstance(number, int) or number < 1:
-                raise SanakitError(
-                    "SK0104", f"{label} is {number!r}, expected a number of 1 or more", fix="Count them."
-                )
+        steps, num_evaluations = as_count("steps", steps), as_count("num_evaluations", num_evaluations)
+        alpha, band = as_number("alpha", alpha, above=0, below=1), as_number("band", band, above=0)
         self.steps, self.every, self.report, self.done = steps, -(-steps // num_evaluations), report, 0
         self.options: dict[str, Any] = {"num_evaluations": num_evaluations, "alpha": alpha, "band": band}
         self.monitors: dict[str, DriftMonitor] = {}

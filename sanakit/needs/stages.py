@@ -50,6 +50,7 @@ def needs_of(
             fix="Leave them out to see what the rest needs.",
         )
     outlines = outline_swap(config, assumed, world_size)
+    config = outlines.config
     images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
     choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune")))
     config = assumed.resolved(config, *choice)

@@ -9,6 +9,7 @@ from sanakit.config import Config
 from sanakit.needs.fit import Assumed
 from sanakit.needs.outline import BaseOutline, TextOutline, VAEOutline, outline_base, outline_encoder, outline_vae
 from sanakit.strategies.base import Strategy
+from sanakit.swap.early import decide_image_size
 from sanakit.training.estimate import Estimate, estimate, fake_core
 from sanakit.training.loop import TrainOptions
 from sanakit.training.step_trace import forward_bytes
@@ -35,7 +36,7 @@ class Outlines:
 
     @property
     def size(self) -> int:
-        return self.config.data.image_size
+        return self.config.data.size
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -83,7 +84,9 @@ class Outlines:
 
 
 def outline_swap(config: Config, assumed: Assumed, world_size: int) -> Outlines:
+    """Raises SK0104 for another image size than the base's, or what loading a configuration raises."""
     base = outline_base(config.base)
+    config = decide_image_size(config, base.image_size)
     vaes, encoders = {"base": outline_vae(base.vae)}, {"base": outline_encoder(base.text_encoder)}
     if config.vae.name:
         vaes["candidate"] = outline_vae(config.vae.name)

@@ -115,7 +115,7 @@ def heat_map(
     if not any(v for row in values for v in row if is_number(v)):
         return Markup("")
     names = [_short(name, 22) for name in rows]
-    left = 14 + 8.6 * max(len(name) for name in names)  # room for the larger letters of phones and paper
+    left = 16 + 10 * max(len(name) for name in names)  # room for the larger letters of phones and paper
     width, height = (WIDTH - left - 6) / max(1, len(columns)), 26
     total = 30 + height * len(rows)
     body = []

@@ -15,6 +15,7 @@ from sanakit.reporting.first_screen import side_by_side, spread
 from sanakit.reporting.folder import read_as_run, read_json
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.report import HEAD, page_mark
+from sanakit.reporting.score_table import score_table, score_warnings, scores_of_run
 
 Row = dict[str, Any]
 ORDER = ("pass", "inconclusive", "fail")
@@ -81,6 +82,7 @@ def _read(path: Path) -> Row:
         "base_psnr": (component.get(PSNR) or {}).get("base"),
         "steps": best.get("steps") or [],
         "errors": best.get("relative_errors") or [],
+        **scores_of_run(validation),
     }
 
 
@@ -98,7 +100,7 @@ def differing(rows: Sequence[Row]) -> list[str]:
     prints = {row["data_fingerprint"] for row in rows if row.get("data_fingerprint")}
     if len(prints) > 1 and len({row["data"] for row in rows if row.get("data")}) == 1:
         warnings.append("The runs name the same data, and its content differs: held-out images may not be the same.")
-    return warnings
+    return warnings + score_warnings(rows)
 
 
 def report_of(row: Row, out: Path) -> str:
@@ -111,8 +113,8 @@ def report_of(row: Row, out: Path) -> str:
     return ""
 
 
-def write_comparison(rows: Sequence[Row], out: Path) -> Path:
-    """One self-contained page of the leaderboard."""
+def write_comparison(rows: Sequence[Row], out: Path, scored: Sequence[Row] = ()) -> Path:
+    """One self-contained page of the leaderboard. scored: further systems, of `read_scores`."""
     named = {f"{row['rank']}. {row['candidate']}": row for row in rows}
     series = [
         (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
@@ -130,7 +132,8 @@ def write_comparison(rows: Sequence[Row], out: Path) -> Path:
         .get_template("compare.html.j2")
         .render(
             rows=shown,
-            warnings=differing(rows),
+            warnings=list(dict.fromkeys([*differing(rows), *score_warnings([*rows, *scored])])),
+            scores=score_table([*rows, *scored]),
             says=nearest_at_the_end([(name, [(x + 1, y) for x, y in points]) for name, points in series]),
             counts=Counter(row["verdict"] for row in rows),
             chart=chart,

@@ -92,3 +92,46 @@ def largest_place(rows: Sequence[Row]) -> str:
     known = [row for row in rows if is_number(row["value"])]
     top = max(known, key=lambda row: abs(row["value"]), default=None)
     return f"Largest at {top['where']}: {number(top['value'])}." if top else ""
+
+
+def channels_apart(sides: Sequence[tuple[str, Sequence[float]]]) -> str:
+    """Of a moment of every channel on two sides: where they differ most."""
+    first, second = (values for _, values in sides)
+    pairs = [(abs(b - a), i, a, b) for i, (a, b) in enumerate(zip(first, second, strict=False))]
+    known = [pair for pair in pairs if is_number(pair[0])]
+    if not known:
+        return ""
+    _, channel, before, after = max(known)
+    return f"Channel {channel} differs most: {number(before)} to {number(after)}."
+
+
+def features_moved(effects: Mapping[str, Sequence[float]], least: float) -> str:
+    """Of shifts in sd: how many cells are as large as `least`, and the feature with most of them."""
+    moved = {name: sum(is_number(v) and abs(v) >= least for v in row) for name, row in effects.items()}
+    cells, total = sum(len(row) for row in effects.values()), sum(moved.values())
+    most = max(moved, key=lambda name: moved[name], default="")
+    where = f", most of them in: {most}" if total else ""
+    return f"{total} of {cells} cells moved by {least:g} sd or more{where}." if cells else ""
+
+
+def spectra_apart(spectra: Mapping[str, Sequence[tuple[float, float]]]) -> str:
+    """Of two spectra, (frequency, log10 power): where the current one has gained or lost most."""
+    rings = dict(spectra.get("reference") or [])
+    pairs = [(y - rings[x], x) for x, y in spectra.get("current") or [] if x in rings]
+    if not pairs:
+        return ""
+    change, frequency = max(pairs, key=lambda pair: abs(pair[0]))
+    return f"The power changes most at frequency {number(frequency)}: x{number(10**change)}."
+
+
+def clouds_apart(points: Mapping[str, Sequence[Sequence[float]]]) -> str:
+    """Of points in two dimensions on two sides: how far the centres are apart, in spreads of the reference."""
+    reference, current = (list(points.get(side) or []) for side in ("reference", "current"))
+    if len(reference) < 2 or not current:
+        return ""
+    first, second = ([sum(p[i] for p in side) / len(side) for i in (0, 1)] for side in (reference, current))
+    spread = (sum((p[0] - first[0]) ** 2 + (p[1] - first[1]) ** 2 for p in reference) / len(reference)) ** 0.5
+    apart = ((second[0] - first[0]) ** 2 + (second[1] - first[1]) ** 2) ** 0.5
+    return (
+        f"The centres of the two sides are {number(apart / spread)} spreads of the reference apart." if spread else ""
+    )

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+from sanakit.reporting import conclusions
 from sanakit.reporting.charts import bar_chart, legend, line_chart, scatter, signed_map
 from sanakit.reporting.ci import CAUSE, likely_causes
-from sanakit.reporting.drift_summary import sides_text, summary
+from sanakit.reporting.drift_summary import SMALL, sides_text, summary
 from sanakit.reporting.page import environment, write_html
 
 Moments = Mapping[str, Mapping[str, Mapping[str, Sequence[float]]]]  # kind, side, "mean" or "std", value a channel
@@ -104,7 +105,7 @@ def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapp
 
 
 def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Title, drawing, legend and note of every chart that has something to show."""
+    """Title, conclusion, drawing, legend and note of every chart that has something to show."""
     lines, bars = legend(SIDES), legend(SIDES, bars=True)
     panels = []
     if evidence.get("effects"):
@@ -115,18 +116,21 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
             "cell for its value."
         )
         title = f"{kind}: what moved"
-        panels.append({"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note})
+        says = conclusions.features_moved(effects, SMALL)
+        panel = {"title": title, "svg": signed_map(effects, title=title), "legend": "", "note": note}
+        panels.append(panel | {"says": says})
     if set(SIDES) <= moments.keys():
         for moment, label in (("mean", "mean"), ("std", "standard deviation")):
             title, sides = f"{kind}: {label} by channel", [(side, moments[side][moment]) for side in SIDES]
             if len(sides[0][1]) <= MOST_BARS:
-                panels.append(
-                    {"title": title, "svg": bar_chart(sides, title=title, y_label=label), "legend": bars, "note": ""}
-                )
+                svg = bar_chart(sides, title=title, y_label=label)
+                says = conclusions.channels_apart(sides)
+                panels.append({"title": title, "svg": svg, "legend": bars, "note": "", "says": says})
                 continue
             dots = [("channel", list(zip(*(values for _, values in sides), strict=True)))]
             svg = scatter(dots, title=title, x_label=f"reference {label}", y_label="current")
-            panels.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel."})
+            says = conclusions.channels_apart(sides)
+            panels.append({"title": title, "svg": svg, "legend": "", "note": "One dot a channel.", "says": says})
     if evidence.get("spectra"):
         title = f"{kind}: radial spectrum"
         sides = list(evidence["spectra"].items())
@@ -134,7 +138,8 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
         note = (
             "Mean over channels and images of the log power of a coefficient; beyond 1 lies the corner of the spectrum."
         )
-        panels.append({"title": title, "svg": svg, "legend": lines, "note": note})
+        says = conclusions.spectra_apart(evidence["spectra"])
+        panels.append({"title": title, "svg": svg, "legend": lines, "note": note, "says": says})
     if evidence.get("points"):
         title = f"{kind}: the two leading components"
         svg = scatter(
@@ -144,5 +149,6 @@ def _panels(kind: str, moments: Mapping[str, Any], evidence: Mapping[str, Any]) 
             y_label="second",
         )
         note = "Principal components of the features' normal scores, one dot per image or prompt."
-        panels.append({"title": title, "svg": svg, "legend": bars, "note": note})
+        says = conclusions.clouds_apart(evidence["points"])
+        panels.append({"title": title, "svg": svg, "legend": bars, "note": note, "says": says})
     return [panel for panel in panels if panel["svg"]]

@@ -28,12 +28,13 @@ FEW = "Compare more images or prompts; the reading below says how many."
 
 
 def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
-    """effect: one sentence; moved: what moved most; advice: what to do."""
+    """effect: one sentence; moved: what moved most, with its images in moved_images; advice: what to do."""
     largest = largest_effect(evidence)
     chance = verdict == "no-drift"
     return {
         "effect": effect_text(largest, chance=chance) if largest else "",
         "moved": "" if chance else moved_most(evidence, carried),
+        "moved_images": [] if chance else moved_images(evidence, carried),
         "advice": advice_for(verdict, largest),
     }
 
@@ -63,13 +64,23 @@ def effect_text(reading: Row, *, chance: bool = False) -> str:
 
 def moved_most(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> str:
     """The rows of the current side that are farthest from the reference, by their labels."""
+    names = [shown.label if shown and shown.label else f"row {row}" for row, shown in _farthest(evidence, carried)]
+    return f"Moved most: {', '.join(names)}." if names else ""
+
+
+def moved_images(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> list[dict[str, str]]:
+    """{label, image} of the same rows, where the side carries their images."""
+    rows = [(row, shown) for row, shown in _farthest(evidence, carried) if shown and shown.uri]
+    return [{"label": shown.label or f"row {row}", "image": shown.uri} for row, shown in rows]
+
+
+def _farthest(evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> list[tuple[int, Any]]:
+    """The first rows of the first kind that names any, each with what its side carries of it, or None."""
     for kind, parts in evidence.items():
-        rows = (parts.get("farthest") or {}).get("current") or []
-        labels = carried.get(kind, {}).get("current", {})
-        names = [(labels[row].label if row in labels else "") or f"row {row}" for row, _ in rows[:MOST_NAMED]]
-        if names:
-            return f"Moved most: {', '.join(names)}."
-    return ""
+        if rows := (parts.get("farthest") or {}).get("current"):
+            known = carried.get(kind, {}).get("current", {})
+            return [(row, known.get(row)) for row, _ in rows[:MOST_NAMED]]
+    return []
 
 
 def advice_for(verdict: str, reading: Row | None) -> str:

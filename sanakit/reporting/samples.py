@@ -15,7 +15,8 @@ def evaluated_samples(evaluation: Mapping[str, Any]) -> Row:
 
 
 def evaluated_rows(evaluation: Mapping[str, Any]) -> list[Row]:
-    """A row a score: label, base, candidate, interval, what true images score, sense (better, worse or same), note."""
+    """A row a score: label, base, candidate, interval, what true images score, which side is better, sense (better,
+    worse or same), note."""
     rows = []
     for one in evaluation.get("rows") or []:
         low, high = one.get("difference_low"), one.get("difference_high")
@@ -28,6 +29,7 @@ def evaluated_rows(evaluation: Mapping[str, Any]) -> list[Row]:
                 "low": low,
                 "high": high,
                 "true": one.get("of_true_images"),
+                "better": one.get("better", ""),
                 "sense": sense_of(low, high, one.get("better", "")),
                 "note": one.get("error") or one.get("note") or "",
             }

@@ -27,7 +27,7 @@ from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap import evaluated
-from sanakit.swap.early import refuse_few_images, refuse_image_size, sample_parts, truth_of
+from sanakit.swap.early import decide_image_size, refuse_few_images, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
@@ -72,9 +72,7 @@ class Swap:
 
     @cached_property
     def base_system(self) -> LatentDiffusion:
-        system = self.base.system(placement=self.placement, part="base")
-        refuse_image_size(self.base, self.config.data.image_size)
-        return system
+        return self.base.system(placement=self.placement, part="base")
 
     @cached_property
     def candidate(self) -> VAE | TextEncoder:
@@ -166,7 +164,7 @@ class Swap:
             vae,
             text_encoder,
             images,
-            data.image_size,
+            data.size,
             mirror=not held_out_split,
             progress=self.progress,
             cache=Path(data.cache) if data.cache else None,
@@ -235,7 +233,7 @@ class Swap:
 
     def sample_truth(self) -> tuple[Tensor, list[str]]:
         """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
-        return truth_of(sample_parts(self.splits, self.config.smoke.samples), self.config.data.image_size)
+        return truth_of(sample_parts(self.splits, self.config.smoke.samples), self.config.data.size)
 
     def resolved(self, asked: Config) -> Config:
         """A configuration with values in the place of every `auto` of its training and data sections."""
@@ -291,8 +289,7 @@ def prepare(
         ledger=run_dir / "ledger.jsonl" if run_dir else None,
         placement=placement or host(),
     )
-    if not (swap.bare or swap.trains_vae_alone):
-        refuse_image_size(swap.base, config.data.image_size)
+    swap.config = config = decide_image_size(config, swap.base.card.get("image_size"))
     for part in (swap.base, swap.candidate, swap.images):
         assert part is not None
     swap.run = RunFolder.open(config, run_dir, stages, swap.resolved)

@@ -9,28 +9,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sanakit.config import Config
 from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.survey import write_ledger
 from sanakit.errors import SanakitError
-from sanakit.loading import Base
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 MIN_IMAGES = 64
+ALONE_SIZE = 96  # px, of a component without a base: the embedded world's
 SPLITS = ("training", "held out")
 
 
-def refuse_image_size(base: Base, image_size: int) -> None:
-    """Raises SK0104 where images of another size than the base's are asked for; read from its card alone."""
-    trained_at = base.card.get("image_size")
-    if trained_at is not None and trained_at != image_size:
+def decide_image_size(config: Config, trained_at: int | None) -> Config:
+    """The configuration with `data.image_size`: what it states, else the size that the base was trained at, as its card
+    says; ALONE_SIZE for a component alone. Raises SK0104 where a swap states another size than the base's; a VAE that
+    is trained alone may see any."""
+    stated = config.data.image_size
+    if stated is None:
+        size = int(trained_at or ALONE_SIZE)
+        return config.model_copy(update={"data": config.data.model_copy(update={"image_size": size})})
+    if trained_at is not None and trained_at != stated and not config.trains_vae_alone:
         raise SanakitError(
             "SK0104",
-            f"data.image_size is {image_size}, {base.name} was trained at {trained_at}",
-            fix=f"Use --set data.image_size={trained_at}",
+            f"data.image_size is {stated}, {config.base} was trained at {trained_at}",
+            fix=f"Leave data.image_size out, or use --set data.image_size={trained_at}",
         )
+    return config
 
 
 def require_that_prompts_matter(swap: "Swap") -> None:

@@ -25,7 +25,7 @@ def choose_encoding(swap: "Swap", config: Config) -> Config:
     chosen = choose_ahead(
         num_images=len(swap.images),
         num_captions=int(swap.images.caption_counts().sum()),
-        latents=[vae.spec.shape(data.image_size, data.image_size) for vae in vaes],
+        latents=[vae.spec.shape(data.size, data.size) for vae in vaes],
         embeddings=[(encoder.spec.max_tokens, encoder.spec.embed_dim) for encoder in encoders],
         free=free_bytes(Path(data.cache) if data.cache else cache_dir()),
         filled=data.cache is not None,

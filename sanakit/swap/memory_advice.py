@@ -25,8 +25,10 @@ def advise(config: Config, label: str) -> str | None:
         return f"In this order: {'; '.join(f'--set {step}' for step in steps)}." if steps else None
     if label.startswith("encoding"):
         kept = [f"data.{name}=live" for name in ("latents", "embeddings") if getattr(data, name) != "live"]
-        less = f"--set {' --set '.join(kept)} keeps nothing of the data set in memory; " if kept else ""
-        return f"{less}--set data.image_size below {data.image_size} needs less of the encoder."
+        steps = [f"--set {' --set '.join(kept)} keeps nothing of the data set in memory"] if kept else []
+        if config.base == "none" or config.trains_vae_alone:  # another size than the base's is refused
+            steps.append(f"--set data.image_size below {data.size} needs less of the encoder")
+        return f"{'; '.join(steps)}." if steps else None
     if label.startswith("sampling"):
         return f"--set smoke.samples below {config.smoke.samples}." if config.smoke.samples > 8 else None
     return None

@@ -75,7 +75,7 @@ def component(swap: Swap) -> StageResult:
         "nonfinite_latents", 1
     )  # absent for a text encoder, or where the geometry is wrong
     if isinstance(swap.candidate, VAE) and finite and len(dataset) >= FEWEST:
-        images = to_images(dataset.pixels(swap.config.data.image_size))
+        images = to_images(dataset.pixels(swap.config.data.size))
         base_vae = None if swap.bare else swap.base_system.vae
         measured.rows += tokens_row(swap)
         with swap.placement.holding(swap.candidate, base_vae, extractor()):
@@ -91,7 +91,7 @@ def _measured(swap: Swap, base_component: VAE | TextEncoder | None, images: Imag
     """The candidate beside the base's own component on held-out images; both are on the device."""
     if isinstance(swap.candidate, VAE):
         assert base_component is None or isinstance(base_component, VAE)
-        size = swap.config.data.image_size
+        size = swap.config.data.size
         return measure_vae(swap.candidate, base_component, images, size, swap.run.path, swap.progress)
     assert base_component is None or isinstance(base_component, TextEncoder)
     return measure_text_encoder(swap.candidate, base_component, images, swap.run.path)

@@ -35,7 +35,7 @@ def trained_vae(swap: "Swap") -> VAE:
 def held_images(swap: "Swap") -> Tensor:
     """The held-out images that say how well the VAE does, (N, 3, H, W) in [-1, 1]."""
     held, config = swap.splits[1], swap.config
-    return to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.image_size))
+    return to_images(held.subset(range(min(config.component.num_images, len(held)))).pixels(config.data.size))
 
 
 class TrainingImages:
@@ -46,7 +46,7 @@ class TrainingImages:
         train, data = swap.splits[0], swap.config.data
         self.options = options
         self.failures = Failures(train.names, data.max_set_aside)
-        self.readable = ReadableImages(train, data.image_size, self.failures)
+        self.readable = ReadableImages(train, data.size, self.failures)
 
     def draw(self, step: int) -> Tensor:
         """This rank's, (B, 3, H, W) in [-1, 1]. Raises SK0402 where many in a row cannot be read."""

@@ -6,7 +6,6 @@ their own ranks through torch.distributed.checkpoint and read back on any number
 """
 
 import json
-import os
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,10 +18,11 @@ from torch import Tensor, nn
 from sanakit.data.store import file_hash, save_tensors
 from sanakit.distributed import barrier, copy_into, is_main
 from sanakit.errors import SanakitError
+from sanakit.files import flush, reserve
 from sanakit.hashing import hash_record
 from sanakit.training.loop import TrainState
 from sanakit.training.optimizer_state import fill_optimizer, optimizer_slots
-from sanakit.training.shards import SHARDED, flush, read_shards, shard_moments, sharded_ema, write_shards
+from sanakit.training.shards import SHARDED, read_shards, shard_moments, sharded_ema, write_shards
 
 KEEP = 2
 
@@ -280,8 +280,7 @@ def preflight(folder: Path, size: int, *, always: int | None = None) -> None:
     needed = max(size, count * size - present)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with dummy.open("wb") as file:
-            os.posix_fallocate(file.fileno(), 0, needed)
+        reserve(dummy, needed)
     except OSError as error:
         raise SanakitError(
             "SK0903",

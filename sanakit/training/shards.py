@@ -1,7 +1,6 @@
 """The sharded part of a checkpoint: written by every rank through torch.distributed.checkpoint, read on any number."""
 
 import errno
-import os
 from pathlib import Path
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from sanakit.data.store import file_hash
 from sanakit.distributed import rank, world_size
+from sanakit.files import flush
 
 SHARDED = "sharded"  # folder of the sharded tensors in a checkpoint
 
@@ -66,11 +66,3 @@ def sharded_ema(core: nn.Module, ema: dict[str, Tensor]) -> dict[str, Tensor]:
             )
         out[name] = average
     return out
-
-
-def flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,7 @@ def write_vae(vae: VAE, folder: Path) -> None:
 
 def _state_stats(vae: VAE, path: Path) -> None:
     """The normalisation in force, overrides included, belongs into the exported config."""
-    config, mean, std = json.loads(path.read_text()), vae.stats.mean, vae.stats.std
+    config, mean, std = json.loads(path.read_text(encoding="utf-8")), vae.stats.mean, vae.stats.std
     uniform = len(set(mean)) == len(set(std)) == 1
     per_channel = config.get("latents_mean") is not None  # it goes before a scaling factor when read back
     if uniform and not per_channel and "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config):
@@ -38,4 +38,4 @@ def _state_stats(vae: VAE, path: Path) -> None:
         if "scaling_factor" in config:  # one statement; diffusers' pipelines would apply both
             config["scaling_factor"] = 1.0
         config.pop("shift_factor", None)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

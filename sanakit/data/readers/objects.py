@@ -1,4 +1,5 @@
-"""Images and captions that are in memory already: a Hugging Face data set, a torch data set, any sequence of rows.
+"""Images and captions that are in memory already: a Hugging Face data set, a torch data set, a table of pandas, any
+sequence of rows.
 
 A row is a dictionary with `image`, a caption column and perhaps `name`, `scores` and `captions_base`, as in tables, or
 a pair (image, caption or captions). An image is a PIL image, encoded bytes, a file, uint8 values (H, W, 3) or (3, H,
@@ -6,7 +7,7 @@ W), or such floats from 0 to 1, as torchvision's ToTensor gives.
 """
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,19 @@ def read_objects(source: Any) -> ImageDataset:
             f"a {label} is no data set of images: expected a name, a path, or a sequence of rows with a length",
             fix="Of a DatasetDict take one split; of a stream take rows: list(itertools.islice(stream, 10_000)).",
         )
-    rows = InMemory()
-    for number, row in enumerate(_rows(source)):
+    rows, source = InMemory(), _by_number(source)
+    for number in range(len(source)):
         name = f"{label}/{number}"
         try:
+            row = source[number]
             if isinstance(row, Mapping) and isinstance(row.get("name"), str | int) and row["name"] != "":
                 name = str(row["name"])
             image, captions, scores = _parts(row)
             base = base_captions(row) if isinstance(row, Mapping) else None
             rows.add(name, as_captions(captions), encoded(image), as_scores(scores), base)
-        except (ValueError, OSError) as error:
+        except MemoryError:
+            raise
+        except Exception as error:  # a data set of somebody else's raises anything, and the others are to be read
             rows.set_aside(name, reason_of(error))
     return ImageDataset(
         source=f"{label} of {len(source)} rows",
@@ -95,14 +99,17 @@ class InMemory:
         self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
 
 
-def _rows(source: Any) -> Iterator[Any]:
-    """In order; a Hugging Face data set without decoding its images first."""
+def _by_number(source: Any) -> Any:
+    """What gives row i at [i]: a Hugging Face data set without decoding its images first, a table of pandas by rows."""
+    if hasattr(source, "iloc"):
+        return source.to_dict("records")
     if hasattr(source, "cast_column") and "image" in getattr(source, "features", ()):
         import datasets
 
-        if isinstance(source.features["image"], datasets.Image):
+        as_it_is = (getattr(source, "format", None) or {}).get("type") is None  # else a transform wants decoded images
+        if as_it_is and isinstance(source.features["image"], datasets.Image):
             source = source.cast_column("image", datasets.Image(decode=False))
-    return (source[number] for number in range(len(source)))
+    return source
 
 
 def _parts(row: Any) -> tuple[Any, Any, Any]:
