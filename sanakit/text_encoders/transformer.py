@@ -12,13 +12,13 @@ from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.files import read_config, refuse_quantised
+from sanakit.files import read_config
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
 from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder
-from sanakit.weights.find import TRANSFORMERS, find_weights
+from sanakit.weights.find import TRANSFORMERS
 from sanakit.weights.load import load_model
-from sanakit.weights.quantised import bitsandbytes_of, check_quantised, dequantised, require_bitsandbytes
+from sanakit.weights.quantised import accepted_quantisation, dequantised
 
 DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
 UNUSED = ("pooler.", "head.", "text_model.head.")  # parts that no token embedding passes
@@ -279,12 +279,7 @@ def load_transformer(folder: Path) -> nn.Module:
             raise SanakitError("SK0112", f"{folder} names {config['auto_map']} for its {kind}")
         named = kind or config.get("_class_name") or "folder without model_type"
         raise SanakitError("SK0106", f"{folder} is a {named}, expected one of {', '.join(MODELS)}")
-    label = bitsandbytes_of(config)
-    if label:
-        require_bitsandbytes(folder, label)
-        check_quantised(folder, label, find_weights(folder, TRANSFORMERS, quantised=True).shapes)
-    else:
-        refuse_quantised(folder, config)
+    label = accepted_quantisation(folder, config)
     name, _, part = MODELS[kind].partition(".")
 
     def read(place: Path) -> tuple[Any, dict[str, Any]]:
@@ -298,9 +293,7 @@ def load_transformer(folder: Path) -> nn.Module:
         )
 
     model = load_model(folder, TRANSFORMERS, read, unused=UNUSED, strict=False, quantised=bool(label))
-    if label:
-        model = dequantised(folder, label, model)
+    model = dequantised(folder, label, model) if label else model
     inner: nn.Module = model.get_submodule(part) if part else model
-    if label:
-        inner.quantised = label  # type: ignore[assignment]
+    inner.quantised = label  # type: ignore[assignment]
     return inner

@@ -13,10 +13,23 @@ from typing import Any
 from torch import nn
 
 from sanakit.errors import SanakitError
-from sanakit.weights.find import said
+from sanakit.files import refuse_quantised
+from sanakit.weights.find import TRANSFORMERS, find_weights, said
 
 BITSANDBYTES = "bitsandbytes"
 SCALES = (".absmax", ".SCB")  # endings of the tensors that hold them
+
+
+def accepted_quantisation(folder: Path, config: dict[str, Any]) -> str:
+    """`bitsandbytes_of` a text encoder's folder. Raises SK0120 for weights that were quantised in another way, or are not
+    what config.json says; SK0901 where the package is missing."""
+    label = bitsandbytes_of(config)
+    if label:
+        require_bitsandbytes(folder, label)
+        check_quantised(folder, label, find_weights(folder, TRANSFORMERS, quantised=True).shapes)
+    else:
+        refuse_quantised(folder, config)
+    return label
 
 
 def bitsandbytes_of(config: dict[str, Any]) -> str:
