@@ -21,8 +21,8 @@ SCALES = (".absmax", ".SCB")  # endings of the tensors that hold them
 
 
 def accepted_quantisation(folder: Path, config: dict[str, Any]) -> str:
-    """`bitsandbytes_of` a text encoder's folder. Raises SK0120 for weights that were quantised in another way, or are not
-    what config.json says; SK0901 where the package is missing."""
+    """`bitsandbytes_of` a text encoder's folder. Raises SK0120 for weights that were quantised in another way, or are
+    not what config.json says; SK0901 where the package is missing."""
     label = bitsandbytes_of(config)
     if label:
         require_bitsandbytes(folder, label)
