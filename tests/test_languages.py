@@ -30,6 +30,7 @@ from sanakit.run import RunFolder
 from sanakit.swap.context import Swap
 from sanakit.swap.control import meaning_evidence
 from sanakit.swap.distill import Teacher, translations
+from sanakit.swap.early import decide_image_size
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 from sanakit.text_encoders.nano_e5 import read_nano_e5, write_folder
 from sanakit.text_encoders.transformer import TransformerEncoder
@@ -285,7 +286,7 @@ def translated_world(small_world, tmp_path, monkeypatch):
 
 
 def open_swap(values):
-    config = make_config(values)
+    config = decide_image_size(make_config(values), 32)
     return Swap(config=config, run=RunFolder(None, config))
 
 

@@ -30,10 +30,12 @@ from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.blind import blind_held_out
 from sanakit.evaluation.held_out import held_out
 from sanakit.flow import EVAL_SIGMAS
+from sanakit.loading import load_base
 from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import WEIGHED, Swap
 from sanakit.swap.distill import Teacher
+from sanakit.swap.early import decide_image_size
 from sanakit.swap.plan import build
 from sanakit.swap.quality import prompt_weights
 from sanakit.swap.settings import options_of
@@ -59,7 +61,8 @@ class FewImages(Swap):
 def open_swap(candidate: str, options: argparse.Namespace) -> FewImages:
     train = {"seed": options.seed, "max_steps": options.steps, "strategy": "distill"}
     values = {"base": "tiny-sana", "data": {"source": "openmoji-languages"}, "train": train}
-    config = make_config(values | {"text_encoder": {"name": candidate}})
+    asked = make_config(values | {"text_encoder": {"name": candidate}})
+    config = decide_image_size(asked, load_base("tiny-sana").card["image_size"])
     swap = FewImages(config=config, run=RunFolder(Path(), config), progress=show)
     swap.num_images = options.num_images
     return swap

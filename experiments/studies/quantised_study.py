@@ -8,8 +8,8 @@ sanakit reads the folder (`read`: the numbers that the weights stand for) and as
 (`native`). Figures on captions of held-out images of the embedded world:
 
 error     of the embeddings, relative, same captions
-drift     verdict of the drift statistics on 512 held-out images, one caption each: the first 256 by the twin, the others
-          by the quantised encoder; the row fp32 shows what they say of the twin itself
+drift     verdict of the drift statistics on 512 held-out images, one caption each: the first 256 by the twin, the
+          others by the quantised encoder; the row fp32 shows what they say of the twin itself
 gain      prompt gain of tiny-sana with the encoder in the place of MiniLM and nothing trained, over that with MiniLM
           (95% interval over the images); `aligned`: after the closed form of the caption projection
 
@@ -32,10 +32,11 @@ import sanakit as sk
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import make_config
 from sanakit.data.dataset import LatentDataset, first_images
-from sanakit.loading import load_text_encoder
+from sanakit.loading import load_base, load_text_encoder
 from sanakit.run import RunFolder
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.context import Swap
+from sanakit.swap.early import decide_image_size
 from sanakit.swap.plan import build
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.encoder_only import MiniLM
@@ -105,7 +106,8 @@ def drift_row(encoder: TextEncoder, full: TextEncoder, prompts: list[str]) -> di
 
 def study(options: argparse.Namespace) -> list[dict[str, Any]]:
     kept = json.loads(RESULTS.read_text(encoding="utf-8")) if options.only else []
-    swap = Swap(config=(config := make_config({"base": "tiny-sana"})), run=RunFolder(Path(), config))
+    config = decide_image_size(make_config({"base": "tiny-sana"}), load_base("tiny-sana").card["image_size"])
+    swap = Swap(config=config, run=RunFolder(Path(), config))
     prompts = swap.splits[1].evaluation_captions(range(DRIFT_IMAGES))
     full = load_text_encoder("minilm")
     rows: list[dict[str, Any]] = []
