@@ -126,8 +126,9 @@ CODES: dict[str, Code] = {
     ),
     "SK0120": Code(
         title="quantised weights",
-        why="The weights are quantised (GPTQ, AWQ, torchao, bitsandbytes, FP8 ...): they need a package and often a "
-        "device of their own, and a component is frozen, compared and exported in floating point.",
+        why="The weights are quantised (GPTQ, AWQ, torchao, FP8 ...): they need a package and often a device of their "
+        "own, and a component is frozen, compared and exported in floating point. Read is what bitsandbytes made of a "
+        "text encoder.",
         fix="Take the repository with the weights in bf16, fp16 or fp32, or dequantise them and call "
         "`save_pretrained`.",
     ),

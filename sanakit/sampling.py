@@ -112,12 +112,14 @@ def guided(system: LatentDiffusion, x: Tensor, level: Tensor, both: PromptEmbeds
     return without + guidance_scale * (with_prompt - without)
 
 
-def sample_side_by_side(systems: dict[str, LatentDiffusion], prompts: list[str], *, seed: int) -> dict[str, Tensor]:
-    """`sample_images` of every system by its label, with the same prompts and noise; ranks of a run share the
-    systems."""
+def sample_side_by_side(
+    systems: dict[str, LatentDiffusion], prompts: dict[str, list[str]], *, seed: int
+) -> dict[str, Tensor]:
+    """`sample_images` of every system by its label, each for its own wording of the same prompts, with the same noise;
+    ranks of a run share the systems."""
 
     def draw(labels: Sequence[str]) -> list[Tensor]:
-        return [sample_images(systems[label], prompts, seed=seed) for label in labels]
+        return [sample_images(systems[label], prompts[label], seed=seed) for label in labels]
 
     labels = list(systems)
     return dict(zip(labels, shared(labels, draw), strict=True))

@@ -175,11 +175,12 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
 def _fill_embeddings(
     out: Path, name: str, encoder: Any, dataset: Any, progress: Any, placement: Any, share: tuple[int, int] | None
 ) -> dict[str, Any]:
-    """The entry of every caption; what `drift` shows of it are the captions."""
+    """The entry of every caption, and of what the base reads in their place, as either text encoder of a swap may be
+    asked for; what `drift` shows of it are the captions."""
     from sanakit.data.cache import embedding_job
     from sanakit.drift.shown import as_labels
 
-    prompts = dataset.texts()
+    prompts = [*dataset.texts(), *dataset.for_base().texts()] if dataset.captions_base else dataset.texts()
 
     def keep(rows: list[int]) -> dict[str, Any]:
         return {"labels": as_labels([prompts[row] for row in rows])}

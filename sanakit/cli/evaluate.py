@@ -37,6 +37,9 @@ def evaluate(
             "path:DIR or hub:owner/repo of timm.",
         ),
     ] = "auto",
+    base_captions: Annotated[
+        bool, typer.Option("--base-captions", help="The model reads captions_base, as the base of a swap does.")
+    ] = False,
     clip: Annotated[
         str | None,
         typer.Option("--clip", help="The model of clip-score and clip-recovery: path:DIR or hub:owner/repo."),
@@ -60,6 +63,7 @@ def evaluate(
 
     names = [part.strip() for part in metrics.split(",") if part.strip()]
     options: dict[str, Any] = {"count": count, "num_seeds": num_seeds, "seed": seed, "num_steps": num_steps}
+    options |= {"base_captions": base_captions}
     options |= {"guidance_scale": guidance_scale, "features": features} | ({} if clip is None else {"clip": clip})
     require_metrics(names, features_named(features), clip or _default_clip())
     if allow_pickle:

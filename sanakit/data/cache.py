@@ -23,7 +23,7 @@ from sanakit.data import store
 from sanakit.data.buckets import Size
 from sanakit.data.decode import decode_rows, encode_views, mark_failed, row_keys, sides_of
 from sanakit.data.images import PREPROCESSING, SIDE
-from sanakit.data.job import Job, open_packed
+from sanakit.data.job import Job, first_of_each, open_packed
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
@@ -258,10 +258,17 @@ def embeddings(
     must_exist: bool = False,
     placement: Placement | None = None,
 ) -> PromptEmbeds:
-    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents."""
-    job = embedding_job(encoder, prompts, progress=progress, placement=placement)
+    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents. Where at
+    least half of the prompts repeat others, as captions_base of many languages do, each text is encoded once."""
+    first, places = first_of_each(prompts)
+    repeated = 2 * len(first) <= len(prompts)
+    texts = [prompts[row] for row in first.tolist()] if repeated else prompts
+    job = embedding_job(encoder, texts, progress=progress, placement=placement)
     _, tensors, _ = job.run(cache, must_exist=must_exist)
-    return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
+    embeds, mask = (_resident(tensors[name]) for name in ("embeds", "mask"))
+    if repeated:
+        embeds, mask = embeds[places], mask[places]
+    return PromptEmbeds(embeds, mask, int(tensors["truncated"][:].sum()))
 
 
 def _resident(rows: Any) -> Any:

@@ -27,6 +27,7 @@ SCHEMA = pa.schema(
     [
         ("name", pa.large_string()),
         ("captions", pa.large_list(pa.large_string())),
+        ("captions_base", pa.large_list(pa.large_string())),  # null where both sides read `captions`
         ("scores", pa.large_list(pa.float64())),
         ("path", pa.large_binary()),  # of the file or shard as the system spells it, or its address
         ("kind", pa.int8()),  # a number of places.Kind
@@ -164,10 +165,10 @@ class Images(Column):
 
 
 class Texts(Sequence[str]):
-    """Every caption of an index, one after the other."""
+    """Every caption of an index, one after the other. column: `captions`, or `captions_base`, which has as many."""
 
-    def __init__(self, indexed: Indexed) -> None:
-        self.indexed = indexed
+    def __init__(self, indexed: Indexed, column: str = "captions") -> None:
+        self.indexed, self.column = indexed, column
         self.ends = indexed.caption_counts().cumsum()
 
     def __len__(self) -> int:
@@ -181,12 +182,12 @@ class Texts(Sequence[str]):
         if isinstance(key, int):
             row = range(len(self))[key]
             owner = int(np.searchsorted(self.ends, row, side="right"))
-            captions = self.indexed.value("captions", owner)
+            captions = self.indexed.value(self.column, owner)
             return str(captions[row - int(self.ends[owner]) + len(captions)])
         rows = np.arange(*key.indices(len(self)))
         owners = np.searchsorted(self.ends, rows, side="right")
         unique, place = np.unique(owners, return_inverse=True)
-        captions = self.indexed.values("captions", unique)
+        captions = self.indexed.values(self.column, unique)
         return [
             captions[p][row - int(self.ends[owner]) + len(captions[p])]
             for p, row, owner in zip(place.tolist(), rows.tolist(), owners.tolist(), strict=True)

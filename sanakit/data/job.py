@@ -120,3 +120,11 @@ def open_packed(shards: dict[str, list[Tensor]], where: Tensor) -> dict[str, Any
         return open_rows(shards, where)
     plain = {name: parts for name, parts in shards.items() if name not in ("tokens", "starts")}
     return open_rows(plain, where) | {"embeds": PackedRows(shards, where)}
+
+
+def first_of_each(prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """The first row of every distinct prompt, in order, and (N,) which of those each prompt is."""
+    distinct, which = store.row_hashes(p.encode() for p in prompts).unique(return_inverse=True)
+    first = torch.full((len(distinct),), len(which)).scatter_reduce(0, which, torch.arange(len(which)), "amin")
+    ordered, order = first.sort()
+    return ordered, order.argsort()[which]

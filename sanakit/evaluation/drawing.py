@@ -29,12 +29,19 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """prompts: N held-out captions. truth: (N, 3, H, W) uint8, the images that they describe. reference: (M, 3, H, W)
-    uint8, as many images of the training split, which distances are measured to."""
+    """prompts: N held-out captions, as the base reads them and metrics do. truth: (N, 3, H, W) uint8, the images that
+    they describe. reference: (M, 3, H, W) uint8, as many images of the training split, which distances are measured to.
+    translated: the prompts as a candidate text encoder reads them, where it reads others."""
 
     prompts: list[str]
     truth: Tensor
     reference: Tensor
+    translated: list[str] = field(default_factory=list)
+
+    @property
+    def candidate_prompts(self) -> list[str]:
+        """As a candidate text encoder reads them."""
+        return self.translated or self.prompts
 
 
 @dataclass(kw_only=True)
@@ -146,7 +153,8 @@ def asked_of(held_out: ImageDataset, train: ImageDataset, count: int, size: int)
     """From the two splits."""
     chosen, others = (split.subset(list(range(min(count, len(split))))) for split in (held_out, train))
     truth, reference = (torch.from_numpy(part.pixels(size)).permute(0, 3, 1, 2) for part in (chosen, others))
-    return Asked(prompts=chosen.evaluation_captions(), truth=truth, reference=reference)
+    prompts, translated = (side.evaluation_captions() for side in (chosen.for_base(), chosen))
+    return Asked(prompts=prompts, truth=truth, reference=reference, translated=translated)
 
 
 def draw(

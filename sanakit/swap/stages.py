@@ -171,7 +171,7 @@ def _rows(arm: Arm) -> list[dict[str, Any]]:
 
 
 def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
-    prompts, figures = swap.sample_prompts(), []
+    prompts, figures = {side: swap.sample_prompts(base=side == "base") for side in ("base", "candidate")}, []
     titles = {
         "base": "base",
         "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
@@ -180,10 +180,10 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
     systems = {"base": swap.base_system, "candidate": best.system}
     sides = sample_side_by_side(systems, prompts, seed=swap.config.train.seed)
     for label, images in sides.items():
-        name = f"samples-smoke-{label}"
-        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], "; ".join(prompts)))
+        name, said = f"samples-smoke-{label}", "; ".join(prompts[label])
+        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], said))
     truth, splits = swap.sample_truth()
-    told = list(zip(prompts, splits, strict=True))
+    told = list(zip(prompts["candidate"], splits, strict=True))
     return figures + save_compared(swap.run.path, "smoke", told, {"truth": truth} | sides)
 
 
@@ -254,6 +254,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
         "candidate": {
             "name": candidate,
             "fingerprint": swap.candidate.fingerprint(),
+            "quantised": getattr(swap.candidate, "quantised", ""),
             "overrides": {"scaling_factor": config.vae.scaling_factor},
         },
         "data": {

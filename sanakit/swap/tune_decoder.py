@@ -19,7 +19,9 @@ from sanakit.assembly import evaluating
 from sanakit.core.dit import load_core, save_core
 from sanakit.errors import SanakitError
 from sanakit.evaluation.decoded import Distance, high_frequencies, perceptual_term
-from sanakit.evaluation.reconstruction import psnr
+from sanakit.evaluation.image_features import PACKAGED, THUMBNAIL, load_features
+from sanakit.evaluation.perceptual import extractor
+from sanakit.evaluation.reconstruction import kernel_distances, psnr
 from sanakit.folders import from_anywhere
 from sanakit.formats.pipeline_folder import save_null
 from sanakit.hashing import hash_tensors
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 FIGURES = ("psnr", "perceptual_distance", "high_frequency_error")
+KID_FEATURES = {"kid_efflite0": PACKAGED, "kid_colours": THUMBNAIL}
 
 
 @dataclass(frozen=True)
@@ -74,11 +77,11 @@ def tune_decoder(swap: "Swap") -> dict[str, Any]:
     candidate, images = trained_vae(swap), held_images(swap)
     distance = perceptual_term(config.vae.perceptual_features, swap.placement.device)
     vae = deepcopy(candidate)
-    with swap.placement.holding(candidate):
+    with swap.placement.holding(candidate, extractor()):
         before, digest = measured(candidate, images, distance), latents_digest(candidate, images)
     names = train_decoder(swap, candidate, vae, images, distance, before)
     vae.requires_grad_(False).eval()
-    with swap.placement.holding(vae):
+    with swap.placement.holding(vae, extractor()):
         after, digest_after = measured(vae, images, distance), latents_digest(vae, images)
     decoder = tuple(sorted({*names, *(candidate.kept.decoder if candidate.kept else ())}))
     vae.kept = KeptLatents(
@@ -180,7 +183,8 @@ def decoder_parameters(vae: VAE, images: Tensor) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def measured(vae: VAE, images: Tensor, distance: Distance) -> dict[str, np.ndarray]:
-    """FIGURES of every image (N,), in eval mode: as the VAE will be used."""
+    """FIGURES of every image (N,), and what it adds to the KID of the reconstructions in KID_FEATURES, whose mean the
+    KID is; in eval mode: as the VAE will be used. Without EffLite0's package its KID is left out."""
     with evaluating(vae):
         reconstructed = shared_chunks(images, CHUNK, lambda part: vae.decode_raw(vae.encode_raw(part)))
     parts = list(zip(images.split(CHUNK), reconstructed.split(CHUNK), strict=True))
@@ -189,7 +193,7 @@ def measured(vae: VAE, images: Tensor, distance: Distance) -> dict[str, np.ndarr
         torch.cat([distance(*pair).cpu() for pair in parts]).numpy(),
         torch.cat([_high_frequency_error(*pair) for pair in parts]).numpy(),
     )
-    return dict(zip(FIGURES, values, strict=True))
+    return dict(zip(FIGURES, values, strict=True)) | _kernel_distances(parts)
 
 
 def latents_digest(vae: VAE, images: Tensor) -> str:
@@ -233,6 +237,18 @@ class DecoderJournal(Journal):
         row = {"stage": "full", "strategy": self.name, "step": step, "by_sigma": None, "split": "vae"}
         self.record("metrics.jsonl", [row | values])
         self.trackers.log(values, step)
+
+
+def _kernel_distances(parts: list[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
+    """`kernel_distances` (N,) of images and reconstructions by the names of KID_FEATURES. parts: pairs of batches."""
+    distances = {}
+    for figure, name in KID_FEATURES.items():
+        if name == PACKAGED and extractor() is None:
+            continue
+        features = load_features(name)
+        sides = [torch.cat([features.compute(pair[side]).cpu() for pair in parts]) for side in (0, 1)]
+        distances[figure] = kernel_distances(*sides)
+    return distances
 
 
 def _high_frequency_error(images: Tensor, reconstructed: Tensor) -> Tensor:
