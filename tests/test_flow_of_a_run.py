@@ -178,6 +178,8 @@ def test_a_name_of_another_kind_or_a_path_says_what_was_meant(values, said, fix,
 
 
 def test_the_image_size_is_the_bases_and_another_one_is_refused_by_its_card_alone():
+    from sanakit.needs import Assumed
+    from sanakit.needs.swap import outline_swap
     from sanakit.swap.early import ALONE_SIZE, decide_image_size
 
     def decided(*sets, trained_at):
@@ -189,6 +191,8 @@ def test_the_image_size_is_the_bases_and_another_one_is_refused_by_its_card_alon
     with pytest.raises(SanakitError, match="data.image_size is 64, tiny-sana was trained at 96") as refused:
         decided("data.image_size=64", trained_at=96)
     assert "Leave data.image_size out" in refused.value.fix
+    with pytest.raises(SanakitError, match="SK0104.*data.image_size is 64, tiny-sana was trained at 96"):
+        outline_swap(make_config({}, ["data.image_size=64"]), Assumed(), 1)  # the dry run refuses what the run would
 
 
 @pytest.mark.parametrize(("asked", "expected"), [((), 32), (("--image-size", "64"), 64)])
