@@ -126,8 +126,9 @@ CODES: dict[str, Code] = {
     ),
     "SK0120": Code(
         title="quantised weights",
-        why="The weights are quantised (GPTQ, AWQ, torchao, bitsandbytes, FP8 ...): they need a package and often a "
-        "device of their own, and a component is frozen, compared and exported in floating point.",
+        why="The weights are quantised (GPTQ, AWQ, torchao, FP8 ...): they need a package and often a device of their "
+        "own, and a component is frozen, compared and exported in floating point. Read is what bitsandbytes made of a "
+        "text encoder.",
         fix="Take the repository with the weights in bf16, fp16 or fp32, or dequantise them and call "
         "`save_pretrained`.",
     ),
@@ -521,6 +522,12 @@ CODES: dict[str, Code] = {
         why="Training the decoder has not lowered the perceptual distance between held-out images and their "
         "reconstructions.",
         fix="Raise vae.perceptual or train.max_steps, or lower train.learning_rate.",
+    ),
+    "SK0516": Code(
+        title="a rank ended before the others",
+        why="One of the ranks met an error or was killed, so that the others could not go on.",
+        fix="Mend what the message names; the same command then goes on from what was saved, on any number of ranks.",
+        exit_code=ExitCode.ENVIRONMENT,
     ),
     "SK0130": Code(
         title="a run folder that is not there",

@@ -1,23 +1,26 @@
 """One generic registry: a package scan for our own files, entry points for everybody else's.
 
 Listing never imports a component. The facts shown by `sanakit ls` are the literal arguments of the
-`@REGISTRY.register(...)` decorator, read from the source with `ast`; the module is imported only when the
-component is asked for.
+`@REGISTRY.register(...)` decorator, or of the rows of a `REGISTRY.table(...)`, read from the source with `ast`; the
+module is imported only when the component is asked for.
 """
 
 import ast
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeGuard, TypeVar
 
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.tracebacks import UNKNOWN, stops, told
 
 T = TypeVar("T")
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?"  # of the model hub, with revision and subfolder
+FACTS = ("title", "licence", "embedded")  # keywords of `register` and `row` that a listing shows
 BUILTIN = "builtin"  # the origin of what comes with sanakit
 PACKAGES = {  # every kind of `sanakit ls`, and the package whose files add to it
     "vaes": "sanakit.vaes",
@@ -51,6 +54,23 @@ class Entry:
         return {key: getattr(self, key) for key in keys}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A component that differs from its family's class in attributes alone."""
+
+    base: Any
+    name: str
+    title: str
+    licence: str = ""
+    embedded: bool = False
+    attributes: dict[str, Any]
+
+
+def row(base: Any, name: str, *, title: str, licence: str = "", embedded: bool = False, **attributes: Any) -> Row:
+    """A row of `Registry.table`: the arguments of `register`, and what the class sets beside them."""
+    return Row(base=base, name=name, title=title, licence=licence, embedded=embedded, attributes=attributes)
+
+
 class Registry(Generic[T]):
     """Names to classes or functions of one kind.
 
@@ -78,6 +98,15 @@ class Registry(Generic[T]):
             return item
 
         return add
+
+    def table(self, module: dict[str, Any], rows: dict[str, Row]) -> None:
+        """Register a family's members that repeat one shape, a row each. module: the `globals()` of the family's file,
+        which holds their classes afterwards. rows: by the name of the class."""
+        for class_name, member in rows.items():
+            attributes = {"__module__": module["__name__"], "__doc__": member.title, **member.attributes}
+            made: Any = type(class_name, (member.base,), attributes)
+            told = self.register(member.name, title=member.title, licence=member.licence, embedded=member.embedded)
+            module[class_name] = told(made)
 
     def entries(self) -> dict[str, Entry]:
         """Every name with its facts, own components first, without importing any of them."""
@@ -165,22 +194,27 @@ class Registry(Generic[T]):
         return entries
 
     def _read(self, path: Path, module: str, *, origin: str) -> list[Entry]:
-        """Rows for every `@X.register("name", title=...)` of a source file."""
-        entries = []
+        """An entry for every `@X.register("name", title=...)` and every row of an `X.table(...)` of a source file."""
+        calls: list[tuple[str, ast.Call, int]] = []  # class or function, the call that tells, place of the name in it
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"), filename=str(path))):
-            if not isinstance(node, ast.ClassDef | ast.FunctionDef):
-                continue
-            for call in node.decorator_list:
-                if not (isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute)):
-                    continue
-                if call.func.attr != "register" or not call.args:
-                    continue
-                facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg}
-                name = ast.literal_eval(call.args[0])
-                entries.append(
-                    Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=node.name, **facts)
-                )
+            if isinstance(node, ast.ClassDef | ast.FunctionDef):
+                calls += [(node.name, call, 0) for call in node.decorator_list if _is_method(call, "register")]
+            elif _is_method(node, "table") and len(node.args) == 2 and isinstance(node.args[1], ast.Dict):
+                pairs = zip(node.args[1].keys, node.args[1].values, strict=True)
+                calls += [(ast.literal_eval(key), call, 1) for key, call in pairs if isinstance(call, ast.Call) and key]
+        entries = []
+        for attribute, call, place in sorted(calls, key=lambda told: told[1].lineno):
+            facts = {k.arg: ast.literal_eval(k.value) for k in call.keywords if k.arg in FACTS}
+            name = ast.literal_eval(call.args[place])
+            entries.append(Entry(kind=self.kind, name=name, origin=origin, module=module, attribute=attribute, **facts))
         return entries
+
+
+def _is_method(node: ast.AST, name: str) -> TypeGuard[ast.Call]:
+    """Whether a node calls a method of this name with an argument."""
+    if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+        return False
+    return node.func.attr == name and bool(node.args)
 
 
 def uninstall(entry: Entry) -> str:
@@ -204,3 +238,14 @@ def _find_source(point: importlib.metadata.EntryPoint) -> Path:
             if candidate.is_file():
                 return candidate
     raise OSError(f"module {point.module} is not installed")
+
+
+def with_scheme(name: str) -> str | None:
+    """How a name that is none is written where it reads as a path or a repository of the model hub; else None."""
+    try:
+        is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
+    except OSError:  # a name of thousands of letters
+        is_path = False
+    if not is_path and re.fullmatch(REPOSITORY, name):
+        return f"path:{name}, or hub:{name} for a repository of the model hub"
+    return f"path:{name}" if is_path or "/" in name else None

@@ -16,6 +16,7 @@ from sanakit.data.cache import latent_job, to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.evaluation.decoded import ALEXNET, high_frequencies, perceptual_term
+from sanakit.evaluation.reconstruction import kernel_distances
 from sanakit.interop.export import save_vae
 from sanakit.loading import load_base, load_vae
 from sanakit.sampling import sample_images
@@ -66,6 +67,8 @@ def test_the_decoder_learns_and_the_latents_stay(world, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     first, last = (next(r for r in rows if r["split"] == "vae" and r["step"] == step) for step in (0, 12))
     assert last["psnr"] > first["psnr"] and last["high_frequency_error"] < first["high_frequency_error"]
+    assert last["kid_colours"] < first["kid_colours"]  # of a random decoder
+    assert {"kid_efflite0", "kid_colours"} <= first.keys()
 
     old, new = load_vae(f"path:{tmp_path / 'conv'}"), load_vae(f"path:{tmp_path / 'run' / 'vae'}")
     images = load_images(str(tmp_path / "images"))
@@ -178,3 +181,21 @@ def test_lpips_reads_the_file_of_torchvision(tmp_path, monkeypatch):
     assert distance(images, images).abs().max() < 1e-6 and (distance(images, other) > 0).all()
     distance(images, other).sum().backward()
     assert other.grad is not None and other.grad.abs().sum() > 0
+
+
+def test_the_kid_of_reconstructions_is_that_of_pairs():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(40, 6, generator=generator)
+    assert kernel_distances(images, images).tolist() == [0.0] * 40
+    other = images * 0.5 + 1
+    values = kernel_distances(images, other)
+
+    def kernel(a, b):
+        return float((a @ b / 6 + 1) ** 3)
+
+    def term(i, j):
+        within = kernel(images[i], images[j]) + kernel(other[i], other[j])
+        return within - kernel(images[i], other[j]) - kernel(other[i], images[j])
+
+    pairs = [term(i, j) for i in range(40) for j in range(40) if i != j]
+    assert values.shape == (40,) and values.mean() == pytest.approx(sum(pairs) / len(pairs), rel=1e-5)

@@ -35,6 +35,7 @@ def test_generated_pages_are_current(page):
         "docs/decision-study.md",
         "docs/adding-a-component.md",
         "docs/interop.md",
+        "docs/languages.md",
         "docs/recipes.md",
         "docs/library.md",
         "docs/evaluation.md",

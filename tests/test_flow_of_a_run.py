@@ -164,7 +164,9 @@ def test_a_run_folder_that_is_not_there_is_refused_with_its_neighbours(tmp_path)
             "swap-vae --candidate dc-f16c16",
         ),
         ({"vae": {"name": "./my-vae"}}, "is a path, expected a name", "path:./my-vae"),
-        ({"base": "models/mine"}, "is a path, expected a name", "--base path:models/mine"),
+        ({"base": "models/mine"}, "is a path, expected a name", "--base path:models/mine, or hub:models/mine"),
+        ({"vae": {"name": "owner/vae@main:vae"}}, "is a path, expected a name", "or hub:owner/vae@main:vae"),
+        ({"vae": {"name": "a/b/c"}}, "is a path, expected a name", "path:a/b/c"),
         ({"vae": {"name": "dc-f16c3"}}, "did you mean dc-f16c32", ""),
     ],
 )

@@ -41,6 +41,9 @@ class Captions:
     def __len__(self):
         return len(TEXTS)
 
+    def for_base(self):
+        return self
+
     def evaluation_captions(self, rows):
         return [TEXTS[row] for row in rows]
 

@@ -127,3 +127,52 @@ def test_light_commands_import_nothing_heavy(arguments):
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
+
+
+TABLE = """
+    raise_on_import = 1 / {zero}
+    from sanakit.registry import row
+    from sanakit.vaes.base import VAES
+    from sanakit.vaes.pca import PCAVAE
+
+    class Family(PCAVAE):
+        hub = ""
+
+    VAES.table(
+        globals(),
+        {{
+            "First": row(Family, "first-of-table", title="The first", licence="MIT", hub="one/first"),
+            "Second": row(Family, "second-of-table", title="The second", hub="one/second"),
+        }},
+    )
+"""
+
+
+def test_a_table_registers_a_class_for_each_row_and_is_listed_unread(site):
+    points = "[sanakit.vaes]\nfirst-of-table = plugin_t:First\nsecond-of-table = plugin_t:Second\n"
+    install(site, "plugin_t", TABLE.format(zero=1), points)
+    registry = Registry("vaes")
+    rows = [registry.entries()[name] for name in ("first-of-table", "second-of-table")]
+    assert [(row.title, row.licence, row.attribute) for row in rows] == [
+        ("The first", "MIT", "First"),
+        ("The second", "", "Second"),
+    ]
+    assert "plugin_t" not in sys.modules
+    made = registry.get("second-of-table")
+    assert (made.hub, made.name, made.__module__, made.__qualname__) == (
+        "one/second",
+        "second-of-table",
+        "plugin_t",
+        "Second",
+    )
+    assert sys.modules["plugin_t"].Second is made and made.tiny().spec.label == "f8c4"
+
+
+def test_families_of_one_shape_are_tables_and_their_classes_are_found_by_name():
+    """An exported folder names its text encoder's class by module and name."""
+    from sanakit.text_encoders import TEXT_ENCODERS
+    from sanakit.text_encoders.qwen import Qwen3Tiny  # type: ignore[attr-defined]
+
+    assert TEXT_ENCODERS.get("qwen3-0.6b") is Qwen3Tiny and Qwen3Tiny.__module__ == "sanakit.text_encoders.qwen"
+    names = [entry.name for entry in VAES.entries().values() if entry.module == "sanakit.vaes.dc_ae"]
+    assert names[:2] == ["dc-ae-f32c32-sana-1.0", "dc-ae-f32c32-sana-1.1"] and len(names) == 9

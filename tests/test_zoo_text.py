@@ -19,7 +19,7 @@ from sanakit.text_encoders.transformer import HubEncoder, TransformerEncoder, to
 
 HUB = [name for name in TEXT_ENCODERS.names() if issubclass(TEXT_ENCODERS.get(name), HubEncoder)]
 OPEN_CLIP = [name for name in TEXT_ENCODERS.names() if issubclass(TEXT_ENCODERS.get(name), OpenCLIP)]
-PACKAGED = ("minilm", "mpnet-packaged", "gemma-3-270m-gguf")
+PACKAGED = ("minilm", "mpnet-packaged", "gemma-3-270m-gguf", "multilingual-e5-packaged")
 SMALL = {
     "vocab_size": 260,
     "hidden_size": 16,

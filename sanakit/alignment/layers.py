@@ -77,6 +77,7 @@ def rank_layers(
     base_encoder: TextEncoder,
     *,
     layers: Sequence[Layer] = (),
+    base_texts: Sequence[str] | None = None,
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """{"layers": rows, "used", "best", "pairing", "captions"}; every row {"layer", "error", "more", "noise"}.
@@ -98,15 +99,17 @@ def rank_layers(
 
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
-    solving, evaluated = [t for i, t in enumerate(texts) if (i + 1) % HELD_OUT], texts[HELD_OUT - 1 :: HELD_OUT]
+    both = list(zip(texts, texts if base_texts is None else base_texts, strict=True))
+    solving, evaluated = [t for i, t in enumerate(both) if (i + 1) % HELD_OUT], both[HELD_OUT - 1 :: HELD_OUT]
     parts = [
         (split[i : i + CHUNK], split is evaluated)
         for split in (solving, evaluated)
         for i in range(0, len(split), CHUNK)
     ]
     for number, (part, held_out) in enumerate(parts, 1):
-        encoded = encoder.encode_layers(part, names)
-        pairs = pair_captions(encoded[0], base_encoder.encode(part), part, encoder, base_encoder)
+        some, read = (list(side) for side in zip(*part, strict=True))
+        encoded = encoder.encode_layers(some, names)
+        pairs = pair_captions(encoded[0], base_encoder.encode(read), some, encoder, base_encoder, read)
         for trial, embeds in zip(trials, encoded, strict=True):
             trial.see(replace(pairs, candidate=embeds), base_layer, evaluated=held_out)
         progress("measuring layers", number, len(parts))
@@ -116,10 +119,10 @@ def rank_layers(
     rows = [trial.row(declared) for trial in trials]
     better = [row for row in rows if row["error"] is not None and row["more"] + CLEAR * row["noise"] < 0]
     best = min(better, key=lambda row: row["error"])["layer"] if better else declared.layer
-    pairing = "tokens" if pairs.spans else "mean tokens"
+    pairing = "tokens" if pairs.paired_spans else "mean tokens"
     return {"layers": rows, "used": declared.layer, "best": best, "pairing": pairing, "captions": len(texts)}
 
 
 def _rows(pairs: Captions, rows: slice, base_layer: nn.Module) -> tuple[Tensor, Tensor]:
-    spans = tuple(s[rows] for s in pairs.spans) if pairs.spans else None
+    spans = tuple(s[rows] for s in pairs.paired_spans) if pairs.paired_spans else None
     return paired_rows(pairs.candidate[rows], pairs.base[rows], base_layer, spans)

@@ -84,6 +84,7 @@ def evaluate(
     clip: str = DEFAULT_CLIP,
     on_step: Progress | None = None,
     device: "Device | None" = None,
+    base_captions: bool = False,
 ) -> Evaluation:
     """Draw images for held-out prompts of `data` and score them.
 
@@ -92,7 +93,8 @@ def evaluate(
     num_seeds: samples of a prompt. features: names in which distances are taken, in a list or with commas; auto is
     those that need no network. clip: the model of clip-score and clip-recovery, `path:DIR` or `hub:owner/repo`.
     on_step: called with (label, done, total). device: as `--device`; by default auto for a name, and where a system
-    that was put together computes already.
+    that was put together computes already. base_captions: the system reads `captions_base`, as the base of a swap does,
+    where the data has them; by default it reads `captions`.
 
     Raises SK0101 for a metric that is not known, SK0104 for other options, SK0403 for fewer than 8 held-out prompts,
     SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
@@ -107,9 +109,10 @@ def evaluate(
     if device is not None or not isinstance(system_in(system), LatentDiffusion):
         drawing = replace(drawing, placement=choose(str(device or "auto")))
     asked = ask(images, count, drawing.image_size)
+    prompts = asked.prompts if base_captions else asked.candidate_prompts
     drawn = draw(
         drawing,
-        asked.prompts,
+        prompts,
         num_seeds=num_seeds,
         seed=seed,
         num_steps=num_steps,
@@ -119,7 +122,7 @@ def evaluate(
     sides = Drawn(asked=asked, images=drawn, clip=clip, placement=drawing.placement)
     return Evaluation(
         scores=tuple(scores_of(sides, names, within)),
-        prompts=tuple(asked.prompts),
+        prompts=tuple(prompts),
         num_seeds=num_seeds,
         seed=seed,
         num_steps=num_steps,

@@ -205,10 +205,11 @@ def measure_text_encoder(
     """Finite, distinct, padding-proof embeddings; norms and speed; base beside candidate, or a bare encoder."""
     prompts = dataset.evaluation_captions()
     sides = {"base": base, "candidate": candidate} if base else {"candidate": candidate}
+    read = {"base": dataset.for_base().evaluation_captions(), "candidate": prompts}
     facts, norms, cosines, cut, encoded = {}, {}, {}, {}, None
     for side, encoder in sides.items():
         start = time.perf_counter()
-        encoded = encoder.encode(prompts)
+        encoded = encoder.encode(read[side])
         facts[side] = _text_facts(encoder, encoded, time.perf_counter() - start)
         cut[side] = encoded.truncated
         ordered = encoded.embeds[encoded.mask].norm(dim=-1).sort().values
@@ -224,7 +225,7 @@ def measure_text_encoder(
 
     sample = {"embeddings": sample_embeddings(encoded.embeds, encoded.mask)}
     write_snapshot(sample, run_dir / "embeddings.snapshot.safetensors", carry=carry)
-    speeds = _prompts_per_second(sides, prompts)
+    speeds = _prompts_per_second(sides, read)
     for side, rates in speeds.items():
         facts[side]["encode"] = float(rates.mean())
     rows = [
@@ -241,14 +242,14 @@ def measure_text_encoder(
     )
 
 
-def _prompts_per_second(sides: dict[str, TextEncoder], prompts: list[str]) -> dict[str, np.ndarray]:
+def _prompts_per_second(sides: dict[str, TextEncoder], prompts: dict[str, list[str]]) -> dict[str, np.ndarray]:
     """Of TIMED batches of the same size, timed in turn, so that what else the machine does meets both sides.
     (TIMED,)"""
-    size = max(1, min(16, len(prompts) // TIMED))
+    size = max(1, min(16, len(prompts["candidate"]) // TIMED))
     rates: dict[str, list[float]] = {side: [] for side in sides}
     for number in range(TIMED):
-        batch = prompts[number * size : (number + 1) * size]
         for side in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            batch = prompts[side][number * size : (number + 1) * size]
             begin = time.perf_counter()
             sides[side].encode(batch)
             rates[side].append(len(batch) / (time.perf_counter() - begin))

@@ -12,6 +12,7 @@ from typing import Any
 MODES = ("lines", "whole")
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+BASE_KEYS = ("captions_base", "caption_base")  # columns of what the base reads in the place of the captions
 KINDS = {dict: "an object", bool: "a truth value", int: "a number", float: "a number", list: "a list", bytes: "bytes"}
 
 
@@ -49,6 +50,21 @@ def as_captions(value: Any) -> list[str]:
         if not isinstance(item, str):
             raise ValueError(f"no text: {name} is {kind_of(item)}")
     return list(values)
+
+
+def base_captions(record: Any) -> list[str] | None:
+    """What the base reads in the place of a row's captions, as in another language; None where a row states nothing.
+    Raises ValueError as `as_captions`, with the column's name."""
+    key = next((key for key in BASE_KEYS if key in record and record[key] is not None), None)
+    if key is None:
+        return None
+    try:
+        captions = as_captions(record[key])
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if not captions:
+        raise ValueError(f"{key}: an empty list")
+    return captions
 
 
 def as_scores(value: Any) -> list[float] | None:

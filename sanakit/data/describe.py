@@ -33,6 +33,7 @@ def describe(dataset: ImageDataset) -> dict[str, Any]:
         "images": len(dataset),
         "captions": int(counts.sum()),
         "captions_per_image": [int(counts.min()), int(counts.max())] if len(counts) else [0, 0],
+        "captions_base": bool(dataset.captions_base),
         "lines": int(dataset.indexed.numbers("lines").sum()) if dataset.indexed is not None else 0,
         "set_aside": len(dataset.ledger),
         "reasons": dict(Counter(row["reason"].partition(":")[0] for row in dataset.ledger).most_common()),
@@ -55,6 +56,8 @@ def describe_lines(dataset: ImageDataset, *, ledger: str = "ledger.jsonl", bucke
     fewest, most = facts["captions_per_image"]
     each = f"{fewest} an image" if fewest == most else f"{fewest} to {most} an image"
     parts = [f"data: {facts['source']}: {facts['images']:,} images, {facts['captions']:,} captions ({each})"]
+    if facts["captions_base"]:
+        parts.append("the base reads captions_base")
     if facts["lines"]:
         parts.append(
             f"{facts['lines']:,} captions are lines of caption files with several (data.captions=whole joins them)"

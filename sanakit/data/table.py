@@ -5,7 +5,7 @@ Every data set is a table of three columns: `name` (identity), `captions` (list 
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ class ImageDataset:
     """Encoded images with captions.
 
     source: the name it was asked for by. names/captions/images: equally long; read from files when they are asked for
-    where the data set has an index. ledger: what was set aside. scores: of every caption of every image, where the
-    data has them. fit: how a square is made of an image that is none, `crop` or `pad`. survey: what reading the whole
-    data set found beside the images. indexed: the rows of its index (data/index.py), None for images in memory.
-    caption_kinds: what an image's first, second ... caption is, where the data set says so.
+    where the data set has an index. captions_base: what the base reads in the place of the captions, as in another
+    language, equally many of every image; empty where both sides read the same. ledger: what was set aside. scores: of
+    every caption of every image, where the data has them. fit: how a square is made of an image that is none, `crop` or
+    `pad`. survey: what reading the whole data set found beside the images. indexed: the rows of its index
+    (data/index.py), None for images in memory. caption_kinds: what an image's first, second ... caption is, where the
+    data set says so.
     """
 
     source: str
@@ -44,15 +46,20 @@ class ImageDataset:
     survey: Survey = field(default_factory=Survey)
     indexed: Indexed | None = None
     caption_kinds: tuple[str, ...] = ()
+    captions_base: Sequence[list[str]] = field(default_factory=list)
 
     @classmethod
-    def of_index(cls, indexed: Indexed, *, scored: bool, **options: Any) -> "ImageDataset":
-        """The rows of an index. scored: whether every caption has a score. options: the other fields."""
+    def of_index(
+        cls, indexed: Indexed, *, scored: bool, translated: bool = False, column: str = "captions", **options: Any
+    ) -> "ImageDataset":
+        """The rows of an index. scored: whether every caption has a score. translated: whether the base reads others.
+        column: of the captions. options: the other fields."""
         return cls(
             names=Column(indexed, "name"),
-            captions=Column(indexed, "captions"),
+            captions=Column(indexed, column),
             images=Images(indexed),
             scores=Column(indexed, "scores") if scored else [],
+            captions_base=Column(indexed, "captions_base") if translated else [],
             indexed=indexed,
             **options,
         )
@@ -60,16 +67,26 @@ class ImageDataset:
     def __len__(self) -> int:
         return len(self.names)
 
+    def for_base(self) -> "ImageDataset":
+        """The same images with the captions that the base reads; itself where both sides read the same."""
+        return replace(self, captions=self.captions_base, captions_base=[]) if self.captions_base else self
+
     def __repr__(self) -> str:
         return f"<ImageDataset {self.source}: {len(self)} images, {len(self.ledger)} set aside>"
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over names, captions, image bytes and the fit, in order."""
+        """SHA-256 over names, captions of both sides, image bytes and the fit, in order."""
         if self.indexed is None:
             return self._fingerprint(hashlib.sha256(image).digest() for image in self.images)
         hashes = Column(self.indexed, "sha256")
-        return str(self.indexed.recall(f"fingerprint {self.fit}", lambda: self._fingerprint(hashes)))
+        of_base = "" if self._column == "captions" else f" {self._column}"
+        return str(self.indexed.recall(f"fingerprint {self.fit}{of_base}", lambda: self._fingerprint(hashes)))
+
+    @property
+    def _column(self) -> str:
+        """Of the index, which the captions are."""
+        return self.captions.name if isinstance(self.captions, Column) else "captions"
 
     def _fingerprint(self, hashes: Iterable[bytes]) -> str:
         digest = hashlib.sha256()
@@ -78,6 +95,8 @@ class ImageDataset:
             digest.update(image)
         if self.scores:
             digest.update(repr(list(self.scores)).encode())
+        if self.captions_base:
+            digest.update(repr(list(self.captions_base)).encode())
         if self.fit != "pad":  # all were padded before this could be chosen
             digest.update(self.fit.encode())
         return digest.hexdigest()
@@ -91,7 +110,7 @@ class ImageDataset:
     def texts(self) -> Sequence[str]:
         """Every caption of every image, one after the other."""
         if self.indexed is not None:
-            return Texts(self.indexed)
+            return Texts(self.indexed, self._column)
         return [caption for captions in self.captions for caption in captions]
 
     def sizes(self) -> np.ndarray | None:
@@ -104,8 +123,9 @@ class ImageDataset:
     def subset(self, indices: Sequence[int] | np.ndarray) -> "ImageDataset":
         if self.indexed is not None:
             kept: dict[str, Any] = {"source": self.source, "ledger": self.ledger, "survey": self.survey}
-            kept |= {"fit": self.fit, "caption_kinds": self.caption_kinds}
-            return ImageDataset.of_index(self.indexed.take(indices), scored=bool(self.scores), **kept)
+            kept |= {"fit": self.fit, "caption_kinds": self.caption_kinds, "column": self._column}
+            kept |= {"scored": bool(self.scores), "translated": bool(self.captions_base)}
+            return ImageDataset.of_index(self.indexed.take(indices), **kept)
         return ImageDataset(
             source=self.source,
             names=[self.names[i] for i in indices],
@@ -116,6 +136,7 @@ class ImageDataset:
             fit=self.fit,
             survey=self.survey,
             caption_kinds=self.caption_kinds,
+            captions_base=[self.captions_base[i] for i in indices] if self.captions_base else [],
         )
 
     def evaluation_captions(self, places: Iterable[int] | None = None) -> list[str]:

@@ -5,6 +5,7 @@ of one latent shape, whatever the batches.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP, Clip, load_clip
 from sanakit.evaluation.image_features import CLIP, THUMBNAIL, load_features
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import shared
 from sanakit.sampling import sample_euler
 
 FEWEST = 8  # prompts of an evaluation
@@ -27,12 +29,19 @@ BATCH = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """prompts: N held-out captions. truth: (N, 3, H, W) uint8, the images that they describe. reference: (M, 3, H, W)
-    uint8, as many images of the training split, which distances are measured to."""
+    """prompts: N held-out captions, as the base reads them and metrics do. truth: (N, 3, H, W) uint8, the images that
+    they describe. reference: (M, 3, H, W) uint8, as many images of the training split, which distances are measured to.
+    translated: the prompts as a candidate text encoder reads them, where it reads others."""
 
     prompts: list[str]
     truth: Tensor
     reference: Tensor
+    translated: list[str] = field(default_factory=list)
+
+    @property
+    def candidate_prompts(self) -> list[str]:
+        """As a candidate text encoder reads them."""
+        return self.translated or self.prompts
 
 
 @dataclass(kw_only=True)
@@ -117,8 +126,11 @@ class Drawn:
                 def compute(part: Tensor) -> Tensor:
                     return features.compute(as_float(part)).float().cpu()
 
-                parts, _ = in_batches(images, BATCH, compute, what=f"features {features.label}")
-            kept[name, side] = torch.cat(parts)
+                def compute_runs(starts: Sequence[int]) -> list[Tensor]:
+                    runs = [images[start : start + BATCH] for start in starts]
+                    return batch_by_batch(runs, compute, f"features {features.label}")
+
+                kept[name, side] = torch.cat(shared(range(0, len(images), BATCH), compute_runs))
         return kept[name, side]
 
 
@@ -141,7 +153,8 @@ def asked_of(held_out: ImageDataset, train: ImageDataset, count: int, size: int)
     """From the two splits."""
     chosen, others = (split.subset(list(range(min(count, len(split))))) for split in (held_out, train))
     truth, reference = (torch.from_numpy(part.pixels(size)).permute(0, 3, 1, 2) for part in (chosen, others))
-    return Asked(prompts=chosen.evaluation_captions(), truth=truth, reference=reference)
+    prompts, translated = (side.evaluation_captions() for side in (chosen.for_base(), chosen))
+    return Asked(prompts=prompts, truth=truth, reference=reference, translated=translated)
 
 
 def draw(
@@ -155,7 +168,7 @@ def draw(
     progress: Progress = silent,
     label: str = "drawing samples",
 ) -> Tensor:
-    """(S, N, 3, H, W) uint8. Raises SK0507 where an image is not finite."""
+    """(S, N, 3, H, W) uint8; the ranks of a run share the batches. Raises SK0507 where an image is not finite."""
     with system.placement.holding(system.text_encoder):
         embeds = system.text_encoder.encode(prompts)
     total, done = num_seeds * len(prompts), 0
@@ -178,9 +191,25 @@ def draw(
         progress(label, done, total)
         return as_bytes(images)
 
+    def draw_runs(starts: Sequence[int]) -> list[Tensor]:
+        nonlocal done
+        done = starts[0]
+        return batch_by_batch([range(start, min(start + BATCH, total)) for start in starts], drawn, label)
+
     progress(label, 0, total)
-    parts, _ = in_batches(range(total), BATCH, drawn, what=label)
+    parts = shared(range(0, total, BATCH), draw_runs)
+    if done < total:  # the rest was drawn by other ranks
+        progress(label, total, total)
     return torch.cat(parts).unflatten(0, (num_seeds, len(prompts)))
+
+
+def batch_by_batch(runs: Sequence[Any], work: Callable[[Any], Tensor], what: str) -> list[Tensor]:
+    """`work` of every run of BATCH rows, in smaller batches from where the device ran out of memory."""
+    results, size = [], BATCH
+    for run in runs:
+        parts, size = in_batches(run, size, work, what=what)
+        results.append(torch.cat(parts))
+    return results
 
 
 def noise_of(shape: tuple[int, ...], seed: int, number: int, place: int) -> Tensor:

@@ -25,6 +25,7 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import of_main
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap import evaluated
 from sanakit.swap.early import decide_image_size, refuse_few_images, sample_parts, truth_of
@@ -111,11 +112,13 @@ class Swap:
         if not self.automatic_layer and not isinstance(encoder, TransformerEncoder):
             return None
         assert isinstance(encoder, TextEncoder)
-        count = len(self.splits[0])
-        chosen = self.splits[0].evaluation_captions(np.linspace(0, count - 1, min(LAYER_CAPTIONS, count)).astype(int))
+        train = self.splits[0]
+        places = np.linspace(0, len(train) - 1, min(LAYER_CAPTIONS, len(train))).astype(int)
+        chosen, read = (side.evaluation_captions(places) for side in (train, train.for_base()))
         base = self.base_system
         with self.placement.holding(encoder, base.text_encoder, base.core.caption_projection):
-            ranking = rank_layers(encoder, chosen, base.core, base.text_encoder, progress=self.progress)
+            sides = encoder, chosen, base.core, base.text_encoder
+            ranking = rank_layers(*sides, base_texts=read, progress=self.progress)
         return ranking | {"used": ranking["best"]} if self.automatic_layer else ranking
 
     @cached_property
@@ -129,6 +132,11 @@ class Swap:
     @cached_property
     def splits(self) -> tuple[ImageDataset, ImageDataset]:
         return self.images.split(False), self.images.split(True)
+
+    def captioned(self, images: ImageDataset, *, base: bool = False) -> ImageDataset:
+        """Images with the captions that the swapped system reads, or the base: its own text encoder reads
+        `captions_base` where the data has them, a candidate `captions`."""
+        return images.for_base() if base or self.config.kind == "vae" else images
 
     @property
     def num_held_out(self) -> int:
@@ -145,7 +153,8 @@ class Swap:
         sample_posterior: bool = False,
     ) -> LatentDataset:
         """Latents and embeddings of a split by a VAE and a text encoder, squares or in buckets."""
-        images, data = self.splits[held_out_split], self.config.data
+        data = self.config.data
+        images = self.captioned(self.splits[held_out_split], base=text_encoder is self.base_system.text_encoder)
         if data.caption_temperature and not images.scores:
             raise SanakitError(
                 "SK0104",
@@ -216,22 +225,21 @@ class Swap:
         ]
         return text_target(self.base_held_out, self.base_blind, prompt_weights(*weighed))
 
-    def sample_prompts(self, count: int | None = None) -> list[str]:
+    def sample_prompts(self, count: int | None = None, *, base: bool = False) -> list[str]:
         """Half of them of the training images, half held out; spread over the data set. count: by default
-        smoke.samples."""
-        parts = self._sample_parts() if count is None else sample_parts(self.splits, count)
+        smoke.samples. base: as the base reads them."""
+        splits = [self.captioned(split, base=base) for split in self.splits]
+        parts = sample_parts(splits, count or self.config.smoke.samples)
         return [prompt for _, prompts, _ in parts for prompt in prompts]
 
     def sample_truth(self) -> tuple[Tensor, list[str]]:
         """The images that the sample prompts describe, (B, 3, S, S) in [-1, 1], and the split of each."""
-        return truth_of(self._sample_parts(), self.config.data.size)
-
-    def _sample_parts(self) -> list[tuple[ImageDataset, list[str], str]]:
-        return sample_parts(self.splits, self.config.smoke.samples)
+        return truth_of(sample_parts(self.splits, self.config.smoke.samples), self.config.data.size)
 
     def resolved(self, asked: Config) -> Config:
-        """A configuration with values in the place of every `auto` of its training and data sections."""
-        return choose_encoding(self, resolved(asked, self.placement, peak_of(self)))
+        """A configuration with values in the place of every `auto` of its training and data sections, rank 0's on all
+        ranks."""
+        return of_main(choose_encoding(self, resolved(asked, self.placement, peak_of(self))))
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""

@@ -5,6 +5,7 @@ The control is measured once for each architecture, base and data, and kept in t
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sanakit.alignment.similarity import agreement, frequent_words, word_features
+from sanakit.alignment.similarity import agreement, frequent_words, translated_names, word_features
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import first_images
 from sanakit.data.table import EVALUATED_BY
@@ -25,6 +26,7 @@ from sanakit.files import cache_dir
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_record
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import all_ranks
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.race import RaceStopped, raced_options
@@ -51,15 +53,19 @@ def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     training split, one term for each word; {} where the captions hold too few words."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    captions = [caption for image_captions in swap.splits[0].captions[:IMAGES] for caption in image_captions]
-    words = frequent_words(captions)
+    train = swap.splits[0]
+    captions = [caption for image_captions in train.captions[:IMAGES] for caption in image_captions]
+    words, read = frequent_words(captions), None
+    if train.captions_base:
+        places = range(min(IMAGES, len(train)))
+        words, read = translated_names(train.evaluation_captions(places), train.for_base().evaluation_captions(places))
     if len(words) < FEWEST_WORDS:
         return {}
 
     def remember(key: Any, work: Any) -> Any:
         return remembered(swap, key, work)
 
-    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember, swap.placement)
+    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember, swap.placement, read)
 
 
 def agreement_with_base(
@@ -68,18 +74,21 @@ def agreement_with_base(
     words: list[str],
     remember: Callable[[Any, Callable[[], Tensor]], Tensor] = lambda key, work: work(),
     placement: Placement | None = None,
+    base_words: list[str] | None = None,
 ) -> dict[str, Any]:
-    """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
+    """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept.
+    base_words: what the base reads in the place of each word, by default the same."""
     placement = placement or host()
+    read = words if base_words is None else base_words
     with placement.holding(base):
-        base_features = word_features(base, words)
+        base_features = word_features(base, read)
 
     def measured_agreement(encoder: TextEncoder) -> Any:
         with placement.holding(encoder):
             return agreement(word_features(encoder, words), base_features)
 
     control = remember(
-        ["agreement", base.fingerprint(), words],
+        ["agreement", base.fingerprint(), words, *([] if base_words is None else [base_words])],
         lambda: torch.from_numpy(measured_agreement(candidate.with_random_weights(SEED))),
     )
     return {"agreement": measured_agreement(candidate), "control_agreement": control.numpy()}
@@ -164,10 +173,13 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
     placement = swap.placement
     facts += [placement.compute_facts(part) for part in ("text_encoder", "base") if placement.compute_facts(part)]
     path = cache_dir() / f"control-{hash_record(facts)[:24]}.safetensors"
-    try:
-        return load_file(path)["found"]
-    except (OSError, SafetensorError, KeyError):
-        value = work()
+    known: Tensor | None = None
+    with suppress(OSError, SafetensorError, KeyError):
+        known = load_file(path)["found"]
+    if all_ranks(known is not None):
+        assert known is not None
+        return known
+    value = work()
     aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     save_file({"found": value.contiguous()}, aside)
     aside.replace(path)

@@ -1,4 +1,4 @@
-"""Text encoders learnt from the base instead of from dataset: prompts only.
+"""Text encoders learnt from the base instead of from data: prompts only.
 
 `distill`: through the frozen core (arXiv 2503.19897), |DiT(x_t, teacher's prompt) - DiT(x_t, student's prompt)|^2 along
 the base's own trajectories. A state x_t with the teacher's velocity v there is the training pair latents = x_t - sigma
@@ -9,7 +9,7 @@ baseline.
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +22,7 @@ from sanakit.alignment.text import Captions, mean_tokens
 from sanakit.alignment.tokens import pair_tokens
 from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
+from sanakit.data.job import first_of_each
 from sanakit.data.live import CaptionRows
 from sanakit.flow import shift_sigmas
 from sanakit.text_encoders import PromptEmbeds
@@ -33,6 +34,7 @@ PROMPTS, NUM_STEPS, CHUNK = (
     64,
 )  # trajectories of the teacher and their states: at most 4,096 passes of the base, once
 FEWEST = 16
+COMPARED = 16_384  # texts by which both sides are told to read the same
 NULL_EVERY = 10  # trajectories to one of the null prompt
 EMBEDDING_STEPS, EMBEDDING_BATCH, EMBEDDING_RATE = 300, 128, 1e-3
 
@@ -73,16 +75,47 @@ class Teacher:
             self.states = trajectories(self.base, self.data.captions, prompts=prompts, seed=self.seed)
             self.seconds = time.perf_counter() - start
         states = self.states
+        said = translations(self.data.texts, data.texts)
 
         def draw(step: int, rows: slice) -> Batch:
             generator = torch.Generator().manual_seed(options.seed * 1_000_003 + step)
             chosen = torch.randint(len(states), (options.batch_size,), generator=generator)[rows]
             noisy, velocity, sigmas = (t[chosen] for t in (states.noisy, states.velocity, states.sigmas))
             level = sigmas.reshape(-1, 1, 1, 1)
-            prompt = captions_of(system, data.captions, states.captions[chosen])
+            captions = states.captions[chosen]
+            if said is not None:
+                captions = said.draw(captions, torch.randint(1 << 30, (options.batch_size,), generator=generator)[rows])
+            prompt = captions_of(system, data.captions, captions)
             return Batch(noisy - level * velocity, noisy + (1 - level) * velocity, sigmas, prompt)
 
         return draw
+
+
+@dataclass(frozen=True)
+class Translations:
+    """Which captions of the candidate say what one of the base's says. group: (N,) of every caption; rows: captions,
+    sorted by their group; starts, sizes: of every group in `rows`."""
+
+    group: Tensor
+    rows: Tensor
+    starts: Tensor
+    sizes: Tensor
+
+    def draw(self, captions: Tensor, choice: Tensor) -> Tensor:
+        """In the place of captions of the base (K,) one of the candidate's that says the same, number `choice` modulo
+        how many do; -1, the null prompt, stays."""
+        group = self.group[captions.clamp_min(0)]
+        drawn = self.rows[self.starts[group] + choice % self.sizes[group]]
+        return torch.where(captions < 0, captions, drawn)
+
+
+def translations(base_texts: Sequence[str], texts: Sequence[str]) -> Translations | None:
+    """None where both sides read the same: then a trajectory belongs to its own caption."""
+    if list(base_texts[:COMPARED]) == list(texts[:COMPARED]):
+        return None
+    _, group = first_of_each(base_texts)
+    sizes = torch.bincount(group)
+    return Translations(group, group.argsort(stable=True), sizes.cumsum(0) - sizes, sizes)
 
 
 def captions_of(system: LatentDiffusion, captions: CaptionRows, rows: Tensor) -> PromptEmbeds:
@@ -152,11 +185,11 @@ def _feature_loss(
     with torch.no_grad():
         goals = base_core.caption_norm(base_core.caption_projection(base.embeds.float()))
     features = core.caption_norm(core.caption_projection(candidate.embeds.float()))
-    if captions.spans is None:
+    if captions.paired_spans is None:
         features, goals = mean_tokens(features, candidate.mask), mean_tokens(goals, base.mask)
     else:
         masks = (part.mask for part in parts)
-        shares = pair_tokens(captions.spans[0][rows], captions.spans[1][rows], *masks).to(device)
+        shares = pair_tokens(*(side[rows] for side in captions.paired_spans), *masks).to(device)
         paired = shares.sum(2) > 0
         features, goals = features[paired], torch.einsum("blm,bme->ble", shares, goals)[paired]
     return F.mse_loss(features, goals) / goals.square().mean()

@@ -42,11 +42,13 @@ def _compared(swap: "Swap", system: LatentDiffusion) -> Row:
         return record | {"rows": [], "note": told}
     names = features_named(asked.features)
     question = asked_of(held_out, train, count, system.image_size)
+    of_candidate = question.prompts if swap.config.kind == "vae" else question.candidate_prompts
+    sides = {"base": (swap.base_system, question.prompts), "candidate": (system, of_candidate)}
     options: Row = {"num_seeds": asked.num_seeds, "seed": swap.config.train.seed, "progress": swap.progress}
     try:
         images = {
-            side: draw(one, question.prompts, label=f"drawing for evaluation, {side}", **options)
-            for side, one in (("base", swap.base_system), ("candidate", system))
+            side: draw(one, prompts, label=f"drawing for evaluation, {side}", **options)
+            for side, (one, prompts) in sides.items()
         }
     except SanakitError as error:
         if error.code != "SK0507":

@@ -17,7 +17,7 @@ from sanakit.evaluation.blind import conditional_gain
 from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
-from sanakit.sampling import sample_images
+from sanakit.sampling import sample_side_by_side
 from sanakit.strategies.base import Strategy
 from sanakit.swap import evaluated
 from sanakit.swap.core_journal import CoreJournal
@@ -222,20 +222,18 @@ def keep_result(journal: CoreJournal, encoder: TextEncoder | None) -> None:
 
 def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
     """Images of the base and of the trained system for the same prompts and noise, and their figures."""
-    prompts, seed = swap.sample_prompts(), swap.config.train.seed
-    images = {
-        "base": sample_images(swap.base_system, prompts, seed=seed),
-        "candidate": sample_images(system, prompts, seed=seed),
-    }
+    seed = swap.config.train.seed
+    prompts = {side: swap.sample_prompts(base=side == "base") for side in ("base", "candidate")}
+    images = sample_side_by_side({"base": swap.base_system, "candidate": system}, prompts, seed=seed)
     titles = {"base": "base", "candidate": f"candidate, after full training with {name}"}
 
     def grid(label: str) -> Any:
         return save_grid(
-            swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts)
+            swap.run.path, f"samples-full-{label}", images[label], "samples", titles[label], "; ".join(prompts[label])
         )
 
     truth, splits = swap.sample_truth()
-    told = list(zip(prompts, splits, strict=True))
+    told = list(zip(prompts["candidate"], splits, strict=True))
     compared = save_compared(swap.run.path, "full", told, {"truth": truth} | images)
     swap.add_figures("full", [grid(label) for label in images] + compared)
 

@@ -130,7 +130,8 @@ def build(
             return system, scores | align_blocks(system, base, data, base_data, swapped="vae", draws=draws, seed=seed)
         scores |= carry_rest(core, base, data, base_data, count=ALIGNED, seed=seed)
         return system, scores | align_output(system, data, seed=seed)
-    captions = pair_captions(data.captions, base_data.captions, data.texts, system.text_encoder, base.text_encoder)
+    sides = data.texts, system.text_encoder, base.text_encoder, base_data.texts
+    captions = pair_captions(data.captions, base_data.captions, *sides)
     layers = (base.core.caption_projection, base.core.caption_norm)
     with base.placement.holding(core.caption_projection, core.caption_norm, *layers):
         scores = align_caption(core, base.core, captions, nulls=(system.null, base.null))
@@ -251,6 +252,11 @@ def _text_remarks(base: LatentDiffusion, candidate: TextEncoder) -> list[str]:
     if lengths[0] != lengths[1]:
         remarks.append(f"tokens a prompt {lengths[0]} -> {lengths[1]}: cross-attention reads any number of them")
     remarks.append(f"flow shift stays {base.flow_shift:.3g}: the latents are the base's")
+    if candidate.quantised:
+        remarks.append(
+            f"the weights of {candidate.name} are {candidate.quantised}: the numbers that they stand for are computed "
+            "with, in the memory of weights that are not quantised"
+        )
     pairs = [e.offsets(["a red apple"]) is not None for e in (base.text_encoder, candidate)]
     remarks.append(
         "tokens of both sides are paired by character offsets for alignment"

@@ -19,11 +19,14 @@ from sanakit.assembly import evaluating
 from sanakit.core.dit import load_core, save_core
 from sanakit.errors import SanakitError
 from sanakit.evaluation.decoded import Distance, high_frequencies, perceptual_term
-from sanakit.evaluation.reconstruction import psnr
+from sanakit.evaluation.image_features import PACKAGED, THUMBNAIL, load_features
+from sanakit.evaluation.perceptual import extractor
+from sanakit.evaluation.reconstruction import kernel_distances, psnr
 from sanakit.folders import from_anywhere
 from sanakit.formats.pipeline_folder import save_null
 from sanakit.hashing import hash_tensors
 from sanakit.loading import load_base_encoder
+from sanakit.ranks.sharing import shared_chunks
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 FIGURES = ("psnr", "perceptual_distance", "high_frequency_error")
+KID_FEATURES = {"kid_efflite0": PACKAGED, "kid_colours": THUMBNAIL}
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,11 @@ def tune_decoder(swap: "Swap") -> dict[str, Any]:
     candidate, images = trained_vae(swap), held_images(swap)
     distance = perceptual_term(config.vae.perceptual_features, swap.placement.device)
     vae = deepcopy(candidate)
-    with swap.placement.holding(candidate):
+    with swap.placement.holding(candidate, extractor()):
         before, digest = measured(candidate, images, distance), latents_digest(candidate, images)
     names = train_decoder(swap, candidate, vae, images, distance, before)
     vae.requires_grad_(False).eval()
-    with swap.placement.holding(vae):
+    with swap.placement.holding(vae, extractor()):
         after, digest_after = measured(vae, images, distance), latents_digest(vae, images)
     decoder = tuple(sorted({*names, *(candidate.kept.decoder if candidate.kept else ())}))
     vae.kept = KeptLatents(
@@ -179,20 +183,22 @@ def decoder_parameters(vae: VAE, images: Tensor) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def measured(vae: VAE, images: Tensor, distance: Distance) -> dict[str, np.ndarray]:
-    """FIGURES of every image (N,), in eval mode: as the VAE will be used."""
+    """FIGURES of every image (N,), and what it adds to the KID of the reconstructions in KID_FEATURES, whose mean the
+    KID is; in eval mode: as the VAE will be used. Without EffLite0's package its KID is left out."""
     with evaluating(vae):
-        parts = [(part, vae.decode_raw(vae.encode_raw(part))) for part in images.split(CHUNK)]
+        reconstructed = shared_chunks(images, CHUNK, lambda part: vae.decode_raw(vae.encode_raw(part)))
+    parts = list(zip(images.split(CHUNK), reconstructed.split(CHUNK), strict=True))
     values = (
         np.concatenate([psnr(*pair) for pair in parts]),
         torch.cat([distance(*pair).cpu() for pair in parts]).numpy(),
         torch.cat([_high_frequency_error(*pair) for pair in parts]).numpy(),
     )
-    return dict(zip(FIGURES, values, strict=True))
+    return dict(zip(FIGURES, values, strict=True)) | _kernel_distances(parts)
 
 
 def latents_digest(vae: VAE, images: Tensor) -> str:
     """Of the raw latents of images, bit by bit, with the normalisation."""
-    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    raw = shared_chunks(images, CHUNK, vae.encode_raw)
     return hash_tensors({"raw": raw, "mean": vae.latents_mean, "std": vae.latents_std})
 
 
@@ -231,6 +237,18 @@ class DecoderJournal(Journal):
         row = {"stage": "full", "strategy": self.name, "step": step, "by_sigma": None, "split": "vae"}
         self.record("metrics.jsonl", [row | values])
         self.trackers.log(values, step)
+
+
+def _kernel_distances(parts: list[tuple[Tensor, Tensor]]) -> dict[str, np.ndarray]:
+    """`kernel_distances` (N,) of images and reconstructions by the names of KID_FEATURES. parts: pairs of batches."""
+    distances = {}
+    for figure, name in KID_FEATURES.items():
+        if name == PACKAGED and extractor() is None:
+            continue
+        features = load_features(name)
+        sides = [torch.cat([features.compute(pair[side]).cpu() for pair in parts]) for side in (0, 1)]
+        distances[figure] = kernel_distances(*sides)
+    return distances
 
 
 def _high_frequency_error(images: Tensor, reconstructed: Tensor) -> Tensor:

@@ -28,6 +28,8 @@ def check_dataset(dataset: str | Callable[[], ImageDataset] | ImageDataset) -> N
 
 def _check_rows(images: ImageDataset, name: str) -> None:
     counts = {"names": len(images.names), "captions": len(images.captions), "images": len(images.images)}
+    if images.captions_base:
+        counts["captions_base"] = len(images.captions_base)
     said = ", ".join(f"{count} {label}" for label, count in counts.items())
     require(
         len(set(counts.values())) == 1, name, f"{said}; expected equally many", "Give every image a name and captions."
@@ -43,6 +45,11 @@ def _check_rows(images: ImageDataset, name: str) -> None:
         )
         found = f"the captions of {label} are {captions!r:.60}, expected a list of one or more texts"
         require(right, name, found, "Give every image a list of captions: ['a red circle'].")
+    for label, captions, base in zip(
+        images.names, images.captions, images.captions_base or images.captions, strict=True
+    ):
+        found = f"{label} has {len(captions)} captions and {len(base)} captions_base, expected equally many"
+        require(len(captions) == len(base), name, found, "State what the base reads in the place of every caption.")
 
 
 def _check_pixels(images: ImageDataset, name: str) -> None:

@@ -129,11 +129,18 @@ class TextEncoder(nn.Module):
         twin.name = f"{self.name or type(self).__name__} with random weights"
         return twin
 
+    @property
+    def quantised(self) -> str:
+        """How the weights were quantised, such as `bitsandbytes nf4`; empty where they were not."""
+        return str(getattr(self.model, "quantised", ""))
+
     def fingerprint(self) -> str:
-        """Hash of weights, tokenizer, reading policy and the class that reads: the key of embedding caches."""
+        """Hash of weights, tokenizer, reading policy, the class that reads and how the weights were quantised: the key
+        of embedding caches."""
         reader = next(base.__qualname__ for base in type(self).__mro__ if "_encode" in vars(base))
         policy = json.dumps(asdict(self.spec), sort_keys=True)
-        return hash_module(self.model, reader, policy, tokenizer_facts(getattr(self, "tokenizer", None)))
+        facts = [reader, policy, tokenizer_facts(getattr(self, "tokenizer", None))]
+        return hash_module(self.model, *facts, *([self.quantised] if self.quantised else []))
 
 
 def require_prompts(prompts: Sequence[str]) -> None:

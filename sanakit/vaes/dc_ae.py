@@ -7,6 +7,7 @@ a folder of class AutoencoderDC loads by `path:` or `hub:`.
 from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
+from sanakit.registry import row
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import HubVAE
 
@@ -76,58 +77,82 @@ class F128C512(DCAE):
     small = small(512, 32, 128, 512, levels=8)
 
 
-@VAES.register("dc-ae-f32c32-sana-1.0", title="DC-AE of Sana, f32c32", licence="see repository")
-class Sana10(Sana):
-    hub = "mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers"
-    revision = "8589aeeb0a1ab152a305081d83d3794e089c0326"
-
-
-@VAES.register("dc-ae-f32c32-sana-1.1", title="DC-AE of Sana 1.5 and Sprint, f32c32", licence="MIT")
-class Sana11(Sana):
-    hub = "mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers"
-
-
-@VAES.register("dc-ae-lite-f32c32", title="DC-AE of Sana 1.0 with a smaller decoder, f32c32", licence="see repository")
-class Lite(Sana):
-    """The same latents as dc-ae-f32c32-sana-1.0, decoded 1.8 times as fast (DC-Gen, projects/DC-AE-Lite.md)."""
-
-    hub = "dc-ai/dc-ae-lite-f32c32-diffusers"
-    published = None  # its decoder's widths are not documented
-
-
-@VAES.register("dc-ae-f32c32-in-1.0", title="DC-AE trained on ImageNet, f32c32", licence="see repository")
-class F32C32In(F32C32):
-    hub = "mit-han-lab/dc-ae-f32c32-in-1.0-diffusers"
-    stats = LatentStats.from_scaling(0.3189)
-
-
-@VAES.register("dc-ae-f32c32-mix-1.0", title="DC-AE trained on mixed images, f32c32", licence="see repository")
-class F32C32Mix(F32C32):
-    hub = "mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers"
-    stats = LatentStats.from_scaling(0.4552)
-
-
-@VAES.register("dc-ae-f64c128-in-1.0", title="DC-AE trained on ImageNet, f64c128", licence="see repository")
-class F64C128In(F64C128):
-    hub = "mit-han-lab/dc-ae-f64c128-in-1.0-diffusers"
-    stats = LatentStats.from_scaling(0.2889)
-
-
-@VAES.register("dc-ae-f64c128-mix-1.0", title="DC-AE trained on mixed images, f64c128", licence="see repository")
-class F64C128Mix(F64C128):
-    hub = "mit-han-lab/dc-ae-f64c128-mix-1.0-diffusers"
-    revision = "087a379ce3816a2b9c815a78348d1f93a4357dd9"
-    stats = LatentStats.from_scaling(0.4538)
-
-
-@VAES.register("dc-ae-f128c512-in-1.0", title="DC-AE trained on ImageNet, f128c512", licence="see repository")
-class F128C512In(F128C512):
-    hub = "mit-han-lab/dc-ae-f128c512-in-1.0-diffusers"
-    revision = "91f26ad311d492f944fc60f88db3887926547c42"
-    stats = LatentStats.from_scaling(0.4883)
-
-
-@VAES.register("dc-ae-f128c512-mix-1.0", title="DC-AE trained on mixed images, f128c512", licence="see repository")
-class F128C512Mix(F128C512):
-    hub = "mit-han-lab/dc-ae-f128c512-mix-1.0-diffusers"
-    stats = LatentStats.from_scaling(0.3620)
+VAES.table(
+    globals(),
+    {
+        "Sana10": row(
+            Sana,
+            "dc-ae-f32c32-sana-1.0",
+            title="DC-AE of Sana, f32c32",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f32c32-sana-1.0-diffusers",
+            revision="8589aeeb0a1ab152a305081d83d3794e089c0326",
+        ),
+        "Sana11": row(
+            Sana,
+            "dc-ae-f32c32-sana-1.1",
+            title="DC-AE of Sana 1.5 and Sprint, f32c32",
+            licence="MIT",
+            hub="mit-han-lab/dc-ae-f32c32-sana-1.1-diffusers",
+        ),
+        # the same latents as dc-ae-f32c32-sana-1.0, decoded 1.8 times as fast (DC-Gen, projects/DC-AE-Lite.md)
+        "Lite": row(
+            Sana,
+            "dc-ae-lite-f32c32",
+            title="DC-AE of Sana 1.0 with a smaller decoder, f32c32",
+            licence="see repository",
+            hub="dc-ai/dc-ae-lite-f32c32-diffusers",
+            published=None,  # its decoder's widths are not documented
+        ),
+        "F32C32In": row(
+            F32C32,
+            "dc-ae-f32c32-in-1.0",
+            title="DC-AE trained on ImageNet, f32c32",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f32c32-in-1.0-diffusers",
+            stats=LatentStats.from_scaling(0.3189),
+        ),
+        "F32C32Mix": row(
+            F32C32,
+            "dc-ae-f32c32-mix-1.0",
+            title="DC-AE trained on mixed images, f32c32",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f32c32-mix-1.0-diffusers",
+            stats=LatentStats.from_scaling(0.4552),
+        ),
+        "F64C128In": row(
+            F64C128,
+            "dc-ae-f64c128-in-1.0",
+            title="DC-AE trained on ImageNet, f64c128",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f64c128-in-1.0-diffusers",
+            stats=LatentStats.from_scaling(0.2889),
+        ),
+        "F64C128Mix": row(
+            F64C128,
+            "dc-ae-f64c128-mix-1.0",
+            title="DC-AE trained on mixed images, f64c128",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f64c128-mix-1.0-diffusers",
+            revision="087a379ce3816a2b9c815a78348d1f93a4357dd9",
+            stats=LatentStats.from_scaling(0.4538),
+        ),
+        "F128C512In": row(
+            F128C512,
+            "dc-ae-f128c512-in-1.0",
+            title="DC-AE trained on ImageNet, f128c512",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f128c512-in-1.0-diffusers",
+            revision="91f26ad311d492f944fc60f88db3887926547c42",
+            stats=LatentStats.from_scaling(0.4883),
+        ),
+        "F128C512Mix": row(
+            F128C512,
+            "dc-ae-f128c512-mix-1.0",
+            title="DC-AE trained on mixed images, f128c512",
+            licence="see repository",
+            hub="mit-han-lab/dc-ae-f128c512-mix-1.0-diffusers",
+            stats=LatentStats.from_scaling(0.3620),
+        ),
+    },
+)

@@ -4,6 +4,7 @@
 from typing import Any, ClassVar
 
 from sanakit.contracts import LatentSpec, LatentStats
+from sanakit.registry import row
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import HubVAE
 
@@ -38,43 +39,6 @@ class KLF8C16(HubVAE):
     small = config(16, **SMALL, **NO_QUANT)
 
 
-@VAES.register("sd-vae-ft-mse", title="Stable Diffusion VAE, fine-tuned for squared error, f8c4", licence="MIT")
-class SDFTMSE(KLF8C4):
-    hub = "stabilityai/sd-vae-ft-mse"
-    stats = LatentStats.from_scaling(0.18215)
-
-
-@VAES.register("sd-vae-ft-ema", title="Stable Diffusion VAE, fine-tuned EMA, f8c4", licence="MIT")
-class SDFTEMA(KLF8C4):
-    hub = "stabilityai/sd-vae-ft-ema"
-    stats = LatentStats.from_scaling(0.18215)
-
-
-@VAES.register("sdxl-vae", title="SDXL VAE, f8c4; overflows in half precision", licence="MIT")
-class SDXL(KLF8C4):
-    hub = "stabilityai/sdxl-vae"
-    stats = LatentStats.from_scaling(0.13025)
-
-
-@VAES.register("sdxl-vae-fp16-fix", title="SDXL VAE that stays finite in half precision, f8c4", licence="MIT")
-class SDXLFP16Fix(KLF8C4):
-    hub = "madebyollin/sdxl-vae-fp16-fix"
-    stats = LatentStats.from_scaling(0.13025)
-
-
-@VAES.register("sd3-vae", title="Stable Diffusion 3 VAE, f8c16; gated", licence="Stability AI Community")
-class SD3(KLF8C16):
-    hub = "stabilityai/stable-diffusion-3-medium-diffusers:vae"
-    stats = LatentStats.from_scaling(1.5305, 0.0609)
-
-
-@VAES.register("flux.1-vae", title="FLUX.1 VAE, f8c16", licence="Apache-2.0")
-class Flux1(KLF8C16):
-    hub = "black-forest-labs/FLUX.1-schnell:vae"
-    revision = "741f7c3ce8b383c54771c7003378a50191e9efe9"
-    stats = LatentStats.from_scaling(0.3611, 0.1159)
-
-
 class EndToEnd(KLF8C16):
     """Tuned with a diffusion model by REPA-E (arXiv 2504.10483), which changes the statistics: config.json tells."""
 
@@ -84,11 +48,71 @@ class EndToEnd(KLF8C16):
     published = None
 
 
-@VAES.register("e2e-flux-vae", title="FLUX.1 VAE tuned end to end by REPA-E, f8c16", licence="see repository")
-class E2EFlux(EndToEnd):
-    hub = "REPA-E/e2e-flux-vae"
-
-
-@VAES.register("e2e-sd3.5-vae", title="SD 3.5 VAE tuned end to end by REPA-E, f8c16", licence="see repository")
-class E2ESD35(EndToEnd):
-    hub = "REPA-E/e2e-sd3.5-vae"
+VAES.table(
+    globals(),
+    {
+        "SDFTMSE": row(
+            KLF8C4,
+            "sd-vae-ft-mse",
+            title="Stable Diffusion VAE, fine-tuned for squared error, f8c4",
+            licence="MIT",
+            hub="stabilityai/sd-vae-ft-mse",
+            stats=LatentStats.from_scaling(0.18215),
+        ),
+        "SDFTEMA": row(
+            KLF8C4,
+            "sd-vae-ft-ema",
+            title="Stable Diffusion VAE, fine-tuned EMA, f8c4",
+            licence="MIT",
+            hub="stabilityai/sd-vae-ft-ema",
+            stats=LatentStats.from_scaling(0.18215),
+        ),
+        "SDXL": row(
+            KLF8C4,
+            "sdxl-vae",
+            title="SDXL VAE, f8c4; overflows in half precision",
+            licence="MIT",
+            hub="stabilityai/sdxl-vae",
+            stats=LatentStats.from_scaling(0.13025),
+        ),
+        "SDXLFP16Fix": row(
+            KLF8C4,
+            "sdxl-vae-fp16-fix",
+            title="SDXL VAE that stays finite in half precision, f8c4",
+            licence="MIT",
+            hub="madebyollin/sdxl-vae-fp16-fix",
+            stats=LatentStats.from_scaling(0.13025),
+        ),
+        "SD3": row(
+            KLF8C16,
+            "sd3-vae",
+            title="Stable Diffusion 3 VAE, f8c16; gated",
+            licence="Stability AI Community",
+            hub="stabilityai/stable-diffusion-3-medium-diffusers:vae",
+            stats=LatentStats.from_scaling(1.5305, 0.0609),
+        ),
+        "Flux1": row(
+            KLF8C16,
+            "flux.1-vae",
+            title="FLUX.1 VAE, f8c16",
+            licence="Apache-2.0",
+            hub="black-forest-labs/FLUX.1-schnell:vae",
+            revision="741f7c3ce8b383c54771c7003378a50191e9efe9",
+            stats=LatentStats.from_scaling(0.3611, 0.1159),
+        ),
+        "E2EFlux": row(
+            EndToEnd,
+            "e2e-flux-vae",
+            title="FLUX.1 VAE tuned end to end by REPA-E, f8c16",
+            licence="see repository",
+            hub="REPA-E/e2e-flux-vae",
+        ),
+        "E2ESD35": row(
+            EndToEnd,
+            "e2e-sd3.5-vae",
+            title="SD 3.5 VAE tuned end to end by REPA-E, f8c16",
+            licence="see repository",
+            hub="REPA-E/e2e-sd3.5-vae",
+        ),
+    },
+)

@@ -3,6 +3,7 @@
 from typing import Any
 
 from sanakit.contracts import LatentSpec, LatentStats
+from sanakit.registry import row
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import HubVAE
 
@@ -31,21 +32,36 @@ class TinyF8C16(TinyF8C4):
     small = config(16, width=8, blocks=1)
 
 
-@VAES.register("taesd", title="Tiny autoencoder for Stable Diffusion latents, f8c4", licence="MIT")
-class TAESD(TinyF8C4):
-    hub = "madebyollin/taesd"
-
-
-@VAES.register("taesdxl", title="Tiny autoencoder for SDXL latents, f8c4", licence="MIT")
-class TAESDXL(TinyF8C4):
-    hub = "madebyollin/taesdxl"
-
-
-@VAES.register("taesd3", title="Tiny autoencoder for Stable Diffusion 3 latents, f8c16", licence="MIT")
-class TAESD3(TinyF8C16):
-    hub = "madebyollin/taesd3"
-
-
-@VAES.register("taef1", title="Tiny autoencoder for FLUX.1 latents, f8c16", licence="MIT")
-class TAEF1(TinyF8C16):
-    hub = "madebyollin/taef1"
+VAES.table(
+    globals(),
+    {
+        "TAESD": row(
+            TinyF8C4,
+            "taesd",
+            title="Tiny autoencoder for Stable Diffusion latents, f8c4",
+            licence="MIT",
+            hub="madebyollin/taesd",
+        ),
+        "TAESDXL": row(
+            TinyF8C4,
+            "taesdxl",
+            title="Tiny autoencoder for SDXL latents, f8c4",
+            licence="MIT",
+            hub="madebyollin/taesdxl",
+        ),
+        "TAESD3": row(
+            TinyF8C16,
+            "taesd3",
+            title="Tiny autoencoder for Stable Diffusion 3 latents, f8c16",
+            licence="MIT",
+            hub="madebyollin/taesd3",
+        ),
+        "TAEF1": row(
+            TinyF8C16,
+            "taef1",
+            title="Tiny autoencoder for FLUX.1 latents, f8c16",
+            licence="MIT",
+            hub="madebyollin/taef1",
+        ),
+    },
+)

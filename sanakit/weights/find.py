@@ -62,9 +62,10 @@ class WeightFiles:
         return f"{self.stem}{f'.{self.variant}' if self.variant else ''}.safetensors"
 
 
-def find_weights(folder: Path, stem: str) -> WeightFiles:
+def find_weights(folder: Path, stem: str, *, quantised: bool = False) -> WeightFiles:
     """The weights that a folder holds under `stem`: the plain ones, else a variant, else the only ones of another stem.
 
+    quantised: the caller reads quantised ones.
     Raises SK0111 (none), SK0120 (quantised), SK0121 (a Git LFS pointer), SK0122 (a shard missing or cut), SK0123
     (several models, none of which is named `stem`) or SK0125 (a low-rank adapter).
     """
@@ -93,12 +94,8 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
         )
     entries = {name: entry for file in candidates[key] for name, entry in read_entries(file).items()}
     shapes = {name: tuple(entry["shape"]) for name, entry in entries.items()}
-    config = folder / "config.json"
-    refuse_quantised(folder, read_config(folder) if config.is_file() else {})
-    if packed := next((name for name in shapes if name.endswith(QUANTISED)), None):
-        raise SanakitError("SK0120", f"{folder} holds quantised weights: a tensor is named {packed}")
-    if small := next((name for name, entry in entries.items() if _is_quantised(name, entry)), None):
-        raise SanakitError("SK0120", f"{folder} holds quantised weights: {small} is of type {entries[small]['dtype']}")
+    if not quantised:
+        _refuse_quantised(folder, entries)
     if adapted := next((name for name in shapes if any(part in name for part in ADAPTED)), None):
         raise SanakitError("SK0125", f"{folder}: an adapter is among the weights, a tensor is named {adapted}")
     index = folder / f"{key[0]}.safetensors.index.json"
@@ -110,6 +107,16 @@ def find_weights(folder: Path, stem: str) -> WeightFiles:
         shapes=shapes,
         indexed=len(candidates[key]) == 1 or (not key[1] and index.is_file()),
     )
+
+
+def _refuse_quantised(folder: Path, entries: dict[str, dict[str, Any]]) -> None:
+    """Raises SK0120 where config.json, the name of a tensor or its type says that weights are quantised."""
+    config = folder / "config.json"
+    refuse_quantised(folder, read_config(folder) if config.is_file() else {})
+    if packed := next((name for name in entries if name.endswith(QUANTISED)), None):
+        raise SanakitError("SK0120", f"{folder} holds quantised weights: a tensor is named {packed}")
+    if small := next((name for name, entry in entries.items() if _is_quantised(name, entry)), None):
+        raise SanakitError("SK0120", f"{folder} holds quantised weights: {small} is of type {entries[small]['dtype']}")
 
 
 def _groups(folder: Path) -> dict[tuple[str, str], list[Path]]:

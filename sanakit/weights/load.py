@@ -28,15 +28,17 @@ def load_model(
     *,
     unused: tuple[str, ...] = (),
     strict: bool = True,
+    quantised: bool = False,
 ) -> Any:
     """A model whose every tensor comes from the folder's weights.
 
     read: a library's `from_pretrained` of a folder, with its report of missing, unexpected and mismatched names.
-    unused: beginnings of names that may be missing. strict: nothing may be left over either. Names that torch.compile,
+    unused: beginnings of names that may be missing. strict: nothing may be left over either. quantised: `read` reads
+    quantised weights. Names that torch.compile,
     FSDP or DataParallel have changed are restored, and a prefix that all tensors of the model share is taken off.
     Raises what `find_weights` raises, SK0107 for tensors that do not fit, SK0123 where two prefixes fit.
     """
-    files = find_weights(folder, stem)
+    files = find_weights(folder, stem, quantised=quantised)
     rename = unwrapped if any(unwrapped(name) != name for name in files.shapes) else None
     model, report = _read(files, stem, rename, read)
     missing = [key for key in report.get("missing_keys", ()) if not key.startswith(unused)]

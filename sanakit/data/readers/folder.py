@@ -1,4 +1,4 @@
-"""A folder of images with `.txt` or `.caption` files beside them.
+"""A folder of images with `.txt` or `.caption` files beside them, and perhaps `.base.txt` for what the base reads.
 
 Every file seen is read, set aside with the reason in the ledger, or counted as ignored.
 """
@@ -19,13 +19,14 @@ from sanakit.data.survey import HIDDEN_FILES, HIDDEN_FOLDERS, Survey, is_hidden,
 from sanakit.errors import SanakitError
 
 CAPTION_FILES = (".txt", ".caption")  # the first that an image has is read
+BASE_CAPTIONS = ".base"  # before the suffix of a caption file: what the base reads in the captions' place
 CAPTION_LIKE = (".captions", ".tags", ".json")  # named where an image has none of them
 PART_FILES = 4096  # images of a part of the index, on average
 
 
 def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     """Every image below `folder`, linked folders included; the caption is the .txt, or else the .caption, of the same
-    stem.
+    stem, and what the base reads in its place the `.base.txt`, where there is one.
 
     captions: `lines`, a caption a line, or `whole`, the file is one caption. Hidden files and folders are skipped.
     Raises SK0401 where there is no image, naming what was found.
@@ -42,13 +43,14 @@ def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     beside = {stem_of(name): path.name for name, path in files if path.suffix.lower() in CAPTION_LIKE}
     used, images = set(), []
     for name, path in files:
+        stem = stem_of(name)
         try:
             if path.suffix.lower() in CAPTION_FILES or not is_image(name, path, plan.survey):
                 continue
-            images.append((name, path, texts.get(stem_of(name))))
+            images.append((name, path, texts.get(stem), texts.get(stem + BASE_CAPTIONS)))
         except (OSError, ValueError) as error:
             plan.set_aside(name, reason_of(error))
-        used.add(stem_of(name))
+        used |= {stem, stem + BASE_CAPTIONS}
     for name, _ in files:
         suffix = PurePosixPath(name).suffix.lower()
         if suffix in CAPTION_FILES and stem_of(name) not in used:
@@ -56,27 +58,31 @@ def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     if not images and not plan.ledger:
         raise SanakitError("SK0401", f"{folder} holds no image, found {plan.survey.ignored.text() or 'nothing'}")
     for some in cut_by_name(images):
-        stamps = [stamp_of(path) for _, image, text in some for path in (image, text) if path]
+        stamps = [stamp_of(path) for _, *paths in some for path in paths if path]
         rows = [
-            [name, str(image.absolute()), str(text.absolute()) if text else "", beside.get(stem_of(name))]
-            for name, image, text in some
+            [name, *(str(path.absolute()) if path else "" for path in paths), beside.get(stem_of(name))]
+            for name, *paths in some
         ]
         plan.parts.append(plan_files("folder", {"captions": captions, "rows": rows}, stamps))
     return plan
 
 
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
-    """Read images and caption files of a folder: rows [name, image, caption file or empty, what lies beside]."""
-    for name, image, text, beside in payload["rows"]:
+    """Read images and caption files of a folder: rows [name, image, caption file or empty, the base's or empty, what
+    lies beside]."""
+    for name, image, text, base, beside in payload["rows"]:
         try:
             if not text:
                 raise ValueError(_no_caption(Path(image), beside))
             captions = file_captions(read_bytes(Path(text)), payload["captions"])
             if not captions:
                 raise ValueError(f"no caption: {Path(text).name} is empty")
+            of_base = file_captions(read_bytes(Path(base)), payload["captions"]) if base else None
+            if of_base == []:
+                raise ValueError(f"no caption: {Path(base).name} is empty")
             data = read_bytes(Path(image))
             facts = examine(data, whole_file(Path(image), len(data)))
-            part.add(name, captions, facts, lines=len(captions) if len(captions) > 1 else 0)
+            part.add(name, captions, facts, base=of_base, lines=len(captions) if len(captions) > 1 else 0)
         except (OSError, ValueError) as error:
             part.set_aside(name, reason_of(error))
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sanakit.data.captions import as_captions, as_scores, decode_text, kind_of
+from sanakit.data.captions import BASE_KEYS, as_captions, as_scores, base_captions, decode_text, kind_of
 from sanakit.data.names import safe_name
 from sanakit.data.part import Part, Plan, examine, plan_files, stamp_of
 from sanakit.data.places import whole_file
@@ -23,7 +23,8 @@ CAPTION_KEYS = ("caption", "text", "prompt")
 
 def plan_manifest(path: Path) -> Plan:
     """Rows with `image` or `file_name` (path relative to the manifest) and `caption`, `text` or `prompt` (a string, or
-    a list in JSONL, then perhaps with `scores`). CSV may be separated by commas, semicolons or tabs. A row that cannot
+    a list in JSONL, then perhaps with `scores`), and perhaps `caption_base` or `captions_base`, what the base reads in
+    its place. CSV may be separated by commas, semicolons or tabs. A row that cannot
     be read is set aside; SK0401 where the manifest as a whole cannot."""
     if not path.is_file():
         raise SanakitError("SK0401", f"manifest {path} does not exist")
@@ -44,12 +45,13 @@ def plan_manifest(path: Path) -> Plan:
 
 @dataclass
 class _Found:
-    rows: list[tuple[str, list[str], list[float] | None]] = field(default_factory=list)
+    rows: list[tuple[str, list[str], list[float] | None, list[str] | None]] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
 def _rows_by_image(records: list[Any], manifest: str) -> _Found:
-    """(path, captions, scores) of every image, in the order of its first row; further rows of an image add captions."""
+    """(path, captions, scores, captions of the base) of every image, in the order of its first row; further rows of an
+    image add captions."""
     listed, places = _Found(), dict[str, int]()
     for number, record in enumerate(records, 1):
         name = f"{manifest} row {number}"
@@ -57,16 +59,23 @@ def _rows_by_image(records: list[Any], manifest: str) -> _Found:
             image = _image_of(record)
             name = image
             captions, scores = as_captions(record[_caption_key(record)]), as_scores(record.get("scores"))
-            if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
+            base = base_captions(record)
+            if base is not None and len(base) != len(captions):
+                raise ValueError(f"{len(base)} captions_base of {len(captions)} captions")
+            if broken := next((text for text in (*captions, *(base or ())) if safe_name(text) != text), None):
                 raise ValueError(f"a caption is not valid Unicode: {safe_name(broken)[:60]!r}")
             if image not in places:
                 places[image] = len(listed.rows)
-                listed.rows.append((image, captions, scores))
+                listed.rows.append((image, captions, scores, base))
                 continue
-            _, before, scored = listed.rows[places[image]]
+            _, before, scored, before_base = listed.rows[places[image]]
             if scores or scored:
                 raise ValueError("second row of this image, with scores: state all captions and scores in one row")
+            if (base is None) != (before_base is None):
+                raise ValueError("second row of this image: only one of the two has captions_base")
             before += captions
+            if before_base is not None and base is not None:
+                before_base += base
         except ValueError as error:
             listed.refused.append((name, reason_of(error)))
     return listed
@@ -91,12 +100,12 @@ def _caption_key(record: dict[str, Any]) -> str:
 
 
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
-    """Read the images that rows [path, captions, scores] name."""
-    for name, captions, scores in payload["rows"]:
+    """Read the images that rows [path, captions, scores, captions of the base] name."""
+    for name, captions, scores, base in payload["rows"]:
         try:
             path = Path(payload["folder"]) / name
             data = read_bytes(path)
-            part.add(name, captions, examine(data, whole_file(path, len(data))), scores)
+            part.add(name, captions, examine(data, whole_file(path, len(data))), scores, base=base)
         except (OSError, ValueError) as error:
             part.set_aside(name, reason_of(error))
 
@@ -112,7 +121,7 @@ def _csv_rows(data: bytes) -> Iterator[Any]:
     rows = csv.DictReader(io.StringIO(text, newline=""), strict=True, delimiter=delimiter)
     try:
         columns = list(rows.fieldnames or ())
-        if twice := next((name for name in (*IMAGE_KEYS, *CAPTION_KEYS) if columns.count(name) > 1), None):
+        if twice := next((name for name in (*IMAGE_KEYS, *CAPTION_KEYS, *BASE_KEYS) if columns.count(name) > 1), None):
             raise ValueError(f"{columns.count(twice)} columns are named {twice}, expected one")
         for row in rows:
             if None in row:

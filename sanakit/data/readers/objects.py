@@ -1,9 +1,9 @@
 """Images and captions that are in memory already: a Hugging Face data set, a torch data set, a table of pandas, any
 sequence of rows.
 
-A row is a dictionary with `image`, a caption column and perhaps `name` and `scores`, as in tables, or a pair (image,
-caption or captions). An image is a PIL image, encoded bytes, a file, uint8 values (H, W, 3) or (3, H, W), or such
-floats from 0 to 1, as torchvision's ToTensor gives.
+A row is a dictionary with `image`, a caption column and perhaps `name`, `scores` and `captions_base`, as in tables, or
+a pair (image, caption or captions). An image is a PIL image, encoded bytes, a file, uint8 values (H, W, 3) or (3, H,
+W), or such floats from 0 to 1, as torchvision's ToTensor gives.
 """
 
 import io
@@ -16,8 +16,9 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from sanakit.data.captions import as_captions, as_scores, kind_of
+from sanakit.data.captions import as_captions, as_scores, base_captions, kind_of
 from sanakit.data.names import safe_name
+from sanakit.data.part import image_problem, with_words
 from sanakit.data.readers.tables import CAPTIONS
 from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
@@ -43,7 +44,8 @@ def read_objects(source: Any) -> ImageDataset:
             if isinstance(row, Mapping) and isinstance(row.get("name"), str | int) and row["name"] != "":
                 name = str(row["name"])
             image, captions, scores = _parts(row)
-            rows.add(name, as_captions(captions), encoded(image), as_scores(scores))
+            base = base_captions(row) if isinstance(row, Mapping) else None
+            rows.add(name, as_captions(captions), encoded(image), as_scores(scores), base)
         except MemoryError:
             raise
         except Exception as error:  # a data set of somebody else's raises anything, and the others are to be read
@@ -55,6 +57,7 @@ def read_objects(source: Any) -> ImageDataset:
         images=rows.images,
         ledger=rows.ledger,
         scores=rows.scores,
+        captions_base=rows.captions_base,
     )
 
 
@@ -67,23 +70,30 @@ class InMemory:
     images: list[bytes] = field(default_factory=list)
     ledger: list[dict[str, str]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
+    captions_base: list[list[str]] = field(default_factory=list)
 
-    def add(self, name: str, captions: list[str], image: bytes, scores: list[float] | None = None) -> None:
-        """One image more; captions without words go, with their scores. What does not fit is set aside."""
-        kept = [number for number, caption in enumerate(captions) if caption.strip()]
-        numbers = [float(score) for score in scores or []]
-        if broken := next((caption for caption in captions if safe_name(caption) != caption), None):
-            self.set_aside(name, f"a caption is not valid Unicode: {broken[:60]!r}")
-        elif numbers and len(numbers) != len(captions):
-            self.set_aside(name, f"{len(numbers)} scores of {len(captions)} captions")
-        elif self.names and bool(numbers) != bool(self.scores):
-            self.set_aside(name, "has no scores, others have" if self.scores else "has scores")
-        else:
-            self.names.append(safe_name(name))
-            self.captions.append([captions[number].strip() for number in kept])
-            self.images.append(image)
-            if numbers:
-                self.scores.append([numbers[number] for number in kept])
+    def add(
+        self,
+        name: str,
+        captions: list[str],
+        image: bytes,
+        scores: list[float] | None = None,
+        base: list[str] | None = None,
+    ) -> None:
+        """One image more; captions without words go, with their scores and the base's. What does not fit is set
+        aside, and so is an image without any."""
+        others: dict[str, list[Any]] = {"name": self.names, "scores": self.scores, "captions_base": self.captions_base}
+        if problem := image_problem(others, captions, base, scores):
+            self.set_aside(name, problem)
+            return
+        kept = with_words(captions, base)
+        self.names.append(safe_name(name))
+        self.captions.append([captions[number].strip() for number in kept])
+        self.images.append(image)
+        if scores:
+            self.scores.append([float(scores[number]) for number in kept])
+        if base:
+            self.captions_base.append([base[number].strip() for number in kept])
 
     def set_aside(self, name: str, reason: str) -> None:
         self.ledger.append({"name": safe_name(name), "reason": safe_name(reason)})

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from pathlib import PurePosixPath
 from typing import Any
 
-from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions
+from sanakit.data.captions import as_captions, as_scores, base_captions, decode_text, file_captions
 from sanakit.data.images import HEAD, SUFFIXES
 from sanakit.data.names import safe_name
 from sanakit.data.part import ImageFacts, Part, Plan, examine
@@ -59,8 +59,9 @@ def unpacked(source: str) -> str:
 
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
     """Read a shard in order, with our own decoders: an image, `.txt` (captions: a caption a line, or with `whole` one)
-    and `.json` (`caption`, a string or a list, and perhaps `scores`). Nothing is unpickled, unpacked to disk or run. A
-    second sample of one stem is set aside; hidden members and those of any other kind are counted as ignored.
+    and `.json` (`caption`, a string or a list, and perhaps `scores` and `captions_base`). Nothing is unpickled,
+    unpacked to disk or run. A second sample of one stem is set aside; hidden members and those of any other kind are
+    counted as ignored.
     """
     source, shard = unpacked(payload["source"]), payload["label"]
     try:
@@ -74,8 +75,8 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
             image = parts.get(IMAGE)
             if not isinstance(image, ImageFacts):
                 raise ValueError(f"no image: found {', '.join(parts)}")
-            captions, scores, lines = _captions(parts, payload["captions"], name, part.survey)
-            part.add(name, captions, image, scores, lines=lines)
+            captions, scores, base, lines = _captions(parts, payload["captions"], name, part.survey)
+            part.add(name, captions, image, scores, base=base, lines=lines)
         except ValueError as error:
             part.set_aside(name, reason_of(error))
 
@@ -129,11 +130,14 @@ def _read_member(tar: tarfile.TarFile, member: tarfile.TarInfo, survey: Survey) 
     return suffix if suffix in (TEXT, RECORD) else IMAGE, head + file.read()
 
 
-def _captions(parts: dict[str, Any], mode: str, name: str, survey: Survey) -> tuple[list[str], list[float] | None, int]:
-    """Captions, their scores where a .json states them (`caption` and `scores`, equally long), and how many captions
-    are lines of a file with several. Raises ValueError."""
+def _captions(
+    parts: dict[str, Any], mode: str, name: str, survey: Survey
+) -> tuple[list[str], list[float] | None, list[str] | None, int]:
+    """Captions, their scores where a .json states them (`caption` and `scores`, equally long), what the base reads in
+    their place where it states `captions_base`, and how many captions are lines of a file with several. Raises
+    ValueError."""
     lines = file_captions(parts.get(TEXT, b""), mode)
-    record, scores = {}, None
+    record: dict[str, Any] = {}
     if RECORD in parts:
         try:
             record = json.loads(decode_text(parts[RECORD]))
@@ -141,12 +145,12 @@ def _captions(parts: dict[str, Any], mode: str, name: str, survey: Survey) -> tu
             raise ValueError(f"no JSON: {error}") from error
         record = record if isinstance(record, dict) else {}
     stated = as_captions(record["caption"]) if "caption" in record else []
-    scores = as_scores(record.get("scores")) if stated else None
+    scores, base = (as_scores(record.get("scores")) if stated else None), base_captions(record)
     if scores is not None:
         if lines:
             survey.ignored.add(".txt beside captions with scores", name)
-        return stated, scores, 0
+        return stated, scores, base, 0
     captions = [caption for caption in lines + stated if caption.strip()]
     if not captions:
         raise ValueError(f"no caption: found {', '.join(part for part in parts if part != IMAGE) or 'the image alone'}")
-    return captions, None, len(lines) if len(lines) > 1 else 0
+    return captions, None, base, len(lines) if len(lines) > 1 else 0

@@ -2,7 +2,7 @@
 pyarrow; `hf:owner/name[:split]` through the package `datasets`. No code of a data set is ever run.
 
 A row has `image` (bytes, or a struct of bytes and path as Hugging Face's Image feature keeps it), a caption column, and
-perhaps `scores`, one a caption.
+perhaps `scores`, one a caption, and `captions_base` or `caption_base`, what the base reads in the captions' place.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sanakit.data.captions import as_captions, as_scores, kind_of
+from sanakit.data.captions import BASE_KEYS, as_captions, as_scores, base_captions, kind_of
 from sanakit.data.part import Part, Plan, examine, plan_files, stamp_of
 from sanakit.data.places import Kind, Place, open_arrow
 from sanakit.data.readers.sources import open_source, plan_sources
@@ -115,7 +115,7 @@ def _columns(names: list[str], source: str, survey: Survey) -> list[str]:
         )
     for other in (c for c in CAPTIONS if c in names and c != caption):
         survey.ignored.add(f"columns {other} beside {caption}", source)
-    return ["image", caption, *(["scores"] if "scores" in names else []), *(["name"] if "name" in names else [])]
+    return ["image", caption, *(c for c in ("scores", "name", *BASE_KEYS) if c in names)]
 
 
 def _add(part: Part, payload: dict[str, Any], kind: Kind, batches: Iterable[pa.RecordBatch | pa.Table]) -> None:
@@ -131,7 +131,7 @@ def _add(part: Part, payload: dict[str, Any], kind: Kind, batches: Iterable[pa.R
                 raise ValueError(f"no image: {_without_bytes(row['image'])}")
             captions = as_captions(next(row[column] for column in CAPTIONS if column in row))
             facts = examine(image, Place(payload["source"], kind, number, len(image)))
-            part.add(name, captions, facts, as_scores(row.get("scores")))
+            part.add(name, captions, facts, as_scores(row.get("scores")), base=base_captions(row))
         except ValueError as error:
             part.set_aside(name, reason_of(error))
 
