@@ -2,8 +2,7 @@
 
 A row's key: weights, class and geometry of the encoder, bytes of the image (or the caption), size, preprocessing,
 mirroring, and major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where it has one,
-its standard deviation, both raw: another normalisation never rebuilds a cache. Of an entry that was found a few rows
-are computed again before anything is trained on it.
+its standard deviation, raw, for any normalisation. Of an entry that was found a few rows are computed again.
 """
 
 import functools
