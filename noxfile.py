@@ -74,7 +74,7 @@ def site(session: nox.Session) -> None:
 @nox.session
 def notebook(session: nox.Session) -> None:
     """Run the tutorial and the guide to the library, or the pages that are named, as notebooks; it takes minutes."""
-    session.install("-e", ".[demo]", "nbclient>=0.10", "nbconvert>=7.16", "nbformat>=5.10", "ipykernel>=6.29")
+    session.install("-e", ".[demo]", "nbclient>=0.11", "nbconvert>=7.16", "nbformat>=5.10", "ipykernel>=6.29")
     for page in session.posargs or ["docs/tutorial.md", "docs/library.md"]:
         out = f"build/notebook/{page.rpartition('/')[2].removesuffix('.md')}.ipynb"
         session.run("python", "experiments/make_notebook.py", page, out, "--execute", "--html")

@@ -29,6 +29,7 @@ ORDER = [
     "inventory",
     "scaffold",
     "distributed",
+    "ranks",
     "config",
     "presets",
     "run",

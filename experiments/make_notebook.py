@@ -9,6 +9,7 @@ or a command that ends in an error, ends the script; a verdict such as "Not yet"
 
 import argparse
 import json
+import os
 import re
 import tempfile
 from pathlib import Path
@@ -18,6 +19,11 @@ BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\((\w[\w-]*)\.md(#[\w-]+)?\)")
 ERRORS = re.compile(r"error\[SK\d+\].*|^Usage: .*|command not found.*", re.MULTILINE)
 LONGEST = 3600  # seconds of a cell
+ON_A_PAGE = {  # what a command of a cell sees: no bars, and tables as wide as the page
+    "COLUMNS": "110",
+    "PYTHONWARNINGS": "ignore:IProgress not found",
+    "TQDM_DISABLE": "1",
+}
 VERDICTS = "%%bash --no-raise-error\n"  # exit codes 1 and 4 are verdicts
 
 
@@ -58,7 +64,9 @@ def execute(notebook: dict[str, Any], folder: Path) -> dict[str, Any]:
 
     node = nbformat.from_dict(notebook)
     nbformat.validate(node)
-    nbclient.NotebookClient(node, timeout=LONGEST, resources={"metadata": {"path": str(folder)}}).execute()
+    resources = {"metadata": {"path": str(folder)}}
+    client = nbclient.NotebookClient(node, timeout=LONGEST, resources=resources, coalesce_streams=True)
+    client.execute(env=os.environ | ON_A_PAGE)
     refuse_errors(node["cells"])
     return dict(node)
 

@@ -23,6 +23,10 @@ ALONE = {"text_encoder.name": TEXT, "text_encoder.learning_rate": TEXT, "train.g
 ALONE |= {"data.aspect_buckets": "reads squares", "data.sample_posterior": "reads images, no latents"}
 
 
+RACED: tuple[str, ...] = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill")
+RACED += ("finetune", "naive", "scratch")
+
+
 class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -87,8 +91,7 @@ class TrainSection(Section):
 
 class DataSection(Section):
     source: str = "embedded"
-    # pixels of a side; None: what the base was trained at (sanakit/swap/early.py)
-    image_size: int | None = Field(default=None, ge=16)
+    image_size: int | None = Field(default=None, ge=16)  # pixels of a side; None: what the base was trained at
     # how squares are made of other images; None: as the data set states (the embedded ones pad), files are cropped
     fit: Literal["crop", "pad"] | None = None
     captions: Literal["lines", "whole"] = "lines"  # of caption files: a caption a line, or the file is one caption
@@ -146,18 +149,7 @@ class SmokeSection(Section):
         default=None, gt=0
     )  # minutes of the command after which the race begins no further rung
     # the ones among these that serve the swap
-    strategies: tuple[str, ...] = (
-        "reuse",
-        "align",
-        "align-blocks",
-        "align+head",
-        "lora",
-        "cross-attention",
-        "distill",
-        "finetune",
-        "naive",
-        "scratch",
-    )
+    strategies: tuple[str, ...] = RACED
     # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
     controls: bool = False
     # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for

@@ -523,6 +523,12 @@ CODES: dict[str, Code] = {
         "reconstructions.",
         fix="Raise vae.perceptual or train.max_steps, or lower train.learning_rate.",
     ),
+    "SK0516": Code(
+        title="a rank ended before the others",
+        why="One of the ranks met an error or was killed, so that the others could not go on.",
+        fix="Mend what the message names; the same command then goes on from what was saved, on any number of ranks.",
+        exit_code=ExitCode.ENVIRONMENT,
+    ),
     "SK0130": Code(
         title="a run folder that is not there",
         why="The folder holds no config.yaml of a run, and no component is named: there is nothing to go on with.",

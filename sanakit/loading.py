@@ -4,7 +4,6 @@ The one place that knows the three ways to name a component.
 """
 
 import json
-import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,7 @@ from sanakit.formats.pipeline_folder import (
 )
 from sanakit.hub import download
 from sanakit.placement import Placement, host
-from sanakit.registry import Registry
+from sanakit.registry import Registry, with_scheme
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds, TextEncoder
 from sanakit.text_encoders.open_clip import OpenCLIP
 from sanakit.text_encoders.query import changed_spec
@@ -35,7 +34,6 @@ from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, wrapper_of
 from sanakit.vaes.kept import read_kept
 from sanakit.vaes.normalisation import from_scaling
 
-REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?"
 CORES = Path(__file__).parent / "assets" / "cores"
 
 
@@ -86,24 +84,14 @@ def registered(registry: Registry[Any], name: str) -> Any:
     try:
         return registry.get(name)
     except SanakitError as error:
-        wanted = scheme_wanted(name)
+        wanted = with_scheme(name)
+        fix = f"Give {wanted}." if wanted else None
         for kind, others in (("VAE", VAES), ("text encoder", TEXT_ENCODERS)):
             if name in others.names():
-                wanted = f"{name} is a {kind}: swap it in as one"
-        if error.code != "SK0101" or wanted is None:
+                fix = f"{name} is a {kind}: swap it in as one."
+        if error.code != "SK0101" or fix is None:
             raise
-        raise SanakitError("SK0101", error.found, fix=wanted) from None
-
-
-def scheme_wanted(name: str) -> str | None:
-    """How a path or a repository of the model hub is named, for a name that reads like one."""
-    try:
-        is_path = name.startswith(("/", "./", "../", "~")) or Path(name).exists()
-    except OSError:  # a name of thousands of letters
-        is_path = False
-    if is_path:
-        return f"A path is named path:{name}"
-    return f"A repository of the model hub is named hub:{name}" if re.fullmatch(REPOSITORY, name) else None
+        raise SanakitError("SK0101", error.found, fix=fix) from None
 
 
 def _from_folder(name: str, scheme: str, rest: str) -> TextEncoder:
@@ -182,7 +170,7 @@ def load_base(name: str) -> Base:
     if scheme != "path" and not (folder / "card.json").is_file():
         known = sorted(p.name for p in CORES.iterdir())
         found = f"no base named {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}"
-        raise SanakitError("SK0101", found, fix=scheme_wanted(name))
+        raise SanakitError("SK0101", found, fix=f"Give {wanted}." if (wanted := with_scheme(name)) else None)
     try:
         card = json.loads((folder / "card.json").read_text(encoding="utf-8"))
         missing = {"vae", "text_encoder", "image_size", "flow_shift"} - card.keys()

@@ -8,6 +8,7 @@ module is imported only when the component is asked for.
 import ast
 import importlib
 import importlib.metadata
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from sanakit.errors import SanakitError, did_you_mean
 from sanakit.tracebacks import UNKNOWN, stops, told
 
 T = TypeVar("T")
+REPOSITORY = r"[\w.-]+/[\w.-]+(@[\w./-]+)?(:[\w./-]+)?"  # of the model hub, with revision and subfolder
 FACTS = ("title", "licence", "embedded")  # keywords of `register` and `row` that a listing shows
 BUILTIN = "builtin"  # the origin of what comes with sanakit
 PACKAGES = {  # every kind of `sanakit ls`, and the package whose files add to it
@@ -236,3 +238,14 @@ def _find_source(point: importlib.metadata.EntryPoint) -> Path:
             if candidate.is_file():
                 return candidate
     raise OSError(f"module {point.module} is not installed")
+
+
+def with_scheme(name: str) -> str | None:
+    """How a name that is none is written where it reads as a path or a repository of the model hub; else None."""
+    try:
+        is_path = name.startswith(("/", ".", "~")) or Path(name).exists()
+    except OSError:  # a name of thousands of letters
+        is_path = False
+    if not is_path and re.fullmatch(REPOSITORY, name):
+        return f"path:{name}, or hub:{name} for a repository of the model hub"
+    return f"path:{name}" if is_path or "/" in name else None

@@ -1,6 +1,6 @@
 """Samplers: Euler as one flat function, and the multistep schedulers of diffusers, all with the system's flow shift."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.flow import shift_sigmas
+from sanakit.ranks.sharing import shared
 from sanakit.text_encoders import PromptEmbeds
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -109,6 +110,19 @@ def guided(system: LatentDiffusion, x: Tensor, level: Tensor, both: PromptEmbeds
         return system.velocity(x, level.expand(len(x)), both[: len(x)])
     with_prompt, without = system.velocity(torch.cat([x, x]), level.expand(2 * len(x)), both).chunk(2)
     return without + guidance_scale * (with_prompt - without)
+
+
+def sample_side_by_side(
+    systems: dict[str, LatentDiffusion], prompts: dict[str, list[str]], *, seed: int
+) -> dict[str, Tensor]:
+    """`sample_images` of every system by its label, each for its own wording of the same prompts, with the same noise;
+    ranks of a run share the systems."""
+
+    def draw(labels: Sequence[str]) -> list[Tensor]:
+        return [sample_images(systems[label], prompts[label], seed=seed) for label in labels]
+
+    labels = list(systems)
+    return dict(zip(labels, shared(labels, draw), strict=True))
 
 
 def sample_images(system: LatentDiffusion, prompts: list[str], *, scheduler: str = "euler", **options: float) -> Tensor:

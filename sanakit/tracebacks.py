@@ -6,6 +6,7 @@ import errno
 import importlib.metadata
 import os
 import platform
+import re
 import signal
 import sys
 import tempfile
@@ -27,6 +28,9 @@ PACKAGES = ("torch", "diffusers", "transformers", "numpy", "safetensors", "accel
 # what the system says when a file or folder cannot be used; any other OSError is a defect
 UNUSABLE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR}
 UNUSABLE |= {errno.EEXIST, errno.ENAMETOOLONG}
+# what torch.distributed raises where another rank is gone: its own types, and gloo's words
+NETWORK = ("DistBackendError", "DistNetworkError", "DistStoreError")
+PEER = re.compile(r"connection (closed|reset) by peer|gloo.*(connect|pair|timed? ?out|broken pipe)", re.IGNORECASE)
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit codes of a signal: no error
 T = TypeVar("T")
 _work: contextvars.ContextVar[tuple[str, int, int]] = contextvars.ContextVar("work under way", default=("", 0, 0))
@@ -66,13 +70,15 @@ def stops(error: BaseException) -> bool:
 
 
 def of_environment(error: BaseException) -> SanakitError | None:
-    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package.
-    None for the rest."""
+    """What the machine refuses, as an error of the catalogue: disk, permissions, memory, a package, another rank that
+    is gone. None for the rest."""
     said = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, OSError) and error.errno in UNUSABLE:
         return SanakitError("SK0903", said, cause="The system refuses to read or write there.")
     if lacks_memory(error):
         return no_memory(error)
+    if type(error).__name__ in NETWORK or (isinstance(error, RuntimeError) and PEER.search(said)):
+        return SanakitError("SK0516", f"the connection to another rank broke: {said}")
     if isinstance(error, ModuleNotFoundError) and error.name and error.name.partition(".")[0] != OWN:
         module = error.name.partition(".")[0]
         return SanakitError("SK0901", said, fix=f"Install the package that provides the module {module}.")

@@ -292,12 +292,12 @@ def test_the_jobs_of_an_array_fill_one_entry_and_the_last_finishes_it(tmp_path, 
         and torch.equal(tensors["embeds"][:], encoder.encode(texts).embeds.half())
     )
     assert jobs[1].run_share(tmp_path, (1, 3)) == 0
-    from sanakit.cli.data import _share_of
+    from sanakit.cli.encode_options import share_of
 
-    assert _share_of("3/8") == (2, 8) and _share_of(None) is None
+    assert share_of("3/8") == (2, 8) and share_of(None) is None
     for wrong in ("0/8", "9/8", "3", "a/b", "-1/3"):
         with pytest.raises(SanakitError, match="SK0104.*expected I/N"):
-            _share_of(wrong)
+            share_of(wrong)
 
 
 def test_rows_over_shards_read_as_the_tensor_that_they_stand_for():

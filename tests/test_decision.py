@@ -82,7 +82,7 @@ SCALE = "--set vae.scaling_factor=0.2565 (1/std of these images)"
     ("checked", "component", "expected", "said"),
     [
         (validation(), [], "swap", "no measure is worse"),
-        (validation(), [WORSE], "swap-with-loss", "1 measure is worse than the base's (the policy does not say"),
+        (validation(), [WORSE], "swap-with-loss", "worse than the base's: PSNR -3.80 dB (the policy does not say"),
         (validation(allowed={"psnr": 4.5}), [WORSE], "swap-with-loss", "within what the policy allows"),
         (validation(allowed={"psnr": 3.0}), [WORSE], "do-not", "larger than the policy allows: PSNR -3.80 dB"),
         (validation(allowed={"psnr": 3.8}), [WORSE], "not-yet", "holds its limit"),

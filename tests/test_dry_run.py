@@ -125,6 +125,58 @@ def test_every_stage_has_its_phases_and_the_whole_is_their_most():
     assert needs.as_dict()["stages"]["full"]["hours"] is None
 
 
+def phases_of(needs, *seconds):
+    return {row["name"]: row for stage in needs.as_dict(*seconds)["stages"].values() for row in stage["phases"]}
+
+
+def test_hours_of_reading_encoding_and_evaluation_on_so_many_ranks():
+    """Images at a rate of their own, everything else at the operations a second of a training step."""
+    stages = ["component", "smoke", "full"]
+    config = config_of(micro_batch=2)
+    alone, four = (needs_of(config, stages, Assumed(), num_images=9000, world_size=n) for n in (1, 4))
+    # a quarter of the images lies on each rank; of a step at so many ranks the seconds are given as they are there
+    one, shared = phases_of(alone, 0.5, 0.01), phases_of(four, 0.5, 0.01)
+    assert one["screen images"]["hours"] == pytest.approx(4000 * 0.01 / 3600)
+    assert shared["screen images"]["hours"] == pytest.approx(4000 * 0.01 / 3600 / 4)
+    encode = one["encode with the candidate's VAE"]
+    assert encode["decoded"] == 9000  # both views of an image are of one file
+    by_device = encode["flops"] / alone.step_flops * 0.5 / 3600
+    assert encode["hours"] == pytest.approx(max(by_device, 9000 * 0.01 / 3600))
+    slow = phases_of(alone, 0.5, 10.0)["encode with the candidate's VAE"]
+    assert slow["hours"] == pytest.approx(9000 * 10 / 3600)  # decoding holds the device up
+    for name in ("evaluate on held-out images", "train finetune"):
+        assert one[name]["hours"] == pytest.approx(shared[name]["hours"], rel=1e-3) and one[name]["hours"] > 0
+    # every rank solves the closed forms by itself
+    apart = shared["align in closed form"]["hours"] / one["align in closed form"]["hours"]
+    assert apart == pytest.approx(4 * alone.step_flops / four.step_flops)
+    unknown = phases_of(alone, None, 0.01)
+    assert unknown["screen images"]["hours"] and unknown["train finetune"]["hours"] is None
+    assert alone.as_dict(0.5)["stages"]["component"]["hours"] is None  # of its images nothing is known
+
+
+def test_what_is_encoded_live_lies_beside_the_core_and_is_paid_at_every_step():
+    values = config_of().model_dump(mode="json") | {"data": {"latents": "live", "embeddings": "live"}}
+    ahead = phases_of(needs_of(config_of(), ["full"], Assumed(), num_images=100), 0.5, 0.01)
+    live = phases_of(needs_of(make_config(values), ["full"], Assumed(), num_images=100), 0.5, 0.01)
+    assert not any(name.startswith(("encode with", "embed captions")) for name in live)
+    trained = live["train finetune"]
+    assert trained["decoded"] == 400 * 8 and ahead["train finetune"]["decoded"] == 0
+    assert {"vae", "text encoder"} <= set(trained["device"]) and trained["flops"] > ahead["train finetune"]["flops"]
+
+
+def test_seconds_of_a_race_are_shared_by_other_ranks_and_images_are_tried(tmp_path):
+    from sanakit.cli.dry_run import measured_seconds, tried_seconds
+
+    assert measured_seconds(tmp_path, "finetune", 1) == (None, "")
+    raced = {"candidates": [{"name": "finetune", "seconds_per_step": 3.0}]}
+    (tmp_path / "strategy.json").write_text(json.dumps(raced))
+    (tmp_path / "provenance.json").write_text(json.dumps({"ranks": 2}))
+    assert measured_seconds(tmp_path, "finetune", 2) == (3.0, "measured")
+    seconds, told = measured_seconds(tmp_path, "finetune", 8)
+    assert seconds == 0.75 and told == "measured on 2 rank(s), 8 taken to share it evenly"
+    assert 0 < tried_seconds(make_config(config_of().model_dump() | {"data": {"image_size": 96}})) < 5
+
+
 def test_what_is_encoded_live_takes_no_disk_and_no_host_memory():
     vae = SimpleNamespace(spec=LatentSpec(latent_channels=16, spatial_compression_ratio=16))
     encoder = SimpleNamespace(spec=SimpleNamespace(max_tokens=64, embed_dim=384))
@@ -187,10 +239,13 @@ def test_the_command_prints_one_document_and_ends_with_3_where_nothing_fits(caps
         "--stages",
         "smoke",
     ]
-    code, said = run("--dry-run", "--json", "--device-memory", "24GB", *small)
+    timed = ["--seconds-per-step", "0.5", "--seconds-per-image", "0.01"]
+    code, said = run("--dry-run", "--json", "--device-memory", "24GB", *small, *timed)
     document = json.loads(said.out)
     assert code == 0 and document["needs"]["fits"] and document["needs"]["device_room"] == int(0.85 * 24e9)
+    assert document["needs"]["seconds_per_image_from"] == "given" and document["needs"]["stages"]["smoke"]["hours"] > 0
     code, said = run("--dry-run", "--device-memory", "1MB", *small)
     assert code == 3 and "SK0907" in said.err and "align in closed form" in said.out
+    assert "give --seconds-per-image to know" in said.out
     code, said = run("--device-memory", "24GB")
     assert code == 2 and "belongs to --dry-run" in said.err

@@ -164,7 +164,9 @@ def test_a_run_folder_that_is_not_there_is_refused_with_its_neighbours(tmp_path)
             "swap-vae --candidate dc-f16c16",
         ),
         ({"vae": {"name": "./my-vae"}}, "is a path, expected a name", "path:./my-vae"),
-        ({"base": "models/mine"}, "is a path, expected a name", "--base path:models/mine"),
+        ({"base": "models/mine"}, "is a path, expected a name", "--base path:models/mine, or hub:models/mine"),
+        ({"vae": {"name": "owner/vae@main:vae"}}, "is a path, expected a name", "or hub:owner/vae@main:vae"),
+        ({"vae": {"name": "a/b/c"}}, "is a path, expected a name", "path:a/b/c"),
         ({"vae": {"name": "dc-f16c3"}}, "did you mean dc-f16c32", ""),
     ],
 )
@@ -176,6 +178,8 @@ def test_a_name_of_another_kind_or_a_path_says_what_was_meant(values, said, fix,
 
 
 def test_the_image_size_is_the_bases_and_another_one_is_refused_by_its_card_alone():
+    from sanakit.needs import Assumed
+    from sanakit.needs.swap import outline_swap
     from sanakit.swap.early import ALONE_SIZE, decide_image_size
 
     def decided(*sets, trained_at):
@@ -187,6 +191,8 @@ def test_the_image_size_is_the_bases_and_another_one_is_refused_by_its_card_alon
     with pytest.raises(SanakitError, match="data.image_size is 64, tiny-sana was trained at 96") as refused:
         decided("data.image_size=64", trained_at=96)
     assert "Leave data.image_size out" in refused.value.fix
+    with pytest.raises(SanakitError, match="SK0104.*data.image_size is 64, tiny-sana was trained at 96"):
+        outline_swap(make_config({}, ["data.image_size=64"]), Assumed(), 1)  # the dry run refuses what the run would
 
 
 @pytest.mark.parametrize(("asked", "expected"), [((), 32), (("--image-size", "64"), 64)])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sanakit.reporting.ci import share
-from sanakit.reporting.strategies import race_answer
+from sanakit.reporting.strategies import chosen_word, race_answer
 from sanakit.swap.calibration import RaceFacts, calibrated_for, why_extrapolated
 from sanakit.swap.forecast import answer_of, forecast_from
 from sanakit.swap.slope_law import (
@@ -188,5 +188,13 @@ def test_what_a_race_says_in_sentences():
         "no strategy is expected to reach the base's quality within 2,000 steps, with probability .99; "
         "finetune is nearest"
     )
+    at_once = RACE["candidates"][0] | {"predicted_steps": 0, "predicted_steps_low": 0, "predicted_steps_high": 0}
+    measured = race_answer(RACE | {"extrapolated": "extrapolated: x", "candidates": [at_once]})
+    assert measured == ["finetune has the base's quality before any step: nothing has to be trained"]
     assert race_answer({"recommended": "lora", "candidates": []}) == [], "a run of an earlier version"
+    assert (chosen_word(RACE), chosen_word(RACE | {"in_sight": False}), chosen_word({})) == (
+        "recommended",
+        "nearest",
+        "recommended",
+    )
     assert [share(p) for p in (0, 0.001, 0.5, 0.999, 1)] == ["0", ".01", ".50", ".99", "1"]

@@ -48,6 +48,7 @@ def test_two_processes_train_what_one_does_by_every_launcher(small_world, tmp_pa
         )  # fmt: skip
         assert (folder / "validation.json").is_file(), f"{name}: {result.stderr[-3000:]}"
         assert json.loads((folder / "validation.json").read_text())["stages"]["full"]["gates"], name
+        assert result.stderr.splitlines().count("training finetune (24)") == 1, name  # rank 0 alone speaks
         ranks = sorted(path.name for path in (folder / ".ranks").glob("*.json"))
         assert ranks == (["0.json", "1.json"] if launcher else []), name
         weights[name] = load_file(folder / "model" / "diffusion_pytorch_model.safetensors")

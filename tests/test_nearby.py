@@ -6,10 +6,12 @@ import tarfile
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from sanakit.data import load_images, nearby
+from sanakit.data import load_images, nearby, places
 from sanakit.errors import SanakitError
 
 COUNT = 40
@@ -62,6 +64,35 @@ def test_no_more_is_kept_than_the_bound_and_the_rest_is_fetched_again(fetched, m
     monkeypatch.setenv(nearby.SETTING, "much")
     with pytest.raises(SanakitError, match="SK0104.*SANAKIT_REMOTE_CACHE_GB='much'"):
         images.images[0]
+
+
+def test_a_row_group_behind_an_address_is_fetched_once_for_all_its_images(tmp_path, monkeypatch):
+    """Images of a batch lie in any row group: each would otherwise cost the whole group again."""
+    monkeypatch.setenv("SANAKIT_CACHE", str(tmp_path / "cache"))
+    rng, system, fetched = np.random.default_rng(0), fsspec.filesystem("memory"), []
+    rows = []
+    for number in range(30):
+        buffer = io.BytesIO()
+        Image.fromarray(rng.integers(256, size=(8, 8, 3), dtype=np.uint8)).save(buffer, "PNG")
+        rows.append({"image": {"bytes": buffer.getvalue(), "path": None}, "caption": f"image {number}"})
+    with system.open("/rows/0.parquet", "wb") as file:
+        pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=5)
+    read_group = places._read_group.__wrapped__
+
+    def counted(path, group):
+        fetched.append(group)
+        return read_group(path, group)
+
+    monkeypatch.setattr(places, "_read_group", counted)
+    try:
+        images = load_images("memory://rows/0.parquet")  # screening decodes all of so few
+        assert sorted(fetched) == list(range(6))
+        assert [images.images[row] for row in (29, 0, 14)] == [rows[row]["image"]["bytes"] for row in (29, 0, 14)]
+        assert len(fetched) == 6
+        monkeypatch.setenv(nearby.SETTING, "0")
+        assert images.images[29] == rows[29]["image"]["bytes"] and fetched[6:] == [5]
+    finally:
+        system.rm("/rows", recursive=True)
 
 
 def test_a_copy_that_is_damaged_or_locked_is_fetched_again(fetched, monkeypatch):

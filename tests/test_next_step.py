@@ -4,6 +4,7 @@ import ast
 import itertools
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from sanakit.cli import cache, data, drift, export, info, results, swap, train, 
 from sanakit.cli.app import app
 from sanakit.config import Config, known_keys, make_config
 from sanakit.contracts import GateResult, Verdict
+from sanakit.decision import ANSWERS
 from sanakit.errors import CODES
 from sanakit.reporting.ci import samples_option
 
@@ -237,6 +239,16 @@ HARMLESS = {line for line in NAMED if line.split()[1] in ("ls", "explain") and l
 def test_advice_that_only_prints_runs(line):
     result = CliRunner().invoke(app, shlex.split(line)[1:])
     assert result.exit_code == 0, result.output
+
+
+def test_the_five_cases_of_the_report_are_commands_and_keys_that_exist():
+    cases = runpy.run_path(str(ROOT / "experiments" / "report_cases.py"))["CASES"]
+    assert {case.answer for case in cases.values()} == set(ANSWERS) and len(cases) == 5
+    for name, case in cases.items():
+        for words in case.commands:
+            command, context = parse(["sanakit", *words])
+            assert command.name == words[0] and make_config({}, context.params["set_"]), words
+        assert words[words.index("--run-dir") + 1].endswith(name)
 
 
 def test_more_samples_are_asked_for_by_keys_that_exist():

@@ -513,6 +513,19 @@ def test_linked_folders_are_read_once_and_loops_end(tmp_path):
     assert describe(dataset)["ignored"]["folders linked twice"]["count"] == 2
 
 
+def test_a_caption_file_may_be_a_link_out_of_the_folder_as_a_manifest_may_name_any_file(tmp_path):
+    (tmp_path / "words.txt").write_text("from elsewhere")
+    folder = folder_of(tmp_path / "a", {"0.png": png()})
+    (folder / "0.txt").symlink_to(tmp_path / "words.txt")
+    linked = read(folder)
+    assert list(linked.captions) == [["from elsewhere"]]
+    (tmp_path / "m").mkdir()
+    (tmp_path / "m" / "m.csv").write_text("image,caption\n../a/0.png,from elsewhere\n")
+    assert list(read(tmp_path / "m" / "m.csv").captions) == [["from elsewhere"]]
+    (tmp_path / "words.txt").write_text("changed words")  # the index follows the link
+    assert list(read(folder).captions) == [["changed words"]]
+
+
 def test_a_registered_data_set_that_is_not_ours_is_screened_and_states_its_own_fit(monkeypatch):
     from sanakit.data import DATASETS
 

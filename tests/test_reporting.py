@@ -17,11 +17,12 @@ from sanakit.reporting import charts, conclusions, report_path, write_report
 from sanakit.reporting.ci import markdown, write_junit
 from sanakit.reporting.compare import differing, leaderboard, write_comparison
 from sanakit.reporting.component import MEASURED, compared
+from sanakit.reporting.drift import why
 from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.folder import embedded, read_lines
 from sanakit.reporting.score_table import read_scores, score_table
 from sanakit.reporting.steps import READING, drift_charts
-from sanakit.reporting.strategies import loss_by_sigma
+from sanakit.reporting.strategies import CANDIDATE, loss_by_sigma, loss_curves, race_chart
 
 
 @pytest.fixture
@@ -138,6 +139,16 @@ def test_last_step_of_each_strategy_and_one_colour_everywhere():
     (chart,) = loss_by_sigma("smoke", rows, {"b": 4, "a": 2})
     assert chart["rows"] == [["a", 9, 0.5, 9], ["b", 9, 0.5, 9]]
     assert "line s2" in chart["svg"] and "line s4" in chart["svg"] and "line s0" not in chart["svg"]
+
+
+def test_a_curve_of_one_step_is_no_curve():
+    row = {"stage": "smoke", "strategy": "reuse", "step": 0, "split": "held_out", "loss": 0.5, "by_sigma": {"0.5": 0.5}}
+    colours = {"reuse": 0}
+    assert loss_curves("smoke", [row], colours) == [] and len(loss_by_sigma("smoke", [row], colours)) == 1
+    assert len(loss_curves("smoke", [row, row | {"step": 5}], colours)) == 1
+    arm = CANDIDATE | {"name": "reuse", "raced": True, "steps": [0], "relative_errors": [1.0]}
+    assert race_chart([arm], {}, colours) == []
+    assert len(race_chart([arm | {"steps": [0, 5], "relative_errors": [1.2, 1.0]}], {}, colours)) == 1
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -268,8 +279,8 @@ def test_the_first_screen_answers_before_anything_else(run_dir):
     for said in (
         "? Not yet",
         "could not be decided",
-        "22.9 dB",
-        "the base&#39;s VAE: 26.7 dB",
+        "22.90 dB",
+        "the base&#39;s VAE: 26.70 dB",
         "true image: a red &lt;b&gt;",
     ):
         assert said in first, said
@@ -436,6 +447,9 @@ def test_a_drift_page_names_the_effect_what_moved_and_what_to_do():
     still = summary("no-drift", evidence, carried)
     assert still["advice"].startswith("Nothing has to be done") and "within chance" in still["effect"]
     assert still["moved"] == ""
+    few = {"name": "samples", "title": "too few images to say: 24, 32 needed", "where": "current", "alarm": False}
+    assert why("inconclusive", [few]) == "Inconclusive: too few images to say: 24, 32 needed (current)."
     assert "more images" in summary("inconclusive", {}, {})["advice"]
+    assert summary("inconclusive", evidence, carried)["effect"].endswith("which may be chance.")
     rows = [{"kind": "latents", "count": 1234, "encoder": "dc-f16c16", "data": None}]
     assert sides_text({"current": rows}) == ["current: 1,234 latents of dc-f16c16, data not stated"]

@@ -1,13 +1,17 @@
 """A run folder and what may go wrong around it: another configuration, another process, no disk, no memory, secrets."""
 
 import json
+import os
 import subprocess
 import sys
 
 import pytest
+import torch
 
 from sanakit import run as run_module
+from sanakit.cli import main
 from sanakit.config import make_config
+from sanakit.data.store import save_tensors
 from sanakit.errors import ExitCode, SanakitError, lacks_memory
 from sanakit.files import try_writing, without_secrets, write_aside
 from sanakit.run import RunFolder, stage_key
@@ -109,6 +113,48 @@ def test_a_folder_is_tried_for_writing_and_a_failed_write_leaves_nothing(tmp_pat
         write_aside(tmp_path / "taken", "text")
     write_aside(tmp_path / "file", "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"] and (tmp_path / "file").read_text() == "new"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["sample", "--model", "tiny-sana", "--prompt", "a cat", "--out"],
+        ["evaluate", "--model", "tiny-sana", "--out"],
+        ["drift", "a.safetensors", "b.safetensors", "--html"],
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_file_that_a_command_writes_at_its_end_is_tried_before_anything_is_loaded(
+    words, tmp_path, monkeypatch, capsys
+):
+    def too_late(*arguments, **options):
+        raise AssertionError("loaded first")
+
+    monkeypatch.setattr("sanakit.loading.load_base", too_late)
+    monkeypatch.setattr("sanakit.drift.files.compare_files", too_late)
+    (tmp_path / "file").write_text("x")
+    for out, code, told in ((tmp_path / "file" / "x", 3, "SK0903"), (tmp_path, 2, "is a folder, expected a file")):
+        monkeypatch.setattr(sys, "argv", ["sanakit", *words, str(out)])
+        with pytest.raises(SystemExit) as stop:
+            main()
+        assert stop.value.code == code and told in capsys.readouterr().err
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")
+def test_files_of_a_run_are_flushed_and_as_private_as_the_umask_says(tmp_path, monkeypatch):
+    flushed, flush = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda handle: (flushed.append(handle), flush(handle))[1])
+    before = os.umask(0o077)
+    try:
+        run = RunFolder.open(make_config({"vae": {"name": "dc-f16c16"}}), tmp_path / "run")
+        run.append("metrics.jsonl", [{"step": 1}])
+        save_tensors({"x": torch.zeros(2)}, run.path / "x.safetensors")
+        with run.locked():
+            modes = {path.name: path.stat().st_mode & 0o777 for path in run.path.iterdir()}
+    finally:
+        os.umask(before)
+    assert modes == dict.fromkeys(("config.yaml", "metrics.jsonl", "x.safetensors", ".lock"), 0o600)
+    assert len(flushed) == 1  # config.yaml, before it takes its name
 
 
 SIGNED = "https://name:word@host.org:8080/a/{0..1}.tar?X-Amz-Signature=secret#part"

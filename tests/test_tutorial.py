@@ -46,7 +46,9 @@ def check_results(told):
     names = [score["metric"] for score in base["scores"]]
     assert names == [score["metric"] for score in first["scores"]] and len(names) == 6
     assert [score["of_true_images"] for score in first["scores"]] == [s["of_true_images"] for s in base["scores"]]
-    assert "SanakitPipeline" in told[5] and "not stock" in told[5]
+    page = Path("compare.html").read_text(encoding="utf-8")
+    assert "compare.html" in told[5] and "Scores of what is drawn" in page and "base-scores.json, images of" in page
+    assert "SanakitPipeline" in told[6] and "not stock" in told[6]
     card = Path("exported/README.md").read_text()
     assert 'SanakitPipeline.from_pretrained("DIR")("a red apple")' in card
     assert abs(drawn_image("apple.png") - drawn_image("again.png")).max() <= 1

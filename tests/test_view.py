@@ -1,5 +1,6 @@
 """The terminal: whole words at 80 columns, hints where something is open, plain text where no colour is wanted."""
 
+import io
 import json
 import logging
 import os
@@ -9,6 +10,7 @@ import warnings
 
 import pytest
 
+from sanakit.cli import main
 from sanakit.cli.progress import json_progress, progress_display
 from sanakit.cli.silence import silence_libraries
 from sanakit.cli.verdict_view import print_validation
@@ -99,6 +101,21 @@ def test_forty_columns_are_read_without_a_table(shown):
     assert all(len(line) <= 40 for line in text.splitlines() if not line.startswith(("next", "run", "report")))
 
 
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+def test_a_locale_that_lacks_a_character_shows_it_as_an_escape(encoding, monkeypatch):
+    streams = {name: io.TextIOWrapper(io.BytesIO(), encoding=encoding) for name in ("stdout", "stderr")}
+    for name, stream in streams.items():
+        monkeypatch.setattr(sys, name, stream)
+    monkeypatch.setattr(sys, "argv", ["sanakit", "--version"])
+    with pytest.raises(SystemExit):
+        main()
+    print("caf\xe9 \u2713")
+    sys.stdout.flush()
+    shown = streams["stdout"].buffer.getvalue().splitlines()[-1]
+    expected = {"ascii": b"caf\\xe9 \\u2713", "latin-1": b"caf\xe9 \\u2713"}
+    assert shown == expected.get(encoding, "caf\xe9 \u2713".encode())
+
+
 def test_a_strategy_that_left_says_why_and_has_no_forecast():
     race = {"budget_steps": 100, "recommended": "finetune"}
     row = {"predicted_steps": 320.0, "predicted_steps_low": 200.0, "predicted_steps_high": None, "relative_error": 2.4}
@@ -141,8 +158,10 @@ def test_colour_only_where_it_is_wanted(shown):
     assert not re.search(colours, shown(80, FORCE_COLOR="1", NO_COLOR="1"))
 
 
-def test_progress_on_something_that_is_no_terminal_is_lines_on_standard_error(monkeypatch, capsys):
-    monkeypatch.delenv("FORCE_COLOR", raising=False)
+@pytest.mark.parametrize("forced", ["", "1"])
+def test_progress_on_something_that_is_no_terminal_is_lines_on_standard_error(forced, monkeypatch, capsys):
+    """FORCE_COLOR, which Jupyter sets for every command of a notebook, colours texts and makes no terminal."""
+    monkeypatch.setenv("FORCE_COLOR", forced)
     with progress_display() as progress:
         for done in range(1, 6):
             progress("encoding", done, 5)

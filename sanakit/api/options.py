@@ -42,6 +42,7 @@ def as_callback(label: str, value: Any) -> Any:
 
 
 def as_name(label: str, value: Any) -> str:
+    """One text."""
     if not isinstance(value, str):
         raise SanakitError("SK0104", f"{label} is a {type(value).__name__}, expected a name", fix="Give one name.")
     return value

@@ -14,7 +14,7 @@ from sanakit.api.session import Device, opened_swap
 from sanakit.contracts import GateResult
 from sanakit.data.cache import Progress
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.loading import scheme_wanted
+from sanakit.registry import with_scheme
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.stages import run_stages
 from sanakit.text_encoders import TEXT_ENCODERS, TextEncoder
@@ -128,5 +128,7 @@ def kind_of(component: Any) -> tuple[str, Any]:
         )
     known = [*VAES.names(), *TEXT_ENCODERS.names()]
     raise SanakitError(
-        "SK0101", f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}", fix=scheme_wanted(plain)
+        "SK0101",
+        f"no VAE or text encoder named {component!r}{did_you_mean(plain, known)}",
+        fix=f"Give {wanted}." if (wanted := with_scheme(plain)) else None,
     )

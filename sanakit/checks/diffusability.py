@@ -22,6 +22,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 from sanakit.errors import SanakitError
 from sanakit.evaluation.perceptual import features
+from sanakit.ranks.sharing import shared_chunks
 from sanakit.vaes import VAE
 
 CLUSTERS = 8
@@ -64,7 +65,7 @@ def panel(vae: VAE, images: Tensor, latents: Tensor) -> list[dict[str, Any]]:
 def compare_panels(base: VAE | None, candidate: VAE, images: Tensor) -> list[dict[str, Any]]:
     """Both sides' panels as rows of component.json; no side is better where their latents are of different size and the
     figure depends on it."""
-    latents = [torch.cat([vae.encode(part) for part in images.split(32)]) for vae in (base, candidate) if vae]
+    latents = [shared_chunks(images, 32, vae.encode) for vae in (base, candidate) if vae]
     second = panel(candidate, images, latents[-1])
     known = {row["metric"]: row["value"] for row in panel(base, images, latents[0])} if base else {}
     same = latents[0].shape == latents[-1].shape
@@ -111,7 +112,7 @@ def interpolated_kid(vae: VAE, images: Tensor, latents: Tensor) -> float | None:
     rows = latents.flatten(1)
     nearest = NearestNeighbors(n_neighbors=1).fit(rows.numpy()).kneighbors(return_distance=False)[:, 0]
     middle = slerp(rows, rows[torch.from_numpy(nearest)]).unflatten(1, latents.shape[1:])
-    return kid(torch.cat([vae.decode(chunk) for chunk in middle.split(32)]), images)
+    return kid(shared_chunks(middle, 32, vae.decode), images)
 
 
 def slerp(first: Tensor, second: Tensor, share: float = 0.5) -> Tensor:

@@ -1,6 +1,6 @@
 """What gates of stage smoke read of a system's wiring: does the base work, do training and sampling agree."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.dataset import LatentDataset
 from sanakit.evaluation.held_out import HeldOut, held_out
+from sanakit.ranks.sharing import shared
 from sanakit.sampling import sample_euler
 from sanakit.text_encoders import PromptEmbeds
 from sanakit.training.loop import TrainOptions, draw_batch
@@ -126,13 +127,16 @@ def sample_evidence(
     system: LatentDiffusion, data: LatentDataset, prompts: list[str], seed: int, *, at_once: int = 8
 ) -> dict[str, Any]:
     """Spread of every sampled latent over that of the data, without guidance, which widens by design. prompts:
-    SPREAD_SAMPLES of them, drawn in batches of `at_once`."""
+    SPREAD_SAMPLES of them, drawn in batches of `at_once`, which the ranks of a run share."""
     with system.placement.holding(system.text_encoder):
         encoded = system.text_encoder.encode(prompts)
-    batches = [
-        sample_euler(system, encoded[start : start + at_once], guidance_scale=1.0, seed=seed + start)
-        for start in range(0, len(prompts), at_once)
-    ]
-    latents = torch.cat(batches)
+
+    def draw_batches(starts: Sequence[int]) -> list[Tensor]:
+        return [
+            sample_euler(system, encoded[start : start + at_once], guidance_scale=1.0, seed=seed + start)
+            for start in starts
+        ]
+
+    latents = torch.cat(shared(range(0, len(prompts), at_once), draw_batches))
     spread = data.latents[:PROBED, 0].std((1, 2, 3)).mean()
     return {"sample_spread": (latents.std((1, 2, 3)) / spread).clamp(1e-6, 1e6).nan_to_num(1e6).numpy()}

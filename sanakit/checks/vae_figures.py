@@ -1,7 +1,7 @@
 """Figures of one VAE on one set of images, and the rows of component.json that they become."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,10 +14,12 @@ from sanakit.checks.base import interval
 from sanakit.data.cache import Progress
 from sanakit.evaluation.perceptual import perceptual_distance
 from sanakit.evaluation.reconstruction import psnr
+from sanakit.ranks.sharing import shared
 from sanakit.vaes import VAE
 
 TIMED = 6  # batches a side
 PERCEIVED = 64  # images behind the perceptual distance
+CHUNK = 16
 
 
 @dataclass(kw_only=True)
@@ -36,22 +38,23 @@ class VAEFigures:
 
 
 def measure_one(vae: VAE, images: Tensor, progress: Progress) -> VAEFigures:
-    """images: (N, 3, H, W) in [-1, 1]."""
-    raw, reconstructed = [], []
-    spent: list[tuple[float, float]] = []
-    sizes: list[int] = []
-    for start in range(0, len(images), 16):
-        chunk = images[start : start + 16]
-        begin = time.perf_counter()
-        raw.append(vae.encode_raw(chunk))
-        middle = time.perf_counter()
-        reconstructed.append(vae.decode_raw(raw[-1]))
-        spent.append((middle - begin, time.perf_counter() - middle))
-        sizes.append(len(chunk))
-        progress(f"measuring {vae.name or 'candidate'}", min(start + 16, len(images)), len(images))
-    raw_all, rec = torch.cat(raw), torch.cat(reconstructed)
+    """images: (N, 3, H, W) in [-1, 1]. The ranks of a run share them."""
+
+    def measure(starts: Sequence[int]) -> list[tuple[Tensor, Tensor, float, float]]:
+        measured = []
+        for start in starts:
+            begin = time.perf_counter()
+            raw = vae.encode_raw(images[start : start + CHUNK])
+            middle = time.perf_counter()
+            reconstructed = vae.decode_raw(raw)
+            measured.append((raw, reconstructed, middle - begin, time.perf_counter() - middle))
+            progress(f"measuring {vae.name or 'candidate'}", min(start + CHUNK, len(images)), len(images))
+        return measured
+
+    chunks = shared(range(0, len(images), CHUNK), measure)
+    raw_all, rec = torch.cat([chunk[0] for chunk in chunks]), torch.cat([chunk[1] for chunk in chunks])
     distance = perceptual_distance(images[:PERCEIVED], rec[:PERCEIVED])
-    seconds, count = np.asarray(spent), np.asarray(sizes)
+    seconds, count = np.asarray([chunk[2:] for chunk in chunks]), np.asarray([len(chunk[0]) for chunk in chunks])
     return VAEFigures(
         latents=vae.normalize(raw_all),
         raw=raw_all,

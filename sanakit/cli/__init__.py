@@ -13,9 +13,10 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: nobody reads any more
 def main() -> None:
     """Run a command. A SanakitError becomes its message on standard error and its exit code; any other error one line
     (SK0999), exit code 5 and a file that holds the traceback."""
-    from sanakit.cli.output import document_alone
+    from sanakit.cli.output import document_alone, tolerate_locale
     from sanakit.cli.silence import silence_libraries
 
+    tolerate_locale()
     if "--verbose" not in sys.argv[1:]:
         silence_libraries()
     with document_alone("--json" in sys.argv[1:]):

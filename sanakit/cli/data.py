@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.encode_options import AsJson, Captions, Fit, ImageSize, Shard, TextEncoderDtype, VAEDtype, share_of
 from sanakit.cli.options import BaseName, Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
@@ -20,32 +21,16 @@ DRIFT_BYTES = 256 << 20  # of them in fp32: of large rows fewer are kept, at lea
 DRIFT_LEAST = 128
 DRIFT_SEED = 0
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
-
-VAEDtype = Annotated[str, typer.Option("--vae-dtype", help="vae.dtype of that run: auto, fp32, bf16 or fp16.")]
-TextEncoderDtype = Annotated[
-    str, typer.Option("--text-encoder-dtype", help="text_encoder.dtype of that run: auto, fp32, bf16 or fp16.")
-]
-
-Shard = Annotated[
-    str | None,
-    typer.Option("--shard", help="I/N: encode the I-th of N shares, as one job of an array; the last one finishes."),
-]
-
 
 @app.command()
 def encode(
     out: Annotated[Path, typer.Option("--out", help="Folder of the cache; a second run reuses it.")],
     vae: Annotated[str | None, typer.Option("--vae", help="A name, `path:DIR` or `hub:owner/repo`.")] = None,
-    text_encoder: Annotated[
-        str | None, typer.Option("--text-encoder", help="Also, or only, embed the captions.")
-    ] = None,
+    text_encoder: Annotated[str | None, typer.Option("--text-encoder", help="Also, or only, embed captions.")] = None,
     data: Annotated[
         str, typer.Option("--data", help="A name, a folder, a manifest, .tar or .parquet files, or hf:owner/name.")
     ] = "embedded",
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=16, help="Pixels of a side; default the base's.")
-    ] = None,
+    image_size: ImageSize = None,
     base: BaseName = "tiny-sana",
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
@@ -56,13 +41,8 @@ def encode(
     max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
     patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
-    fit: Annotated[
-        str | None,
-        typer.Option("--fit", help="data.fit of that run: crop or pad; default the data set's own, or crop."),
-    ] = None,
-    captions: Annotated[
-        str, typer.Option("--captions", help="data.captions of that run: lines or whole caption files.")
-    ] = "lines",
+    fit: Fit = None,
+    captions: Captions = "lines",
     shard: Shard = None,
     max_set_aside: Annotated[float, typer.Option("--max-set-aside", min=0, max=1)] = 0.05,
     as_json: AsJson = False,
@@ -72,27 +52,38 @@ def encode(
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
     _refuse(vae, text_encoder, aspect_buckets)
-    share = _share_of(shard)
+    share = share_of(shard)
     try_writing(require_utf8(out, "--out"))
-    from sanakit.cli.progress import progress_display
+    from sanakit.cli.progress import progress_of
     from sanakit.cli.view import print_data
     from sanakit.data import load_images
-    from sanakit.data.describe import describe
+    from sanakit.distributed import barrier, is_main
     from sanakit.loading import load_base, load_text_encoder, load_vae
+    from sanakit.ranks.sharing import ranks_share
 
     size = image_size or (int(load_base(base).card["image_size"]) if vae else 0)
     placement = _place(device, vae_dtype, text_encoder_dtype)
     autoencoder = load_vae(vae) if vae else None
     encoder = load_text_encoder(text_encoder) if text_encoder else None
-    dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=out / "ledger.jsonl")
-    _write_ledger(out, dataset.ledger)
-    print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
-    bucketing = (max_aspect, batch_size, patch_size) if aspect_buckets else None
-    with progress_display() as progress:
+    ledger, bucketing = out / "ledger.jsonl", (max_aspect, batch_size, patch_size) if aspect_buckets else None
+    with ranks_share(), progress_of("auto" if is_main() else "none") as progress:
+        dataset = load_images(data, max_set_aside=max_set_aside, fit=fit, captions=captions, ledger=ledger)
+        if is_main():
+            _write_ledger(out, dataset.ledger)
+            print_data(dataset, out, buckets=aspect_buckets, as_json=as_json)
         latents = (str(vae), autoencoder, size, mirror, bucketing, progress, placement, share)
         rows = [] if autoencoder is None else _fill_latents(out, dataset, *latents)
         if encoder is not None:
             rows.append(_fill_embeddings(out, str(text_encoder), encoder, dataset, progress, placement, share))
+    barrier()
+    if is_main():
+        _tell(out, dataset, rows, as_json)
+
+
+def _tell(out: Path, dataset: Any, rows: list[dict[str, Any]], as_json: bool) -> None:
+    """The ledger with what could not be encoded, and what was done."""
+    from sanakit.data.describe import describe
+
     failed = [row for entry in rows for row in entry.pop("failed", [])]
     _write_ledger(out, dataset.ledger + failed)
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
@@ -182,13 +173,7 @@ def _in_buckets(dataset: Any, image_size: int, ratio: int, max_aspect: float, ba
 
 
 def _fill_embeddings(
-    out: Path,
-    name: str,
-    encoder: Any,
-    dataset: Any,
-    progress: Any,
-    placement: Any,
-    share: tuple[int, int] | None,
+    out: Path, name: str, encoder: Any, dataset: Any, progress: Any, placement: Any, share: tuple[int, int] | None
 ) -> dict[str, Any]:
     """The entry of every caption, and of what the base reads in their place, as either text encoder of a swap may be
     asked for; what `drift` shows of it are the captions."""
@@ -214,12 +199,12 @@ def _fill(
     *,
     share: tuple[int, int] | None = None,
 ) -> dict[str, Any]:
-    """Run the job, and write beside its entry the file that `drift` reads: latents, or embeddings and attention_mask,
-    with what `keep` gives of some rows to show them by. stated: the encoder by its role and the data, for a header.
-    share: of this job of an array; as long as others have shards to write the row says only how many."""
+    """Run the job, and write (rank 0) beside its entry the file that `drift` reads, with what `keep` gives of some rows
+    to show them by. stated: the encoder by its role and the data, for a header. share: of this job of an array; as long
+    as others have shards to write the row says only how many."""
     import torch
 
-    from sanakit.data.store import save_tensors
+    from sanakit.distributed import is_main
 
     start = time.perf_counter()
     if share is not None and (left := job.run_share(out, share)):
@@ -230,23 +215,9 @@ def _fill(
     count = len(job.rows)
     encoded = 0 if reused else int(entry.manifest["count"])
     file = entry.folder.with_suffix(".safetensors")
-    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
     failed = tensors["failed"][:] if "failed" in tensors else torch.zeros(count, dtype=torch.bool)
-    usable = (~failed).nonzero()[:, 0]
-    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
-    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
-    chosen = usable[order[:kept].sort().values]
-    if normalize is not None:
-        content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
-    else:
-        content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
-    temporary = file.with_name(f".{file.name}.tmp")
-    try:
-        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
-        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    if is_main():
+        _write_for_drift(file, tensors, (~failed).nonzero()[:, 0], stated, keep, normalize)
     return {
         "kind": entry.facts["kind"],
         "name": next(iter(stated.values())),
@@ -264,14 +235,34 @@ def _fill(
     }
 
 
-def _share_of(text: str | None) -> tuple[int, int] | None:
-    """I/N, I from 1 to N, counted from 0. Raises SK0104."""
-    if text is None:
-        return None
-    first, slash, count = text.partition("/")
-    if not slash or not first.isdigit() or not count.isdigit() or not 1 <= int(first) <= int(count):
-        raise SanakitError("SK0104", f"--shard is {text!r}, expected I/N with I from 1 to N, for example 3/8")
-    return int(first) - 1, int(count)
+def _write_for_drift(
+    file: Path,
+    tensors: dict[str, Any],
+    usable: Any,
+    stated: dict[str, str],
+    keep: Callable[[list[int]], dict[str, Any]],
+    normalize: Any,
+) -> None:
+    """Latents, or embeddings and attention_mask, of a random sample of the usable rows; aside and renamed."""
+    import torch
+
+    from sanakit.data.store import save_tensors
+
+    row_bytes = 4 * tensors["raw_latents" if normalize is not None else "embeds"].shape[1:].numel()
+    kept = min(len(usable), DRIFT_ROWS, max(DRIFT_LEAST, DRIFT_BYTES // row_bytes))
+    order = torch.randperm(len(usable), generator=torch.Generator().manual_seed(DRIFT_SEED))
+    chosen = usable[order[:kept].sort().values]
+    if normalize is not None:
+        content = {"latents": normalize(tensors["raw_latents"][chosen, 0])}
+    else:
+        content = {"embeddings": tensors["embeds"][chosen].float(), "attention_mask": tensors["mask"][chosen]}
+    temporary = file.with_name(f".{file.name}.tmp")
+    try:
+        told = stated | {"sample": f"{kept} of {len(usable)} rows, drawn with seed {DRIFT_SEED}"}
+        save_tensors(content | keep(chosen.tolist()), temporary, metadata=told)
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _write_ledger(folder: Path, ledger: list[dict[str, str]]) -> None:

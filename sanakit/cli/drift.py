@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.ending import try_writing_files
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode
+from sanakit.files import try_writing
 
 EXIT = {"no-drift": ExitCode.PASSED, "drift": ExitCode.GATE_FAILED, "inconclusive": ExitCode.INCONCLUSIVE}
 Side = "A .safetensors file, a folder of `encode`, a run folder, or a snapshot."
@@ -28,6 +30,9 @@ def drift(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Did the distribution move? Permutation tests over images or prompts, Holm over all statistics."""
+    try_writing_files({"--html": html})
+    if snapshot is not None:
+        try_writing(snapshot if snapshot.is_dir() else snapshot.parent)
     from sanakit.cli.view import print_drift
     from sanakit.drift.files import compare_files
 

@@ -23,6 +23,7 @@ def print_needs(
     device_memory: str | None,
     seconds_per_step: float | None,
     num_images: int | None,
+    seconds_per_image: float | None,
     run_dir: Path | None,
     as_json: bool,
 ) -> None:
@@ -30,10 +31,10 @@ def print_needs(
     from sanakit.needs import needs_of, require_fit
     from sanakit.needs.fit import assumed_from, parse_size
 
-    memory = parse_size(device_memory) if device_memory else None
+    memory, ranks = parse_size(device_memory) if device_memory else None, world_size or 1
 
     def needed(other: "Config") -> Any:
-        return needs_of(other, stages, assumed(other), world_size=world_size or 1, num_images=num_images)
+        return needs_of(other, stages, assumed(other), world_size=ranks, num_images=num_images)
 
     def assumed(other: "Config") -> Any:
         return assumed_from(other, place(device, other), memory)
@@ -41,10 +42,14 @@ def print_needs(
     needs, known = needed(config), assumed(config)
     seconds, source = seconds_per_step, "given"
     if seconds is None:
-        seconds, source = measured_seconds(run_dir, needs.train["strategy"]), "measured"
-    document = needs.as_dict(seconds) | {"device_memory": known.memory, "device_room": known.room}
+        seconds, source = measured_seconds(run_dir, needs.train["strategy"], ranks)
+    per_image, image_source = seconds_per_image, "given"
+    if per_image is None and num_images is None:  # the data are at hand
+        per_image, image_source = tried_seconds(needs.config), "tried here"
+    document = needs.as_dict(seconds, per_image) | {"device_memory": known.memory, "device_room": known.room}
     document |= {
         "seconds_from": source if seconds is not None else None,
+        "seconds_per_image_from": image_source if per_image is not None else None,
         "fits": needs.peak <= (known.room or needs.peak),
     }
     if as_json:
@@ -60,6 +65,7 @@ def needs_options(
     device_memory: str | None,
     seconds_per_step: float | None,
     num_images: int | None,
+    seconds_per_image: float | None = None,
 ) -> dict[str, Any] | None:
     """What `print_needs` is asked; None without --dry-run. Raises SK0104 for an option of the dry run without it."""
     options = {
@@ -67,6 +73,7 @@ def needs_options(
         "device_memory": device_memory,
         "seconds_per_step": seconds_per_step,
         "num_images": num_images,
+        "seconds_per_image": seconds_per_image,
     }
     for name, value in options.items():
         if value is not None and not dry_run:
@@ -75,16 +82,29 @@ def needs_options(
     return options if dry_run else None
 
 
-def measured_seconds(run_dir: Path | None, strategy: str) -> float | None:
-    """Of a step of the strategy in the run's own race; None where it has none."""
+def tried_seconds(config: "Config") -> float:
+    """Of reading and decoding an image of the data, by a rank on this machine."""
+    from sanakit.data import load_images
+    from sanakit.needs.reading import seconds_per_image
+
+    return seconds_per_image(load_images(config.data.source, captions=config.data.captions), config.data.size)
+
+
+def measured_seconds(run_dir: Path | None, strategy: str, ranks: int) -> tuple[float | None, str]:
+    """Of a step of the strategy on so many ranks, from the run's own race, and where it is from; None where it has
+    none. A step on another number of ranks is taken to be longer in proportion."""
+    folder = run_dir or Path()
     try:
-        raced = json.loads((run_dir or Path()).joinpath("strategy.json").read_text(encoding="utf-8"))
+        raced = json.loads((folder / "strategy.json").read_text(encoding="utf-8"))
         seconds = [
             c["seconds_per_step"] for c in raced["candidates"] if c["name"] == strategy and c["seconds_per_step"]
         ]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return float(seconds[0]) if seconds else None
+        known = json.loads((folder / "provenance.json").read_text(encoding="utf-8")) if seconds else {}
+        then = int(known.get("ranks", 1))
+        each = float(seconds[0]) * then / ranks if seconds else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, ""
+    return each, "measured" if then == ranks else f"measured on {then} rank(s), {ranks} taken to share it evenly"
 
 
 def table_of(needs: dict[str, Any]) -> str:
@@ -125,6 +145,13 @@ def table_of(needs: dict[str, Any]) -> str:
         lines.append(
             f"{'time':<10} {needs['seconds_per_step']:g} s a step ({needs['seconds_from']}); other phases at as many "
             "operations a second"
+        )
+    if needs["seconds_per_image"] is None:
+        lines.append(f"{'images':<10} give --seconds-per-image to know what reading and decoding them takes")
+    else:
+        lines.append(
+            f"{'images':<10} {needs['seconds_per_image']:.3g} s to read and decode one by a rank "
+            f"({needs['seconds_per_image_from']}), beside the device"
         )
     lines += [f"{'note':<10} {note}" for note in needs["notes"]]
     return "\n".join(lines) + "\n"

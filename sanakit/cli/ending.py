@@ -7,7 +7,7 @@ from sanakit.cli.exit_codes import FAILS, exit_code_of
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8, try_writing
 
-__all__ = ["exit_code_of", "refuse_options", "show_result"]
+__all__ = ["exit_code_of", "refuse_options", "show_result", "try_writing_files"]
 
 
 def show_result(validation: dict[str, Any], run_folder: Any, report: Path, *, verbose: bool, quiet: bool) -> None:
@@ -24,9 +24,21 @@ def refuse_options(fail_on: str | None, progress: str, files: dict[str, Path | N
         raise SanakitError("SK0104", f"--progress is {progress!r}, expected auto or json")
     if fail_on not in (None, *FAILS):
         raise SanakitError("SK0104", f"--fail-on is {fail_on!r}, expected {' or '.join(FAILS)}")
+    refuse_folders(files)
+
+
+def refuse_folders(files: dict[str, Path | None]) -> None:
     for option, path in files.items():
         if path is not None and path.is_dir():
             raise SanakitError("SK0104", f"{option} {path} is a folder, expected a file to write")
+
+
+def try_writing_files(files: dict[str, Path | None]) -> None:
+    """Files that a command writes at its end, by their option, before anything long begins. Raises SK0104 or SK0903."""
+    refuse_folders(files)
+    for path in files.values():
+        if path is not None:
+            try_writing(path.parent)
 
 
 def try_writing_all(run_dir: Path | None, *documents: Path | None) -> None:

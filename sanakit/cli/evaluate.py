@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.ending import try_writing_files
 from sanakit.cli.names import model_named
 from sanakit.cli.options import AllowPickle, Data, Device, ProgressKind, Seed, convert_native, place
 from sanakit.cli.output import print_json, strict
@@ -51,11 +52,14 @@ def evaluate(
 ) -> None:
     """Draw images for held-out prompts and score them: distance to true images, prompts followed, variety."""
     name = model_named(model)
+    try_writing_files({"--out": out})
     from sanakit.api.evaluation import evaluate as evaluate_system
     from sanakit.cli.progress import progress_of
+    from sanakit.distributed import barrier, is_main
     from sanakit.evaluation.image_features import features_named
     from sanakit.evaluation.scores import require_metrics
     from sanakit.loading import load_base
+    from sanakit.ranks.sharing import ranks_share
 
     names = [part.strip() for part in metrics.split(",") if part.strip()]
     options: dict[str, Any] = {"count": count, "num_seeds": num_seeds, "seed": seed, "num_steps": num_steps}
@@ -65,8 +69,11 @@ def evaluate(
     if allow_pickle:
         convert_native(name)
     system = load_base(name).system(placement=place(device), part="base")
-    with progress_of(progress) as advance:
+    with ranks_share(), progress_of(progress if is_main() else "none") as advance:
         evaluation = evaluate_system(system, data, names, on_step=advance, **options)
+    barrier()
+    if not is_main():
+        raise typer.Exit
     record = {**evaluation.as_dict(), "model": name}
     if out is not None:
         _write(out, record)

@@ -7,6 +7,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.output import print_json
+from sanakit.files import try_writing
 
 
 @app.command()
@@ -26,6 +27,7 @@ def export(
 
     run = read_run(run_dir)
     refuse_full(out)
+    try_writing(out)
     system = load_base(f"path:{run_dir / 'model'}").system()
     reasons = export_pipeline(
         out,

@@ -7,7 +7,7 @@ from typing import Any
 
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
-from sanakit.registry import Registry
+from sanakit.registry import Registry, with_scheme
 
 OTHER_KIND = {"vaes": "text-encoders", "text-encoders": "vaes"}
 NOUNS = {"vaes": "VAE", "text-encoders": "text encoder"}
@@ -36,14 +36,14 @@ def check_names(config: Any) -> None:
                 _refuse_what_was_meant(kind, name)
             registry.get(name)  # raises with suggestions
     base = config.base
-    if base.partition(":")[0] not in ("path", "hub") and looks_like_a_path(base):
-        raise SanakitError("SK0101", f"{base!r} is a path, expected a name", fix=f"Use --base path:{base}")
+    if base.partition(":")[0] not in ("path", "hub") and (wanted := with_scheme(base)):
+        raise SanakitError("SK0101", f"{base!r} is a path, expected a name", fix=f"Use --base {wanted}")
 
 
 def _refuse_what_was_meant(kind: str, name: str) -> None:
     """A path without its `path:`, or a component of the other kind."""
-    if looks_like_a_path(name):
-        raise SanakitError("SK0101", f"{name!r} is a path, expected a name", fix=f"Use path:{name}")
+    if wanted := with_scheme(name):
+        raise SanakitError("SK0101", f"{name!r} is a path, expected a name", fix=f"Use {wanted}")
     other = OTHER_KIND[kind]
     registry: Registry[Any] = Registry(other)
     if name in registry.entries():
@@ -69,10 +69,6 @@ def model_named(model: str) -> str:
             )
         path = path / "model"
     return f"path:{path}"
-
-
-def looks_like_a_path(name: str) -> bool:
-    return "/" in name or name.startswith((".", "~")) or Path(name).exists()
 
 
 def require_run(run_dir: Path) -> None:

@@ -37,6 +37,15 @@ NumImages = Annotated[
     typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data."),
 ]
 
+SecondsPerImage = Annotated[
+    float | None,
+    typer.Option(
+        "--seconds-per-image",
+        min=0,
+        help="With --dry-run: of reading and decoding one image by a rank, instead of trying some of --data.",
+    ),
+]
+
 RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go; default runs/<utc>-<slug>-<hash>.")]
 
 FailOn = Annotated[

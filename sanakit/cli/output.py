@@ -1,5 +1,6 @@
 """Standard output of a command with --json: one JSON document, whatever libraries and plugins print."""
 
+import codecs
 import json
 import math
 import sys
@@ -22,6 +23,15 @@ def document_alone(wanted: bool) -> Iterator[None]:
         yield
     finally:
         sys.stdout = _document.pop()
+
+
+def tolerate_locale() -> None:
+    """Characters that the terminal's or the pipe's encoding does not have are printed as escapes, and end no command:
+    names of files and captions hold any."""
+    for stream in (sys.stdout, sys.stderr):
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        if hasattr(stream, "reconfigure") and codecs.lookup(encoding).name != "utf-8":
+            stream.reconfigure(errors="backslashreplace")
 
 
 def print_json(value: Any) -> None:

@@ -35,11 +35,18 @@ class Throughput(ProgressColumn):
         return Text("" if speed is None else f"{speed:,.1f}/s", style="progress.data.speed")
 
 
+def progress_console() -> Console:
+    """Of standard error. Jupyter sets FORCE_COLOR, by which rich takes a pipe for a terminal and draws a bar's every
+    state below the last one; what is no terminal gets lines."""
+    is_terminal = sys.stderr is not None and sys.stderr.isatty()
+    return Console(stderr=True, force_terminal=None if is_terminal else False)
+
+
 @contextmanager
 def progress_display() -> Iterator[Advance]:
     """A callback (label, done, total); one bar a label with throughput and time left. On something that is no terminal,
     a line when a label begins and one with its throughput when it ends."""
-    console = Console(stderr=True)
+    console = progress_console()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.ending import try_writing_files
 from sanakit.cli.names import model_named
 from sanakit.cli.options import AllowPickle, Device, Seed, convert_native, place
 from sanakit.cli.output import print_json
@@ -25,6 +26,7 @@ def sample(
     device: Device = "auto",
 ) -> None:
     """Draw one image."""
+    try_writing_files({"--out": out})
     from PIL import Image
 
     from sanakit.evaluation.figures import to_uint8

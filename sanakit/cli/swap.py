@@ -1,7 +1,5 @@
 """swap-vae, swap-text-encoder, validate, sample, report: parse, call, print."""
 
-import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,8 +7,6 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.dry_run import needs_options, print_needs
-from sanakit.cli.ending import exit_code_of, refuse_options, show_result, try_writing_all
-from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
     AllowPickle,
@@ -30,6 +26,7 @@ from sanakit.cli.options import (
     ProgressKind,
     Quiet,
     RunDir,
+    SecondsPerImage,
     SecondsPerStep,
     Seed,
     Sets,
@@ -39,9 +36,8 @@ from sanakit.cli.options import (
     Verbose,
     WorldSize,
     convert_native,
-    place,
 )
-from sanakit.cli.output import print_json
+from sanakit.cli.running import run
 from sanakit.errors import SanakitError
 
 DEFAULT_STAGES = "component,smoke"
@@ -74,12 +70,15 @@ def swap_vae(
     device_memory: DeviceMemory = None,
     seconds_per_step: SecondsPerStep = None,
     num_images: NumImages = None,
+    seconds_per_image: SecondsPerImage = None,
 ) -> None:
     """Replace the VAE: component baseline, race of strategies, full run."""
     if allow_pickle:
         convert_native(base)
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {"vae": {"name": candidate}}
-    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
+    asked = needs_options(
+        dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images, seconds_per_image
+    )
     options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
     options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
     _swap(values, set_, stages, run_dir, force, as_json, options, asked)
@@ -112,6 +111,7 @@ def swap_text_encoder(
     device_memory: DeviceMemory = None,
     seconds_per_step: SecondsPerStep = None,
     num_images: NumImages = None,
+    seconds_per_image: SecondsPerImage = None,
 ) -> None:
     """Replace the text encoder: component baseline, race of strategies, full run."""
     if allow_pickle:
@@ -119,7 +119,9 @@ def swap_text_encoder(
     values = _values(base, data, strategy, controls, seed, budget_steps, time_limit) | {
         "text_encoder": {"name": candidate}
     }
-    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images)
+    asked = needs_options(
+        dry_run, world_size, device_memory, seconds_per_step if dry_run else None, num_images, seconds_per_image
+    )
     options = {"policy": policy, "device": device, "fail_on": fail_on, "seconds_per_step": seconds_per_step}
     options |= {"verbose": verbose, "quiet": quiet, "progress": progress}
     _swap(values, set_, stages, run_dir, force, as_json, options, asked)
@@ -172,73 +174,6 @@ def _stages(text: str) -> list[str]:
     if not chosen:
         raise SanakitError("SK0104", "--stages names no stage")
     return chosen
-
-
-def run(
-    config: Any,
-    run_dir: Path | None,
-    stages: list[str],
-    *,
-    force: bool,
-    as_json: bool,
-    junit: Path | None = None,
-    markdown: Path | None = None,
-    policy: str = "default",
-    resume: str = "auto",
-    device: str = "auto",
-    fail_on: str | None = None,
-    seconds_per_step: float | None = None,
-    verbose: bool = False,
-    quiet: bool = False,
-    progress: str = "auto",
-) -> None:
-    from sanakit.checks.policy import gate_names, load_policy
-    from sanakit.distributed import STOP, barrier, is_main, rank_folder
-    from sanakit.tracebacks import kept_in, memory_advice
-
-    try_writing_all(run_dir, junit, markdown)
-    gate_policy = load_policy(policy, gate_names())
-    refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
-
-    with STOP.installed(), rank_folder(run_dir) as folder:
-        from sanakit.cli.progress import progress_of
-        from sanakit.cli.view import print_data
-        from sanakit.reporting import report_path, write_report
-        from sanakit.swap import stages as engine
-        from sanakit.swap.memory_advice import advise
-
-        placement = place(device, config)
-        known = bool(run_dir and (run_dir / "config.yaml").is_file())
-        with progress_of("none" if quiet else progress) as advance, kept_in(run_dir if known else None):
-            swap = engine.prepare(config, folder, advance, gate_policy, stages, placement)
-            swap.seconds_per_step = seconds_per_step
-            if is_main() and not quiet:
-                print_data(swap.images, swap.run.path, buckets=config.data.aspect_buckets, as_json=as_json)
-            traces = swap.run.path if is_main() else run_dir  # other ranks' folders are scratch
-            with kept_in(traces), swap.run.locked(is_main()), memory_advice(partial(advise, swap.config)):
-                validation = engine.run_stages(swap, stages, force=force, resume=resume)
-    if not is_main():
-        barrier()  # torchrun ends every rank when the first one fails: rank 0 speaks, and goes first
-        raise typer.Exit
-    with kept_in(swap.run.path):
-        report = write_report(swap.run.path, report_path(swap.run.path))
-    _write_for_ci(validation, junit, markdown)
-    if as_json:
-        print_json(validation)
-        for gate in unevaluated_gates(validation):
-            print(f"error[{gate['code']}]: {gate['gate']} could not be evaluated: {gate['error']}", file=sys.stderr)
-    else:
-        show_result(validation, swap.run, report, verbose=verbose, quiet=quiet)
-    barrier()
-    raise typer.Exit(exit_code_of(validation, fail_on))
-
-
-def _write_for_ci(validation: dict[str, Any], junit: Path | None, markdown: Path | None) -> None:
-    from sanakit.reporting.ci import write_junit, write_markdown
-
-    for write, path in ((write_junit, junit), (write_markdown, markdown)):
-        if path:
-            write(validation, path)
 
 
 @app.command()

@@ -19,13 +19,14 @@ from sanakit.cli.options import (
     ProgressKind,
     Quiet,
     RunDir,
+    SecondsPerImage,
     SecondsPerStep,
     Sets,
     Verbose,
     WorldSize,
 )
 from sanakit.cli.output import print_json
-from sanakit.cli.swap import run
+from sanakit.cli.running import run
 from sanakit.errors import SanakitError, did_you_mean
 
 if TYPE_CHECKING:
@@ -68,6 +69,7 @@ def train(
     device_memory: DeviceMemory = None,
     seconds_per_step: SecondsPerStep = None,
     num_images: NumImages = None,
+    seconds_per_image: SecondsPerImage = None,
     as_json: AsJson = False,
     device: Device = "auto",
     verbose: Verbose = False,
@@ -94,9 +96,9 @@ def train(
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
     check_names(config)
-    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images)
+    asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images, seconds_per_image)
     if asked is not None:
-        if device_memory or seconds_per_step or num_images:
+        if device_memory or seconds_per_step or num_images or seconds_per_image:
             print_needs(config, ["full"], device=device, run_dir=run_dir, as_json=as_json, **asked)
         else:
             _print_configuration(config, world_size, as_json)
@@ -157,7 +159,7 @@ def _needs(config: "Config", world_size: int) -> dict[str, int]:
         core,
         mode,
         strategy,
-        options_of(config, strategy),
+        options_of(config, strategy, world_size),
         latent_shape=shape,
         caption_length=encoder.spec.max_tokens,
         world_size=world_size,

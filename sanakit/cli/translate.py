@@ -7,10 +7,11 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
+from sanakit.cli.ending import try_writing_files
 from sanakit.cli.options import Device, Seed, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8
+from sanakit.files import require_utf8, try_writing
 
 PREVIEWED = 8  # prompts
 
@@ -46,7 +47,8 @@ def translate(
         raise SanakitError("SK0104", "--preview FILE and --base NAME go together")
     if not cache.is_dir():
         raise SanakitError("SK0404", f"{cache} is not a folder", fix="Name the --out of `sanakit encode`.")
-    require_utf8(out or cache, "--out")
+    try_writing(require_utf8(out or cache, "--out"))
+    try_writing_files({"--preview": preview})
     from sanakit.alignment.translate_cache import cached_facts, cached_latents, fit_translation, require_explained
     from sanakit.cli.progress import progress_display
     from sanakit.data import load_images

@@ -12,7 +12,7 @@ from sanakit.reporting.charts import is_number
 from sanakit.reporting.ci import advice, bound, in_doubt, margin, reading
 from sanakit.reporting.decided import MOODS, WORDS, headline, lines_of
 from sanakit.reporting.samples import evaluated_on, evaluated_rows
-from sanakit.reporting.strategies import level, outcome, race_answer
+from sanakit.reporting.strategies import chosen_word, level, outcome, race_answer
 
 NARROW = 60  # columns below which rows are stacked, as a table would break every word
 LABEL = 8
@@ -152,7 +152,7 @@ def race_lines(strategy: dict[str, Any]) -> list[str]:
 
 
 def strategy_name(row: dict[str, Any], strategy: dict[str, Any]) -> str:
-    return str(row["name"]) + (" (recommended)" if row["name"] == strategy["recommended"] else "")
+    return str(row["name"]) + (f" ({chosen_word(strategy)})" if row["name"] == strategy["recommended"] else "")
 
 
 def _course(row: dict[str, Any]) -> str:

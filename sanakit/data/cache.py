@@ -21,7 +21,7 @@ from torch import Tensor
 from sanakit.batching import batch_size, in_batches
 from sanakit.data import store
 from sanakit.data.buckets import Size
-from sanakit.data.decode import decode_rows, mark_failed, row_keys, sides_of
+from sanakit.data.decode import decode_rows, encode_views, mark_failed, row_keys, sides_of
 from sanakit.data.images import PREPROCESSING, SIDE
 from sanakit.data.job import Job, first_of_each, open_packed
 from sanakit.data.packed import PackedRows, join, pack
@@ -30,6 +30,7 @@ from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import shared
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 from sanakit.vaes import VAE
 
@@ -64,24 +65,21 @@ def latent_job(
     placement = placement or host()
     what, most = f"encoding with {vae.name or 'the VAE'}", 0
 
-    def encode(images: Tensor) -> dict[str, Tensor]:
-        seen = (images, images.flip(-1)) if mirror else (images,)
-        means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
-        tensors = {"raw_latents": torch.stack(means, 1)}
-        if stds[0] is not None:
-            tensors["raw_std"] = torch.stack(stds, 1).bfloat16()
-        return tensors
+    encode = functools.partial(encode_views, vae, mirror=mirror)
 
-    def compute(part: Sequence[int]) -> dict[str, Tensor]:
+    def encode_chunks(chunks: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         nonlocal most
         rows: list[dict[str, Tensor]] = []
-        chunks = [part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)]
-        for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), _decoders()):
+        for chunk, (pixels, failed) in read_ahead(chunks, lambda c: decode_rows(dataset.subset(c), size), decoders()):
             images = to_images(pixels)
             most = most or batch_size(placement, BATCH_SIZE, functools.partial(encode, images[:1]))
             parts, most = in_batches(images, most, encode, what=what)
             rows.append(mark_failed({name: torch.cat([few[name] for few in parts]) for name in parts[0]}, [*failed]))
             progress(what, chunk[-1] + 1, len(dataset))
+        return rows
+
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
+        rows = shared([part[i : i + BATCH_SIZE] for i in range(0, len(part), BATCH_SIZE)], encode_chunks)
         return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 
     def again(chosen: list[int]) -> Tensor:
@@ -114,7 +112,7 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
     """(N, s, s, 3) uint8, s at most drift.images.SIDE: what a page about drift shows; training never reads it."""
     parts, rows = [], range(len(dataset))
     chunks = [rows[start : start + PROMPT_BATCH] for start in range(0, len(rows), PROMPT_BATCH)]
-    for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(min(size, SIDE)), _decoders()):
+    for chunk, pixels in read_ahead(chunks, lambda c: dataset.subset(c).pixels(min(size, SIDE)), decoders()):
         parts.append(torch.from_numpy(pixels))
         progress("keeping small images", chunk.stop, len(dataset))
     return torch.cat(parts)
@@ -135,19 +133,23 @@ def embedding_job(
             raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
         return PromptEmbeds(embeds, part.mask, part.truncated)
 
-    def compute(part: Sequence[int]) -> dict[str, Tensor]:
+    def encode_chunks(chunks: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         nonlocal most
         batches: list[dict[str, Tensor]] = []
-        most = most or batch_size(placement, PROMPT_BATCH, lambda: encode([prompts[part[0]]]))
-        for start in range(0, len(part), PROMPT_BATCH):
-            rows = part[start : start + PROMPT_BATCH]
+        most = most or batch_size(placement, PROMPT_BATCH, lambda: encode([prompts[chunks[0][0]]]))
+        for rows in chunks:
             results, most = in_batches([prompts[row] for row in rows], most, encode, what=what)
+            parts = []
             for embedded in results:
                 truncated = torch.zeros(len(embedded), dtype=torch.int64)
                 truncated[0] = embedded.truncated
-                batches.append(pack(embedded) | {"truncated": truncated})
+                parts.append(pack(embedded) | {"truncated": truncated})
+            batches.append(join(parts))
             progress(what, rows[-1] + 1, len(prompts))
-        return join(batches)
+        return batches
+
+    def compute(part: Sequence[int]) -> dict[str, Tensor]:
+        return join(shared([part[i : i + PROMPT_BATCH] for i in range(0, len(part), PROMPT_BATCH)], encode_chunks))
 
     return Job(
         facts={
@@ -275,7 +277,7 @@ def _resident(rows: Any) -> Any:
     return rows[:] if nbytes <= RESIDENT_BYTES else rows
 
 
-def _decoders() -> int:
+def decoders() -> int:
     """Threads that decode ahead of the encoder: Pillow works outside the interpreter's lock."""
     return max(1, min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 

@@ -9,6 +9,7 @@ from sanakit.data.buckets import Size
 from sanakit.data.images import row_content
 from sanakit.data.survey import reason_of
 from sanakit.data.table import ImageDataset
+from sanakit.vaes import VAE
 
 
 def sides_of(size: int | Size) -> Size:
@@ -23,6 +24,17 @@ def mark_failed(encoded: dict[str, Tensor], failed: list[int]) -> dict[str, Tens
     failed_rows = torch.zeros(len(encoded["raw_latents"]), dtype=torch.bool)
     failed_rows[failed] = True
     return encoded | {"failed": failed_rows}
+
+
+def encode_views(vae: VAE, images: Tensor, *, mirror: bool) -> dict[str, Tensor]:
+    """raw_latents (B, M, C, h, w), M is 2 with the mirrored image second, and raw_std in bfloat16 where the VAE has a
+    posterior. images: (B, 3, H, W) in [-1, 1]."""
+    seen = (images, images.flip(-1)) if mirror else (images,)
+    means, stds = zip(*(vae.encode_posterior(view) for view in seen), strict=True)
+    tensors = {"raw_latents": torch.stack(means, 1)}
+    if stds[0] is not None:
+        tensors["raw_std"] = torch.stack(stds, 1).bfloat16()
+    return tensors
 
 
 def decode_rows(dataset: ImageDataset, size: int | Size) -> tuple[np.ndarray, dict[int, str]]:

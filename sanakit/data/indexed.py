@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow as pa
 from sanakit.data.places import Place, read_checked
 from sanakit.files import write_aside
 from sanakit.hashing import hash_record
+from sanakit.ranks.sharing import all_ranks
 
 SCHEMA = pa.schema(
     [
@@ -103,15 +105,17 @@ class Indexed:
         return Place(os.fsdecode(path), *rest)
 
     def recall(self, name: str, compute: Callable[[], Any]) -> Any:
-        """A JSON-able fact of exactly these rows, computed once and remembered beside the index."""
+        """A JSON-able fact of exactly these rows, computed once and remembered beside the index. Ranks that share their
+        work compute it together where one of them does not know it."""
         rows = hashlib.sha256(self.rows.tobytes()).hexdigest()
         path = self.folder / f"fact-{hash_record([name, self.key, rows])[:20]}.json"
-        try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        known, value = False, None
+        with suppress(OSError, ValueError):
+            value, known = json.loads(path.read_text(encoding="utf-8")), True
+        if not all_ranks(known):
             value = compute()
             write_aside(path, json.dumps(value))
-            return value
+        return value
 
 
 class Column(Sequence[Any]):

@@ -12,6 +12,7 @@ from torch import Tensor
 from sanakit.data import store
 from sanakit.data.packed import PackedRows
 from sanakit.data.rows import Rows
+from sanakit.data.spot import SPOT_TOLERANCE, spot_check
 from sanakit.files import cache_dir
 
 HALF_TOLERANCE = 0.05  # relative L2 of a spot check where the encoder computes in half precision
@@ -104,11 +105,9 @@ class Job:
         """Compute some of the stored rows again. rows: their numbers in this job."""
         total = sum(len(shard) for shard in shards["rows"])
         every = self.open(shards, torch.arange(total))[self.checked]
-        tolerance = HALF_TOLERANCE if "compute" in self.facts else store.SPOT_TOLERANCE
+        tolerance = HALF_TOLERANCE if "compute" in self.facts else SPOT_TOLERANCE
         with self.hold():
-            store.spot_check(
-                entry, where, every.__getitem__, lambda chosen: self.again([rows[i] for i in chosen]), tolerance
-            )
+            spot_check(entry, where, every.__getitem__, lambda chosen: self.again([rows[i] for i in chosen]), tolerance)
 
 
 def open_rows(shards: dict[str, list[Tensor]], where: Tensor) -> dict[str, Any]:

@@ -19,6 +19,7 @@ SETTING = "SANAKIT_REMOTE_CACHE_GB"
 DEFAULT_GB = 10.0
 PAGE = 16_384  # bytes
 WAIT = 5.0  # seconds for another process that writes
+GROUPS = [threading.Lock() for _ in range(64)]  # of row groups that are being fetched
 _local = threading.local()
 
 
@@ -28,16 +29,41 @@ def read_nearby(sha256: bytes, fetch: Callable[[], bytes]) -> bytes:
     bound = bound_bytes()
     if not bound or not sha256:
         return fetch()
-    kept: bytes | None = None
-    with suppress(sqlite3.Error, OSError):  # a disk that cannot be read or written costs the way to the address only
-        row = _opened(bound).execute("SELECT data FROM images WHERE sha256 = ?", (sha256,)).fetchone()
-        kept = bytes(row[0]) if row else None
-    if kept is not None and hashlib.sha256(kept).digest() == sha256:
+    kept = _kept(sha256, bound)
+    if kept is not None:
         return kept
     data = fetch()
     if hashlib.sha256(data).digest() == sha256:
         _keep(sha256, data, bound)
     return data
+
+
+def read_nearby_group(sha256: bytes, name: object, row: int, fetch: Callable[[], list[bytes | None]]) -> bytes | None:
+    """As `read_nearby`, where one request brings many images: `fetch` gives those of the group `name`, this one at
+    `row`, and all are kept. Threads that want images of one group wait for the one that fetches it. None for a row that
+    holds no image."""
+    bound = bound_bytes()
+    kept = _kept(sha256, bound) if bound else None
+    if kept is not None:
+        return kept
+    with GROUPS[hash(name) % len(GROUPS)]:
+        if bound and (kept := _kept(sha256, bound)) is not None:
+            return kept
+        group = fetch()
+        for data in group if bound else []:
+            if data is not None:
+                _keep(hashlib.sha256(data).digest(), data, bound)
+    return group[row]
+
+
+def _kept(sha256: bytes, bound: int) -> bytes | None:
+    """The copy on the local disk, where there is a sound one."""
+    with suppress(sqlite3.Error, OSError):  # a disk that cannot be read or written costs the way to the address only
+        row = _opened(bound).execute("SELECT data FROM images WHERE sha256 = ?", (sha256,)).fetchone()
+        data = bytes(row[0]) if row else None
+        if data is not None and hashlib.sha256(data).digest() == sha256:
+            return data
+    return None
 
 
 def _keep(sha256: bytes, data: bytes, bound: int) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from sanakit.data.nearby import read_nearby
+from sanakit.data.nearby import read_nearby, read_nearby_group
 from sanakit.files import without_secrets
 
 SECRETS: dict[str, str] = {}  # addresses without credentials and query to whole ones; never written anywhere
@@ -67,8 +67,7 @@ def read_place(place: Place) -> bytes:
     if place.kind == Kind.ARROW:
         return image_bytes(open_arrow(place.path)["image"][place.offset].as_py())
     if place.kind == Kind.PARQUET:
-        group, row = _group_of(place.path, place.offset)
-        return image_bytes(_read_group(place.path, group)[row].as_py())
+        return _read_row(place)
     if is_address(place.path):
         import fsspec
 
@@ -80,12 +79,30 @@ def read_place(place: Place) -> bytes:
         return file.read(place.nbytes)
 
 
+def _read_row(place: Place) -> bytes:
+    """The image of a row of a Parquet file. Of one behind an address every image of the row group that was fetched is
+    kept on the local disk (data/nearby.py): a random image of it costs no second way to the address."""
+    group, row = _group_of(place.path, place.offset)
+    if not is_address(place.path):
+        return image_bytes(_read_group(place.path, group)[row].as_py())
+
+    def fetch() -> list[bytes | None]:
+        cells = _read_group(place.path, group)
+        return [data if isinstance(data := _cell_bytes(cell.as_py()), bytes) else None for cell in cells]
+
+    return image_bytes(read_nearby_group(place.sha256, (place.path, group), row, fetch))
+
+
 def image_bytes(value: Any) -> bytes:
     """The bytes of a cell of column `image`: bytes, or a struct of bytes and path."""
-    data = value["bytes"] if isinstance(value, dict) else value
+    data = _cell_bytes(value)
     if not isinstance(data, bytes):
         raise ValueError("the row holds no image any more")
     return data
+
+
+def _cell_bytes(value: Any) -> Any:
+    return value["bytes"] if isinstance(value, dict) else value
 
 
 @functools.lru_cache(maxsize=OPEN_TABLES)

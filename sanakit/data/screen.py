@@ -15,6 +15,7 @@ from sanakit.data.images import open_image
 from sanakit.data.survey import Survey, Tally, reason_of, write_ledger
 from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
+from sanakit.ranks.sharing import shared
 
 SCREENED = 8  # pixels of a side: a JPEG is screened at its smallest scale, all of its bytes read
 SAMPLE = (
@@ -58,7 +59,8 @@ def _sample(dataset: ImageDataset) -> np.ndarray:
 
 
 def _decode_sample(dataset: ImageDataset, chosen: Sequence[int] | np.ndarray) -> dict[str, Any]:
-    """{failed: [index, name, reason], changed: a tally}, in the order of the data set."""
+    """{failed: [index, name, reason], changed: a tally}, in the order of the data set; the ranks of a run share the
+    images."""
 
     def decode(index: int) -> tuple[int, str, tuple[str, ...]]:
         try:
@@ -68,13 +70,16 @@ def _decode_sample(dataset: ImageDataset, chosen: Sequence[int] | np.ndarray) ->
         except Exception as error:  # Pillow raises anything on a damaged file, and the others are to be read
             return index, reason_of(error), ()
 
+    def decode_run(indices: Sequence[int]) -> list[tuple[int, str, tuple[str, ...]]]:
+        with ThreadPoolExecutor(THREADS) as pool:
+            return list(pool.map(decode, indices))
+
     failed, changed = [], Tally()
-    with ThreadPoolExecutor(THREADS) as pool:
-        for index, reason, remarks in pool.map(decode, [int(index) for index in chosen]):
-            if reason:
-                failed.append([index, dataset.names[index], reason])
-            for remark in remarks:
-                changed.add(remark, dataset.names[index])
+    for index, reason, remarks in shared([int(index) for index in chosen], decode_run):
+        if reason:
+            failed.append([index, dataset.names[index], reason])
+        for remark in remarks:
+            changed.add(remark, dataset.names[index])
     return {"failed": failed, "changed": changed.kinds}
 
 

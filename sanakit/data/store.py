@@ -30,12 +30,11 @@ from sanakit.distributed import barrier, is_main, rank, world_size
 from sanakit.errors import SanakitError
 from sanakit.files import flush, write_aside
 from sanakit.inventory import MANIFEST, at_work, entry_key, file_hash
+from sanakit.ranks.sharing import all_ranks, alone, is_shared, shared
 
 SHARD_BYTES = 256 << 20
 HASHED_BYTES = 1 << 30  # an entry up to this size is hashed when it was changed; `sanakit cache verify` hashes any
-SPOT_CHECKS = 4
 DAMAGED = "The cache entry is damaged."
-SPOT_TOLERANCE = 0.01  # relative L2; other kernels of the same model stay below it, another model does not
 PACKAGES = ("sanakit", "torch", "diffusers", "transformers", "numpy", "pillow")
 
 
@@ -179,9 +178,11 @@ def write(
     *,
     row_bytes: int,
 ) -> Entry:
-    """Fill an entry shard by shard; ranks take turns, and shards that another writer finished are kept.
+    """Fill an entry shard by shard; ranks take turns, and shards that another writer finished are kept. The last
+    shards, fewer than there are ranks, are computed by all of them together.
 
-    compute: tensors of a range of rows, first dimension the rows. Raises SK0903 when the disk is full.
+    compute: tensors of a range of rows, first dimension the rows; it may share its work (ranks/sharing.py). Raises
+    SK0903 when the disk is full.
     """
     entry, _ = write_share(root, facts, rows, compute, row_bytes=row_bytes)
     assert entry is not None
@@ -207,24 +208,32 @@ def write_share(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with at_work(folder):
+            pieces = [(folder / n, p, rows[p.start : p.stop]) for n, p in zip(names, parts, strict=True)]
+            together = len(pieces) % world_size() if share is None and is_shared() else 0
             first, step = share or (rank(), world_size())
-            for number in range(first, len(parts), step):
-                path, indices = folder / names[number], rows[parts[number].start : parts[number].stop]
-                if not _holds(path, indices, facts):
-                    _place(compute(parts[number]) | {"rows": indices}, path, facts)
+            with alone():
+                for path, part, indices in pieces[first : len(pieces) - together : step]:
+                    if not _holds(path, indices, facts):
+                        _place(compute(part) | {"rows": indices}, path, facts)
+            for path, part, indices in pieces[len(pieces) - together :]:  # fewer than there are ranks
+                if not all_ranks(_holds(path, indices, facts)):
+                    tensors = compute(part) | {"rows": indices}
+                    if is_main():
+                        _place(tensors, path, facts)
             barrier()
         if share is not None:
             held = [_holds(folder / n, rows[p.start : p.stop], facts) for n, p in zip(names, parts, strict=True)]
             if not all(held):
                 return None, held.count(False)
+        hashes = shared(names, lambda some: [file_hash(folder / name) for name in some])
         manifest = {
             "facts": facts,
             "rows": content,
             "count": len(rows),
             "environment": environment(),
             "shards": [
-                {"name": n, "rows": len(p), "bytes": (folder / n).stat().st_size, "sha256": file_hash(folder / n)}
-                for n, p in zip(names, parts, strict=True)
+                {"name": n, "rows": len(p), "bytes": (folder / n).stat().st_size, "sha256": digest}
+                for n, p, digest in zip(names, parts, hashes, strict=True)
             ],
         }
         if is_main():
@@ -233,26 +242,6 @@ def write_share(
     except OSError as error:
         raise SanakitError("SK0903", f"cannot write {folder}: {error}") from error
     return Entry(folder, manifest), 0
-
-
-def spot_check(
-    entry: Entry,
-    where: Tensor,
-    stored: Callable[[Tensor], Tensor],
-    recompute: Callable[[list[int]], Tensor],
-    tolerance: float = SPOT_TOLERANCE,
-) -> None:
-    """Compute some rows again; SK0404 names the row, the difference and the packages that have changed."""
-    chosen = torch.linspace(0, len(where) - 1, min(SPOT_CHECKS, len(where))).long()
-    old, new = stored(where[chosen]).float(), recompute(chosen.tolist()).float()
-    error = ((old - new).flatten(1).norm(dim=1) / new.flatten(1).norm(dim=1).clamp_min(1e-6)).tolist()
-    worst = max(range(len(error)), key=error.__getitem__)
-    if not error[worst] <= tolerance:
-        now, then = environment(), entry.manifest["environment"]
-        changed = [f"{name} was {then.get(name)}, is {now[name]}" for name in now if then.get(name) != now[name]]
-        told = f"{entry.folder}: row {int(chosen[worst])} computed again differs by {error[worst]:.2g} of its size, "
-        told += f"at most {tolerance} expected; {'; '.join(changed) or 'the packages are the same'}"
-        raise SanakitError("SK0404", told)
 
 
 @functools.cache

@@ -30,6 +30,7 @@ WORTH = (
     "full/quality",
     "tune/",
 )
+NAMED = 3  # losses that a reason names
 OWN_STAGES = ("component/", "smoke/", "full/", "tune/")
 
 
@@ -84,7 +85,8 @@ def _answer(
         limited = all(row["allowed"] is not None for row in losses)
         told = "within what the policy allows" if limited else "the policy does not say how much is allowed"
         count = "1 measure is" if len(losses) == 1 else f"{len(losses)} measures are"
-        return WITH_LOSS, f"It works, and {count} worse than the base's ({told})."
+        more = f" and {len(losses) - NAMED} more" if len(losses) > NAMED else ""
+        return WITH_LOSS, f"It works, and {count} worse than the base's: {_named(losses[:NAMED])}{more} ({told})."
     return SWAP, "It works, and no measure is worse than the base's."
 
 
@@ -138,7 +140,8 @@ def _forecast(strategy: Row) -> str:
     if not strategy.get("conclusive", True):
         return f"The race could not tell: {why_not_told(strategy)}."
     if best.get("predicted_steps_high") is None and not arrived and "predicted_steps_high" in best:
-        return f"The forecast of {name} has no late end."
+        steps = f"about {best['predicted_steps']:,.0f} steps are likely, and how many more it may take is not known"
+        return f"The forecast of {name} has no late end: {steps}."
     if extrapolated(strategy) and not arrived:
         return "The forecast is extrapolated: it is not calibrated for a core of this size."
     return ""

@@ -7,14 +7,19 @@ coefficients) is the estimate: an upper bound on the loss of the best prompt-bli
 how near it comes to a core that was trained with every prompt dropped.
 """
 
+from collections.abc import Sequence
+from itertools import groupby
+from operator import itemgetter
+
 import torch
 from torch import Tensor
 
 from sanakit.assembly import LatentDiffusion, core_at_work
 from sanakit.data.dataset import LatentDataset
-from sanakit.evaluation.held_out import CHUNK, HeldOut, fixed_noise, held_out
+from sanakit.evaluation.held_out import CHUNK, HeldOut, by_sigma, chunks_and_sigmas, fixed_noise, held_out
 from sanakit.flow import EVAL_SIGMAS, interpolate
 from sanakit.placement import precise_dtype
+from sanakit.ranks.sharing import shared
 
 OTHERS = 3  # other images' prompts that stand for all of them
 RIDGE = 1e-6  # of the products' mean diagonal: two predictions may be the same
@@ -33,23 +38,27 @@ def blind_held_out(
     count = min(count, len(data))
     others = min(OTHERS, count - 1)
     noise = fixed_noise(data, count, seed)
-    indices = torch.arange(count)
-    prompts = data.evaluation_prompts(indices)
+    prompts = data.evaluation_prompts(torch.arange(count))
     put = system.placement.put
-    products: list[list[Tensor]] = [[] for _ in sigmas]
-    with core_at_work(system):
-        for start in range(0, count, CHUNK):  # a chunk and its prompts go to the device once, for all sigmas
+
+    def measure(pairs: Sequence[tuple[int, float]]) -> list[Tensor]:
+        products: list[Tensor] = []
+        for start, of_chunk in groupby(pairs, itemgetter(0)):  # chunk and prompts go to the device once, for all sigmas
             part = torch.arange(start, min(start + CHUNK, count))
             latents, drawn = put(data.latents[part, 0]), put(noise[part])
             strange = [prompts[(part + 1 + k * (count - 1) // others) % count].map(put) for k in range(others)]
             null = system.drop_prompts(prompts[part], torch.ones(len(part), dtype=torch.bool)).map(put)
-            for sums, sigma in zip(products, sigmas, strict=True):
+            for _, sigma in of_chunk:
                 level = torch.full((len(part),), sigma, device=latents.device)
                 noisy = interpolate(latents, drawn, level)
                 blind = [system.velocity(noisy, level, prompt) for prompt in strange]
                 rest = [system.velocity(noisy, level, null), noisy, drawn - latents]
-                sums.append(_products(blind, rest).cpu().double())
-    return HeldOut(sigmas, torch.stack([_combined(torch.cat(sums)).float() for sums in products]))
+                products.append(_products(blind, rest).cpu().double())
+        return products
+
+    with core_at_work(system):
+        products = by_sigma(shared(chunks_and_sigmas(count, sigmas), measure), len(sigmas))
+    return HeldOut(sigmas, torch.stack([_combined(rows).float() for rows in products]))
 
 
 def conditional_gain(

@@ -5,6 +5,7 @@ of one latent shape, whatever the batches.
 """
 
 import hashlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,6 +20,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluation.clip import DEFAULT_CLIP, Clip, load_clip
 from sanakit.evaluation.image_features import CLIP, THUMBNAIL, load_features
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import shared
 from sanakit.sampling import sample_euler
 
 FEWEST = 8  # prompts of an evaluation
@@ -124,8 +126,11 @@ class Drawn:
                 def compute(part: Tensor) -> Tensor:
                     return features.compute(as_float(part)).float().cpu()
 
-                parts, _ = in_batches(images, BATCH, compute, what=f"features {features.label}")
-            kept[name, side] = torch.cat(parts)
+                def compute_runs(starts: Sequence[int]) -> list[Tensor]:
+                    runs = [images[start : start + BATCH] for start in starts]
+                    return batch_by_batch(runs, compute, f"features {features.label}")
+
+                kept[name, side] = torch.cat(shared(range(0, len(images), BATCH), compute_runs))
         return kept[name, side]
 
 
@@ -163,7 +168,7 @@ def draw(
     progress: Progress = silent,
     label: str = "drawing samples",
 ) -> Tensor:
-    """(S, N, 3, H, W) uint8. Raises SK0507 where an image is not finite."""
+    """(S, N, 3, H, W) uint8; the ranks of a run share the batches. Raises SK0507 where an image is not finite."""
     with system.placement.holding(system.text_encoder):
         embeds = system.text_encoder.encode(prompts)
     total, done = num_seeds * len(prompts), 0
@@ -186,9 +191,25 @@ def draw(
         progress(label, done, total)
         return as_bytes(images)
 
+    def draw_runs(starts: Sequence[int]) -> list[Tensor]:
+        nonlocal done
+        done = starts[0]
+        return batch_by_batch([range(start, min(start + BATCH, total)) for start in starts], drawn, label)
+
     progress(label, 0, total)
-    parts, _ = in_batches(range(total), BATCH, drawn, what=label)
+    parts = shared(range(0, total, BATCH), draw_runs)
+    if done < total:  # the rest was drawn by other ranks
+        progress(label, total, total)
     return torch.cat(parts).unflatten(0, (num_seeds, len(prompts)))
+
+
+def batch_by_batch(runs: Sequence[Any], work: Callable[[Any], Tensor], what: str) -> list[Tensor]:
+    """`work` of every run of BATCH rows, in smaller batches from where the device ran out of memory."""
+    results, size = [], BATCH
+    for run in runs:
+        parts, size = in_batches(run, size, work, what=what)
+        results.append(torch.cat(parts))
+    return results
 
 
 def noise_of(shape: tuple[int, ...], seed: int, number: int, place: int) -> Tensor:

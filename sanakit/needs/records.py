@@ -9,7 +9,8 @@ from sanakit.config import Config
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """device: bytes by part, all there at once. at_once: images or prompts that go through together. steps: of
-    training, at most. flops: of the whole phase."""
+    training, at most. flops: of the whole phase, over all ranks. decoded: images that are read and decoded for it,
+    beside the device. shared: over the ranks; otherwise every rank does the whole."""
 
     stage: str
     name: str
@@ -17,6 +18,8 @@ class Phase:
     at_once: int = 0
     steps: int = 0
     flops: int = 0
+    decoded: int = 0
+    shared: bool = True
 
     @property
     def peak(self) -> int:
@@ -45,14 +48,29 @@ class Needs:
     def peak(self) -> int:
         return max(phase.peak for phase in self.phases)
 
-    def seconds(self, phase: Phase, seconds_per_step: float) -> float:
-        """At as many operations a second as the training step reaches."""
-        return phase.flops / self.step_flops * seconds_per_step
+    def seconds(self, phase: Phase, per_step: float | None, per_image: float | None) -> float | None:
+        """Of a phase on `world_size` ranks: operations at the rate that the training step reaches, images at
+        `per_image` seconds of one rank; the longer of both, as images are decoded beside the device. None where the
+        figure is missing that it needs."""
+        ranks = self.world_size
+        parts: list[float | None] = []
+        if phase.flops:
+            whole = None if per_step is None else phase.flops / self.step_flops * per_step
+            parts.append(whole if whole is None or phase.shared else whole * ranks)
+        if phase.decoded:
+            parts.append(None if per_image is None else phase.decoded * per_image / (ranks if phase.shared else 1))
+        known = [part for part in parts if part is not None]
+        return max(known, default=0.0) if len(known) == len(parts) else None
 
-    def as_dict(self, seconds_per_step: float | None = None) -> dict[str, Any]:
+    def as_dict(self, seconds_per_step: float | None = None, seconds_per_image: float | None = None) -> dict[str, Any]:
+        """Bytes, steps, and hours where the seconds are known. seconds_per_step: at `world_size` ranks."""
+
         def timed(phase: Phase) -> dict[str, Any]:
-            hours = None if seconds_per_step is None else self.seconds(phase, seconds_per_step) / 3600
-            return phase.as_dict() | {"hours": hours}
+            seconds = self.seconds(phase, seconds_per_step, seconds_per_image)
+            return phase.as_dict() | {"hours": None if seconds is None else seconds / 3600}
+
+        def summed(rows: list[dict[str, Any]]) -> float | None:
+            return None if any(row["hours"] is None for row in rows) else sum(row["hours"] for row in rows)
 
         stages: dict[str, Any] = {}
         for phase in self.phases:
@@ -65,7 +83,7 @@ class Needs:
                     "phases": rows,
                     "device": max(row["peak"] for row in rows),
                     "steps": sum(row["steps"] for row in rows),
-                    "hours": None if seconds_per_step is None else sum(row["hours"] for row in rows),
+                    "hours": summed(rows),
                 }
                 for name, rows in stages.items()
             },
@@ -74,5 +92,6 @@ class Needs:
             "disk": self.disk | {"total": sum(self.disk.values())},
             "train": self.train,
             "seconds_per_step": seconds_per_step,
+            "seconds_per_image": seconds_per_image,
             "notes": self.notes,
         }

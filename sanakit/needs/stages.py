@@ -10,15 +10,15 @@ from dataclasses import replace
 from sanakit.checks.measure_training import SPREAD_SAMPLES
 from sanakit.config import Config
 from sanakit.data import load_images
-from sanakit.data.cache import BATCH_SIZE, PROMPT_BATCH
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import CHUNK
 from sanakit.flow import EVAL_SIGMAS
+from sanakit.needs.encoding import caption_phase, encoding, vae_phases, with_live
 from sanakit.needs.fit import Assumed
-from sanakit.needs.outline import TextOutline, VAEOutline
+from sanakit.needs.reading import screening
 from sanakit.needs.records import Needs, Phase
 from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
-from sanakit.needs.storage import VIEWS, disk_bytes, host_bytes
+from sanakit.needs.storage import disk_bytes, host_bytes
 from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
 from sanakit.swap.fitting import fitting
@@ -52,25 +52,26 @@ def needs_of(
     outlines = outline_swap(config, assumed, world_size)
     config = outlines.config
     images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
-    choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune")))
+    choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune"), world_size))
     config = assumed.resolved(config, *choice)
     outlines.config = config
     arms = _arms(outlines)
     estimates = {
-        arm.name: outlines.step(arm, raced_options(options_of(config, arm), rungs_in(config), 1e-3)) for arm in arms
+        arm.name: outlines.step(arm, raced_options(options_of(config, arm, world_size), rungs_in(config), 1e-3))
+        for arm in arms
     }
     final = strategy_of(config, {})
-    whole = outlines.step(final, options_of(config, final))
-    phases: list[Phase] = []
+    whole = outlines.step(final, options_of(config, final, world_size))
+    phases = [screening(images, stages[0])]
     if "component" in stages:
         phases += _component(outlines)
     if "smoke" in stages:
-        phases += _encoding(outlines, images) + _alignment(outlines)
-        phases += [_race(outlines, arm, estimates[arm.name]) for arm in arms]
+        phases += encoding(outlines, images) + _alignment(outlines)
+        phases += [with_live(_race(outlines, arm, estimates[arm.name]), outlines) for arm in arms]
         phases += _evaluation(outlines, "smoke", _largest(estimates, whole), len(rungs_in(config).steps))
     if "full" in stages:
-        phases += [] if "smoke" in stages else _encoding(outlines, images, "full")
-        phases += [_training(outlines, final, whole)]
+        phases += [] if "smoke" in stages else encoding(outlines, images, "full")
+        phases += [with_live(_training(outlines, final, whole), outlines)]
         phases += _evaluation(outlines, "full", whole, config.monitors.num_evaluations)
         phases += scored_samples(outlines)
     return Needs(
@@ -88,10 +89,13 @@ def needs_of(
             "strategy": final.name,
         },
         step_flops=whole.flops,
-        notes=[f"{outlines.base.name}: its published configuration, nothing was read"]
-        if outlines.base.recorded
-        else [],
+        notes=_notes(outlines),
     )
+
+
+def _notes(outlines: Outlines) -> list[str]:
+    base = outlines.base
+    return [f"{base.name}: its published configuration, nothing was read"] if base.recorded else []
 
 
 def _cut(outlines: Outlines, options: TrainOptions) -> tuple[bool, int]:
@@ -143,51 +147,10 @@ def _component(outlines: Outlines) -> list[Phase]:
         return [
             phase
             for side, vae in reversed(outlines.vaes.items())
-            for phase in _vae_phases(outlines, vae, side, "component", config.component.num_images, most=16)
+            for phase in vae_phases(outlines, vae, side, "component", config.component.num_images, most=16)
         ]
     count = config.component.num_images
-    return [_captions(outlines, e, side, "component", count) for side, e in reversed(outlines.encoders.items())]
-
-
-def _vae_phases(
-    outlines: Outlines, vae: VAEOutline, side: str, stage: str, count: int, *, most: int, decode: bool = True
-) -> list[Phase]:
-    dtype = outlines.assumed.dtype("vae")
-    phases = []
-    for verb, decodes in (("encode", False), ("decode", True)) if decode else (("encode", False),):
-        cost = vae.cost(outlines.size, dtype, decode=decodes)
-        at_once = outlines.assumed.at_once(cost, most)
-        phases.append(
-            Phase(
-                stage=stage,
-                name=f"{verb} with the {side}'s VAE",
-                device={"vae": cost.weights, "activations": at_once * cost.each},
-                at_once=at_once,
-                flops=count * cost.flops,
-            )
-        )
-    return phases
-
-
-def _captions(outlines: Outlines, encoder: TextOutline, side: str, stage: str, count: int) -> Phase:
-    cost = encoder.cost(outlines.assumed.dtype("text_encoder"))
-    at_once = outlines.assumed.at_once(cost, PROMPT_BATCH)
-    return Phase(
-        stage=stage,
-        name=f"embed captions with the {side}'s text encoder",
-        device={"text encoder": cost.weights, "activations": at_once * cost.each},
-        at_once=at_once,
-        flops=count * cost.flops,
-    )
-
-
-def _encoding(outlines: Outlines, images: int, stage: str = "smoke") -> list[Phase]:
-    phases = [
-        phase
-        for side, vae in outlines.vaes.items()
-        for phase in _vae_phases(outlines, vae, side, stage, VIEWS * images, most=BATCH_SIZE, decode=False)
-    ]
-    return phases + [_captions(outlines, e, side, stage, images) for side, e in outlines.encoders.items()]
+    return [caption_phase(outlines, e, side, "component", count) for side, e in reversed(outlines.encoders.items())]
 
 
 def _alignment(outlines: Outlines) -> list[Phase]:
@@ -203,6 +166,7 @@ def _alignment(outlines: Outlines) -> list[Phase]:
             device=weights | {"activations": activations},
             at_once=ALIGN_CHUNK,
             flops=HEAD_DRAWS // ALIGN_CHUNK * flops,
+            shared=False,
         )
     ]
 

@@ -11,7 +11,7 @@ from typing import Any, TypeGuard
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 560, 280
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
+LEFT, RIGHT, TOP, BOTTOM = 74, 16, 14, 46
 COLOURS = 8  # classes s0 to s7 of the template
 LOG_FROM = 20.0  # max / min of a positive axis from which it becomes logarithmic
 
@@ -130,7 +130,7 @@ def heat_map(
                 )
                 sign, size = ("above" if value > 0 else "below"), abs(value) / largest
                 body.append(cell.format(sign, left + c * width, y, max(width - 1, 0.8), height - 2, size))
-    every = max(1, -(-len(columns) * 22 // int(WIDTH - left)))
+    every = max(1, -(-len(columns) * 34 // int(WIDTH - left)))
     label = Markup('<text class="middle" x="{:.1f}" y="14">{}</text>')
     body += [label.format(left + (c + 0.5) * width, name) for c, name in enumerate(columns) if c % every == 0]
     drawing = '<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>'

@@ -110,7 +110,7 @@ def features_moved(effects: Mapping[str, Sequence[float]], least: float) -> str:
     moved = {name: sum(is_number(v) and abs(v) >= least for v in row) for name, row in effects.items()}
     cells, total = sum(len(row) for row in effects.values()), sum(moved.values())
     most = max(moved, key=lambda name: moved[name], default="")
-    where = f", most of them in: {most}" if total else ""
+    where = f", most of them in: {most.rstrip('.')}" if total else ""
     return f"{total} of {cells} cells moved by {least:g} sd or more{where}." if cells else ""
 
 

@@ -82,7 +82,8 @@ def why(verdict: str, readings: Sequence[Mapping[str, Any]]) -> str:
         return f"{moved} of {len(readings)} statistics moved more than chance allows.{where}"
     if verdict == "no-drift":
         return f"None of {len(readings)} statistics moved more than chance allows."
-    return "Too few samples to say; the reading below says how many are needed."
+    few = [f"{r['title']} ({r['where']})" for r in readings if r["name"] == "samples"]
+    return f"Inconclusive: {'; '.join(few)}." if few else "Too few samples to say; the readings below say how many."
 
 
 def _side(kind: str, side: str, rows: Sequence[tuple[int, float]], carried: Mapping[int, Shown]) -> dict[str, Any]:

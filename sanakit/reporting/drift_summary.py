@@ -24,7 +24,7 @@ CHECKS = {
 }
 TEXT = "check the tokenizer, the instruction, the layer and the case of the prompts"
 STILL = "Nothing has to be done. A larger sample would find smaller effects."
-FEW = "Compare more images or prompts; the reading below says how many."
+FEW = "What to do: compare more images or prompts."
 
 
 def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row
     largest = largest_effect(evidence)
     chance = verdict == "no-drift"
     return {
-        "effect": effect_text(largest, chance=chance) if largest else "",
+        "effect": effect_text(largest, verdict) if largest else "",
         "moved": "" if chance else moved_most(evidence, carried),
         "moved_images": [] if chance else moved_images(evidence, carried),
         "advice": advice_for(verdict, largest),
@@ -51,14 +51,15 @@ def largest_effect(evidence: Mapping[str, Row]) -> dict[str, Any] | None:
     return max(effects, key=lambda one: abs(one["effect"]), default=None)
 
 
-def effect_text(reading: Row, *, chance: bool = False) -> str:
-    """chance: nothing drifted, so that the largest effect is one of many that chance brings."""
+def effect_text(reading: Row, verdict: str) -> str:
+    """Where nothing drifted, the largest effect is one of many that chance brings."""
     size = abs(reading["effect"])
     word = "small" if size < SMALL else "large" if size >= LARGE else "medium"
     place = "norm" if reading["feature"] == "norms" else f"{reading['feature']} of channel {reading['channel']}"
     way = "up" if reading["effect"] > 0 else "down"
-    if chance:
-        return f"Largest difference: {place} ({reading['kind']}), {size:.2f} standard deviations {way}, within chance."
+    if verdict != "drift":
+        chance = "within chance" if verdict == "no-drift" else "which may be chance"
+        return f"Largest difference: {place} ({reading['kind']}), {size:.2f} standard deviations {way}, {chance}."
     return f"Largest effect: {place} ({reading['kind']}), {size:.2f} standard deviations {way}, a {word} one."
 
 

@@ -43,8 +43,8 @@ def quality(validation: Mapping[str, Any], component: Sequence[Row]) -> Row:
     """The best that the candidate allows: its reconstructions, or for a text encoder the error that was reached."""
     psnr = {row["metric"]: row for row in component}.get("PSNR")
     if psnr and is_number(psnr.get("candidate")):
-        base = f"the base's VAE: {psnr['base']:.1f} dB" if is_number(psnr.get("base")) else "no base to compare with"
-        value = f"{psnr['candidate']:.1f} dB"
+        base = f"the base's VAE: {psnr['base']:.2f} dB" if is_number(psnr.get("base")) else "no base to compare with"
+        value = f"{psnr['candidate']:.2f} dB"
         return {
             "label": "Best quality the candidate allows",
             "value": value,

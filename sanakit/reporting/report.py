@@ -25,6 +25,7 @@ from sanakit.reporting.samples import evaluated_samples
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import (
     CANDIDATE,
+    chosen_word,
     cost_rows,
     distance_chart,
     loss_by_sigma,
@@ -111,6 +112,7 @@ def collect(run_dir: Path) -> Row:
         "plan": plan,
         "figures": figures(run_dir),
         "recommended": strategy.get("recommended"),
+        "chosen_word": chosen_word(strategy),
         "race_answer": race_answer(strategy),
         "in_doubt": in_doubt(strategy),
         "candidates": with_forecast_bars(candidates, race or strategy),

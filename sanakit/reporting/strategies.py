@@ -21,18 +21,26 @@ CANDIDATE = dict.fromkeys((*FORECAST, *OUTCOME, "diverged", "dropped")) | {"titl
 FORECAST_SHOWN = 4.0  # lengths of the race: a forecast further out is drawn to here
 
 
+def chosen_word(strategy: Row) -> str:
+    """What the strategy that a race names is called: where none is expected to arrive, it is only the nearest."""
+    return "recommended" if strategy.get("in_sight", True) else "nearest"
+
+
 def race_answer(strategy: Row) -> list[str]:
     """What a race says, in sentences: the answer with its probability, why it ended, and where its probability is not
     calibrated. Empty for runs of earlier versions."""
     if strategy.get("probability") is None:
         return []
     name, horizon = strategy["recommended"], f"{strategy['horizon']:,} steps"
+    best: Row = next((c for c in strategy["candidates"] if c["name"] == name), {})
+    if strategy["in_sight"] and best.get("predicted_steps") == 0:  # measured, so no probability is needed
+        return [f"{name} has the base's quality before any step: nothing has to be trained"]
     sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
     if strategy["in_sight"]:
         margin = f"{strategy['margin'] - 1:.0%}"
         told = f"{name} is within {margin} of the cheapest with probability {sure}; "
         told += f"reaches the base's quality within {horizon} with {within}"
-        told += _interval(next((c for c in strategy["candidates"] if c["name"] == name), {}))
+        told += _interval(best)
     else:
         told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; "
         told += f"{name} is nearest"
@@ -125,6 +133,8 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
             ends = [min(low + 1, edge), min(high + 1 if is_number(high) else edge, edge)]
             bands.append((c["name"], [last, *((x, goal) for x in ends)]))
             rows += [[c["name"], label, x, goal] for label, x in (("forecast, early", low), ("forecast, late", high))]
+    if not moved(lines):  # nobody was trained: the table says all
+        return []
     title = "The race: error over the base's, with forecast bands"
     options: Row = {"x_label": "step + 1", "y_label": "error over the base's", "colours": colours}
     svg = line_chart(lines, title=title, log_x=True, limit=goal, bands=bands, **options)
@@ -139,6 +149,11 @@ def race_chart(candidates: Sequence[Row], race: Row, colours: Mapping[str, int])
         note=note,
         says=conclusions.nearest_at_the_end(lines),
     )
+
+
+def moved(lines: Sequence[Series]) -> bool:
+    """Whether the lines reach over more than one step."""
+    return len({point[0] for _, points in lines for point in points}) > 1
 
 
 def level(race: Row) -> str:
@@ -180,6 +195,8 @@ def loss_curves(stage: str, metrics: Sequence[Row], colours: Mapping[str, int]) 
         if row["stage"] == stage and row["split"] in split:
             split[row["split"]].setdefault(row["strategy"], []).append((row["step"], row["loss"]))
     held_out, train = list(split["held_out"].items()), list(split["train"].items())
+    if not moved(held_out):
+        return []
     title = f"Held-out velocity loss, stage {stage}"
     svg = line_chart(held_out, title=title, x_label="step", y_label="loss", faint=train, colours=colours)
     rows = [

@@ -25,6 +25,7 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.hashing import hash_record
 from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import of_main
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap import evaluated
 from sanakit.swap.early import decide_image_size, refuse_few_images, sample_parts, truth_of
@@ -236,8 +237,9 @@ class Swap:
         return truth_of(sample_parts(self.splits, self.config.smoke.samples), self.config.data.size)
 
     def resolved(self, asked: Config) -> Config:
-        """A configuration with values in the place of every `auto` of its training and data sections."""
-        return choose_encoding(self, resolved(asked, self.placement, peak_of(self)))
+        """A configuration with values in the place of every `auto` of its training and data sections, rank 0's on all
+        ranks."""
+        return of_main(choose_encoding(self, resolved(asked, self.placement, peak_of(self))))
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""

@@ -5,6 +5,7 @@ The control is measured once for each architecture, base and data, and kept in t
 
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from sanakit.files import cache_dir
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.hashing import hash_record
 from sanakit.placement import Placement, host
+from sanakit.ranks.sharing import all_ranks
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.plan import build
 from sanakit.swap.race import RaceStopped, raced_options
@@ -171,10 +173,13 @@ def remembered(swap: "Swap", key: Any, work: Callable[[], Tensor]) -> Tensor:
     placement = swap.placement
     facts += [placement.compute_facts(part) for part in ("text_encoder", "base") if placement.compute_facts(part)]
     path = cache_dir() / f"control-{hash_record(facts)[:24]}.safetensors"
-    try:
-        return load_file(path)["found"]
-    except (OSError, SafetensorError, KeyError):
-        value = work()
+    known: Tensor | None = None
+    with suppress(OSError, SafetensorError, KeyError):
+        known = load_file(path)["found"]
+    if all_ranks(known is not None):
+        assert known is not None
+        return known
+    value = work()
     aside = path.with_suffix(f".{uuid.uuid4().hex}.tmp")
     save_file({"found": value.contiguous()}, aside)
     aside.replace(path)

@@ -17,6 +17,7 @@ from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.interop.export import write_encoder
+from sanakit.ranks.sharing import shared
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
 
 CHUNK = 64
@@ -68,7 +69,12 @@ def as_encoded_now(system: LatentDiffusion, data: LatentDataset, count: int) -> 
 
 
 def encoded(encoder: TextEncoder, texts: Sequence[str]) -> PromptEmbeds:
-    parts = [encoder.encode(list(texts[i : i + CHUNK])) for i in range(0, len(texts), CHUNK)]
+    """Embeddings of the texts; the ranks of a run share the batches."""
+
+    def encode(starts: Sequence[int]) -> list[PromptEmbeds]:
+        return [encoder.encode(list(texts[start : start + CHUNK])) for start in starts]
+
+    parts = shared(range(0, len(texts), CHUNK), encode)
     return PromptEmbeds(torch.cat([p.embeds for p in parts]), torch.cat([p.mask for p in parts]))
 
 

@@ -17,7 +17,7 @@ from sanakit.evaluation.blind import conditional_gain
 from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
-from sanakit.sampling import sample_images
+from sanakit.sampling import sample_side_by_side
 from sanakit.strategies.base import Strategy
 from sanakit.swap import evaluated
 from sanakit.swap.core_journal import CoreJournal
@@ -224,8 +224,7 @@ def draw_samples(swap: "Swap", system: LatentDiffusion, name: str) -> None:
     """Images of the base and of the trained system for the same prompts and noise, and their figures."""
     seed = swap.config.train.seed
     prompts = {side: swap.sample_prompts(base=side == "base") for side in ("base", "candidate")}
-    systems = {"base": swap.base_system, "candidate": system}
-    images = {side: sample_images(one, prompts[side], seed=seed) for side, one in systems.items()}
+    images = sample_side_by_side({"base": swap.base_system, "candidate": system}, prompts, seed=seed)
     titles = {"base": "base", "candidate": f"candidate, after full training with {name}"}
 
     def grid(label: str) -> Any:

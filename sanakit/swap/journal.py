@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sanakit.contracts import Reading
 from sanakit.data.failures import Failures, no_failures
-from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, gathered_rows
+from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, gathered_rows, is_main
 from sanakit.errors import SanakitError
 from sanakit.swap.gradual import SETTLED
 from sanakit.swap.resume import drop_later, pick_up, watched
@@ -110,11 +110,13 @@ class Journal:
             STOP.number = 0
             raise self.failures.refusal(f"stopped at step {self.state.step}, saved in {self.checkpoints}")
         if self.state.stopped:
-            print(
-                f"{signal.Signals(self.state.stopped).name}: stopped at step {self.state.step} of "
-                f"{self.options.max_steps}, saved in {self.checkpoints}; the same command with --resume auto goes on",
-                file=sys.stderr,
-            )
+            if is_main():
+                print(
+                    f"{signal.Signals(self.state.stopped).name}: stopped at step {self.state.step} of "
+                    f"{self.options.max_steps}, saved in {self.checkpoints}; the same command with --resume auto "
+                    "goes on",
+                    file=sys.stderr,
+                )
             sys.exit(exit_code(self.state.stopped))
         if self.options.max_steps >= 3:
             check_movement(self.state.module, self.untouched)

@@ -142,7 +142,8 @@ def watched(
         load_checkpoint(good_checkpoint(saver.folder, request), state.module, state, facts)
         monitors.restore(state.extras)
         monitors.factor *= 0.5
-        print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
+        if is_main():
+            print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
         try:
             go_on()
         except MonitorRequest as again:

@@ -54,16 +54,16 @@ def horizon_of(config: Config, *, embedded: bool) -> int:
     return config.smoke.horizon or (EMBEDDED_HORIZON if embedded else HORIZON)
 
 
-def options_of(config: Config, strategy: type[Strategy]) -> TrainOptions:
+def options_of(config: Config, strategy: type[Strategy], ranks: int | None = None) -> TrainOptions:
     """The training section as the loop takes it; a key of the same name in both is handed on, so that a race and stage
-    full read every key alike."""
+    full read every key alike. ranks: that share a step, by default those of this run."""
     section = config.train
     same = {f.name: getattr(section, f.name) for f in fields(TrainOptions) if f.name in TrainSection.model_fields}
     different = {
         # a configuration that was not resolved (swap/fitting.py) is the CPU's
         "precision": "fp32" if section.precision == "auto" else section.precision,
         "gradient_checkpointing": section.gradient_checkpointing is True,
-        "accumulate": parts_of(section, section.batch_size // world_size()),
+        "accumulate": parts_of(section, section.batch_size // (ranks or world_size())),
         "max_steps": section.max_steps or UNDECIDED,
         "learning_rate": section.learning_rate or strategy.learning_rate,
         "workers": config.data.workers,

@@ -26,14 +26,14 @@ from sanakit.contracts import GateResult, Verdict
 from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
-from sanakit.distributed import peak_megabytes
+from sanakit.distributed import peak_megabytes, world_size
 from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.evaluation.perceptual import extractor
 from sanakit.hashing import hash_record
 from sanakit.run import SCHEMA_VERSION, provenance, stored
-from sanakit.sampling import sample_images
+from sanakit.sampling import sample_side_by_side
 from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
@@ -176,12 +176,12 @@ def _sample_figures(swap: Swap, best: Arm, budget: int) -> list[dict[str, str]]:
         "base": "base",
         "candidate": f"candidate, after {best.steps[-1]} of {budget} steps of {best.strategy.name}",
     }
-    sides = {}
-    for done, (label, system) in enumerate((("base", swap.base_system), ("candidate", best.system))):
-        swap.progress("sampling", done, 2)
-        sides[label] = sample_images(system, prompts[label], seed=swap.config.train.seed)
+    swap.progress("sampling", 0, 2)
+    systems = {"base": swap.base_system, "candidate": best.system}
+    sides = sample_side_by_side(systems, prompts, seed=swap.config.train.seed)
+    for label, images in sides.items():
         name, said = f"samples-smoke-{label}", "; ".join(prompts[label])
-        figures.append(save_grid(swap.run.path, name, sides[label], "samples", titles[label], said))
+        figures.append(save_grid(swap.run.path, name, images, "samples", titles[label], said))
     truth, splits = swap.sample_truth()
     told = list(zip(prompts["candidate"], splits, strict=True))
     return figures + save_compared(swap.run.path, "smoke", told, {"truth": truth} | sides)
@@ -264,6 +264,7 @@ def _facts(swap: Swap, candidate: str) -> dict[str, Any]:
             "description": describe(swap.images),
         },
         "seed": config.train.seed,
+        "ranks": world_size(),
         "threads": torch.get_num_threads(),
         "placement": swap.placement.as_dict(),
         "automatic": list(swap.run.automatic),

@@ -26,6 +26,7 @@ from sanakit.folders import from_anywhere
 from sanakit.formats.pipeline_folder import save_null
 from sanakit.hashing import hash_tensors
 from sanakit.loading import load_base_encoder
+from sanakit.ranks.sharing import shared_chunks
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
@@ -185,7 +186,8 @@ def measured(vae: VAE, images: Tensor, distance: Distance) -> dict[str, np.ndarr
     """FIGURES of every image (N,), and what it adds to the KID of the reconstructions in KID_FEATURES, whose mean the
     KID is; in eval mode: as the VAE will be used. Without EffLite0's package its KID is left out."""
     with evaluating(vae):
-        parts = [(part, vae.decode_raw(vae.encode_raw(part))) for part in images.split(CHUNK)]
+        reconstructed = shared_chunks(images, CHUNK, lambda part: vae.decode_raw(vae.encode_raw(part)))
+    parts = list(zip(images.split(CHUNK), reconstructed.split(CHUNK), strict=True))
     values = (
         np.concatenate([psnr(*pair) for pair in parts]),
         torch.cat([distance(*pair).cpu() for pair in parts]).numpy(),
@@ -196,7 +198,7 @@ def measured(vae: VAE, images: Tensor, distance: Distance) -> dict[str, np.ndarr
 
 def latents_digest(vae: VAE, images: Tensor) -> str:
     """Of the raw latents of images, bit by bit, with the normalisation."""
-    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    raw = shared_chunks(images, CHUNK, vae.encode_raw)
     return hash_tensors({"raw": raw, "mean": vae.latents_mean, "std": vae.latents_std})
 
 

@@ -18,6 +18,7 @@ from sanakit.assembly import evaluating
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.evaluation.reconstruction import psnr
+from sanakit.ranks.sharing import shared_chunks
 from sanakit.swap.full_steps import decide_steps
 from sanakit.swap.journal import Journal, go_on_from
 from sanakit.swap.resume import resume_facts
@@ -83,12 +84,12 @@ def turned(images: Tensor, step: int, seed: int, cells: int) -> TurnedImages:
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
     """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
-    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    raw = shared_chunks(images, CHUNK, vae.encode_raw)
     unit, errors = raw.var(), torch.zeros(len(images))
     for turns, share in ((1, 1.0), (0, 0.5)):
         cells = max(1, int(raw.shape[-1] * share))
         moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
-        other = torch.cat([vae.encode_raw(part) for part in moved.split(CHUNK)])
+        other = shared_chunks(moved, CHUNK, vae.encode_raw)
         errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
     return errors.numpy()
 
@@ -195,7 +196,7 @@ class VaeJournal(Journal):
 def measured(vae: VAE, images: Tensor) -> tuple[np.ndarray, np.ndarray]:
     """PSNR and equivariance error of every image, in eval mode: as the VAE will be used."""
     with evaluating(vae):
-        reconstructed = torch.cat([vae.decode_raw(vae.encode_raw(part)) for part in images.split(CHUNK)])
+        reconstructed = shared_chunks(images, CHUNK, lambda part: vae.decode_raw(vae.encode_raw(part)))
         return psnr(images, reconstructed), equivariance_errors(vae, images)
 
 
@@ -215,7 +216,7 @@ def reached(model: Reconstruction, images: Tensor, cells: int, vae: VAE) -> list
 @torch.no_grad()
 def restate(vae: VAE, images: Tensor) -> None:
     """Normalisation measured on images, in the convention that the VAE had: one factor, or mean and std a channel."""
-    raw = torch.cat([vae.encode_raw(part) for part in images.split(CHUNK)])
+    raw = shared_chunks(images, CHUNK, vae.encode_raw)
     old = vae.stats
     if len(set(old.mean)) == len(set(old.std)) == 1:
         # one factor for all: normalised latents get unit width, the shift stays

@@ -12,12 +12,13 @@ from sanakit.errors import SanakitError
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """bytes_a_parameter: of its state, for estimates (CAME's factored moments are left out: two rows a matrix)."""
+    """bytes_a_parameter: of its state, for estimates (CAME's factored moments are left out: two rows a matrix).
+    unsharded: why it cannot take FSDP2's sharded parameters; empty where it can."""
 
     make: Callable[..., torch.optim.Optimizer]
     bytes_a_parameter: int
     package: str = ""  # to import, where it is not torch's own
-    sharded: bool = False  # whether it takes FSDP2's sharded parameters
+    unsharded: str = ""
 
 
 def _adamw(groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> torch.optim.Optimizer:
@@ -41,9 +42,19 @@ def _came(groups: list[dict[str, Any]], *, lr: float, weight_decay: float) -> to
 
 
 OPTIMIZERS: dict[str, Record] = {
-    "adamw": Record(make=_adamw, bytes_a_parameter=8, sharded=True),
-    "adamw-8bit": Record(make=_adamw_8bit, bytes_a_parameter=2, package="bitsandbytes"),
-    "came": Record(make=_came, bytes_a_parameter=4, package="pytorch_optimizer"),
+    "adamw": Record(make=_adamw, bytes_a_parameter=8),
+    "adamw-8bit": Record(
+        make=_adamw_8bit,
+        bytes_a_parameter=2,
+        package="bitsandbytes",
+        unsharded="its kernels take no sharded tensors, and blocks of 256 numbers that share a scale would be cut",
+    ),
+    "came": Record(
+        make=_came,
+        bytes_a_parameter=4,
+        package="pytorch_optimizer",
+        unsharded="it keeps row and column means and a clipping norm of whole matrices in tensors that are not sharded",
+    ),
 }
 
 

@@ -115,13 +115,15 @@ def new_state(
 
 def _refuse_sharded(options: TrainOptions, record: Record) -> None:
     wrong = {
-        "train.precision fp16": options.precision == "fp16",
-        f"train.optimizer {options.optimizer}": not record.sharded,
-        "train.compile": options.compile,
-        "train.kernels triton": options.kernels == "triton",
+        "train.precision fp16": "the loss scale is not agreed on over shards" if options.precision == "fp16" else "",
+        f"train.optimizer {options.optimizer}": record.unsharded,
+        "train.compile": "blocks are gathered while they run" if options.compile else "",
+        "train.kernels triton": "they read whole weights" if options.kernels == "triton" else "",
     }
-    for name in (name for name, present in wrong.items() if present):
-        raise SanakitError("SK0104", f"{name} does not go with train.parallel fsdp", fix="Use train.parallel=ddp.")
+    for name, why in wrong.items():
+        if why:
+            told = f"{name} does not go with train.parallel fsdp: {why}"
+            raise SanakitError("SK0104", told, fix="Use train.parallel=ddp, or train.optimizer=adamw.")
 
 
 def layer_groups(core: nn.Module, groups: list[dict], decay: float) -> list[dict]:

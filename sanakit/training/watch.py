@@ -16,7 +16,9 @@ from typing import Any
 
 from sanakit.distributed import rank, world_size
 from sanakit.errors import ExitCode, SanakitError
+from sanakit.ranks.lost import claim
 
+PUBLISH_EVERY = 15.0  # seconds at most: a rank that is lost is named with the step at which it was last seen
 PHASES = ("draws its batch", "runs forward", "runs backward and waits for the others", "is between two steps")
 
 
@@ -40,11 +42,12 @@ class Watch:
         self._end.set()
 
     def _run(self) -> None:
-        while not self._end.wait(self.seconds / 8):
+        while not self._end.wait(min(self.seconds / 8, PUBLISH_EVERY)):
             self._publish()
             if self._place[1] < 3 and time.monotonic() - self._since > self.seconds and not self._end.is_set():
-                sys.stderr.write(f"{SanakitError('SK0509', self.verdict())}\n")
-                sys.stderr.flush()
+                if self.folder is not None and claim(self.folder):  # every rank that waits comes here
+                    sys.stderr.write(f"{SanakitError('SK0509', self.verdict())}\n")
+                    sys.stderr.flush()
                 os._exit(ExitCode.ENVIRONMENT)  # the main thread hangs in a collective and cannot raise
 
     def verdict(self) -> str:
