@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
 from sanakit.config import Config, DataSection, make_config
 from sanakit.contracts import LatentSpec
@@ -174,7 +175,11 @@ def test_seconds_of_a_race_are_shared_by_other_ranks_and_images_are_tried(tmp_pa
     assert measured_seconds(tmp_path, "finetune", 2) == (3.0, "measured")
     seconds, told = measured_seconds(tmp_path, "finetune", 8)
     assert seconds == 0.75 and told == "measured on 2 rank(s), 8 taken to share it evenly"
-    assert 0 < tried_seconds(make_config(config_of().model_dump() | {"data": {"image_size": 96}})) < 5
+    for number in range(8):
+        Image.new("RGB", (32, 32)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("an image")
+    values = config_of().model_dump() | {"data": {"image_size": 96, "source": str(tmp_path)}}
+    assert 0 < tried_seconds(make_config(values)) < 5
 
 
 def test_what_is_encoded_live_takes_no_disk_and_no_host_memory():

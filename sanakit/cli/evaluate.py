@@ -74,6 +74,12 @@ def evaluate(
     barrier()
     if not is_main():
         raise typer.Exit
+    _tell(evaluation, name, out, as_json)
+    if evaluation.failed:
+        raise typer.Exit(ExitCode.ERROR)
+
+
+def _tell(evaluation: "Evaluation", name: str, out: Path | None, as_json: bool) -> None:
     record = {**evaluation.as_dict(), "model": name}
     if out is not None:
         _write(out, record)
@@ -81,8 +87,6 @@ def evaluate(
         print_json(record)
     else:
         _print(evaluation, name)
-    if evaluation.failed:
-        raise typer.Exit(ExitCode.ERROR)
 
 
 def _default_clip() -> str:

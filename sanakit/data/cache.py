@@ -1,9 +1,8 @@
 """Raw latents and embeddings, computed once and kept in a content-addressed store (data/store.py).
 
 A row's key: weights, class and geometry of the encoder, bytes of the image (or the caption), size, preprocessing,
-mirroring, and the major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where there
-is a posterior, its standard deviation, both raw, so that another normalisation never rebuilds a cache. An entry that
-was found is spot-checked: a few rows are computed again before anything is trained on it.
+mirroring, and major versions of torch, diffusers and transformers. Kept are the posterior's mean and, where it has one,
+its standard deviation, raw, for any normalisation. Of an entry that was found a few rows are computed again.
 """
 
 import functools
