@@ -83,9 +83,8 @@ def collect(run_dir: Path) -> Row:
     metrics = read_lines(run_dir / "metrics.jsonl")
     resting = {c["name"] for c in candidates if not c["raced"]}  # controls that were not trained
     trained = [row for row in metrics if row["strategy"] not in resting]
-    # one colour a strategy in all charts
     names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
-    colours = {name: index for index, name in enumerate(names)}
+    colours = {name: index for index, name in enumerate(names)}  # one a strategy in all charts
     plan: Row | None = read_json(run_dir / "plan.json", None)
     if plan:
         plan = {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []}
