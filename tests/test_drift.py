@@ -85,7 +85,8 @@ GAIN, OFFSET = torch.linspace(0.5, 2, 4).reshape(4, 1, 1), torch.linspace(-1, 1,
 @pytest.mark.parametrize(
     ("change", "cause"),
     [
-        (lambda x: x * 2.4, "every channel is 2.4"),
+        (lambda x: x * 2.4, "times as wide: another scaling factor"),
+        (lambda x: x * 0.8, "times as wide: images with less contrast or detail"),
         (lambda x: x * torch.tensor([1, 1, -1, 1]).reshape(4, 1, 1), "sign of channel 2 is turned"),
         (lambda x: x[:, [0, 3, 2, 1]], "3 stands for 1, 1 stands for 3"),
         (lambda x: x + torch.tensor([0, 2.0, 0, 0]).reshape(4, 1, 1), "channel 1 alone: its mean moved by +"),
@@ -93,7 +94,7 @@ GAIN, OFFSET = torch.linspace(0.5, 2, 4).reshape(4, 1, 1), torch.linspace(-1, 1,
         (lambda x: x * GAIN + OFFSET, "a scale and a mean of its own"),
         (lambda x: torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.abs() * 3, x.flip(1) - 2), None),
     ],
-    ids=["scale", "sign", "order", "channel", "detail", "statistics", "no single one"],
+    ids=["scale", "contrast", "sign", "order", "channel", "detail", "statistics", "no single one"],
 )
 def test_a_likely_cause_is_named_where_undoing_it_explains_what_moved(change, cause):
     uneven = torch.tensor([0.6, 1.4, 0.9, 2]).reshape(4, 1, 1)

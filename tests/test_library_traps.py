@@ -11,6 +11,8 @@ import torch
 from PIL import Image
 
 import sanakit as sk
+from sanakit.api.validation import Validation
+from sanakit.contracts import GateResult, Verdict
 from sanakit.integrations.watch import Watch
 from sanakit.text_encoders import PromptEmbeds
 
@@ -150,6 +152,18 @@ def test_an_empty_batch_and_step_0_are_no_evaluation():
     assert [step for step in range(9) if watched.due(step)] == [2, 4, 6, 8]
     watched.update(latents()[:0])
     assert not any(reading.alarm for reading in watched.compute(2)) and watched.compute(4) == []
+
+
+def test_a_notebook_shows_what_to_do_beside_what_failed_alone():
+    facts = {"code": "SK0203", "metric": "sd", "value": 1.0, "ci_low": None, "ci_high": None, "threshold": 1.6}
+    gates = [
+        GateResult(gate=f"component/{verdict}", verdict=Verdict(verdict), hint=f"if {verdict}", **facts)
+        for verdict in ("pass", "fail")
+    ]
+    record = {"verdict": "fail", "candidate": "ours", "base": "none"}
+    shown = Validation(record=record, gates=tuple(gates))._repr_html_()
+    assert shown.index("component/fail") < shown.index("component/pass")
+    assert "if fail" in shown and "if pass" not in shown
 
 
 class Broken(torch.utils.data.Dataset):

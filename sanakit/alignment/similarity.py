@@ -26,18 +26,6 @@ def frequent_words(captions: list[str], count: int = WORDS) -> list[str]:
     return [word for word, _ in sorted(seen.items(), key=lambda row: (-row[1], row[0]))[:count]]
 
 
-def translated_names(captions: list[str], captions_base: list[str], count: int = WORDS) -> tuple[list[str], list[str]]:
-    """Captions in place of words where both sides read other texts: words of two languages have no pairs. The shortest
-    in what the base reads, every text of either side once."""
-    pairs: dict[str, str] = {}
-    for caption, read in sorted(zip(captions, captions_base, strict=True), key=lambda pair: (len(pair[1]), pair)):
-        if caption not in pairs and read not in pairs.values():
-            pairs[caption] = read
-        if len(pairs) == count:
-            break
-    return list(pairs), list(pairs.values())
-
-
 def word_features(encoder: TextEncoder, words: list[str]) -> Tensor:
     """Mean token of every word, centred over the words, of length 1. (N, D)"""
     parts = [words[start : start + CHUNK] for start in range(0, len(words), CHUNK)]

@@ -64,6 +64,8 @@ class Validation:
         gates = sorted((gate.as_dict() for gate in self.gates), key=lambda gate: order.index(gate["verdict"]))
         counts = [f"{sum(g['verdict'] == v for g in gates)} {v}" for v in order]
         rows = [{key: gate[key] for key in SHOWN} for gate in gates]
+        for row in rows:
+            row["hint"] = "" if row["verdict"] == "pass" else row["hint"]  # it says what to do against a failure
         told = f"{self.record['candidate']} beside {self.record['base']}: gates {', '.join(counts)}"
         return fragment("Validation", self.verdict, [told], rows)
 

@@ -30,11 +30,11 @@ FEW = "What to do: compare more images or prompts."
 def summary(verdict: str, evidence: Mapping[str, Row], carried: Mapping[str, Row]) -> dict[str, Any]:
     """effect: one sentence; moved: what moved most, with its images in moved_images; advice: what to do."""
     largest = largest_effect(evidence)
-    chance = verdict == "no-drift"
+    drifted = verdict == "drift"
     return {
         "effect": effect_text(largest, verdict) if largest else "",
-        "moved": "" if chance else moved_most(evidence, carried),
-        "moved_images": [] if chance else moved_images(evidence, carried),
+        "moved": moved_most(evidence, carried) if drifted else "",
+        "moved_images": moved_images(evidence, carried) if drifted else [],
         "advice": advice_for(verdict, largest),
     }
 

@@ -84,10 +84,8 @@ def collect(run_dir: Path) -> Row:
     resting = {c["name"] for c in candidates if not c["raced"]}  # controls that were not trained
     trained = [row for row in metrics if row["strategy"] not in resting]
     names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
-    colours = {name: index for index, name in enumerate(names)}  # one a strategy in all charts
-    plan: Row | None = read_json(run_dir / "plan.json", None)
-    if plan:
-        plan = {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []}
+    colours = {name: index for index, name in enumerate(names)}
+    plan = _plan_of(run_dir)
     ledger = read_lines(run_dir / "ledger.jsonl")
     race = read_json(run_dir / "strategy.json", {})
     provenance = read_json(run_dir / "provenance.json", {})
@@ -131,6 +129,12 @@ def collect(run_dir: Path) -> Row:
         "provenance": list(flattened(provenance)),
         "config": read_text(run_dir / "config.yaml"),
     }
+
+
+def _plan_of(run_dir: Path) -> Row | None:
+    """Groups of layers and notes; None where the run has no plan."""
+    plan: Row | None = read_json(run_dir / "plan.json", None)
+    return plan and {"groups": [GROUP | g for g in plan.get("groups") or []], "notes": plan.get("notes") or []}
 
 
 def _decided(run_dir: Path, validation: Row, component: list[Row], race: Row, plan: Row | None) -> Row:

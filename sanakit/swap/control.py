@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sanakit.alignment.similarity import agreement, frequent_words, translated_names, word_features
+from sanakit.alignment.similarity import agreement, frequent_words, word_features
 from sanakit.data.cache import embeddings
 from sanakit.data.dataset import first_images
 from sanakit.data.table import EVALUATED_BY
@@ -50,22 +50,21 @@ LEAST_WEIGHT = 0.05  # of a noise level that is evaluated
 
 def meaning_evidence(swap: "Swap") -> dict[str, Any]:
     """Of stage component: agreement of candidate and control with the base's own encoder on the frequent words of the
-    training split, one term for each word; {} where the captions hold too few words."""
+    training split, one term for each word; {} where the captions hold too few words, or the base reads other captions:
+    two languages have no words in common."""
     candidate = swap.candidate
     assert isinstance(candidate, TextEncoder)
-    train = swap.splits[0]
-    captions = [caption for image_captions in train.captions[:IMAGES] for caption in image_captions]
-    words, read = frequent_words(captions), None
-    if train.captions_base:
-        places = range(min(IMAGES, len(train)))
-        words, read = translated_names(train.evaluation_captions(places), train.for_base().evaluation_captions(places))
+    if swap.splits[0].captions_base:
+        return {}
+    captions = [caption for image_captions in swap.splits[0].captions[:IMAGES] for caption in image_captions]
+    words = frequent_words(captions)
     if len(words) < FEWEST_WORDS:
         return {}
 
     def remember(key: Any, work: Any) -> Any:
         return remembered(swap, key, work)
 
-    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember, swap.placement, read)
+    return agreement_with_base(candidate, swap.base_system.text_encoder, words, remember, swap.placement)
 
 
 def agreement_with_base(
@@ -74,21 +73,18 @@ def agreement_with_base(
     words: list[str],
     remember: Callable[[Any, Callable[[], Tensor]], Tensor] = lambda key, work: work(),
     placement: Placement | None = None,
-    base_words: list[str] | None = None,
 ) -> dict[str, Any]:
-    """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept.
-    base_words: what the base reads in the place of each word, by default the same."""
+    """{"agreement", "control_agreement"}: (N,) terms of `agreement`. remember: where the control's are kept."""
     placement = placement or host()
-    read = words if base_words is None else base_words
     with placement.holding(base):
-        base_features = word_features(base, read)
+        base_features = word_features(base, words)
 
     def measured_agreement(encoder: TextEncoder) -> Any:
         with placement.holding(encoder):
             return agreement(word_features(encoder, words), base_features)
 
     control = remember(
-        ["agreement", base.fingerprint(), words, *([] if base_words is None else [base_words])],
+        ["agreement", base.fingerprint(), words],
         lambda: torch.from_numpy(measured_agreement(candidate.with_random_weights(SEED))),
     )
     return {"agreement": measured_agreement(candidate), "control_agreement": control.numpy()}
