@@ -24,6 +24,7 @@ SCHEMA_VERSION = 1
 FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
 AUTOMATIC = ("train.precision", *FREE)
 CHOSEN = ("data.latents", "data.embeddings")  # change no result: `auto` is decided when a folder is made, and stays
+LEFT_TO_BASE = "data.image_size"  # null in a configuration that was written by hand: the base decides
 LOCK = ".lock"
 MOST_TOLD = 12  # fields that a message names
 
@@ -81,7 +82,7 @@ class RunFolder:
         done = set(self.read_json("validation.json", {}).get("stages") or {}) - set(stages)
         changed = []
         for key, value in asked.items():
-            if key in (*FREE, *CHOSEN):
+            if key in (*FREE, *CHOSEN) or (key == LEFT_TO_BASE and there[key] is None):
                 continue
             reader = first_reader(key)
             readers = {"component", "smoke", "full"} if reader == "component" else {reader, "full"}

@@ -311,14 +311,13 @@ def test_a_race_of_translated_captions_runs_to_its_gates(translated_world, any_t
     monkeypatch.setattr("sanakit.swap.stages.control_evidence", lambda *arguments: {})
     world = translated_world | {"train": translated_world["train"] | {"strategy": "auto"}}
     world["smoke"] = {"held_out": 16, "budget_steps": 8, "rates": [1.0], "strategies": ["distill"]}
-    read = {"base": [], "candidate": []}
+    read = {}
 
-    def samples(system, prompts, **options):
-        side = "base" if system.name else "candidate"  # a swapped system has no name
-        read[side] += prompts
-        return torch.zeros(len(prompts), 3, 32, 32)
+    def samples(systems, prompts, **options):
+        read.update(prompts)
+        return {side: torch.zeros(len(prompts[side]), 3, 32, 32) for side in systems}
 
-    monkeypatch.setattr("sanakit.swap.stages.sample_images", samples)
+    monkeypatch.setattr("sanakit.swap.stages.sample_side_by_side", samples)
     swap = engine.prepare(make_config(world), tmp_path / "run", lambda *a: None)
     validation = engine.run_stages(swap, ["component", "smoke"], force=True)
     arm = validation["strategy"]["candidates"][0]

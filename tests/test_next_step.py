@@ -16,7 +16,19 @@ from typer.testing import CliRunner
 import sanakit
 from sanakit.checks import GATES
 from sanakit.checks.causes import FOLLOWS, decisive
-from sanakit.cli import cache, data, drift, export, info, results, swap, train, translate  # noqa: F401  they add their commands
+from sanakit.cli import (  # noqa: F401  they add their commands
+    cache,
+    data,
+    drift,
+    evaluate,
+    export,
+    info,
+    new,
+    results,
+    swap,
+    train,
+    translate,
+)  # fmt: skip
 from sanakit.cli.app import app
 from sanakit.config import Config, known_keys, make_config
 from sanakit.contracts import GateResult, Verdict

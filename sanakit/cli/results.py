@@ -62,7 +62,7 @@ def compare(
     html: Annotated[Path | None, typer.Option("--html", "--out", help="Also write a page, one file.")] = None,
     scores: Annotated[
         list[Path] | None,
-        typer.Option("--scores", help="Also a file of `sanakit evaluate --out`, on the page; repeatable."),
+        typer.Option("--scores", help="Also what `sanakit evaluate --out FILE` wrote, on the page; repeatable."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:

@@ -83,7 +83,6 @@ def collect(run_dir: Path) -> Row:
     metrics = read_lines(run_dir / "metrics.jsonl")
     resting = {c["name"] for c in candidates if not c["raced"]}  # controls that were not trained
     trained = [row for row in metrics if row["strategy"] not in resting]
-    # one colour a strategy in all charts
     names = dict.fromkeys([c["name"] for c in candidates] + [row["strategy"] for row in metrics])
     colours = {name: index for index, name in enumerate(names)}
     plan = _plan_of(run_dir)

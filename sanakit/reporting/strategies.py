@@ -33,8 +33,10 @@ def race_answer(strategy: Row) -> list[str]:
         return []
     name, horizon = strategy["recommended"], f"{strategy['horizon']:,} steps"
     best: Row = next((c for c in strategy["candidates"] if c["name"] == name), {})
+    ended = f"the race ended after {strategy['budget_steps']:,} steps: {WHY_ENDED[strategy['stopped_by']]}"
     if strategy["in_sight"] and best.get("predicted_steps") == 0:  # measured, so no probability is needed
-        return [f"{name} has the base's quality before any step: nothing has to be trained"]
+        told = f"{name} has the base's quality before any step: nothing has to be trained"
+        return [told, ended] if strategy["budget_steps"] else [told]
     sure, within = share(strategy["probability"]), share(strategy["probability_within_horizon"])
     if strategy["in_sight"]:
         margin = f"{strategy['margin'] - 1:.0%}"
@@ -44,7 +46,6 @@ def race_answer(strategy: Row) -> list[str]:
     else:
         told = f"no strategy is expected to reach the base's quality within {horizon}, with probability {sure}; "
         told += f"{name} is nearest"
-    ended = f"the race ended after {strategy['budget_steps']:,} steps: {WHY_ENDED[strategy['stopped_by']]}"
     return [told, ended, *([strategy["extrapolated"]] if strategy.get("extrapolated") else [])]
 
 
