@@ -190,7 +190,7 @@ def test_what_a_race_says_in_sentences():
     )
     at_once = RACE["candidates"][0] | {"predicted_steps": 0, "predicted_steps_low": 0, "predicted_steps_high": 0}
     measured = race_answer(RACE | {"extrapolated": "extrapolated: x", "candidates": [at_once]})
-    assert measured == ["finetune has the base's quality before any step: nothing has to be trained"]
+    assert measured == ["finetune has the base's quality before any step: nothing has to be trained", ended]
     assert race_answer({"recommended": "lora", "candidates": []}) == [], "a run of an earlier version"
     assert (chosen_word(RACE), chosen_word(RACE | {"in_sight": False}), chosen_word({})) == (
         "recommended",
