@@ -189,6 +189,8 @@ def study(tiny_system, tiny_data):
     mixing = torch.linalg.qr(torch.randn(4, 4, generator=torch.Generator().manual_seed(3))).Q
     other = replace(tiny_data, latents=torch.einsum("dc,nvchw->nvdhw", mixing, tiny_data.latents))
     weights, nothing = np.array([0.0, 0.0, 0.4, 0.3, 0.3]), np.zeros(16)
+    from sanakit.config import make_config
+    from sanakit.run import stage_key
     from sanakit.swap.quality import Target
 
     target = Target(measure="loss", weights=weights, floor=nothing, unit=0.1, base=nothing + 1, tolerance=1.0)
@@ -199,7 +201,7 @@ def study(tiny_system, tiny_data):
         base_data=(tiny_data, tiny_data),
         target=target,
         num_held_out=16,
-        fingerprint=lambda stage: stage,
+        fingerprint=lambda stage: stage_key(make_config({}), stage),
         base_fingerprint={"core": "f0"},
         images=SimpleNamespace(fingerprint="d"),
     )

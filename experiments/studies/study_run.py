@@ -154,7 +154,7 @@ class Runner:
             self.shared = RaceSetup(
                 data=train, test=test, target=swap.target, count=swap.num_held_out, options=options, teacher=teacher
             )
-        facts = {"swap": swap.fingerprint("study"), "budget": self.length.budget}
+        facts = {"swap": swap.fingerprint("smoke"), "budget": self.length.budget}
         store = RaceStore(folder=self.folder / name, facts=facts)
         return self.setups.setdefault(name, replace(self.shared, store=store))
 
