@@ -140,8 +140,8 @@ class DriftMonitor:
         ranks = {"latents": (4,), "generated": (4,), TOKENS: (3,)}.get(self.kind, (3, 4))
         if tensor.ndim not in ranks:
             fix = "Say what the values are: kind=, and mask= of embeddings."
-            found = f"{label} of kind {self.kind} is {tuple(tensor.shape)}, expected {expected}"
-            raise SanakitError("SK0701", found, fix=fix)
+            told = f"{label} of kind {self.kind} is {tuple(tensor.shape)}, expected {expected}"
+            raise SanakitError("SK0701", told, fix=fix)
         if self.kind == TOKENS and tokens is None:
             raise SanakitError(
                 "SK0701",

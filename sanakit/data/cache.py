@@ -35,6 +35,7 @@ from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
 PROMPT_BATCH = 128
+REPEATS_SEEN_IN = 4096  # prompts that tell whether most are repeated
 RESIDENT_BYTES = 2 << 30  # what is larger stays on disk and is read by memory map
 Progress = Callable[[str, int, int], None]  # label, done, total
 
@@ -258,16 +259,17 @@ def embeddings(
     placement: Placement | None = None,
 ) -> PromptEmbeds:
     """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents. Where at
-    least half of the prompts repeat others, as captions_base of many languages do, each text is encoded once."""
-    first, places = first_of_each(prompts)
-    repeated = 2 * len(first) <= len(prompts)
-    texts = [prompts[row] for row in first.tolist()] if repeated else prompts
-    job = embedding_job(encoder, texts, progress=progress, placement=placement)
+    least half of the first prompts repeat others, as captions_base of many languages do, each text is encoded once."""
+    if (sample := prompts[:REPEATS_SEEN_IN]) and 2 * len(set(sample)) <= len(sample):
+        first, places = first_of_each(prompts)
+        texts = [prompts[row] for row in first.tolist()]
+        distinct = embeddings(
+            encoder, texts, progress=progress, cache=cache, must_exist=must_exist, placement=placement
+        )
+        return PromptEmbeds(distinct.embeds[places], distinct.mask[places], distinct.truncated)
+    job = embedding_job(encoder, prompts, progress=progress, placement=placement)
     _, tensors, _ = job.run(cache, must_exist=must_exist)
-    embeds, mask = (_resident(tensors[name]) for name in ("embeds", "mask"))
-    if repeated:
-        embeds, mask = embeds[places], mask[places]
-    return PromptEmbeds(embeds, mask, int(tensors["truncated"][:].sum()))
+    return PromptEmbeds(_resident(tensors["embeds"]), _resident(tensors["mask"]), int(tensors["truncated"][:].sum()))  # type: ignore[arg-type]
 
 
 def _resident(rows: Any) -> Any:

@@ -143,26 +143,26 @@ class Peers:
             return None
         return {"error": str(left["error"]), "code": str(left["code"])}
 
-    def _say(self, number: int, what: str, own: SanakitError | None = None) -> BaseException:
-        """SK0516 where nobody has said it yet. own: the error of this rank, whose cause, fix and exit code stay."""
-        if own is None:  # else it has said so
+    def _say(self, number: int, what: str, met: SanakitError | None = None) -> BaseException:
+        """SK0516 where nobody has said it yet. met: the error of this rank, whose cause, fix and exit code stay."""
+        if met is None:  # else it has said so
             self.leave()
-        code = own.exit_code if own is not None else ExitCode.ENVIRONMENT
+        code = met.exit_code if met is not None else ExitCode.ENVIRONMENT
         if not claim(self.folder):
             return EndsQuietly(code)
-        error = self.message(number, what, own)
+        error = self.message(number, what, met)
         error.exit_code = code
         return error
 
-    def message(self, number: int, what: str, own: SanakitError | None = None) -> SanakitError:
+    def message(self, number: int, what: str, met: SanakitError | None = None) -> SanakitError:
         """Which rank, where it stood, what was saved, and the command that goes on."""
         who = "a rank on another machine"
         if number >= 0:
             one = self.ranks[number]
             who = f"rank {number} of {len(self.ranks)} (process {one['process']} on {one['host']})"
-        found = f"{who}{self._place_of(number)}: {what}; {saved(self.run_dir)}"
-        fix = f"{own.fix} Then this goes on: {goes_on()}" if own is not None else f"This goes on: {goes_on()}"
-        return SanakitError(LOST, found, cause=own.cause if own is not None else None, fix=fix)
+        told = f"{who}{self._place_of(number)}: {what}; {saved(self.run_dir)}"
+        fix = f"{met.fix} Then this goes on: {goes_on()}" if met is not None else f"This goes on: {goes_on()}"
+        return SanakitError(LOST, told, cause=met.cause if met is not None else None, fix=fix)
 
     def _place_of(self, number: int) -> str:
         """At which step it stood, by the file that it keeps for the others (training/watch.py)."""
