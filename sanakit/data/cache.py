@@ -258,14 +258,12 @@ def embeddings(
     must_exist: bool = False,
     placement: Placement | None = None,
 ) -> PromptEmbeds:
-    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents. Where at
-    least half of the first prompts repeat others, as captions_base of many languages do, each text is encoded once."""
+    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents. Where
+    half of the first prompts repeat others, as captions_base of many languages do, each text is encoded once."""
     if (sample := prompts[:REPEATS_SEEN_IN]) and 2 * len(set(sample)) <= len(sample):
         first, places = first_of_each(prompts)
-        texts = [prompts[row] for row in first.tolist()]
-        distinct = embeddings(
-            encoder, texts, progress=progress, cache=cache, must_exist=must_exist, placement=placement
-        )
+        each = [prompts[row] for row in first.tolist()]
+        distinct = embeddings(encoder, each, progress=progress, cache=cache, must_exist=must_exist, placement=placement)
         return PromptEmbeds(distinct.embeds[places], distinct.mask[places], distinct.truncated)
     job = embedding_job(encoder, prompts, progress=progress, placement=placement)
     _, tensors, _ = job.run(cache, must_exist=must_exist)
