@@ -50,7 +50,7 @@ def typing(session: nox.Session) -> None:
 
 @nox.session
 def kills(session: nox.Session) -> None:
-    """Kill checkpoints, the race and `encode` fifty times each (SANAKIT_KILLS): nothing is lost or made twice."""
+    """Kill checkpoints, the race, `encode` and stage full fifty times each (SANAKIT_KILLS): nothing is lost."""
     session.install("-e", ".[test]")
     session.run(
         "python", "-m", "pytest", "-m", "slow or not slow", "-k", "fifty_kills or random_kills", *session.posargs

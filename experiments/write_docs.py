@@ -292,20 +292,21 @@ them) and the training losses.
 
 **How to run it.**
 
-``` python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes and notes the
-base python experiments/studies/study_candidates.py                # candidates that no package ships python
-experiments/studies/decision_study.py work             # takes the next unfinished run, and goes on until stopped python
-experiments/studies/decision_study.py status           # how many runs of how many are done python
-experiments/studies/decision_study.py summary          # fits the forecast's constants, and writes what stands above
-anew python experiments/studies/decision_study.py evaluate         # once, at the end ```
+```
+python experiments/studies/study_world.py base dc-minilm      # also pca-wordllama, tiny-sana: makes and notes the base
+python experiments/studies/study_candidates.py                # candidates that no package ships
+python experiments/studies/decision_study.py work             # takes the next unfinished run, until stopped
+python experiments/studies/decision_study.py status           # how many runs of how many are done
+python experiments/studies/decision_study.py summary          # fits the forecast's constants, writes what stands above
+python experiments/studies/decision_study.py evaluate         # once, at the end
+```
 
 `mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five
 minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base
 other than the noted one is refused; when a base is made anew, runs on the old one no longer count. Order: the
 evaluation third, the other swaps, second seeds.
 
-**State.** `status` tells it from `experiments/results/study_ledger.jsonl`. When this section was written no run had
-begun.
+**State.** `status` tells it from `experiments/results/study_ledger.jsonl`.
 """
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -271,6 +272,12 @@ def artefacts(folder):
     return [(folder / "model" / "diffusion_pytorch_model.safetensors").read_bytes(), *lines]
 
 
+def verdict(folder):
+    """Every gate of stage full with its value and its answer."""
+    gates = json.loads((folder / "validation.json").read_text())["stages"]["full"]["gates"]
+    return [(gate["gate"], gate["verdict"], gate["value"]) for gate in gates]
+
+
 @pytest.mark.parametrize(
     ("by", "code"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 143), (signal.SIGINT, 130)], ids=lambda v: str(v)
 )
@@ -410,6 +417,31 @@ def test_two_writers_fill_one_entry_and_a_killed_one_goes_on(tmp_path, monkeypat
     store.write(tmp_path, other, rows, lambda p: (computed.append(p), compute(p))[1], row_bytes=8)
     assert done > 0 and len(computed) == 10 - done
     assert store.find(tmp_path, other, rows)
+
+
+@pytest.mark.slow
+@pytest.mark.own_process
+def test_random_kills_of_stage_full_leave_weights_curves_and_verdict_as_they_are(small_run, tmp_path):
+    """Kills fall anywhere from reading the data to writing the card, not at step borders alone."""
+    start = time.monotonic()
+    assert wait(forked(lambda: small_run(tmp_path / "straight"))) == 0
+    whole, chance, kills, runs = time.monotonic() - start, random.Random(0), 0, 0
+    expected, said = artefacts(tmp_path / "straight"), verdict(tmp_path / "straight")
+    most = int(os.environ.get("SANAKIT_KILLS", "50"))
+    while kills < most:
+        folder = tmp_path / f"killed-{runs}"
+        child = forked(lambda: small_run(folder))
+        time.sleep(chance.uniform(0.1, 1.0) * whole)
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+        status = wait(child)
+        assert status in (0, -signal.SIGKILL)
+        kills += status != 0
+        if status == 0:
+            assert artefacts(folder) == expected and verdict(folder) == said
+            shutil.rmtree(folder)
+            runs += 1
+    assert runs >= most // 10  # kills do not keep a run from its end
 
 
 @pytest.mark.own_process

@@ -1,8 +1,10 @@
 """The rows of experiments/benchmarks/scale.py: each measures and gives lines of the table."""
 
+import os
 import random
 import shutil
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +22,8 @@ CACHED_SIDE = 256  # pixels: the latents of the PCA autoencoder are then as larg
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """work: folder of the images and caches. sizes: numbers of images, ascending. added: images of the cache that
-    grows. virtual: of the data set that statistics read. kills: of `encode`."""
+    grows. virtual: of the data set that statistics read. kills: of `encode`, of a race and of
+    stage full."""
 
     work: Path
     sizes: tuple[int, ...]
@@ -169,7 +172,27 @@ def kills(asked: Asked) -> list[dict[str, Any]]:
     left = apart("encode", pattern, str(out), SIDE)
     told = f"{killed} of {asked.kills} killed; {left['rows']:,} rows"
     what = "encoding that was killed ends with the values of one that was not"
-    return [line(what, float(left["values"] == expected["values"]), ">= 1", told)]
+    lines = [line(what, float(left["values"] == expected["values"]), ">= 1", told)]
+    for title, test in KILLED.items():
+        ended = _pytest(test, asked.kills)
+        lines.append(line(title, float(ended.returncode == 0), ">= 1", f"{asked.kills} killed; {test}"))
+    return lines
+
+
+KILLED = {
+    "a race that was killed ends with the errors and weights of one that was not": (
+        "tests/test_race.py::test_random_kills_in_the_race_leave_its_outcome_as_it_is"
+    ),
+    "a full run that was killed ends with the weights, curves and gates of one that was not": (
+        "tests/test_faults.py::test_random_kills_of_stage_full_leave_weights_curves_and_verdict_as_they_are"
+    ),
+}
+
+
+def _pytest(test: str, kills: int) -> subprocess.CompletedProcess[str]:
+    asked = [sys.executable, "-m", "pytest", "-q", "-m", "slow or not slow", test]
+    environment = {**os.environ, "SANAKIT_KILLS": str(kills)}
+    return subprocess.run(asked, env=environment, check=False, capture_output=True, text=True)
 
 
 def _seconds(work: Callable[[], object]) -> float:

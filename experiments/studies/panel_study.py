@@ -1,10 +1,14 @@
 """Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of
-plain reconstruction, with what became of the decision study's VAE swaps.
+plain reconstruction, with what becomes of a swap.
 
-    python experiments/studies/panel_study.py      # after `decision_study.py summary`; writes results/panel_study.json
+    python experiments/studies/study_world.py base dc-minilm   # once: the base
+    python experiments/studies/study_candidates.py             # once: candidates that no package ships
+    python experiments/studies/panel_study.py                  # writes results/panel_study.json; run again to go on
 
-Outcome: relative error of `finetune` (closed form, every layer) after 100 steps, the last step that every swap has. The
-panel is read at the study's image size on 512 training images.
+Outcome: relative error of `finetune` (closed form of the swapped layers, every layer trained) after 100 steps in one
+base, at the better of two learning rates, on 128 held-out images. Candidates: the VAEs of the decision study, less the
+swaps into this base that only its final evaluation reads. The panel is read at the base's image size on 512 training
+images.
 """
 
 import json
@@ -12,7 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rate_study import STEPS, Cell, run_cell
 from scipy.stats import spearmanr
+from study_candidates import name_of
+from study_plan import SWAPS, StudySwap, evaluation_third
 
 from sanakit.checks.diffusability import panel
 from sanakit.data import load_images
@@ -20,22 +27,26 @@ from sanakit.data.cache import to_images
 from sanakit.loading import load_vae
 
 RESULTS = Path("experiments/results")
+CURVES = RESULTS / "panel_curves.json"
+BASE, OWN = "dc-minilm", "dc-f16c32"
 SIZE = 64
 COUNT = 512
-STEP = 100
+RATES = (2e-3, 1e-3)
+OUTCOME = f"finetune's relative error at {STEPS} steps"
 
 
-def outcomes() -> dict[str, float]:
-    """Mean relative error of `finetune` at STEP by candidate, over bases and seeds."""
-    swaps = json.loads((RESULTS / "decision_study.json").read_text())["swaps"]
-    errors_by_vae: dict[str, list[float]] = {}
-    for row in swaps:
-        if row["kind"] == "vae":
-            steps, errors = row["curves"]["finetune"]
-            errors_by_vae.setdefault(row["candidate"], []).append(
-                errors[max(i for i, s in enumerate(steps) if s <= STEP)]
-            )
-    return {name: sum(values) / len(values) for name, values in errors_by_vae.items()}
+def candidates() -> list[str]:
+    """VAEs of the study's plan but the base's own, less those whose swap into the base is held back."""
+    named = sorted({swap.candidate for swap in SWAPS if swap.kind == "vae"} - {OWN})
+    held = evaluation_third()
+    return [name for name in named if StudySwap(base=BASE, kind="vae", candidate=name) not in held]
+
+
+def outcome(name: str) -> float:
+    """Relative error at the last step, at the better rate. Curves of rates that are measured are read, not repeated."""
+    cell = Cell(name=f"{BASE}/vae", base=f"path:runs/study/base-{BASE}", kind="vae", candidate=name, image_size=SIZE)
+    record = run_cell(cell, seed=0, rates=RATES, steps=STEPS, results=CURVES)
+    return min(row["errors"][-1] for row in record["rates"].values() if not row["diverged"])
 
 
 def measure(name: str, images: torch.Tensor) -> dict[str, float]:
@@ -48,23 +59,28 @@ def measure(name: str, images: torch.Tensor) -> dict[str, float]:
     return {"PSNR": psnr, "latent values per image": float(latents[0].numel())} | rows
 
 
+def correlations(vaes: dict[str, dict[str, float]]) -> dict[str, Any]:
+    """Spearman of every figure with the outcome, over the candidates."""
+    outcomes = [row[OUTCOME] for row in vaes.values()]
+    ranks = {}
+    for metric in [key for key in next(iter(vaes.values())) if key != OUTCOME]:
+        result = spearmanr([row[metric] for row in vaes.values()], outcomes)
+        ranks[metric] = {"spearman": round(float(result.statistic), 3), "p_value": round(float(result.pvalue), 3)}
+    return ranks
+
+
 def main() -> None:
     torch.set_num_threads(1)
     images = to_images(load_images("embedded").split(False).subset(range(COUNT)).pixels(SIZE))
-    errors = outcomes()
     vaes: dict[str, Any] = {}
-    for name, error in errors.items():
-        vaes[name] = {"finetune at 100 steps": round(error, 4)} | measure(name, images)
-        print(name, json.dumps(vaes[name]), flush=True)
-    metrics = [key for key in next(iter(vaes.values())) if key != "finetune at 100 steps"]
-    ranks = {}
-    for metric in metrics:
-        result = spearmanr([v[metric] for v in vaes.values()], list(errors.values()))
-        ranks[metric] = {"spearman": round(float(result.statistic), 3), "p_value": round(float(result.pvalue), 3)}
-    study = {"outcome": f"finetune's relative error at {STEP} steps", "ranks": ranks, "vaes": vaes}
+    for candidate in candidates():
+        name = name_of(candidate)
+        vaes[candidate] = {OUTCOME: round(outcome(name), 4)} | measure(name, images)
+        print(candidate, json.dumps(vaes[candidate]), flush=True)
+    study = {"outcome": OUTCOME, "base": BASE, "ranks": correlations(vaes), "vaes": vaes}
     study["command"] = "python experiments/studies/panel_study.py"
     (RESULTS / "panel_study.json").write_text(json.dumps(study, indent=1) + "\n")
-    print(json.dumps(ranks, indent=1))
+    print(json.dumps(study["ranks"], indent=1))
 
 
 if __name__ == "__main__":
