@@ -60,3 +60,34 @@ def test_two_processes_train_what_one_does_by_every_launcher(small_world, tmp_pa
         assert apart("alone", name) < 1e-4 < apart("alone", "alone again"), name
         assert weights[name].keys() == weights["alone"].keys()
     assert all(torch.isfinite(value).all() for value in weights["torchrun"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize(
+    ("swap", "stages"),
+    [
+        (["swap-vae", "--candidate", "kl-f8c4"], "component,smoke"),
+        (["swap-text-encoder", "--candidate", "minilm"], "component"),
+    ],
+    ids=["vae", "text"],
+)
+def test_two_processes_validate_as_one_does_gate_by_gate(small_world, tmp_path, swap, stages):
+    sets = ["train.batch_size=4", "train.warmup=2", "smoke.held_out=16", "evaluate.num_prompts=0"]
+    asked = [*swap, "--base", small_world["base"], "--data", small_world["data"]["source"], "--stages", stages]
+    asked += ["--force", "--budget-steps", "8", *(word for value in sets for word in ("--set", value))]
+    told = []
+    for name, launcher in {"alone": [], "together": ["-m", *RECIPES["torchrun"]]}.items():
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        environment["SANAKIT_CACHE"] = str(tmp_path / f"cache of {name}")  # else the second one reads the first one's
+        command = [*launcher, str(Path(sys.executable).with_name("sanakit")), *asked, "--run-dir", str(tmp_path / name)]
+        result = subprocess.run(
+            [sys.executable, *command],
+            capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=900, check=False,
+        )  # fmt: skip
+        assert (tmp_path / name / "validation.json").is_file(), f"{name}: {result.stderr[-3000:]}"
+        found = json.loads((tmp_path / name / "validation.json").read_text())["stages"]
+        assert list(found) == stages.split(","), f"{name}: {result.stderr[-3000:]}"
+        gates = [gate for stage in found.values() for gate in stage["gates"]]
+        told.append([(gate["gate"], gate["verdict"], gate["value"], gate["ci_low"], gate["ci_high"]) for gate in gates])
+    assert told[0] == told[1] and len(told[0]) >= 11
