@@ -209,6 +209,9 @@ def _without_doubles(indexed: Indexed) -> tuple[Indexed, list[dict[str, str]]]:
     """Rows whose name is the first of its kind, and the ledger of the others. Names are compared by the first 8 bytes
     of their hash, and by themselves where those are equal."""
     order = indexed.numbers("order")
+    ascending = np.sort(order)  # a third of the time of what follows
+    if not (ascending[1:] == ascending[:-1]).any():
+        return indexed, []
     by_order = np.argsort(order, kind="stable")
     same = np.flatnonzero(order[by_order][1:] == order[by_order][:-1]) + 1
     doubles: set[int] = set()
@@ -221,4 +224,4 @@ def _without_doubles(indexed: Indexed) -> tuple[Indexed, list[dict[str, str]]]:
     reason = "second image of this name: give one image several captions by a list in JSONL or lines in a .txt"
     rows = sorted(doubles)
     ledger = [{"name": name, "reason": reason} for name in indexed.values("name", rows)]
-    return indexed.take(np.setdiff1d(np.arange(len(indexed)), rows)), ledger
+    return indexed.take(np.delete(np.arange(len(indexed)), rows)), ledger

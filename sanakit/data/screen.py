@@ -37,7 +37,7 @@ def screen(dataset: ImageDataset, *, max_set_aside: float, ledger: Path | None =
     rows = [*dataset.ledger, *({"name": name, "reason": reason} for _, name, reason in told["failed"])]
     survey = Survey(ignored=dataset.survey.ignored, changed=Tally.of(told["changed"]))
     survey.decoded = len(chosen) if len(chosen) < len(dataset) else 0
-    kept = np.setdiff1d(np.arange(len(dataset)), [index for index, _, _ in told["failed"]])
+    kept = np.delete(np.arange(len(dataset)), np.array([index for index, _, _ in told["failed"]], dtype=np.int64))
     share = len(told["failed"]) / max(1, len(chosen))
     expected = len(dataset.ledger) + share * len(dataset)
     result = replace(dataset.subset(kept), ledger=rows, survey=survey)

@@ -162,7 +162,7 @@ class ImageDataset:
         """The same by the columns of the index; names are read only where the first 8 bytes of two keys are equal."""
         order = indexed.numbers("order")
         rows = np.flatnonzero(indexed.numbers("held_out") == held_out)
-        rows = rows[np.argsort(order[rows], kind="stable")]
+        rows = rows[np.argsort(order[rows])]
         sorted_order = order[rows]
         for first in np.flatnonzero(sorted_order[1:] == sorted_order[:-1]).tolist():
             run = slice(first, first + 2)  # two in a row; three keys of equal 8 bytes do not occur
