@@ -49,7 +49,7 @@ def test_the_best_linear_denoiser_reads_a_sample_in_parts(monkeypatch):
     assert quality.wiener_losses(train, test) == pytest.approx(whole, rel=0.03) and train.latents.read == 2000
 
 
-def windows_of_all(data, side):
+def windows_of_all(data, side, progress=None):
     """What the windows were before they were read in parts: the whole set, place by place, cut."""
     latents = data.latents[torch.arange(len(data))].flatten(0, 1)
     return functional.unfold(latents, side, stride=side).permute(2, 0, 1).flatten(0, 1)[: quality.MAX_WINDOWS]

@@ -72,7 +72,7 @@ def swap_of(cell: Cell, seed: int) -> Swap:
 
 def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, results: Path) -> dict[str, Any]:
     """Measure the rates that the file does not hold yet; the cell's record, as it is written."""
-    key = f"{cell.name}--{cell.candidate}--{seed}"
+    key = f"{cell.name}--{cell.candidate}--{seed}" + (f"--{steps}" if steps != STEPS else "")
     record = read(results).get(key) or {"rates": {}}
     missing = [rate for rate in rates if f"{rate:g}" not in record["rates"]]
     if not missing:

@@ -188,10 +188,10 @@ class Swap:
     def candidate_data(self) -> tuple[LatentDataset, LatentDataset]:
         candidate, base = self.candidate, self.base_system
         check_geometry(base, candidate)
-        if isinstance(candidate, VAE):
-            parts: tuple[VAE, TextEncoder] = candidate, base.text_encoder
-        else:
-            parts = base.vae, candidate
+        if self.config.candidate is None and self.config.vae.scaling_factor is None:
+            return self.base_data  # nothing is swapped
+        is_vae = isinstance(candidate, VAE)
+        parts: Any = (candidate, base.text_encoder) if is_vae else (base.vae, candidate)
         return self.dataset(*parts, False), self.dataset(*parts, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:
@@ -219,7 +219,8 @@ class Swap:
     def target(self) -> Target:
         """What counts as the base's quality for this swap."""
         if isinstance(self.candidate, VAE):
-            return vae_target(self.candidate_data, self.base_data, self.base_held_out)
+            told = self.progress if self.config.data.latents == "live" else silent
+            return vae_target(self.candidate_data, self.base_data, self.base_held_out, told)
         weighed = [
             measure(self.base_system, self.base_data[0], count=WEIGHED) for measure in (held_out, blind_held_out)
         ]

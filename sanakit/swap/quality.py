@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from sanakit.data.cache import Progress, silent
 from sanakit.data.dataset import LatentDataset
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import HeldOut
@@ -57,12 +58,18 @@ class Target:
 
 
 def vae_target(
-    candidate: tuple[LatentDataset, LatentDataset], base: tuple[LatentDataset, LatentDataset], base_result: HeldOut
+    candidate: tuple[LatentDataset, LatentDataset],
+    base: tuple[LatentDataset, LatentDataset],
+    base_result: HeldOut,
+    progress: Progress = silent,
 ) -> Target:
-    """candidate, base: training and held-out images in both spaces."""
+    """candidate, base: training and held-out images in both spaces; the same pair where no VAE is swapped. progress: of
+    reading latents that are encoded as they are read."""
+    theirs = wiener_losses(*base, progress=progress)
+    ours = theirs if candidate is base else wiener_losses(*candidate, progress=progress)
     sides = [
         np.array([1 / w if s in SHARED_SIGMAS else 0.0 for s, w in zip(EVAL_SIGMAS, losses, strict=True)])
-        for losses in (wiener_losses(*candidate), wiener_losses(*base))
+        for losses in (ours, theirs)
     ]
     base_losses = sides[1] @ base_result.losses.double().numpy()
     unit = float(base_losses.mean())
@@ -112,7 +119,12 @@ def prompt_weights(base: HeldOut, blind: HeldOut) -> np.ndarray:
     return np.asarray(gain / gain.sum())
 
 
-def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float, ...] = EVAL_SIGMAS) -> list[float]:
+def wiener_losses(
+    train: LatentDataset,
+    test: LatentDataset,
+    sigmas: tuple[float, ...] = EVAL_SIGMAS,
+    progress: Progress = silent,
+) -> list[float]:
     """Held-out velocity loss of the best linear denoiser at every sigma.
 
     z = U diag(l) U^T by the training latents' covariance; the estimate shrinks each direction by its own
@@ -121,13 +133,13 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     vary.
     """
     side = _window(train.latents.shape[2], min(train.latents.shape[3:]))
-    rows = _sampled_windows(train, side).double()
+    rows = _sampled_windows(train, side, progress).double()
     mean = rows.mean(0)
     power, directions = torch.linalg.eigh((rows - mean).T @ (rows - mean) / len(rows))
     power = power.clamp_min(0)
     if power.sum() < COLLAPSED:
         raise SanakitError("SK0214", "latents of all images are the same: no quality can be told in them")
-    held = _sampled_windows(test, side).double()
+    held = _sampled_windows(test, side, progress).double()
     held_power = ((held - mean) @ directions).square().mean(0)
     losses = []
     for sigma in sigmas:
@@ -137,7 +149,7 @@ def wiener_losses(train: LatentDataset, test: LatentDataset, sigmas: tuple[float
     return losses
 
 
-def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
+def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent) -> Tensor:
     """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where every view of every image
     has one, place by place through all of them; else of SAMPLED images, the first of a split, which are a random
     sample, at places drawn from SEED. Raises SK0204."""
@@ -149,6 +161,7 @@ def _sampled_windows(data: LatentDataset, side: int) -> Tensor:
     generator = torch.Generator().manual_seed(SEED)
     parts = []
     for start in range(0, count, READ_AT_ONCE):
+        progress("measuring latents", start, count)
         latents = data.latents[torch.arange(start, min(start + READ_AT_ONCE, count))].flatten(0, 1)
         if not latents.isfinite().all():
             channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
