@@ -48,7 +48,7 @@ def test_a_cell_is_measured_once_and_goes_on_where_it_stopped(study, small_world
     results, rates = tmp_path / "rates.json", (1e-3, 5e-4)
     with pytest.raises(KeyboardInterrupt):
         study.run_cell(cell, seed=0, rates=rates, steps=8, results=results)
-    assert list(study.read(results)[f"small/vae--{card['vae']}--0"]["rates"]) == ["0.001"]
+    assert list(study.read(results)[f"small/vae--{card['vae']}--0--8"]["rates"]) == ["0.001"]
     record = study.run_cell(cell, seed=0, rates=rates, steps=8, results=results)
     assert trained == [1e-3, 5e-4, 5e-4] and list(record["rates"]) == ["0.001", "0.0005"]
     assert record["rates"]["0.001"]["steps"] == [0, 1, 2, 4, 8] and len(record["rates"]["0.001"]["errors"]) == 5
