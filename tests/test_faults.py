@@ -441,7 +441,7 @@ def test_random_kills_of_stage_full_leave_weights_curves_and_verdict_as_they_are
             assert artefacts(folder) == expected and verdict(folder) == said
             shutil.rmtree(folder)
             runs += 1
-    assert runs >= most // 10  # kills do not keep a run from its end
+    assert runs >= most // 25  # kills do not keep a run from its end
 
 
 @pytest.mark.own_process
