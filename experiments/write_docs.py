@@ -267,7 +267,7 @@ untrained-minilm (dc-minilm) was run twice, first to 1,500 steps, then to 2,000,
 
 STUDY_UNDER_WAY = """## The study under way
 
-What stands above is the earlier study. A larger one follows it ({done} of {planned} runs are done), on bases that are
+What stands above is the earlier study. A larger one is under way ({done} of {planned} runs are done), on bases that are
 trained on the captions of today. This section is its plan. It says nothing about results: none of its figures stands on
 this page yet.
 
@@ -329,6 +329,12 @@ def study_numbers() -> dict[str, int]:
     }
 
 
+def ledger_runs() -> set[str]:
+    """Names of the larger study's runs that are done."""
+    path = ROOT / "experiments" / "results" / "study_ledger.jsonl"
+    return {json.loads(line)["run"] for line in path.read_text(encoding="utf-8").splitlines()}
+
+
 def study_plan() -> dict[str, Any]:
     """The names of experiments/studies/study_plan.py."""
     return runpy.run_path(str(ROOT / "experiments" / "studies" / "study_plan.py"))
@@ -356,7 +362,7 @@ def _plan_table() -> list[str]:
 def decisions() -> str:
     """docs/decision-study.md, whole."""
     study = read("decision_study.json")
-    constants, under_way = study["constants"], study["new_study"]
+    constants, under_way = study["constants"], study["new_study"] | {"done": len(ledger_runs())}
     numbers = {key: constants[key] for key in ("runs", "swaps")} | under_way
     intro = DECISIONS_INTRO.format(command=study["command"], tells=study["tells"], **numbers)
 
