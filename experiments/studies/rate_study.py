@@ -49,6 +49,7 @@ class Cell:
     data: str = "embedded"
     batch_size: int = 32
     held_out: int = 128
+    adapter: str = ""  # joins a VAE's candidate instead of the linear layers
 
 
 CELLS = [
@@ -72,14 +73,16 @@ def swap_of(cell: Cell, seed: int) -> Swap:
 
 def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, results: Path) -> dict[str, Any]:
     """Measure the rates that the file does not hold yet; the cell's record, as it is written."""
-    key = f"{cell.name}--{cell.candidate}--{seed}" + (f"--{steps}" if steps != STEPS else "")
+    key = "--".join([cell.name, cell.candidate, str(seed), *([cell.adapter] if cell.adapter else [])])
+    key += f"--{steps}" if steps != STEPS else ""
     record = read(results).get(key) or {"rates": {}}
     missing = [rate for rate in rates if f"{rate:g}" not in record["rates"]]
     if not missing:
         return record
     swap, strategy = swap_of(cell, seed), STRATEGIES.get(STRATEGY)
     (train, test), base_train = swap.candidate_data, swap.base_data[0]
-    start, _ = build(swap.base_system, swap.candidate, strategy, train, base_train, seed=seed)
+    parts = swap.base_system, swap.candidate, strategy, train, base_train
+    start, _ = build(*parts, seed=seed, adapter=cell.adapter or swap.config.adapter.name)
     options = options_of(swap.config, strategy)
     setup = RaceSetup(data=train, test=test, target=swap.target, count=swap.num_held_out, options=options)
     core = start.core
@@ -91,7 +94,8 @@ def run_cell(cell: Cell, *, seed: int, rates: tuple[float, ...], steps: int, res
         "budget": steps,
         "parameters": sum(p.numel() for p in core.parameters()),
         "width": core.config.num_attention_heads * core.config.attention_head_dim,
-        "command": f"python experiments/studies/rate_study.py --cell {cell.name} --seed {seed} --steps {steps}",
+        "command": f"python experiments/studies/rate_study.py --cell {cell.name} --seed {seed} --steps {steps}"
+        + (f" --adapter {cell.adapter}" if cell.adapter else ""),
     }
     for rate in missing:
         arm = enter(setup, strategy, replace(start, core=deepcopy(core)), budget=steps, learning_rate=rate)
@@ -154,6 +158,7 @@ def main() -> None:
     )
     parser.add_argument("--base", help="a core of another width, as of `sanakit --base`")
     parser.add_argument("--image-size", type=int, default=96)
+    parser.add_argument("--adapter", default="", help="conv-latents or mlp-latents, of a VAE's cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--rates", type=lambda text: tuple(float(t) for t in text.split(",")), default=RATES)
@@ -169,7 +174,7 @@ def main() -> None:
         ]
     if not cells:
         parser.error(f"no cell {args.cell}; known: {', '.join(cell.name for cell in CELLS)}")
-    for cell in cells:
+    for cell in (replace(cell, adapter=args.adapter) for cell in cells):
         run_cell(cell, seed=args.seed, rates=args.rates, steps=args.steps, results=RESULTS)
     summary(RESULTS)
 

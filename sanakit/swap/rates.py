@@ -1,9 +1,8 @@
 """Which learning rates an arm of a race tries, and which of them it keeps.
 
 Rates are tried from the highest to the lowest, so that the highest is the first to show whether it diverges, and are
-evaluated at half the budget: at a quarter, low rates be better than they are. For the same reason a rate that is
-clearly worse than a higher one at a quarter already leaves there. On a grid the search goes on while the best rate is
-at an end.
+evaluated at half the budget: the best rate moves while a run goes on (docs/strategies.md). One that is clearly worse
+than a higher one at a quarter already leaves there. On a grid the search goes on while the best rate is at an end.
 """
 
 from collections.abc import Sequence
