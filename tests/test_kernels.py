@@ -189,7 +189,7 @@ else:
     @pytest.mark.slow
     def test_shapes_of_sana_in_the_interpreter():
         out = python("-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow", __file__, TRITON_INTERPRET="1")
-        assert "10 passed" in out, out
+        assert "8 passed" in out, out
 
     @triton_installed
     def test_in_the_interpreter():
