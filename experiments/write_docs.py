@@ -7,7 +7,7 @@ python experiments/write_docs.py
 
 import json
 import re
-import runpy
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,10 @@ from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "experiments" / "results"
+sys.path.append(str(ROOT / "experiments" / "studies"))
+
+import study_plan  # noqa: E402
+from decision_study import done_runs  # noqa: E402
 
 
 def codes() -> str:
@@ -239,7 +243,7 @@ Written by `python experiments/write_docs.py` from `experiments/results/decision
 writes that file and the constants of the forecast (`sanakit/swap/forecast.json`). **What was measured:** the
 earlier study, {runs} runs of {swaps} swaps in a small world (64 px, 16 tokens, cores of 1.3 M parameters trained for
 8,000 steps). Every strategy of a swap was trained on, and races are replayed from those runs. **What was
-not:** of the {planned} runs of the larger study ([below](#the-study-under-way)) {done} are done, and its evaluation
+not:** the larger study ([below](#the-study-under-way)), of which {done} of {planned} runs are done; its evaluation
 third has not been read. No figure on this page is of a swap that was kept back.
 
 **Left out.** No race is replayed under constants that its own swap helped to fit: the law is fitted to the other swaps
@@ -311,44 +315,30 @@ evaluation third, the other swaps, second seeds.
 
 
 def study_numbers() -> dict[str, int]:
-    """How many swaps the plan has, of which kinds."""
-    plan = study_plan()
-    held = plan["evaluation_third"]()
-
-    def count_text(swaps):
-        return sum(swap.kind == "text" for swap in swaps)
-
+    """How many swaps the plan has, of which kinds, and how many of its runs are done."""
+    swaps, held = study_plan.SWAPS, study_plan.evaluation_third()
+    done, late = done_runs()
     return {
-        "swaps": len(plan["SWAPS"]),
-        "text": count_text(plan["SWAPS"]),
-        "earlier": len(plan["EARLIER"]),
-        "new": len(plan["NEW"]),
+        "swaps": len(swaps),
+        "text": sum(swap.kind == "text" for swap in swaps),
+        "earlier": len(study_plan.EARLIER),
+        "new": len(study_plan.NEW),
         "held": len(held),
-        "held_text": count_text(held),
-        "seed": plan["SEED"],
+        "held_text": sum(swap.kind == "text" for swap in held),
+        "seed": study_plan.SEED,
+        "done": len(done),
+        "planned": len(study_plan.runs(late)),
     }
-
-
-def ledger_runs() -> set[str]:
-    """Names of the larger study's runs that are done."""
-    path = ROOT / "experiments" / "results" / "study_ledger.jsonl"
-    return {json.loads(line)["run"] for line in path.read_text(encoding="utf-8").splitlines()}
-
-
-def study_plan() -> dict[str, Any]:
-    """The names of experiments/studies/study_plan.py."""
-    return runpy.run_path(str(ROOT / "experiments" / "studies" / "study_plan.py"))
 
 
 def _plan_table() -> list[str]:
     """The candidates of every base; bold: of the evaluation third, with an asterisk:
     run before by the earlier study."""
-    plan = study_plan()
-    held = plan["evaluation_third"]()
+    held = study_plan.evaluation_third()
     cells: dict[tuple[str, str], list[str]] = {}
-    for swap in plan["SWAPS"]:
+    for swap in study_plan.SWAPS:
         name = f"**{swap.candidate}**" if swap in held else swap.candidate
-        name += "\\*" if swap in plan["EARLIER"] else ""
+        name += "\\*" if swap in study_plan.EARLIER else ""
         cells.setdefault((swap.base, swap.kind), []).append(name)
     return [
         "Bold: the evaluation third. Asterisk: the earlier study ran this swap, on another base.",
@@ -362,8 +352,8 @@ def _plan_table() -> list[str]:
 def decisions() -> str:
     """docs/decision-study.md, whole."""
     study = read("decision_study.json")
-    constants, under_way = study["constants"], study["new_study"] | {"done": len(ledger_runs())}
-    numbers = {key: constants[key] for key in ("runs", "swaps")} | under_way
+    numbers, plan = {key: study["constants"][key] for key in ("runs", "swaps")}, study_numbers()
+    numbers |= {key: plan[key] for key in ("done", "planned")}
     intro = DECISIONS_INTRO.format(command=study["command"], tells=study["tells"], **numbers)
 
     def number(key):
@@ -393,7 +383,7 @@ def decisions() -> str:
         "",
         *_savings(study["swaps"]),
         "",
-        STUDY_UNDER_WAY.format(**study_numbers(), **under_way),
+        STUDY_UNDER_WAY.format(**plan),
         *_plan_table(),
     ]
     return "\n".join(lines) + "\n"

@@ -14,10 +14,10 @@ def swap_vae() -> Config:
 
 
 def swap_text_encoder() -> Config:
-    """The base with another text encoder: closed form, then every layer, deeper ones slower, at a quarter of a VAE
-    swap's rate, above which the first steps undo what the closed form has won (docs/strategies.md)."""
-    train = TrainSection(strategy="finetune", max_steps=400, learning_rate=2.5e-4)
-    return Config(text_encoder=TextEncoderSection(name="wordllama"), train=train)
+    """The base with another text encoder: closed form, then every layer, deeper ones slower."""
+    return Config(
+        text_encoder=TextEncoderSection(name="wordllama"), train=TrainSection(strategy="finetune", max_steps=400)
+    )
 
 
 def pretrain() -> Config:

@@ -131,6 +131,15 @@ def test_stage_full_trains_what_the_race_recommends(strategy, recommended, name,
     assert with_adapter(config_of(), "finetune") == "finetune"
 
 
+def test_without_a_race_the_rate_is_the_one_measured_for_the_kind_of_swap():
+    text = make_config({"text_encoder": {"name": "wordllama"}})
+    assert strategy_of(text, {}).learning_rate == 2.5e-4 and strategy_of(config_of(), {}).learning_rate == 1e-3
+    raced = {"recommended": "finetune", "candidates": [{"name": "finetune", "learning_rate": 5e-4}]}
+    assert strategy_of(text, raced).learning_rate == 5e-4  # what its race found
+    head = make_config({"text_encoder": {"name": "wordllama"}, "train": {"strategy": "align+head"}})
+    assert strategy_of(head, {}).learning_rate == STRATEGIES.get("align+head").learning_rate  # not measured apart
+
+
 @pytest.fixture
 def small_race(small_world):
     """The small world's own VAE swapped in, raced by finetune with and without an adapter, beside resting controls."""

@@ -204,8 +204,7 @@ def main() -> None:
     else:
         from study_figures import summary
 
-        done, late = done_runs()
-        summary(done, len(runs(late)))
+        summary(done_runs()[0])
 
 
 if __name__ == "__main__":

@@ -254,8 +254,8 @@ def evaluate_law(
     return figures, said["auto"]
 
 
-def summarise(records: Sequence[StudyRecord], done: int, planned: int) -> dict[str, Any]:
-    """Everything that decision_study.json holds. done of planned: runs of the study under way."""
+def summarise(records: Sequence[StudyRecord]) -> dict[str, Any]:
+    """Everything that decision_study.json holds."""
     every = [curve for record in records for curve in record.curves()]
     floors = choose_floors(every)
     constants = write_constants(records, fit_law(every, floors))
@@ -264,7 +264,6 @@ def summarise(records: Sequence[StudyRecord], done: int, planned: int) -> dict[s
     rows = [row | {"scratch_ratio": scratch_ratio(row)} for row in rows]
     return {
         "swaps": rows,
-        "new_study": {"done": done, "planned": planned},
         "constants": {key: value for key, value in constants.items() if key != "law"} | {"floors": floors},
         "interval": INTERVAL,
         "tells": TELLS,
@@ -279,9 +278,9 @@ def summarise(records: Sequence[StudyRecord], done: int, planned: int) -> dict[s
     }
 
 
-def summary(done: set[str], planned: int, results: Path = RESULTS) -> None:
+def summary(done: set[str], results: Path = RESULTS) -> None:
     """Fit, replay, write forecast.json and decision_study.json, and print the figures."""
-    figures = summarise(read_records(done, results), len(done), planned)
+    figures = summarise(read_records(done, results))
     (results / "decision_study.json").write_text(json.dumps(figures, indent=1) + "\n")
     for row in figures["swaps"]:
         print(

@@ -65,7 +65,7 @@ class Swapped:
         L learns at layer_decay ** (L - 1 - i) of it. A strategy with low-rank adapters adds them to the core: ask once.
         Raises SK0104 for a strategy that trains nothing.
         """
-        peak = self.strategy.learning_rate if lr is None else as_number("lr", lr, above=0)
+        peak = self.strategy.unraced_rate(self.context.config.kind) if lr is None else as_number("lr", lr, above=0)
         core = self.system.core
         groups = layer_groups(core, self.strategy.parameter_groups(core), layer_decay)
         if not groups:

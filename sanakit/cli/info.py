@@ -123,7 +123,18 @@ def _print_facts(facts: dict[str, Any], *, as_json: bool) -> None:
 def _facts(item: Any, name: str) -> dict[str, Any]:
     """What the record of a registered object states; whatever a plugin's object raises is the caller's to tell."""
     facts: dict[str, Any] = {"documentation": (item.__doc__ or "").strip()}
-    for key in ("hub", "revision", "spec", "stats", "initialise", "scales", "learning_rate", "better"):
+    stated = (
+        "hub",
+        "revision",
+        "spec",
+        "stats",
+        "initialise",
+        "scales",
+        "learning_rate",
+        "text_learning_rate",
+        "better",
+    )
+    for key in stated:
         value = getattr(item, key, None)
         if value is not None:
             facts[key] = asdict(value) if is_dataclass(value) and not isinstance(value, type) else value

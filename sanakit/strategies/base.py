@@ -17,7 +17,8 @@ class Strategy:
     follows_start: begins where `train.start` says, instead.
 
     scales: learning-rate multiplier by parameter group, absent = frozen; the group `lora` holds low-rank adapters of
-    every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep on embedded cores.
+    every attention, which exist where lora_rank > 0. learning_rate: peak, its own best of a sweep on embedded cores;
+    text_learning_rate: the same with another text encoder, where that is measured to be another (a race finds it).
 
     control: shows what a swap without knowledge would do; it races with `smoke.controls`, and is evaluated before any
     step otherwise. adapter: joins the candidate instead of the linear layers, empty for those.
@@ -30,6 +31,7 @@ class Strategy:
     follows_start: ClassVar[bool] = False
     scales: ClassVar[dict[str, float]]
     learning_rate: ClassVar[float] = 1e-3
+    text_learning_rate: ClassVar[float | None] = None
     lora_rank: ClassVar[int] = 0
     control: ClassVar[bool] = False
     adapter: ClassVar[str] = ""
@@ -39,6 +41,12 @@ class Strategy:
     def start_key(cls) -> tuple[str, str]:
         """What the core before any step depends on: strategies of an equal pair start alike."""
         return cls.initialise, cls.adapter
+
+    @classmethod
+    def unraced_rate(cls, kind: str) -> float:
+        """The peak where no race has chosen one. kind: of the swap, "vae" or "text_encoder"."""
+        rate = cls.text_learning_rate if kind == "text_encoder" else None
+        return cls.learning_rate if rate is None else rate
 
     @classmethod
     def scope(cls) -> str:

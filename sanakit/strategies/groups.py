@@ -51,6 +51,7 @@ class CrossAttention(Strategy):
 class Finetune(Strategy):
     follows_start = True
     scales = INTERFACE | {"cross_attention": 0.7, "core": 0.7}
+    text_learning_rate = 2.5e-4  # experiments/studies/rate_study.py
 
 
 @STRATEGIES.register(

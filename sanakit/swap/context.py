@@ -190,8 +190,7 @@ class Swap:
         check_geometry(base, candidate)
         if self.config.candidate is None and self.config.vae.scaling_factor is None:
             return self.base_data  # nothing is swapped
-        is_vae = isinstance(candidate, VAE)
-        parts: Any = (candidate, base.text_encoder) if is_vae else (base.vae, candidate)
+        parts = (candidate, base.text_encoder) if isinstance(candidate, VAE) else (base.vae, candidate)
         return self.dataset(*parts, False), self.dataset(*parts, True)
 
     def stream(self, system: LatentDiffusion) -> LatentDataset:

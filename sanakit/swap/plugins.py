@@ -72,6 +72,7 @@ def require_sound(strategy: Any, core: SanaTransformer2DModel) -> None:
         "initialise": strategy.initialise not in STARTS,
         "scales": any(g not in groups or not 0 <= float(s) < float("inf") for g, s in strategy.scales.items()),
         "learning_rate": not 0 < float(strategy.learning_rate) < float("inf"),
+        "text_learning_rate": not 0 < float(strategy.unraced_rate("text_encoder")) < float("inf"),
         "lora_rank": not (isinstance(strategy.lora_rank, int) and strategy.lora_rank >= 0),
         "teacher": strategy.teacher not in ("", "trajectories"),
     }

@@ -161,7 +161,6 @@ def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent
     generator = torch.Generator().manual_seed(SEED)
     parts = []
     for start in range(0, count, READ_AT_ONCE):
-        progress("measuring latents", start, count)
         latents = data.latents[torch.arange(start, min(start + READ_AT_ONCE, count))].flatten(0, 1)
         if not latents.isfinite().all():
             channel = int((~latents.isfinite()).sum((0, 2, 3)).argmax())
@@ -170,6 +169,7 @@ def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent
         chosen = torch.arange(kept).expand(len(windows), kept)
         if sampled:
             chosen = torch.rand(len(windows), places, generator=generator).argsort(1)[:, :kept]
+        progress("measuring latents", min(start + READ_AT_ONCE, count), count)
         parts.append(windows.gather(1, chosen[..., None].expand(-1, -1, windows.shape[-1])))
     return torch.cat(parts).transpose(0, 1).flatten(0, 1)[:MAX_WINDOWS]
 

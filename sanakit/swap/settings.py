@@ -31,7 +31,7 @@ def strategy_of(config: Config, raced: dict[str, Any]) -> type[Strategy]:
     name = recommended or named
     strategy = strategy_named(name)
     rates = [c["learning_rate"] for c in raced.get("candidates", []) if c["name"] == name]
-    rate = next((rate for rate in rates if rate), strategy.learning_rate)
+    rate = next((rate for rate in rates if rate), strategy.unraced_rate(config.kind))
     return configured(config, strategy, learning_rate=rate)
 
 
