@@ -32,6 +32,22 @@ def _bit_exact():
     torch.use_deterministic_algorithms(True)
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random weights of fixtures that many tests share do not depend on which tests ran before ..."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    """... nor those of a test on who made its fixtures."""
+    import torch
+
+    torch.manual_seed(0)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _device_before_any_backward(request):
     """Autograd counts devices at the first backward of a process; one that is registered later has no queue. So the

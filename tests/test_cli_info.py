@@ -76,6 +76,14 @@ def test_an_error_is_its_message_on_standard_error(monkeypatch, capsys):
     assert output.out == "" and output.err == f"{raised.value}\n  more:  sanakit explain SK0108\n"
 
 
+def test_an_error_that_rank_0_meets_too_is_one_line_on_the_others(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert exit_code(monkeypatch, "explain", "SK9999") == 2
+    output = capsys.readouterr()
+    assert output.out == "" and output.err.count("\n") == 1 and output.err.startswith("rank 1: error[SK0108]: ")
+
+
 @pytest.mark.parametrize("arguments", [["ls", "--nope"], ["nope"], ["explain"], ["describe", "nope"]])
 def test_bad_usage_is_2_without_a_traceback(monkeypatch, capsys, arguments):
     assert exit_code(monkeypatch, *arguments) == 2

@@ -281,13 +281,28 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
 @pytest.fixture(scope="module")
 def earlier():
     """The records that the constants were fitted to, in that order, and the committed figures of them."""
+    from decision_study import done_runs
     from study_curves import read_records
 
-    return read_records(()), json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())
+    figures = json.loads((EXPERIMENTS.parent / "results" / "decision_study.json").read_text())
+    return read_records(done_runs()[0]), figures
 
 
 def same(value):
     return json.loads(json.dumps(value))
+
+
+def test_a_new_run_stands_for_its_swap_and_one_in_another_unit_only_when_there_are_as_many():
+    from study_curves import joins, still_needed
+
+    def runs(swaps, measure):
+        return [SimpleNamespace(swap=swap, measure=measure) for swap in swaps]
+
+    old = runs("aabc", "m")  # two seeds of a
+    assert joins(old, runs("a", "m")) and joins(old, runs("xyz", "n"))
+    assert not joins(old, runs("xx", "n")) and not joins(old, [])
+    assert [one.swap for one in still_needed(old, runs("axx", "m"))] == ["b", "c"]
+    assert still_needed(old, runs("xyz", "m")) == []
 
 
 def test_a_swap_replays_to_the_committed_row_under_the_law_of_the_others(earlier):

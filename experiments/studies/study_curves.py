@@ -2,13 +2,14 @@
 ends.
 
 The earlier study's curves lie in experiments/results/decision_study; those of the study under way are read by
-study_rows.py, of which the evaluation third is not read here. As soon as the new study has as many swaps of a kind as
-the earlier one, the earlier curves of that kind are left out.
+study_rows.py, of which the evaluation third is not read here. A swap's new run takes the place of its earlier one; as
+soon as the new study has as many swaps of a kind as the earlier one, all earlier curves of that kind are left out. Text
+encoders are counted in another unit since, so their new runs come in then, together.
 """
 
 import hashlib
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,7 @@ class StudyRecord:
     core: dict[str, int]
     measure: str
     facts: dict[str, Any]
+    study: str
 
     @property
     def swap(self) -> str:
@@ -128,6 +130,7 @@ def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> Study
         core=EARLIER_CORES[record["base"]],
         measure=EARLIER_MEASURES[kind],
         facts={key: record[key] for key in ("minutes", "command")},
+        study="earlier",
     )
 
 
@@ -153,6 +156,7 @@ def from_row(row: dict[str, Any]) -> StudyRecord:
         core=row["core"],
         measure=row["measure"],
         facts={key: row[key] for key in ("minutes",) if key in row},
+        study="new",
     )
 
 
@@ -183,9 +187,24 @@ def read_records(done: Collection[str], results: Path = RESULTS) -> list[StudyRe
     records = []
     for kind in KINDS.values():
         earlier, later = ([r for r in side if r.kind == kind] for side in (read_earlier(results), new))
-        enough = len({r.swap for r in later}) >= len({r.swap for r in earlier})
-        records += later if enough else earlier
+        records += [*still_needed(earlier, later), *later] if joins(earlier, later) else earlier
     return records
+
+
+def joins(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> bool:
+    """Whether the new study's runs of one kind count: those in another unit than the earlier one's take its place
+    together, as errors in two units are not fitted together."""
+    return {r.measure for r in later} == {r.measure for r in earlier} or replaced(earlier, later)
+
+
+def replaced(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> bool:
+    return len({r.swap for r in later}) >= len({r.swap for r in earlier})
+
+
+def still_needed(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> list[StudyRecord]:
+    """Earlier runs of swaps that the new study has not run; none as soon as it has run as many swaps."""
+    known = {record.swap for record in later}
+    return [] if replaced(earlier, later) else [record for record in earlier if record.swap not in known]
 
 
 def fingerprint(records: Collection[StudyRecord]) -> str:

@@ -168,6 +168,7 @@ def row_of(record: StudyRecord, said: Said) -> dict[str, Any]:
         "base": record.base,
         "candidate": record.candidate,
         "seed": record.seed,
+        "study": record.study,
         "truth": min(cost, key=cost.__getitem__) if cost else "not reached",
         "recommended": answer.name if answer.in_sight else f"not in sight, {answer.name} is nearest",
         "probability": round(answer.probability, 4),

@@ -60,8 +60,14 @@ def _unforeseen(error: BaseException) -> NoReturn:
 
 
 def _stop(error: SanakitError) -> NoReturn:
-    print(error, file=sys.stderr)
-    print(f"  more:  sanakit explain {error.code}", file=sys.stderr)
+    """In full; in one line where rank 0 has most likely met and said the same."""
+    from sanakit.distributed import is_main, rank
+    from sanakit.ranks.lost import LOST
+
+    if is_main() or error.code == LOST:
+        print(f"{error}\n  more:  sanakit explain {error.code}", file=sys.stderr)
+    else:
+        print(f"rank {rank()}: {str(error).splitlines()[0]}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
