@@ -243,7 +243,9 @@ def test_a_run_moves_between_devices_and_goes_on_at_a_step_that_is_no_evaluation
     run(small_world, tmp_path / "straight", ["full"], fake)
     for folder in ("same", "other"):
         with pytest.raises(SystemExit):
-            run(small_world, tmp_path / folder, ["full"], fake, stop_at=5)
+            run(small_world, tmp_path / folder, ["full"], fake, stop_at=4)  # noticed a step later
+        kept = json.loads(next((tmp_path / folder / "checkpoints").glob("step-*/manifest.json")).read_text())["record"]
+        assert kept["step"] == 5 and kept["step"] % 3, "between two evaluations of the monitors"
     run(small_world, tmp_path / "same", ["full"], fake)
     moved, _ = run(small_world, tmp_path / "other", ["full"], cpu)
     weights = [

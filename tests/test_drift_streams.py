@@ -14,7 +14,7 @@ from sanakit.contracts import Reading
 from sanakit.drift.equivalence import equivalence
 from sanakit.drift.features import embedding_blocks
 from sanakit.drift.sequential import EProcess, places, tied_scores
-from sanakit.drift.stream import Stream
+from sanakit.drift.stream import Stream, falls_on
 from sanakit.errors import SanakitError
 from sanakit.training.loop import TrainOptions, draw_batch, fit, new_state
 from sanakit.training.monitors import MonitorRequest, Monitors, component_stream, make_monitors
@@ -300,3 +300,29 @@ def test_a_stream_keeps_the_features_of_its_reference_and_not_the_reference():
     assert stream.reference == [] and stream.mask is None
     expected = torch.cat([whole["mean"], whole["norms"]], 1).numpy()
     assert stream.base.shape == (40, 8) and np.allclose(stream.base, expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("steps", [8, 100, 128, 256, 375])
+def test_two_buckets_in_turns_are_no_drift(steps):
+    """A clean stream in aspect buckets whose images differ: every bucket is kept as often as it comes."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(4, 8, 12), (4, 12, 8)]
+    images = [torch.randn(600, *shape, generator=generator) + 0.3 * i for i, shape in enumerate(shapes)]
+    stream = Stream("latents", [part[:200] for part in images], num_evaluations=8, steps=steps, grouped=True)
+    kept = [0, 0]
+    for step in range(1, 8 * steps + 1):
+        bucket = step % 2
+        kept[bucket] += stream.wanted
+        stream.observe(images[bucket][torch.randint(200, 600, (16,), generator=generator)])
+        if not step % steps:
+            assert not any(reading.alarm for reading in stream.report(step)), step
+    assert abs(kept[0] - kept[1]) <= 0.1 * sum(kept) and sum(kept) >= 8 * min(steps, 120)
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3, 16, 31])
+def test_kept_steps_are_even_and_in_no_rhythm(stride):
+    chosen = [step for step in range(1, 64 * stride + 1) if falls_on(step, stride)]
+    assert len(chosen) == pytest.approx(64, abs=2)
+    for period in (2, 3, 4, 5):
+        counts = np.bincount([step % period for step in chosen], minlength=period)
+        assert counts.min() >= 0.6 * len(chosen) / period, (period, counts)

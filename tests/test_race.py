@@ -682,3 +682,31 @@ def test_a_step_that_may_be_left_out_is_named_and_spoils_no_curve(tiny_system, t
     race(race_setup, [arm], budget=16)
     assert arm.steps == [0, 2, 4, 8, 16] and not arm.diverged and arm.as_dict()["skipped_steps"] == [4]
     assert [step for step, _ in arm.train_loss] == [10] and np.isfinite(arm.train_loss[0][1])
+
+
+def test_a_time_limit_that_leaves_no_step_says_nothing_of_what_trains(tiny_system, tiny_data):
+    setup = setup_of(tiny_data, limit=TimeLimit(begun=0.0, seconds=0.0), target=target_of(1.0))
+    arms = [arm_of(setup, tiny_system, name) for name in ("align", "align+head", "finetune")]
+    result = race(setup, arms, budget=auto_rungs(400))
+    assert (result.step, result.stopped_by) == (0, "time") and not result.answer.in_sight
+    assert result.answer.probability == 0.0 and not result.answer.told
+    assert [arm.forecast is None for arm in arms] == [False, True, True]
+
+
+def test_an_arm_that_diverges_later_stands_at_the_rungs_before(tiny_system, tiny_data):
+    """A race that is resumed knows of it from the beginning, and must drop the same arms as the first time."""
+    setup, plan = setup_of(tiny_data), fixed_rungs(100)
+    rng, arms = np.random.default_rng(0), []
+    shared = rng.normal(size=16) * 0.02
+    for level, name in zip((1.0, 1.1, 1.2, 1.3), ("align+head", "finetune", "lora", "naive"), strict=True):
+        arm = arm_of(setup, tiny_system, name, budget=100)
+        arm.steps = [0, *plan.steps]
+        arm.errors_by_evaluation = [level + shared + rng.normal(size=16) * 0.01 for _ in arm.steps]
+        arms.append(arm)
+    first = arms[0]
+    first.diverged, first.steps = "loss nan at step 80", [step for step in first.steps if step <= 50]
+    first.errors_by_evaluation = first.errors_by_evaluation[: len(first.steps)]
+    result = race(setup, arms, budget=100)
+    assert [arm.strategy.name for arm in result.finalists] == ["finetune"] and first.forecast is None
+    assert all(arm.dropped.startswith("clearly worse than finetune at step 25") for arm in arms[2:])
+    assert seconds_needed([first], 100) == 0

@@ -390,3 +390,18 @@ def test_a_race_has_no_controls_and_one_start():
     arms = dict(zip(names, map(arm, (1.5, 1.3, 1.5, 1.3, 1.5, 2.0)), strict=True))
     assert raced(arms) == ["align", "align-blocks", "lora@align-blocks", "cross-attention"]
     assert raced(arms | {"align-blocks": arm(1.6)}) == ["align", "align-blocks", "lora", "cross-attention"]
+
+
+def test_an_arrival_beyond_the_horizon_is_none():
+    """What the race states is the probability of arriving within it."""
+    from study_replay import HORIZON, costs, is_right
+
+    def late(last):
+        steps, errors = np.array([0, 100, last]), np.array([1.5, 1.3, 1.04])
+        curve = SimpleNamespace(name="finetune", steps=steps.astype(float), errors=errors)
+        arm = SimpleNamespace(curve=curve, step_cost=1.0, once=0.0)
+        return SimpleNamespace(arms={"finetune": arm}, level=1.05)
+
+    assert is_right(late(HORIZON + 800), "") and not is_right(late(HORIZON + 800), "finetune")
+    assert costs(late(HORIZON + 800)) == {} and set(costs(late(HORIZON))) == {"finetune"}
+    assert is_right(late(HORIZON), "finetune") and not is_right(late(HORIZON), "")

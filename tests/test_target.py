@@ -55,16 +55,27 @@ def windows_of_all(data, side, progress=None):
     return functional.unfold(latents, side, stride=side).permute(2, 0, 1).flatten(0, 1)[: quality.MAX_WINDOWS]
 
 
-@pytest.mark.parametrize("most", [16_384, 1000, 600])  # every window, a cut between places, whole places
-def test_windows_of_up_to_a_views_limit_are_those_of_the_whole_set(most, monkeypatch):
-    generator = torch.Generator().manual_seed(0)
+def image_set(count, side, generator):
     empty = PromptEmbeds(torch.zeros(0, 1, 1), torch.zeros(0, 1, dtype=torch.bool))
-    latents = torch.randn(150, 2, 16, 12, 12, generator=generator)
-    data = LatentDataset(
-        names=[""] * 150, latents=latents, captions=empty, first=torch.arange(150), count=torch.ones(150)
-    )
-    monkeypatch.setattr(quality, "MAX_WINDOWS", most)
+    latents = torch.randn(count, 2, 16, side, side, generator=generator)
+    first, views = torch.arange(count), torch.ones(count)
+    return LatentDataset(names=[""] * count, latents=latents, captions=empty, first=first, count=views)
+
+
+def test_windows_of_up_to_a_views_limit_are_those_of_the_whole_set():
+    data = image_set(150, 12, torch.Generator().manual_seed(0))
     assert torch.equal(quality._sampled_windows(data, 6), windows_of_all(data, 6))
+
+
+@pytest.mark.parametrize("most", [1000, 600, 200])  # of 1,200: all places of some, two of four, and a sample of images
+def test_windows_that_are_cut_are_of_every_part_of_the_picture(most, monkeypatch):
+    """Latents with a plain upper half read as the same ones upside down."""
+    monkeypatch.setattr(quality, "MAX_WINDOWS", most)
+    monkeypatch.setattr(quality, "SAMPLED", 100)
+    data = image_set(150, 12, torch.Generator().manual_seed(0))
+    data.latents[..., :6, :] *= 0.1
+    upper = quality._sampled_windows(data, 6).square().mean(1) < 0.2
+    assert len(upper) == most and upper.float().mean() == pytest.approx(0.5, abs=0.08)
 
 
 def test_the_target_on_the_embedded_images_does_not_move(monkeypatch):

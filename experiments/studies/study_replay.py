@@ -3,7 +3,8 @@ and what became of every strategy.
 
 The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms
 that train. Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's
-step time, measured side by side, and what distillation spends on the base's trajectories before its first step.
+step time, measured side by side, and what distillation spends on the base's trajectories before its first step. An
+arrival beyond the horizon is none: the race's probability is of arriving within it.
 """
 
 from collections.abc import Sequence
@@ -132,14 +133,15 @@ def arrivals(record: StudyRecord) -> dict[str, float | None]:
 
 
 def costs(record: StudyRecord) -> dict[str, float]:
-    """Of every arm of the race that arrived, in steps of the slowest."""
+    """Of every arm of the race that arrived within the horizon, as far as the race is asked, in steps of the
+    slowest."""
     needed = arrivals(record)
     names = [arm.curve.name for arm in race_of(record)]
     known = {name: (needed[name], record.arms[name]) for name in names}
     return {
         name: steps * arm.step_cost + arm.once if steps else 0.0
         for name, (steps, arm) in known.items()
-        if steps is not None
+        if steps is not None and steps <= HORIZON
     }
 
 

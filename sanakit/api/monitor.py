@@ -33,12 +33,13 @@ class DriftMonitor:
 
     `update` copies a few rows of some steps and never waits for the device; `compute` does.
 
-    reference: latents (N, C, h, w), embeddings or activations (N, L, D), at least 2 rows, 300 or more are better.
-    mask: (N, L) of embeddings, 1 = keep. kind: what the values are, which names the likely cause: latents, embeddings,
+    reference: latents (N, C, h, w), embeddings or activations (N, L, D), at least 2 rows, 300 or more are better. mask:
+    (N, L) of embeddings, 1 = keep. kind: what the values are, which names the likely cause: latents, embeddings,
     adapters, activations, generated or components. frozen: nothing may drift, and an e-process alarms falsely with
     probability at most alpha over the whole run; False for what drifts by design, which alarms outside `band` standard
-    deviations. num_evaluations: calls of `compute` in the whole run. steps: calls of `update` in the whole run. name:
-    said in every reading, such as the layer. Raises SK0104, SK0701, SK0704.
+    deviations. grouped: each batch is of one kind (aspect buckets, captions sorted by length), so one of its rows is
+    kept; more would speak of the kind. num_evaluations: calls of `compute` in the whole run. steps: calls of `update`
+    in the whole run. name: said in every reading, such as the layer. Raises SK0104, SK0701, SK0704.
     """
 
     def __init__(
@@ -51,6 +52,7 @@ class DriftMonitor:
         frozen: bool = True,
         alpha: float = ALPHA,
         band: float = 0.5,
+        grouped: bool = False,
         num_evaluations: int = 8,
         name: str = "",
     ) -> None:
@@ -75,6 +77,7 @@ class DriftMonitor:
             band=band,
             num_evaluations=num_evaluations,
             steps=self.every,
+            grouped=grouped,
             where=name,
             **options,
         )

@@ -22,6 +22,7 @@ from sanakit.errors import SanakitError
 ALPHA = 0.05
 ROWS = 128  # kept of an evaluation
 AT_ONCE = 16  # of a step
+GOLDEN, WORD = 2654435769, 1 << 32  # 2^32 / golden ratio: multiples of it fall evenly and in no rhythm
 COUNTERS = ("seen", "last", "sound", "outside")  # kept in a checkpoint
 FEWEST = 16  # rows of an evaluation that a band is evaluated on
 CAUSES = {
@@ -40,7 +41,8 @@ CAUSES = {
 class Stream:
     """reference: values (N, C, h, w), a list of such by shape, or (N, L, D) with `mask`. still: no drift is expected;
     otherwise `band` bounds the effect, in sd. alpha: of the whole run, divided over `num_evaluations` where an
-    evaluation is a test. steps: between evaluations, so that about 128 rows are kept of them."""
+    evaluation is a test. steps: between evaluations, so that about 128 rows are kept of them. grouped: the rows of a
+    step are alike (of one aspect bucket), so one of them is kept: more would speak of the group, not of the data."""
 
     name: str
     reference: Tensor | list[Tensor]
@@ -50,6 +52,7 @@ class Stream:
     band: float = 0.5
     num_evaluations: int = 8
     steps: int = 1
+    grouped: bool = False
     blocks: Sequence[str] = STRUCTURED
     where: str = ""
     kept: list[tuple[Tensor, Tensor | None]] = field(default_factory=list)
@@ -74,12 +77,14 @@ class Stream:
     @property
     def wanted(self) -> int:
         """Rows of the next step that will be kept; what is observed beyond them is not read."""
-        return 0 if (self.seen + 1) % self.stride else -(-ROWS * self.stride // max(1, self.steps))
+        if not falls_on(self.seen + 1, self.stride):
+            return 0
+        return 1 if self.grouped else -(-ROWS * self.stride // max(1, self.steps))
 
     @property
     def stride(self) -> int:
-        """Every how many steps rows are kept: AT_ONCE of them or more, which costs little more than one."""
-        return max(1, self.steps * AT_ONCE // ROWS)
+        """Rows are kept of one in how many steps: AT_ONCE of them or more, which costs little more than one."""
+        return max(1, self.steps * (1 if self.grouped else AT_ONCE) // ROWS)
 
     @torch.no_grad()
     def observe(self, values: Tensor, mask: Tensor | None = None) -> None:
@@ -89,8 +94,16 @@ class Stream:
             return
         values = values[:share].detach().clone()
         bad = (~values.isfinite()).movedim(1 if values.ndim == 4 else -1, 0).flatten(1).sum(1)
+        self._follow(values.device)
         self.bad = bad if self.bad is None or len(self.bad) != len(bad) else self.bad + bad
         self.kept.append((values, None if mask is None else mask[:share].clone()))
+
+    def _follow(self, device: torch.device) -> None:
+        """What a checkpoint held lies on the CPU; the stream that goes on may not."""
+        if self.bad is not None:
+            self.bad = self.bad.to(device)
+        if self.kept and self.kept[0][0].device != device:
+            self.kept = [(v.to(device), None if m is None else m.to(device)) for v, m in self.kept]
 
     def report(self, step: int) -> list[Reading]:
         """Readings over what was kept since the last evaluation; none where that is nothing."""
@@ -237,6 +250,11 @@ class Stream:
                 self.process.counts = tensors[f"{key}.counts"].tolist()
                 self.process.highest = float(tensors[f"{key}.highest"])
                 self.evaluated_at = tensors[f"{key}.looked"].tolist()
+
+
+def falls_on(step: int, stride: int) -> bool:
+    """One step in `stride`, evenly, but in no rhythm that the data may have too (two aspect buckets in turns)."""
+    return step * GOLDEN % WORD < WORD // stride
 
 
 def features(parts: list[tuple[Tensor, Tensor | None]], blocks: Sequence[str]) -> tuple[np.ndarray, list[str]]:

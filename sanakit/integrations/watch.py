@@ -20,7 +20,7 @@ from sanakit.api.drift import as_tensor
 from sanakit.api.monitor import DriftMonitor
 from sanakit.api.options import as_count, as_number
 from sanakit.contracts import Reading
-from sanakit.drift.stream import ALPHA, AT_ONCE, CAUSES
+from sanakit.drift.stream import ALPHA, AT_ONCE, CAUSES, falls_on
 from sanakit.errors import SanakitError, did_you_mean
 from sanakit.text_encoders import PromptEmbeds
 
@@ -40,8 +40,8 @@ def warn_of_alarms(readings: list[Reading], step: int) -> None:
 class Watch:
     """steps: calls in the whole run. references: latents=, embeddings=(values, mask), activations= ... by kind, as
     `sanakit.DriftMonitor` takes them, or None; a kind that is not named here may still be given later, without one.
-    num_evaluations, alpha, band: as of `DriftMonitor`. report: called with the readings of an evaluation and the step;
-    by default alarms are warnings. Raises SK0104, SK0701.
+    num_evaluations, alpha, band, grouped: as of `DriftMonitor`. report: called with the readings of an evaluation and
+    the step; by default alarms are warnings. Raises SK0104, SK0701.
     """
 
     def __init__(
@@ -51,6 +51,7 @@ class Watch:
         num_evaluations: int = 8,
         alpha: float = ALPHA,
         band: float = 0.5,
+        grouped: bool = False,
         report: Report = warn_of_alarms,
         **references: Any,
     ) -> None:
@@ -58,6 +59,7 @@ class Watch:
         alpha, band = as_number("alpha", alpha, above=0, below=1), as_number("band", band, above=0)
         self.steps, self.every, self.report, self.done = steps, -(-steps // num_evaluations), report, 0
         self.options: dict[str, Any] = {"num_evaluations": num_evaluations, "alpha": alpha, "band": band}
+        self.options["grouped"] = grouped
         self.monitors: dict[str, DriftMonitor] = {}
         self.references: dict[str, tuple[Tensor, Tensor | None]] = {}
         self.collected: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
@@ -150,10 +152,11 @@ class Watch:
 
     def _collect(self, kind: str, values: Tensor, mask: Tensor | None) -> None:
         """Rows for the reference, spread over the steps before the first evaluation; copied, not read."""
-        stride = max(1, self.every * AT_ONCE // REFERENCE)
+        grouped = self.options["grouped"]
+        stride = max(1, self.every * (1 if grouped else AT_ONCE) // REFERENCE)
         kept = self.collected.setdefault(kind, [])
-        if self.done % stride == 0:
-            share = -(-REFERENCE * stride // self.every)
+        if falls_on(self.done + 1, stride):
+            share = 1 if grouped else -(-REFERENCE * stride // self.every)
             copied = None if mask is None else mask[:share].detach().clone()
             kept.append((values[:share].detach().float().clone(), copied))
 

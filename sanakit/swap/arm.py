@@ -15,7 +15,7 @@ from sanakit.training.batches import TrainOptions
 from sanakit.training.loop import TrainState
 
 
-@dataclass(kw_only=True)
+@dataclass(kw_only=True, eq=False)
 class Arm:
     """One strategy's course in the race: evaluated steps, held-out results, forecast.
 

@@ -34,6 +34,7 @@ from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
+from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.query import with_layer
 from sanakit.text_encoders.transformer import TransformerEncoder
@@ -237,16 +238,16 @@ class Swap:
         return truth_of(sample_parts(self.splits, self.config.smoke.samples), self.config.data.size)
 
     def resolved(self, asked: Config) -> Config:
-        """A configuration with values in the place of every `auto` of its training and data sections, rank 0's on all
-        ranks."""
+        """A configuration with values for every `auto` of its training and data sections, rank 0's on all ranks."""
         return of_main(choose_encoding(self, resolved(asked, self.placement, peak_of(self))))
 
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
         base = {} if alone else self.base_fingerprint
-        if stage == "full" and self.config.train.strategy == "auto":  # what is trained is the race's recommendation
-            base = base | {"strategy": str(self.run.read_json("strategy.json", {}).get("recommended"))}
+        if stage == "full" and not alone:  # what is trained, and at which rate, is the race's recommendation
+            strategy = strategy_of(self.config, self.run.read_json("strategy.json", {}))
+            base = base | {"strategy": f"{strategy.name} at {strategy.learning_rate:g}"}
         data = [self.images.fingerprint, EVALUATED_BY]
         return hash_record([stage, stage_key(self.config, stage), self.candidate_identity, data, base])
 

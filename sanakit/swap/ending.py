@@ -59,9 +59,9 @@ class RaceResult:
     stopped_by: str
 
 
-def standing(arms: Sequence[Arm]) -> list[Arm]:
-    """The arms that did not diverge."""
-    return [arm for arm in arms if not arm.diverged]
+def standing(arms: Sequence[Arm], step: int) -> list[Arm]:
+    """The arms that had not diverged by an evaluation: a race that is resumed knows already which ones will."""
+    return [arm for arm in arms if not arm.diverged or arm.steps[-1] >= step > 0]
 
 
 def has_arrived(arm: Arm, level: float, step: int) -> bool:
@@ -74,10 +74,14 @@ def conclude(
 ) -> tuple[Answer, Arm]:
     """The answer of a race that ends at `step`, and the arm that it names; forecasts the arms that can be
     recommended: those that ran to the end, whose arrival was measured, or that train nothing. Raises SK0512 where
-    all that train diverged and no other is at the target."""
-    asked = standing(arms)
+    all that train diverged and no other is at the target.
+
+    Where a time limit left no step, nothing is known of what trains: it has no forecast, and "not in sight" has
+    probability 0.
+    """
+    asked = standing(arms, step)
     trained = [arm for arm in arms if arm.state or arm.diverged]
-    lost = bool(trained) and all(arm.diverged for arm in trained)
+    lost = bool(trained) and not any(arm in asked for arm in trained)
     if lost and not any(has_arrived(arm, question.level, step) for arm in asked):
         told = "; ".join(f"{arm.strategy.name} at {arm.options.learning_rate:g}: {arm.diverged}" for arm in trained)
         raise SanakitError("SK0512", told)
@@ -86,7 +90,10 @@ def conclude(
     able = able_to_answer(question, asked, running, step)
     for arm in arms:
         arm.forecast = None
+    unknown = [arm for arm in able if arm.state and not step]
     for arm in able:
+        if arm in unknown:
+            continue
         reached = bool(arm.errors_at(step).mean() <= question.level)
         arm.forecast = forecast_from(draws[arm.strategy.name], question.horizon, reached=reached)
     able.sort(key=lambda arm: arm.trained_parameters)
@@ -107,7 +114,7 @@ def conclude(
     )
     if not answer.in_sight:
         nearest = min(able, key=lambda arm: float(arm.errors_at(step).mean()))
-        answer = replace(answer, name=nearest.strategy.name)
+        answer = replace(answer, name=nearest.strategy.name, probability=0.0 if unknown else answer.probability)
     return answer, by_name[answer.name]
 
 
@@ -124,5 +131,5 @@ def able_to_answer(question: Question, arms: Sequence[Arm], running: Sequence[Ar
 
 def seconds_needed(running: Sequence[Arm], rung: int) -> float:
     """What training and evaluating the running arms up to a rung would take, by what they took so far."""
-    behind = [arm for arm in running if arm.steps[-1] < rung]
+    behind = [arm for arm in running if arm.steps[-1] < rung and not arm.diverged]
     return sum((rung - arm.steps[-1]) * arm.seconds_per_step + arm.evaluation_seconds for arm in behind)

@@ -167,7 +167,7 @@ def train(
         groups.append(encoder_group(encoder, config.text_encoder.learning_rate, options.learning_rate))
     state = new_state(system.core, groups, options, encoder, swap.placement)
     untouched = parameter_digests(state.module)
-    facts = resume_facts(swap, strategy.name)
+    facts = resume_facts(swap, strategy.name, options.learning_rate)
     checkpoints = go_on_from(swap, state, options, facts)
 
     stream = swap.stream(system)

@@ -150,9 +150,9 @@ def wiener_losses(
 
 
 def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent) -> Tensor:
-    """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where every view of every image
-    has one, place by place through all of them; else of SAMPLED images, the first of a split, which are a random
-    sample, at places drawn from SEED. Raises SK0204."""
+    """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where there are more, at places
+    drawn from SEED, as parts of a picture differ; and where there are more views than that, of SAMPLED images, the
+    first of a split, which are a random sample. Raises SK0204."""
     views, height, width = (data.latents.shape[side] for side in (1, 3, 4))
     places = (height // side) * (width // side)
     sampled = len(data) * views > MAX_WINDOWS
@@ -167,7 +167,7 @@ def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent
             raise SanakitError("SK0204", f"latents are not finite, most in channel {channel}")
         windows = F.unfold(latents, side, stride=side).permute(0, 2, 1)  # (B views, places, C side side)
         chosen = torch.arange(kept).expand(len(windows), kept)
-        if sampled:
+        if places * count * views > MAX_WINDOWS:
             chosen = torch.rand(len(windows), places, generator=generator).argsort(1)[:, :kept]
         progress("measuring latents", min(start + READ_AT_ONCE, count), count)
         parts.append(windows.gather(1, chosen[..., None].expand(-1, -1, windows.shape[-1])))

@@ -236,7 +236,7 @@ def race(
     the base's quality, RaceStopped after a signal.
     """
     plan, question = rungs_of(budget), setup.question
-    running = [arm for arm in arms if arm.state and not arm.diverged]
+    running = [arm for arm in arms if arm.state]  # one that has diverged raced up to there
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
         needed = seconds_needed(running, rung)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from sanakit.run import RunFolder
     from sanakit.swap.context import Swap
 
+RATE = "the race's learning rate"
 # what may change between two parts of one run: it does not touch the trajectory
 FREE = (
     "train.micro_batch",
@@ -37,12 +38,14 @@ FREE = (
 )
 
 
-def resume_facts(swap: "Swap", strategy: str) -> dict[str, Any]:
-    """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field."""
-    flat = {"strategy": strategy, "candidate": swap.candidate_identity, "images": swap.images.fingerprint}
+def resume_facts(swap: "Swap", strategy: str, rate: float | None = None) -> dict[str, Any]:
+    """Everything that determines a run's trajectory, flat; a checkpoint that differs is refused field by field. rate:
+    the strategy's, which another race may have chosen otherwise."""
+    flat: dict[str, Any] = {"strategy": strategy, "candidate": swap.candidate_identity}
+    flat |= {"images": swap.images.fingerprint}
     if not swap.trains_vae_alone:
         flat |= {f"base {part}": value for part, value in swap.base_fingerprint.items()}
-    flat |= flat_config(swap.config)
+    flat |= flat_config(swap.config) | ({} if rate is None else {RATE: rate})
     return {key: value for key, value in flat.items() if key not in FREE and not key.startswith("smoke.")}
 
 
@@ -104,10 +107,12 @@ def agrees(folder: Path, facts: dict[str, Any]) -> bool:
 
 def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     """What a checkpoint's facts must agree with: those of the run, but `train.max_steps` is free where the checkpoint
-    lies before the rate begins to fall, in its own run and in this one. Up to there both take the same course."""
+    lies before the rate begins to fall, in its own run and in this one. Up to there both take the same course. A
+    checkpoint that does not name the race's learning rate is older than that rule."""
     try:
         record = json.loads((folder / "manifest.json").read_text())["record"]
         other, step = record["facts"], int(record["step"])
+        facts = {key: value for key, value in facts.items() if key != RATE or RATE in other}
         schedules = {run["train.schedule"] for run in (other, facts)}
         starts = [decay_start(run["train.schedule"], run["train.max_steps"]) for run in (other, facts)]
     except (OSError, ValueError, KeyError, TypeError):
@@ -117,12 +122,14 @@ def facts_for(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:
     return facts | {"train.max_steps": other["train.max_steps"]} if shared and not gradual else facts
 
 
-def good_checkpoint(checkpoints: Path, request: MonitorRequest) -> Path:
-    """The newest checkpoint from before the drift. Raises SK0511 where the action is to stop, or there is none."""
+def good_checkpoint(checkpoints: Path, request: MonitorRequest, facts: dict[str, Any]) -> Path:
+    """The newest checkpoint of this run's course from before the drift. Raises SK0511 where the action is to stop, or
+    there is none."""
     if request.action == "stop":
         raise SanakitError("SK0511", str(request)) from request
     whole_ones = [path.parent for path in sorted(checkpoints.glob("step-*/manifest.json"))]
-    good = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    before = [path for path in whole_ones if int(path.name.removeprefix("step-")) <= request.since]
+    good = [path for path in before if agrees(path, facts)]
     if not good:
         raise SanakitError("SK0511", f"{request}; no checkpoint from step {request.since} or before") from request
     return good[-1]
@@ -139,7 +146,8 @@ def watched(
         go_on()
     except MonitorRequest as request:
         saver.wait()
-        load_checkpoint(good_checkpoint(saver.folder, request), state.module, state, facts)
+        good = good_checkpoint(saver.folder, request, facts)
+        load_checkpoint(good, state.module, state, facts_for(good, facts))
         monitors.restore(state.extras)
         monitors.factor *= 0.5
         if is_main():

@@ -38,21 +38,24 @@ class _Shared(TypedDict):
     num_evaluations: int
     steps: int
     alpha: float
+    grouped: bool
 
 
 @dataclass
 class LatentMonitor:
     """The data stream's latents and the clean estimates. reference: normalised latents (N, C, h, w) of training images,
-    drawn at random, one tensor a shape. num_evaluations: in the whole run, `steps` apart."""
+    drawn at random, one tensor a shape. num_evaluations: in the whole run, `steps` apart. grouped: a step is of one
+    aspect bucket."""
 
     reference: Tensor | list[Tensor]
     num_evaluations: int
     steps: int = 1
     alpha: float = ALPHA
     band: float = 0.5
+    grouped: bool = False
 
     def __post_init__(self) -> None:
-        shared = _Shared(num_evaluations=self.num_evaluations, steps=self.steps, alpha=self.alpha)
+        shared = _Shared(num_evaluations=self.num_evaluations, steps=self.steps, alpha=self.alpha, grouped=self.grouped)
         self.stream = Stream("latents", self.reference, **shared)
         self.estimates = Stream(
             "generated",
@@ -83,7 +86,7 @@ class LatentMonitor:
     def report(self, step: int) -> list[Reading]:
         readings = self.stream.report(step) + self.estimates.report(step)
         if self.spread:
-            ratio, sigma = (torch.cat(part).float() for part in zip(*self.spread, strict=True))
+            ratio, sigma = self._spread()
             for low in (0.0, 0.25, 0.5, 0.75):
                 chosen = ratio[(sigma >= low) & (sigma < low + 0.25)]
                 if len(chosen):
@@ -102,8 +105,12 @@ class LatentMonitor:
     def tensors(self) -> dict[str, Tensor]:
         spread = {}
         if self.spread:
-            spread = {"monitor.spread": torch.stack([torch.cat(x).float() for x in zip(*self.spread, strict=True)])}
+            spread = {"monitor.spread": torch.stack(self._spread())}
         return self.stream.tensors("monitor.latents") | self.estimates.tensors("monitor.generated") | spread
+
+    def _spread(self) -> list[Tensor]:
+        """Ratios and sigmas of all rows kept, on the CPU, where those that a checkpoint held are."""
+        return [torch.cat([part.cpu() for part in parts]).float() for parts in zip(*self.spread, strict=True)]
 
     def restore(self, tensors: dict[str, Tensor]) -> None:
         self.stream.restore(tensors, "monitor.latents")
@@ -228,12 +235,18 @@ def make_monitors(
 ) -> Monitors:
     """The monitors that are not off. Still streams share alpha; references are random training images and captions,
     and for adapters and activations what the base computes on draws of its own data.
-    latents: the reference of a stream of several shapes. trained_text: captions are no still stream but a component.
+    latents: the reference of a stream in aspect buckets, one tensor a shape. trained_text: captions are no still stream
+    but a component.
     """
     options = replace(options, live_captions=False)
     steps = max(1, options.max_steps // section.num_evaluations)
     still = [name for name in STILL if getattr(section, name) != "off" and not (trained_text and name == "embeddings")]
-    shared = _Shared(num_evaluations=section.num_evaluations, steps=steps, alpha=section.alpha / max(1, len(still)))
+    shared = _Shared(
+        num_evaluations=section.num_evaluations,
+        steps=steps,
+        alpha=section.alpha / max(1, len(still)),
+        grouped=latents is not None,
+    )
     generator = torch.Generator().manual_seed(options.seed)
     rows = torch.randperm(len(data), generator=generator)[:REFERENCE]
     view = torch.randint(data.latents.shape[1], rows.shape, generator=generator)
@@ -243,7 +256,9 @@ def make_monitors(
     some = slice(affordable(system.null.embeds.shape[1:]))
     reference = data.prompts(rows[some], torch.randint(1 << 30, rows.shape, generator=generator)[some])
     if trained_text:
-        component = component_stream(section, "text encoder", steps, reference.embeds, reference.mask)
+        component = component_stream(
+            section, "text encoder", steps, reference.embeds, reference.mask, grouped=latents is not None
+        )
     elif section.embeddings != "off":
         prompts = Stream("embeddings", reference.embeds, reference.mask, blocks=("mean", "norms"), **shared)
     del reference
@@ -267,7 +282,13 @@ def make_monitors(
 
 
 def component_stream(
-    section: MonitorsSection, part: str, steps: int, reference: Tensor, mask: Tensor | None = None
+    section: MonitorsSection,
+    part: str,
+    steps: int,
+    reference: Tensor,
+    mask: Tensor | None = None,
+    *,
+    grouped: bool = False,
 ) -> Stream | None:
     """What a part in training gives, against what it gave at the start: a band, as it moves by design. None when off.
 
@@ -284,6 +305,7 @@ def component_stream(
         band=section.band_of("components"),
         num_evaluations=section.num_evaluations,
         steps=steps,
+        grouped=grouped,
         blocks=("mean", "log-sd"),
         where=part,
     )

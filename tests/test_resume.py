@@ -1,0 +1,80 @@
+"""Which checkpoint a run goes on from, and which it goes back to."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import nn
+
+from sanakit.config import make_config
+from sanakit.contracts import Reading
+from sanakit.errors import SanakitError
+from sanakit.swap.context import Swap
+from sanakit.swap.resume import agrees, facts_for, resume_facts, watched
+from sanakit.swap.settings import options_of, strategy_of
+from sanakit.training.checkpoint import Saver, load_checkpoint
+from sanakit.training.monitors import MonitorRequest
+from sanakit.training.state import TrainState
+
+SHORT = {"train.max_steps": 300, "train.schedule": "constant-then-decay"}
+LONG = SHORT | {"train.max_steps": 600}
+
+
+@pytest.fixture
+def state():
+    module = nn.Linear(2, 2)
+    return TrainState(step=0, optimizer=torch.optim.AdamW(module.parameters()), module=module)
+
+
+def save_at(saver, state, step, facts):
+    state.step = step
+    saver.save(state.module, state, facts)
+
+
+def test_a_run_that_was_made_longer_rolls_back_to_the_course_that_both_share(state, tmp_path):
+    """Checkpoints of the shorter run's decay are passed over; the one before it is taken, whatever its max_steps."""
+    saver = Saver(tmp_path, always=200)
+    for step in (200, 250):
+        save_at(saver, state, step, SHORT)
+    assert [agrees(tmp_path / f"step-00000{step}", LONG) for step in (200, 250)] == [True, False]
+    asked = []
+
+    def go_on():
+        asked.append(state.step)
+        if len(asked) == 1:
+            raise MonitorRequest("roll-back", Reading(name="latents", value=1.0, title="drift"), 260)
+
+    monitors = SimpleNamespace(restore=lambda extras: None, factor=1.0)
+    watched(go_on, state, monitors, saver, LONG)
+    assert asked == [250, 200] and monitors.factor == 0.5
+
+
+def test_another_race_may_have_chosen_another_rate_and_is_not_gone_on_with_silently(state, tmp_path):
+    config = make_config({"base": "tiny-sana", "vae": {"name": "dc-f16c16"}, "train": {"max_steps": 300}})
+    swap = SimpleNamespace(
+        config=config,
+        candidate=None,
+        candidate_identity="c",
+        images=SimpleNamespace(fingerprint="i"),
+        trains_vae_alone=False,
+        base_fingerprint={"core": "x"},
+    )
+
+    def raced(rate):
+        return {"recommended": "finetune", "candidates": [{"name": "finetune", "learning_rate": rate}]}
+
+    facts, fingerprints = [], []
+    for rate in (2e-3, 2.5e-4):
+        strategy = strategy_of(config, raced(rate))
+        facts.append(resume_facts(swap, strategy.name, options_of(config, strategy).learning_rate))
+        swap.run = SimpleNamespace(read_json=lambda name, default, rate=rate: raced(rate))
+        fingerprints.append(Swap.fingerprint(swap, "full"))
+    assert fingerprints[0] != fingerprints[1]
+    save_at(Saver(tmp_path), state, 50, facts[0])
+    folder = tmp_path / "step-00000050"
+    assert agrees(folder, facts[0]) and not agrees(folder, facts[1])
+    with pytest.raises(SanakitError, match=r"SK0505.*the race's learning rate is 0.002, this run has 0.00025"):
+        load_checkpoint(folder, state.module, state, facts_for(folder, facts[1]))
+    older = {key: value for key, value in facts[0].items() if key != "the race's learning rate"}
+    save_at(Saver(tmp_path), state, 60, older)  # of a version that did not keep it
+    assert agrees(tmp_path / "step-00000060", facts[1])
