@@ -112,6 +112,17 @@ def guided(system: LatentDiffusion, x: Tensor, level: Tensor, both: PromptEmbeds
     return without + guidance_scale * (with_prompt - without)
 
 
+def require_finite(images: Tensor) -> None:
+    """Raises SK0507 where an image that was drawn is not finite: as bytes it would be black."""
+    if not images.isfinite().all():
+        number = int((~images.isfinite()).flatten(1).any(1).sum())
+        raise SanakitError(
+            "SK0507",
+            f"{number} of {len(images)} images that were drawn are not finite",
+            cause="The core or the decoder gives values that are no numbers: weights, scale, precision or guidance.",
+        )
+
+
 def sample_side_by_side(
     systems: dict[str, LatentDiffusion], prompts: dict[str, list[str]], *, seed: int
 ) -> dict[str, Tensor]:

@@ -216,4 +216,6 @@ def test_one_text_for_a_list_of_prompts_is_refused_by_name(tiny_system):
             entry("a red apple")
     with pytest.raises(SanakitError, match="SK0307.*prompt 1 is a NoneType"):
         encoder.encode(["a", None])
+    with pytest.raises(SanakitError, match=r"SK0307.*prompt 0 holds bytes that are no UTF-8: 'a.udcff'"):
+        encoder.encode(["a\udcff"])
     assert encoder.encode(("a", "b")).embeds.shape[0] == 2

@@ -134,6 +134,9 @@ def test_padding_of_embeddings_is_not_seen():
     padded = embeds.masked_fill(~mask[..., None], 1e3)
     first, second = sample_embeddings(embeds, mask), sample_embeddings(padded, mask)
     assert all(np.array_equal(first.blocks[k], second.blocks[k]) for k in first.blocks)
+    for value in (float("nan"), 0.5, -1.0):
+        with pytest.raises(SanakitError, match="SK0701.*mask holds other values than 1 .keep. and 0"):
+            sample_embeddings(embeds, torch.where(mask, 1.0, value))
 
 
 def test_a_snapshot_reads_back_and_damage_is_named(tmp_path):

@@ -108,6 +108,10 @@ def test_weak_noise_on_channels_that_are_alike_is_no_other_order():
     assert not any("another order" in r.title for r in comparison.readings)
 
 
+def test_latents_that_are_huge_are_drift_and_no_overflow():
+    assert compared(averaged(10, 64, 8), averaged(11, 64, 8) * 3e37).verdict == "drift"
+
+
 @pytest.mark.parametrize("rows", [(32, 32), (32, 96)], ids=str)
 def test_clean_sides_alarm_no_more_often_than_the_level(rows):
     alarms = 0

@@ -32,6 +32,7 @@ from sanakit.loading import load_base
 from sanakit.placement import choose, host
 from sanakit.reporting import write_report
 from sanakit.reporting.samples import evaluated_on, evaluated_rows, sense_of
+from sanakit.sampling import require_finite
 from sanakit.swap import stages as engine
 
 N = 12
@@ -179,6 +180,8 @@ def test_noise_is_the_same_whatever_the_batches(tiny_system, monkeypatch):
     monkeypatch.setattr(tiny_system.vae, "decode", lambda latents: torch.full((len(latents), 3, 32, 32), torch.nan))
     with pytest.raises(sk.SanakitError, match=r"SK0507.*not finite"):
         draw(tiny_system, prompts, **options)
+    with pytest.raises(sk.SanakitError, match=r"SK0507.*1 of 2 images"):
+        require_finite(torch.stack([torch.zeros(3, 8, 8), torch.full((3, 8, 8), torch.inf)]))
 
 
 def evaluated(small_world, *options):

@@ -91,6 +91,12 @@ def hint_of(gate, **changes):
     return next(r for r in run_gates("component", vae_evidence(**changes)) if r.gate == gate).hint
 
 
+def test_a_slope_below_one_is_no_input_of_another_range():
+    """Images of [0, 1] fed to a VAE of [-1, 1] read 2; where reconstructions vary more, that is said."""
+    assert "feed [-1, 1]" in hint_of("component/input-range", image_covariance=np.full(100, 2.0))
+    assert "reconstructions vary more" in hint_of("component/input-range", image_covariance=np.full(100, 0.5))
+
+
 MEAN, STD = [0.6, 0.9, 1.4, 1.1], [2.0, 3.5, 2.5, 5.0]
 ZERO, ONE = [0.0] * 4, [1.0] * 4
 

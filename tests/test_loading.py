@@ -691,6 +691,7 @@ def test_the_note_is_part_of_the_plan(tiny_system):
         ({"scaling_factor": -0.18215}, "scaling_factor is -0.18215"),
         ({"scaling_factor": "0.18"}, "scaling_factor is '0.18', expected a number"),
         ({"scaling_factor": 0.18, "shift_factor": [0.1, "b"]}, "shift_factor is"),
+        ({"scaling_factor": [0.18, 0.2]}, "scaling_factor is .0.18, 0.2., expected one number"),
     ],
 )
 def test_a_normalisation_that_cannot_be_applied_is_refused(folders, stated, said):

@@ -579,6 +579,24 @@ def test_every_member_of_a_shard_is_read_set_aside_or_counted(tmp_path):
     }
 
 
+def test_a_shard_that_was_cut_is_refused_in_a_header_and_counted_between_two_members(tmp_path):
+    path = Path(
+        tar_of(tmp_path / "a.tar", [part for i in range(4) for part in ((f"{i}.png", png()), (f"{i}.txt", b"x"))])
+    )
+    whole = path.read_bytes()
+    with tarfile.open(path) as tar:
+        place = tar.getmember("2.png").offset
+    path.write_bytes(whole[: place + 200])
+    with pytest.raises(SanakitError, match=rf"SK0401.*a.tar is cut or damaged at byte {place}"):
+        read(path)
+    path.write_bytes(whole[:place] + b"x" * 512 + whole[place + 512 :])
+    with pytest.raises(SanakitError, match="SK0401.*cut or damaged"):
+        read(path)
+    path.write_bytes(whole[:place])
+    dataset = read(path)
+    assert len(dataset) == 2 and "without an end mark" in next(iter(describe(dataset)["ignored"]))
+
+
 def test_what_is_not_read_names_what_was_found(tmp_path):
     folder = folder_of(tmp_path / "a", {"metadata.jsonl": "{}"} | {f"{i}.zip": "x" for i in range(4)})
     with pytest.raises(SanakitError, match="SK0401.*holds no image, found 4 .zip, metadata.jsonl"):

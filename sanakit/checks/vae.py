@@ -84,7 +84,9 @@ def input_range(evidence: VaeEvidence) -> Measurement | NotApplied:
     slope, ci = ratio_interval(evidence["image_covariance"], evidence["reconstruction_variance"])
     folded, bounds = fold(slope, ci)
     metric = f"range ratio (slope of images on reconstructions {slope:.2f})"
-    return Measurement(value=folded, ci=bounds, samples=len(evidence["image_covariance"]), metric=metric)
+    hint = "reconstructions vary more than the images: the decoder gives another range, or it is poor on these images"
+    samples = len(evidence["image_covariance"])
+    return Measurement(value=folded, ci=bounds, samples=samples, metric=metric, hint=hint if slope < 1 else "")
 
 
 def fold(ratio: float, ci: tuple[float, float]) -> tuple[float, tuple[float, float]]:

@@ -29,17 +29,20 @@ def sample(
     try_writing_files({"--out": out})
     from PIL import Image
 
+    from sanakit.api.options import as_number
     from sanakit.evaluation.figures import to_uint8
     from sanakit.loading import load_base
-    from sanakit.sampling import new_scheduler, sample_images
+    from sanakit.sampling import new_scheduler, require_finite, sample_images
 
     new_scheduler(scheduler, 1.0)  # refused before the model is loaded
+    as_number("--guidance-scale", guidance_scale)
     name = model_named(model)
     if allow_pickle:
         convert_native(name)
     system = load_base(name).system(placement=place(device), part="base")
     options = {"num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     images = sample_images(system, [prompt], scheduler=scheduler, **options)
+    require_finite(images)
     out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
     typer.echo(str(out))

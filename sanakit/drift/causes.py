@@ -29,6 +29,7 @@ HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
 TOLD = 4  # channels
 MOST_CHANNELS = 512  # of which an order is searched for: an assignment grows with the cube
 FLOOR = 1e-6
+HUGE = 1e300  # in place of a distance that overflows
 IMAGES = 1.5  # times as wide, or 1 / 1.5: images saved at half the size made latents .91 times as wide
 LOGS = ("log-sd", "grain")
 BY_CHANNEL = (
@@ -199,7 +200,7 @@ def _order(before: Blocks, after: Blocks) -> np.ndarray:
             first, second = before[name].astype(np.float64), after[name].astype(np.float64)
             spread = first.var(0)[:, None] / len(first) + second.var(0)[None] / len(second)
             cost = cost + (first.mean(0)[:, None] - second.mean(0)[None]) ** 2 / np.maximum(spread, FLOOR**2)
-    return linear_sum_assignment(cost)[1]
+    return linear_sum_assignment(np.nan_to_num(cost, nan=HUGE, posinf=HUGE))[1]
 
 
 def _repeats(order: np.ndarray, others: np.ndarray, before: Blocks, after: Blocks) -> bool:

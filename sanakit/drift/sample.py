@@ -149,6 +149,8 @@ class _Collector:
                 raise SanakitError(
                     "SK0701", f"{source}: mask is {tuple(mask.shape)}, expected {tuple(values.shape[:2])}"
                 )
+            if not ((mask == 0) | (mask == 1)).all():
+                raise SanakitError("SK0701", f"{source}: mask holds other values than 1 (keep) and 0")
             values = values.masked_fill(~mask.bool()[..., None], 0)
         bad = ~values.isfinite()
         self.nonfinite += bad.movedim(1, -1).flatten(0, -2).sum(0) if mask is None else bad.flatten(0, 1).sum(0)

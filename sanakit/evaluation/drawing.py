@@ -21,7 +21,7 @@ from sanakit.evaluation.clip import DEFAULT_CLIP, Clip, load_clip
 from sanakit.evaluation.image_features import CLIP, THUMBNAIL, load_features
 from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import shared
-from sanakit.sampling import sample_euler
+from sanakit.sampling import require_finite, sample_euler
 
 FEWEST = 8  # prompts of an evaluation
 BATCH = 32
@@ -180,13 +180,7 @@ def draw(
         latents = sample_euler(system, chosen, num_steps=num_steps, guidance_scale=guidance_scale, noise=noise)
         with system.placement.holding(system.vae):
             images = system.vae.decode(latents)
-        if not images.isfinite().all():
-            number = int((~images.isfinite()).flatten(1).any(1).sum())
-            raise SanakitError(
-                "SK0507",
-                f"{number} of {len(images)} images that were drawn are not finite",
-                cause="The core or the decoder gives values that are no numbers: weights, scale or precision.",
-            )
+        require_finite(images)
         done += len(rows)
         progress(label, done, total)
         return as_bytes(images)

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sanakit.core.dit import fold_guidance
 from sanakit.errors import SanakitError
-from sanakit.files import refuse_pointer
+from sanakit.files import PICKLES, refuse_pointer
 from sanakit.folders import local_path
 from sanakit.weights.find import read_tensors, said
 from sanakit.weights.load import unwrapped
@@ -220,6 +220,8 @@ def converted(path: Path, cache: Path, *, allow_pickle: bool) -> Path:
     Converted once, a pickle with leave; later calls read what was converted and need none. Raises SK0601 without leave.
     """
     refuse_pointer(path)
+    if path.suffix not in (".safetensors", *PICKLES):
+        raise SanakitError("SK0106", f"{path} is no checkpoint: expected a .safetensors file or a folder")
     statement = path.with_suffix(".json")
     digest = hashlib.sha256(statement.read_bytes() if statement.is_file() else b"")
     with path.open("rb") as file:

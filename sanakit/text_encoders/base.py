@@ -150,3 +150,10 @@ def require_prompts(prompts: Sequence[str]) -> None:
     for number, prompt in enumerate(prompts):
         if not isinstance(prompt, str):
             raise SanakitError("SK0307", f"prompt {number} is a {type(prompt).__name__}, expected a text")
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise SanakitError(
+                "SK0307",
+                f"prompt {number} holds bytes that are no UTF-8: {prompt!r:.80}",
+                cause="It comes from a shell, or a file, in another encoding.",
+                fix="Give text in UTF-8.",
+            )

@@ -21,6 +21,7 @@ from sanakit.vaes.normalisation import require_usable
 
 VAES: Registry[type["VAE"]] = Registry("vaes")
 ROUNDING = 1e-3  # that images may lie beyond [-1, 1]
+SIZED = "A VAE takes images of sizes that it halves without a rest, some of one size only."
 
 
 class VAE(nn.Module):
@@ -93,14 +94,15 @@ class VAE(nn.Module):
         require_images(images)
         height, width = images.shape[-2:]
         ratio = self.spec.spatial_compression_ratio
-        if self.fixed_image_size and (height, width) != (self.fixed_image_size, self.fixed_image_size):
-            raise SanakitError(
-                "SK0202", f"images are {height} x {width}, this model takes {self.fixed_image_size} px squares only"
-            )
+        side = self.fixed_image_size
+        if side and (height, width) != (side, side):
+            found = f"images are {height} x {width}, this model takes {side} px squares only"
+            raise SanakitError("SK0202", found, cause=SIZED, fix=f"Give images of that size: --image-size {side}.")
         if images.ndim != 4 or images.shape[1] != 3 or height % ratio or width % ratio:
-            raise SanakitError(
-                "SK0202", f"images are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
-            )
+            found = f"images are {tuple(images.shape)}, expected (B, 3, H, W) with H and W multiples of {ratio}"
+            near = max(ratio, width // ratio * ratio)
+            fix = f"Give images of such a size: --image-size {near} or {near + ratio}."
+            raise SanakitError("SK0202", found, cause=SIZED, fix=fix)
         what = f"encoding with {self.name or 'the VAE'}"
         parts, _ = in_batches(images, len(images), lambda some: self._posterior(self.placed(some)), what=what)
         raw = torch.cat([part[0].to(images) for part in parts])

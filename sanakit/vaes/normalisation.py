@@ -17,8 +17,8 @@ def affine(config: dict[str, Any]) -> LatentStats | None:
     scale = config.get("scaling_factor")
     if scale is None:
         return None
-    (scale,), (shift,) = numbers("scaling_factor", scale), numbers("shift_factor", config.get("shift_factor") or 0.0)
-    return from_scaling(scale, shift)
+    shift = one_number("shift_factor", config.get("shift_factor") or 0.0)
+    return from_scaling(one_number("scaling_factor", scale), shift)
 
 
 def from_scaling(scale: float, shift: float = 0.0) -> LatentStats:
@@ -34,6 +34,13 @@ def numbers(key: str, value: Any) -> tuple[float, ...]:
     if not values or not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
         raise SanakitError("SK0127", f"{key} is {value!r:.80}, expected a number or a list of numbers")
     return tuple(float(v) for v in values)
+
+
+def one_number(key: str, value: Any) -> float:
+    values = numbers(key, value)
+    if len(values) > 1:
+        raise SanakitError("SK0127", f"{key} is {value!r:.80}, expected one number")
+    return values[0]
 
 
 def both_stated(config: dict[str, Any], taken: LatentStats) -> str:

@@ -70,7 +70,7 @@ def _read(
             OSError,
             ValueError,
             RuntimeError,
-            KeyError,
+            LookupError,
             TypeError,
             AttributeError,
             ImportError,

@@ -67,6 +67,7 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
     try:
         with open_source(source) as stream, tarfile.open(fileobj=stream, mode="r|") as tar:
             samples = _read_members(tar, source, shard, part)
+            _require_end(tar, stream, source, part)
     except (tarfile.TarError, OSError) as error:
         raise SanakitError("SK0401", f"shard {source} cannot be read: {error}") from error
     for stem, parts in samples.items():
@@ -79,6 +80,17 @@ def fill_part(part: Part, payload: dict[str, Any]) -> None:
             part.add(name, captions, image, scores, base=base, lines=lines)
         except ValueError as error:
             part.set_aside(name, reason_of(error))
+
+
+def _require_end(tar: tarfile.TarFile, stream: Any, source: str, part: Part) -> None:
+    """tarfile takes half a header, or a damaged one, for the end. Raises SK0401 for those; a shard that ends after a
+    member, without the block of zeros that a whole one has, is counted."""
+    stream.seek(tar.offset)
+    end = stream.read(tarfile.BLOCKSIZE)
+    if any(end) or 0 < len(end) < tarfile.BLOCKSIZE:
+        raise SanakitError("SK0401", f"shard {source} is cut or damaged at byte {tar.offset}: no header of a member")
+    if not end:
+        part.survey.ignored.add("shards without an end mark: cut, perhaps", source)
 
 
 def _read_members(tar: tarfile.TarFile, source: str, shard: str, part: Part) -> dict[str, dict[str, Any]]:
