@@ -29,7 +29,6 @@ HALF, NEARLY_ALL = 0.5, 0.95  # of the misfit above that of random splits
 TOLD = 4  # channels
 MOST_CHANNELS = 512  # of which an order is searched for: an assignment grows with the cube
 FLOOR = 1e-6
-HUGE = 1e300  # in place of a distance that overflows
 IMAGES = 1.5  # times as wide, or 1 / 1.5: images saved at half the size made latents .91 times as wide
 LOGS = ("log-sd", "grain")
 BY_CHANNEL = (
@@ -44,10 +43,12 @@ BY_CHANNEL = (
 def likely_cause(reference: Sample, current: Sample) -> Reading | None:
     """The simplest mistake that explains what moved: one scale, signs, order of channels, fine detail of one channel,
     one channel, fine detail, scale and shift of every channel. value: the share that it explains. None where none
-    does."""
+    does, or where features overflow."""
     if not (reference.moments and current.moments) or min(len(reference.rows), len(current.rows)) < 2:
         return None
     reference, current = (subset(s, thin(np.arange(len(s.rows)), MOST_ROWS, 0)) for s in (reference, current))
+    if not all(np.isfinite(rows).all() for side in (reference, current) for rows in side.blocks.values()):
+        return None
     moved = Misfit.of(reference.blocks, current.blocks)
     if moved.p_value > MOVED:
         return None
@@ -200,7 +201,7 @@ def _order(before: Blocks, after: Blocks) -> np.ndarray:
             first, second = before[name].astype(np.float64), after[name].astype(np.float64)
             spread = first.var(0)[:, None] / len(first) + second.var(0)[None] / len(second)
             cost = cost + (first.mean(0)[:, None] - second.mean(0)[None]) ** 2 / np.maximum(spread, FLOOR**2)
-    return linear_sum_assignment(np.nan_to_num(cost, nan=HUGE, posinf=HUGE))[1]
+    return linear_sum_assignment(cost)[1]
 
 
 def _repeats(order: np.ndarray, others: np.ndarray, before: Blocks, after: Blocks) -> bool:
