@@ -50,6 +50,21 @@ def test_a_planted_shift_alarms_and_clean_data_do_not(reference):
     assert "channel 1" in drifted.alarms[0].where and "likely cause" in drifted.alarms[0].where
 
 
+@pytest.mark.parametrize("grouped", [False, True])
+def test_batches_of_several_shapes_make_a_reference_of_their_own(grouped):
+    watch = Watch(steps=64, grouped=grouped, report=quiet)
+    for step in range(64):
+        side = (4, 6) if step % 2 else (6, 4)
+        watch(latents=torch.randn(16, 3, *side, generator=torch.Generator().manual_seed(step)))
+        tokens = 5 + step % 3
+        prompts = torch.randn(16, tokens, 8, generator=torch.Generator().manual_seed(step))
+        watch.update(embeddings=(prompts, torch.ones(16, tokens)))
+    assert set(watch.monitors) == {"latents", "embeddings"} and watch.verdict == "no-drift"
+    again = Watch(steps=64, grouped=grouped, report=quiet)
+    again.load_state_dict(watch.state_dict())
+    assert again.verdict == "no-drift" and again.done == 64
+
+
 def test_an_alarm_is_a_warning_by_default():
     watch = Watch(steps=STEPS)
     with pytest.warns(UserWarning, match=r"step (40|48|56|64): latents: .*channel 1"):

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -153,6 +154,31 @@ def test_what_a_layout_leaves_out_is_counted(tmp_path):
     }
     beside = describe(load_images(str(caption_files(tmp_path / "beside"))))["ignored"]
     assert beside == {".caption beside .txt": {"count": 1, "first": "0.caption"}}
+
+
+def test_a_licence_beside_an_imagefolder_is_no_caption(tmp_path):
+    root = imagefolder_csv(tmp_path / "data")
+    (root / "LICENSE.txt").write_text("CC0")
+    assert load_images(str(root), max_set_aside=0).captions == [[f"image {i}"] for i in range(COUNT)]
+    (root / "sub" / "0.txt").write_text("of its own")
+    assert load_images(str(root), max_set_aside=1).captions[0] == ["of its own"]
+
+
+def test_a_table_that_was_written_anew_is_read_anew(tmp_path):
+    path = table_of(tmp_path / "t.parquet")
+    assert list(load_images(str(path)).images) == [png(i) for i in range(COUNT)]
+    table_of(path, range(COUNT, 0, -1))
+    assert list(load_images(str(path), max_set_aside=0).images) == [png(i) for i in range(COUNT, 0, -1)]
+
+
+def test_captions_of_ones_own_on_an_indexed_data_set_are_those_that_are_read(tmp_path):
+    found = load_images(str(table_of(tmp_path / "t.parquet", range(6))))
+    mine = [[f"mine {i}", "and more"] for i in range(6)]
+    told = replace(found, captions=mine)
+    rows = [name for half in (told.split(False), told.split(True)) for name in half.captions]
+    assert sorted(rows) == mine and told.texts() == [text for row in mine for text in row]
+    assert told.fingerprint != found.fingerprint and list(told.images) == list(found.images)
+    assert told.caption_counts().tolist() == [2] * 6
 
 
 def test_a_glob_of_two_kinds_is_refused_and_an_unpacked_shard_comes_back(tmp_path):

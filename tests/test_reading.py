@@ -18,6 +18,7 @@ from sanakit.data import ImageDataset, images, load_images
 from sanakit.data.cache import raw_latents
 from sanakit.data.captions import as_captions, as_scores, decode_text, file_captions
 from sanakit.data.describe import describe, describe_lines
+from sanakit.data.readers.objects import read_objects
 from sanakit.data.survey import reason_of
 from sanakit.data.table import decode
 from sanakit.errors import SanakitError
@@ -717,3 +718,44 @@ def test_a_path_that_is_not_there_is_said_to_be_a_path(source):
         load_images(source)
     assert caught.value.code == "SK0101"
     assert "no file or folder" in str(caught.value) and str(Path.cwd()) in str(caught.value)
+
+
+def wide_grey():
+    return Image.fromarray(np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16))
+
+
+def turned_photo():
+    exif = Image.Exif()
+    exif[0x112] = 6
+    return encoded(Image.linear_gradient("L").resize((16, 8)).convert("RGB"), "JPEG", exif=exif, quality=95)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        encoded(wide_grey()),
+        turned_photo(),
+        encoded(Image.new("CMYK", (8, 8), (0, 128, 128, 0)), "JPEG"),
+        png(mode="RGBA", colour=(255, 0, 0, 128)),
+        encoded(Image.linear_gradient("L").resize((8, 8)).convert("P")),
+    ],
+    ids=["16-bit grey", "a turned photo", "inks", "transparent", "a palette"],
+)
+def test_an_image_that_another_library_opened_is_the_same_image(data):
+    """Of a data set in memory, as of its file."""
+    opened = Image.open(io.BytesIO(data))
+    found = read_objects([(opened, "one"), (data, "two")])
+    assert len(found) == 2, found.ledger
+    first, second = (images.open_image(one, 8).image for one in found.images)
+    assert first.size == second.size and np.abs(np.asarray(first, int) - np.asarray(second, int)).max() <= 2
+
+
+def test_rows_in_memory_that_say_nothing_sure_are_set_aside():
+    wide = Image.fromarray(np.full((8, 8), 70000, np.int32))
+    red = {"image": Image.new("RGB", (8, 8), "red"), "text": np.array(["red", "a square"]), "name": "a"}
+    found = read_objects([red, red, {"image": wide, "text": "grey", "name": "b"}])
+    assert found.captions == [["red", "a square"]]
+    assert reasons(found) == {
+        "a": "a second row of this name",
+        "b": "32 bits a pixel (mode I): the range of the values is unknown",
+    }

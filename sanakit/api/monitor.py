@@ -33,13 +33,14 @@ class DriftMonitor:
 
     `update` copies a few rows of some steps and never waits for the device; `compute` does.
 
-    reference: latents (N, C, h, w), embeddings or activations (N, L, D), at least 2 rows, 300 or more are better. mask:
-    (N, L) of embeddings, 1 = keep. kind: what the values are, which names the likely cause: latents, embeddings,
-    adapters, activations, generated or components. frozen: nothing may drift, and an e-process alarms falsely with
-    probability at most alpha over the whole run; False for what drifts by design, which alarms outside `band` standard
-    deviations. grouped: each batch is of one kind (aspect buckets, captions sorted by length), so one of its rows is
-    kept; more would speak of the kind. num_evaluations: calls of `compute` in the whole run. steps: calls of `update`
-    in the whole run. name: said in every reading, such as the layer. Raises SK0104, SK0701, SK0704.
+    reference: latents (N, C, h, w), embeddings or activations (N, L, D), at least 2 rows, 300 or more are better; a
+    list of such, one a shape. mask: (N, L) of embeddings, 1 = keep. kind: what the values are, which names the likely
+    cause: latents, embeddings, adapters, activations, generated or components. frozen: nothing may drift, and an
+    e-process alarms falsely with probability at most alpha over the whole run; False for what drifts by design, which
+    alarms outside `band` standard deviations. grouped: each batch is of one kind (aspect buckets, captions sorted by
+    length), so one of its rows is kept; more would speak of the kind. num_evaluations: calls of `compute` in the whole
+    run. steps: calls of `update` in the whole run. name: said in every reading, such as the layer. Raises SK0104,
+    SK0701, SK0704.
     """
 
     def __init__(
@@ -62,7 +63,10 @@ class DriftMonitor:
         alpha, band = as_number("alpha", alpha, above=0, below=1), as_number("band", band, above=0)
         self.kind, self.every = kind, -(-steps // num_evaluations)
         self.alarms: list[Reading] = []
-        values, tokens = self._checked(reference, mask, "reference", checked=True)
+        parts = reference if isinstance(reference, list) and mask is None else [reference]
+        read = [self._checked(part, mask, "reference", checked=True) for part in parts]
+        if not read:
+            raise SanakitError("SK0704", "the reference is an empty list, expected tensors, one a shape")
         options: dict[str, Any] = {}
         if not frozen or kind not in ("latents", TOKENS):
             options["blocks"] = MOVING
@@ -70,8 +74,8 @@ class DriftMonitor:
             options["blocks"] = STILL_TEXT
         self.stream = Stream(
             kind,
-            values.float(),
-            tokens,
+            [values.float() for values, _ in read],
+            read[0][1],
             still=frozen,
             alpha=alpha,
             band=band,

@@ -9,6 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 MODES = ("lines", "whole")
 UTF32 = (codecs.BOM_UTF32_LE, codecs.BOM_UTF32_BE)
 UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
@@ -44,6 +46,7 @@ def file_captions(data: bytes, mode: str) -> list[str]:
 
 def as_captions(value: Any) -> list[str]:
     """A string, or a list of strings; nothing else is a caption. ImageDataset.add refuses lone surrogates."""
+    value = value.tolist() if isinstance(value, np.ndarray) else value  # a list in a table of pandas
     values = value if isinstance(value, list) else [value]
     for number, item in enumerate(values, 1):
         name = f"caption {number} of {len(values)}" if isinstance(value, list) else "caption"
@@ -71,6 +74,7 @@ def as_scores(value: Any) -> list[float] | None:
     """A finite number a caption; None where none are stated."""
     if value is None:
         return None
+    value = value.tolist() if isinstance(value, np.ndarray) else value
     numbers: Sequence[Any] = value if isinstance(value, list) else [value]
     wrong = [n for n in numbers if not isinstance(n, int | float) or isinstance(n, bool) or not math.isfinite(n)]
     if not isinstance(value, list) or wrong:

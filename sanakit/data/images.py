@@ -109,6 +109,17 @@ def open_image(data: bytes, least: int) -> Opened:
     return Opened(image=image, width=width, height=height, remarks=(*remarks, *([remark] if remark else [])))
 
 
+def as_shown(image: Image.Image) -> Image.Image:
+    """An image that another library has opened, in a mode that a PNG holds: upright, 16-bit grey scaled, inks as sRGB.
+    Raises ValueError for 32 bits a pixel."""
+    file_format = image.format
+    if file_format != "TIFF" and image.getexif().get(ORIENTATION, 1) in TURNS:
+        image = ImageOps.exif_transpose(image)
+    if image.mode.startswith(("I", "F")):
+        return _eight_bits(image, file_format or "TIFF")
+    return image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else to_srgb(image)[0]
+
+
 def header_size(data: bytes) -> tuple[int, int]:
     """Width and height as the image is shown. Raises as `open_image` for what its header already refuses."""
     with _open(data) as file:

@@ -89,6 +89,6 @@ def _plan_folder(path: Path, captions: str) -> Plan:
     if tables.is_saved_dataset(path):
         return tables.plan_saved_dataset(path)
     metadata = imagefolder.find_metadata(path)
-    if metadata is not None and captions == MODES[0] and next(path.rglob("*.txt"), None) is None:
+    if metadata is not None and captions == MODES[0] and not folder.has_caption_files(path):
         return imagefolder.plan_imagefolder(path, metadata)
     return folder.plan_folder(path, captions)

@@ -84,10 +84,10 @@ def _read_row(place: Place) -> bytes:
     kept on the local disk (data/nearby.py): a random image of it costs no second way to the address."""
     group, row = _group_of(place.path, place.offset)
     if not is_address(place.path):
-        return image_bytes(_read_group(place.path, group)[row].as_py())
+        return image_bytes(_read_group(place.path, group, _written(place.path))[row].as_py())
 
     def fetch() -> list[bytes | None]:
-        cells = _read_group(place.path, group)
+        cells = _read_group(place.path, group, _written(place.path))
         return [data if isinstance(data := _cell_bytes(cell.as_py()), bytes) else None for cell in cells]
 
     return image_bytes(read_nearby_group(place.sha256, (place.path, group), row, fetch))
@@ -105,9 +105,13 @@ def _cell_bytes(value: Any) -> Any:
     return value["bytes"] if isinstance(value, dict) else value
 
 
-@functools.lru_cache(maxsize=OPEN_TABLES)
 def open_arrow(path: str) -> pa.Table:
     """A memory-mapped Arrow stream file."""
+    return _open_arrow(path, _written(path))
+
+
+@functools.lru_cache(maxsize=OPEN_TABLES)
+def _open_arrow(path: str, written: object) -> pa.Table:
     with pa.memory_map(path) as source, pa.ipc.open_stream(source) as stream:
         return stream.read_all()
 
@@ -120,8 +124,16 @@ def open_parquet(path: str) -> pq.ParquetFile:
     return pq.ParquetFile(fsspec.open(whole_address(path), "rb").open())
 
 
+def _written(path: str) -> tuple[int, int]:
+    """What tells a file from the one that was there before; of an address nothing."""
+    if is_address(path):
+        return 0, 0
+    facts = Path(path).stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
 @functools.lru_cache(maxsize=256)
-def _group_ends(path: str) -> tuple[int, ...]:
+def _group_ends(path: str, written: object) -> tuple[int, ...]:
     with open_parquet(path) as file:
         ends, total = [], 0
         for number in range(file.num_row_groups):
@@ -131,12 +143,12 @@ def _group_ends(path: str) -> tuple[int, ...]:
 
 
 def _group_of(path: str, row: int) -> tuple[int, int]:
-    ends = _group_ends(path)
+    ends = _group_ends(path, _written(path))
     group = bisect.bisect_right(ends, row)
     return group, row - (ends[group - 1] if group else 0)
 
 
 @functools.lru_cache(maxsize=OPEN_GROUPS)
-def _read_group(path: str, group: int) -> pa.ChunkedArray:
+def _read_group(path: str, group: int, written: object) -> pa.ChunkedArray:
     with open_parquet(path) as file:
         return file.read_row_group(group, columns=["image"])["image"]

@@ -48,6 +48,10 @@ class ImageDataset:
     caption_kinds: tuple[str, ...] = ()
     captions_base: Sequence[list[str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        if self.indexed is not None and not isinstance(self.captions, Column):
+            self.indexed = None  # captions of the caller's own: the index no longer says what the rows are
+
     @classmethod
     def of_index(
         cls, indexed: Indexed, *, scored: bool, translated: bool = False, column: str = "captions", **options: Any
@@ -134,10 +138,16 @@ class ImageDataset:
             ledger=self.ledger,
             scores=[self.scores[i] for i in indices] if self.scores else [],
             fit=self.fit,
-            survey=self.survey,
+            survey=self._survey_of(indices),
             caption_kinds=self.caption_kinds,
             captions_base=[self.captions_base[i] for i in indices] if self.captions_base else [],
         )
+
+    def _survey_of(self, indices: Sequence[int] | np.ndarray) -> Survey:
+        """What reading the whole data set found, with the sizes of these images."""
+        known = self.survey.sizes
+        sizes = [known[i] for i in indices] if len(known) == len(self) else []
+        return replace(self.survey, sizes=sizes)
 
     def evaluation_captions(self, places: Iterable[int] | None = None) -> list[str]:
         """The caption of every image that text is evaluated with: of the image at place i number i modulo its count,

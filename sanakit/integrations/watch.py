@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from sanakit.api.drift import as_tensor
 from sanakit.api.monitor import DriftMonitor
@@ -61,7 +62,7 @@ class Watch:
         self.options: dict[str, Any] = {"num_evaluations": num_evaluations, "alpha": alpha, "band": band}
         self.options["grouped"] = grouped
         self.monitors: dict[str, DriftMonitor] = {}
-        self.references: dict[str, tuple[Tensor, Tensor | None]] = {}
+        self.references: dict[str, tuple[Tensor | list[Tensor], Tensor | None]] = {}
         self.collected: dict[str, list[tuple[Tensor, Tensor | None]]] = {}
         for kind, reference in references.items():
             _require_kind(kind)
@@ -104,9 +105,7 @@ class Watch:
         readings = [r for monitor in self.monitors.values() for r in monitor.compute(self.done)]
         for kind, kept in list(self.collected.items()):
             if sum(len(values) for values, _ in kept) >= FEWEST:
-                masks = [mask for _, mask in kept if mask is not None]
-                values = torch.cat([values for values, _ in kept]).cpu()
-                self._monitor(kind, values, torch.cat(masks).cpu() if masks else None)
+                self._monitor(kind, *joined(kept))
                 del self.collected[kind]
         if readings:
             self.report(readings, self.done)
@@ -144,7 +143,7 @@ class Watch:
             for kind, kept in state["collected"].items()
         }
 
-    def _monitor(self, kind: str, values: Tensor, mask: Tensor | None) -> None:
+    def _monitor(self, kind: str, values: Tensor | list[Tensor], mask: Tensor | None) -> None:
         frozen = kind not in MOVING
         options = self.options | {"steps": self.steps, "kind": kind, "frozen": frozen}
         self.monitors[kind] = DriftMonitor(values, mask=mask, **options)
@@ -159,6 +158,20 @@ class Watch:
             share = 1 if grouped else -(-REFERENCE * stride // self.every)
             copied = None if mask is None else mask[:share].detach().clone()
             kept.append((values[:share].detach().float().clone(), copied))
+
+
+def joined(kept: list[tuple[Tensor, Tensor | None]]) -> tuple[Tensor | list[Tensor], Tensor | None]:
+    """Batches as one reference on the CPU, with the mask of prompts, which are padded to the longest; of several shapes
+    one tensor a shape."""
+    if kept[0][1] is not None:
+        longest = max(values.shape[1] for values, _ in kept)
+        values = torch.cat([F.pad(v, (0, 0, 0, longest - v.shape[1])).cpu() for v, _ in kept])
+        return values, torch.cat([F.pad(m, (0, longest - m.shape[1])).cpu() for _, m in kept if m is not None])
+    by_shape: dict[tuple[int, ...], list[Tensor]] = {}
+    for values, _ in kept:
+        by_shape.setdefault(tuple(values.shape[1:]), []).append(values.cpu())
+    parts = [torch.cat(group) for group in by_shape.values()]
+    return parts if len(parts) > 1 else parts[0], None
 
 
 def metrics_of(readings: list[Reading], prefix: str = "drift/") -> dict[str, float]:

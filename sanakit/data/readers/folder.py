@@ -67,6 +67,12 @@ def plan_folder(folder: Path, captions: str = "lines") -> Plan:
     return plan
 
 
+def has_caption_files(folder: Path) -> bool:
+    """Whether a `.txt` below lies beside an image of its stem; a licence or a readme does not."""
+    suffixes = [each for suffix in SUFFIXES for each in (suffix, suffix.upper())]
+    return any(path.with_suffix(suffix).is_file() for path in folder.rglob("*.txt") for suffix in suffixes)
+
+
 def fill_part(part: Part, payload: dict[str, Any]) -> None:
     """Read images and caption files of a folder: rows [name, image, caption file or empty, the base's or empty, what
     lies beside]."""

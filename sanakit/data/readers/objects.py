@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from sanakit.data.captions import as_captions, as_scores, base_captions, kind_of
+from sanakit.data.images import as_shown
 from sanakit.data.names import safe_name
 from sanakit.data.part import image_problem, with_words
 from sanakit.data.readers.tables import CAPTIONS
@@ -71,6 +72,7 @@ class InMemory:
     ledger: list[dict[str, str]] = field(default_factory=list)
     scores: list[list[float]] = field(default_factory=list)
     captions_base: list[list[str]] = field(default_factory=list)
+    known: set[str] = field(default_factory=set)
 
     def add(
         self,
@@ -83,9 +85,13 @@ class InMemory:
         """One image more; captions without words go, with their scores and the base's. What does not fit is set
         aside, and so is an image without any."""
         others: dict[str, list[Any]] = {"name": self.names, "scores": self.scores, "captions_base": self.captions_base}
-        if problem := image_problem(others, captions, base, scores):
+        problem = image_problem(others, captions, base, scores)
+        if safe_name(name) in self.known:
+            problem = "a second row of this name"
+        if problem:
             self.set_aside(name, problem)
             return
+        self.known.add(safe_name(name))
         kept = with_words(captions, base)
         self.names.append(safe_name(name))
         self.captions.append([captions[number].strip() for number in kept])
@@ -140,7 +146,7 @@ def encoded(image: Any) -> bytes:
     if not isinstance(image, Image.Image):
         raise ValueError(f"no image: the row holds {kind_of(image)}")
     out = io.BytesIO()
-    (image if image.mode in ("1", "L", "LA", "P", "RGB", "RGBA") else image.convert("RGB")).save(out, "PNG")
+    as_shown(image).save(out, "PNG")
     return out.getvalue()
 
 
