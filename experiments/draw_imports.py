@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- imports: begin -->\n", "<!-- imports: end -->\n"
 ORDER = [
+    "limits",
     "contracts",
     "errors",
     "hashing",
@@ -30,6 +31,7 @@ ORDER = [
     "scaffold",
     "distributed",
     "ranks",
+    "config_fields",
     "config",
     "presets",
     "run",

@@ -5,12 +5,14 @@ A run is a Python function that returns a `Config` (see presets.py); `--set key=
 
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, ValidationError, model_validator
+from pydantic import Field, NonNegativeFloat, ValidationError, model_validator
 
+from sanakit.config_fields import Name, Section, merged_values, read_yaml, whole
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.limits import LARGEST_ASPECT, LARGEST_BATCH, LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED, LARGEST_SIDE
 
 Action = Literal["off", "log", "warn", "lower-rate", "roll-back", "stop"]
 Moving = Literal["adapters", "activations", "generated", "components"]  # drift by design, inside a band
@@ -27,35 +29,22 @@ RACED: tuple[str, ...] = ("reuse", "align", "align-blocks", "align+head", "lora"
 RACED += ("finetune", "naive", "scratch")
 
 
-class Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    @model_validator(mode="before")
-    @classmethod
-    def _read_off(cls, values: Any) -> Any:
-        """YAML 1.1 reads a bare `off` as false: where a field has the choice `off`, that is what was meant."""
-        if not isinstance(values, dict):
-            return values
-        choices = {key: get_args(field.annotation) for key, field in cls.model_fields.items()}
-        return {k: "off" if v is False and "off" in choices.get(k, ()) else v for k, v in values.items()}
-
-
 class TrainSection(Section):
     # None: stage full takes the 80th percentile of the race's forecast (sanakit/swap/full_steps.py)
-    max_steps: int | None = Field(default=None, ge=1)
-    batch_size: int = Field(default=32, ge=1)  # over all ranks and micro-batches
+    max_steps: int | None = whole(None)
+    batch_size: int = whole(32, most=LARGEST_BATCH)  # over all ranks and micro-batches
     learning_rate: float | None = Field(default=None, gt=0)  # None: the strategy's own
-    checkpoint_every: int = Field(default=100, ge=1)
-    seed: int = Field(default=0, ge=0)
-    strategy: str = "auto"
+    checkpoint_every: int = whole(100)
+    seed: int = whole(0, 0, LARGEST_SEED)
+    strategy: Name = "auto"
     # where align+head, lora and finetune begin; auto: the closed form with the lower held-out error before any step
     start: Literal["align", "align-blocks", "auto"] = "auto"
-    start_draws: int = Field(default=512, ge=16)  # images with noise that align-blocks is solved from
+    start_draws: int = whole(512, 16, LARGEST_BATCH)  # images with noise that align-blocks is solved from
     rates: dict[Group, NonNegativeFloat] = {}  # learning-rate multipliers over the strategy's own; 0 freezes a group
     layer_decay: float = Field(default=1.0, gt=0, le=1)  # block i of L runs at layer_decay ** (L - 1 - i)
-    lora_rank: int = Field(default=16, ge=1)
+    lora_rank: int = whole(16, most=LARGEST_SIDE)
     gradual: float = Field(default=0.0, ge=0, le=0.9)  # share of the steps over which blocks join; 0: all at once
-    warmup: int = Field(default=20, ge=0)
+    warmup: int = whole(20, 0)
     # constant-then-decay: constant after the warm-up, then linear to zero over the last third
     schedule: Literal["constant-then-decay", "cosine", "constant"] = "constant-then-decay"
     weight_decay: float = Field(default=0.01, ge=0)
@@ -65,20 +54,21 @@ class TrainSection(Section):
     ema_decay: float = Field(default=0.0, ge=0, lt=1)  # 0 keeps no average; otherwise the average is what is exported
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on an accelerator that has it, else fp32
     parallel: Literal["ddp", "fsdp"] = "ddp"
-    accumulate: int = Field(default=1, ge=1)
+    accumulate: int = whole(1, most=LARGEST_BATCH)
     # images of a rank that go through the core at once; auto: the batch in train.accumulate parts, on an accelerator
     # smaller ones where its free memory asks for it. What a step sees stays train.batch_size.
-    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1)] = "auto"
+    micro_batch: Literal["auto"] | Annotated[int, Field(ge=1, le=LARGEST_BATCH)] = "auto"
     gradient_checkpointing: Literal["auto"] | bool = "auto"  # auto: on an accelerator whose memory needs it
-    max_skipped: int = Field(default=0, ge=0)  # steps with a loss that is not finite that may be left out
+    max_skipped: int = whole(0, 0)  # steps with a loss that is not finite that may be left out
     target: Literal["core", "vae", "vae-decoder"] = "core"  # vae: the VAE itself; vae-decoder: its decoder alone
     optimizer: Literal["adamw", "adamw-8bit", "came"] = "adamw"
     compile: bool = False  # the core, by torch.compile
     kernels: Literal["off", "triton"] = "off"  # triton: linear attention and mix-FFN by sanakit's kernels, on a GPU
     async_checkpoints: bool = True  # written by another thread, from copies
-    hang_timeout: float = Field(default=1800.0, ge=0)  # seconds in one step before the rank behind is named; 0: never
-    log_every: int = Field(default=10, ge=1)  # steps between rows of steps.jsonl and of the trackers
-    sample_every: int = Field(default=0, ge=0)  # steps between sample grids; 0: at the end only
+    # seconds in one step before the rank behind is named; 0: never
+    hang_timeout: float = Field(default=1800.0, ge=0, le=LARGEST_SECONDS)
+    log_every: int = whole(10)  # steps between rows of steps.jsonl and of the trackers
+    sample_every: int = whole(0, 0)  # steps between sample grids; 0: at the end only
     report_to: tuple[Literal["tensorboard", "wandb", "trackio", "mlflow"], ...] = ()
 
     @property
@@ -90,21 +80,22 @@ class TrainSection(Section):
 
 
 class DataSection(Section):
-    source: str = "embedded"
-    image_size: int | None = Field(default=None, ge=16)  # pixels of a side; None: what the base was trained at
+    source: Name = "embedded"
+    # pixels of a side; None: what the base was trained at
+    image_size: int | None = whole(None, 16, LARGEST_SIDE)
     # how squares are made of other images; None: as the data set states (the embedded ones pad), files are cropped
     fit: Literal["crop", "pad"] | None = None
     captions: Literal["lines", "whole"] = "lines"  # of caption files: a caption a line, or the file is one caption
     max_set_aside: float = Field(default=0.05, ge=0, le=1)
-    cache: str | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
+    cache: Name | None = None  # a folder that `sanakit encode` filled; what it lacks is refused, not encoded
     # when images are encoded: ahead, once, into the cache; live, whenever a batch asks for them; auto: ahead where the
     # free disk holds it. What auto chose stands in config.yaml
     latents: Literal["live", "ahead", "auto"] = "auto"
     embeddings: Literal["live", "ahead", "auto"] = "auto"  # of captions, in the same way
-    workers: int = Field(default=1, ge=0)  # threads that draw batches ahead; 0 draws in the loop
+    workers: int = whole(1, 0, 1024)  # threads that draw batches ahead; 0 draws in the loop
     caption_temperature: float | None = Field(default=None, gt=0)  # of the captions' scores; None: all alike
     aspect_buckets: bool = False  # train on images of about image_size squared in their own shape
-    max_aspect: float = Field(default=2.0, ge=1)
+    max_aspect: float = Field(default=2.0, ge=1, le=LARGEST_ASPECT)
     sample_posterior: bool = False  # train on draws from the VAE's posterior, not on its mean
 
     @property
@@ -116,7 +107,7 @@ class DataSection(Section):
 
 
 class VAESection(Section):
-    name: str | None = None  # None: the base's
+    name: Name | None = None  # None: the base's
     scaling_factor: float | None = Field(default=None, gt=0)  # an override, recorded as such
     dtype: Dtype = "auto"  # that it computes in where it is frozen
     equivariance: float = Field(default=0.5, ge=0)  # weight of the decoded turned and scaled latents; train.target vae
@@ -126,53 +117,53 @@ class VAESection(Section):
 
 
 class TextEncoderSection(Section):
-    name: str | None = None
+    name: Name | None = None
     learning_rate: float | None = Field(default=None, gt=0)  # trained with the core at this peak; None: frozen
     gradient_checkpointing: bool = False  # of its layers
     dtype: Dtype = "auto"  # that it computes in where it is frozen
 
 
 class AdapterSection(Section):
-    name: str | None = None  # of `sanakit ls adapters`; None: the linear adapter, which stays a plain core
+    name: Name | None = None  # of `sanakit ls adapters`; None: the linear adapter, which stays a plain core
 
 
 class ComponentSection(Section):
-    num_images: int = Field(default=192, ge=16)  # held-out images or captions that evaluate a component or tuned VAE
+    # held-out images or captions that evaluate a component or tuned VAE
+    num_images: int = whole(192, 16)
 
 
 class SmokeSection(Section):
     # steps of every strategy; auto: 50, doubled while the race cannot tell, at most max_budget_steps
-    budget_steps: Annotated[int, Field(ge=8)] | Literal["auto"] = "auto"
-    max_budget_steps: int = Field(default=400, ge=8)
-    horizon: int | None = Field(default=None, ge=1)  # steps within which a strategy must arrive; None: docs/forecast.md
-    time_limit: float | None = Field(
-        default=None, gt=0
-    )  # minutes of the command after which the race begins no further rung
+    budget_steps: Annotated[int, Field(ge=8, le=LARGEST_COUNT)] | Literal["auto"] = "auto"
+    max_budget_steps: int = whole(400, 8)
+    horizon: int | None = whole(None)  # steps within which a strategy must arrive; None: docs/forecast.md
+    # minutes of the command after which the race begins no further rung
+    time_limit: float | None = Field(default=None, gt=0, le=LARGEST_SECONDS)
     # the ones among these that serve the swap
-    strategies: tuple[str, ...] = RACED
+    strategies: tuple[Name, ...] = RACED
     # naive and scratch race too; otherwise they are evaluated before any step, for the gates that read their start
     controls: bool = False
     # learning rates tried for half the budget, times the strategy's own; None: as the base's size asks for
     # (docs/strategies.md); train.learning_rate overrides
-    rates: Annotated[tuple[float, ...], Field(min_length=1)] | None = None
-    held_out: int = Field(default=128, ge=16)  # held-out images used to evaluate smoke and full; at most all
-    samples: int = Field(default=8, ge=8)  # images drawn by base and candidate used to evaluate smoke and full
+    rates: Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(min_length=1)] | None = None
+    held_out: int = whole(128, 16)  # held-out images used to evaluate smoke and full; at most all
+    samples: int = whole(8, 8, LARGEST_BATCH)  # images drawn by base and candidate used to evaluate smoke and full
 
 
 class EvaluateSection(Section):
     """How stage full compares what base and candidate draw (docs/evaluation.md)."""
 
-    num_prompts: int = Field(default=24, ge=0)  # held-out prompts; 0: nothing is drawn and compared
-    num_seeds: int = Field(default=2, ge=1)  # samples of a prompt
-    metrics: tuple[str, ...] = ("kid", "frechet", "caption-recovery", "diversity")  # of `sanakit ls metrics`
-    features: str = "auto"  # comma-separated names; auto: those that need no network
-    clip: str = "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"  # the model of clip-score and clip-recovery
+    num_prompts: int = whole(24, 0)  # held-out prompts; 0: nothing is drawn and compared
+    num_seeds: int = whole(2, most=LARGEST_BATCH)  # samples of a prompt
+    metrics: tuple[Name, ...] = ("kid", "frechet", "caption-recovery", "diversity")  # of `sanakit ls metrics`
+    features: Name = "auto"  # comma-separated names; auto: those that need no network
+    clip: Name = "hub:laion/CLIP-ViT-B-32-laion2B-s34B-b79K"  # the model of clip-score and clip-recovery
 
 
 class MonitorsSection(Section):
     """What an alarm of each monitor does; `off` does not watch."""
 
-    num_evaluations: int = Field(default=8, ge=1)  # evaluation steps of a run
+    num_evaluations: int = whole(8, most=LARGEST_BATCH)  # evaluation steps of a run
     alpha: float = Field(default=0.05, gt=0, lt=1)  # false-alarm bound of the whole run, over the still streams
     band: float = Field(default=0.5, gt=0)  # sd that moving streams may move
     bands: dict[Moving, Annotated[float, Field(gt=0)]] = {}  # of single monitors, instead
@@ -188,7 +179,7 @@ class MonitorsSection(Section):
 
 
 class Config(Section):
-    base: str = "tiny-sana"
+    base: Name = "tiny-sana"
     base_dtype: Dtype = "auto"  # that its core computes in where it is frozen; --set base.dtype=... sets it too
     train: TrainSection = TrainSection()
     data: DataSection = DataSection()
@@ -242,13 +233,16 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
         parts = key.split(".")
         if not equals or not all(parts) or len(parts) > 2:
             raise SanakitError("SK0104", f"--set {item!r} is not key=value with a key such as train.max_steps")
+        if not text.strip():
+            raise SanakitError("SK0104", f"--set {key} has no value", fix=f"Write {key}=null where none is meant.")
         try:
-            value = yaml.safe_load(text)
+            value = read_yaml(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise SanakitError("SK0104", f"--set {key!r:.60}: {text!r:.60} is no YAML value: {error}") from error
         if isinstance(value, str):  # YAML 1.1 reads 1e-3 as text
             with suppress(ValueError):
                 value = float(value)
+                value = int(value) if value.is_integer() else value
         target = merged
         for part in parts[:-1]:
             inner = target.setdefault(part, {})
@@ -257,18 +251,18 @@ def make_config(values: dict[str, Any], overrides: list[str] | None = None) -> C
             target = inner
         target[parts[-1]] = value
     try:
-        return Config(**merged)
+        return Config.model_validate(merged)
     except ValidationError as error:
         first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key, told = ".".join(str(part) for part in first["loc"]), first["msg"].removeprefix("Value error, ")
         if not key:
-            raise SanakitError("SK0104", first["msg"].removeprefix("Value error, ")) from error
+            raise SanakitError("SK0104", told) from error
         hint = ""
         if first["type"] == "extra_forbidden":
             renamed = RENAMED_KEYS.get(key)
             hint = f": it is called {renamed} now" if renamed else did_you_mean(key, known_keys())
         given = f", found {first['input']!r:.60}" if first["type"] != "extra_forbidden" else ""
-        raise SanakitError("SK0104", f"{key}: {first['msg']}{given}{hint}") from error
+        raise SanakitError("SK0104", f"{key}: {told}{given}{hint}") from error
 
 
 ALIASES = {"base.dtype": "base_dtype"}
@@ -283,17 +277,18 @@ def known_keys() -> list[str]:
     ]
 
 
-def load_config(path: Path, overrides: list[str] | None = None) -> Config:
-    """A YAML file. Raises SK0104 when it cannot be read."""
+def load_config(path: Path, overrides: list[str] | None = None, given: dict[str, Any] | None = None) -> Config:
+    """A YAML file. given: values of options, which replace the file's; overrides replace both. Raises SK0104 when it
+    cannot be read."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise SanakitError("SK0104", f"{path}: {error}") from error
-    if not isinstance(values, dict):
+    if not isinstance(values := {} if values is None else values, dict):
         raise SanakitError(
             "SK0104", f"{path} holds {type(values).__name__}, expected sections such as train: and data:"
         )
-    return make_config(values, overrides)
+    return make_config(merged_values(values, given or {}), overrides)
 
 
 def dump_config(config: Config) -> str:

@@ -5,6 +5,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+MOST_TOKENS = 2**20  # of a prompt
+
 
 class Verdict(StrEnum):
     PASS = "pass"
@@ -71,6 +73,8 @@ class TextSpec:
     def __post_init__(self) -> None:
         if self.embed_dim < 1 or self.max_tokens < 2:
             raise ValueError(f"embed_dim {self.embed_dim}, max_tokens {self.max_tokens}; expected at least 1 and 2")
+        if self.max_tokens > MOST_TOKENS:
+            raise ValueError(f"max_tokens {self.max_tokens}; expected at most {MOST_TOKENS:,}")
         if self.select not in ("first", "first-last"):
             raise ValueError(f"select is {self.select!r}, expected first or first-last")
         if not isinstance(self.layer, int) and self.layer not in ("last", "mean"):

@@ -130,6 +130,23 @@ def require_utf8(path: Path, source: str, code: str = "SK0104") -> Path:
     return path
 
 
+def is_empty(name: str) -> bool:
+    """Whether a text names nothing: blanks, or `path:`, `hub:` or `hf:` alone."""
+    return name.partition("?")[0].strip() in ("", "path:", "hub:", "hf:")
+
+
+def require_name(name: str, label: str) -> str:
+    """The name. Raises SK0104 for one that is empty, which says what it was given as."""
+    if is_empty(name):
+        raise SanakitError(
+            "SK0104",
+            f"{label} is empty{f': {name!r}' if name.strip() else ''}",
+            cause="A shell variable that is not set gives an empty text.",
+            fix=f"Give {label} a value, or leave it out.",
+        )
+    return name
+
+
 def cache_path() -> Path:
     """Where rendered images, latents, embeddings and converted weights are kept, whether it exists or not:
     SANAKIT_CACHE (`~` is the home folder), or the user's cache. Raises SK0128 where there is no home folder."""

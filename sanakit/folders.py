@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.files import read_config, require_utf8
+from sanakit.files import read_config, require_name, require_utf8
 
 HUB_FOLDER = "models--"  # of huggingface_hub's cache: models--owner--repo/{blobs,refs,snapshots}
 PIPELINE_INDEX = "model_index.json"
@@ -17,9 +17,9 @@ def local_path(text: str) -> Path:
     """The path that `path:TEXT` names: `~` expanded, and in a folder of the hub's cache its snapshot. It need not
     exist.
 
-    Raises SK0106 for a cache folder with several snapshots, none of which is `main`.
+    Raises SK0104 for an empty text, SK0106 for a cache folder with several snapshots, none of which is `main`.
     """
-    path = Path(text).expanduser()
+    path = Path(require_name(text, "path:")).expanduser()
     for parent in (path, *path.parents):
         if parent.name.startswith(HUB_FOLDER) and (parent / "snapshots").is_dir():
             inside = path.relative_to(parent).parts

@@ -200,7 +200,7 @@ def find_device(name: str, rank: int = 0) -> "torch.device":
     kind, _, number = name.partition(":")
     present = accelerator_kind()
     known = [*KNOWN, *([present] if present and present not in KNOWN else [])]
-    if kind not in known or (number and (not number.isdigit() or kind in ("auto", "cpu", "mps"))):
+    if kind not in known or (number and (not number.isdecimal() or kind in ("auto", "cpu", "mps"))):
         raise SanakitError(
             "SK0104", f"--device {name!r} is no device{did_you_mean(kind, known)}; known: {', '.join(known)}"
         )

@@ -16,6 +16,7 @@ import yaml
 
 from sanakit import __version__
 from sanakit.config import Config, dump_config
+from sanakit.config_fields import read_yaml
 from sanakit.errors import SanakitError
 from sanakit.files import own_name, take_lock, without_secrets, write_aside
 from sanakit.hashing import hash_record
@@ -75,7 +76,7 @@ class RunFolder:
         """Raises SK0105, which names every field that differs and that a finished stage has read."""
         asked = flat(stored(self.config))
         try:
-            there = flat(stored(Config(**yaml.safe_load(path.read_text(encoding="utf-8")))))
+            there = flat(stored(Config(**read_yaml(path.read_text(encoding="utf-8")))))
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
@@ -208,7 +209,7 @@ def stored(config: Config) -> Config:
 def _stated(folder: Path) -> dict[str, Any]:
     """config.yaml of a run folder; empty where there is none that can be read."""
     try:
-        written = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        written = read_yaml((folder / "config.yaml").read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return {}
     return written if isinstance(written, dict) else {}

@@ -12,7 +12,8 @@ import typer
 
 from sanakit import cli
 from sanakit.cli import info
-from sanakit.cli.ending import exit_code_of, refuse_options
+from sanakit.cli.ending import exit_code_of
+from sanakit.cli.options import known_answer
 from sanakit.errors import CODES, ExitCode, SanakitError
 from sanakit.tracebacks import guarded, kept_in, unexpected, write_traceback
 
@@ -138,7 +139,7 @@ def test_the_exit_code_is_the_verdicts_and_fail_on_follows_the_decision(answer, 
     validation = {"verdict": "pass", "stages": {}, "decision": {"answer": answer}}
     assert exit_code_of(validation, fail_on) == code
     with pytest.raises(SanakitError, match="SK0104.*--fail-on is 'never', expected do-not or not-yet"):
-        refuse_options("never", "auto", {})
+        known_answer("never")
 
 
 def test_in_a_run_the_traceback_lies_in_the_run_folder(tmp_path, monkeypatch, capsys, small_world):

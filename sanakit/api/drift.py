@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sanakit.api.options import as_count, as_number
+from sanakit.api.options import as_number, as_seed
 from sanakit.drift.compare import Comparison
 from sanakit.drift.compare import compare as compare_samples
 from sanakit.drift.files import data_of
@@ -40,7 +40,7 @@ def compare(
     sides that cannot be compared, SK0704 for an empty one.
     """
     sides = [(reference, reference_mask, "reference"), (current, current_mask, "current")]
-    alpha, seed = as_number("alpha", alpha, above=0, below=1), as_count("seed", seed, least=0)
+    alpha, seed = as_number("alpha", alpha, above=0, below=1), as_seed(seed)
     sources = [_source(values) for values, _, _ in sides]
     first, second = (
         _samples(values, mask, label, source, seed)

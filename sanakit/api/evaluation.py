@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from sanakit.api.load import load_base, load_images, system_in
-from sanakit.api.options import as_callback, as_count, as_names, as_number
+from sanakit.api.options import as_callback, as_count, as_names, as_number, as_seed
 from sanakit.api.session import Device
 from sanakit.assembly import LatentDiffusion
 from sanakit.data.cache import Progress, silent
@@ -13,6 +13,7 @@ from sanakit.evaluation.clip import DEFAULT_CLIP
 from sanakit.evaluation.drawing import FEWEST, Drawn, ask, draw
 from sanakit.evaluation.image_features import AUTO, features_named
 from sanakit.evaluation.scores import DEFAULT_METRICS, Score, require_metrics, scores_of
+from sanakit.limits import LARGEST_BATCH
 from sanakit.placement import choose
 from sanakit.reporting.notebook import fragment
 
@@ -100,8 +101,8 @@ def evaluate(
     SK0507 for images that are not finite, SK0902 at once for weights that cannot be had.
     """
     names, guidance_scale = as_names("metrics", metrics), as_number("guidance_scale", guidance_scale)
-    count, num_seeds = as_count("count", count, FEWEST), as_count("num_seeds", num_seeds)
-    num_steps, seed = as_count("num_steps", num_steps), as_count("seed", seed, 0)
+    count, num_seeds = as_count("count", count, FEWEST), as_count("num_seeds", num_seeds, most=LARGEST_BATCH)
+    num_steps, seed = as_count("num_steps", num_steps, most=LARGEST_BATCH), as_seed(seed)
     progress = as_callback("on_step", on_step) or silent
     within = features_named(",".join(as_names("features", features)))
     require_metrics(names, within, clip)

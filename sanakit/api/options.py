@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from sanakit.errors import SanakitError
+from sanakit.limits import LARGEST_COUNT, LARGEST_SEED
 
 
-def as_count(label: str, value: Any, least: int = 1) -> int:
-    """A whole number of `least` or more: of Python, numpy or a tensor."""
+def as_count(label: str, value: Any, least: int = 1, most: int = LARGEST_COUNT) -> int:
+    """A whole number from `least` to `most`: of Python, numpy or a tensor."""
     expected = f"{label} is {value!r:.40}, expected a whole number of {least} or more"
     try:
         count = operator.index(value)
@@ -17,7 +18,14 @@ def as_count(label: str, value: Any, least: int = 1) -> int:
         raise SanakitError("SK0104", expected, fix=f"Give {label}=int(...).") from error
     if isinstance(value, bool) or count < least:
         raise SanakitError("SK0104", expected, fix=f"Take {least} or more.")
+    if count > most:
+        raise SanakitError("SK0104", f"{expected}, at most {most:,}", fix=f"Take {most:,} or less.")
     return count
+
+
+def as_seed(value: Any) -> int:
+    """A seed that PyTorch's generators take."""
+    return as_count("seed", value, 0, LARGEST_SEED)
 
 
 def as_number(label: str, value: Any, *, above: float = -math.inf, below: float = math.inf) -> float:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.api.components import require_one
 from sanakit.api.load import load_text_encoder, load_vae
-from sanakit.api.options import as_count, as_names
+from sanakit.api.options import as_names, as_seed
 from sanakit.api.session import Device, Sections, opened_swap
 from sanakit.api.validation import Validation, validation_of
 from sanakit.data.cache import Progress
@@ -107,7 +107,7 @@ def race(
     smoke: dict[str, Any] = {"budget_steps": budget, **more.get("smoke", {})}
     if strategies is not None:
         smoke["strategies"] = list(as_names("strategies", strategies))
-    values = {**more, "smoke": smoke, "train": {"seed": as_count("seed", seed, least=0), **more.get("train", {})}}
+    values = {**more, "smoke": smoke, "train": {"seed": as_seed(seed), **more.get("train", {})}}
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["smoke"]}
     options["device"] = device
     with opened_swap(base, kind, component, data, sections=values, **options) as swap:

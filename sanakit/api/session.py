@@ -21,8 +21,8 @@ from sanakit.data.cache import Progress, silent
 from sanakit.loading import Base
 from sanakit.placement import Placement, choose
 from sanakit.run import RunFolder
-from sanakit.swap.context import NO_BASE, Swap
-from sanakit.swap.early import decide_image_size, refuse_few_images
+from sanakit.swap.context import Swap
+from sanakit.swap.early import NO_BASE, decide_image_size, refuse_few_images
 from sanakit.text_encoders import TextEncoder
 from sanakit.vaes import VAE
 

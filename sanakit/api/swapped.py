@@ -9,7 +9,7 @@ from typing import Any
 
 from sanakit.api.components import label_of, require_one
 from sanakit.api.load import load_text_encoder, load_vae
-from sanakit.api.options import as_count, as_name, as_number
+from sanakit.api.options import as_name, as_number, as_seed
 from sanakit.api.quality import Quality, quality_of
 from sanakit.api.session import Device, opened_swap
 from sanakit.assembly import LatentDiffusion
@@ -161,7 +161,7 @@ def swap(
         component = load_vae(component) if kind == "vae" else load_text_encoder(component)
     named = strategy_named(AUTO if as_name("strategy", strategy) == "auto" else strategy)
     chosen = joined_by(named, as_name("adapter", adapter or "")) if not named.adapter else named
-    seed = as_count("seed", seed, least=0)
+    seed = as_seed(seed)
     sections: dict[str, dict[str, Any]] = {"train": {"seed": seed, "strategy": strategy}}
     with opened_swap(base, kind, component, data, progress=on_step, sections=sections, device=device) as context:
         if kind not in chosen.kinds:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from sanakit.api.load import load_text_encoder, load_vae
-from sanakit.api.options import as_count
+from sanakit.api.options import as_seed
 from sanakit.api.session import Device, opened_swap
 from sanakit.contracts import GateResult
 from sanakit.data.cache import Progress
@@ -91,9 +91,7 @@ def validate(
     kind, given = kind_of(component)
     options: dict[str, Any] = {"run_dir": run_dir, "policy": policy, "progress": on_step, "stages": ["component"]}
     options["device"] = device
-    with opened_swap(
-        base, kind, given, data, sections={"train": {"seed": as_count("seed", seed, least=0)}}, **options
-    ) as swap:
+    with opened_swap(base, kind, given, data, sections={"train": {"seed": as_seed(seed)}}, **options) as swap:
         return validation_of(run_stages(swap, ["component"]), run_dir)
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 
 from sanakit.checks.base import GATES, Rule, rule_of
+from sanakit.config_fields import read_yaml
 from sanakit.contracts import GateResult, Verdict, decide, samples_to_decide
 from sanakit.decision import measure_names
 from sanakit.errors import SanakitError, did_you_mean
@@ -21,6 +22,7 @@ from sanakit.hashing import hash_record
 from sanakit.registry import BUILTIN as BUILTIN_ORIGIN
 
 BUILTIN = ("default", "strict")
+LARGEST = 1e300  # of a threshold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ def load_policy(name: str, known: Sequence[str] | None = None) -> Policy:
             "SK0113", f"no policy {name!r}{did_you_mean(name, list(BUILTIN))}; known: {', '.join(BUILTIN)}, or a file"
         )
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = read_yaml(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError, ValueError) as error:
         raise SanakitError("SK0113", f"{path}: {error}") from error
     if not isinstance(values, dict):
@@ -123,7 +125,7 @@ def _numbers(path: Path, values: dict[str, Any], section: str, what: str, known:
         raise SanakitError("SK0113", f"{path}: {section} is {changes!r:.60}, expected {what.upper()}: number")
     _refuse(path, what, changes, known)
     for name, limit in changes.items():
-        if isinstance(limit, bool) or not isinstance(limit, int | float) or limit != limit:
+        if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) <= LARGEST:
             raise SanakitError("SK0113", f"{path}: {name} is {limit!r:.60}, expected a number")
     return {name: float(limit) for name, limit in changes.items()}
 

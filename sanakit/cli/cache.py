@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.app import app
+from sanakit.cli.app import Application, app
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode, SanakitError
 from sanakit.inventory import Item, State, in_work, remove, scan
@@ -17,7 +17,7 @@ FRESH = 600  # seconds within which a half-written file may still be written to
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
 Folder = Annotated[Path | None, typer.Argument(help="A folder that `encode` filled; default the user's cache.")]
 
-cache = typer.Typer(help="The store of latents and embeddings.", no_args_is_help=True)
+cache = Application(help="The store of latents and embeddings.", no_args_is_help=True)
 app.add_typer(cache, name="cache")
 
 

@@ -9,7 +9,22 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli.app import app
-from sanakit.cli.encode_options import AsJson, Captions, Fit, ImageSize, Shard, TextEncoderDtype, VAEDtype, share_of
+from sanakit.cli.encode_options import (
+    AsJson,
+    AspectBuckets,
+    BatchSize,
+    Captions,
+    Fit,
+    ImageSize,
+    MaxAspect,
+    Mirror,
+    PatchSize,
+    Shard,
+    TextEncoderDtype,
+    VAEDtype,
+    refuse_without_effect,
+    share_of,
+)
 from sanakit.cli.options import BaseName, Device
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
@@ -24,6 +39,7 @@ DRIFT_SEED = 0
 
 @app.command()
 def encode(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option("--out", help="Folder of the cache; a second run reuses it.")],
     vae: Annotated[str | None, typer.Option("--vae", help="A name, `path:DIR` or `hub:owner/repo`.")] = None,
     text_encoder: Annotated[str | None, typer.Option("--text-encoder", help="Also, or only, embed captions.")] = None,
@@ -32,15 +48,11 @@ def encode(
     ] = "embedded",
     image_size: ImageSize = None,
     base: BaseName = "tiny-sana",
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Encode the mirrored image too, as training reads it.")
-    ] = False,
-    aspect_buckets: Annotated[
-        bool, typer.Option("--aspect-buckets", help="Also the sizes that training in aspect buckets reads.")
-    ] = False,
-    max_aspect: Annotated[float, typer.Option("--max-aspect", min=1, help="data.max_aspect of that run.")] = 2.0,
-    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="train.batch_size of that run.")] = 32,
-    patch_size: Annotated[int, typer.Option("--patch-size", min=1, help="Of that run's core.")] = 1,
+    mirror: Mirror = False,
+    aspect_buckets: AspectBuckets = False,
+    max_aspect: MaxAspect = 2.0,
+    batch_size: BatchSize = 32,
+    patch_size: PatchSize = 1,
     fit: Fit = None,
     captions: Captions = "lines",
     shard: Shard = None,
@@ -51,7 +63,7 @@ def encode(
     text_encoder_dtype: TextEncoderDtype = "auto",
 ) -> None:
     """Fill a cache with latents (and embeddings); `sanakit drift` and `train --set data.cache=DIR` read it."""
-    _refuse(vae, text_encoder, aspect_buckets)
+    refuse_without_effect(ctx)
     share = share_of(shard)
     try_writing(require_utf8(out, "--out"))
     from sanakit.cli.progress import progress_of
@@ -89,13 +101,6 @@ def _tell(out: Path, dataset: Any, rows: list[dict[str, Any]], as_json: bool) ->
     counts = {"images": len(dataset), "set_aside": len(dataset.ledger) + len(failed)}
     result = {"out": str(out), **counts, "data": describe(dataset), "entries": rows}
     print_json(result) if as_json else _print_entries(rows)
-
-
-def _refuse(vae: str | None, text_encoder: str | None, aspect_buckets: bool) -> None:
-    if vae is None and text_encoder is None:
-        raise SanakitError("SK0104", "encode needs --vae, --text-encoder or both")
-    if aspect_buckets and vae is None:
-        raise SanakitError("SK0104", "--aspect-buckets sort latents by the images' shapes: name a --vae")
 
 
 def _place(device: str, vae_dtype: str, text_encoder_dtype: str) -> Any:

@@ -7,6 +7,7 @@ import typer
 
 from sanakit.cli.app import app
 from sanakit.cli.ending import try_writing_files
+from sanakit.cli.options import Seed
 from sanakit.cli.output import print_json
 from sanakit.errors import ExitCode
 from sanakit.files import try_writing
@@ -26,7 +27,7 @@ def drift(
     snapshot: Annotated[
         Path | None, typer.Option("--snapshot", help="Also keep CURRENT as a snapshot: a file, or a folder.")
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Seed = 0,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Did the distribution move? Permutation tests over images or prompts, Holm over all statistics."""

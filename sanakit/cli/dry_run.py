@@ -31,7 +31,7 @@ def print_needs(
     from sanakit.needs import needs_of, require_fit
     from sanakit.needs.fit import assumed_from, parse_size
 
-    memory, ranks = parse_size(device_memory) if device_memory else None, world_size or 1
+    memory, ranks = None if device_memory is None else parse_size(device_memory), world_size or 1
 
     def needed(other: "Config") -> Any:
         return needs_of(other, stages, assumed(other), world_size=ranks, num_images=num_images)

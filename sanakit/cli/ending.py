@@ -3,11 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-from sanakit.cli.exit_codes import FAILS, exit_code_of
+from sanakit.cli.exit_codes import exit_code_of
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir, require_utf8, try_writing
 
-__all__ = ["exit_code_of", "refuse_options", "show_result", "try_writing_files"]
+__all__ = ["exit_code_of", "refuse_folders", "show_result", "try_writing_files"]
 
 
 def show_result(validation: dict[str, Any], run_folder: Any, report: Path, *, verbose: bool, quiet: bool) -> None:
@@ -17,14 +17,6 @@ def show_result(validation: dict[str, Any], run_folder: Any, report: Path, *, ve
     print_validation(validation, run_folder.path, report, verbose=verbose, quiet=quiet)
     if verbose and (plan := run_folder.read_json("plan.json")):
         print_plan(plan)
-
-
-def refuse_options(fail_on: str | None, progress: str, files: dict[str, Path | None]) -> None:
-    if progress not in ("auto", "json"):
-        raise SanakitError("SK0104", f"--progress is {progress!r}, expected auto or json")
-    if fail_on not in (None, *FAILS):
-        raise SanakitError("SK0104", f"--fail-on is {fail_on!r}, expected {' or '.join(FAILS)}")
-    refuse_folders(files)
 
 
 def refuse_folders(files: dict[str, Path | None]) -> None:

@@ -9,9 +9,20 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.ending import try_writing_files
 from sanakit.cli.names import model_named
-from sanakit.cli.options import AllowPickle, Data, Device, ProgressKind, Seed, convert_native, place
+from sanakit.cli.options import (
+    AllowPickle,
+    Data,
+    Device,
+    GuidanceScale,
+    NumSteps,
+    ProgressKind,
+    Seed,
+    convert_native,
+    place,
+)
 from sanakit.cli.output import print_json, strict
 from sanakit.errors import ExitCode, SanakitError
+from sanakit.limits import LARGEST_BATCH, LARGEST_COUNT
 
 if TYPE_CHECKING:
     from sanakit.api.evaluation import Evaluation
@@ -24,11 +35,13 @@ def evaluate(
     model: Annotated[str, typer.Option("--model", help="A run, RUN/model, a pipeline folder, or a base by name.")],
     data: Data = "embedded",
     metrics: Metrics = "kid,frechet,caption-recovery,diversity",
-    count: Annotated[int, typer.Option("--count", min=8, help="Held-out prompts, at most all of them.")] = 64,
-    num_seeds: Annotated[int, typer.Option("--num-seeds", min=1, help="Samples of a prompt.")] = 2,
+    count: Annotated[
+        int, typer.Option("--count", min=8, max=LARGEST_COUNT, help="Held-out prompts, at most all of them.")
+    ] = 64,
+    num_seeds: Annotated[int, typer.Option("--num-seeds", min=1, max=LARGEST_BATCH, help="Samples of a prompt.")] = 2,
     seed: Seed = 0,
-    num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+    num_steps: NumSteps = 24,
+    guidance_scale: GuidanceScale = 3.0,
     features: Annotated[
         str,
         typer.Option(

@@ -6,7 +6,29 @@ from typing import Annotated, Any
 import typer
 
 from sanakit.cli import completion
+from sanakit.cli.exit_codes import FAILS
+from sanakit.errors import SanakitError
+from sanakit.limits import LARGEST_BATCH, LARGEST_COUNT, LARGEST_SECONDS, LARGEST_SEED
 from sanakit.placement import HELP
+
+
+def known_answer(text: str | None) -> str | None:
+    """A key of FAILS, or None. Raises SK0104."""
+    if text not in (None, *FAILS):
+        raise SanakitError(
+            "SK0104", f"--fail-on is {text!r}, expected {' or '.join(FAILS)}", fix="Leave it out, or write one of them."
+        )
+    return text
+
+
+def known_progress(text: str) -> str:
+    """auto or json. Raises SK0104."""
+    if text not in ("auto", "json"):
+        raise SanakitError(
+            "SK0104", f"--progress is {text!r}, expected auto or json", fix="Leave it out, or write json."
+        )
+    return text
+
 
 Sets = Annotated[list[str] | None, typer.Option("--set", help="key=value of the configuration, repeatable.")]
 
@@ -17,7 +39,7 @@ AllowPickle = Annotated[
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print validation.json on standard output, nothing else.")]
 
-Seed = Annotated[int, typer.Option("--seed", min=0)]
+Seed = Annotated[int, typer.Option("--seed", min=0, max=LARGEST_SEED)]
 
 Device = Annotated[str, typer.Option("--device", help=HELP)]
 
@@ -25,7 +47,12 @@ DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Print what every stage will need of device, host, disk and time, and stop.")
 ]
 
-WorldSize = Annotated[int | None, typer.Option("--world-size", min=1, help="With --dry-run: ranks of the run.")]
+WorldSize = Annotated[
+    int | None, typer.Option("--world-size", min=1, max=LARGEST_BATCH, help="With --dry-run: ranks of the run.")
+]
+
+NumSteps = Annotated[int, typer.Option("--num-steps", min=1, max=LARGEST_BATCH)]
+GuidanceScale = Annotated[float, typer.Option("--guidance-scale", min=0)]
 
 DeviceMemory = Annotated[
     str | None,
@@ -34,7 +61,12 @@ DeviceMemory = Annotated[
 
 NumImages = Annotated[
     int | None,
-    typer.Option("--num-images", min=1, help="With --dry-run: images of the data, instead of counting --data."),
+    typer.Option(
+        "--num-images",
+        min=1,
+        max=LARGEST_COUNT,
+        help="With --dry-run: images of the data, instead of counting --data.",
+    ),
 ]
 
 SecondsPerImage = Annotated[
@@ -42,6 +74,7 @@ SecondsPerImage = Annotated[
     typer.Option(
         "--seconds-per-image",
         min=0,
+        max=LARGEST_SECONDS,
         help="With --dry-run: of reading and decoding one image by a rank, instead of trying some of --data.",
     ),
 ]
@@ -50,7 +83,11 @@ RunDir = Annotated[Path | None, typer.Option("--run-dir", help="Where results go
 
 FailOn = Annotated[
     str | None,
-    typer.Option("--fail-on", help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI."),
+    typer.Option(
+        "--fail-on",
+        callback=known_answer,
+        help="do-not or not-yet: exit code 1 where the decision is that, or worse, for CI.",
+    ),
 ]
 
 SecondsPerStep = Annotated[
@@ -58,6 +95,7 @@ SecondsPerStep = Annotated[
     typer.Option(
         "--seconds-per-step",
         min=0,
+        max=LARGEST_SECONDS,
         help="Of a training step where the full run is planned: hours of the dry run and of the decision.",
     ),
 ]
@@ -70,13 +108,18 @@ Verbose = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", help="The six lines of the decision alone; no progress.")]
 
 ProgressKind = Annotated[
-    str, typer.Option("--progress", help="auto; or json: one JSON object a line on standard error, for a program.")
+    str,
+    typer.Option(
+        "--progress",
+        callback=known_progress,
+        help="auto; or json: one JSON object a line on standard error, for a program.",
+    ),
 ]
 
 
 def whole_or_auto(text: str) -> str:
-    """A number of steps of at least 8, or auto."""
-    if text != "auto" and not (text.isdecimal() and int(text) >= 8):
+    """A number of steps of at least 8, or auto; the configuration bounds it."""
+    if text != "auto" and not (text.isdecimal() and len(text) < 20 and int(text) >= 8):
         raise typer.BadParameter(f"{text!r} is neither auto nor a whole number of at least 8")
     return text
 
@@ -120,7 +163,10 @@ Budget = Annotated[
 TimeLimit = Annotated[
     float | None,
     typer.Option(
-        "--time-limit", min=0, help="Minutes of this command after which the race begins no step that would not fit."
+        "--time-limit",
+        min=0,
+        max=LARGEST_SECONDS,
+        help="Minutes of this command after which the race begins no step that would not fit.",
     ),
 ]
 Force = Annotated[bool, typer.Option("--force", help="Run later stages even when an earlier one failed.")]

@@ -8,7 +8,7 @@ import typer
 from sanakit.cli.app import app
 from sanakit.cli.ending import try_writing_files
 from sanakit.cli.names import model_named
-from sanakit.cli.options import AllowPickle, Device, Seed, convert_native, place
+from sanakit.cli.options import AllowPickle, Device, GuidanceScale, NumSteps, Seed, convert_native, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 
@@ -19,8 +19,8 @@ def sample(
     prompt: Annotated[str, typer.Option("--prompt")],
     out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
     seed: Seed = 0,
-    num_steps: Annotated[int, typer.Option("--num-steps", min=1)] = 24,
-    guidance_scale: Annotated[float, typer.Option("--guidance-scale", min=0)] = 3.0,
+    num_steps: NumSteps = 24,
+    guidance_scale: GuidanceScale = 3.0,
     scheduler: Annotated[str, typer.Option("--scheduler", help="euler, dpm++ or unipc.")] = "euler",
     allow_pickle: AllowPickle = False,
     device: Device = "auto",

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from sanakit.cli.app import app
+from sanakit.cli.app import app, was_given
 from sanakit.cli.dry_run import needs_options, print_needs
 from sanakit.cli.names import check_names, require_run
 from sanakit.cli.options import (
@@ -41,6 +41,14 @@ from sanakit.cli.running import run
 from sanakit.errors import SanakitError
 
 DEFAULT_STAGES = "component,smoke"
+OF_VALIDATE = {  # the key that an option of `validate` sets
+    "data": "data.source",
+    "seed": "train.seed",
+    "vae": "vae.name",
+    "text_encoder": "text_encoder.name",
+    "controls": "smoke.controls",
+    "time_limit": "smoke.time_limit",
+}
 
 
 @app.command("swap-vae")
@@ -152,12 +160,14 @@ def _swap(
     options: dict[str, Any],
     asked: dict[str, Any] | None,
 ) -> None:
+    from sanakit.checks.policy import gate_names, load_policy
     from sanakit.config import make_config
 
     chosen = _stages(stages)
     config = make_config(values, sets)
     check_names(config)
     if asked is not None:
+        load_policy(options["policy"], gate_names())
         print_needs(config, chosen, device=options["device"], run_dir=run_dir, as_json=as_json, **asked)
         return
     run(config, run_dir, chosen, force=force, as_json=as_json, **options)
@@ -176,8 +186,21 @@ def _stages(text: str) -> list[str]:
     return chosen
 
 
+def _given(ctx: typer.Context) -> dict[str, Any]:
+    """Values of the configuration by the options of `validate` that were given; a candidate takes the place of one of
+    the other kind."""
+    values: dict[str, Any] = {"base": ctx.params["base"]} if was_given(ctx, "base") else {}
+    for option, key in OF_VALIDATE.items():
+        if was_given(ctx, option):
+            section, _, name = key.partition(".")
+            values.setdefault(section, {})[name] = ctx.params[option]
+    candidates: dict[str, Any] = {"vae": {"name": None}, "text_encoder": {"name": None}}
+    return candidates | values if values.keys() & candidates.keys() else values
+
+
 @app.command()
 def validate(
+    ctx: typer.Context,
     stage: Annotated[str, typer.Option("--stage", help="component, smoke or full.")],
     run_dir: Annotated[Path | None, typer.Option("--run-dir", help="Go on with a run folder.")] = None,
     base: Annotated[
@@ -207,26 +230,16 @@ def validate(
     from sanakit.config import load_config, make_config
 
     chosen = _stages(stage)
-    sets = ["smoke.controls=true"] if controls else []
-    sets += [f"smoke.time_limit={time_limit}"] if time_limit is not None else []
-    sets += set_ or []
-    if allow_pickle:
-        convert_native(base)
     if vae and text_encoder:
         raise SanakitError("SK0104", "a swap replaces one component, found both --vae and --text-encoder")
     if run_dir is not None and not (vae or text_encoder):
         require_run(run_dir)
     if run_dir is not None and (run_dir / "config.yaml").is_file():
-        config = load_config(run_dir / "config.yaml", sets)
+        config = load_config(run_dir / "config.yaml", set_, _given(ctx))
     else:
-        values = {
-            "base": base,
-            "data": {"source": data},
-            "train": {"seed": seed},
-            "vae": {"name": vae},
-            "text_encoder": {"name": text_encoder},
-        }
-        config = make_config(values, sets)
+        config = make_config(_given(ctx), set_)
+    if allow_pickle:
+        convert_native(config.base)
     check_names(config)
     options: dict[str, Any] = {"policy": policy, "device": device, "fail_on": fail_on}
     options |= {"seconds_per_step": seconds_per_step, "junit": junit, "markdown": markdown}

@@ -24,10 +24,12 @@ from sanakit.cli.options import (
     Sets,
     Verbose,
     WorldSize,
+    place,
 )
 from sanakit.cli.output import print_json
 from sanakit.cli.running import run
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.limits import LARGEST_SEED
 
 if TYPE_CHECKING:
     from sanakit.config import Config
@@ -60,7 +62,7 @@ def train(
     set_: Sets = None,
     run_dir: RunDir = None,
     resume: Annotated[str, typer.Option("--resume", help="auto, never, or a checkpoint folder.")] = "auto",
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="train.seed.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, max=LARGEST_SEED, help="train.seed.")] = None,
     report_to: Annotated[
         str | None, typer.Option("--report-to", help="Comma-separated: tensorboard, wandb, trackio, mlflow.")
     ] = None,
@@ -80,38 +82,49 @@ def train(
 
     SIGTERM, SIGUSR1 and Ctrl-C save at the next step border (exit 143 or 130); the same command then goes on.
     """
-    from sanakit.config import load_config, make_config
-    from sanakit.presets import PRESETS
-
-    if (config_file is None) == (preset is None):
-        raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
-    if preset is not None and preset not in PRESETS:
-        raise SanakitError(
-            "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
-        )
-    sets = [*(set_ or []), *([] if seed is None else [f"train.seed={seed}"])]
-    if report_to is not None:
-        sets.append(f"train.report_to=[{report_to}]")
-    config = load_config(config_file, sets) if config_file else make_config(PRESETS[str(preset)]().model_dump(), sets)
+    given: dict[str, Any] = {} if seed is None else {"seed": seed}
+    given |= {} if report_to is None else {"report_to": [part.strip() for part in report_to.split(",")]}
+    config = _configuration(config_file, preset, {"train": given}, set_)
     if resume not in ("auto", "never") and not Path(resume).is_dir():
         raise SanakitError("SK0505", f"--resume {resume!r} is not auto, never or a checkpoint folder")
     check_names(config)
     asked = needs_options(dry_run, world_size, device_memory, seconds_per_step, num_images, seconds_per_image)
     if asked is not None:
-        if device_memory or seconds_per_step or num_images or seconds_per_image:
+        if any(value is not None for name, value in asked.items() if name != "world_size"):
             print_needs(config, ["full"], device=device, run_dir=run_dir, as_json=as_json, **asked)
         else:
+            if device != "auto":  # which needs no torch
+                place(device, config)
             _print_configuration(config, world_size, as_json)
         return
     shown: dict[str, Any] = {"verbose": verbose, "quiet": quiet, "progress": progress}
     run(config, run_dir, ["full"], force=True, as_json=as_json, resume=resume, device=device, **shown)
 
 
+def _configuration(
+    config_file: Path | None, preset: str | None, given: dict[str, Any], sets: list[str] | None
+) -> "Config":
+    """Of a file or a preset; given: values of options, which --set replaces. Raises SK0104."""
+    from sanakit.config import load_config, make_config
+    from sanakit.config_fields import merged_values
+    from sanakit.presets import PRESETS
+
+    if config_file is not None and preset is None:
+        return load_config(config_file, sets, given)
+    if config_file is not None or preset is None:
+        raise SanakitError("SK0104", "train takes either --config FILE or --preset NAME")
+    if preset not in PRESETS:
+        raise SanakitError(
+            "SK0104", f"no preset {preset!r}{did_you_mean(preset, list(PRESETS))}; known: {', '.join(PRESETS)}"
+        )
+    return make_config(merged_values(PRESETS[preset]().model_dump(), given), sets)
+
+
 def _print_configuration(config: "Config", world_size: int | None, as_json: bool) -> None:
     """The resolved configuration, and what a rank of `world_size` needs where that is asked."""
     from sanakit.config import dump_config
 
-    needs = _needs(config, world_size) if world_size else {}
+    needs = _needs(config, world_size) if world_size is not None else {}
     if as_json:
         print_json({"config": config.model_dump(mode="json")} | ({"estimate": needs} if needs else {}))
         return

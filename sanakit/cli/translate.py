@@ -12,10 +12,16 @@ from sanakit.cli.options import Device, Seed, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
 from sanakit.files import require_utf8, try_writing
+from sanakit.limits import LARGEST_COUNT, LARGEST_SIDE
 
 PREVIEWED = 8  # prompts
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on standard output, nothing else.")]
+
+
+ImageSize = Annotated[
+    int | None, typer.Option("--image-size", min=16, max=LARGEST_SIDE, help="Where the cache holds several sizes.")
+]
 
 
 @app.command()
@@ -24,14 +30,14 @@ def translate(
     source: Annotated[str, typer.Option("--from", help="The VAE of the cache: a name, `path:DIR` or `hub:`.")],
     target: Annotated[str, typer.Option("--to", help="The VAE whose latents are wanted.")],
     data: Annotated[str, typer.Option("--data", help="What the cache was filled from.")] = "embedded",
-    image_size: Annotated[
-        int | None, typer.Option("--image-size", min=16, help="Where the cache holds several sizes.")
-    ] = None,
+    image_size: ImageSize = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder of the new entry; default CACHE.")] = None,
     min_explained: Annotated[
         float, typer.Option("--min-explained", max=1, help="Nothing is written where R2 is not certainly above this.")
     ] = 0.9,
-    num_images: Annotated[int, typer.Option("--num-images", min=32, help="That both VAEs encode.")] = 512,
+    num_images: Annotated[
+        int, typer.Option("--num-images", min=32, max=LARGEST_COUNT, help="That both VAEs encode.")
+    ] = 512,
     base: Annotated[
         str | None, typer.Option("--base", help="With --preview: a model whose VAE is that of --from.")
     ] = None,

@@ -13,7 +13,7 @@ from sanakit.data.readers.sources import matches, shard_suffix, shards_below
 from sanakit.data.screen import screen
 from sanakit.data.table import DATASETS, ImageDataset
 from sanakit.errors import SanakitError, did_you_mean
-from sanakit.files import without_secrets
+from sanakit.files import require_name, without_secrets
 
 
 def load_images(
@@ -39,7 +39,7 @@ def load_images(
             raise SanakitError(
                 "SK0104", f"data.{key} is {value!r}{did_you_mean(value, [*known])}; {' or '.join(known)}"
             )
-    plan = _plan(source, captions)
+    plan = _plan(require_name(source, "data.source"), captions)
     trusted = plan is None and source in DATASETS.entries() and DATASETS.entries()[source].embedded
     if plan is None and source not in DATASETS.entries() and any(sign in source for sign in "/\\.~"):
         raise SanakitError(

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from sanakit.needs.stages import Needs, Phase
 
 UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+LEAST_MEMORY = 10**6  # bytes of a device; fewer are a number whose unit was forgotten
+LARGEST_MEMORY = 10**18
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,10 +79,13 @@ def parse_size(text: str) -> int:
     unit = next((u for u in sorted(UNITS, key=len, reverse=True) if plain.endswith(u)), "")
     try:
         size = int(float(plain.removesuffix(unit)) * UNITS.get(unit, 1))
-    except ValueError:
+    except (ValueError, OverflowError):  # OverflowError: infinity
         size = 0
-    if size <= 0:
+    if not 0 < size <= LARGEST_MEMORY:
         raise SanakitError("SK0104", f"--device-memory {text!r} is no size", fix="Write 24GB or 80GiB.")
+    if size < LEAST_MEMORY:
+        hint = f" (did you mean {plain}GB?)" if not unit else ""
+        raise SanakitError("SK0104", f"--device-memory {text!r} is {size:,} bytes{hint}", fix="Write 24GB or 80GiB.")
     return size
 
 

@@ -181,7 +181,7 @@ def outline_encoder(name: str) -> TextOutline:
         as_fake(loaded.model, mode)
         return TextOutline(name=name, spec=loaded.spec, model=loaded.model, mode=mode, stored=stored)
     wanted = dict(part.split("=", 1) for part in query.split("&") if "=" in part).get("max_tokens")
-    if wanted and wanted.isdigit():
+    if wanted and wanted.isdecimal():
         spec = TextSpec(**{**vars(spec), "max_tokens": int(wanted)})
     return TextOutline(name=name, spec=spec, model=model, mode=mode, stored=_stored(model) // 2)  # published in bf16
 

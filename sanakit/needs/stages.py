@@ -21,6 +21,7 @@ from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
 from sanakit.needs.storage import disk_bytes, host_bytes
 from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
+from sanakit.swap.early import require_base
 from sanakit.swap.fitting import fitting
 from sanakit.swap.lineup import resting_controls
 from sanakit.swap.race import raced_options
@@ -49,6 +50,7 @@ def needs_of(
             "text_encoder.learning_rate train another part",
             fix="Leave them out to see what the rest needs.",
         )
+    require_base(config, stages)
     outlines = outline_swap(config, assumed, world_size)
     config = outlines.config
     images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images

@@ -28,7 +28,7 @@ from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import of_main
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap import evaluated
-from sanakit.swap.early import decide_image_size, refuse_few_images, sample_parts, truth_of
+from sanakit.swap.early import NO_BASE, decide_image_size, refuse_few_images, require_base, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
@@ -41,7 +41,6 @@ from sanakit.text_encoders.transformer import TransformerEncoder
 from sanakit.training import optimizers, tracking
 from sanakit.vaes import VAE
 
-NO_BASE = "none"
 DEFAULT = Policy()
 LAYER_CAPTIONS = 512
 WEIGHED = 64  # images of the training split that tell how much each noise level counts
@@ -280,6 +279,7 @@ def prepare(
     placement: Placement | None = None,
 ) -> Swap:
     """Load what can be refused (base, candidate, images) before a run folder is made. stages: that are about to run."""
+    require_base(config, stages)
     optimizers.require(config.train.optimizer)
     tracking.require(config.train.report_to)
     if "full" in stages and config.train.target == "core":

@@ -18,9 +18,20 @@ from sanakit.errors import SanakitError
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
+NO_BASE = "none"
 MIN_IMAGES = 64
 ALONE_SIZE = 96  # px, of a component without a base: the embedded world's
 SPLITS = ("training", "held out")
+
+
+def require_base(config: Config, stages: Sequence[str]) -> None:
+    """Raises SK0104 for stages that compare with a base, where there is none."""
+    if config.base == NO_BASE and (needing := [stage for stage in stages if stage != "component"]):
+        raise SanakitError(
+            "SK0104",
+            f"stages {', '.join(needing)} need a base, found --base {NO_BASE}; component does not",
+            fix="Name a base, or ask for stage component alone.",
+        )
 
 
 def decide_image_size(config: Config, trained_at: int | None) -> Config:

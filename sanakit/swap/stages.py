@@ -27,7 +27,6 @@ from sanakit.data import ImageDataset
 from sanakit.data.cache import to_images
 from sanakit.data.describe import describe
 from sanakit.distributed import peak_megabytes, world_size
-from sanakit.errors import SanakitError
 from sanakit.evaluation.figures import save_compared, save_grid
 from sanakit.evaluation.held_out import averaged
 from sanakit.evaluation.perceptual import extractor
@@ -38,6 +37,7 @@ from sanakit.swap.arm import Arm
 from sanakit.swap.context import Swap, prepare
 from sanakit.swap.control import control_evidence, meaning_evidence
 from sanakit.swap.decided import decided, tokens_row
+from sanakit.swap.early import require_base
 from sanakit.swap.ending import RaceResult
 from sanakit.swap.evaluated import RECORD, broken_metrics
 from sanakit.swap.forecast import steps_that_tell
@@ -205,8 +205,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     """Run the stages in order; a failed one ends the row unless forced. Returns and writes validation.json."""
     config, run = swap.config, swap.run
     swap.resume = resume
-    if swap.bare and stages != ["component"]:
-        raise SanakitError("SK0104", f"stages {', '.join(stages)} need a base, found --base none; component does not")
+    require_base(config, stages)
     validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json("provenance.json", provenance(_facts(swap, validation["candidate"])))

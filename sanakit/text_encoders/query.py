@@ -64,7 +64,7 @@ def _parsed(key: str, text: str, old: Any) -> Any:
             raise ValueError("expected true or false")
         return text.lower() == "true"
     if key == "layer":
-        return int(text) if text.lstrip("-").isdigit() else text
+        return int(text) if text.removeprefix("-").isdecimal() else text
     if key == "instruction" and text == "sana":
         return INSTRUCTION
     return int(text) if isinstance(old, int) else text
