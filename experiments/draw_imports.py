@@ -21,6 +21,7 @@ ORDER = [
     "batching",
     "kernels",
     "files",
+    "records",
     "folders",
     "hub",
     "weights",

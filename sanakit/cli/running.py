@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sanakit.cli.ending import exit_code_of, refuse_options, show_result, try_writing_all
+from sanakit.cli.ending import exit_code_of, refuse_options, show_result, try_writing_folders
 from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.options import place
 from sanakit.cli.output import print_json
@@ -39,7 +39,7 @@ def run(
     from sanakit.ranks.sharing import ranks_share
     from sanakit.tracebacks import kept_in
 
-    try_writing_all(run_dir, junit, markdown)
+    try_writing_folders(run_dir)
     gate_policy = load_policy(policy, gate_names())
     refuse_options(fail_on, progress, {"--junit": junit, "--markdown": markdown})
     if not is_main():
