@@ -129,6 +129,7 @@ QUALITY = {"gate": "full/quality", "code": "SK0504", "metric": "m", "verdict": "
         {"stages": {"full": {"verdict": "pass", "gates": [QUALITY | {"value": 10**400}]}}},
         {"strategy": {"recommended": "a", "candidates": [{"name": "a", "predicted_steps": "many"}]}},
         {"strategy": {"recommended": "a", "candidates": [{"name": "a", "steps": 5, "relative_errors": 5}]}},
+        {"strategy": {"recommended": "a", "candidates": [{"name": "a", "steps": [1], "relative_errors": [10**400]}]}},
     ],
     ids=lambda edited: str(edited)[:80],
 )
@@ -141,7 +142,7 @@ def test_a_leaderboard_refuses_what_it_cannot_rank(run_dir, edited, capsys):
 
 def test_a_leaderboard_shows_whatever_it_ranks(run_dir, capsys):
     written = json.loads((run_dir / "validation.json").read_text())
-    best = {"name": "a", "steps": [1, 2, "x"], "relative_errors": [10**400, 2, None], "predicted_steps": math.nan}
+    best = {"name": "a", "steps": [1, 2], "relative_errors": [math.inf, 2], "predicted_steps": math.nan}
     written |= {"base": None, "candidate": 5, "strategy": {"recommended": "a", "candidates": [best]}}
     written["stages"]["component"]["seconds"] = math.inf
     (run_dir / "validation.json").write_text(json.dumps(written))

@@ -43,9 +43,9 @@ def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
 def _row(path: Path) -> Row:
     with read_as_run(path):
         row = _read(path)
-        for key in MEASURED:
-            if row[key] is not None and not isinstance(row[key], float) and not is_number(row[key]):
-                raise ValueError(f"{key} is {row[key]!s:.40}, expected a number")
+        for value in (*(row[key] for key in MEASURED if row[key] is not None), *row["steps"], *row["errors"]):
+            if not isinstance(value, float) and not is_number(value):  # a float may be NaN
+                raise ValueError(f"found {value!r:.40} where a run writes a number")
         return row | {key: str(row[key]) for key in NAMED if row[key] is not None}
 
 
@@ -129,9 +129,7 @@ def write_comparison(rows: Sequence[Row], out: Path, scored: Sequence[Row] = ())
     """One self-contained page of the leaderboard. scored: further systems, of `read_scores`."""
     named = {f"{row['rank']}. {row['candidate']}": row for row in rows}
     series = [
-        (name, [(x, y) for x, y in zip(row["steps"], row["errors"], strict=False) if is_number(x)])
-        for name, row in named.items()
-        if row["errors"]
+        (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
     shown = [_shown(row, out) for row in rows]
     title = "Error over the base's, recommended strategy of each run"
