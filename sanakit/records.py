@@ -8,7 +8,12 @@ from typing import Any
 from sanakit.contracts import Verdict
 
 Row = dict[str, Any]
-ROWS = {"component.json": "rows", "evaluation.json": "rows", "plan.json": "groups", "strategy.json": "candidates"}
+ROWS = {  # the key under which a file holds a list of objects, and what each of them has
+    "component.json": ("rows", "metric"),
+    "evaluation.json": ("rows", "metric"),
+    "plan.json": ("groups", "group"),
+    "strategy.json": ("candidates", "name"),
+}
 # what reading a record raises where the file was edited, or another program wrote it
 MISREAD = (LookupError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError)
 
@@ -28,9 +33,7 @@ def read_json(path: Path, default: Any) -> Any:
         raise ValueError(f"{path.name}: {error}") from error
     if default is not None and not isinstance(value, type(default)):
         raise ValueError(f"{path.name} holds {type(value).__name__}, expected {type(default).__name__}")
-    rows = value.get(ROWS.get(path.name)) if isinstance(value, dict) else value
-    if rows and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
-        raise ValueError(f"{path.name}: {rows!r:.60} is no list of objects")
+    _require_rows(value, path.name)
     return value
 
 
@@ -58,3 +61,14 @@ def read_validation(path: Path) -> Row:
     except MISREAD as error:
         raise ValueError(f"{path.name}: its stages do not read: {type(error).__name__}: {error}") from error
     return validation
+
+
+def _require_rows(value: Any, name: str) -> None:
+    rows, key = value, ""
+    if isinstance(value, dict):
+        listed, key = ROWS.get(name, ("", ""))
+        rows = value.get(listed)
+    if rows and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+        raise ValueError(f"{name}: {rows!r:.60} is no list of objects")
+    if key and any(key not in row for row in rows or []):
+        raise ValueError(f"{name} holds an object without {key}")

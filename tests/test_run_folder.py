@@ -197,7 +197,7 @@ def test_a_named_file_is_written_whole_through_links_and_over_files_alone(kind, 
 
 DAMAGED = {
     "validation.json": ["[]", "{", '{"stages": 5}', '{"stages": {"component": 5}}', '{"stages": {"smoke": {}}}'],
-    "component.json": ["[]", '{"rows": 5}', '{"rows": [1]}', b"\xff"],
+    "component.json": ["[]", '{"rows": [{"unit": "dB"}]}', '{"rows": 5}', '{"rows": [1]}', b"\xff"],
     "strategy.json": ['{"candidates": {"a": 1}}', "[" * 100_000],
     "figures.json": ["{}", "[1]"],
     "readings.jsonl": ["[1]\n", b'{"stage": "smoke"}\n\xff', '{"sta\n{"stage": "smoke"}\n'],
