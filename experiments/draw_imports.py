@@ -22,6 +22,7 @@ ORDER = [
     "batching",
     "kernels",
     "files",
+    "records",
     "folders",
     "hub",
     "weights",

@@ -9,6 +9,8 @@ import re
 import shlex
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -206,18 +208,48 @@ def hide_secrets(text: str, address: str) -> str:
     return text
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Write a file whole or not at all: beside its place, flushed to disk, then renamed. Nothing stays behind where the
-    system refuses (OSError)."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+def file_to_write(path: Path, option: str = "") -> Path:
+    """The file that a path leads to, links followed, whether it exists or not. Raises SK0104 where a folder, a FIFO or
+    a device stands there. option: what named it."""
+    target = Path(os.path.realpath(path))
+    if not target.is_file() and (target.exists() or target.is_symlink()):
+        kind = "a folder" if target.is_dir() else "no regular file"
+        fix = "Name a file that is there, or one that is not there yet."
+        raise SanakitError("SK0104", f"{option} {path} is {kind}, expected a file to write".lstrip(), fix=fix)
+    return target
+
+
+@contextmanager
+def aside(path: Path) -> Iterator[Path]:
+    """A new place beside a file; what is written there takes the file's place, flushed to disk, where all goes well.
+    Nothing stays behind where it does not. Raises SK0104 as `file_to_write`, and OSError."""
+    target = file_to_write(path)
+    temporary = target.with_name(f".{target.name[:40]}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        yield temporary
+        flush(temporary)
+        if target.exists():
+            shutil.copymode(target, temporary)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Write a file whole or not at all. Raises OSError where the system refuses."""
+    with aside(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+@contextmanager
+def output(path: Path) -> Iterator[Path]:
+    """As `aside`, for a file that a user has named: its folder is made. Raises SK0104 or SK0903."""
+    try:
+        file_to_write(path).parent.mkdir(parents=True, exist_ok=True)
+        with aside(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise SanakitError("SK0903", f"{path} cannot be written: {error.strerror or error}") from error
 
 
 def flush(path: Path) -> None:

@@ -145,6 +145,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{path} cannot be read: {type(error).__name__}: {error}") from error
     if not _has(manifest, FIELDS) or not all(_has(shard, SHARD_FIELDS) for shard in manifest["shards"]):
         raise ValueError(f"{path} lacks fields of a manifest: {', '.join([*FIELDS, *SHARD_FIELDS])}")
+    held = [shard["rows"] for shard in manifest["shards"]]
+    if not held or min(held) < 1 or sum(held) != manifest["count"]:
+        raise ValueError(f"{path} states {manifest['count']} rows, its {len(held)} shards hold {sum(held)}")
     outside = [shard["name"] for shard in manifest["shards"] if not SHARD.fullmatch(shard["name"])]
     if outside:
         raise ValueError(f"{path} names {outside[0]!r:.60}, which is no shard of this folder")

@@ -20,6 +20,7 @@ from sanakit.config_fields import read_yaml
 from sanakit.errors import SanakitError
 from sanakit.files import own_name, take_lock, without_secrets, write_aside
 from sanakit.hashing import hash_record
+from sanakit.records import MISREAD, read_json, read_lines, read_validation
 
 SCHEMA_VERSION = 1
 FREE = ("train.micro_batch", "train.gradient_checkpointing")  # how a step is cut to fit a device; a run may move
@@ -80,7 +81,7 @@ class RunFolder:
         except (ValueError, TypeError, RecursionError, yaml.YAMLError) as error:
             told = str(error).splitlines()[0]
             raise SanakitError("SK0105", f"{path} is no configuration of this version: {told}") from error
-        done = set(self.read_json("validation.json", {}).get("stages") or {}) - set(stages)
+        done = set(self.read_validation()["stages"]) - set(stages)
         changed = []
         for key, value in asked.items():
             if key in (*FREE, *CHOSEN) or (key == LEFT_TO_BASE and there[key] is None):
@@ -102,25 +103,34 @@ class RunFolder:
     def write_json(self, name: str, value: Any) -> None:
         self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
 
-    def read_json(self, name: str, default: Any = None) -> Any:
-        path = self.path / name
-        try:
-            return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else default
-        except ValueError as error:
-            raise SanakitError(
-                "SK0109", f"{path}: {error}", fix="Remove the file, or name another --run-dir."
-            ) from error
+    def read_json(self, name: str, default: Any) -> Any:
+        """The content of a file, of the default's type. Raises SK0109."""
+        with self._as_written(name):
+            return read_json(self.path / name, default)
+
+    def read_validation(self) -> dict[str, Any]:
+        with self._as_written("validation.json"):
+            return read_validation(self.path / "validation.json")
 
     def append(self, name: str, rows: list[dict[str, Any]]) -> None:
         with (self.path / name).open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
-    def drop_stage(self, name: str, stage: str) -> None:
-        """Remove a stage's lines before it runs anew, so that a repeated stage never doubles them."""
-        path = self.path / name
-        if path.is_file():
-            lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-            self.write_text(name, "".join(line for line in lines if json.loads(line).get("stage") != stage))
+    def keep_rows(self, name: str, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Leave the other rows out of a file, and half a last line with them: before a stage runs anew, or goes on from
+        an earlier step, so that no row is doubled. Raises SK0109."""
+        if (self.path / name).is_file():
+            with self._as_written(name):
+                rows = [json.dumps(row) + "\n" for row in read_lines(self.path / name) if wanted(row)]
+            self.write_text(name, "".join(rows))
+
+    @contextmanager
+    def _as_written(self, name: str) -> Iterator[None]:
+        try:
+            yield
+        except MISREAD as error:
+            told = f"{self.path / name} does not read as what a run writes: {type(error).__name__}: {error}"
+            raise SanakitError("SK0109", told, fix="Remove the file, or name another --run-dir.") from error
 
     @contextmanager
     def locked(self, wanted: bool = True) -> Iterator[None]:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import platform
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, TextIO, TypeVar
 
 from sanakit import __version__
 from sanakit.errors import SanakitError, lacks_memory
@@ -60,13 +61,33 @@ def unexpected(error: BaseException) -> bool:
 
 
 def stops(error: BaseException) -> bool:
-    """A signal, or the end of a command with its exit code. Panics of Rust extensions (tokenizers, safetensors) are no
-    `Exception` and do not count; nor does a library that calls `sys.exit`."""
-    if isinstance(error, SystemExit):
-        return error.code in (None, 0, *STOPPED)
+    """A signal, a reader that is gone, or the end of a command with its exit code. Panics of Rust extensions
+    (tokenizers, safetensors) are no `Exception` and do not count; nor does a library that calls `sys.exit`."""
     if isinstance(error, SanakitError):
         return False
+    if nobody_reads(error) or (isinstance(error, SystemExit) and error.code in (None, 0, *STOPPED)):
+        return True
     return isinstance(error, KeyboardInterrupt | GeneratorExit) or hasattr(error, "exit_code")
+
+
+def nobody_reads(error: BaseException) -> bool:
+    """Whether an error says that the reader of standard output or error is gone. rich and typer make an exit with code
+    1 of it, which would say that a gate failed. Another broken pipe is an error like any."""
+    if isinstance(error, SystemExit):
+        return isinstance(error.__context__, BrokenPipeError)
+    return isinstance(error, BrokenPipeError) and any(_closed(stream) for stream in (sys.__stdout__, sys.__stderr__))
+
+
+def _closed(stream: TextIO | None) -> bool:
+    """Whether the other end of a pipe is closed; taken for granted where the system cannot tell."""
+    try:
+        if stream is None or not hasattr(select, "poll"):
+            return stream is not None
+        poll = select.poll()
+        poll.register(stream.fileno(), select.POLLOUT)
+        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
+    except (OSError, ValueError):
+        return False
 
 
 def of_environment(error: BaseException) -> SanakitError | None:
@@ -128,7 +149,8 @@ def describe(error: BaseException) -> str:
     known = plugin_modules()
     places = [f for f in _frames(error.__traceback__) if _module(f).partition(".")[0] == OWN or _owner(f, known)]
     if places:
-        name = Path(*_module(places[-1]).split(".")).with_suffix(".py")
+        package = ["__init__"] if "__path__" in places[-1].f_globals else []
+        name = Path(*_module(places[-1]).split("."), *package).with_suffix(".py")
         lines = {id(f): line for f, line in traceback.walk_tb(error.__traceback__)}
         told += f" ({name.as_posix()}, line {lines[id(places[-1])]})"
     return told

@@ -156,6 +156,9 @@ def broken_manifests():
         "shards of text": json.dumps(whole | {"shards": ["x"]}),
         "count of text": json.dumps(whole | {"count": "many"}),
         "a path outside": json.dumps(whole | {"shards": outside}),
+        "no shard": json.dumps(whole | {"shards": [], "count": 0}),
+        "fewer rows": json.dumps(whole | {"count": 99999}),
+        "rows below zero": json.dumps(whole | {"count": -5, "shards": [shards[0] | {"rows": -5}]}),
         "another entry's": json.dumps(whole),
     }
 

@@ -3,19 +3,22 @@
 import builtins
 import errno
 import json
+import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import typer
+from sample_run import verdict_alone
 
 from sanakit import cli
 from sanakit.cli import info
 from sanakit.cli.ending import exit_code_of
 from sanakit.cli.options import known_answer
 from sanakit.errors import CODES, ExitCode, SanakitError
-from sanakit.tracebacks import guarded, kept_in, unexpected, write_traceback
+from sanakit.tracebacks import describe, guarded, kept_in, unexpected, write_traceback
 
 
 class Panic(BaseException):
@@ -187,12 +190,69 @@ def test_a_traceback_is_written_once_and_a_refusal_is_none(tmp_path):
     assert isinstance(guarded(lambda: sys.exit(2))[1], SystemExit)
 
 
-def test_a_reader_that_has_seen_enough_is_no_failed_gate():
-    script = "import sys; sys.argv = ['sanakit', 'ls']; from sanakit.cli import main; main()"
-    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    process.stdout.close()
-    error = process.stderr.read().decode()
-    assert process.wait(60) == 141 and error == ""
+@pytest.fixture
+def shell(tmp_path):
+    """What `sanakit ARGUMENTS REDIRECTION` ends with, and what it says on standard error; a run is in the folder."""
+    (tmp_path / "run").mkdir()
+    verdict_alone(tmp_path / "run")
+
+    def run(line, *, unread=False):
+        reader, writer = os.pipe()
+        os.close(reader)
+        command = f"{shlex.quote(sys.executable)} -m sanakit {line}"
+        out = writer if unread else subprocess.DEVNULL
+        done = subprocess.run(["bash", "-c", command], cwd=tmp_path, stdout=out, stderr=subprocess.PIPE, timeout=60)
+        os.close(writer)
+        return done.returncode, done.stderr.decode()
+
+    return run
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither bash nor SIGPIPE")
+@pytest.mark.parametrize("line", ["ls", "ls --json", "compare run", "--help", "cache --help", "nope 2>&1"])
+def test_a_reader_that_has_seen_enough_is_no_failed_gate(shell, line, tmp_path):
+    assert shell(line, unread=True) == (141, "") and not (tmp_path / "cache" / "tracebacks").exists()
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither bash nor SIGPIPE")
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        ("ls >&-", 0),
+        ("ls --json >&-", 0),
+        ("compare run <&- >&- 2>&-", 0),
+        ("explain SK9999 >&-", 2),
+        ("explain SK9999 2>&-", 2),
+    ],
+)
+def test_a_stream_that_the_shell_has_closed_leads_nowhere(shell, line, code, tmp_path):
+    ended, said = shell(line)
+    assert ended == code and said.startswith("error[SK0108]" if "SK9999 >" in line else "")
+    assert not (tmp_path / "cache" / "tracebacks").exists()
+
+
+def test_what_a_command_prints_in_a_run_may_meet_a_closed_pipe(tmp_path):
+    def print_unread():
+        try:
+            raise BrokenPipeError
+        except BrokenPipeError:
+            raise SystemExit(1)  # noqa: B904  as rich does
+
+    with pytest.raises(SystemExit), kept_in(tmp_path):
+        print_unread()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(BrokenPipeError), kept_in(tmp_path):
+        raise BrokenPipeError  # of something that is not our output
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_package_is_named_by_its_file():
+    def raised_in(name, code):
+        scope = {"__name__": name} | ({"__path__": []} if name == "sanakit.cli" else {})
+        return guarded(lambda: exec(code, scope))[1]
+
+    assert "(sanakit/cli/__init__.py, line 1)" in describe(raised_in("sanakit.cli", "1 / 0"))
+    assert "(sanakit/cli/app.py, line 2)" in describe(raised_in("sanakit.cli.app", "\n1 / 0"))
 
 
 def test_every_exit_code_is_documented():

@@ -92,7 +92,7 @@ def test_a_run_moves_with_its_precision_and_is_cut_anew(tmp_path):
     assert [run.config.train.precision for run in (first, second, again)] == ["bf16"] * 3
     assert [run.config.train.micro_batch for run in (first, second, again)] == [4, 32, 16]
     assert first.key == second.key == again.key == config_key(first.config)
-    first.write_json("validation.json", {"stages": {"smoke": {}}})
+    first.write_json("validation.json", {"stages": {"smoke": {"verdict": "pass", "gates": []}}})
     with pytest.raises(SanakitError, match=r"SK0105.*train.precision is 'bf16' there, 'fp32' asked"):
         RunFolder.open(make_config({}, ["train.precision=fp32"]), tmp_path / "run", resolve=device("fp32", 32))
 

@@ -86,7 +86,8 @@ def test_a_stage_is_measured_again_where_a_key_changes_that_it_reads(key, stage)
 def test_settings_of_a_later_stage_may_change_and_others_are_named(tmp_path):
     config = make_config({}, ["train.max_steps=60"])
     run = RunFolder.open(config, tmp_path / "run")
-    run.write_json("validation.json", {"stages": {"component": {}, "smoke": {}, "full": {}}})
+    done = {"verdict": "pass", "gates": []}
+    run.write_json("validation.json", {"stages": {"component": done, "smoke": done, "full": done}})
     longer = make_config({}, ["train.max_steps=100"])
     RunFolder.open(longer, tmp_path / "run", ["full"])
     assert "max_steps: 100" in (tmp_path / "run" / "config.yaml").read_text()

@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sanakit.checks import load_policy
+from sanakit.cli.view import print_leaderboard
 from sanakit.config import load_config, make_config
 from sanakit.data import load_images
 from sanakit.drift.read import read_samples
@@ -22,7 +23,7 @@ from sanakit.errors import SanakitError
 from sanakit.loading import load_vae
 from sanakit.reporting import write_report
 from sanakit.reporting.ci import markdown, write_junit
-from sanakit.reporting.compare import leaderboard
+from sanakit.reporting.compare import differing, leaderboard, write_comparison
 
 FUZZ = settings(
     max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -173,6 +174,12 @@ def run_folder(folder: Path, text: str) -> dict:
     return validation
 
 
+def ranked(folder):
+    rows = leaderboard([folder])
+    write_comparison(rows, folder / "c.html")
+    print_leaderboard(rows, None, differing(rows))
+
+
 @FUZZ
 @given(
     st.sampled_from(("validation", "component", "strategy", "plan", "figures", "metrics", "readings", "ledger")),
@@ -184,7 +191,7 @@ def test_run_folders(tmp_path, name, value):
     path = tmp_path / f"{name}.{'jsonl' if lines else 'json'}"
     path.write_text(json.dumps(value) + "\n")
     survives(lambda: write_report(tmp_path, tmp_path / "r.html"))
-    survives(lambda: leaderboard([tmp_path]))
+    survives(lambda: ranked(tmp_path))
     path.unlink()
 
 

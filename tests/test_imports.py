@@ -77,10 +77,10 @@ def test_siblings_do_not_import_each_other():
             assert not ({drawing.package_of(other) for other in others} & SIBLINGS) - {package}, module
 
 
-def test_reporting_imports_contracts_errors_and_the_decision_alone():
+def test_reporting_imports_files_records_and_the_decision_alone():
     for module, others in EDGES.items():
         if drawing.package_of(module) == "reporting":
-            allowed = {"reporting", "contracts", "errors", "decision"}
+            allowed = {"reporting", "contracts", "errors", "files", "records", "decision"}
             assert {drawing.package_of(other) for other in others} <= allowed, module
 
 

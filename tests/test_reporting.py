@@ -12,14 +12,16 @@ from xml.etree import ElementTree
 import pytest
 from sample_run import EVIL, chart_files, fill, verdict_alone
 
+from sanakit.cli.view import print_leaderboard
 from sanakit.errors import SanakitError
+from sanakit.records import read_lines
 from sanakit.reporting import charts, conclusions, report_path, write_report
 from sanakit.reporting.ci import markdown, write_junit
 from sanakit.reporting.compare import differing, leaderboard, write_comparison
 from sanakit.reporting.component import MEASURED, compared
 from sanakit.reporting.drift import why
 from sanakit.reporting.drift_summary import sides_text, summary
-from sanakit.reporting.folder import embedded, read_lines
+from sanakit.reporting.folder import embedded
 from sanakit.reporting.score_table import read_scores, score_table
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import CANDIDATE, loss_by_sigma, loss_curves, race_chart
@@ -89,6 +91,9 @@ def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
     path.write_text('{"a"\n{"a": 1}\n')
     with pytest.raises(json.JSONDecodeError):
         read_lines(path)
+    path.write_text("[1]\n")
+    with pytest.raises(ValueError, match="no object"):
+        read_lines(path)
 
 
 @pytest.mark.parametrize(
@@ -97,17 +102,54 @@ def test_a_broken_line_is_forgiven_at_the_end_only(tmp_path):
         ("validation.json", '{"a', "validation.json: "),
         ("validation.json", "[1]", "validation.json holds list, expected dict"),
         ("validation.json", '{"stages": {"smoke": {}}, "verdict": "good"}', ""),
-        ("plan.json", '{"groups": [1]}', "TypeError"),
+        ("plan.json", '{"groups": [1]}', "no list of objects"),
         ("metrics.jsonl", '{"step": 1}\n', "KeyError"),
+        ("figures.json", "[1]", "no list of objects"),
+        ("component.json", '{"rows": 5}', "no list of objects"),
+        ("component.json", '{"deep": ' + "[" * 100_000, "component.json: "),
     ],
 )
 def test_a_folder_that_holds_what_no_run_writes_is_refused(run_dir, name, text, said):
     (run_dir / name).write_text(text)
     with pytest.raises(SanakitError, match=f"SK0109.*does not read as a run: .*{said}"):
         write_report(run_dir, run_dir / "r.html")
-    if name == "validation.json":
+    if name in ("validation.json", "component.json", "figures.json"):
         with pytest.raises(SanakitError, match="SK0109"):
-            leaderboard([run_dir])
+            write_comparison(leaderboard([run_dir]), run_dir / "c.html")
+
+
+QUALITY = {"gate": "full/quality", "code": "SK0504", "metric": "m", "verdict": "pass", "threshold": 1}
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"decision": {"answer": "perhaps", "cost": {}}},
+        {"stages": {"full": {"verdict": "pass", "gates": [QUALITY | {"value": "much"}]}}},
+        {"stages": {"full": {"verdict": "pass", "gates": [QUALITY | {"value": 10**400}]}}},
+        {"strategy": {"recommended": "a", "candidates": [{"name": "a", "predicted_steps": "many"}]}},
+        {"strategy": {"recommended": "a", "candidates": [{"name": "a", "steps": 5, "relative_errors": 5}]}},
+        {"strategy": {"recommended": "a", "candidates": [{"name": "a", "steps": [1], "relative_errors": [10**400]}]}},
+    ],
+    ids=lambda edited: str(edited)[:80],
+)
+def test_a_leaderboard_refuses_what_it_cannot_rank(run_dir, edited, capsys):
+    written = json.loads((run_dir / "validation.json").read_text())
+    (run_dir / "validation.json").write_text(json.dumps(written | edited))
+    with pytest.raises(SanakitError, match="SK0109.*does not read as a run"):
+        leaderboard([run_dir])
+
+
+def test_a_leaderboard_shows_whatever_it_ranks(run_dir, capsys):
+    written = json.loads((run_dir / "validation.json").read_text())
+    best = {"name": "a", "steps": [1, 2], "relative_errors": [math.inf, 2], "predicted_steps": math.nan}
+    written |= {"base": None, "candidate": 5, "strategy": {"recommended": "a", "candidates": [best]}}
+    written["stages"]["component"]["seconds"] = math.inf
+    (run_dir / "validation.json").write_text(json.dumps(written))
+    rows = leaderboard([run_dir])
+    assert write_comparison(rows, run_dir / "c.html").is_file() and not differing(rows)
+    print_leaderboard(rows, None)
+    assert "nan" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

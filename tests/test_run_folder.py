@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,10 +13,15 @@ from sanakit import run as run_module
 from sanakit.cli import main
 from sanakit.config import make_config
 from sanakit.data.store import save_tensors
+from sanakit.drift.snapshot import write_snapshot
 from sanakit.errors import ExitCode, SanakitError, lacks_memory
 from sanakit.files import try_writing, without_secrets, write_aside
+from sanakit.records import read_lines
+from sanakit.reporting.ci import write_junit, write_markdown
+from sanakit.reporting.page import write_html
 from sanakit.run import RunFolder, stage_key
 from sanakit.swap.memory_advice import advise
+from sanakit.swap.resume import drop_later
 from sanakit.swap.settings import flat_config
 from sanakit.tracebacks import memory_advice, note_work
 
@@ -109,8 +115,10 @@ def test_a_folder_is_tried_for_writing_and_a_failed_write_leaves_nothing(tmp_pat
         try_writing(tmp_path / "file" / "run")
     (tmp_path / "taken").mkdir()
     (tmp_path / "taken" / "x").write_text("x")
-    with pytest.raises(OSError):
+    with pytest.raises(SanakitError, match="SK0104.*taken is a folder, expected a file to write"):
         write_aside(tmp_path / "taken", "text")
+    with pytest.raises(UnicodeEncodeError):
+        write_aside(tmp_path / "file", "half a character: \ud800")
     write_aside(tmp_path / "file", "new")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "taken"] and (tmp_path / "file").read_text() == "new"
 
@@ -121,8 +129,12 @@ def test_a_folder_is_tried_for_writing_and_a_failed_write_leaves_nothing(tmp_pat
         ["sample", "--model", "tiny-sana", "--prompt", "a cat", "--out"],
         ["evaluate", "--model", "tiny-sana", "--out"],
         ["drift", "a.safetensors", "b.safetensors", "--html"],
+        ["drift", "a.safetensors", "b.safetensors", "--snapshot"],
+        ["report", "run", "--out"],
+        ["compare", "run", "--html"],
+        ["validate", "--stage", "component", "--run-dir", "run", "--junit"],
     ],
-    ids=lambda words: words[0],
+    ids=lambda words: f"{words[0]} {words[-1]}",
 )
 def test_a_file_that_a_command_writes_at_its_end_is_tried_before_anything_is_loaded(
     words, tmp_path, monkeypatch, capsys
@@ -130,14 +142,92 @@ def test_a_file_that_a_command_writes_at_its_end_is_tried_before_anything_is_loa
     def too_late(*arguments, **options):
         raise AssertionError("loaded first")
 
+    monkeypatch.setattr("sanakit.swap.stages.prepare", too_late)  # first: what it imports takes load_base as it is
     monkeypatch.setattr("sanakit.loading.load_base", too_late)
     monkeypatch.setattr("sanakit.drift.files.compare_files", too_late)
+    monkeypatch.setattr("sanakit.reporting.write_report", too_late)
+    monkeypatch.setattr("sanakit.reporting.compare.leaderboard", too_late)
+    monkeypatch.chdir(tmp_path)
+    RunFolder.open(make_config({}), tmp_path / "run")
     (tmp_path / "file").write_text("x")
-    for out, code, told in ((tmp_path / "file" / "x", 3, "SK0903"), (tmp_path, 2, "is a folder, expected a file")):
+    os.mkfifo(tmp_path / "fifo")
+    cases = [(tmp_path / "file" / "x", 3, "SK0903"), (tmp_path / "fifo", 2, "is no regular file, expected a file")]
+    cases += [(Path("/proc/x/y.html"), 3, "SK0903")] if Path("/proc/self").exists() else []
+    cases += [] if "--snapshot" in words else [(tmp_path, 2, "is a folder, expected a file")]
+    for out, code, told in cases:
         monkeypatch.setattr(sys, "argv", ["sanakit", *words, str(out)])
         with pytest.raises(SystemExit) as stop:
             main()
         assert stop.value.code == code and told in capsys.readouterr().err
+
+
+def write_files():
+    """Whatever writes a file that a user has named."""
+    validation = {"verdict": "pass", "base": "b", "candidate": "c", "stages": {}, "next": ""}
+    return {
+        "page": lambda path: write_html("text", path),
+        "junit": lambda path: write_junit(validation, path),
+        "markdown": lambda path: write_markdown(validation, path),
+        "snapshot": lambda path: write_snapshot({}, path),
+    }
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has neither links for everybody nor FIFOs")
+@pytest.mark.parametrize("kind", write_files())
+def test_a_named_file_is_written_whole_through_links_and_over_files_alone(kind, tmp_path):
+    write, target = write_files()[kind], tmp_path / "there" / "target"
+    (tmp_path / "link").symlink_to(tmp_path / "second")
+    (tmp_path / "second").symlink_to("there/target")
+    write(tmp_path / "link")
+    target.write_text("old")
+    target.chmod(0o600)
+    write(tmp_path / "link")
+    assert target.read_bytes() != b"old" and target.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "second").is_symlink()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "round").symlink_to("round")
+    for name in ("fifo", "round") + (() if kind == "snapshot" else ("there",)):
+        with pytest.raises(SanakitError, match=f"SK0104.*{name} is .*expected a file to write"):
+            write(tmp_path / name)
+    with pytest.raises(SanakitError, match="SK0903.*cannot be written"):
+        write(target / "below")
+    assert (tmp_path / "fifo").is_fifo() and (tmp_path / "round").is_symlink()
+    assert {p.name for p in tmp_path.rglob("*")} == {"link", "second", "there", "target", "fifo", "round"}
+
+
+DAMAGED = {
+    "validation.json": ["[]", "{", '{"stages": 5}', '{"stages": {"component": 5}}', '{"stages": {"smoke": {}}}'],
+    "component.json": ["[]", '{"rows": [{"unit": "dB"}]}', '{"rows": 5}', '{"rows": [1]}', b"\xff"],
+    "strategy.json": ['{"candidates": {"a": 1}}', "[" * 100_000],
+    "figures.json": ["{}", "[1]"],
+    "readings.jsonl": ["[1]\n", b'{"stage": "smoke"}\n\xff', '{"sta\n{"stage": "smoke"}\n'],
+    "steps.jsonl": ['{"loss": 1}\n', '{"step": "1"}\n'],
+}
+
+
+@pytest.mark.parametrize(("name", "content"), [(name, text) for name, texts in DAMAGED.items() for text in texts])
+def test_a_file_that_a_run_does_not_write_so_is_named(name, content, tmp_path):
+    run = RunFolder(tmp_path, make_config({}))
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    read = {
+        "validation.json": run.read_validation,
+        "figures.json": lambda: run.read_json("figures.json", []),
+        "readings.jsonl": lambda: run.keep_rows("readings.jsonl", lambda row: row.get("stage") != "smoke"),
+        "steps.jsonl": lambda: drop_later(run, 3),
+    }.get(name, lambda: run.read_json(name, {}))
+    with pytest.raises(SanakitError, match=f"SK0109.*{name} does not read as what a run writes"):
+        read()
+
+
+def test_half_a_last_line_goes_before_a_row_is_added(tmp_path):
+    run = RunFolder(tmp_path, make_config({}))
+    rows = [{"stage": "smoke", "step": step} for step in range(4)]
+    run.append("steps.jsonl", rows)
+    with (tmp_path / "steps.jsonl").open("a") as file:
+        file.write('{"stage": "smo')
+    drop_later(run, 2)
+    run.append("steps.jsonl", rows[3:])
+    assert read_lines(tmp_path / "steps.jsonl") == rows
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no umask")

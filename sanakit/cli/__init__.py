@@ -1,9 +1,9 @@
 """The command line: thin commands, heavy imports inside them."""
 
 import os
-import select
 import sys
-from typing import NoReturn, TextIO
+from contextlib import suppress
+from typing import NoReturn
 
 from sanakit.errors import SanakitError
 
@@ -13,9 +13,11 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE: nobody reads any more
 def main() -> None:
     """Run a command. A SanakitError becomes its message on standard error and its exit code; any other error one line
     (SK0999), exit code 5 and a file that holds the traceback."""
-    from sanakit.cli.output import document_alone, tolerate_locale
+    from sanakit.cli.output import document_alone, open_streams, tolerate_locale
     from sanakit.cli.silence import silence_libraries
+    from sanakit.tracebacks import nobody_reads
 
+    open_streams()
     tolerate_locale()
     if "--verbose" not in sys.argv[1:]:
         silence_libraries()
@@ -24,11 +26,11 @@ def main() -> None:
             _run()
         except SanakitError as error:
             _stop(error)
-        except BrokenPipeError as error:
-            _nobody_reads(error)
         except KeyboardInterrupt:
             sys.exit(130)
         except BaseException as error:  # a panic of a Rust extension is no Exception
+            if nobody_reads(error):
+                _stop_unread()
             _unforeseen(error)
 
 
@@ -64,29 +66,16 @@ def _stop(error: SanakitError) -> NoReturn:
     from sanakit.distributed import is_main, rank
     from sanakit.ranks.lost import LOST
 
-    if is_main() or error.code == LOST:
-        print(f"{error}\n  more:  sanakit explain {error.code}", file=sys.stderr)
-    else:
-        print(f"rank {rank()}: {str(error).splitlines()[0]}", file=sys.stderr)
+    with suppress(BrokenPipeError):  # nobody reads it: the exit code is all that is left to say
+        if is_main() or error.code == LOST:
+            print(f"{error}\n  more:  sanakit explain {error.code}", file=sys.stderr)
+        else:
+            print(f"rank {rank()}: {str(error).splitlines()[0]}", file=sys.stderr)
     sys.exit(error.exit_code)
 
 
-def _nobody_reads(error: BrokenPipeError) -> NoReturn:
-    """As when `head` has seen enough: what is still buffered goes nowhere. Another broken pipe is an error like any."""
-    if not _closed(sys.__stdout__):
-        _unforeseen(error)
+def _stop_unread() -> NoReturn:
+    """As when `head` has seen enough: what is still buffered goes nowhere."""
     assert sys.__stdout__ is not None
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.__stdout__.fileno())
     sys.exit(BROKEN_PIPE)
-
-
-def _closed(stream: TextIO | None) -> bool:
-    """Whether the other end of a pipe is closed; taken for granted where the system cannot tell."""
-    try:
-        if stream is None or not hasattr(select, "poll"):
-            return stream is not None
-        poll = select.poll()
-        poll.register(stream.fileno(), select.POLLOUT)
-        return any(event & (select.POLLERR | select.POLLHUP) for _, event in poll.poll(0))
-    except (OSError, ValueError):
-        return False

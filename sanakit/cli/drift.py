@@ -31,9 +31,10 @@ def drift(
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document on standard output.")] = False,
 ) -> None:
     """Did the distribution move? Permutation tests over images or prompts, Holm over all statistics."""
-    try_writing_files({"--html": html})
-    if snapshot is not None:
-        try_writing(snapshot if snapshot.is_dir() else snapshot.parent)
+    in_folder = snapshot is not None and snapshot.is_dir()  # named after its content there
+    try_writing_files({"--html": html, "--snapshot": None if in_folder else snapshot})
+    if snapshot is not None and in_folder:
+        try_writing(snapshot)
     from sanakit.cli.view import print_drift
     from sanakit.drift.files import compare_files
 

@@ -21,7 +21,8 @@ from sanakit.cli.options import (
     place,
 )
 from sanakit.cli.output import print_json, strict
-from sanakit.errors import ExitCode, SanakitError
+from sanakit.errors import ExitCode
+from sanakit.files import output
 from sanakit.limits import LARGEST_BATCH, LARGEST_COUNT
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ def evaluate(
 def _tell(evaluation: "Evaluation", name: str, out: Path | None, as_json: bool) -> None:
     record = {**evaluation.as_dict(), "model": name}
     if out is not None:
-        _write(out, record)
+        with output(out) as temporary:
+            temporary.write_text(json.dumps(strict(record), indent=1) + "\n", encoding="utf-8")
     if as_json:
         print_json(record)
     else:
@@ -106,14 +108,6 @@ def _default_clip() -> str:
     from sanakit.evaluation.clip import DEFAULT_CLIP
 
     return DEFAULT_CLIP
-
-
-def _write(out: Path, record: dict[str, Any]) -> None:
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(strict(record), indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise SanakitError("SK0903", f"{out}: {error}") from error
 
 
 def _print(evaluation: "Evaluation", name: str) -> None:

@@ -1,12 +1,12 @@
 """Names that a command is given: refused with what was meant, before anything heavy is imported or a folder is made."""
 
-import json
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
+from sanakit.records import read_json
 from sanakit.registry import Registry, with_scheme
 
 OTHER_KIND = {"vaes": "text-encoders", "text-encoders": "vaes"}
@@ -86,9 +86,10 @@ def require_run(run_dir: Path) -> None:
 def stage_to_resume(run_dir: Path) -> str:
     """The stage that was interrupted, else the first that was not run; the last one where all are done."""
     try:
-        done = json.loads((run_dir / "validation.json").read_text(encoding="utf-8")).get("stages") or {}
-    except (OSError, ValueError, AttributeError):
-        done = {}
+        stages = read_json(run_dir / "validation.json", {}).get("stages")
+    except (OSError, ValueError):
+        stages = None  # the run says what is wrong with it
+    done = stages if isinstance(stages, dict) else {}
     if "smoke" not in done and (run_dir / "race").is_dir():
         return "smoke"
     if "full" not in done and any((run_dir / "checkpoints").glob("step-*")):

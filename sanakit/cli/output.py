@@ -3,9 +3,11 @@
 import codecs
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, TextIO
 
 _document: list[TextIO] = []  # where the document goes while everything else is sent to standard error
@@ -23,6 +25,16 @@ def document_alone(wanted: bool) -> Iterator[None]:
         yield
     finally:
         sys.stdout = _document.pop()
+
+
+def open_streams() -> None:
+    """A stream that the shell has closed (`>&-`) leads nowhere. In the order of their numbers: no file that is opened
+    later gets the number of one, and with it what a library prints."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            stream = Path(os.devnull).open(mode, encoding="utf-8")  # noqa: SIM115  as long as the process
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def tolerate_locale() -> None:

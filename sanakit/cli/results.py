@@ -11,6 +11,7 @@ from sanakit.cli.names import model_named
 from sanakit.cli.options import AllowPickle, Device, GuidanceScale, NumSteps, Seed, convert_native, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
+from sanakit.files import output
 
 
 @app.command()
@@ -43,8 +44,8 @@ def sample(
     options = {"num_steps": num_steps, "guidance_scale": guidance_scale, "seed": seed}
     images = sample_images(system, [prompt], scheduler=scheduler, **options)
     require_finite(images)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(to_uint8(images)[0]).save(out, format="PNG")
+    with output(out) as temporary:
+        Image.fromarray(to_uint8(images)[0]).save(temporary, format="PNG")
     typer.echo(str(out))
 
 
@@ -56,7 +57,9 @@ def report(
     """Write the HTML report of a run."""
     from sanakit.reporting import report_path, write_report
 
-    typer.echo(str(write_report(run_dir, out or report_path(run_dir))))
+    out = out or report_path(run_dir)
+    try_writing_files({"--out": out})
+    typer.echo(str(write_report(run_dir, out)))
 
 
 @app.command()
@@ -76,6 +79,7 @@ def compare(
 
     if scores and html is None:
         raise SanakitError("SK0104", "--scores belongs to the page", fix="Name the page: --html FILE.")
+    try_writing_files({"--html": html})
     rows, scored = leaderboard(run_dirs), [read_scores(path) for path in scores or []]
     if html:
         write_comparison(rows, html, scored)

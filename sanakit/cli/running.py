@@ -8,7 +8,7 @@ from typing import Any
 
 import typer
 
-from sanakit.cli.ending import exit_code_of, refuse_folders, show_result, try_writing_all
+from sanakit.cli.ending import exit_code_of, show_result, try_writing_files, try_writing_folders
 from sanakit.cli.exit_codes import unevaluated_gates
 from sanakit.cli.options import place
 from sanakit.cli.output import print_json
@@ -39,9 +39,9 @@ def run(
     from sanakit.ranks.sharing import ranks_share
     from sanakit.tracebacks import kept_in
 
-    try_writing_all(run_dir, junit, markdown)
+    try_writing_folders(run_dir)
     gate_policy = load_policy(policy, gate_names())
-    refuse_folders({"--junit": junit, "--markdown": markdown})
+    try_writing_files({"--junit": junit, "--markdown": markdown})
     if not is_main():
         warnings.simplefilter("ignore")  # rank 0 has the same ones
     shown: dict[str, Any] = {"as_json": as_json, "quiet": quiet or not is_main(), "progress": progress}

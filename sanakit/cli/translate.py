@@ -11,7 +11,7 @@ from sanakit.cli.ending import try_writing_files
 from sanakit.cli.options import Device, Seed, place
 from sanakit.cli.output import print_json
 from sanakit.errors import SanakitError
-from sanakit.files import require_utf8, try_writing
+from sanakit.files import output, require_utf8, try_writing
 from sanakit.limits import LARGEST_COUNT, LARGEST_SIDE
 
 PREVIEWED = 8  # prompts
@@ -140,8 +140,8 @@ def _preview(system: Any, vae: Any, dataset: Any, path: Path, seed: int) -> dict
     latents = system.vae.denormalize(sample_euler(system, embedded, seed=seed))
     with torch.no_grad():
         plain, other = system.vae.decode_raw(latents), vae.model.target.decode_raw(vae.model.map(latents))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grid_of(torch.cat([plain, other]), columns=len(prompts))).save(path, format="PNG")
+    with output(path) as temporary:
+        Image.fromarray(grid_of(torch.cat([plain, other]), columns=len(prompts))).save(temporary, format="PNG")
     return {"preview": str(path), "prompts": prompts, "psnr_of_previews": float(psnr(plain, other).mean())}
 
 

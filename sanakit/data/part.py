@@ -56,10 +56,10 @@ class Plan:
 
 
 def stamp_of(path: Path) -> list[Any]:
-    """[path, bytes, time in ns], zeros for a file that is not there."""
+    """[path, bytes, time in ns], zeros for a file that is not there, or that no file can be named."""
     try:
         status = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return [str(path), 0, 0]
     return [str(path), status.st_size, status.st_mtime_ns]
 

@@ -17,6 +17,7 @@ from sanakit.drift.permutation import thin
 from sanakit.drift.sample import Sample
 from sanakit.drift.shown import Shown, pack
 from sanakit.errors import SanakitError
+from sanakit.files import output
 
 OLDER = "sanakit-drift-1"
 
@@ -69,14 +70,11 @@ def write_snapshot(
     content = _content_hash(record, tensors)
     if path.is_dir():
         path = path / f"snapshot-{content[:16]}.safetensors"
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata={"format": FORMAT, "record": record, "content": content})
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise SanakitError("SK0903", f"cannot write {path}: {error}") from error
+    with output(path) as temporary:
+        try:
+            save_file(tensors, temporary, metadata={"format": FORMAT, "record": record, "content": content})
+        except SafetensorError as error:  # what the system refuses has the library's own type
+            raise OSError(str(error)) from error
     return path
 
 

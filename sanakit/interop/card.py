@@ -1,12 +1,12 @@
 """The model card of an export: what was swapped, from what, under which licences, and what the gates said."""
 
-import json
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from sanakit.errors import SanakitError
+from sanakit.records import MISREAD, read_json, read_validation
 from sanakit.registry import Registry
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
@@ -27,13 +27,10 @@ def read_run(run_dir: Path) -> dict[str, Any]:
         wrong = "has no model" if (run_dir / "config.yaml").is_file() else "is not a run folder"
         raise SanakitError("SK0605", f"{run_dir} {wrong}: {path} is not there")
 
-    def read(file: Path) -> Any:
-        return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-
     try:
-        card, validation = read(path), read(run_dir / "validation.json")
-        base = read(run_dir / "provenance.json").get("base", {}).get("card", {})
-    except ValueError as error:
+        card, validation = read_json(path, {}), read_validation(run_dir / "validation.json")
+        base = read_json(run_dir / "provenance.json", {}).get("base", {}).get("card", {})
+    except MISREAD as error:
         raise SanakitError("SK0605", f"{run_dir}: {error}") from error
     return card | {"validation": validation, "base_card": base, "lora": (run_dir / "lora").is_dir()}
 

@@ -5,6 +5,7 @@ Values that are None or not finite are left out; a chart with nothing left is an
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
@@ -242,7 +243,8 @@ def log_ticks(low: float, high: float) -> list[float]:
 
 
 def is_number(value: Any) -> TypeGuard[float]:
-    return isinstance(value, int | float) and math.isfinite(value)
+    """Finite, and within what a float holds: an integer of JSON may be beyond."""
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
 
 
 def _finite_series(series: Sequence[Series]) -> list[Series]:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from sanakit.files import output
+
 SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}
 CAUSE = "likely-cause"  # a reading's name
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
@@ -34,13 +36,13 @@ def write_junit(validation: Mapping[str, Any], path: Path) -> None:
                 message = FORBIDDEN.sub("\ufffd", f"{gate['code']}: {told(gate)}. {advice(gate)}")
                 outcome = "error" if gate.get("error") else "failure" if gate["verdict"] == "fail" else "skipped"
                 ElementTree.SubElement(case, outcome, message=message)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ElementTree.ElementTree(suites).write(path, encoding="utf-8", xml_declaration=True)
+    with output(path) as temporary:
+        ElementTree.ElementTree(suites).write(temporary, encoding="utf-8", xml_declaration=True)
 
 
 def write_markdown(validation: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(markdown(validation), encoding="utf-8")
+    with output(path) as temporary:
+        temporary.write_text(markdown(validation), encoding="utf-8")
 
 
 def markdown(validation: Mapping[str, Any]) -> str:

@@ -8,19 +8,22 @@ from typing import Any
 from urllib.parse import quote
 
 from sanakit.decision import ANSWERS, decide_swap
+from sanakit.records import Row, read_json
 from sanakit.reporting.charts import is_number, legend, line_chart
 from sanakit.reporting.conclusions import nearest_at_the_end
 from sanakit.reporting.decided import MOODS, WORDS, cost_text
 from sanakit.reporting.first_screen import side_by_side, spread
-from sanakit.reporting.folder import read_as_run, read_json
+from sanakit.reporting.folder import read_as_run
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.report import HEAD, page_mark
 from sanakit.reporting.score_table import score_table, score_warnings, scores_of_run
 
-Row = dict[str, Any]
 ORDER = ("pass", "inconclusive", "fail")
 PSNR = "PSNR"
 THUMBNAILS = 2  # prompts a run
+STEPS = ("predicted_steps", "predicted_steps_low", "predicted_steps_high")
+MEASURED = (*STEPS, "psnr", "base_psnr", "relative_error", "error_ratio", "seconds")
+NAMED = ("kind", "base", "candidate", "strategy", "data", "data_fingerprint")
 
 
 def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
@@ -39,7 +42,11 @@ def leaderboard(run_dirs: Sequence[Path]) -> list[Row]:
 
 def _row(path: Path) -> Row:
     with read_as_run(path):
-        return _read(path)
+        row = _read(path)
+        for value in (*(row[key] for key in MEASURED if row[key] is not None), *row["steps"], *row["errors"]):
+            if not isinstance(value, float) and not is_number(value):  # a float may be NaN
+                raise ValueError(f"found {value!r:.40} where a run writes a number")
+        return row | {key: str(row[key]) for key in NAMED if row[key] is not None}
 
 
 def _read(path: Path) -> Row:
@@ -68,20 +75,18 @@ def _read(path: Path) -> Row:
         "gates": len(gates),
         "psnr": (component.get(PSNR) or {}).get("candidate"),
         "strategy": strategy.get("recommended"),
-        "predicted_steps": best.get("predicted_steps"),
-        "predicted_steps_low": best.get("predicted_steps_low"),
-        "predicted_steps_high": best.get("predicted_steps_high"),
+        **{name: best.get(name) for name in STEPS},
         "relative_error": best.get("relative_error"),
         "measure": (race.get("target") or {}).get("measure"),
         "error_ratio": quality[-1] if quality else None,
         "seconds": sum(stage.get("seconds") or 0 for stage in stages.values()),
-        "answer": decision["answer"],
+        "answer": ANSWERS[ANSWERS.index(decision["answer"])],
         "cost": cost_text(decision["cost"]),
         "data": ((provenance.get("data") or {}).get("source")),
         "data_fingerprint": (provenance.get("data") or {}).get("fingerprint"),
         "base_psnr": (component.get(PSNR) or {}).get("base"),
-        "steps": best.get("steps") or [],
-        "errors": best.get("relative_errors") or [],
+        "steps": list(best.get("steps") or []),
+        "errors": list(best.get("relative_errors") or []),
         **scores_of_run(validation),
     }
 
@@ -113,18 +118,20 @@ def report_of(row: Row, out: Path) -> str:
     return ""
 
 
+def _shown(row: Row, out: Path) -> Row:
+    folder, answer = Path(row["folder"]), row["answer"]
+    with read_as_run(folder):
+        pairs = spread(side_by_side(folder), THUMBNAILS)
+    return row | {"report": report_of(row, out), "pairs": pairs, "word": WORDS[answer], "mood": MOODS[answer]}
+
+
 def write_comparison(rows: Sequence[Row], out: Path, scored: Sequence[Row] = ()) -> Path:
     """One self-contained page of the leaderboard. scored: further systems, of `read_scores`."""
     named = {f"{row['rank']}. {row['candidate']}": row for row in rows}
     series = [
         (name, list(zip(row["steps"], row["errors"], strict=False))) for name, row in named.items() if row["errors"]
     ]
-    shown = [
-        row
-        | {"report": report_of(row, out), "pairs": spread(side_by_side(Path(row["folder"])), THUMBNAILS)}
-        | {"word": WORDS[row["answer"]], "mood": MOODS[row["answer"]]}
-        for row in rows
-    ]
+    shown = [_shown(row, out) for row in rows]
     title = "Error over the base's, recommended strategy of each run"
     chart = line_chart(series, title=title, x_label="step", y_label="error over the base's", limit=1.0)
     html = (

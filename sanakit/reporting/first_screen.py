@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sanakit.records import Row, read_json
 from sanakit.reporting.charts import is_number
 from sanakit.reporting.decided import MOODS, WORDS, cost_text, interval_text, risk_text, said_change
-from sanakit.reporting.folder import embedded, read_json
+from sanakit.reporting.folder import embedded
 from sanakit.reporting.page import duration, number
 
-Row = dict[str, Any]
 SIDES = {"truth": "true image", "base": "base", "candidate": "candidate"}
 ARRIVES = "probability_within_horizon"
 FIRST = 4  # prompts on the first screen

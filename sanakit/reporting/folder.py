@@ -1,7 +1,6 @@
-"""What is read of a run folder: JSON, lines of JSON, and images as data URIs; nothing outside it."""
+"""What is read of a run folder for a page: its records, and images as data URIs; nothing outside it."""
 
 import base64
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 from jinja2 import UndefinedError
 
 from sanakit.errors import SanakitError
-
-Row = dict[str, Any]
+from sanakit.records import MISREAD, Row, read_json
 
 IMAGES = {".png": "image/png", ".webp": "image/webp"}
 
@@ -23,35 +21,8 @@ def read_as_run(run_dir: Path) -> Iterator[None]:
         raise SanakitError("SK0109", f"{run_dir} holds no validation.json")
     try:
         yield
-    except (LookupError, TypeError, AttributeError, ValueError, RecursionError, UndefinedError) as error:
+    except (*MISREAD, UndefinedError) as error:
         raise SanakitError("SK0109", f"{run_dir} does not read as a run: {type(error).__name__}: {error}") from error
-
-
-def read_text(path: Path) -> str:
-    return path.read_text(encoding="utf-8") if path.is_file() else ""
-
-
-def read_json(path: Path, default: Any) -> Any:
-    """The file's content, of the default's type where there is one. ValueError names the file."""
-    if not path.is_file():
-        return default
-    try:
-        value = json.loads(read_text(path))
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from error
-    if default is not None and not isinstance(value, type(default)):
-        raise ValueError(f"{path.name} holds {type(value).__name__}, expected {type(default).__name__}")
-    return value
-
-
-def read_lines(path: Path) -> list[Row]:
-    """Rows of a JSONL file. A killed run may leave half a last line; anything else that is no JSON raises."""
-    *complete, last = read_text(path).split("\n")  # not splitlines: it also splits at U+2028 inside strings
-    rows = [json.loads(line) for line in complete if line.strip()]
-    try:
-        return [*rows, json.loads(last)] if last.strip() else rows
-    except json.JSONDecodeError:
-        return rows
 
 
 def figures(run_dir: Path) -> list[Row]:

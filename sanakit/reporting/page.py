@@ -6,6 +6,7 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from sanakit.files import output
 from sanakit.reporting.charts import is_number
 
 Row = dict[str, Any]
@@ -25,10 +26,9 @@ def environment() -> Environment:
 
 
 def write_html(html: str, out: Path) -> Path:
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(out.name + ".tmp")
-    temporary.write_text(html, encoding="utf-8", errors="replace")
-    temporary.replace(out)
+    """Raises SK0104 or SK0903."""
+    with output(out) as temporary:
+        temporary.write_text(html, encoding="utf-8", errors="replace")
     return out
 
 
@@ -42,7 +42,7 @@ def number(value: Any) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    if seconds is None:
+    if not is_number(seconds):
         return "–"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)

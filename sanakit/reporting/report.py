@@ -2,10 +2,10 @@
 
 import hashlib
 from pathlib import Path
-from typing import Any
 
 from sanakit.decision import MEASURES, decide_swap
 from sanakit.decision.comparison import METRIC_TITLES
+from sanakit.records import Row, read_json, read_lines, read_text
 from sanakit.reporting.ci import in_doubt
 from sanakit.reporting.component import (
     MEASURED,
@@ -18,7 +18,7 @@ from sanakit.reporting.component import (
     similarity_maps,
 )
 from sanakit.reporting.first_screen import SIDES, change_rows, first_screen, side_by_side
-from sanakit.reporting.folder import figures, flattened, read_as_run, read_json, read_lines, read_text
+from sanakit.reporting.folder import figures, flattened, read_as_run
 from sanakit.reporting.gates import open_gates, stage_rows, why
 from sanakit.reporting.page import environment, write_html
 from sanakit.reporting.samples import evaluated_samples
@@ -35,8 +35,6 @@ from sanakit.reporting.strategies import (
     race_chart,
     with_forecast_bars,
 )
-
-Row = dict[str, Any]
 
 LEDGER_SHOWN = 50
 HEAD = 1000  # characters of a page in which its mark stands

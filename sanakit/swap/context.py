@@ -266,7 +266,7 @@ class Swap:
         return {} if self.bare else fingerprint_base(self.base_system)
 
     def add_figures(self, stage: str, figures: list[dict[str, str]]) -> None:
-        kept = [f for f in self.run.read_json("figures.json", []) if f["stage"] != stage]
+        kept = [f for f in self.run.read_json("figures.json", []) if f.get("stage") != stage]
         self.run.write_json("figures.json", kept + [f | {"stage": stage} for f in figures])
 
 

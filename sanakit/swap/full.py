@@ -48,7 +48,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
-    raced = swap.run.read_json("strategy.json") or {}
+    raced = swap.run.read_json("strategy.json", {})
     config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
     evaluated.require(config)
     require_that_prompts_matter(swap)

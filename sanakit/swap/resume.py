@@ -160,8 +160,4 @@ def watched(
 
 def drop_later(run: "RunFolder", step: int) -> None:
     """Leave out rows of steps.jsonl after the step that the run goes on from."""
-    path = run.path / "steps.jsonl"
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
-        run.write_text("steps.jsonl", "".join(kept))
+    run.keep_rows("steps.jsonl", lambda row: bool(row["step"] <= step))

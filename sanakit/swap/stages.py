@@ -206,7 +206,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     config, run = swap.config, swap.run
     swap.resume = resume
     require_base(config, stages)
-    validation = run.read_json("validation.json") or {"schema_version": SCHEMA_VERSION, "stages": {}}
+    validation = {"schema_version": SCHEMA_VERSION} | run.read_validation()
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json("provenance.json", provenance(_facts(swap, validation["candidate"])))
     run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.images.ledger))
@@ -224,7 +224,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                 finish(swap, validation)
         else:
             for name in ("metrics.jsonl", "readings.jsonl"):
-                run.drop_stage(name, stage)
+                run.keep_rows(name, lambda row: row.get("stage") != stage)
             start = time.perf_counter()
             stage_result = measure_stage(stage, RUNNERS[stage], swap)
             validation["stages"][stage] = _evaluated(stage_result.results) | {
@@ -279,9 +279,9 @@ def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     stages = validation["stages"]
     validation["stages"] = {name: stages[name] for name in STAGES if name in stages}
     validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
-    if layers := swap.run.read_json("layers.json"):
+    if layers := swap.run.read_json("layers.json", {}):
         validation["layers"] = layers
-    if "full" in stages and (evaluation := swap.run.read_json(RECORD)):
+    if "full" in stages and (evaluation := swap.run.read_json(RECORD, {})):
         validation["evaluation"] = evaluation
     validation["verdict"] = str(Verdict.worst([Verdict(stage["verdict"]) for stage in stages.values()]))
     validation["policy"] = swap.policy.as_dict()

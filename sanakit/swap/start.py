@@ -57,7 +57,7 @@ def choose_start(
     wanted = swap.config.train.start
     if wanted != "auto" or not any(strategy.follows_start for strategy in strategies):
         return "align" if wanted == "auto" else wanted
-    if not again and (known := swap.run.read_json(FILE)):
+    if not again and (known := swap.run.read_json(FILE, {})):
         return str(known["start"])
     adapters = {strategy.adapter for strategy in strategies if strategy.follows_start}
     adapter = adapters.pop() if len(adapters) == 1 else ""  # of several interface layers the linear one chooses for all
