@@ -15,14 +15,15 @@ from safetensors.torch import load_file
 import sanakit
 from sanakit.assembly import LatentDiffusion
 from sanakit.contracts import LatentStats
-from sanakit.core.dit import load_core, new_core
+from sanakit.core.dit import load_core, new_core, save_core
 from sanakit.errors import SanakitError
 from sanakit.interop.export import export_pipeline, save_vae
-from sanakit.interop.lora import save_lora
+from sanakit.interop.lora import LAYERS_FILE, RECIPE, save_lora
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.sampling import SCHEDULERS, new_scheduler, sample_euler, sample_images, sample_scheduled
-from sanakit.strategies.base import add_lora
+from sanakit.strategies.base import STRATEGIES, add_lora
+from sanakit.swap.plan import build
 from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
 from sanakit.vaes import VAES
 from sanakit.vaes.diffusers_vae import DiffusersVAE, diffusers_spec
@@ -404,7 +405,7 @@ def test_low_rank_adapters_go_out_as_diffusers_reads_them(stock, tmp_path):
         for name, parameter in trained.named_parameters():
             if ".lora_B" in name or name.startswith("patch_embed"):
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.3)
-    save_lora(trained, tmp_path / "lora")
+    save_lora(trained, tmp_path / "lora", base=base)
     trained.fuse_lora()
     trained.unload_lora()
     reasons = write(
@@ -428,6 +429,42 @@ def test_low_rank_adapters_go_out_as_diffusers_reads_them(stock, tmp_path):
         after = pipe.transformer(**call).sample
     torch.testing.assert_close(after, expected, atol=1e-4, rtol=1e-4)
     assert (before - expected).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("start", ["align", "align-blocks"])
+def test_the_recipe_of_the_card_gives_the_folded_core(tiny_system, tiny_data, tmp_path, start):
+    """What an export writes and what its README says to do with it, whatever the start has rewritten."""
+    torch.nn.init.normal_(tiny_system.core.proj_out.weight, std=0.2)
+    torch.nn.init.ones_(tiny_system.core.caption_norm.weight)
+    vae = deepcopy(tiny_system.vae)
+    vae.spec = replace(vae.spec, latent_channels=6)
+    wider = replace(tiny_data, latents=tiny_data.latents[:, :, [0, 2, 1, 3, 0, 1]] + 0.3 * torch.randn(64, 2, 6, 4, 4))
+    core = build(tiny_system, vae, STRATEGIES.get(start), wider, tiny_data, seed=0, draws=64)[0].core
+    started = core.state_dict()
+    add_lora(core, 4)
+    with torch.no_grad():
+        for name, parameter in core.named_parameters():
+            if ".lora_B" in name:
+                parameter.normal_(std=0.3)
+    save_lora(core, tmp_path / "DIR" / "lora", base=tiny_system.core)
+    core.fuse_lora()
+    core.unload_lora()
+    save_core(core, tmp_path / "DIR" / "transformer")
+    save_core(tiny_system.core, tmp_path / "BASE")
+    kept = load_file(tmp_path / "DIR" / "lora" / LAYERS_FILE)
+    assert kept.keys() <= started.keys()
+    assert any(".attn1.to_out.0." in name for name in kept) == (start == "align-blocks")
+
+    names = {}
+    exec(RECIPE.replace('"DIR', f'"{tmp_path}/DIR').replace('("BASE")', f'("{tmp_path}/BASE")', 1), names)
+    call = dict(
+        hidden_states=torch.randn(2, 6, 4, 4),
+        encoder_hidden_states=torch.randn(2, 3, 16),
+        timestep=torch.tensor([500.0, 300.0]),
+    )
+    with torch.no_grad():
+        rebuilt, folded = (one.eval()(**call).sample for one in (names["core"], core))
+    torch.testing.assert_close(rebuilt, folded, atol=1e-4, rtol=1e-4)
 
 
 PLUGIN = """

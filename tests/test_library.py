@@ -133,6 +133,32 @@ def test_a_live_transformer_is_the_text_encoder_of_its_folder(tmp_path):
         live.encode("a red apple")
 
 
+@pytest.mark.parametrize(
+    ("query", "reading"),
+    [
+        ("instruction=sana", {"instruction": "sana"}),
+        ("instruction=draw: ", {"instruction": "draw: "}),
+        ("lower_case=true", {"lower_case": True}),
+        ("max_tokens=8", {"max_tokens": np.int64(8)}),
+        ("layer=-2&select=first-last", {"layer": -2, "select": "first-last"}),
+        ("layer=1", {"layer": "1"}),
+        ("layer=mean&attend_padding=true", {"layer": "mean", "attend_padding": True}),
+    ],
+)
+def test_a_keyword_reads_as_the_same_key_behind_a_name(query, reading):
+    """And the null embedding that the earlier reading kept is not that of the new one."""
+    from sanakit.text_encoders import TEXT_ENCODERS, PromptEmbeds
+    from sanakit.text_encoders.query import changed_spec
+
+    tiny = TEXT_ENCODERS.get("minilm").tiny()
+    null = tiny.null()
+    tiny.kept_null = PromptEmbeds(null.embeds + 1, null.mask)
+    read = sk.load_text_encoder(tiny, **reading)
+    assert read.spec == changed_spec(tiny, query) != tiny.spec
+    assert torch.equal(read.null().embeds, read.encode([""], instruction=False).embeds)
+    assert torch.equal(sk.load_text_encoder(tiny, layer="last").null().embeds, null.embeds + 1), "the same reading"
+
+
 def test_a_head_is_left_out_and_a_callers_tokenizer_stays_as_it_is():
     from transformers import Qwen3Config, Qwen3ForCausalLM
 

@@ -5,6 +5,7 @@ import re
 import sys
 from collections import Counter
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +15,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 
 import sanakit as sk
 from sanakit import cli
+from sanakit.api.quality import replaced_component
 from sanakit.config import make_config
 from sanakit.evaluation.held_out import held_out
 from sanakit.swap import stages as engine
+from sanakit.swap.identity import identity_of
 from sanakit.text_encoders import TEXT_ENCODERS
 
 
@@ -167,6 +170,29 @@ def test_a_swapped_system_trains_samples_saves_and_exports(parts, tmp_path):
             assert torch.equal(again, expected) and back.vae.stats == vae.stats and back.image_size == 32
     with pytest.raises(sk.SanakitError, match="SK0606"):
         swapped.save(tmp_path / "saved")
+
+
+def test_what_cannot_be_saved_leaves_no_folder_behind(parts, tmp_path, monkeypatch):
+    base, images, vae = parts
+    swapped = sk.swap(base, vae=vae, data=images, strategy="align")
+    with monkeypatch.context() as patched:
+        patched.setattr(type(vae), "decode_raw", lambda self, raw: torch.rand(len(raw), 3, 32, 32))
+        with pytest.raises(sk.SanakitError, match="SK0604.*reads back otherwise"):
+            swapped.save(tmp_path / "saved")
+    assert not list(tmp_path.glob("*saved*"))
+    assert sk.load_base(swapped.save(tmp_path / "saved")).image_size == 32
+
+
+def test_which_component_was_replaced_is_told_by_what_is_applied(parts):
+    base, images, vae = parts
+    vae = sk.load_vae(base.vae, stats=sk.LatentStats(mean=(0.1,), std=(1.7,)))
+    read_back = sk.load_vae(base.vae, stats=sk.LatentStats(mean=(0.1,) * 4, std=(1.7,) * 4))
+    assert identity_of(vae) == identity_of(read_back) != identity_of(base.vae)
+    start, encoder = replace(base, vae=vae), sk.load_text_encoder(base.text_encoder, lower_case=True)
+    assert replaced_component(replace(start, vae=read_back, text_encoder=encoder), start) == "text_encoder"
+    assert replaced_component(start, base) == replaced_component(base, base) == "vae"
+    with pytest.raises(sk.SanakitError, match=r"SK0104.*both others(.*\n)*.*one swap at a time"):
+        sk.relative_error(replace(start, text_encoder=encoder), images, base=base)
 
 
 def test_a_live_text_encoder_is_validated_and_swapped_in(parts):

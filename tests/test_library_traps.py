@@ -70,7 +70,18 @@ REFUSED = {
         lambda: sk.load_vae("pca-f8c4", stats={"mean": 0.0}),
         r"SK0104.*stats is a dict(.*\n)*.*sk\.LatentStats",
     ),
-    "tokens as text": (lambda: sk.load_text_encoder("wordllama", max_tokens="8"), "SK0306"),
+    "tokens as text": (lambda: sk.load_text_encoder("wordllama", max_tokens="8"), "SK0306.*expected a whole number"),
+    "tokens as float": (
+        lambda: sk.load_text_encoder("wordllama", max_tokens=8.0),
+        "SK0306.*max_tokens=8.0: expected a",
+    ),
+    "lower case as text": (
+        lambda: sk.load_text_encoder("wordllama", lower_case="false"),
+        "SK0306.*lower_case='false': expected True or False",
+    ),
+    "no instruction": (lambda: sk.load_text_encoder("wordllama", instruction=None), "SK0306.*expected a text"),
+    "a layer as truth": (lambda: sk.load_text_encoder("minilm", layer=True), "SK0306.*layer=True: expected a whole"),
+    "a layer of a race": (lambda: sk.load_text_encoder("minilm", layer="auto"), "SK0306.*measured against a base"),
     "no tokens": (lambda: sk.load_text_encoder("wordllama", max_tokens=0), "SK0306"),
     "a pipeline as a VAE": (lambda: sk.load_vae(SimpleNamespace(vae=1)), r"SK0106(.*\n)*.*its `\.vae`"),
     "a pipeline as a text encoder": (

@@ -10,6 +10,7 @@ from sanakit.api.session import Device, opened_swap, placed
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.base import interval
 from sanakit.contracts import Verdict, decide
+from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import held_out
 from sanakit.reporting.notebook import fragment
 from sanakit.swap.context import Swap
@@ -61,15 +62,28 @@ def relative_error(system: Any, data: Any, *, base: Any, device: Device = "auto"
     """The error of a system relative to the base that it was swapped from, on the held-out images of `data`.
 
     system, base: what `load_base` takes, or `Swapped.system`. Which component was replaced is told by their weights.
-    device: as `--device`. Raises SK0104 for another image size, SK0503 where the base's prompts have no effect.
+    device: as `--device`. Raises SK0104 for another image size, or where both components were replaced, SK0503 where
+    the base's prompts have no effect.
     """
     candidate, reference = load_base(system), load_base(base)
-    same_vae = candidate.vae.fingerprint() == reference.vae.fingerprint() and candidate.vae.stats == reference.vae.stats
-    kind = "vae"
-    if same_vae and candidate.text_encoder.fingerprint() != reference.text_encoder.fingerprint():
-        kind = "text_encoder"
+    kind = replaced_component(candidate, reference)
     with opened_swap(reference, kind, getattr(candidate, kind), data, device=device) as swap:
         return quality_of(swap, placed(candidate, swap.placement))
+
+
+def replaced_component(candidate: LatentDiffusion, base: LatentDiffusion) -> str:
+    """vae or text_encoder; vae where neither was replaced. Raises SK0104 where both were."""
+    vae, base_vae = candidate.vae, base.vae
+    other_vae = vae.fingerprint() != base_vae.fingerprint() or vae.applied_stats != base_vae.applied_stats
+    other_encoder = candidate.text_encoder.fingerprint() != base.text_encoder.fingerprint()
+    if other_vae and other_encoder:
+        raise SanakitError(
+            "SK0104",
+            "relative_error: the VAE and the text encoder are both others than the base's",
+            cause="One error cannot tell two swaps apart.",
+            fix="Measure one swap at a time, with the result of the previous one as base.",
+        )
+    return "text_encoder" if other_encoder else "vae"
 
 
 def quality_of(swap: Swap, system: LatentDiffusion) -> Quality:

@@ -17,7 +17,7 @@ from sanakit.core.dit import save_core
 from sanakit.data.cache import Progress
 from sanakit.errors import SanakitError
 from sanakit.formats.pipeline_folder import save_null
-from sanakit.interop.export import export_pipeline, refuse_full, save_vae
+from sanakit.interop.export import export_pipeline, refuse_full, save_vae, written_aside
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.reporting.notebook import fragment
 from sanakit.sampling import new_scheduler
@@ -87,19 +87,20 @@ class Swapped:
         out, system = Path(folder).expanduser(), self.system
         refuse_full(out)
         self._fold()
-        save_core(system.core, out)
-        save_null(system.text_encoder, out)
-        save_vae(system.vae, out / "vae", stock=False)
-        card = {
-            "recipe": f"sanakit, start {self.strategy.initialise}, strategy {self.strategy.name}",
-            "base": self.context.base.name,
-            "embedded": self.context.base.embedded,
-            "vae": "path:./vae",
-            "text_encoder": save_encoder(system.text_encoder, out),
-            "image_size": system.image_size,
-            "flow_shift": system.flow_shift,
-        }
-        (out / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
+        with written_aside(out) as aside:
+            save_core(system.core, aside)
+            save_null(system.text_encoder, aside)
+            save_vae(system.vae, aside / "vae", stock=False)
+            card = {
+                "recipe": f"sanakit, start {self.strategy.initialise}, strategy {self.strategy.name}",
+                "base": self.context.base.name,
+                "embedded": self.context.base.embedded,
+                "vae": "path:./vae",
+                "text_encoder": save_encoder(system.text_encoder, aside),
+                "image_size": system.image_size,
+                "flow_shift": system.flow_shift,
+            }
+            (aside / "card.json").write_text(json.dumps(card, indent=1) + "\n", encoding="utf-8")
         return out
 
     def export(self, folder: str | os.PathLike[str]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from sanakit.errors import SanakitError
+from sanakit.interop.lora import LAYERS_FILE, RECIPE
 from sanakit.records import MISREAD, read_json, read_validation
 from sanakit.registry import Registry
 from sanakit.text_encoders import TEXT_ENCODERS
@@ -13,10 +14,11 @@ from sanakit.vaes import VAES
 
 UNSTATED = "not stated"
 LORA = (
-    "`lora/` holds the low-rank adapter as diffusers and peft read it (`pipe.load_lora_weights`) and the new input, "
-    "output and caption layers that it was trained with (`interface_layers.safetensors`, names of "
-    "SanaTransformer2DModel). The transformer here has both folded in: load the adapter on the base's transformer with "
-    "the interface layers put in, not on this one."
+    "`lora/` holds what makes the base's transformer this one: the low-rank adapter as diffusers and peft read it "
+    "(`pipe.load_lora_weights`), and every other layer that is not the base's "
+    f"(`{LAYERS_FILE}`, names of SanaTransformer2DModel): new input, output and caption layers, and layers of the "
+    "blocks that a closed form has solved. The transformer here has both folded in: load the adapter on the base's "
+    f"transformer with these layers put in, not on this one.\n\n```python\n{RECIPE}```"
 )
 
 

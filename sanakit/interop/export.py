@@ -6,7 +6,8 @@ Written aside, read back, then renamed: a folder that exists is whole.
 import json
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -53,9 +54,7 @@ def export_pipeline(
     refuse_full(out)
     scheduler = FlowMatchEulerDiscreteScheduler(shift=flow_shift)
     reasons = why_not_stock(core, vae, text_encoder, image_size, scheduler)
-    aside = out.resolve().parent / f".{out.name}-{uuid.uuid4().hex}"
-    aside.mkdir(parents=True)
-    try:
+    with written_aside(out) as aside:
         save_core(core, aside / "transformer")
         save_null(text_encoder, aside / "transformer")
         scheduler.save_pretrained(aside / "scheduler")
@@ -80,12 +79,23 @@ def export_pipeline(
             shutil.copytree(lora, aside / "lora")
         if card:
             (aside / "README.md").write_text(card(reasons), encoding="utf-8")
+    return reasons
+
+
+@contextmanager
+def written_aside(out: Path) -> Iterator[Path]:
+    """A folder to write into that becomes `out` when everything is written, and is gone where something was raised.
+    Raises SK0606 where `out` holds something."""
+    refuse_full(out)
+    aside = out.resolve().parent / f".{out.name}-{uuid.uuid4().hex}"
+    aside.mkdir(parents=True)
+    try:
+        yield aside
         if out.is_dir():
             out.rmdir()
         aside.rename(out)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
-    return reasons
 
 
 def refused_by_diffusers(index: dict[str, Any]) -> dict[str, list[str]]:

@@ -214,7 +214,7 @@ def keep_result(journal: CoreJournal, encoder: TextEncoder | None) -> None:
             local(value).copy_(state.ema[key])
     system.core = gathered(system.core, strategy)
     if strategy.lora_rank and is_main():
-        save_lora(system.core, journal.swap.run.path / "lora")
+        save_lora(system.core, journal.swap.run.path / "lora", base=journal.swap.base_system.core)
     strategy.finish(system.core)
     if encoder:
         encoder.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ def identity_of(component: VAE | TextEncoder) -> str:
     """The component's fingerprint with what the key of its cached encodings leaves out: a VAE's normalisation, the null
     embedding that a base brought for its text encoder."""
     if isinstance(component, VAE):
-        return hash_record([component.weights_hash(), component.stats.mean, component.stats.std])
+        return hash_record([component.weights_hash(), component.applied_stats])
     identity, null = component.fingerprint(), component.kept_null
     return identity if null is None else hash_record([identity, null.embeds.tolist(), null.mask.tolist()])
 

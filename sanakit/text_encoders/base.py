@@ -60,10 +60,14 @@ class TextEncoder(nn.Module):
     def __init__(self, model: nn.Module, spec: TextSpec) -> None:
         super().__init__()
         self.model = model.eval().requires_grad_(False)
+        self.spec = spec
         self.set_spec(spec)
 
     def set_spec(self, spec: TextSpec) -> None:
-        """Read by another policy from now on. Raises SK0306 for one that the model cannot follow."""
+        """Read by another policy from now on; a null embedding that was kept is of the earlier one and is dropped.
+        Raises SK0306 for a policy that the model cannot follow."""
+        if spec != self.spec:
+            self.kept_null = None
         self.spec = spec
 
     @classmethod
@@ -108,7 +112,7 @@ class TextEncoder(nn.Module):
 
     def null(self) -> PromptEmbeds:
         """The unconditional embedding (1, L, D): the empty prompt, no instruction. Recomputed, never inherited from
-        another encoder; a base's own encoder keeps the one that its core was trained with."""
+        another encoder; a base's own encoder keeps the one that its core was trained with while it is read as then."""
         return self.encode([""], instruction=False) if self.kept_null is None else self.kept_null
 
     def offsets(self, prompts: list[str]) -> Tensor | None:

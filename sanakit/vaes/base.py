@@ -82,6 +82,11 @@ class VAE(nn.Module):
             self.register_buffer(f"latents_{label}", tensor, persistent=False)
         self.stats = stats
 
+    @property
+    def applied_stats(self) -> list[list[float]]:
+        """Mean and std of every channel, as they are applied: equal for one value and for as many equal ones."""
+        return [buffer.flatten().tolist() for buffer in (self.latents_mean, self.latents_std)]
+
     def encode_raw(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0217 for images of another range or type,
         SK0202 if the shape is not the declared one."""
