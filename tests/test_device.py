@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
+from sanakit.api.validation import validate
 from sanakit.config import make_config
 from sanakit.distributed import STOP
 from sanakit.evaluation.blind import blind_held_out
@@ -228,7 +229,27 @@ def test_full_training_on_the_device(name, small_world, tmp_path, fake_device, a
         assert set(calls) == {"fakegpu"}, calls
     assert fake_device.read()["allocated"] - before < 10_000
     micro = swap.config.train.micro_batch
-    assert micro == (4 if "micro_batch" not in " ".join(sets) else int(sets[-1][-1]))
+    automatic = 1 if name == "joint" else 4  # of an encoder that is trained nothing is estimated
+    assert micro == (automatic if "micro_batch" not in " ".join(sets) else int(sets[-1][-1]))
+
+
+@pytest.mark.parametrize("target", ["core", "vae-decoder"])
+def test_a_component_alone_is_prepared_on_a_device_that_tells_its_memory(target, small_world, tmp_path, fake_device):
+    small_world |= {"base": "none", "vae": {"name": f"path:{tmp_path / 'vae'}"}}
+    small_world["data"] |= {"image_size": 32}
+    small_world["train"] |= {"target": target, "strategy": "auto"}
+    with fake_device.present(memory=fake_device.read()["allocated"] + (1 << 30)):
+        swap = engine.prepare(make_config(small_world), None, lambda *_: None, placement=choose("auto"))
+    train = swap.config.train
+    assert (train.micro_batch, train.gradient_checkpointing) == (4 if target == "core" else 1, False)
+
+
+def test_validate_measures_a_component_alone_on_the_device(small_world, fake_device):
+    from sanakit.vaes import VAES
+
+    with fake_device.present(memory=fake_device.read()["allocated"] + (1 << 30)):
+        result = validate(VAES.get("pca-f8c4").tiny(), data=small_world["data"]["source"])
+    assert result.gates
 
 
 @pytest.mark.slow

@@ -69,6 +69,22 @@ def test_an_accelerator_is_asked_for_its_memory(fake_device):
     assert asked == ["bf16"]
 
 
+@pytest.mark.parametrize(
+    ("sets", "expected"),
+    [
+        (["train.target=vae"], (False, 1)),
+        (["train.target=vae-decoder", "train.micro_batch=4"], (False, 4)),
+        (["text_encoder.learning_rate=1e-4"], (True, 1)),
+        (["text_encoder.learning_rate=1e-4", "train.gradient_checkpointing=false"], (False, 1)),
+    ],
+)
+def test_the_core_says_nothing_of_another_part_that_is_trained(sets, expected, fake_device):
+    """One image at a time, and no estimate of the core."""
+    with fake_device.present(memory=fake_device.read()["allocated"] + 10**9):
+        train = resolved(make_config({}, sets), choose("auto"), no_estimate).train
+    assert (train.gradient_checkpointing, train.micro_batch) == expected
+
+
 def test_a_run_moves_with_its_precision_and_is_cut_anew(tmp_path):
     """What results depend on stays as the first device chose it; how a step is cut to fit is chosen anew."""
 

@@ -22,23 +22,32 @@ AVERAGE = 0.98  # any decay: a race keeps an average of the weights, whatever th
 Peak = Callable[[bool, int], int]  # (gradient checkpointing, micro-batch) -> bytes
 
 
-def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak]) -> Config:
+def resolved(config: Config, placement: Placement, peak: Callable[[Config], Peak] | None) -> Config:
     """The configuration with values in the place of `auto`. peak: what a training state of the configuration needs,
-    asked only on an accelerator that tells its free memory. On the CPU: fp32, no checkpointing, the batch in
-    `train.accumulate` parts."""
+    asked only on an accelerator that tells its free memory; None where there is no core. On the CPU: fp32, no
+    checkpointing, the batch in `train.accumulate` parts. A VAE or text encoder that is trained has no estimate: on such
+    an accelerator its images go through one at a time."""
     train = config.train
     changes: dict[str, Any] = {"precision": placement.train_precision(train.precision)}
     images = max(1, train.batch_size // world_size())
     whole = max(1, images // parts_of(train.model_copy(update={"micro_batch": "auto"}), images))
     chosen, micro = train.gradient_checkpointing, train.micro_batch
     memory = placement.memory() if "auto" in (chosen, micro) else None
-    if memory is not None:
+    if memory is not None and not trains_core_alone(config):
+        chosen = config.train.target == "core" if chosen == "auto" else chosen
+        micro = 1 if micro == "auto" else micro
+    elif memory is not None and peak is not None:
         section = train.model_copy(update=changes | {"gradient_checkpointing": False})
         needs = peak(config.model_copy(update={"train": section}))
         chosen, micro = fitting(needs, SHARE * memory[0], whole, checkpointing=chosen, micro_batch=micro)
     changes["gradient_checkpointing"] = chosen is True
     changes["micro_batch"] = whole if micro == "auto" else micro
     return config.model_copy(update={"train": train.model_copy(update=changes)})
+
+
+def trains_core_alone(config: Config) -> bool:
+    """Whether a step trains no VAE and no text encoder: the estimate knows cores only."""
+    return not config.trains_vae_alone and config.text_encoder.learning_rate is None
 
 
 def fitting(
@@ -57,9 +66,11 @@ def fitting(
     return choices[-1], sizes[-1]
 
 
-def peak_of(swap: "Swap") -> Callable[[Config], Peak]:
+def peak_of(swap: "Swap") -> Callable[[Config], Peak] | None:
     """What training every layer of the swap's core needs, with an average of its weights, from the dry run's estimate:
-    no strategy needs more. It is measured for one and two images; the rest is a line."""
+    no strategy needs more. It is measured for one and two images; the rest is a line. None for a component alone."""
+    if swap.bare:
+        return None
 
     def of(config: Config) -> Peak:
         from sanakit.training.estimate import estimate, fake_core
