@@ -4,16 +4,19 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_interop_cli import sanakit
 from typer.testing import CliRunner
 
+from sanakit.checks import StageResult
 from sanakit.cli import info, swap, train  # noqa: F401  they add their commands
 from sanakit.cli.app import app
 from sanakit.cli.names import check_names, require_run, stage_to_resume
 from sanakit.config import make_config
+from sanakit.contracts import GateResult, Verdict
 from sanakit.errors import CODES, ExitCode, SanakitError
 from sanakit.run import RunFolder, first_reader, flat, stage_key
+from sanakit.swap import stages as engine
 
 ARM = {"name": "finetune", "predicted_steps": 400.0, "predicted_steps_high": 900.0, "seconds_per_step": 2.0}
 RACE = {"recommended": "finetune", "candidates": [ARM], "horizon": 2000}
@@ -51,6 +54,69 @@ def test_without_a_number_the_full_run_is_refused_with_the_command_that_gives_on
         decide_steps(make_config({}), race, run_dir="runs/x")
     assert "sanakit validate --stage full --run-dir runs/x --set train.max_steps=N" in refused.value.fix
     assert refused.value.exit_code == CODES["SK0513"].exit_code == ExitCode.INCONCLUSIVE
+
+
+def planted_gate(name):
+    sides = {"value": 1.0, "ci_low": None, "ci_high": None, "threshold": 0.5, "verdict": Verdict.PASS}
+    return GateResult(gate=name, code="SK0104", metric="m", **sides)
+
+
+@pytest.fixture
+def passing(small_world, tmp_path, monkeypatch):
+    """`passing(stages, raises=None)` runs stages on the small world, each of one gate that passes; returns the run's
+    validation.json. raises: the error of stage full."""
+
+    def run(stages, raises=None):
+        def one(stage):
+            def measured(started):
+                if stage == "smoke":
+                    race = RACE | {"candidates": [ARM | {"learning_rate": 1e-3}]}
+                    started.run.write_json("strategy.json", race | {"measured": started.fingerprint("smoke")})
+                if stage == "component":
+                    row = {"metric": "PSNR", "base": 28.0, "candidate": 30.0, "unit": "dB", "better": "higher"}
+                    started.run.write_json(
+                        "component.json", {"rows": [row | {"difference_low": 1.9, "difference_high": 2.1}]}
+                    )
+                if stage == "full" and raises:
+                    raise raises
+                return StageResult(results=[planted_gate(f"{stage}/planted")])
+
+            return measured
+
+        monkeypatch.setattr(engine, "RUNNERS", {stage: one(stage) for stage in engine.STAGES})
+        values = small_world | {"vae": {"name": small_world["base"].replace("base", "vae")}}
+        values["train"] = values["train"] | {"strategy": "auto", "max_steps": None}
+        started = engine.prepare(make_config(values), tmp_path / "run", lambda *_: None, stages=stages)
+        try:
+            return engine.run_stages(started, stages)
+        except SanakitError:
+            return json.loads((tmp_path / "run" / "validation.json").read_text())
+
+    return run
+
+
+def test_a_candidate_that_was_replaced_in_place_keeps_no_result_of_the_earlier_one(passing, tmp_path, capsys):
+    validation = passing(list(engine.STAGES))
+    assert validation["decision"]["answer"] == "swap" and validation["decision"]["gains"][0]["change"] == 2
+    path = next((tmp_path / "vae").glob("*.safetensors"))
+    save_file({name: 0.5 * tensor for name, tensor in load_file(path).items()}, path, metadata={"format": "pt"})
+    validation = passing(["full"])
+    assert list(validation["stages"]) == ["full"] and validation["strategy"]["recommended"] is None
+    assert validation["decision"]["answer"] == "not-yet" and not validation["decision"]["gains"]
+    assert "component was measured with another candidate" in capsys.readouterr().err
+    assert (tmp_path / "run" / "other-strategy.json").is_file() and "--stage component" in validation["next"]
+
+
+def test_a_full_run_is_of_the_race_that_recommended_it_and_one_that_raises_leaves_no_verdict(passing, tmp_path):
+    first = passing(list(engine.STAGES))
+    assert passing(["full"])["stages"] == first["stages"]  # done before
+    path = tmp_path / "run" / "strategy.json"
+    race = json.loads(path.read_text())
+    race["candidates"][0]["predicted_steps_high"] = 1200.0  # at the same rate
+    path.write_text(json.dumps(race))
+    validation = passing(["full"], raises=SanakitError("SK0501", "planted"))
+    assert "full" not in validation["stages"] and "--stage full" in validation["next"]
+    assert passing(["full"])["stages"]["full"]["measured"] != first["stages"]["full"]["measured"]
 
 
 @pytest.mark.parametrize(

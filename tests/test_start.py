@@ -48,6 +48,7 @@ def swap_of(monkeypatch, errors, start="auto"):
         num_held_out=4,
         target=SimpleNamespace(relative=lambda result: result.losses.mean(0).numpy()),
         run=Journal(),
+        fingerprint=lambda stage: f"of {stage}",
     )
     return swap, started, built
 
@@ -71,6 +72,9 @@ def test_auto_takes_the_lower_error_and_a_later_stage_keeps_it(monkeypatch, bloc
     assert swap.run.files["start.json"]["start"] == best
     assert swap.run.files["start.json"]["relative_errors"]["align-blocks"] == pytest.approx(blocks)
     assert choose_start(swap, [STRATEGIES.get("lora")], started, again=False) == best and len(built) == 2
+    swap.fingerprint = lambda stage: "another candidate's"
+    choose_start(swap, [STRATEGIES.get("lora")], started, again=False)
+    assert len(built) == 4 and swap.run.files["start.json"]["measured"] == "another candidate's"
 
 
 def test_what_is_named_is_taken_and_nothing_is_built_for_it(monkeypatch):

@@ -27,14 +27,13 @@ from sanakit.loading import Base, load_base, load_text_encoder, load_vae
 from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import of_main
 from sanakit.run import RunFolder, stage_key
-from sanakit.swap import evaluated
+from sanakit.swap import evaluated, recorded
 from sanakit.swap.early import NO_BASE, decide_image_size, refuse_few_images, require_base, sample_parts, truth_of
 from sanakit.swap.encoding import choose_encoding
 from sanakit.swap.fitting import peak_of, resolved
 from sanakit.swap.identity import fingerprint_base, identity_of
 from sanakit.swap.plan import check_geometry
 from sanakit.swap.quality import Target, prompt_weights, text_target, vae_target
-from sanakit.swap.settings import strategy_of
 from sanakit.text_encoders import TextEncoder
 from sanakit.text_encoders.query import with_layer
 from sanakit.text_encoders.transformer import TransformerEncoder
@@ -243,12 +242,12 @@ class Swap:
     def fingerprint(self, stage: str) -> str:
         """Of what a stage measures; the policy that decides on it is apart."""
         alone = stage == "full" and self.trains_vae_alone
-        base = {} if alone else self.base_fingerprint
-        if stage == "full" and not alone:  # what is trained, and at which rate, is the race's recommendation
-            strategy = strategy_of(self.config, self.run.read_json("strategy.json", {}))
+        base, config = {} if alone else self.base_fingerprint, self.config
+        if stage == "full" and not alone:  # what is trained, at which rate and for how long, is what the race says
+            strategy, config = recorded.trained_by(self)
             base = base | {"strategy": f"{strategy.name} at {strategy.learning_rate:g}"}
         data = [self.images.fingerprint, EVALUATED_BY]
-        return hash_record([stage, stage_key(self.config, stage), self.candidate_identity, data, base])
+        return hash_record([stage, stage_key(config, stage), self.candidate_identity, data, base])
 
     @property
     def candidate_identity(self) -> str:

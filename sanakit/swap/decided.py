@@ -19,7 +19,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
     trained = (stages["full"].get("steps") or swap.config.train.max_steps) if "full" in stages else None
     decision = decide_swap(
         validation,
-        component=swap.run.read_json("component.json", {}).get("rows", []),
+        component=swap.run.read_json("component.json", {}).get("rows", []) if "component" in stages else [],
         plan=swap.run.read_json("plan.json", {}),
         samples=(validation.get("evaluation") or {}).get("rows", []),
         tolerance=(validation["strategy"].get("target") or {}).get("tolerance"),

@@ -19,7 +19,7 @@ from sanakit.evaluation.held_out import HeldOut, held_out
 from sanakit.interop.lora import save_lora
 from sanakit.sampling import sample_side_by_side
 from sanakit.strategies.base import Strategy
-from sanakit.swap import evaluated
+from sanakit.swap import evaluated, recorded
 from sanakit.swap.core_journal import CoreJournal
 from sanakit.swap.distill import Teacher
 from sanakit.swap.early import require_that_prompts_matter
@@ -48,7 +48,7 @@ def train_full(swap: "Swap") -> dict[str, Any]:
 
     A signal saves at the next step border and exits with 143, or 130 for Ctrl-C.
     """
-    raced = swap.run.read_json("strategy.json", {})
+    raced = recorded.raced(swap)
     config = swap.config = decide_steps(swap.config, raced, run_dir=str(swap.run.path))
     evaluated.require(config)
     require_that_prompts_matter(swap)

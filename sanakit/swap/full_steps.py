@@ -35,6 +35,17 @@ def decide_steps(config: Config, raced: Mapping[str, Any], *, run_dir: str) -> C
     return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
 
 
+def with_steps(config: Config, raced: Mapping[str, Any]) -> Config:
+    """As `decide_steps`, in silence; the configuration itself where no number can be told."""
+    if config.train.max_steps is not None:
+        return config
+    try:
+        steps, _ = percentile_steps(raced, run_dir="", horizon=horizon_of(config, raced))
+    except SanakitError:
+        return config
+    return config.model_copy(update={"train": config.train.model_copy(update={"max_steps": steps})})
+
+
 def percentile_steps(raced: Mapping[str, Any], *, run_dir: str, horizon: int) -> tuple[int, float]:
     """Steps and seconds a step of the recommended strategy. Raises SK0513 where no number can be told."""
     name = raced.get("recommended")

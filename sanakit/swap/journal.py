@@ -20,7 +20,7 @@ from sanakit.data.failures import Failures, no_failures
 from sanakit.distributed import DATA_STOP, STOP, barrier, exit_code, gathered_rows, is_main
 from sanakit.errors import SanakitError
 from sanakit.swap.gradual import SETTLED
-from sanakit.swap.resume import drop_later, pick_up, watched
+from sanakit.swap.resume import ROLLED_BACK, drop_later, pick_up, watched
 from sanakit.swap.settings import flat_config
 from sanakit.training.checkpoint import Saver, checkpoint_bytes, preflight
 from sanakit.training.loop import TrainOptions, TrainState
@@ -72,7 +72,7 @@ class Journal:
     def __post_init__(self) -> None:
         config = self.swap.config
         self.monitors.restore(self.state.extras)
-        self.losses = self.state.extras.get("losses", torch.empty(0)).tolist()
+        self.losses = self._kept_losses()
         self.evaluate_every = max(1, self.options.max_steps // config.monitors.num_evaluations)
         self.trackers = Trackers(config.train.report_to, self.swap.run.path, flat_config(config))
         branch = decay_start(self.options.schedule, self.options.max_steps)
@@ -94,7 +94,7 @@ class Journal:
         or 130 for Ctrl-C. Raises SK0511 where a monitor asks to stop, SK0402 (saved in the same way) where too many
         images cannot be read."""
         try:
-            watched(go_on, self.state, self.monitors, self.saver, self.facts)
+            watched(go_on, self.state, self.monitors, self.saver, self.facts, self._went_back)
             self._save_if_stopped()
         except SanakitError as error:
             if error.code == "SK0402":  # so many images in a row that no batch can be drawn: the step did not begin
@@ -159,8 +159,21 @@ class Journal:
 
     def save(self) -> None:
         losses = torch.tensor(self.losses, dtype=torch.float64)
-        self.state.extras = self.monitors.tensors() | {"losses": losses}
+        back = {key: value for key, value in self.state.extras.items() if key == ROLLED_BACK}
+        self.state.extras = self.monitors.tensors() | {"losses": losses} | back
         self.saver.save(self.state.module, self.state, self.facts)
+
+    def _went_back(self) -> None:
+        """The rows of the run folder as of the state: those after its step are written again."""
+        self.losses = self._kept_losses()
+        for file in ("metrics.jsonl", "readings.jsonl"):
+            self.swap.run.keep_rows(file, lambda row: row.get("stage") != "full")
+            self.swap.run.append(file, [row["row"] for row in self.state.history if row["file"] == file])
+        drop_later(self.swap.run, self.state.step)
+
+    def _kept_losses(self) -> list[float]:
+        losses: list[float] = self.state.extras.get("losses", torch.empty(0)).tolist()
+        return losses
 
     def _save_if_stopped(self) -> None:
         """Between two checkpoints, after a signal."""

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from sanakit.distributed import barrier, is_main
 from sanakit.errors import SanakitError
 from sanakit.hashing import hash_record
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from sanakit.run import RunFolder
     from sanakit.swap.context import Swap
 
+ROLLED_BACK = "rolled_back"  # in the extras of a state
 RATE = "the race's learning rate"
 # what may change between two parts of one run: it does not touch the trajectory
 FREE = (
@@ -136,20 +139,33 @@ def good_checkpoint(checkpoints: Path, request: MonitorRequest, facts: dict[str,
 
 
 def watched(
-    go_on: Callable[[], object], state: TrainState, monitors: Monitors, saver: Saver, facts: dict[str, Any]
+    go_on: Callable[[], object],
+    state: TrainState,
+    monitors: Monitors,
+    saver: Saver,
+    facts: dict[str, Any],
+    went_back: Callable[[], object] = int,
 ) -> None:
-    """Train; where a monitor asks for it go back once, and on from there at half the learning rate.
+    """Train; where a monitor asks for it go back once, and on from there at half the learning rate. The alarms that
+    asked for it stay in the history, and that it was done in the extras, so that a resume knows both. went_back: called
+    when the state is that of the checkpoint.
 
     Raises SK0511 for the action `stop`, without a checkpoint to go back to, and for the second roll-back.
     """
     try:
         go_on()
     except MonitorRequest as request:
+        if ROLLED_BACK in state.extras:
+            raise SanakitError("SK0511", f"after a roll-back: {request}") from request
         saver.wait()
+        earlier = state.history
         good = good_checkpoint(saver.folder, request, facts)
         load_checkpoint(good, state.module, state, facts_for(good, facts))
         monitors.restore(state.extras)
         monitors.factor *= 0.5
+        state.history += [r for r in earlier if r["row"].get("alarm") and r["row"]["step"] > state.step]
+        state.extras[ROLLED_BACK] = torch.tensor(True)
+        went_back()
         if is_main():
             print(f"monitor: back to step {state.step}, learning rate times {monitors.factor:g}", file=sys.stderr)
         try:

@@ -45,6 +45,7 @@ from sanakit.swap.full import gains_by_caption, prompt_gains, train_full
 from sanakit.swap.lineup import Starts, race_store, raced_names, run_race, stopping, write_plan
 from sanakit.swap.outcome import comparison
 from sanakit.swap.plugins import incomplete, measure_stage, not_measured
+from sanakit.swap.recorded import RACE, drop_others, raced
 from sanakit.swap.settings import rungs_in
 from sanakit.swap.tune_decoder import tune_decoder
 from sanakit.swap.tune_vae import tune_vae
@@ -113,7 +114,7 @@ def smoke(swap: Swap) -> StageResult:
 def _record_race(swap: Swap, arms: list[Arm], result: RaceResult) -> None:
     """Rows of metrics.jsonl, strategy.json, and samples of the recommended arm."""
     swap.run.append("metrics.jsonl", [row for arm in arms for row in _rows(arm)])
-    swap.run.write_json("strategy.json", comparison(swap, arms, result))
+    swap.run.write_json(RACE, comparison(swap, arms, result) | {"measured": swap.fingerprint("smoke")})
     with averaged(result.best.system.core, result.best.average):
         swap.add_figures("smoke", _sample_figures(swap, result.best, result.step))
 
@@ -152,8 +153,8 @@ def _race_evidence(swap: Swap, arms: list[Arm], result: RaceResult, starts: Star
     if naive or best.state:  # else nothing is trained
         evidence["start_losses"] = start.losses.mean(0).numpy()
     if isinstance(swap.candidate, TextEncoder):
-        race = swap.run.read_json("strategy.json", {})
-        swap.run.write_json("strategy.json", race | {"prompt_gain": gains_by_caption(gains, test)})
+        race = swap.run.read_json(RACE, {})
+        swap.run.write_json(RACE, race | {"prompt_gain": gains_by_caption(gains, test)})
         with stopping(race_store(swap)):
             evidence |= control_evidence(swap, rungs_in(swap.config).halving)
     if naive and aligned:
@@ -210,6 +211,7 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
     validation |= {"base": swap.base.name, "kind": config.kind, "candidate": config.candidate or swap.base.card["vae"]}
     run.write_json("provenance.json", provenance(_facts(swap, validation["candidate"])))
     run.write_text("ledger.jsonl", "".join(json.dumps(row) + "\n" for row in swap.images.ledger))
+    drop_others(swap, validation)
     finish(swap, validation)  # a run that ends early, stopped by a monitor say, can be reported too
 
     for stage in [s for s in STAGES if s in stages]:
@@ -223,6 +225,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                 done |= _evaluated(gates) | {"fingerprint": fingerprint}
                 finish(swap, validation)
         else:
+            if validation["stages"].pop(stage, None):
+                finish(swap, validation)  # a stage that raises leaves no earlier verdict standing
             for name in ("metrics.jsonl", "readings.jsonl"):
                 run.keep_rows(name, lambda row: row.get("stage") != stage)
             start = time.perf_counter()
@@ -235,6 +239,8 @@ def run_stages(swap: Swap, stages: list[str], *, force: bool = False, resume: st
                 **({"steps": swap.config.train.max_steps} if stage == "full" else {}),
                 "fingerprint": fingerprint,
             }
+            if stage == "smoke":
+                drop_others(swap, validation)  # a full run of what another race recommended
             finish(swap, validation)
             if stage == "smoke" and not not_measured(validation["stages"][stage]):
                 race_store(swap).clear()
@@ -278,8 +284,10 @@ def _evaluated(gates: list[GateResult]) -> dict[str, Any]:
 def finish(swap: Swap, validation: dict[str, Any]) -> dict[str, Any]:
     stages = validation["stages"]
     validation["stages"] = {name: stages[name] for name in STAGES if name in stages}
-    validation["strategy"] = swap.run.read_json("strategy.json", {"recommended": None, "candidates": []})
-    if layers := swap.run.read_json("layers.json", {}):
+    validation["strategy"] = raced(swap) or {"recommended": None, "candidates": []}
+    for name in ("layers", "evaluation"):
+        validation.pop(name, None)
+    if "component" in stages and (layers := swap.run.read_json("layers.json", {})):
         validation["layers"] = layers
     if "full" in stages and (evaluation := swap.run.read_json(RECORD, {})):
         validation["evaluation"] = evaluation

@@ -12,12 +12,12 @@ from sanakit.config import Config
 from sanakit.evaluation.held_out import held_out
 from sanakit.strategies.base import STRATEGIES, Strategy, joined_by
 from sanakit.swap.plan import build
+from sanakit.swap.recorded import START, of_this_race
 
 if TYPE_CHECKING:
     from sanakit.swap.context import Swap
 
 STARTS = ("align", "align-blocks")
-FILE = "start.json"
 Built = tuple[LatentDiffusion, dict[str, Any]]
 
 
@@ -57,7 +57,7 @@ def choose_start(
     wanted = swap.config.train.start
     if wanted != "auto" or not any(strategy.follows_start for strategy in strategies):
         return "align" if wanted == "auto" else wanted
-    if not again and (known := swap.run.read_json(FILE, {})):
+    if not again and (known := of_this_race(swap, START)):
         return str(known["start"])
     adapters = {strategy.adapter for strategy in strategies if strategy.follows_start}
     adapter = adapters.pop() if len(adapters) == 1 else ""  # of several interface layers the linear one chooses for all
@@ -68,7 +68,8 @@ def choose_start(
         errors[name] = float(swap.target.relative(result).mean())
         note = str(scores.get("start_note", note))
     start = "align" if note else min(STARTS, key=lambda name: errors[name])
-    swap.run.write_json(FILE, {"start": start, "relative_errors": errors, "note": note})
+    found = {"start": start, "relative_errors": errors, "note": note}
+    swap.run.write_json(START, found | {"measured": swap.fingerprint("smoke")})
     return start
 
 
