@@ -174,7 +174,6 @@ VAE, TEXT = ("--vae", "dc-f16c16"), ("--text-encoder", "wordllama")
         ((*VAE, "--text-encoder-dtype", "fp16"), "--text-encoder-dtype without --text-encoder"),
         ((*VAE, "--max-aspect", 2), "--max-aspect without --aspect-buckets"),
         ((*VAE, "--batch-size", 32, "--patch-size", 1), "--batch-size and --patch-size without --aspect-buckets"),
-        ((*VAE, "--base", "tiny-sana", "--image-size", 32), "--base states the image size"),
     ],
 )
 def test_encode_refuses_what_would_change_nothing(tmp_path, arguments, told):

@@ -72,13 +72,6 @@ def refuse_without_effect(ctx: typer.Context) -> None:
             told = f"{' and '.join(given)} without {_option(needed)}"
             fix = f"Leave {' and '.join(given)} out, or give {_option(needed)}."
             raise SanakitError("SK0104", f"{told} changes nothing", cause="The option would have no effect.", fix=fix)
-    if was_given(ctx, "base") and was_given(ctx, "image_size"):
-        raise SanakitError(
-            "SK0104",
-            "--base states the image size, and --image-size is given",
-            cause="--base would have no effect: encode reads nothing of it but its image size.",
-            fix="Leave one of them out.",
-        )
 
 
 def _option(name: str) -> str:
