@@ -151,7 +151,7 @@ def wiener_losses(
 
 def _sampled_windows(data: LatentDataset, side: int, progress: Progress = silent) -> Tensor:
     """(windows, C side side), at most MAX_WINDOWS: as float64 of 1,152 values 151 MB. Where there are more, at places
-    drawn from SEED, as parts of a picture differ; and where there are more views than that, of SAMPLED images, the
+    drawn from SEED, as parts of an image differ; and where there are more views than that, of SAMPLED images, the
     first of a split, which are a random sample. Raises SK0204."""
     views, height, width = (data.latents.shape[side] for side in (1, 3, 4))
     places = (height // side) * (width // side)

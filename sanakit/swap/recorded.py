@@ -1,6 +1,7 @@
 """What a run folder already holds: it counts where it was measured on this candidate, base and data, and only there."""
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from sanakit.config import Config
@@ -43,6 +44,10 @@ def trained_by(swap: "Swap") -> tuple[type[Strategy], Config]:
     return strategy_of(swap.config, race), with_steps(swap.config, race)
 
 
+def _of_another(stage: str, row: dict[str, Any]) -> bool:
+    return row.get("stage") != stage
+
+
 def drop_others(swap: "Swap", validation: dict[str, Any]) -> None:
     """Leave out every stage that was measured on another candidate, base, data set, or race; its files are set aside,
     as `other-NAME`."""
@@ -56,7 +61,7 @@ def drop_others(swap: "Swap", validation: dict[str, Any]) -> None:
             if (path := swap.run.path / name).is_file():
                 path.replace(path.with_name(f"other-{name}"))
         for name in ("metrics.jsonl", "readings.jsonl"):
-            swap.run.keep_rows(name, lambda row, stage=stage: row.get("stage") != stage)
+            swap.run.keep_rows(name, partial(_of_another, stage))
         if is_main():
             told = "was measured with another candidate, base, data set, race or configuration"
             print(f"{stage} {told}: its results are left out, and its files kept as other-*", file=sys.stderr)

@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from typing import TypedDict
 
 import torch
 from torch import Tensor
@@ -13,13 +12,12 @@ from sanakit.config import MonitorsSection
 from sanakit.contracts import Reading
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, sum_over_ranks
-from sanakit.drift.stream import ALPHA, Stream
-from sanakit.flow import interpolate, predict_clean
+from sanakit.drift.stream import Stream
+from sanakit.training.latent_monitor import LatentMonitor, Shared
 from sanakit.training.loop import Batch, TrainOptions
 from sanakit.training.taps import Taps, affordable, kind_of, tapped
 
 REFERENCE = 1024  # images or prompts that a stream is compared with
-LOW_SIGMA = 0.25  # below it a clean estimate should resemble data
 ACTIONS = ("off", "log", "warn", "lower-rate", "roll-back", "stop")
 STILL = ("latents", "embeddings")
 
@@ -30,93 +28,6 @@ class MonitorRequest(Exception):
     def __init__(self, action: str, reading: Reading, since: int) -> None:
         super().__init__(describe(reading))
         self.action, self.reading, self.since = action, reading, since
-
-
-class _Shared(TypedDict):
-    """What the streams of a run have alike."""
-
-    num_evaluations: int
-    steps: int
-    alpha: float
-    grouped: bool
-
-
-@dataclass
-class LatentMonitor:
-    """The data stream's latents and the clean estimates. reference: normalised latents (N, C, h, w) of training images,
-    drawn at random, one tensor a shape. num_evaluations: in the whole run, `steps` apart. grouped: a step is of one
-    aspect bucket."""
-
-    reference: Tensor | list[Tensor]
-    num_evaluations: int
-    steps: int = 1
-    alpha: float = ALPHA
-    band: float = 0.5
-    grouped: bool = False
-
-    def __post_init__(self) -> None:
-        shared = _Shared(num_evaluations=self.num_evaluations, steps=self.steps, alpha=self.alpha, grouped=self.grouped)
-        self.stream = Stream("latents", self.reference, **shared)
-        self.estimates = Stream(
-            "generated",
-            self.reference,
-            still=False,
-            band=self.band,
-            blocks=("mean", "log-sd"),
-            where=f"sigma < {LOW_SIGMA:g}",
-            **shared,
-        )
-        self.reference = []
-        self.spread: list[tuple[Tensor, Tensor]] = []  # ratio and sigma of the rows kept
-
-    @torch.no_grad()
-    def observe(self, batch: Batch, predicted: Tensor) -> None:
-        rows = slice(self.stream.wanted)
-        latents, sigmas = batch.latents[rows], batch.sigmas[rows]
-        self.stream.observe(latents)
-        clean = predict_clean(interpolate(latents, batch.noise[rows], sigmas), predicted[rows], sigmas)
-        if len(clean):
-            self.spread.append((clean.std((1, 2, 3)) / latents.std((1, 2, 3)).clamp_min(1e-6), sigmas))
-        # rows at more noise become NaN and are left out at the evaluation: to select them here would wait for the
-        # device
-        shape = (-1, *[1] * (clean.ndim - 1))
-        self.estimates.observe(clean.masked_fill((sigmas >= LOW_SIGMA).reshape(shape), torch.nan))
-        self.estimates.bad = None
-
-    def report(self, step: int) -> list[Reading]:
-        readings = self.stream.report(step) + self.estimates.report(step)
-        if self.spread:
-            ratio, sigma = self._spread()
-            for low in (0.0, 0.25, 0.5, 0.75):
-                chosen = ratio[(sigma >= low) & (sigma < low + 0.25)]
-                if len(chosen):
-                    readings.append(
-                        Reading(
-                            name="clean-estimate-spread",
-                            title="spread of clean estimates over the data's",
-                            value=chosen.mean().item(),
-                            step=step,
-                            where=f"sigma {low:g} to {low + 0.25:g}",
-                        )
-                    )
-        self.spread.clear()
-        return readings
-
-    def tensors(self) -> dict[str, Tensor]:
-        spread = {}
-        if self.spread:
-            spread = {"monitor.spread": torch.stack(self._spread())}
-        return self.stream.tensors("monitor.latents") | self.estimates.tensors("monitor.generated") | spread
-
-    def _spread(self) -> list[Tensor]:
-        """Ratios and sigmas of all rows kept, on the CPU, where those that a checkpoint held are."""
-        return [torch.cat([part.cpu() for part in parts]).float() for parts in zip(*self.spread, strict=True)]
-
-    def restore(self, tensors: dict[str, Tensor]) -> None:
-        self.stream.restore(tensors, "monitor.latents")
-        self.estimates.restore(tensors, "monitor.generated")
-        spread = tensors.get("monitor.spread")
-        self.spread = [] if spread is None else [(spread[0], spread[1])]
 
 
 @dataclass
@@ -241,7 +152,7 @@ def make_monitors(
     options = replace(options, live_captions=False)
     steps = max(1, options.max_steps // section.num_evaluations)
     still = [name for name in STILL if getattr(section, name) != "off" and not (trained_text and name == "embeddings")]
-    shared = _Shared(
+    shared = Shared(
         num_evaluations=section.num_evaluations,
         steps=steps,
         alpha=section.alpha / max(1, len(still)),
