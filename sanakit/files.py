@@ -10,7 +10,7 @@ import shlex
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def aside(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         flush(temporary)
-        if target.exists():
+        with suppress(OSError):  # a new file, or a file system without modes
             shutil.copymode(target, temporary)
         temporary.replace(target)
     finally:
