@@ -22,6 +22,7 @@ ORDER = [
     "batching",
     "kernels",
     "files",
+    "locks",
     "records",
     "folders",
     "hub",

@@ -18,8 +18,9 @@ from sanakit import __version__
 from sanakit.config import Config, dump_config
 from sanakit.config_fields import read_yaml
 from sanakit.errors import SanakitError
-from sanakit.files import own_name, take_lock, without_secrets, write_aside
+from sanakit.files import without_secrets, write_aside
 from sanakit.hashing import hash_record
+from sanakit.locks import own_name, take_lock
 from sanakit.records import MISREAD, read_json, read_lines, read_validation
 
 SCHEMA_VERSION = 1

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 import sanakit
-from sanakit import distributed, doctor, files, inventory
+from sanakit import distributed, doctor, inventory, locks
 from sanakit.config import make_config
 from sanakit.errors import SanakitError
 from sanakit.swap import stages as engine
@@ -79,7 +79,7 @@ def test_what_one_system_has_alone_is_used_under_a_guard():
         assert "signal.SIGUSR1" not in text, path
 
 
-@pytest.mark.parametrize("module", [files, inventory], ids=lambda module: module.__name__)
+@pytest.mark.parametrize("module", [locks, inventory], ids=lambda module: module.__name__)
 def test_modules_are_imported_where_a_system_lacks_theirs(module, monkeypatch):
     for name in MODULES:
         monkeypatch.setitem(sys.modules, name, None)
@@ -98,7 +98,7 @@ def act_like_windows(monkeypatch):
     for name in (*NOT_ON_WINDOWS, *NO_SUCH_FLAGS):
         monkeypatch.delattr(os, name)
     monkeypatch.delattr(select, "poll")
-    for module in (files, inventory):
+    for module in (locks, inventory):
         monkeypatch.setattr(module, "fcntl", None)
     opened, flushed = os.open, os.fsync
 

@@ -21,7 +21,7 @@ from sanakit.vaes.normalisation import require_usable
 
 VAES: Registry[type["VAE"]] = Registry("vaes")
 ROUNDING = 1e-3  # that images may lie beyond [-1, 1]
-SIZED = "A VAE takes images of sizes that it halves without a rest, some of one size only."
+SIZED = "A VAE takes images whose sides its compression divides; some take one size only."
 
 
 class VAE(nn.Module):
