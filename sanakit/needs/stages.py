@@ -5,7 +5,7 @@ text encoder, or one training state, and a stage needs the most of its phases.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
 
 from sanakit.checks.measure_training import SPREAD_SAMPLES
 from sanakit.config import Config
@@ -21,7 +21,7 @@ from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
 from sanakit.needs.storage import disk_bytes, host_bytes
 from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
-from sanakit.swap.fitting import fitting
+from sanakit.swap.fitting import cut, fitting
 from sanakit.swap.lineup import resting_controls
 from sanakit.swap.race import raced_options
 from sanakit.swap.rates import search_of
@@ -105,20 +105,10 @@ def _cut(outlines: Outlines, options: TrainOptions) -> tuple[bool, int]:
     if outlines.assumed.memory is None:
         stated = whole if train.micro_batch == "auto" else int(train.micro_batch)
         return train.gradient_checkpointing is True, stated
-    known: dict[tuple[bool, int], int] = {}
 
+    @cache
     def peak(checkpointing: bool, micro: int) -> int:
-        if (checkpointing, micro) not in known:
-            parts = max(1, train.batch_size // world // micro)
-            cut = replace(
-                options,
-                gradient_checkpointing=checkpointing,
-                batch_size=micro * world * min(2, parts),
-                accumulate=min(2, parts),
-                ema_decay=0.98,
-            )
-            known[checkpointing, micro] = outlines.step(STRATEGIES.get("finetune"), cut).peak
-        return known[checkpointing, micro]
+        return outlines.step(STRATEGIES.get("finetune"), cut(options, checkpointing, micro, world)).peak
 
     return fitting(
         peak,
