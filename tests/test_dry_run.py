@@ -206,6 +206,14 @@ def test_seconds_of_a_race_are_shared_by_other_ranks_and_images_are_tried(tmp_pa
         (tmp_path / f"{number}.txt").write_text("an image")
     values = config_of().model_dump() | {"data": {"image_size": 96, "source": str(tmp_path)}}
     assert 0 < tried_seconds(make_config(values)) < 5
+    (tmp_path / "8.png").write_bytes(b"no image")
+    (tmp_path / "8.txt").write_text("no image")
+    with pytest.raises(SanakitError, match="SK0402"):
+        tried_seconds(make_config(values))
+    values["data"]["max_set_aside"] = 0.5  # what the run takes, the dry run takes
+    config = make_config(values)
+    assert tried_seconds(config) > 0
+    assert needs_of(config, ["component"], Assumed()).num_images == 8
 
 
 def test_what_is_encoded_live_takes_no_disk_and_no_host_memory():

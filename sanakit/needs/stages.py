@@ -9,13 +9,12 @@ from functools import cache
 
 from sanakit.checks.measure_training import SPREAD_SAMPLES
 from sanakit.config import Config
-from sanakit.data import load_images
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import CHUNK
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.needs.encoding import caption_phase, encoding, vae_phases, with_live
 from sanakit.needs.fit import Assumed
-from sanakit.needs.reading import screening
+from sanakit.needs.reading import read_data, screening
 from sanakit.needs.records import Needs, Phase
 from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
 from sanakit.needs.storage import disk_bytes, host_bytes
@@ -51,7 +50,7 @@ def needs_of(
         )
     outlines = outline_swap(config, assumed, world_size)
     config = outlines.config
-    images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
+    images = len(read_data(config)) if num_images is None else num_images
     choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune"), world_size))
     config = assumed.resolved(config, *choice)
     outlines.config = config
