@@ -184,6 +184,7 @@ def test_cost_and_risk():
     assert cost["hours"] == pytest.approx((240 * 1.5 + 60) / 3600)
     assert cost["device_hours_high"] == pytest.approx(400 * 0.5 / 3600)
     assert (cost["memory_mb"], cost["disk_mb"], cost["seconds_spent"]) == (2100, 4 * 48.0, 20.0)
+    assert answer(checked, plan=plan, averaged=True)["cost"]["disk_mb"] == 4 * (48.0 + 40.0)  # and the weights' average
     assert risk["probabilities"] == {"probability_within_10": 0.86} and risk["extrapolated"] is None
     assert [(one["gate"], one["hint"]) for one in risk["open"]] == [("smoke/within-reach", "train longer")]
     assert [one["gate"] for one in risk["near_threshold"]] == ["component/scale-high"]

@@ -16,13 +16,15 @@ from sanakit.data.cache import latent_job, to_images
 from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.evaluation.decoded import ALEXNET, high_frequencies, perceptual_term
+from sanakit.evaluation.perceptual import extractor
 from sanakit.evaluation.reconstruction import kernel_distances
 from sanakit.interop.export import save_vae
 from sanakit.loading import load_base, load_vae
+from sanakit.placement import choose
 from sanakit.sampling import sample_images
 from sanakit.swap import stages as engine
 from sanakit.swap.identity import identity_of
-from sanakit.swap.tune_decoder import decoder_parameters
+from sanakit.swap.tune_decoder import decoder_parameters, measured
 from sanakit.vaes import VAES
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -165,6 +167,28 @@ def test_lpips_runs_no_code_of_its_weights(tmp_path, monkeypatch):
     with pytest.raises(SanakitError, match="SK0107.*holds no AlexNet of torchvision"):
         perceptual_term("lpips-alex", torch.device("cpu"))
     assert not Path("ran").exists()
+
+
+TRUNK = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}  # out, in, kernel
+
+
+@pytest.mark.parametrize("features", ["efficientnet-lite0", "lpips-alex"])
+def test_images_of_the_host_are_measured_on_the_device(features, tmp_path, monkeypatch, fake_device):
+    """Random weights of AlexNet: what the figure says does not matter here, where it is computed does."""
+    if features == "efficientnet-lite0" and extractor() is None:
+        pytest.skip("its package is not installed")
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    trunk = {f"features.{n}.weight": torch.randn(o, i, k, k) / (i * k * k) ** 0.5 for n, (o, i, k) in TRUNK.items()}
+    trunk |= {f"features.{n}.bias": torch.zeros(shape[0]) for n, shape in TRUNK.items()}
+    torch.save(trunk, tmp_path / "hub" / "checkpoints" / ALEXNET)
+    vae, images = VAES.get("pca-f8c4").tiny(), torch.rand(2, 3, 64, 64) * 2 - 1
+    found = {}
+    for placement in (choose("cpu"), choose("auto")):
+        distance = perceptual_term(features, placement.device)
+        with placement.holding(vae, extractor()):
+            found[placement.device.type] = measured(vae, images, distance)["perceptual_distance"]
+    assert found["fakegpu"] == pytest.approx(found["cpu"], rel=1e-3) and (found["cpu"] > 0).all()
 
 
 @pytest.mark.slow

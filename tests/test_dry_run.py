@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,10 @@ from sanakit.needs.outline import outline_base, outline_encoder, outline_vae
 from sanakit.needs.storage import cached_bytes
 from sanakit.placement import host
 from sanakit.strategies.base import STRATEGIES
+from sanakit.swap.fitting import cut
 from sanakit.training.estimate import estimate, fake_core, fake_groups
 from sanakit.training.loop import TrainOptions
-from sanakit.training.step_trace import step_bytes
+from sanakit.training.step_trace import _traced_step, attention, step_bytes
 
 ROOT = Path(__file__).parent.parent
 SANA = "hub:Efficient-Large-Model/Sana_600M_512px_diffusers"
@@ -55,6 +57,30 @@ def test_blocks_that_are_not_traced_are_counted_like_the_third(monkeypatch, memo
         with monkeypatch.context() as patch:
             patch.setattr("sanakit.training.step_trace.TRACED", (5, 6))
             assert few == pytest.approx(memory_table.predicted_bytes(shapes, options, (8, 8, 8), 24), rel=1e-3)
+
+
+@pytest.mark.parametrize(("micro", "checkpointing"), [(1, True), (8, True)])
+def test_the_largest_sana_is_counted_from_few_blocks_as_from_eight(micro, checkpointing, memory_table):
+    """Which phase of a step needs the most changes between few blocks and many."""
+    shapes = memory_table.SANA_1600M | {"num_layers": 8}
+    core, mode = fake_core(shapes)
+    fake_groups(core, mode, STRATEGIES.get("finetune"))
+    options = memory_table.options_for(2 * micro, "bf16", checkpointing)
+    options = replace(options, accumulate=2)
+    few = step_bytes(core, mode, options, micro, (32, 32, 32), 300)
+    with mode, attention(True):
+        whole = _traced_step(core, options, micro, (32, 32, 32), 300)
+    assert few.early == pytest.approx(whole.early, rel=0.01) and few.late == pytest.approx(whole.late, rel=0.01)
+    assert few.activations == pytest.approx(whole.activations, rel=0.01)
+
+
+def test_the_largest_sana_needs_more_for_more_images(memory_table):
+    """Cut as a run cuts it, into two micro-batches and more: 24 GB hold no micro-batch of 32 images at 1024 px."""
+    core, mode = fake_core(memory_table.SANA_1600M)
+    strategy, options = STRATEGIES.get("finetune"), memory_table.options_for(64, "bf16", True)
+    sizes = {"latent_shape": (32, 32, 32), "caption_length": 300, "world_size": 1}
+    peaks = [estimate(core, mode, strategy, cut(options, True, n, 1), **sizes).peak for n in (1, 2, 8, 32)]
+    assert peaks == sorted(peaks) and peaks[0] > 20e9 and 40e9 < peaks[-1] < 50e9, peaks
 
 
 def test_low_rank_adapters_are_counted_as_they_are(memory_table):
@@ -180,6 +206,14 @@ def test_seconds_of_a_race_are_shared_by_other_ranks_and_images_are_tried(tmp_pa
         (tmp_path / f"{number}.txt").write_text("an image")
     values = config_of().model_dump() | {"data": {"image_size": 96, "source": str(tmp_path)}}
     assert 0 < tried_seconds(make_config(values)) < 5
+    (tmp_path / "8.png").write_bytes(b"no image")
+    (tmp_path / "8.txt").write_text("no image")
+    with pytest.raises(SanakitError, match="SK0402"):
+        tried_seconds(make_config(values))
+    values["data"]["max_set_aside"] = 0.5  # what the run takes, the dry run takes
+    config = make_config(values)
+    assert tried_seconds(config) > 0
+    assert needs_of(config, ["component"], Assumed()).num_images == 8
 
 
 def test_what_is_encoded_live_takes_no_disk_and_no_host_memory():

@@ -84,10 +84,9 @@ def needs_options(
 
 def tried_seconds(config: "Config") -> float:
     """Of reading and decoding an image of the data, by a rank on this machine."""
-    from sanakit.data import load_images
-    from sanakit.needs.reading import seconds_per_image
+    from sanakit.needs.reading import read_data, seconds_per_image
 
-    return seconds_per_image(load_images(config.data.source, captions=config.data.captions), config.data.size)
+    return seconds_per_image(read_data(config), config.data.size)
 
 
 def measured_seconds(run_dir: Path | None, strategy: str, ranks: int) -> tuple[float | None, str]:

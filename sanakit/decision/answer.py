@@ -44,11 +44,12 @@ def decide_swap(
     first_failed: Row | None = None,
     trained_steps: int | None = None,
     seconds_per_step: float | None = None,
+    averaged: bool = False,
 ) -> dict[str, Any]:
     """The `decision` of a validation. component: rows of component.json. samples: rows of evaluation.json. tolerance:
     the relative error that counts as the base's quality. first_failed: the failed gate to check first; by default the
     first one. trained_steps: of a stage full that is done. seconds_per_step: of the machine that the full run is
-    planned for."""
+    planned for. averaged: stage full keeps an average of the weights."""
     stages: Row = validation.get("stages") or {}
     strategy: Row = validation.get("strategy") or {}
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
@@ -61,7 +62,13 @@ def decide_swap(
         "reason": reason,
         **changes,
         "cost": cost_of(
-            stages, strategy, plan or {}, rows, trained_steps=trained_steps, seconds_per_step=seconds_per_step
+            stages,
+            strategy,
+            plan or {},
+            rows,
+            trained_steps=trained_steps,
+            seconds_per_step=seconds_per_step,
+            averaged=averaged,
         ),
         "risk": risk_of(gates, strategy, trained="full" in stages),
         "next": validation.get("next") or "",

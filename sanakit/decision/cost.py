@@ -11,10 +11,17 @@ CHECKPOINTS = 4  # on disk at the same time: two, one that is being written, and
 
 
 def cost_of(
-    stages: Row, strategy: Row, plan: Row, rows: list[Row], *, trained_steps: int | None, seconds_per_step: float | None
+    stages: Row,
+    strategy: Row,
+    plan: Row,
+    rows: list[Row],
+    *,
+    trained_steps: int | None,
+    seconds_per_step: float | None,
+    averaged: bool = False,
 ) -> dict[str, Any]:
     """Numbers that are not known are None. trained_steps: of a stage full that is done. seconds_per_step: of another
-    machine, stated by the user."""
+    machine, stated by the user. averaged: stage full keeps an average of the weights."""
     best = recommended(strategy)
     measured = best.get("seconds_per_step")
     steps = {end: best.get(f"predicted_steps{end}") for end in ("", "_low", "_high")}
@@ -37,7 +44,7 @@ def cost_of(
         cost[f"device_hours{end}"] = _hours(count, seconds_per_step, 0.0)
     return cost | {
         "memory_mb": max(_peaks(stages, rows), default=None),
-        "disk_mb": _disk(plan, best.get("trained_parameters")),
+        "disk_mb": _disk(plan, best.get("trained_parameters"), averaged),
     }
 
 
@@ -59,9 +66,10 @@ def _peaks(stages: Row, rows: list[Row]) -> list[float]:
     return peaks + [row["candidate"] for row in rows if row["metric"] == "peak memory of the process"]
 
 
-def _disk(plan: Row, trained: Any) -> float | None:
-    """Megabytes of the checkpoints of stage full: weights, and two moments of every trained parameter, in fp32."""
+def _disk(plan: Row, trained: Any, averaged: bool) -> float | None:
+    """Megabytes of the checkpoints of stage full: weights, their average where one is kept, and two moments of every
+    trained parameter, in fp32."""
     weights = sum(group.get("parameters") or 0 for group in plan.get("groups") or [])
     if not weights or trained is None:
         return None
-    return CHECKPOINTS * (4 * weights + 8 * trained) / 1e6
+    return CHECKPOINTS * (4 * (1 + averaged) * weights + 8 * trained) / 1e6

@@ -19,9 +19,10 @@ Distance = Callable[[Tensor, Tensor], Tensor]
 
 
 def perceptual_term(features: str, device: torch.device) -> Distance:
-    """Distance (B,) of images and reconstructions (B, 3, H, W) in [-1, 1], with a gradient: `efficientnet-lite0` is
-    1 - cosine similarity of spatial features, as evaluation/perceptual.py measures it; `lpips-alex` is LPIPS (arXiv
-    1801.03924) by torchmetrics. Raises SK0901 where the package or the weights are missing."""
+    """Distance (B,) of images and reconstructions (B, 3, H, W) in [-1, 1], on their device, with a gradient:
+    `efficientnet-lite0` is 1 - cosine similarity of spatial features, as evaluation/perceptual.py measures it;
+    `lpips-alex` is LPIPS (arXiv 1801.03924) by torchmetrics. Raises SK0901 where the package or the weights are
+    missing."""
     if features == "lpips-alex":
         return _lpips(device)
     shared = extractor()
@@ -66,8 +67,8 @@ def _lpips(device: torch.device) -> Distance:
     network = _frozen(network, device)
 
     def distance(images: Tensor, reconstructed: Tensor) -> Tensor:
-        result: Tensor = network(images.float(), reconstructed.float())
-        return result.flatten()
+        result: Tensor = network(images.float().to(device), reconstructed.float().to(device))
+        return result.flatten().to(images.device)
 
     return distance
 

@@ -4,6 +4,8 @@ import time
 
 import numpy as np
 
+from sanakit.config import Config
+from sanakit.data import load_images
 from sanakit.data.cache import decoders, read_ahead
 from sanakit.data.decode import decode_rows
 from sanakit.data.screen import SAMPLE
@@ -12,6 +14,12 @@ from sanakit.needs.records import Phase
 
 TRIED = 128  # images that are decoded to tell what one takes
 AT_ONCE = 8
+
+
+def read_data(config: Config) -> ImageDataset:
+    """The data as the run reads them: what it sets aside is set aside here too."""
+    data = config.data
+    return load_images(data.source, max_set_aside=data.max_set_aside, fit=data.fit, captions=data.captions)
 
 
 def screening(images: int, stage: str) -> Phase:

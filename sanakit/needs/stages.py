@@ -5,24 +5,23 @@ text encoder, or one training state, and a stage needs the most of its phases.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
 
 from sanakit.checks.measure_training import SPREAD_SAMPLES
 from sanakit.config import Config
-from sanakit.data import load_images
 from sanakit.errors import SanakitError
 from sanakit.evaluation.held_out import CHUNK
 from sanakit.flow import EVAL_SIGMAS
 from sanakit.needs.encoding import caption_phase, encoding, vae_phases, with_live
 from sanakit.needs.fit import Assumed
-from sanakit.needs.reading import screening
+from sanakit.needs.reading import read_data, screening
 from sanakit.needs.records import Needs, Phase
 from sanakit.needs.samples import SAMPLER_STEPS, scored_samples
 from sanakit.needs.storage import disk_bytes, host_bytes
 from sanakit.needs.swap import Outlines, core_bytes, outline_swap
 from sanakit.strategies.base import STRATEGIES, Strategy, strategy_named
 from sanakit.swap.early import require_base
-from sanakit.swap.fitting import fitting
+from sanakit.swap.fitting import cut, fitting
 from sanakit.swap.lineup import resting_controls
 from sanakit.swap.race import raced_options
 from sanakit.swap.rates import search_of
@@ -53,7 +52,7 @@ def needs_of(
     require_base(config, stages)
     outlines = outline_swap(config, assumed, world_size)
     config = outlines.config
-    images = len(load_images(config.data.source, captions=config.data.captions)) if num_images is None else num_images
+    images = len(read_data(config)) if num_images is None else num_images
     choice = _cut(outlines, options_of(assumed.resolved(config), STRATEGIES.get("finetune"), world_size))
     config = assumed.resolved(config, *choice)
     outlines.config = config
@@ -107,20 +106,10 @@ def _cut(outlines: Outlines, options: TrainOptions) -> tuple[bool, int]:
     if outlines.assumed.memory is None:
         stated = whole if train.micro_batch == "auto" else int(train.micro_batch)
         return train.gradient_checkpointing is True, stated
-    known: dict[tuple[bool, int], int] = {}
 
+    @cache
     def peak(checkpointing: bool, micro: int) -> int:
-        if (checkpointing, micro) not in known:
-            parts = max(1, train.batch_size // world // micro)
-            cut = replace(
-                options,
-                gradient_checkpointing=checkpointing,
-                batch_size=micro * world * min(2, parts),
-                accumulate=min(2, parts),
-                ema_decay=0.98,
-            )
-            known[checkpointing, micro] = outlines.step(STRATEGIES.get("finetune"), cut).peak
-        return known[checkpointing, micro]
+        return outlines.step(STRATEGIES.get("finetune"), cut(options, checkpointing, micro, world)).peak
 
     return fitting(
         peak,

@@ -26,6 +26,7 @@ def decided(swap: "Swap", validation: dict[str, Any]) -> dict[str, Any]:
         first_failed=decisive(gates),
         trained_steps=trained,
         seconds_per_step=swap.seconds_per_step,
+        averaged=swap.config.train.ema_decay > 0,
     )
     refused = decision["answer"] == "do-not"
     decision["next"] = command_after(swap, validation, trained_steps=trained, refused=refused)

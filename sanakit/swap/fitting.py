@@ -3,13 +3,15 @@ memory."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from sanakit.config import Config
 from sanakit.distributed import world_size
-from sanakit.placement import Placement
+from sanakit.placement import FUSED, Placement
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.settings import options_of, parts_of
+from sanakit.training.batches import TrainOptions
 from sanakit.vaes import VAE
 
 if TYPE_CHECKING:
@@ -68,7 +70,7 @@ def fitting(
 
 def peak_of(swap: "Swap") -> Callable[[Config], Peak] | None:
     """What training every layer of the swap's core needs, with an average of its weights, from the dry run's estimate:
-    no strategy needs more. It is measured for one and two images; the rest is a line. None for a component alone."""
+    no strategy needs more. None for a component alone."""
     if swap.bare:
         return None
 
@@ -86,29 +88,33 @@ def peak_of(swap: "Swap") -> Callable[[Config], Peak] | None:
             image_size=base.image_size,
         )
         strategy = STRATEGIES.get("finetune")
-        known: dict[tuple[bool, int], int] = {}
 
-        def measured(checkpointing: bool, images: int) -> int:
-            if (checkpointing, images) not in known:
-                options = replace(
-                    options_of(config, strategy),
-                    gradient_checkpointing=checkpointing,
-                    batch_size=2 * images,
-                    accumulate=2,
-                    ema_decay=AVERAGE,
-                )
-                shape = vae.spec.shape(base.image_size, base.image_size)
-                length = encoder.spec.max_tokens
-                needed = estimate(
-                    core, mode, strategy, options, latent_shape=shape, caption_length=length, world_size=1
-                )
-                known[checkpointing, images] = needed.peak
-            return known[checkpointing, images]
-
+        @cache
         def peak(checkpointing: bool, micro_batch: int) -> int:
-            one, two = (measured(checkpointing, images) for images in (1, 2))
-            return one + (micro_batch - 1) * (two - one)
+            return estimate(
+                core,
+                mode,
+                strategy,
+                cut(options_of(config, strategy), checkpointing, micro_batch, world_size()),
+                latent_shape=vae.spec.shape(base.image_size, base.image_size),
+                caption_length=encoder.spec.max_tokens,
+                world_size=world_size(),
+                fused_attention=swap.placement.device.type in FUSED,
+            ).peak
 
         return peak
 
     return of
+
+
+def cut(options: TrainOptions, checkpointing: bool, micro_batch: int, ranks: int) -> TrainOptions:
+    """The options with a step of at most two micro-batches of such a size, which need as much memory as all of them:
+    the second one finds the gradients of the first."""
+    parts = min(2, max(1, options.batch_size // ranks // micro_batch))
+    return replace(
+        options,
+        gradient_checkpointing=checkpointing,
+        batch_size=micro_batch * ranks * parts,
+        accumulate=parts,
+        ema_decay=AVERAGE,
+    )

@@ -26,17 +26,25 @@ TRACED = (2, 3)  # blocks
 @dataclass(frozen=True, kw_only=True)
 class StepBytes:
     """Bytes of a step beyond the weights, moments and average, gradients included. activations: alive after the forward
-    pass of a micro-batch. early, late: the most alive before and from the backward pass of the first block on;
-    gradients of the other blocks exist by then. flops: of the forward pass of a micro-batch."""
+    pass of a micro-batch. forward, head, blocks, late: the most alive in the forward pass, in the backward pass up to
+    the last block, from the last block to the second, and from the first block on; gradients of the other blocks exist
+    by then. flops: of the forward pass of a micro-batch."""
 
     activations: int
-    early: int
+    forward: int
+    head: int
+    blocks: int
     late: int
     flops: int
 
+    @property
+    def early(self) -> int:
+        """The most alive before the backward pass of the first block."""
+        return max(self.forward, self.head, self.blocks)
+
     def deeper(self, other: "StepBytes", blocks: int) -> "StepBytes":
         """Of a core that has `blocks` blocks more than this one; other: of one that has one block less than this
-        one."""
+        one. Every phase grows by itself: the one that needs the most in a shallow core need not in a deep one."""
         return StepBytes(**{k: v + blocks * (v - getattr(other, k)) for k, v in asdict(self).items()})
 
 
@@ -96,33 +104,51 @@ def _traced_step(
     if toggled:
         core.enable_gradient_checkpointing()
     channels, batch = core.config.caption_channels, micro * options.accumulate
-    early = activations = flops = 0
-    weights = LiveBytes(core).now
+    activations = flops = 0
+    weights, blocks = LiveBytes(core).now, core.transformer_blocks
     with LiveBytes(core) as live:
         latents, noise = torch.empty(batch, *latent_shape), torch.empty(batch, *latent_shape)
         embeds, mask = torch.empty(batch, caption_length, channels), torch.ones(batch, caption_length, dtype=torch.bool)
         sigmas = torch.empty(batch)
-
-        def border(module: nn.Module, inputs: Any, output: Tensor) -> None:
-            if output.requires_grad:
-                output.register_hook(passed)
-
-        def passed(gradient: Tensor) -> None:
-            nonlocal early
-            early = max(early, live.restart())
-
+        phases = Phases(live)
         for _ in range(min(2, options.accumulate)):
-            handle = core.transformer_blocks[0].register_forward_hook(border)
+            ends = {"head": blocks[-1], "blocks": blocks[0]}  # of one block alone: nothing lies between
+            handles = [block.register_forward_hook(phases.border(ended)) for ended, block in ends.items()]
             loss = _loss(core, options, latents[:micro], noise[:micro], sigmas[:micro], embeds[:micro], mask[:micro])
-            handle.remove()
+            for handle in handles:
+                handle.remove()
             activations, flops = activations or live.now - weights, flops or live.flops
+            phases.end("forward")
             loss.backward()
             del loss
-        late = live.restart()
+            phases.end("late")
     core.zero_grad(set_to_none=True)
     if toggled:
         core.disable_gradient_checkpointing()
-    return StepBytes(activations=activations, early=max(early - weights, 0), late=late - weights, flops=flops)
+    return StepBytes(activations=activations, flops=flops, **phases.beyond(weights))
+
+
+class Phases:
+    """The most bytes alive in each phase of a step, over its micro-batches."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self.live = live
+        self.most = dict.fromkeys(("forward", "head", "blocks", "late"), 0)
+
+    def end(self, phase: str) -> None:
+        self.most[phase] = max(self.most[phase], self.live.restart())
+
+    def border(self, ended: str) -> Any:
+        """A forward hook: the phase `ended` is over when the gradient of the module's output is there."""
+
+        def hook(module: nn.Module, inputs: Any, output: Tensor) -> None:
+            if output.requires_grad:
+                output.register_hook(lambda gradient: self.end(ended))
+
+        return hook
+
+    def beyond(self, weights: int) -> dict[str, int]:
+        return {phase: max(most - weights, 0) for phase, most in self.most.items()}
 
 
 def _loss(
