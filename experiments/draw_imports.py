@@ -17,6 +17,7 @@ ORDER = [
     "errors",
     "hashing",
     "flow",
+    "held",
     "placement",
     "batching",
     "kernels",
