@@ -58,7 +58,7 @@ def config_facts(model: "nn.Module") -> list[str]:
     """
     config: Any = getattr(model, "config", None)
     if hasattr(config, "to_dict"):
-        values, defaults = config.to_dict(), type(config)().to_dict()
+        values, defaults = config.to_dict(), _defaults_of(type(config))
     elif isinstance(config, Mapping):
         parameters = inspect.signature(type(model).__init__).parameters
         values, defaults = dict(config), {name: entry.default for name, entry in parameters.items()}
@@ -66,6 +66,14 @@ def config_facts(model: "nn.Module") -> list[str]:
         return []
     stated = _differences(*(json.loads(json.dumps(record, default=str)) for record in (values, defaults)))
     return [hash_record(stated)] if stated else []
+
+
+def _defaults_of(kind: Any) -> dict[str, Any]:
+    """Of a class of configurations; empty for one that cannot be made from nothing."""
+    try:
+        return dict(kind().to_dict())
+    except (TypeError, ValueError, AttributeError):
+        return {}
 
 
 def _differences(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
