@@ -18,6 +18,7 @@ ORDER = [
     "errors",
     "hashing",
     "flow",
+    "held",
     "placement",
     "batching",
     "kernels",

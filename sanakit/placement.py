@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sanakit.errors import SanakitError, did_you_mean
+from sanakit.held import Held
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +35,7 @@ class Placement:
     vae: str = "fp32"
     text_encoder: str = "fp32"
     base: str = "fp32"
-    _held: dict[int, "_Held"] = field(default_factory=dict, compare=False, repr=False)
+    _held: dict[int, Held] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def accelerated(self) -> bool:
@@ -70,7 +71,7 @@ class Placement:
         with _MOVING:
             known = self._held.get(id(module))
             if known is None:
-                known = self._held[id(module)] = _Held(module)
+                known = self._held[id(module)] = Held(module)
                 dtype = self.dtype_of(part)
                 if self.accelerated or dtype is not None:
                     try:
@@ -133,37 +134,6 @@ class Placement:
         memory, precisions = self.memory(), {part: getattr(self, part) for part in PARTS}
         facts = {"device": str(self.device), "name": device_name(self.device), "memory": memory and memory[1]}
         return facts | precisions
-
-
-class _Held:
-    """A module whose tensors are on the device; where each of them was, and its version there."""
-
-    def __init__(self, module: "torch.nn.Module") -> None:
-        self.module, self.count = module, 0
-        self.moved: list[tuple[torch.Tensor, torch.Tensor, int]] = []
-
-    def move(self, device: "torch.device", dtype: "torch.dtype | None") -> None:
-        import torch
-
-        inner = getattr(self.module, "model", self.module)  # a component's statistics stay with its callers
-        with torch.no_grad():
-            for tensor in [*inner.parameters(), *inner.buffers()]:
-                wanted = dtype if dtype is not None and tensor.is_floating_point() else tensor.dtype
-                if tensor.device.type != "cpu" or (same_device(tensor.device, device) and wanted == tensor.dtype):
-                    continue
-                home = tensor.data
-                tensor.data = home.to(device=device, dtype=wanted)
-                self.moved.append((tensor, home, tensor._version))
-
-    def restore(self) -> None:
-        import torch
-
-        with torch.no_grad():
-            for tensor, home, version in self.moved:
-                if tensor._version != version:
-                    home.copy_(tensor.data)
-                tensor.data = home
-        self.moved = []
 
 
 def choose(
@@ -293,8 +263,3 @@ def is_rocm() -> bool:
     import torch
 
     return bool(torch.version.hip)
-
-
-def same_device(first: "torch.device", second: "torch.device") -> bool:
-    """Equal kinds and numbers; no number is the first."""
-    return first.type == second.type and (first.index or 0) == (second.index or 0)

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from sanakit.api.load import load_vae as sk_vae
 from sanakit.errors import SanakitError
 from sanakit.loading import load_text_encoder, load_vae
+from sanakit.placement import Placement
 from sanakit.sampling import sample_images
 from sanakit.testing import check_text_encoder, check_vae
 from sanakit.testing.vae import noise_for
@@ -138,6 +140,62 @@ def test_a_saved_text_encoder_loads_by_its_class_with_the_same_embeddings(name, 
     assert loaded.spec.attend_padding == encoder.spec.attend_padding
     loaded.set_spec(encoder.spec)
     torch.testing.assert_close(plain(loaded, "a b C").embeds, plain(encoder, "a b C").embeds, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", TEXT_ENCODERS.names())
+def test_no_prompts_have_embeddings_of_the_declared_shape(name):
+    encoder = encoder_twin(name)
+    shape = (0, encoder.spec.max_tokens, encoder.spec.embed_dim)
+    none = encoder.encode([])
+    assert none.embeds.shape == shape and none.mask.shape == shape[:2] and none.mask.dtype == torch.bool
+    if name in TRANSFORMERS:
+        assert [one.embeds.shape for one in encoder.encode_layers([], ["last", 0])] == [shape, shape]
+
+
+def test_equal_weights_under_another_configuration_are_another_component():
+    """Whatever says the same of the computation: how it was loaded, where it is kept and how latents are normalised."""
+    import diffusers
+
+    def encoder_with(**changes):
+        twin = encoder_twin("gemma-2-2b-it")
+        config = type(twin.model.config)(**twin.model.config.to_dict() | changes)
+        model = type(twin.model)(config)
+        model.load_state_dict(twin.model.state_dict())
+        return type(twin)(model, twin.tokenizer, twin.spec)
+
+    def vae_with(**changes):
+        torch.manual_seed(0)
+        return sk_vae(
+            diffusers.AutoencoderKL(
+                **{"block_out_channels": (8,), "norm_num_groups": 4, "scaling_factor": 1.0} | changes
+            )
+        )
+
+    encoder, other = encoder_with(), encoder_with(rms_norm_eps=0.1)
+    assert encoder.fingerprint() == encoder_twin("gemma-2-2b-it").fingerprint() != other.fingerprint()
+    assert (plain(other, "a b").embeds - plain(encoder, "a b").embeds).norm() > 0.1 * plain(
+        encoder, "a b"
+    ).embeds.norm()
+    assert encoder_with(use_cache=False, architectures=["Other"]).fingerprint() == encoder.fingerprint()
+    vae = vae_with()
+    assert vae.fingerprint() == vae_with(scaling_factor=0.5).fingerprint() != vae_with(norm_num_groups=2).fingerprint()
+
+
+def test_half_precision_keeps_what_no_checkpoint_holds(tmp_path):
+    """As a model that is loaded in bfloat16 computes: rotary frequencies stay in single precision."""
+    encoder = encoder_twin("qwen3-0.6b")
+    encoder.model.save_pretrained(tmp_path)
+    loaded = type(encoder.model).from_pretrained(tmp_path, dtype=torch.bfloat16)
+
+    def types_of(model):
+        return {name: tensor.dtype for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
+
+    with Placement(torch.device("cpu"), text_encoder="bf16").holding(encoder):
+        types, embeds = types_of(encoder.model), plain(encoder, "a b c").embeds
+    assert types == types_of(loaded)
+    assert types["rotary_emb.inv_freq"] == torch.float32 and torch.bfloat16 in types.values()
+    assert torch.equal(embeds, plain(type(encoder)(loaded, encoder.tokenizer, encoder.spec), "a b c").embeds)
+    assert encoder.model.dtype == torch.float32
 
 
 def test_path_components_load_by_class_and_refuse_what_they_are_not(tmp_path, openclipart_images):

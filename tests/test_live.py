@@ -24,7 +24,8 @@ from sanakit.data.order import batch_indices
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.distributed import DATA_STOP, STOP
 from sanakit.errors import SanakitError
-from sanakit.placement import Placement, _Held, host
+from sanakit.held import Held
+from sanakit.placement import Placement, host
 from sanakit.swap.tuning import TrainingImages
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.training.batches import TrainOptions, draw_batch
@@ -174,7 +175,7 @@ def test_live_encoders_compute_on_the_device_and_move_once_a_run(fake_device, ti
     on_host = draw_batch(tiny_system, built(tiny_system, images), OPTIONS, 0)
     data = built(tiny_system, images, live_latents=True, live_embeddings=True, placement=placement)
     moved, devices = [], set()
-    move, posterior, encode = _Held.move, tiny_system.vae._posterior, tiny_system.text_encoder._encode
+    move, posterior, encode = Held.move, tiny_system.vae._posterior, tiny_system.text_encoder._encode
 
     def counted(self, *args):
         moved.append(self.module)
@@ -188,7 +189,7 @@ def test_live_encoders_compute_on_the_device_and_move_once_a_run(fake_device, ti
         devices.add(("text", next(tiny_system.text_encoder.model.parameters()).device.type))
         return encode(prompts)
 
-    monkeypatch.setattr(_Held, "move", counted)
+    monkeypatch.setattr(Held, "move", counted)
     monkeypatch.setattr(tiny_system.vae, "_posterior", seen_posterior)
     monkeypatch.setattr(tiny_system.text_encoder, "_encode", seen_encode)
     drawn = draw_batch(tiny_system, data, OPTIONS, 0)

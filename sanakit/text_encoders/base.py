@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sanakit.contracts import TextSpec
 from sanakit.errors import SanakitError
-from sanakit.hashing import hash_module
+from sanakit.hashing import config_facts, hash_module
 from sanakit.registry import Registry
 from sanakit.text_encoders.random_weights import redrawn
 from sanakit.text_encoders.tokenizers import tokenizer_facts
@@ -102,8 +102,10 @@ class TextEncoder(nn.Module):
     def forward(self, prompts: list[str]) -> PromptEmbeds:
         """As `encode`, of prompts that are already whole, with gradients where the model has them. Raises SK0307."""
         require_prompts(prompts)
-        embeds, mask, truncated = self._encode(prompts)
         expected = (len(prompts), self.spec.max_tokens, self.spec.embed_dim)
+        if not prompts:  # tokenizers and models do not agree on what to do with none
+            return PromptEmbeds(torch.zeros(expected), torch.zeros(expected[:2], dtype=torch.bool))
+        embeds, mask, truncated = self._encode(prompts)
         if tuple(embeds.shape) != expected or tuple(mask.shape) != expected[:2]:
             raise SanakitError(
                 "SK0301", f"embeddings {tuple(embeds.shape)}, mask {tuple(mask.shape)}; the record declares {expected}"
@@ -139,11 +141,12 @@ class TextEncoder(nn.Module):
         return str(getattr(self.model, "quantised", ""))
 
     def fingerprint(self) -> str:
-        """Hash of weights, tokenizer, reading policy, the class that reads and how the weights were quantised: the key
-        of embedding caches."""
+        """Hash of weights and configuration, tokenizer, reading policy, the class that reads and how the weights were
+        quantised: the key of embedding caches."""
         reader = next(base.__qualname__ for base in type(self).__mro__ if "_encode" in vars(base))
         policy = json.dumps(asdict(self.spec), sort_keys=True)
         facts = [reader, policy, tokenizer_facts(getattr(self, "tokenizer", None))]
+        facts += config_facts(self.model)
         return hash_module(self.model, *facts, *([self.quantised] if self.quantised else []))
 
 

@@ -124,6 +124,8 @@ class TransformerEncoder(TextEncoder):
     @torch.no_grad()
     def encode_layers(self, prompts: list[str], layers: Sequence[int | str]) -> list[PromptEmbeds]:
         """As `encode`, read at each of the layers, in one pass; truncated prompts are not counted."""
+        if not prompts:
+            return [self.encode(prompts) for _ in layers]
         hidden, mask = self._read(self.whole_prompts(prompts), layers)
         return [PromptEmbeds((h.float() * mask[..., None]).cpu(), mask.cpu()) for h in hidden]
 
@@ -173,9 +175,8 @@ class TransformerEncoder(TextEncoder):
         width = width_of(model)
         spec = spec or plain_spec(model)
         if width != spec.embed_dim:
-            raise SanakitError(
-                "SK0301", f"{folder} is {width} wide, the record of {cls.name} declares {spec.embed_dim}"
-            )
+            found = f"{folder} is {width} wide, the record of {cls.name} declares {spec.embed_dim}"
+            raise SanakitError("SK0301", found)
         return cls(model, tokenizer, spec)
 
     def set_spec(self, spec: TextSpec) -> None:

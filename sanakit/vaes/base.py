@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from sanakit.batching import in_batches
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
-from sanakit.hashing import hash_module
+from sanakit.hashing import config_facts, hash_module
 from sanakit.registry import Registry
 from sanakit.vaes.kept import KeptLatents
 from sanakit.vaes.normalisation import require_usable
@@ -162,8 +162,8 @@ class VAE(nn.Module):
         return self.kept.fingerprint if self.kept else self.weights_hash()
 
     def weights_hash(self) -> str:
-        """Of weights, class and geometry."""
-        return hash_module(self.model, type(self.model).__name__, self.spec.label)
+        """Of weights, class, configuration and geometry."""
+        return hash_module(self.model, type(self.model).__name__, self.spec.label, *config_facts(self.model))
 
 
 def require_images(images: Tensor) -> None:
