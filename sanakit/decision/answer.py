@@ -117,9 +117,7 @@ def _hopeless(stages: Row, strategy: Row) -> str:
     return f"No strategy is expected to reach the base's quality within {strategy.get('horizon')} steps{share}."
 
 
-def _open(
-    stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row], unknown: Sequence[str]
-) -> str:
+def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row], unknown: Sequence[str]) -> str:
     """Why nothing can be said yet; empty where it can."""
     if broken := [gate["gate"] for gate in gates if gate.get("error")]:
         return f"{broken[0]} could not be evaluated."

@@ -1,7 +1,7 @@
 """The one command that comes next."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sanakit.decision.cost import recommended

@@ -7,7 +7,12 @@ from typing import Any
 from xml.etree import ElementTree
 
 SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}
-FIXED = ("component/meaning", "smoke/control", "smoke/samples", "full/samples")  # read a fixed number of words or images
+FIXED = (
+    "component/meaning",
+    "smoke/control",
+    "smoke/samples",
+    "full/samples",
+)  # read a fixed number of words or images
 CAUSE = "likely-cause"  # a reading's name
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 
