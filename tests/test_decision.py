@@ -107,6 +107,10 @@ SCALE = "--set vae.scaling_factor=0.2565 (1/std of these images)"
         (validation(race={"recommended": None, "candidates": []}), [], "not-yet", "No strategy"),
         (validation(race=OPEN_RACE, stages=FULL), [], "swap", "no measure is worse"),
         (validation(gate("full/quality", "fail", 1.4), stages=FULL), [], "do-not", "full/quality"),
+        (validation(allowed={"kid": 0.05}, stages=FULL), [], "not-yet", "limits what was not measured: kid"),
+        (validation(allowed={"kid": 0.05}), [], "swap", "no measure is worse"),  # stage full will measure it
+        (validation(allowed={"psnr": 1.0}), [], "not-yet", "limits what was not measured: psnr"),
+        (validation(allowed={"psnr": 1.0}) | {"kind": "text_encoder"}, [], "swap", "no measure is worse"),
         (validation(gate("full/x", "inconclusive", error="theirs: KeyError"), stages=FULL), [], "not-yet", "evaluated"),
     ],
     ids=str,
@@ -225,6 +229,11 @@ def test_one_command_comes_next(stages, race, more, expected):
     known = validation(stages=stages)["stages"]
     command = next_command(known, race, run_dir="my runs/1", kind="vae", candidate="pca", **more)
     assert command.endswith(expected), command
+
+
+def test_an_open_gate_of_any_stage_comes_before_the_export():
+    known = validation(gate("component/meaning", "inconclusive"), stages=FULL)["stages"]
+    assert next_command(known, RACED, run_dir="x", kind="vae") == "sanakit explain SK0000"
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 import sanakit as sk
 from sanakit import hub
+from sanakit.checks.policy import load_policy
 from sanakit.cli import evaluate as _command  # noqa: F401  adds the command
 from sanakit.cli import info as _listing  # noqa: F401  adds ls and describe
 from sanakit.cli.app import app
@@ -34,6 +35,7 @@ from sanakit.reporting import write_report
 from sanakit.reporting.samples import evaluated_on, evaluated_rows, sense_of
 from sanakit.sampling import require_finite
 from sanakit.swap import stages as engine
+from sanakit.swap.evaluated import not_finite
 
 N = 12
 
@@ -389,6 +391,7 @@ def test_stage_full_compares_base_and_candidate_on_the_same_prompts(full, regist
     metrics = ["kid", "caption-recovery", "diversity", "broken"]
     validation, folder = full(num_prompts=8, num_seeds=2, metrics=metrics)
     record = json.loads((folder / "evaluation.json").read_text())
+    assert record["num_steps"] == 24 and record["guidance_scale"] == 3 and record["data_fingerprint"]
     assert validation["evaluation"] == record and (record["num_prompts"], record["num_seeds"]) == (8, 2)
     assert [row["metric"] for row in record["rows"]] == ["kid", "kid", *metrics[1:]]
     for row in record["rows"][:-1]:
@@ -418,6 +421,10 @@ def test_images_that_are_not_finite_cost_no_verdict(full, monkeypatch):
     monkeypatch.setattr(drawing, "sample_euler", lambda system, p, **_: torch.full((len(p), *system.latent_shape), nan))
     validation, folder = full(num_prompts=8)
     assert validation["evaluation"]["rows"] == [] and "not finite" in validation["evaluation"]["note"]
+    gates = {gate["gate"]: gate for gate in validation["stages"]["full"]["gates"]}
+    assert gates["full/images-finite"]["verdict"] == "inconclusive" and "base" in gates["full/images-finite"]["error"]
+    failed = not_finite("candidate", "x")
+    assert failed.verdict == "fail" and load_policy("strict").apply([failed]) == [failed]
     assert (folder / "model" / "card.json").is_file() and validation["stages"]["full"]["gates"]
 
 

@@ -9,8 +9,10 @@ import shlex
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import typer
+from PIL import Image
 from typer.testing import CliRunner
 
 import sanakit
@@ -264,8 +266,32 @@ def test_the_five_cases_of_the_report_are_commands_and_keys_that_exist():
 
 
 def test_more_samples_are_asked_for_by_keys_that_exist():
-    options = {samples_option(gate) for gate in GATES.names()}
+    options = {samples_option(gate) for gate in GATES.names()} - {""}
+    for name in ("component/meaning", "smoke/control", "smoke/samples", "full/samples"):
+        assert samples_option(name) == "", name  # their number of words or images is fixed
     assert options and options <= set(known_keys())
+
+
+def test_the_advised_key_raises_the_samples_of_a_gate(small_world, any_target, tmp_path):
+    from sanakit.swap import stages as engine
+
+    folder = Path(small_world["data"]["source"])
+    for i in range(80, 400):
+        pixels = np.random.default_rng(i).integers(256, size=(32, 32, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+        (folder / f"{i}.txt").write_text(f"image number {i}")
+    counted = []
+    for number in (16, 24):
+        values = small_world | {"vae": {"name": "pca-f8c4"}, "component": {"num_images": number}}
+        values |= {"smoke": {"held_out": number}, "train": small_world["train"] | {"max_steps": 2}}
+        run = engine.prepare(make_config(values), tmp_path / str(number), lambda *_: None, stages=["component", "full"])
+        stages = engine.run_stages(run, ["component", "full"], force=True)["stages"].values()
+        counted.append({gate["gate"]: gate["samples"] for stage in stages for gate in stage["gates"]})
+    few, more = counted
+    told = [name for name in few if few[name]]
+    assert {name.partition("/")[0] for name in told if samples_option(name)} == {"component", "full"}
+    for name in told:
+        assert (more[name] > few[name]) == bool(samples_option(name)), name
 
 
 def test_too_many_set_aside_names_the_option_of_either_command():

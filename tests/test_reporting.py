@@ -22,7 +22,7 @@ from sanakit.reporting.component import MEASURED, compared
 from sanakit.reporting.drift import why
 from sanakit.reporting.drift_summary import sides_text, summary
 from sanakit.reporting.folder import embedded
-from sanakit.reporting.score_table import read_scores, score_table
+from sanakit.reporting.score_table import PROTOCOL, read_scores, score_table, score_warnings
 from sanakit.reporting.steps import READING, drift_charts
 from sanakit.reporting.strategies import CANDIDATE, loss_by_sigma, loss_curves, race_chart
 
@@ -466,6 +466,11 @@ def test_a_comparison_shows_the_scores_of_candidate_and_base(run_dir, tmp_path_f
     assert '0.375<br><span class="small">base 0.25, worse' in html and "base 0.25, better" in html
     assert "true images 0.0125" in html and "not drawn alike (24 prompts" in html and "<script" not in html
     assert "Scores of what is drawn" not in write_comparison(rows[2:], folder / "d.html").read_text(encoding="utf-8")
+    alike = [{"candidate": "a", "scores": [1], "scored_with": dict.fromkeys(PROTOCOL, 3.0)} for _ in range(2)]
+    assert not score_warnings(alike)
+    for key in PROTOCOL:
+        other = alike[0] | {"scored_with": alike[0]["scored_with"] | {key: 4.0}}
+        assert "not drawn alike" in score_warnings([*alike, other])[0], key
     file.write_text("[]")
     with pytest.raises(SanakitError, match="SK0104.*base.json holds no scores"):
         read_scores(file)

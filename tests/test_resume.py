@@ -11,6 +11,7 @@ from torch import nn
 
 from sanakit.config import make_config
 from sanakit.contracts import Reading
+from sanakit.distributed import STOP
 from sanakit.errors import SanakitError
 from sanakit.swap import stages as engine
 from sanakit.swap.context import Swap
@@ -107,7 +108,7 @@ def alarmed(small_world, tmp_path, monkeypatch):
             return MonitorRequest("roll-back", planted[0], planted[0].step - 1) if planted else act(monitors, readings)
 
         def progress(label, done, total):
-            if stop and label == "training finetune" and done == stop and not waiting[1:]:
+            if stop and label == "training finetune" and done == stop:
                 os.kill(os.getpid(), signal.SIGTERM)
 
         monkeypatch.setattr(Monitors, "report", reported)
@@ -115,7 +116,8 @@ def alarmed(small_world, tmp_path, monkeypatch):
         for one in (progress, lambda *_: None) if stop else (lambda *_: None,):
             swap = engine.prepare(make_config(values), tmp_path / folder, one, stages=["full"])
             try:
-                validation = engine.run_stages(swap, ["full"], force=True)
+                with STOP.installed():
+                    validation = engine.run_stages(swap, ["full"], force=True)
             except SystemExit:
                 assert stop and one is progress
         return validation

@@ -36,6 +36,7 @@ class Evaluation:
     guidance_scale: float
     model: str
     data: str
+    data_fingerprint: str = ""
 
     @property
     def failed(self) -> list[Score]:
@@ -50,7 +51,7 @@ class Evaluation:
         raise KeyError(f"{metric}; known: {', '.join(score.label for score in self.scores)}")
 
     def as_dict(self) -> dict[str, Any]:
-        names = ("model", "data", "num_seeds", "seed", "num_steps", "guidance_scale")
+        names = ("model", "data", "num_seeds", "seed", "num_steps", "guidance_scale", "data_fingerprint")
         record = {name: getattr(self, name) for name in names}
         return record | {"num_prompts": len(self.prompts), "scores": [score.as_dict() for score in self.scores]}
 
@@ -130,4 +131,5 @@ def evaluate(
         guidance_scale=guidance_scale,
         model=drawing.name,
         data=images.source,
+        data_fingerprint=images.fingerprint,
     )

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sanakit.decision.comparison import compare, open_losses, sort_changes
+from sanakit.decision.comparison import compare, open_losses, sort_changes, unmeasured
 from sanakit.decision.cost import cost_of, recommended
 from sanakit.decision.measures import DIFFERENCE
 from sanakit.decision.risk import extrapolated, open_gates, risk_of, why_not_told
@@ -54,8 +54,11 @@ def decide_swap(
     strategy: Row = validation.get("strategy") or {}
     gates = [gate for stage in stages.values() for gate in stage.get("gates") or []]
     allowed = (validation.get("policy") or {}).get("allowed_loss") or {}
-    changes = sort_changes(compare(component, gates, tolerance, samples), allowed, tolerance)
-    answer, reason = _answer(stages, strategy, gates, changes["losses"], first_failed)
+    compared = compare(component, gates, tolerance, samples)
+    changes = sort_changes(compared, allowed, tolerance)
+    trained = "full" in stages and not any(gate["gate"].startswith("tune/") for gate in gates)
+    unknown = unmeasured(compared, allowed, kind=validation.get("kind"), trained=trained)
+    answer, reason = _answer(stages, strategy, gates, changes["losses"], unknown, first_failed)
     rows = list(component)
     return {
         "answer": answer,
@@ -76,7 +79,12 @@ def decide_swap(
 
 
 def _answer(
-    stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row], first_failed: Row | None
+    stages: Row,
+    strategy: Row,
+    gates: Sequence[Row],
+    losses: Sequence[Row],
+    unknown: Sequence[str],
+    first_failed: Row | None,
 ) -> tuple[str, str]:
     failed = first_failed or next((gate for gate in gates if gate["verdict"] == "fail"), None)
     if failed is not None:
@@ -86,7 +94,7 @@ def _answer(
     beyond = [row for row in losses if row["within_allowed"] is False]
     if beyond:
         return DO_NOT, f"The loss is larger than the policy allows: {_named(beyond)}."
-    if told := _open(stages, strategy, gates, losses):
+    if told := _open(stages, strategy, gates, losses, unknown):
         return NOT_YET, told
     if losses:
         limited = all(row["allowed"] is not None for row in losses)
@@ -116,7 +124,7 @@ def _hopeless(stages: Row, strategy: Row) -> str:
     return f"No strategy is expected to reach the base's quality within {strategy.get('horizon')} steps{share}."
 
 
-def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row]) -> str:
+def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row], unknown: Sequence[str]) -> str:
     """Why nothing can be said yet; empty where it can."""
     if broken := [gate["gate"] for gate in gates if gate.get("error")]:
         return f"{broken[0]} could not be evaluated."
@@ -126,11 +134,17 @@ def _open(stages: Row, strategy: Row, gates: Sequence[Row], losses: Sequence[Row
     if straddling := list(open_losses(losses)):
         return f"The interval of a loss holds its limit, more images are needed: {_named(straddling)}."
     if "full" in stages:
-        return "" if "component" in stages else "The candidate by itself was not measured: stage component."
+        alone = "The candidate by itself was not measured: stage component."
+        return _unmeasured(unknown) if "component" in stages else alone
     missing = [name for name in ("component", "smoke") if name not in stages]
     if missing:
         return f"Stage {missing[0]} was not run: nothing is known yet of {OF_STAGE[missing[0]]}."
-    return _forecast(strategy)
+    return _unmeasured(unknown) or _forecast(strategy)
+
+
+def _unmeasured(unknown: Sequence[str]) -> str:
+    """Limits of the policy on what was not measured; empty where there is none."""
+    return f"The policy limits what was not measured: {', '.join(unknown)}." if unknown else ""
 
 
 OF_STAGE = {"component": "the candidate by itself", "smoke": "how the whole system takes the candidate"}

@@ -131,6 +131,23 @@ def sort_changes(
     return sorted_rows
 
 
+OF_KIND = {
+    "vae": ("psnr", "ssim", "perceptual-distance", "tokens", "latent-values", "decode-speed"),
+    "text_encoder": ("caption-tokens", "truncated"),
+}
+
+
+def unmeasured(
+    compared: Sequence[Compared], allowed_loss: Mapping[str, float], *, kind: str | None, trained: bool
+) -> list[str]:
+    """Measures that the policy limits and of which nothing is known, though the stages that measure it are done. kind:
+    vae or text_encoder; what only the other one has is not asked for. trained: stage full has trained a core."""
+    known = {one.key for one in compared}
+    others = {key for name, keys in OF_KIND.items() if kind and name != kind for key in keys}
+    of_full = {*RATIOS, *SAMPLED}
+    return [key for key in allowed_loss if key not in known | others and (trained or key not in of_full)]
+
+
 def within(one: Compared, allowed: float | None) -> bool | str:
     """Whether a loss is within what is allowed: by its whole interval, and `unknown` where nothing is said of it, where
     the interval holds the limit, or where it has none though it is measured on a sample."""

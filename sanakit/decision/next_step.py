@@ -1,7 +1,7 @@
 """The one command that comes next."""
 
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from sanakit.decision.cost import recommended
@@ -48,7 +48,7 @@ def next_command(
         return f"sanakit validate --stage {pending[0]} --run-dir {run}{number}"
     if tunes_vae:
         return f"sanakit swap-vae --candidate {shlex.quote(f'path:{run_dir}/vae')}"
-    if undecided := _of_full(open_gates(gates)):
+    if undecided := open_gates(gates):
         return f"sanakit explain {undecided[0]['code']}"
     return f"sanakit export --run-dir {run} --out {shlex.quote(f'{run_dir}/export')}"
 
@@ -60,7 +60,3 @@ def needs_number(strategy: Row) -> bool:
     if not best or best.get("predicted_steps") is None:
         return False
     return best.get("predicted_steps_high", 0) is None or best.get("probability_within_horizon", 1) < PERCENTILE
-
-
-def _of_full(gates: Sequence[Row]) -> list[Row]:
-    return [gate for gate in gates if gate["gate"].startswith("full/")]

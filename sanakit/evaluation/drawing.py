@@ -23,6 +23,7 @@ from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import shared
 from sanakit.sampling import require_finite, sample_euler
 
+NUM_STEPS, GUIDANCE_SCALE = 24, 3.0  # of samples that are scored
 FEWEST = 8  # prompts of an evaluation
 BATCH = 32
 
@@ -163,8 +164,8 @@ def draw(
     *,
     num_seeds: int,
     seed: int = 0,
-    num_steps: int = 24,
-    guidance_scale: float = 3.0,
+    num_steps: int = NUM_STEPS,
+    guidance_scale: float = GUIDANCE_SCALE,
     progress: Progress = silent,
     label: str = "drawing samples",
 ) -> Tensor:

@@ -9,6 +9,12 @@ from xml.etree import ElementTree
 from sanakit.files import output
 
 SIGNS = {"pass": "✅", "fail": "❌", "inconclusive": "❔"}
+FIXED = (
+    "component/meaning",
+    "smoke/control",
+    "smoke/samples",
+    "full/samples",
+)  # read a fixed number of words or images
 CAUSE = "likely-cause"  # a reading's name
 FORBIDDEN = re.compile(r"[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # in XML 1.0
 
@@ -127,10 +133,13 @@ def likely_causes(readings: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def samples_option(gate: str) -> str:
-    """The key of the configuration that says how many images a gate reads; empty for a plugin's stage."""
-    stage, _, name = gate.partition("/")
+    """The key of the configuration that says how many images a gate reads; empty where the number is fixed, and for a
+    plugin's stage."""
+    if gate in FIXED:
+        return ""
+    stage = gate.partition("/")[0]
     if stage in ("smoke", "full"):
-        return "smoke.samples" if name == "samples" else "smoke.held_out"
+        return "smoke.held_out"
     return "component.num_images" if stage in ("component", "tune") else ""
 
 

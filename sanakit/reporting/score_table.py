@@ -12,7 +12,7 @@ from sanakit.reporting.charts import is_number
 from sanakit.reporting.samples import BETTER, WORSE, evaluated_rows
 
 Row = dict[str, Any]
-PROTOCOL = ("num_prompts", "num_seeds", "seed")
+PROTOCOL = ("num_prompts", "num_seeds", "seed", "num_steps", "guidance_scale", "data_fingerprint")
 
 
 def scores_of_run(validation: Mapping[str, Any]) -> Row:
@@ -69,12 +69,17 @@ def _beside_base(scores: Sequence[Row]) -> str:
 
 
 def drawn_with(protocol: Mapping[str, Any]) -> str:
-    """`16 prompts, 2 samples each, seed 0`"""
-    return f"{protocol['num_prompts']} prompts, {protocol['num_seeds']} samples each, seed {protocol['seed']}"
+    """`16 prompts, 2 samples each, seed 0, 24 steps, guidance 3, data 1a2b3c4d`; files of earlier versions do not state
+    the last three."""
+    told = f"{protocol['num_prompts']} prompts, {protocol['num_seeds']} samples each, seed {protocol['seed']}"
+    steps, guidance, data = (protocol.get(key) for key in ("num_steps", "guidance_scale", "data_fingerprint"))
+    told += f", {steps} steps" if steps else ""
+    told += f", guidance {guidance:g}" if is_number(guidance) else ""
+    return told + (f", data {str(data)[:8]}" if data else "")
 
 
 def score_warnings(rows: Sequence[Row]) -> list[str]:
-    """Where scores were drawn with different numbers of prompts, samples or seeds."""
+    """Where scores were not drawn alike: numbers of prompts, samples and steps, seed, guidance and data."""
     told = dict.fromkeys(drawn_with(row["scored_with"]) for row in rows if row["scores"])
     if len(told) < 2:
         return []

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 from sanakit.assembly import LatentDiffusion
 from sanakit.config import Config
-from sanakit.contracts import GateResult
+from sanakit.contracts import GateResult, Verdict
 from sanakit.errors import SanakitError
-from sanakit.evaluation.drawing import FEWEST, Drawn, asked_of, draw
+from sanakit.evaluation.drawing import FEWEST, GUIDANCE_SCALE, NUM_STEPS, Drawn, asked_of, draw
 from sanakit.evaluation.image_features import features_named
 from sanakit.evaluation.scores import compare_scores, require_metrics
 
@@ -35,6 +35,7 @@ def _compared(swap: "Swap", system: LatentDiffusion) -> Row:
     held_out, train = swap.splits[1], swap.splits[0]
     count = min(asked.num_prompts, len(held_out), len(train))
     record: Row = {"num_prompts": count, "num_seeds": asked.num_seeds, "seed": swap.config.train.seed}
+    record |= {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE_SCALE, "data_fingerprint": swap.images.fingerprint}
     if not asked.num_prompts:
         return record | {"rows": [], "note": "evaluate.num_prompts is 0"}
     if count < FEWEST:
@@ -45,25 +46,48 @@ def _compared(swap: "Swap", system: LatentDiffusion) -> Row:
     of_candidate = question.prompts if swap.config.kind == "vae" else question.candidate_prompts
     sides = {"base": (swap.base_system, question.prompts), "candidate": (system, of_candidate)}
     options: Row = {"num_seeds": asked.num_seeds, "seed": swap.config.train.seed, "progress": swap.progress}
-    try:
-        images = {
-            side: draw(one, prompts, label=f"drawing for evaluation, {side}", **options)
-            for side, (one, prompts) in sides.items()
-        }
-    except SanakitError as error:
-        if error.code != "SK0507":
-            raise
-        return record | {"rows": [], "note": error.found}  # full/samples fails for the same reason, and says it
+    options |= {"num_steps": NUM_STEPS, "guidance_scale": GUIDANCE_SCALE}
+    images = {}
+    for side, (one, prompts) in sides.items():
+        try:
+            images[side] = draw(one, prompts, label=f"drawing for evaluation, {side}", **options)
+        except SanakitError as error:
+            if error.code != "SK0507":
+                raise
+            return record | {"rows": [], "note": error.found, "not_finite": side}
     base = Drawn(asked=question, images=images["base"], clip=asked.clip, placement=swap.placement)
     rows = compare_scores(base, base.beside(images["candidate"]), asked.metrics, names)
     return record | {"reference": len(question.reference), "rows": rows, "note": ""}
 
 
 def broken_metrics(swap: "Swap") -> list[GateResult]:
-    """A row for each metric that could not be evaluated."""
-    rows = swap.run.read_json(RECORD, {}).get("rows", [])
+    """A row for each metric that could not be evaluated, and for images that are not finite: the candidate fails by its
+    own; those of the base decide nothing."""
+    record = swap.run.read_json(RECORD, {})
+    if side := record.get("not_finite"):
+        return [not_finite(side, record["note"])]
+    rows = record.get("rows", [])
     broken = {row["metric"]: row for row in rows if row["error"]}
     return [
         GateResult.could_not_be_evaluated(f"full/metric {name}", row["code"], row["error"])
         for name, row in broken.items()
     ]
+
+
+def not_finite(side: str, told: str) -> GateResult:
+    """The row for images of a side, base or candidate, that are not finite."""
+    name, code = "full/images-finite", "SK0507"
+    if side == "base":
+        return GateResult.could_not_be_evaluated(name, code, f"the base's images: {told}")
+    return GateResult(
+        gate=name,
+        code=code,
+        metric="batches of drawn images that are not finite",
+        value=1.0,
+        ci_low=None,
+        ci_high=None,
+        threshold=0.0,
+        verdict=Verdict.FAIL,
+        hint=told,
+        at_least=False,
+    )
