@@ -18,7 +18,7 @@ from sanakit.checks.diffusability import (
 )
 from sanakit.errors import SanakitError
 from sanakit.evaluation.metrics.distances import kernel_distance
-from sanakit.evaluation.perceptual import features
+from sanakit.evaluation.perceptual import features, perceptual_distance
 from sanakit.swap.tune_vae import equivariance_errors
 from sanakit.vaes import VAES
 
@@ -136,6 +136,13 @@ def test_the_panel_has_rows_for_vaes_of_one_image_size_too(name, monkeypatch):
     assert any("quarter turn" in metric for metric in metrics)
     assert any("half size" in metric for metric in metrics) == (vae.fixed_image_size is None)
     assert np.isfinite(equivariance_errors(vae, images[:2])).all()
+
+
+@pytest.mark.parametrize("side", [16, 24, 31])
+def test_small_images_have_perceptual_features(side):
+    images = torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    distance = perceptual_distance(images, images.flip(0))
+    assert distance is None or (distance > 0).all()
 
 
 def test_without_a_base_no_panel_is_measured(openclipart_images, monkeypatch):
