@@ -485,10 +485,10 @@ def test_a_gate_has_no_result_where_nothing_was_measured():
 def test_padding_is_measured_on_cut_captions_where_whole_ones_leave_none():
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     full = ["abcdefgh " * 40] * 4
-    assert padding_difference(encoder, full) < 1e-3
+    assert padding_difference(encoder, full) < 1e-5
     forward = encoder.model.forward
     encoder.model.forward = lambda *a, attention_mask=None, **k: forward(*a, **k)
-    assert padding_difference(encoder, full) > 0.01
+    assert padding_difference(encoder, full) > 5e-4  # drawn weights attend little
 
 
 def test_the_last_word_of_a_script_without_spaces_is_not_cut_off():
