@@ -52,7 +52,8 @@ Written by `python experiments/write_docs.py` from the registry, `sanakit/checks
 
 A gate is a rule on one number. A value with an interval (90%, bootstrap over images or prompts) that straddles the
 threshold is **inconclusive** (exit code 4), never a pass; it says about how many more samples would decide, and by
-which key they are asked for: `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of
+which key they are asked for (an interval of fewer than 8 values
+is always inconclusive): `component.num_images` (192 held-out images or captions), `smoke.held_out` (128 images of
 smoke and full), `smoke.samples` (8 drawn images), each of them `--set KEY=N` and at most what the held-out split has.
 The first gate that fails in a stage names the cause: causes stand before what follows from them.
 

@@ -4,20 +4,26 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from sanakit.checks import GATES, NotApplied, evaluate_stage, gate_names, load_policy, rule, run_gates
+from sanakit.checks.component import _prompts_per_second
 from sanakit.checks.evidence import evidence_keys
+from sanakit.checks.measure_text import changes_of_the_last_word, padding_difference
+from sanakit.checks.measure_vae import seam_ratio
 from sanakit.checks.policy import decided_again, rules
 from sanakit.checks.vae_facts import hint_facts, seam_crossing
 from sanakit.contracts import GateResult, LatentSpec, LatentStats, Verdict, samples_to_decide
 from sanakit.drift.stream import ALPHA
 from sanakit.errors import SanakitError
 from sanakit.reporting.ci import bound
+from sanakit.swap.full import drift_evidence
 from sanakit.testing import check_gate
+from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
 
 ROOT = Path(__file__).parent.parent
@@ -449,3 +455,48 @@ def test_no_gain_at_all_is_no_pass(gate):
 @pytest.mark.parametrize("gate", ["smoke/progress", "full/progress"])
 def test_where_nothing_is_trained_no_gate_asks_for_a_lower_loss(gate):
     assert GATES.get(gate)({"end_losses": np.ones(8)}) == NotApplied("not measured: start_losses")
+
+
+@pytest.mark.parametrize(
+    ("count", "verdict"), [(1, Verdict.INCONCLUSIVE), (7, Verdict.INCONCLUSIVE), (8, Verdict.PASS)]
+)
+def test_an_interval_of_few_values_decides_nothing(count, verdict):
+    """One image gives an interval of no width."""
+    evidence = {"relative_error": np.full(count, 1.2), "base_relative_error": np.ones(count)}
+    result = GATES.get("full/quality")(evidence)
+    verdict = Verdict.PASS if count == 8 else Verdict.INCONCLUSIVE
+    assert result.verdict == verdict and decided_again(result, 1.21).verdict == verdict
+
+
+def test_a_gate_has_no_result_where_nothing_was_measured():
+    journal, silent = SimpleNamespace(drift_alarms=0), SimpleNamespace(latents="off")
+    watching, plain, teacher = (SimpleNamespace(latents="warn"), *(SimpleNamespace(teacher=t) for t in (False, True)))
+    assert drift_evidence(watching, journal, plain) == {"drift_alarms": 0}
+    assert drift_evidence(silent, SimpleNamespace(drift_alarms=2), plain) == {"drift_alarms": 2}
+    for absent in ((silent, journal, plain), (watching, journal, teacher), (watching, None, plain)):
+        assert drift_evidence(*absent) == {}
+    images = torch.rand(4, 3, 128, 128)
+    assert seam_ratio(images, images, 64) is None and seam_ratio(images, images, 2) is None
+    evidence = vae_evidence()
+    del evidence["seam_ratio"], evidence["seam_place"]
+    assert "component/seams" not in verdicts(evidence)
+
+
+def test_padding_is_measured_on_cut_captions_where_whole_ones_leave_none():
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    full = ["abcdefgh " * 40] * 4
+    assert padding_difference(encoder, full) < 1e-5
+    forward = encoder.model.forward
+    encoder.model.forward = lambda *a, attention_mask=None, **k: forward(*a, **k)
+    assert padding_difference(encoder, full) > 5e-4  # drawn weights attend little
+
+
+def test_the_last_word_of_a_script_without_spaces_is_not_cut_off():
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    assert changes_of_the_last_word(encoder, ["\u4e00\u53ea\u7ea2\u8272" * 200] * 2)[1] > 0.1
+
+
+def test_few_prompts_are_timed_again():
+    encoder = TEXT_ENCODERS.get("wordllama").tiny()
+    rates = _prompts_per_second({"candidate": encoder}, {"candidate": ["a", "b"]})["candidate"]
+    assert len(rates) == 6 and (rates > 0).all()

@@ -143,3 +143,13 @@ def test_the_command_line_takes_a_registered_name_with_a_query():
     check_names(make_config({"text_encoder": {"name": "minilm?layer=mean"}}))
     with pytest.raises(SanakitError, match="SK0101"):
         check_names(make_config({"text_encoder": {"name": "minilmm?layer=mean"}}))
+
+
+def test_captions_that_evaluate_the_layers_are_of_every_place_of_an_image(base, folder, monkeypatch):
+    """Places in a row read an image's captions in turn: every fourth place would be the same caption of every image."""
+    encoder, read = load_text_encoder(f"path:{folder}?max_tokens=16"), []
+    encode = encoder.encode_layers
+    monkeypatch.setattr(encoder, "encode_layers", lambda texts, names: read.extend(texts) or encode(texts, names))
+    texts = [f"{'abcd'[i % 4]} {i}" for i in range(64)]
+    rank_layers(encoder, texts, base.core, base.text_encoder)
+    assert sorted(read) == sorted(texts) and {text[0] for text in read[48:]} == set("abcd")

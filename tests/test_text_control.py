@@ -14,6 +14,7 @@ from sanakit.placement import host
 from sanakit.swap import control
 from sanakit.swap.control import agreement_with_base, better_evaluation, first_images, remembered
 from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.text_encoders.random_weights import architecture
 
 
 def test_words_are_the_most_frequent_ones_of_three_letters_or_more():
@@ -103,3 +104,12 @@ def test_the_first_images_keep_their_captions(tiny_data):
         assert torch.equal(*both)
     assert first_images(tiny_data, 64) is tiny_data
     assert control.IMAGES >= 1024
+
+
+def test_a_control_whose_weights_are_drawn_by_the_candidates_widths_is_kept_by_them():
+    encoder = TEXT_ENCODERS.get("wordllama").tiny()
+    before = architecture(encoder)
+    assert architecture(encoder) == before
+    for parameter in encoder.model.parameters():
+        parameter.data.mul_(20)
+    assert architecture(encoder) != before

@@ -20,7 +20,8 @@ from sanakit.text_encoders.transformer import TransformerEncoder, depth_of
 
 CHUNK = 16  # captions whose hidden states are held at once
 FEWEST = 16  # captions
-HELD_OUT = 4  # one caption in so many is held out
+HELD_OUT = 4  # one caption in so many is held out, drawn by SEED
+SEED = 0
 CLEAR = 2.0  # standard errors by which a layer must beat the record's own to be picked
 
 Layer = int | str
@@ -82,7 +83,7 @@ def rank_layers(
 ) -> dict[str, Any]:
     """{"layers": rows, "used", "best", "pairing", "captions"}; every row {"layer", "error", "more", "noise"}.
 
-    error: of the linear map from the layer to the base's caption features on every HELD_OUT-th caption, over the
+    error: of the linear map from the layer to the base's caption features on one caption in HELD_OUT, over the
     features' variance there; more: that less the error of the layer that the record names, noise its standard error.
     best: the layer of the smallest error among those that are better than the record's own by CLEAR times the noise,
     else the record's own. A layer that is not finite has a note in their place. Raises SK0306 for an encoder without a
@@ -100,7 +101,9 @@ def rank_layers(
     names = list(dict.fromkeys([encoder.spec.layer, *(layers or layers_to_try(encoder))]))
     trials = [Trial(layer, empty()) for layer in names]
     both = list(zip(texts, texts if base_texts is None else base_texts, strict=True))
-    solving, evaluated = [t for i, t in enumerate(both) if (i + 1) % HELD_OUT], both[HELD_OUT - 1 :: HELD_OUT]
+    order = np.random.default_rng(SEED).permutation(len(both))  # the captions of an image take turns along the places
+    evaluated = [both[i] for i in sorted(order[: len(both) // HELD_OUT])]
+    solving = [both[i] for i in sorted(order[len(both) // HELD_OUT :])]
     parts = [
         (split[i : i + CHUNK], split is evaluated)
         for split in (solving, evaluated)

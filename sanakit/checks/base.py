@@ -6,12 +6,13 @@
         return evidence["mask_of_one_word"]
 
 The function returns a number or a `Measurement` with an interval; what it needs is named, so a gate whose evidence was
-not measured is listed as not applied. An interval across the threshold is inconclusive.
+not measured is listed as not applied. An interval across the threshold is inconclusive, and one of
+fewer than FEWEST_VALUES values.
 """
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from sanakit.registry import Registry
 
 Evidence = Mapping[str, Any]
 RESAMPLES = 400
+FEWEST_VALUES = 8  # by which an interval decides: of fewer a resample says nothing, and of one its width is 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +71,8 @@ class Rule:
     def decide(self, gate: str, measured: Measurement, limit: float) -> GateResult:
         """The result of one gate under one threshold."""
         low, high = measured.ci or (None, None)
+        if low is not None and measured.samples is not None and measured.samples < FEWEST_VALUES:
+            measured = replace(measured, decidable=False)
         verdict = decide(measured.value, limit, at_least=self.at_least, above=self.above, ci_low=low, ci_high=high)
         straddles = measured.decidable and verdict == Verdict.INCONCLUSIVE
         if not measured.decidable or (measured.advisory and verdict == Verdict.FAIL):

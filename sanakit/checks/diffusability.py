@@ -7,8 +7,7 @@ takes the nearest images of the packaged EffLite0 features; interpolated FID is 
 them depend on how many images they see: compare two VAEs on the same ones.
 """
 
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,11 +15,11 @@ import torch
 from scipy.fft import dctn
 from sklearn.cluster import KMeans
 from sklearn.neighbors import NearestNeighbors
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics.image.kid import KernelInceptionDistance
 
 from sanakit.errors import SanakitError
+from sanakit.evaluation.metrics.distances import kernel_distance
 from sanakit.evaluation.perceptual import features
 from sanakit.ranks.sharing import shared_chunks
 from sanakit.vaes import VAE
@@ -63,12 +62,14 @@ def panel(vae: VAE, images: Tensor, latents: Tensor) -> list[dict[str, Any]]:
 
 
 def compare_panels(base: VAE | None, candidate: VAE, images: Tensor) -> list[dict[str, Any]]:
-    """Both sides' panels as rows of component.json; no side is better where their latents are of different size and the
-    figure depends on it."""
-    latents = [shared_chunks(images, 32, vae.encode) for vae in (base, candidate) if vae]
-    second = panel(candidate, images, latents[-1])
-    known = {row["metric"]: row["value"] for row in panel(base, images, latents[0])} if base else {}
-    same = latents[0].shape == latents[-1].shape
+    """Both sides' panels as rows of component.json, none without a base; no side is better where their latents are of
+    different size and the figure depends on it."""
+    if base is None:
+        return []
+    latents = [shared_chunks(images, 32, vae.encode) for vae in (base, candidate)]
+    second = panel(candidate, images, latents[1])
+    known = {row["metric"]: row["value"] for row in panel(base, images, latents[0])}
+    same = latents[0].shape == latents[1].shape
     return [
         {
             "metric": f"{row['metric']} ({row['worth']})",
@@ -125,27 +126,11 @@ def slerp(first: Tensor, second: Tensor, share: float = 0.5) -> Tensor:
 
 
 def kid(generated: Tensor, real: Tensor) -> float | None:
-    """EffLite0-KID of images in [-1, 1]; None without the feature package."""
-    if features(real[:1]) is None:
+    """EffLite0-KID of images in [-1, 1], all of them at once; None without the feature package."""
+    samples, reference = _pooled(generated.clamp(-1, 1)), _pooled(real)
+    if samples is None or reference is None:
         return None
-    subset = min(len(real), len(generated))
-    with warnings.catch_warnings():  # it holds the features of all images in memory: a panel has 128
-        warnings.filterwarnings("ignore", message="Metric `Kernel Inception Distance` will save all")
-        metric = KernelInceptionDistance(feature=EffLite0(), subsets=1, subset_size=subset, normalize=True)
-    metric.update(real / 2 + 0.5, real=True)
-    metric.update(generated / 2 + 0.5, real=False)
-    return float(metric.compute()[0])
-
-
-class EffLite0(nn.Module):
-    """The packaged features as torchmetrics wants them: uint8 images (B, 3, H, W) to (B, 1280)."""
-
-    num_features = 1280
-
-    def forward(self, images: Tensor) -> Tensor:
-        features = _pooled(images.float().div(127.5).sub(1))
-        assert features is not None
-        return features
+    return kernel_distance(samples, reference)(np.full(len(samples), 1 / len(samples)))
 
 
 def spectrum_kl(latents: Tensor, images: Tensor) -> float:
@@ -173,11 +158,18 @@ def high_frequency_share(latents: Tensor) -> float:
 def equivariance(vae: VAE, images: Tensor, transform: Callable[[Tensor], Tensor]) -> float | None:
     """|E(T x) - T E(x)|^2 / |T E(x)|^2; None where the transformed size does not fit the VAE, or latents are zero."""
     moved = transform(images)
-    if any(side % vae.spec.spatial_compression_ratio for side in moved.shape[-2:]):
+    if not takes(vae, moved.shape[-2:]):
         return None
     target = transform(vae.encode(images))
     power = target.square().sum()
     return ((vae.encode(moved) - target).square().sum() / power).item() if power > 0 else None
+
+
+def takes(vae: VAE, size: Sequence[int]) -> bool:
+    """Whether the VAE encodes images of this height and width."""
+    if vae.fixed_image_size:
+        return all(side == vae.fixed_image_size for side in size)
+    return not any(side % vae.spec.spatial_compression_ratio for side in size)
 
 
 def _half(maps: Tensor) -> Tensor:

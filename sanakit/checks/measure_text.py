@@ -41,8 +41,8 @@ def text_evidence(
     }
     if base_truncated is not None:
         evidence["base_truncated"] = base_truncated
-    if not encoder.spec.attend_padding:
-        evidence["padding_difference"] = padding_difference(encoder, few)
+    if not encoder.spec.attend_padding and (padding := padding_difference(encoder, few)) is not None:
+        evidence["padding_difference"] = padding
     if encoder.spec.instruction:
         evidence["instruction_effect"] = difference(encoder.encode(few, instruction=False), once)
     if encoder.kept_null is not None:
@@ -74,18 +74,22 @@ def empty_share(encoder: TextEncoder, encoded: PromptEmbeds, prompts: list[str])
     return float((empty & spoken).float().sum() / spoken.sum().clamp_min(1))
 
 
-def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float:
-    """Relative change of the kept tokens of the shorter half of the prompts when there is less padding."""
-    full = encoder.encode(prompts, instruction=False)
-    order = full.mask.sum(1).argsort()[: max(1, len(prompts) // 2)]
-    length = max(2, int(full.mask[order].sum(1).max()))  # the fewest tokens that a record may name
-    if length >= encoder.spec.max_tokens or not full.mask[order, :length].sum():
-        return 0.0
-    with shortened(encoder, length):
-        less = encoder.encode([prompts[i] for i in order.tolist()], instruction=False)
-    kept = full.mask[order, :length, None]
-    changed = (less.embeds - full.embeds[order, :length]) * kept
-    return float(changed.norm() / (full.embeds[order, :length] * kept).norm().clamp_min(1e-9))
+def padding_difference(encoder: TextEncoder, prompts: list[str]) -> float | None:
+    """Relative change of the kept tokens of the shorter half of the prompts when there is less padding. Prompts that
+    fill the caption are cut; None where even a 64th of them fills it."""
+    for share in (1, 4, 16, 64):
+        texts = [prompt[: max(1, len(prompt) // share)] for prompt in prompts]
+        full = encoder.encode(texts, instruction=False)
+        order = full.mask.sum(1).argsort()[: max(1, len(texts) // 2)]
+        length = max(2, int(full.mask[order].sum(1).max()))  # the fewest tokens that a record may name
+        kept = full.mask[order, :length, None]
+        if length >= encoder.spec.max_tokens or not kept.any():
+            continue
+        with shortened(encoder, length):
+            less = encoder.encode([texts[i] for i in order.tolist()], instruction=False)
+        changed = (less.embeds - full.embeds[order, :length]) * kept
+        return float(changed.norm() / (full.embeds[order, :length] * kept).norm().clamp_min(1e-9))
+    return None
 
 
 @contextmanager
@@ -104,9 +108,8 @@ def changes_of_the_last_word(encoder: TextEncoder, prompts: list[str]) -> tuple[
     one that the mask keeps, and the median over them of the largest change of a kept token, relative to its norm."""
     hits, changes = [], []
     for number, prompt in enumerate(prompts[:8]):
-        head = " ".join(prompt.split()[:3])
-        pair = [f"{head} {LAST_WORDS[(number + k) % len(LAST_WORDS)]}" for k in (0, 1)]
-        embeds, mask, _ = encoder._encode(pair)
+        words = [LAST_WORDS[(number + k) % len(LAST_WORDS)] for k in (0, 1)]
+        embeds, mask = _with_last_words(encoder, " ".join(prompt.split()[:3]), words)
         embeds, mask = embeds.cpu(), mask.cpu()
         change = (embeds[0] - embeds[1]).float().norm(dim=-1)
         kept = mask[0] | mask[1]
@@ -114,6 +117,16 @@ def changes_of_the_last_word(encoder: TextEncoder, prompts: list[str]) -> tuple[
         relative = change / embeds.float().norm(dim=-1).mean(0).clamp_min(1e-9)
         changes.append(float((relative * kept).max()))
     return sum(hits) / len(hits), float(torch.tensor(changes).median())
+
+
+def _with_last_words(encoder: TextEncoder, head: str, words: list[str]) -> tuple[Tensor, Tensor]:
+    """Embeddings and mask of the head with each word behind it. A head that leaves the words no room is halved: three
+    "words" of a script without spaces are a whole caption."""
+    while True:
+        embeds, mask, truncated = encoder._encode([f"{head} {word}".strip() for word in words])
+        if not truncated or not head:
+            return embeds, mask
+        head = head[: len(head) // 2]
 
 
 def token_cosine(encoded: PromptEmbeds) -> float:

@@ -13,6 +13,7 @@ from sanakit.vaes import VAE
 
 REPEATED = 16  # images that are encoded twice
 CHUNK = 16
+CLOSEST = 4  # pixels between two borders: the steps around one are up to two pixels away
 
 
 def measured_spec(vae: VAE, size: int) -> LatentSpec:
@@ -44,9 +45,9 @@ def evidence_of(vae: VAE, images: Tensor, raw: Tensor, reconstructed: Tensor) ->
     power = (images - mean[0]).square().mean((1, 2, 3))
     back = vae.denormalize(latents)
     centred = latents - latents.mean((0, 2, 3), keepdim=True)
-    seam, place = seam_ratio(images, reconstructed, vae.spec.spatial_compression_ratio)
+    seam, place = seam_ratio(images, reconstructed, vae.spec.spatial_compression_ratio) or (None, "")
     flat = images.mean((2, 3), keepdim=True).expand_as(images)
-    return {
+    evidence: dict[str, Any] = {
         "measured_spec": vae.spec,
         "declared_spec": vae.spec,
         "nonfinite_latents": int((~raw.isfinite()).sum() + (~reconstructed.isfinite()).sum()),
@@ -68,9 +69,10 @@ def evidence_of(vae: VAE, images: Tensor, raw: Tensor, reconstructed: Tensor) ->
         "channel_std": std.numpy(),
         "channel_means": (latents.mean((2, 3)) / std.clamp_min(1e-6)).numpy(),
         "effective_channels": effective_channels(latents),
-        "seam_ratio": seam,
-        "seam_place": place,
-    } | hint_facts(vae, images, raw, seam, place)
+    }
+    if seam is not None:
+        evidence |= {"seam_ratio": seam, "seam_place": place}
+    return evidence | hint_facts(vae, images, raw, 1.0 if seam is None else seam, place)
 
 
 def orientations(maps: Tensor) -> dict[str, Tensor]:
@@ -84,16 +86,16 @@ def orientations(maps: Tensor) -> dict[str, Tensor]:
     return named
 
 
-def seam_ratio(images: Tensor, reconstructed: Tensor, ratio: int) -> tuple[float, str]:
+def seam_ratio(images: Tensor, reconstructed: Tensor, ratio: int) -> tuple[float, str] | None:
     """How much the reconstruction error jumps at the worst border of the latent grid: its jump over the median
-    border's, and where that border lies; 1 with fewer than four borders.
+    border's, and where that border lies; None with fewer than four borders, or where borders are too close.
 
     A border where the images themselves jump (icons that are framed alike) has a large error without any seam, so an
     error's jump is counted in units of the images' own.
     """
+    if ratio < CLOSEST or sum(len(borders(side, ratio)) for side in images.shape[2:]) < 4:
+        return None
     error = border_jumps(reconstructed - images, ratio)
-    if len(error) < 4:
-        return 1.0, "too few borders"
     values = error / border_jumps(images, ratio).clamp_min(1)
     places = [f"{label} {b}" for label, side in (("row", 2), ("column", 3)) for b in borders(images.shape[side], ratio)]
     return float(values.max() / values.median().clamp_min(1e-9)), places[int(values.argmax())]

@@ -33,7 +33,6 @@ HUB = {
 }
 NAMES = (AUTO, PACKAGED, THUMBNAIL, CLIP, *HUB)
 SIDE = 8  # pixels of a thumbnail
-LEAST = 32  # pixels of a side that EfficientNet-Lite0 can read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +84,7 @@ def thumbnails(images: Tensor) -> Tensor:
 
 
 def pooled_efflite0(images: Tensor) -> Tensor:
-    """Mean over the positions of EfficientNet-Lite0's last features. (B, 1280). Small images are enlarged to LEAST."""
-    if min(images.shape[2:]) < LEAST:
-        images = F.interpolate(images, (LEAST, LEAST), mode="bicubic", align_corners=False).clamp(-1, 1)
+    """Mean over the positions of EfficientNet-Lite0's last features. (B, 1280). Small images are enlarged."""
     spatial = perceptual.features(images)
     assert spatial is not None
     return spatial.mean((2, 3))

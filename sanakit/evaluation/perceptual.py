@@ -9,6 +9,9 @@ from torch.nn import functional as F
 MEAN, STD = (0.498, 0.498, 0.498), (0.502, 0.502, 0.502)
 
 
+LEAST = 32  # pixels of a side that the network can read; smaller images are enlarged
+
+
 @cache
 def extractor() -> nn.Module | None:
     """The frozen network, or None where its package is not installed."""
@@ -31,6 +34,8 @@ def features(images: Tensor) -> Tensor | None:
 
 def spatial_features(network: nn.Module, images: Tensor) -> Tensor:
     """As `features`, by this network; differentiable."""
+    if min(images.shape[2:]) < LEAST:
+        images = F.interpolate(images, (LEAST, LEAST), mode="bicubic", align_corners=False).clamp(-1, 1)
     mean, std = (torch.tensor(v, device=images.device).reshape(1, 3, 1, 1) for v in (MEAN, STD))
     device = next(network.parameters()).device
     return network.extract_features(((images / 2 + 0.5 - mean) / std).to(device)).to(images.device)  # type: ignore[operator]

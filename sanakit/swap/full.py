@@ -10,6 +10,7 @@ from torch import Tensor
 from sanakit.adapters import adapters_of, attach
 from sanakit.assembly import LatentDiffusion
 from sanakit.checks.measure_training import SPREAD_SAMPLES, sample_evidence
+from sanakit.config import MonitorsSection
 from sanakit.data.dataset import LatentDataset
 from sanakit.distributed import is_main, local
 from sanakit.errors import SanakitError
@@ -96,13 +97,22 @@ def train_full(swap: "Swap") -> dict[str, Any]:
             "end_losses": end.losses.mean(0).numpy(),
             "relative_error": swap.target.relative(end),
             "base_relative_error": swap.target.base,
-            "drift_alarms": journal.drift_alarms if journal else 0,
         }
+        | drift_evidence(config.monitors, journal, strategy)
         | prompt_gains(swap, system, now)
         | sample_evidence(
             system, test, swap.sample_prompts(SPREAD_SAMPLES), config.train.seed, at_once=config.smoke.samples
         )
     )
+
+
+def drift_evidence(section: MonitorsSection, journal: CoreJournal | None, strategy: type[Strategy]) -> dict[str, int]:
+    """Alarms of the data streams; {} where none was watched: nothing was trained, the strategy draws its own batches,
+    or the monitor of latents is off."""
+    if journal is None or strategy.teacher:
+        return {}
+    unwatched = section.latents == "off" and not journal.drift_alarms  # those of captions count
+    return {} if unwatched else {"drift_alarms": journal.drift_alarms}
 
 
 def prompt_gains(swap: "Swap", system: LatentDiffusion, data: LatentDataset) -> dict[str, Any]:

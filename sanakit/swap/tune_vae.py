@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sanakit.assembly import evaluating
+from sanakit.checks.diffusability import takes
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.evaluation.reconstruction import psnr
@@ -83,15 +84,17 @@ def turned(images: Tensor, step: int, seed: int, cells: int) -> TurnedImages:
 
 @torch.no_grad()
 def equivariance_errors(vae: VAE, images: Tensor) -> np.ndarray:
-    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image. (N,)"""
+    """|E(T x) - T E(x)|^2 over the variance of E(x), mean of a quarter turn and half size, per image; of the quarter
+    turn alone for a VAE of one image size. (N,)"""
     raw = shared_chunks(images, CHUNK, vae.encode_raw)
-    unit, errors = raw.var(), torch.zeros(len(images))
+    unit, errors = raw.var(), []
     for turns, share in ((1, 1.0), (0, 0.5)):
         cells = max(1, int(raw.shape[-1] * share))
         moved = transformed(images, turns, cells * vae.spec.spatial_compression_ratio)
-        other = shared_chunks(moved, CHUNK, vae.encode_raw)
-        errors += (other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit / 2
-    return errors.numpy()
+        if takes(vae, moved.shape[-2:]):
+            other = shared_chunks(moved, CHUNK, vae.encode_raw)
+            errors.append((other - transformed(raw, turns, cells)).square().mean((1, 2, 3)) / unit)
+    return torch.stack(errors).mean(0).numpy()
 
 
 def tune_vae(swap: "Swap") -> dict[str, Any]:

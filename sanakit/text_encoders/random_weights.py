@@ -30,6 +30,13 @@ def _from_config(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
+def _moments(model: nn.Module) -> list[torch.Tensor]:
+    """What `_drawn` reads of the weights: of every parameter of numbers its mean and standard deviation. (2,)"""
+    numbers = [p.float() for p in model.parameters() if p.is_floating_point()]
+    return [torch.stack([p.mean(), p.std(correction=0)]).cpu() for p in numbers]
+
+
+@torch.no_grad()
 def _drawn(model: nn.Module) -> nn.Module:
     twin = deepcopy(model)
     for parameter in twin.parameters():
@@ -50,6 +57,7 @@ def architecture(encoder: Any) -> str:
 
     config: Any = getattr(encoder.model, "config", None)
     shapes = {name: [str(p.dtype), *p.shape] for name, p in encoder.model.state_dict().items()}
+    widths = [] if hasattr(encoder.model, "_from_config") else [p.tolist() for p in _moments(encoder.model)]
     settings = config.to_dict() if hasattr(config, "to_dict") else {}
     return hash_record(
         [
@@ -58,5 +66,6 @@ def architecture(encoder: Any) -> str:
             tokenizer_facts(getattr(encoder, "tokenizer", None)),
             {key: value for key, value in settings.items() if not key.startswith("_")},
             shapes,
+            *widths,
         ]
     )
