@@ -1,6 +1,7 @@
 """Streams: the e-process and its bound, equivalence bands, monitors and what they do; CUSUM of the drift study."""
 
 import importlib.util
+import json
 import sys
 from pathlib import Path
 
@@ -277,11 +278,14 @@ def test_the_way_back_is_the_newest_checkpoint_from_before_the_drift(tmp_path):
     for step in (3, 6, 9):
         (tmp_path / f"step-{step:08d}").mkdir()
     for step in (3, 6):
-        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text("{}")  # 9 was cut off while it was written
-    assert good_checkpoint(tmp_path, MonitorRequest("roll-back", alarm, 9)).name == "step-00000006"
+        manifest = {"record": {"facts": {"seed": 1}, "step": step}}
+        (tmp_path / f"step-{step:08d}" / "manifest.json").write_text(json.dumps(manifest))  # 9 was cut off
+    assert good_checkpoint(tmp_path, MonitorRequest("roll-back", alarm, 9), {"seed": 1}).name == "step-00000006"
     for action, since in (("roll-back", 2), ("stop", 9)):
         with pytest.raises(SanakitError, match="SK0511"):
-            good_checkpoint(tmp_path, MonitorRequest(action, alarm, since))
+            good_checkpoint(tmp_path, MonitorRequest(action, alarm, since), {"seed": 1})
+    with pytest.raises(SanakitError, match="SK0511"):
+        good_checkpoint(tmp_path, MonitorRequest("roll-back", alarm, 9), {"seed": 2})  # of another course
 
 
 def test_configuration_refuses_other_actions():

@@ -188,7 +188,7 @@ def test_noise_is_the_same_whatever_the_batches(tiny_system, monkeypatch):
 
 def evaluated(small_world, *options):
     arguments = ["--model", small_world["base"].removeprefix("path:"), "--data", small_world["data"]["source"]]
-    arguments += ["--count", "8", "--num-seeds", "2", "--num-steps", "2", "--progress", "none", *options]
+    arguments += ["--count", "8", "--num-seeds", "2", "--num-steps", "2", *options]
     return CliRunner().invoke(app, ["evaluate", *map(str, arguments)], catch_exceptions=False)
 
 

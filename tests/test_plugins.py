@@ -557,7 +557,7 @@ def test_a_metric_that_raises_is_a_row_and_the_others_are_written(plugin, small_
     source = example("ours-contrast").replace("    spread =", "    raise OSError('no file of ours')\n    spread =")
     plugin("theirs_metrics", source, {"metrics": {"ours-contrast": "contrast"}})
     arguments = ["--model", small_world["base"].removeprefix("path:"), "--data", small_world["data"]["source"]]
-    arguments += ["--metrics", "ours-contrast,seed-diversity", "--count", 8, "--num-steps", 1, "--progress", "none"]
+    arguments += ["--metrics", "ours-contrast,seed-diversity", "--count", 8, "--num-steps", 1]
     assert exit_code(monkeypatch, "evaluate", *arguments, "--json", "--out", tmp_path / "scores.json") == 5
     broken, sound = json.loads(capsys.readouterr().out)["scores"]
     assert (
