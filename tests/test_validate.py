@@ -60,7 +60,7 @@ def test_more_images_make_narrower_intervals_and_more_samples_judge(tmp_path, mo
     [
         ("component/shift", "component.num_images"),
         ("smoke/mask", "smoke.held_out"),
-        ("full/samples", "smoke.samples"),
+        ("full/samples", ""),
         ("tune/reconstruction", "component.num_images"),
         ("acme/own", ""),
     ],
