@@ -112,23 +112,14 @@ def evaluate(
         drawing = replace(drawing, placement=choose(str(device or "auto")))
     asked = ask(images, count, drawing.image_size)
     prompts = asked.prompts if base_captions else asked.candidate_prompts
-    drawn = draw(
-        drawing,
-        prompts,
-        num_seeds=num_seeds,
-        seed=seed,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
-        progress=progress,
-    )
+    options: dict[str, Any] = {"num_seeds": num_seeds, "seed": seed}
+    options |= {"num_steps": num_steps, "guidance_scale": guidance_scale}
+    drawn = draw(drawing, prompts, progress=progress, **options)
     sides = Drawn(asked=asked, images=drawn, clip=clip, placement=drawing.placement)
     return Evaluation(
         scores=tuple(scores_of(sides, names, within)),
         prompts=tuple(prompts),
-        num_seeds=num_seeds,
-        seed=seed,
-        num_steps=num_steps,
-        guidance_scale=guidance_scale,
+        **options,
         model=drawing.name,
         data=images.source,
         data_fingerprint=images.fingerprint,
