@@ -61,7 +61,8 @@ def config_facts(model: "nn.Module") -> list[str]:
         values, defaults = config.to_dict(), _defaults_of(type(config))
     elif isinstance(config, Mapping):
         parameters = inspect.signature(type(model).__init__).parameters
-        values, defaults = dict(config), {name: entry.default for name, entry in parameters.items()}
+        defaults = {name: entry.default for name, entry in parameters.items()}
+        values = {key: value for key, value in config.items() if key in defaults}  # others touch no weight
     else:
         return []
     stated = _differences(*(json.loads(json.dumps(record, default=str)) for record in (values, defaults)))

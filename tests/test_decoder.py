@@ -4,6 +4,7 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -25,7 +26,9 @@ from sanakit.sampling import sample_images
 from sanakit.swap import stages as engine
 from sanakit.swap.identity import identity_of
 from sanakit.swap.tune_decoder import decoder_parameters, measured
+from sanakit.swap.tuning import write_tuned
 from sanakit.vaes import VAES
+from sanakit.vaes.pca import PCAVAE
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 SETS = (
@@ -99,6 +102,29 @@ def test_it_goes_on_where_it_stopped(world, tmp_path):
     tuned(world, tmp_path / "stopped", *sets)
     weights = [(tmp_path / part / "vae" / WEIGHTS).read_bytes() for part in ("straight", "stopped")]
     assert weights[0] == weights[1] != (tmp_path / "conv" / WEIGHTS).read_bytes()
+
+
+def test_an_earlier_vae_stays_until_the_new_one_reads_back(tmp_path, monkeypatch):
+    swap, first, second = SimpleNamespace(run=SimpleNamespace(path=tmp_path)), PCAVAE.tiny(), PCAVAE.tiny()
+    second.model.mean.add_(0.1)
+    write_tuned(swap, first)
+    monkeypatch.setattr(PCAVAE, "save", lambda vae, folder: first_without_scale(first, folder))
+    with pytest.raises(SanakitError, match="SK0604.*reads back otherwise"):
+        write_tuned(swap, second)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+    assert load_vae(f"path:{tmp_path / 'vae'}").fingerprint() == first.fingerprint()
+    monkeypatch.undo()
+    write_tuned(swap, second)
+    assert [path.name for path in tmp_path.iterdir()] == ["vae"]
+    assert load_vae(f"path:{tmp_path / 'vae'}").fingerprint() == second.fingerprint()
+
+
+def first_without_scale(vae, folder):
+    """Another VAE than was asked for."""
+    folder.mkdir()
+    facts = {"_class_name": "PCAPatchAutoencoder", "ratio": 8, "latents_mean": [0.0], "latents_std": [1.0]}
+    (folder / "config.json").write_text(json.dumps(facts))
+    save_file(dict(vae.model.state_dict()), folder / "model.safetensors")
 
 
 def test_another_encoder_than_stated_is_said_and_its_latents_are_its_own(world, tmp_path):

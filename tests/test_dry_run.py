@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from sanakit.config import Config, DataSection, make_config
-from sanakit.contracts import LatentSpec
+from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.core.dit import new_core
 from sanakit.errors import SanakitError
 from sanakit.needs import Assumed, needs_of, require_fit
@@ -125,6 +125,17 @@ def test_a_vae_on_disk_is_known_by_its_config_alone(tmp_path):
     assert outline.spec == tiny.spec and outline.stored == sum(p.nbytes for p in tiny.model.parameters())
     one, two = (outline.cost(size, next(tiny.model.parameters()).dtype) for size in (64, 128))
     assert two.weights == one.weights == outline.stored and 3.5 < two.each / one.each < 4.5
+
+
+@pytest.mark.parametrize("name", ["movq-kandinsky-2.2", "kvae-2d-1.0", "ltx-video-vae"])
+def test_a_normalisation_that_the_class_does_not_know_is_no_hindrance(name, tmp_path):
+    from sanakit.vaes import VAES
+    from sanakit.vaes.saving import write_vae
+
+    tiny = VAES.get(name).tiny()
+    tiny.set_stats(LatentStats(mean=(0.5,), std=(2.0,)))
+    write_vae(tiny, tmp_path)
+    assert outline_vae(f"path:{tmp_path}").spec == tiny.spec
 
 
 def config_of(base="tiny-sana", **train):

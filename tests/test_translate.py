@@ -50,6 +50,15 @@ def test_what_the_source_has_lost_is_not_explained(images):
     assert explained(latent_map, target, *(r[240:] for r in raw)).r2 < 0.5
 
 
+def test_where_nothing_varies_nothing_is_explained(images):
+    """Rounding noise of constant images says nothing of the map."""
+    source, target = fitted(images, 4, 4), fitted(images, 4, 6)
+    plain = torch.full((64, 3, 16, 16), 0.3)
+    raw = source.encode_raw(plain), target.encode_raw(plain)
+    quality = explained(solve_translation(source, target, *(r[:48] for r in raw)), target, *(r[48:] for r in raw))
+    assert (quality.r2, quality.low, quality.high, quality.images) == (0, 0, 0, 16)
+
+
 def test_grids_without_common_places_are_refused():
     specs = [LatentSpec(latent_channels=4, spatial_compression_ratio=ratio) for ratio in (14, 16)]
     with pytest.raises(SanakitError, match="SK0219.*14 px apart.*16 px"):
@@ -62,9 +71,13 @@ def test_a_translated_vae_reads_back_and_encodes_by_its_parts(images, tmp_path):
     vae = TranslatedVAE(source, latent_map, target)
     vae.save(tmp_path / "vae")
     again = load_vae(f"path:{tmp_path / 'vae'}")
-    assert isinstance(again, wrapper_named("TranslatedAutoencoder")) and again.fingerprint() == vae.fingerprint()
+    assert isinstance(again, wrapper_named("TranslatedAutoencoder", {})) and again.fingerprint() == vae.fingerprint()
     torch.testing.assert_close(again.encode_raw(images[:4]), latent_map(source.encode_raw(images[:4])))
     torch.testing.assert_close(again.decode(torch.zeros(1, 8, 4, 4)), target.decode(torch.zeros(1, 8, 4, 4)))
+    vae.set_stats(LatentStats(mean=(0.5,), std=(4.0,)))  # instead of the target's
+    vae.save(tmp_path / "scaled")
+    scaled = load_vae(f"path:{tmp_path / 'scaled'}")
+    assert scaled.stats == vae.stats != again.stats and scaled.fingerprint() == vae.fingerprint()
     config = json.loads((tmp_path / "vae" / "config.json").read_text())
     (tmp_path / "vae" / "config.json").write_text(json.dumps(config | {"down": 1}))
     with pytest.raises(SanakitError, match="SK0107"):

@@ -1,6 +1,7 @@
 """The zoo's records: published configurations, each family's own normalisation, and what is refused."""
 
 import json
+from dataclasses import replace
 
 import diffusers
 import pytest
@@ -10,10 +11,14 @@ from torch._subclasses import FakeTensorMode
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 from sanakit.loading import load_vae
+from sanakit.testing.vae import noise_for
 from sanakit.text_encoders import TEXT_ENCODERS
 from sanakit.vaes import VAES
-from sanakit.vaes.diffusers_vae import HubVAE, diffusers_spec, wrapper_of
+from sanakit.vaes.diffusers_vae import DiffusersVAE, HubVAE, diffusers_spec, wrapper_of
+from sanakit.vaes.live import renormalised, wrap_autoencoder
+from sanakit.vaes.saving import write_vae
 
+SAVED = [name for name in VAES.names() if issubclass(VAES.get(name), DiffusersVAE)]
 HUB = [name for name in VAES.names() if issubclass(VAES.get(name), HubVAE)]
 
 
@@ -74,6 +79,88 @@ def test_flux2_stacks_two_by_two_and_takes_the_batch_norms_statistics():
     stacked = flat.view(1, 32, 2, 2, 4, 2).permute(0, 1, 3, 5, 2, 4).reshape(1, 128, 2, 4)
     torch.testing.assert_close(vae.encode(images), vae.model.bn(stacked), atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(vae._decode(stacked), vae.model.decode(flat).sample)
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_what_is_saved_reads_back_as_the_same_vae(name, tmp_path):
+    """With any normalisation: the twin's own, one factor instead of it, a mean and std per channel."""
+    vae = VAES.get(name).tiny()
+    channels = vae.spec.latent_channels
+    mean, std = torch.randn(channels).tolist(), (torch.rand(channels) + 0.5).tolist()
+    images = noise_for(vae, width=1, count=1)
+    one_factor, each_channel = replace(vae.stats, std=(4.0,)), LatentStats(mean=tuple(mean), std=tuple(std))
+    for number, stats in enumerate((vae.stats, one_factor, each_channel)):
+        other = renormalised(vae, stats)
+        write_vae(other, tmp_path / str(number))
+        again = load_vae(f"path:{tmp_path / str(number)}")
+        assert again.fingerprint() == vae.fingerprint()
+        close = {"atol": 1e-5, "rtol": 1e-5}
+        torch.testing.assert_close(again.latents_mean, other.latents_mean, **close)
+        torch.testing.assert_close(again.latents_std, other.latents_std, **close)
+        latents = other.encode(images)
+        torch.testing.assert_close(again.encode(images), latents, **close)
+        torch.testing.assert_close(again.decode(latents), other.decode(latents), **close)
+
+
+@pytest.mark.parametrize(
+    ("name", "mean", "spread"),
+    [
+        ("ltx-video-vae", "latents_mean", "latents_std"),
+        ("ltx-2-vae", "latents_mean", "latents_std"),
+        ("flux.2-vae", "bn.running_mean", "bn.running_var"),
+    ],
+)
+def test_statistics_beside_the_weights_stay_there(name, mean, spread, tmp_path):
+    """What diffusers reads is what was given; the model in memory and the key of its caches stay as they are."""
+    model = VAES.get(name).tiny().model
+    buffers = dict(model.named_buffers())
+    buffers[mean].normal_()
+    buffers[spread].uniform_(0.5, 2)
+    before = {key: buffers[key].clone() for key in (mean, spread)}
+    vae = wrap_autoencoder(model)
+    halved = renormalised(vae, LatentStats(mean=vae.stats.mean, std=tuple(s / 2 for s in vae.stats.std)))
+    assert halved.fingerprint() == vae.fingerprint()
+    for number, one in enumerate((vae, halved)):
+        write_vae(one, tmp_path / str(number))
+        saved = dict(type(model).from_pretrained(tmp_path / str(number)).named_buffers())
+        assert torch.equal(saved[mean], before[mean]) and torch.equal(saved[spread], before[spread]) is (one is vae)
+        stats = one.read_stats(type(model).from_pretrained(tmp_path / str(number)), {})
+        torch.testing.assert_close(torch.tensor(stats.std), one.latents_std.flatten())
+        assert load_vae(f"path:{tmp_path / str(number)}").fingerprint() == vae.fingerprint()
+    now = dict(model.named_buffers())
+    assert all(torch.equal(now[key], before[key]) for key in before)
+    edit(tmp_path / "0", latents_mean=[0.5] * vae.spec.latent_channels, latents_std=[2.0] * vae.spec.latent_channels)
+    again = load_vae(f"path:{tmp_path / '0'}")  # as earlier versions wrote it
+    assert set(again.stats.std) == {2.0}
+    write_vae(again, tmp_path / "2")
+    assert not {"latents_mean", "latents_std"} & json.loads((tmp_path / "2" / "config.json").read_text()).keys()
+    assert load_vae(f"path:{tmp_path / '2'}").stats == again.stats
+
+
+@pytest.mark.parametrize("name", ["ltx-video-vae", "ltx-2-vae"])
+def test_a_decoder_with_a_timestep_takes_latents_as_clean(name):
+    entry = VAES.get(name)
+    model = entry.build(entry.small | {"timestep_conditioning": True}).eval()
+    vae, raw = wrap_autoencoder(model), torch.randn(2, 128, 2, 2)
+    with torch.no_grad():
+        expected = model.decode(raw[:, :, None], torch.zeros(2)).sample[:, :, 0].clamp(-1, 1)
+    torch.testing.assert_close(vae.decode_raw(raw), expected)
+    assert vae.encode(torch.zeros(1, 3, 64, 64)).shape == (1, 128, 2, 2)
+
+
+def test_a_movq_of_a_folder_decodes_as_the_registered_one(tmp_path):
+    """Without quantisation, and without the factor that its config states."""
+    vae = VAES.get("movq-kandinsky-2.2").tiny()
+    vae.model.save_pretrained(tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["scaling_factor"] == 0.18215
+    again, raw = load_vae(f"path:{tmp_path}"), torch.randn(1, 4, 4, 4)
+    assert torch.equal(again.decode_raw(raw), vae.decode_raw(raw)) and again.stats == vae.stats
+    assert again.fingerprint() == vae.fingerprint() == wrap_autoencoder(vae.model).fingerprint()
+    quantising = DiffusersVAE(vae.model, vae.spec, vae.stats)
+    assert not torch.equal(quantising.decode_raw(raw), vae.decode_raw(raw))
+    assert quantising.weights_hash() != vae.weights_hash()
+    edit(tmp_path, norm_type="group")
+    assert wrapper_of(tmp_path) is DiffusersVAE
 
 
 def test_ltx_reads_mean_and_std_from_its_buffers():

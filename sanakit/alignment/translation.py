@@ -20,6 +20,7 @@ PENALTY = 1e-3  # of the ridge, times the mean variance of a source latent
 HELD_OUT = 4  # one image in so many is evaluated, not solved from
 FEWEST = 32  # images
 CHUNK = 64
+ROUNDING = 1e-5  # latents that vary by less than this share of their size do not vary
 RESAMPLES = 1000
 
 
@@ -67,11 +68,15 @@ def _of_raw(source: VAE, target: VAE, weight: Tensor, bias: Tensor, down: int, u
 
 @torch.no_grad()
 def explained(latent_map: LatentMap, target: VAE, raw_source: Tensor, raw_target: Tensor) -> Explained:
-    """On images that the map was not solved from: raw latents (N, C, h, w) and (N, D, H, W)."""
+    """On images that the map was not solved from: raw latents (N, C, h, w) and (N, D, H, W). 0 where the
+    target's latents do not vary, as in `CrossMoments.r2`."""
     goal = target.normalize(raw_target).double()
     translated = target.normalize(torch.cat([latent_map(part) for part in raw_source.split(CHUNK)])).double()
     errors = (goal - translated).square().sum((1, 2, 3)).numpy()
     power = (goal - goal.mean((0, 2, 3), keepdim=True)).square().sum((1, 2, 3)).numpy()
+    size = (raw_target.double() / target.latents_std.to(raw_target.device)).square().sum().item()
+    if power.sum() <= ROUNDING**2 * size:
+        return Explained(r2=0.0, low=0.0, high=0.0, images=len(errors))
     drawn = np.random.default_rng(0).integers(len(errors), size=(RESAMPLES, len(errors)))
     shares = 1 - errors[drawn].sum(1) / np.maximum(power[drawn].sum(1), 1e-12)
     low, high = np.quantile(shares, (0.025, 0.975))

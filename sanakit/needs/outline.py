@@ -144,8 +144,9 @@ def outline_vae(name: str) -> VAEOutline:
         import diffusers
 
         wrapper = wrapper_of(folder)
-        config = {k: v for k, v in read_config(folder).items() if not k.startswith("_")}
-        model = _built(mode, lambda: getattr(diffusers, str(read_config(folder)["_class_name"]))(**config))
+        kind = getattr(diffusers, str(read_config(folder)["_class_name"]))
+        known = inspect.signature(kind.__init__).parameters  # a normalisation may be stated that the class lacks
+        model = _built(mode, lambda: kind(**{k: v for k, v in read_config(folder).items() if k in known}))
     else:
         wrapper = _registered(VAES, name)
         published = wrapper is not None and issubclass(wrapper, HubVAE) and wrapper.published

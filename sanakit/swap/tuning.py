@@ -1,6 +1,7 @@
 """What the trainings of a VAE alone share: the VAE and the images that they read, and what is written at the end."""
 
 import shutil
+import uuid
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -60,7 +61,12 @@ class TrainingImages:
 
 
 def write_tuned(swap: "Swap", vae: VAE) -> None:
-    """RUN/vae, anew."""
+    """RUN/vae, anew: the earlier one goes when the new one is known to read back. Raises SK0604."""
     folder = swap.run.path / "vae"
-    shutil.rmtree(folder, ignore_errors=True)
-    save_vae(vae, folder, stock=False)
+    aside = folder.with_name(f".vae-{uuid.uuid4().hex}")
+    try:
+        save_vae(vae, aside, stock=False)
+        shutil.rmtree(folder, ignore_errors=True)
+        aside.rename(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -47,7 +47,8 @@ def changed_weight(model: torch.nn.Module) -> "ChangedWeight":
 
 class ChangedWeight:
     def __init__(self, model: torch.nn.Module) -> None:
-        self.tensor = next((t for t in model.state_dict().values() if t.is_floating_point()), None)
+        tensors = (*model.parameters(), *model.state_dict().values())  # a buffer may be a normalisation: not hashed
+        self.tensor = next((t for t in tensors if t.is_floating_point()), None)
 
     def __enter__(self) -> bool:
         """Whether there is a weight to change."""

@@ -6,7 +6,8 @@ Shapes: B batch, C latent channels, H x W pixels, h x w latents.
 """
 
 from abc import abstractmethod
-from typing import ClassVar, Self
+from collections.abc import Iterable
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,10 @@ from torch import Tensor, nn
 from sanakit.batching import in_batches
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.errors import SanakitError
-from sanakit.hashing import config_facts, hash_module
+from sanakit.hashing import config_facts, hash_tensors
 from sanakit.registry import Registry
 from sanakit.vaes.kept import KeptLatents
-from sanakit.vaes.normalisation import require_usable
+from sanakit.vaes.normalisation import require_usable, state_affine
 
 VAES: Registry[type["VAE"]] = Registry("vaes")
 ROUNDING = 1e-3  # that images may lie beyond [-1, 1]
@@ -32,6 +33,7 @@ class VAE(nn.Module):
     part: ClassVar[str] = "vae"  # of a placement, whose precision it computes in
     hub: ClassVar[str | None] = None
     revision: ClassVar[str | None] = None
+    variant: ClassVar[str] = ""  # of the wrapper, where one class of model is called in several ways
     spec: LatentSpec
     stats: LatentStats
     kept: KeptLatents | None = None  # whose latents these are, where only the decoder was trained
@@ -86,6 +88,15 @@ class VAE(nn.Module):
     def applied_stats(self) -> list[list[float]]:
         """Mean and std of every channel, as they are applied: equal for one value and for as many equal ones."""
         return [buffer.flatten().tolist() for buffer in (self.latents_mean, self.latents_std)]
+
+    def write_stats(self, config: dict[str, Any]) -> None:
+        """States the normalisation in force in the config of a model that was saved, where `from_folder` reads it."""
+        state_affine(config, self.stats, self.spec.latent_channels)
+
+    def stats_buffers(self) -> dict[str, Tensor]:
+        """Buffers of the model that state the normalisation in force, by name, where the family has it beside the
+        weights. They are saved with the weights, and no part of the fingerprint."""
+        return {}
 
     def encode_raw(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) in [-1, 1] -> raw latents (B, C, h, w). Raises SK0217 for images of another range or type,
@@ -162,8 +173,15 @@ class VAE(nn.Module):
         return self.kept.fingerprint if self.kept else self.weights_hash()
 
     def weights_hash(self) -> str:
-        """Of weights, class, configuration and geometry."""
-        return hash_module(self.model, type(self.model).__name__, self.spec.label, *config_facts(self.model))
+        """Of weights, class, configuration, geometry, and how the model is called where its class does not tell."""
+        return self.hash_without((), *config_facts(self.model))
+
+    def hash_without(self, names: Iterable[str], *facts: str) -> str:
+        """Of weights, class and geometry, without some of the parameters. facts: besides."""
+        left_out = {*names, *self.stats_buffers()}
+        tensors = {name: tensor for name, tensor in self.model.state_dict().items() if name not in left_out}
+        variant = (self.variant,) if self.variant else ()
+        return hash_tensors(tensors, type(self.model).__name__, self.spec.label, *variant, *facts)
 
 
 def require_images(images: Tensor) -> None:

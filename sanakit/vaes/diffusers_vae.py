@@ -42,6 +42,8 @@ ALLOWED_CLASSES = {
     "PCAPatchAutoencoder": "pca.PCAVAE",
     "TranslatedAutoencoder": "translated.TranslatedVAE",
 }
+# class -> what its config states where it is wrapped by another class
+VARIANTS = {"VQModel": ("norm_type", "spatial", "vq.MoVQ")}
 OWN_FORMATS = ("PCAPatchAutoencoder", "TranslatedAutoencoder")  # that diffusers does not know
 
 
@@ -180,12 +182,14 @@ def wrapper_of(folder: Path) -> Any:
             "SK0106",
             f"{folder} is a {name or 'folder without _class_name'}, expected one of {', '.join(ALLOWED_CLASSES)}",
         )
-    return wrapper_named(name)
+    return wrapper_named(name, config)
 
 
-def wrapper_named(class_name: str) -> Any:
-    """The class that wraps a diffusers class of the allowlist."""
-    module, _, wrapper = ALLOWED_CLASSES[class_name].partition(".")
+def wrapper_named(class_name: str, config: dict[str, Any]) -> Any:
+    """The class that wraps a diffusers class of the allowlist with this config."""
+    key, value, variant = VARIANTS.get(class_name, ("", None, ""))
+    path = variant if variant and config.get(key) == value else ALLOWED_CLASSES[class_name]
+    module, _, wrapper = path.partition(".")
     return getattr(importlib.import_module(f"sanakit.vaes.{module}"), wrapper)
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import DiffusersVAE, HubVAE
+from sanakit.vaes.normalisation import per_channel
 
 
 class Flux2(DiffusersVAE):
@@ -24,8 +25,18 @@ class Flux2(DiffusersVAE):
 
     @staticmethod
     def read_stats(model: Any, config: dict[str, Any]) -> LatentStats:
+        if (stated := per_channel(config)) is not None:
+            return stated
         std = torch.sqrt(model.bn.running_var + model.config.batch_norm_eps)
         return LatentStats(mean=tuple(model.bn.running_mean.tolist()), std=tuple(std.tolist()))
+
+    def write_stats(self, config: dict[str, Any]) -> None:
+        for key in ("latents_mean", "latents_std"):  # diffusers' pipelines read the batch norm alone
+            config.pop(key, None)
+
+    def stats_buffers(self) -> dict[str, Tensor]:
+        variance = self.latents_std.flatten().cpu().double().square() - self.model.config.batch_norm_eps
+        return {"bn.running_mean": self.latents_mean.flatten(), "bn.running_var": variance.float()}
 
 
 @VAES.register("flux.2-vae", title="FLUX.2 VAE, f16c128 after 2 x 2 stacking", licence="Apache-2.0")

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sanakit.errors import SanakitError, warning_text
-from sanakit.hashing import hash_tensors
 
 if TYPE_CHECKING:
     from sanakit.vaes.base import VAE
@@ -34,9 +33,8 @@ class KeptLatents:
 
 
 def encoder_hash(vae: "VAE", decoder: tuple[str, ...]) -> str:
-    """Of every parameter and buffer of the model but those named, with the geometry."""
-    others = {name: tensor for name, tensor in vae.model.state_dict().items() if name not in set(decoder)}
-    return hash_tensors(others, type(vae.model).__name__, vae.spec.label)
+    """Of every parameter and buffer of the model but those named and the normalisation's, with the geometry."""
+    return vae.hash_without(decoder)
 
 
 def read_kept(vae: "VAE", folder: Path) -> KeptLatents | None:

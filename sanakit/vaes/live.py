@@ -27,8 +27,8 @@ def wrap_autoencoder(model: Any, *, scaling_factor: float | None = None, stats: 
             f"a {name} is no autoencoder that sanakit reads, expected one of {', '.join(ALLOWED_CLASSES)} of diffusers",
             fix="Wrap it: a subclass of sanakit.vaes.VAE with `_encode` and `_decode` (docs/adding-a-component.md).",
         )
-    wrapper: type[DiffusersVAE] = wrapper_named(name)
     config = stated_config(model)
+    wrapper: type[DiffusersVAE] = wrapper_named(name, config)
     note = ""
     if stats is None:
         stats = wrapper.read_stats(model, config)

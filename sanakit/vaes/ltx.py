@@ -5,16 +5,37 @@ The statistics lie beside the weights.
 
 from typing import Any, ClassVar
 
+from torch import Tensor
+
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import FrameVAE, HubVAE
+from sanakit.vaes.normalisation import per_channel
 
 
 class LTX(FrameVAE):
     @staticmethod
     def read_stats(model: Any, config: dict[str, Any]) -> LatentStats:
-        std = model.latents_std / model.config.scaling_factor
-        return LatentStats(mean=tuple(model.latents_mean.tolist()), std=tuple(std.tolist()))
+        """Those of the buffers. A config that states them goes before: it was written to override them."""
+        if (stated := per_channel(config)) is not None:
+            return stated
+        buffers = dict(model.named_buffers())
+        std = buffers["latents_std"] / model.config.scaling_factor
+        return LatentStats(mean=tuple(buffers["latents_mean"].tolist()), std=tuple(std.tolist()))
+
+    def write_stats(self, config: dict[str, Any]) -> None:
+        for key in ("latents_mean", "latents_std"):  # in the config they would hide the buffers
+            config.pop(key, None)
+
+    def stats_buffers(self) -> dict[str, Tensor]:
+        scale = self.model.config.scaling_factor
+        return {"latents_mean": self.latents_mean.flatten(), "latents_std": self.latents_std.flatten() * scale}
+
+    @staticmethod
+    def run_decoder(model: Any, raw_latents: Tensor) -> Tensor:
+        """A model with a timestep denoises its latents; at 0, as the pipeline has it, they are taken as clean."""
+        time = raw_latents.new_zeros(len(raw_latents)) if model.config.timestep_conditioning else None
+        return model.decode(raw_latents[:, :, None], time).sample[:, :, 0]
 
 
 @VAES.register("ltx-video-vae", title="LTX-Video VAE on one frame, f32c128", licence="see repository")

@@ -7,18 +7,61 @@ from typing import Any
 from sanakit.contracts import LatentStats
 from sanakit.errors import SanakitError
 
+OWN = "sanakit_normalisation"  # in the config of a family whose keys of diffusers mean something else
+
+
+def per_channel(config: dict[str, Any]) -> LatentStats | None:
+    """latents_mean with latents_std, None where one of them is not stated. Raises SK0127 for what is no number."""
+    mean, std = config.get("latents_mean"), config.get("latents_std")
+    if mean is None or std is None:
+        return None
+    return LatentStats(mean=numbers("latents_mean", mean), std=numbers("latents_std", std))
+
 
 def affine(config: dict[str, Any]) -> LatentStats | None:
     """latents_mean with latents_std, else scaling_factor with shift_factor, else None.
     Raises SK0127 for what is no number."""
-    mean, std = config.get("latents_mean"), config.get("latents_std")
-    if mean is not None and std is not None:
-        return LatentStats(mean=numbers("latents_mean", mean), std=numbers("latents_std", std))
+    if (stated := per_channel(config)) is not None:
+        return stated
     scale = config.get("scaling_factor")
     if scale is None:
         return None
     shift = one_number("shift_factor", config.get("shift_factor") or 0.0)
     return from_scaling(one_number("scaling_factor", scale), shift)
+
+
+def state_affine(config: dict[str, Any], stats: LatentStats, channels: int) -> None:
+    """Changes a config so that `affine` reads `stats` from it: by factor and shift where they say it, else per channel.
+    One statement; diffusers' pipelines would apply both."""
+    mean, std = stats.mean, stats.std
+    uniform = len(set(mean)) == len(set(std)) == 1
+    listed = config.get("latents_mean") is not None  # it goes before a scaling factor when read back
+    by_factor = "scaling_factor" in config and (mean[0] == 0 or "shift_factor" in config)
+    if uniform and not listed and (by_factor or (mean[0], std[0]) == (0, 1)):
+        config["scaling_factor"] = 1 / std[0]
+        if "shift_factor" in config:
+            config["shift_factor"] = mean[0]
+    else:
+        config["latents_mean"] = list(mean * channels)[:channels]
+        config["latents_std"] = list(std * channels)[:channels]
+        if "scaling_factor" in config:
+            config["scaling_factor"] = 1.0
+        config.pop("shift_factor", None)
+
+
+def own_stats(config: dict[str, Any]) -> LatentStats:
+    """What `state_own` has written, the identity where there is nothing. Raises SK0127."""
+    stated = config.get(OWN) or {}
+    if not isinstance(stated, dict):
+        raise SanakitError("SK0127", f"{OWN} is {stated!r:.80}, expected latents_mean and latents_std")
+    return per_channel(stated) or LatentStats()
+
+
+def state_own(config: dict[str, Any], stats: LatentStats) -> None:
+    """Changes a config so that `own_stats` reads `stats` from it, and leaves diffusers' keys alone."""
+    config.pop(OWN, None)
+    if stats != LatentStats():
+        config[OWN] = {"latents_mean": list(stats.mean), "latents_std": list(stats.std)}
 
 
 def from_scaling(scale: float, shift: float = 0.0) -> LatentStats:

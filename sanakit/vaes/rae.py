@@ -12,6 +12,7 @@ from torch import Tensor
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import DiffusersVAE, HubVAE
+from sanakit.vaes.normalisation import own_stats, state_own
 
 
 class RAE(DiffusersVAE):
@@ -29,7 +30,11 @@ class RAE(DiffusersVAE):
 
     @staticmethod
     def read_stats(model: Any, config: dict[str, Any]) -> LatentStats:
-        return LatentStats()
+        """latents_mean and scaling_factor of the config are applied by the model, and not stated again."""
+        return own_stats(config)
+
+    def write_stats(self, config: dict[str, Any]) -> None:
+        state_own(config, self.stats)
 
 
 def config(hidden_size: int) -> dict[str, Any]:

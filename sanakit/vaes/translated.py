@@ -20,6 +20,7 @@ from sanakit.errors import SanakitError
 from sanakit.files import read_config
 from sanakit.vaes.base import VAE
 from sanakit.vaes.diffusers_vae import wrapper_of
+from sanakit.vaes.normalisation import per_channel
 from sanakit.vaes.pca import PCAVAE
 from sanakit.vaes.saving import write_vae
 from sanakit.weights.find import TRANSFORMERS, find_weights, read_tensors
@@ -110,6 +111,10 @@ class TranslatedVAE(VAE):
     def _decode(self, raw_latents: Tensor) -> Tensor:
         return self.model.target._decode(raw_latents)
 
+    def stats_buffers(self) -> dict[str, Tensor]:
+        parts = ((name, getattr(self.model, name)) for name in PARTS)
+        return {f"{name}.model.{key}": value for name, vae in parts for key, value in vae.stats_buffers().items()}
+
     def save(self, folder: Path) -> None:
         """Both VAEs in their own formats, the map beside them."""
         folder.mkdir(parents=True, exist_ok=True)
@@ -123,7 +128,7 @@ class TranslatedVAE(VAE):
 
     @classmethod
     def from_folder(cls, folder: Path) -> Self:
-        """Raises SK0107 where the map does not fit the two VAEs."""
+        """Raises SK0107 where the map does not fit the two VAEs, SK0127 or SK0202 where the normalisation does not."""
         config = read_config(folder)
         source, target = (wrapper_of(folder / name).from_folder(folder / name) for name in PARTS)
         try:
@@ -136,7 +141,10 @@ class TranslatedVAE(VAE):
         stated, expected = tuple(latent_map.weight.shape), (*channels, SIDE, SIDE)
         if stated != expected or (down, up) != grid_factors(source.spec, target.spec):
             raise SanakitError("SK0107", f"{folder}: the map is {stated}, grids {down} and {up}; expected {expected}")
-        return cls(source, latent_map, target)
+        vae = cls(source, latent_map, target)
+        if (stats := per_channel(config)) is not None:  # the target's own, or what it was given instead
+            vae.set_stats(stats)
+        return vae
 
 
 def save_translated(vae: TranslatedVAE, root: Path, fingerprint: str) -> Path:

@@ -7,6 +7,7 @@ from torch import Tensor
 from sanakit.contracts import LatentSpec, LatentStats
 from sanakit.vaes.base import VAES
 from sanakit.vaes.diffusers_vae import HubVAE
+from sanakit.vaes.normalisation import own_stats, state_own
 
 
 def config(*channels: int, codes: int = 16384, **changes: Any) -> dict[str, Any]:
@@ -26,6 +27,7 @@ def config(*channels: int, codes: int = 16384, **changes: Any) -> dict[str, Any]
 
 class MoVQ(HubVAE):
     model_class = "VQModel"
+    variant = "MoVQ"  # other models of the class decode after quantisation
     spec = LatentSpec(latent_channels=4, spatial_compression_ratio=8)
     stats = LatentStats()
     small = config(32, 32, 32, 32, codes=32, layers_per_block=1)
@@ -37,7 +39,10 @@ class MoVQ(HubVAE):
     @staticmethod
     def read_stats(model: Any, config: dict[str, Any]) -> LatentStats:
         """The config states 0.18215, but the text-to-image pipelines decode without it."""
-        return LatentStats()
+        return own_stats(config)
+
+    def write_stats(self, config: dict[str, Any]) -> None:
+        state_own(config, self.stats)
 
 
 @VAES.register("movq-kandinsky-2.2", title="MoVQ of Kandinsky 2.2, f8c4", licence="Apache-2.0")
