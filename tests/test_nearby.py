@@ -79,9 +79,9 @@ def test_a_row_group_behind_an_address_is_fetched_once_for_all_its_images(tmp_pa
         pq.write_table(pa.Table.from_pylist(rows), file, row_group_size=5)
     read_group = places._read_group.__wrapped__
 
-    def counted(path, group):
+    def counted(path, group, written):
         fetched.append(group)
-        return read_group(path, group)
+        return read_group(path, group, written)
 
     monkeypatch.setattr(places, "_read_group", counted)
     try:

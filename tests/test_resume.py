@@ -72,7 +72,9 @@ def test_another_race_may_have_chosen_another_rate_and_is_not_gone_on_with_silen
     for rate in (2e-3, 2.5e-4):
         strategy = strategy_of(config, raced(rate))
         facts.append(resume_facts(swap, strategy.name, options_of(config, strategy).learning_rate))
-        swap.run = SimpleNamespace(read_json=lambda name, default, rate=rate: raced(rate))
+        swap.run = SimpleNamespace(
+            read_json=lambda name, default, rate=rate: raced(rate), read_validation=lambda: {"stages": {}}
+        )
         fingerprints.append(Swap.fingerprint(swap, "full"))
     assert fingerprints[0] != fingerprints[1]
     save_at(Saver(tmp_path), state, 50, facts[0])

@@ -29,6 +29,9 @@ class Journal:
     def read_json(self, name, default=None):
         return self.files.get(name, default)
 
+    def read_validation(self):
+        return {"stages": {}}
+
 
 def swap_of(monkeypatch, errors, start="auto"):
     """A swap whose starts have these held-out errors, and the list of those that were built."""
