@@ -50,8 +50,8 @@ def test_a_run_that_was_made_longer_rolls_back_to_the_course_that_both_share(sta
             raise MonitorRequest("roll-back", Reading(name="latents", value=1.0, title="drift"), 260)
 
     monitors = SimpleNamespace(restore=lambda extras: None, factor=1.0)
-    watched(go_on, state, monitors, saver, LONG)
-    assert asked == [250, 200] and monitors.factor == 0.5
+    watched(go_on, state, monitors, saver, LONG, lambda: asked.append(state.step))
+    assert asked == [250, 200, 200] and monitors.factor == 0.5
 
 
 def test_another_race_may_have_chosen_another_rate_and_is_not_gone_on_with_silently(state, tmp_path):
@@ -151,4 +151,4 @@ def test_a_second_roll_back_is_refused_after_a_stop_too(state, tmp_path):
         raise MonitorRequest("roll-back", Reading(name="latents", value=1.0, title="drift"), 6)
 
     with pytest.raises(SanakitError, match="SK0511.*after a roll-back"):
-        watched(go_on, state, SimpleNamespace(restore=lambda extras: None, factor=1.0), Saver(tmp_path), SHORT)
+        watched(go_on, state, SimpleNamespace(restore=lambda extras: None, factor=1.0), Saver(tmp_path), SHORT, int)

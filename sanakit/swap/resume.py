@@ -144,7 +144,7 @@ def watched(
     monitors: Monitors,
     saver: Saver,
     facts: dict[str, Any],
-    went_back: Callable[[], object] = int,
+    went_back: Callable[[], object],
 ) -> None:
     """Train; where a monitor asks for it go back once, and on from there at half the learning rate. The alarms that
     asked for it stay in the history, and that it was done in the extras, so that a resume knows both. went_back: called
