@@ -173,6 +173,14 @@ def test_a_stock_folder_is_a_base(stock):
     assert torch.equal(text.encode([PROMPT]).embeds, system.text_encoder.encode([PROMPT]).embeds)
 
 
+def test_no_exported_file_says_where_its_parts_were_read(stock, tmp_path):
+    _, folder = stock
+    write(load_base(f"path:{folder}").system(), tmp_path / "out")
+    texts = {path.parent.name: path.read_text() for path in (tmp_path / "out").rglob("config.json")}
+    assert {"transformer", "vae", "text_encoder"} <= texts.keys()
+    assert not [name for name, text in texts.items() if str(folder) in text or "_name_or_path" in text]
+
+
 def test_a_live_stock_pipeline_is_the_base_of_its_folder(stock):
     system, folder = stock
     pipe = SanaPipeline.from_pretrained(folder)

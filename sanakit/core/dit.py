@@ -15,6 +15,7 @@ from sanakit.adapters import adapters_of, attach
 from sanakit.errors import SanakitError
 from sanakit.weights.find import DIFFUSERS, find_weights, read_tensors, said
 from sanakit.weights.load import load_model
+from sanakit.weights.save import save_model
 
 ADAPTERS_FILE = "adapters.json"  # beside a core's weights, where it has adapters with modules of their own
 GROUPS = ("input", "output", "caption", "cross_attention", "core")
@@ -43,7 +44,7 @@ def parameters_by_group(core: nn.Module) -> dict[str, list[nn.Parameter]]:
 
 def save_core(core: SanaTransformer2DModel, folder: Path) -> None:
     """As diffusers saves it; the names of its adapters beside it."""
-    core.save_pretrained(folder)
+    save_model(core, folder)
     names = folder / ADAPTERS_FILE
     if adapters_of(core):
         names.write_text(json.dumps({"adapters": adapters_of(core)}) + "\n", encoding="utf-8")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sanakit.errors import SanakitError
 from sanakit.vaes.base import VAE
+from sanakit.weights.save import save_model
 
 
 def write_vae(vae: VAE, folder: Path) -> None:
@@ -27,7 +28,7 @@ def write_vae(vae: VAE, folder: Path) -> None:
 def _save_model(vae: VAE, folder: Path) -> None:
     """`save_pretrained`, with the normalisation where the family's `from_folder` reads it."""
     with _holding(vae.model, vae.stats_buffers()):
-        vae.model.save_pretrained(folder)
+        save_model(vae.model, folder)
     path = folder / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     vae.write_stats(config)
