@@ -2,6 +2,9 @@
 memory."""
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from copy import copy, deepcopy
 from dataclasses import replace
 from types import SimpleNamespace
@@ -96,6 +99,28 @@ def test_streamed_batches_are_those_of_any_number_of_workers_and_ranks(tiny_syst
             assert torch.equal(getattr(alone, name), getattr(four, name)) and torch.equal(getattr(alone, name), ranks)
         assert torch.equal(alone.latents, four.latents) and torch.equal(alone.prompt.embeds, four.prompt.embeds)
         assert torch.allclose(alone.latents, torch.cat([half.latents for half in halves]), atol=1e-5)
+
+
+def test_a_tokenizer_is_called_by_one_thread_at_a_time():
+    """A fast one keeps padding and truncation of a call in itself: two calls at once end in an error."""
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    own, free, met = encoder.tokenizer, threading.Lock(), []
+
+    def watched(*args, **options):
+        alone = free.acquire(blocking=False)
+        met.append(alone)
+        time.sleep(0.002)
+        result = own(*args, **options)
+        if alone:
+            free.release()
+        return result
+
+    alone = encoder.encode(["a red apple"] * 3)
+    encoder.tokenizer = watched
+    with ThreadPoolExecutor(4) as pool:
+        read = list(pool.map(lambda _: encoder.encode(["a red apple"] * 3), range(8)))
+    assert len(met) == 16 and all(met)
+    assert all(torch.equal(one.embeds, alone.embeds) for one in read)
 
 
 def test_live_draws_from_the_posterior_in_buckets(tmp_path):

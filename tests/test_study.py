@@ -150,6 +150,20 @@ def test_a_swap_that_arrives_late_is_due_a_second_seed_and_status_counts(tmp_pat
     assert decision_study.next_run("tiny-sana", set(), tmp_path) is None, "its base has not been made"
     with pytest.raises(SystemExit, match="its fingerprint is"):
         decision_study.require_base("dc-minilm", {"core": "other"}, "d", tmp_path)
+    study_rows.write_base("dc-minilm", {"fingerprint": "f1", "data": "d"}, tmp_path)  # trained anew by the same recipe
+    assert run.name in decision_study.done_runs(tmp_path)[0]
+    study_rows.write_base("dc-minilm", {"fingerprint": "f2", "data": "d", "recipe": "another"}, tmp_path)
+    assert decision_study.done_runs(tmp_path) == (set(), set())
+
+
+def test_bases_of_the_study_are_kept_with_their_cards():
+    import study_rows
+
+    for name, facts in study_rows.read_bases().items():
+        card = EXPERIMENTS.parent / "assets/study_bases" / name / "card.json"
+        if name != "tiny-sana":  # packaged
+            assert json.loads(card.read_text())["quality"] == facts["quality"]
+            assert "_name_or_path" not in json.loads(card.with_name("config.json").read_text())
 
 
 def test_rows_keep_per_image_errors_and_outlive_a_killed_writer(tmp_path):

@@ -1,6 +1,5 @@
 """Is the smoke stage right? Every strategy of a swap is run to the end and compared with what its race would have said.
 
-    python experiments/studies/study_world.py base tiny-sana      # once for each base: core and fingerprint
     python experiments/studies/study_candidates.py                # once: candidates that no package ships
     python experiments/studies/decision_study.py status           # how many runs of how many are done
     python experiments/studies/decision_study.py work             # the plan's next unfinished run, until stopped
@@ -34,9 +33,9 @@ STUDY = "study_verdict.json"
 
 def done_runs(results: Path = RESULTS) -> tuple[set[str], set[str]]:
     """Names of the runs that are done on today's bases and plan, and of the swaps that are due a second seed."""
-    bases = {name: facts["fingerprint"] for name, facts in read_bases(results).items()}
+    bases = {name: {facts["fingerprint"], *facts.get("earlier", [])} for name, facts in read_bases(results).items()}
     lines = [line for line in read_ledger(results) if line["plan"] == plan_fingerprint()]
-    valid = [line for line in lines if line["base_fingerprint"] == bases.get(line["swap"].split()[0])]
+    valid = [line for line in lines if line["base_fingerprint"] in bases.get(line["swap"].split()[0], ())]
     return {line["run"] for line in valid}, {line["swap"] for line in valid if line["late"] and not line["seed"]}
 
 
@@ -113,6 +112,7 @@ def finish(run: StudyRun) -> None:
 
 def open_swap(run: StudyRun) -> Any:
     from study_candidates import name_of
+    from study_world import base_name
 
     from sanakit.config import make_config
     from sanakit.run import RunFolder
@@ -121,7 +121,7 @@ def open_swap(run: StudyRun) -> Any:
     swap = run.swap
     size = IMAGE_SIZES.get(swap.base)
     values = {
-        "base": swap.base if size else f"path:{WORLD / f'base-{swap.base}'}",
+        "base": base_name(swap.base),
         "vae" if swap.kind == "vae" else "text_encoder": {"name": name_of(swap.candidate)},
         "data": {"image_size": size or 64},
         "train": {"seed": run.seed},
@@ -141,8 +141,8 @@ def require_base(name: str, fingerprint: dict[str, str], data: str, results: Pat
         if known.get(key) != value:
             raise SystemExit(
                 f"base {name}: its {key} is {value[:12]}, study_bases.json says {str(known.get(key))[:12]}. "
-                f"If the base was made anew, run `python experiments/studies/study_world.py base {name}`: runs on the "
-                "old one then no longer count."
+                f"`python experiments/studies/study_world.py base {name}` makes another one; runs on the old one then "
+                "count only if recipe and data are the same."
             )
 
 

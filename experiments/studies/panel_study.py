@@ -1,7 +1,6 @@
 """Does anything measured on a VAE alone say how a swap to it will go? Rank correlation of the component panel, and of
 plain reconstruction, with what becomes of a swap.
 
-    python experiments/studies/study_world.py base dc-minilm   # once: the base
     python experiments/studies/study_candidates.py             # once: candidates that no package ships
     python experiments/studies/panel_study.py                  # writes results/panel_study.json; run again to go on
 
@@ -20,6 +19,7 @@ from rate_study import STEPS, Cell, run_cell
 from scipy.stats import spearmanr
 from study_candidates import name_of
 from study_plan import SWAPS, StudySwap, evaluation_third
+from study_world import base_name
 
 from sanakit.checks.diffusability import panel
 from sanakit.data import load_images
@@ -44,7 +44,7 @@ def candidates() -> list[str]:
 
 def outcome(name: str) -> float:
     """Relative error at the last step, at the better rate. Curves of rates that are measured are read, not repeated."""
-    cell = Cell(name=f"{BASE}/vae", base=f"path:runs/study/base-{BASE}", kind="vae", candidate=name, image_size=SIZE)
+    cell = Cell(name=f"{BASE}/vae", base=base_name(BASE), kind="vae", candidate=name, image_size=SIZE)
     record = run_cell(cell, seed=0, rates=RATES, steps=STEPS, results=CURVES)
     return min(row["errors"][-1] for row in record["rates"].values() if not row["diverged"])
 

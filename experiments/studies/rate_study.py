@@ -1,6 +1,5 @@
 """How does the best learning rate move with the width of a core?
 
-    python experiments/studies/study_world.py base dc-minilm     # once: the core of 1.3 M parameters
     python experiments/studies/rate_study.py                     # every unfinished cell; run again to go on
     python experiments/studies/rate_study.py --cell tiny-sana/vae --seed 1
     python experiments/studies/rate_study.py --base path:DIR --cell wide/vae --image-size 96  # a core of another width
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from study_world import base_name
 
 from sanakit.config import make_config
 from sanakit.run import RunFolder
@@ -54,7 +54,7 @@ class Cell:
 
 CELLS = [
     Cell(name=f"{core}/{kind}", base=base, kind=kind, candidate=CANDIDATES[kind], image_size=size)
-    for core, base, size in (("dc-minilm", "path:runs/study/base-dc-minilm", 64), ("tiny-sana", "tiny-sana", 96))
+    for core, base, size in (("dc-minilm", base_name("dc-minilm"), 64), ("tiny-sana", "tiny-sana", 96))
     for kind in CANDIDATES
 ]
 

@@ -67,13 +67,21 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def read_bases(results: Path = RESULTS) -> dict[str, dict[str, Any]]:
-    """By name of a base: {"fingerprint", "data", "held_out_loss"}, as `study_world.py base` left it."""
+    """By name of a base: {"fingerprint", "data", "recipe", "quality", "earlier"}, as `study_world.py base` left it.
+    earlier: other fingerprints of the same recipe on the same data, as processors round differently and versions of
+    sanakit hash differently: runs on them count."""
     path = results / BASES
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def write_base(name: str, facts: dict[str, Any], results: Path = RESULTS) -> None:
-    bases = read_bases(results) | {name: facts}
+    """A base made anew by another recipe, or on other data, makes the runs on earlier ones void."""
+    bases = read_bases(results)
+    known = bases.get(name, {})
+    if known and all(known.get(key) == facts.get(key) for key in ("recipe", "data")):
+        earlier = {*known.get("earlier", []), known["fingerprint"]} - {facts["fingerprint"]}
+        facts = facts | {"earlier": sorted(earlier)}
+    bases[name] = facts
     (results / BASES).write_text(json.dumps(dict(sorted(bases.items())), indent=1) + "\n")
 
 

@@ -6,12 +6,14 @@
     python experiments/studies/study_world.py reference dc-f16c16 # the recipe of dc-minilm in another VAE's latents
 
 Images at 64 px, 16 tokens, a core of 1.3 M parameters: small enough that a swap is run to its end under every
-strategy in minutes, trained by the recipe of tiny-sana until its held-out loss is flat. Everything lies under
-runs/study and is made again by the same command. `base` also writes the base's fingerprint and the data's into
+strategy in minutes, trained by the recipe of tiny-sana until its held-out loss is flat. Bases are kept in
+experiments/assets/study_bases, as another processor rounds otherwise and trains another one from the same seed;
+references lie under runs/study. `base` also writes the base's fingerprint and the data's into
 experiments/results/study_bases.json: a run of the study on another base is refused. Candidates: study_candidates.py.
 """
 
 import argparse
+import copy
 import json
 import time
 from pathlib import Path
@@ -27,12 +29,13 @@ from sanakit.data import load_images
 from sanakit.data.dataset import build_dataset
 from sanakit.evaluation.held_out import averaged, held_out
 from sanakit.hashing import hash_record
-from sanakit.loading import CORES, load_base, load_text_encoder, load_vae
+from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.run import RunFolder
 from sanakit.swap.context import Swap
 from sanakit.training.loop import TrainOptions, fit, new_state
 
 WORLD = Path("runs/study")
+KEPT = Path("experiments/assets/study_bases")
 SIZE = 64
 TOKENS = 16
 BASES = {"dc-minilm": ("dc-f16c32", "minilm"), "pca-wordllama": ("pca-f16c32", "wordllama")}
@@ -83,9 +86,9 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
         rows.append([until, round(known, 4), round(own_loss, 4)])
         print(vae_name, encoder_name, rows[-1], f"{time.monotonic() - start:.0f} s", flush=True)
     assert state.ema is not None
-    core.load_state_dict(state.ema)
+    core.load_state_dict({name: value.bfloat16() for name, value in state.ema.items()})  # as it is kept
     loss = {p: held_out(system, test, count=len(test), prompt=p).loss for p in ("own", "null", "shuffled")}
-    core.save_pretrained(folder)
+    copy.deepcopy(core).to(torch.bfloat16).save_pretrained(folder)
     card = {
         "recipe": (
             f"experiments/studies/study_world.py, {steps} steps of 32, learning rate {rate:g}, cosine, average .998"
@@ -110,10 +113,14 @@ def train_core(vae_name: str, encoder_name: str, folder: Path, *, steps: int, ra
     return card
 
 
+def base_name(name: str) -> str:
+    """As configurations name it: that of an embedded base, or the folder in which it is kept."""
+    return name if name in EMBEDDED else f"path:{KEPT / name}"
+
+
 def note_base(name: str) -> dict[str, Any]:
     """Fingerprint and quality of a base as it is now, into study_bases.json: the study refuses runs on any other."""
-    folder = CORES / name if name in EMBEDDED else WORLD / f"base-{name}"
-    base = load_base(name if name in EMBEDDED else f"path:{folder}")
+    base = load_base(base_name(name))
     size = base.card["image_size"]
     values = {"base": base.name, "vae": {"name": base.card["vae"]}, "data": {"image_size": size}}
     config = make_config(values)
@@ -140,7 +147,8 @@ def main() -> None:
     torch.set_num_threads(1)
     if args.kind == "reference" or args.name not in EMBEDDED:
         vae, encoder = BASES[args.name] if args.kind == "base" else (args.name, "minilm")
-        folder = WORLD / f"{args.kind}-{args.name.replace(':', '-').replace('/', '-')}"
+        reference = WORLD / f"reference-{args.name.replace(':', '-').replace('/', '-')}"
+        folder = KEPT / args.name if args.kind == "base" else reference
         train_core(vae, encoder, folder, steps=args.steps, rate=args.rate, seed=args.seed)
     if args.kind == "base":
         note_base(args.name)

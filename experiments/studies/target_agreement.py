@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from study_world import SIZE, WORLD
+from study_world import KEPT, SIZE, WORLD, base_name
 
 from sanakit.assembly import LatentDiffusion, evaluating
 from sanakit.checks.diffusability import kid
@@ -86,10 +86,10 @@ def read(system: LatentDiffusion, base: LatentDiffusion) -> dict[str, float]:
 
 def main() -> None:
     torch.set_num_threads(1)
-    base = load_base(f"path:{WORLD / 'base-dc-minilm'}").system()
+    base = load_base(base_name("dc-minilm")).system()
     base_reading = read(base, base)
     rows: dict[str, Any] = {}
-    others = [*sorted(WORLD.glob("reference-*/card.json")), WORLD / "base-pca-wordllama" / "card.json"]
+    others = [*sorted(WORLD.glob("reference-*/card.json")), KEPT / "pca-wordllama/card.json"]
     for folder in others:
         measured = read(load_base(f"path:{folder.parent}").system(), base)
         name = folder.parent.name.removeprefix("reference-")

@@ -1,6 +1,7 @@
 """Tokenizers from folders: where they lie, and whether the model has an embedding for each of their tokens."""
 
 import json
+import threading
 from collections.abc import Iterable, Set
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,14 @@ SAVE_TOKENIZER = (
     "Save it there: `tokenizer.save_pretrained(DIR)`, in a pipeline into the folder `tokenizer` beside the encoder."
 )
 WORD_START = "\u2581"  # SentencePiece's space
+_CALLING = threading.Lock()
+
+
+def called(tokenizer: Any, prompts: Any, **options: Any) -> Any:
+    """What a transformers tokenizer makes of prompts. One call at a time: a fast tokenizer keeps padding and truncation
+    of a call in itself, and calls of two threads would read each other's."""
+    with _CALLING:
+        return tokenizer(prompts, **options)
 
 
 def tokenizer_folder(folder: Path) -> Path:

@@ -15,7 +15,7 @@ from sanakit.errors import SanakitError
 from sanakit.files import read_config
 from sanakit.text_encoders.base import PromptEmbeds, TextEncoder
 from sanakit.text_encoders.tiny import SPECIAL, byte_tokenizer
-from sanakit.text_encoders.tokenizers import load_tokenizer, require_rows, rows_of, tokenizer_folder
+from sanakit.text_encoders.tokenizers import called, load_tokenizer, require_rows, rows_of, tokenizer_folder
 from sanakit.weights.find import TRANSFORMERS
 from sanakit.weights.load import load_model
 from sanakit.weights.quantised import accepted_quantisation, dequantised
@@ -86,7 +86,8 @@ class TransformerEncoder(TextEncoder):
         padding, so that attention over it is defined.
         """
         kept, total = self.spec.max_tokens, self._window(prompts[0])
-        batch = self.tokenizer(
+        batch = called(
+            self.tokenizer,
             prompts,
             padding="max_length",
             max_length=total,
@@ -104,7 +105,7 @@ class TransformerEncoder(TextEncoder):
         """Tokens of a prompt that the model reads: the instruction comes on top of those that are kept."""
         prefix, kept = self.spec.instruction, self.spec.max_tokens
         if self.spec.select == "first-last" and prefix and prompt.startswith(prefix):
-            return kept + len(self.tokenizer.encode(prefix)) - 2
+            return kept + len(called(self.tokenizer, prefix)["input_ids"]) - 2
         return kept
 
     def _groups(self, prompts: list[str]) -> list[list[int]]:
@@ -117,7 +118,7 @@ class TransformerEncoder(TextEncoder):
 
     def _encode(self, prompts: list[str]) -> tuple[Tensor, Tensor, int]:
         (hidden,), mask = self._read(prompts, [self.spec.layer])
-        tokens = self.tokenizer(prompts)["input_ids"]
+        tokens = called(self.tokenizer, prompts)["input_ids"]
         truncated = sum(len(ids) > self._window(prompt) for ids, prompt in zip(tokens, prompts, strict=True))
         return hidden, mask, truncated
 
