@@ -1,5 +1,4 @@
-"""Transformers models that give hidden states (decoder-only, encoder-only, the encoder of a pair),
-read by their TextSpec."""
+"""Transformers models that give hidden states (decoders, encoders, the encoder of a pair), read by their TextSpec."""
 
 from collections.abc import Sequence
 from dataclasses import replace
