@@ -21,6 +21,7 @@ from sanakit.interop.export import export_pipeline, save_vae
 from sanakit.interop.lora import LAYERS_FILE, RECIPE, save_lora
 from sanakit.interop.pipeline import SanakitPipeline
 from sanakit.loading import load_base, load_text_encoder, load_vae
+from sanakit.needs.outline import outline_vae
 from sanakit.sampling import SCHEDULERS, new_scheduler, sample_euler, sample_images, sample_scheduled
 from sanakit.strategies.base import STRATEGIES, add_lora
 from sanakit.swap.plan import build
@@ -279,6 +280,7 @@ def test_every_vae_reads_back_or_is_refused(name, tmp_path):
     back = load_vae(f"path:{tmp_path / 'vae'}")
     assert back.spec == vae.spec and back.fingerprint() == vae.fingerprint()
     torch.testing.assert_close(back.latents_std, vae.latents_std)
+    assert outline_vae(f"path:{tmp_path / 'vae'}").spec == vae.spec, "dry runs read its folder, too"
 
 
 @pytest.mark.parametrize("name", TEXT_ENCODERS.names())

@@ -138,27 +138,33 @@ def outline_base(name: str) -> BaseOutline:
 
 def outline_vae(name: str) -> VAEOutline:
     """By a registered name, `path:` or `hub:`; weights are read only where no configuration tells everything."""
-    folder = _folder(name)
-    mode = FakeTensorMode()
+    folder, mode = _folder(name), FakeTensorMode()
+    wrapper, model = _registered(VAES, name), None
     if folder is not None and read_config(folder).get("_class_name") in set(ALLOWED_CLASSES) - set(OWN_FORMATS):
-        import diffusers
-
-        wrapper = wrapper_of(folder)
-        kind = getattr(diffusers, str(read_config(folder)["_class_name"]))
-        known = inspect.signature(kind.__init__).parameters  # a normalisation may be stated that the class lacks
-        model = _built(mode, lambda: kind(**{k: v for k, v in read_config(folder).items() if k in known}))
-    else:
-        wrapper = _registered(VAES, name)
-        published = wrapper is not None and issubclass(wrapper, HubVAE) and wrapper.published
-        if not published:
-            loaded = load_vae(name)
-            stored = _stored(loaded.model)
-            as_fake(loaded, mode)
-            return VAEOutline(name=name, spec=loaded.spec, model=loaded.model, mode=mode, wrapper=loaded, stored=stored)
-        model = _built(mode, lambda: wrapper.build(published))
+        wrapper, model = wrapper_of(folder), _of_config(folder, mode)
+    elif wrapper is not None and issubclass(wrapper, HubVAE) and wrapper.published:
+        model = _built(mode, lambda: wrapper.build(wrapper.published))
+    if model is None:
+        loaded = load_vae(name)
+        stored = _stored(loaded.model)
+        as_fake(loaded, mode)
+        return VAEOutline(name=name, spec=loaded.spec, model=loaded.model, mode=mode, wrapper=loaded, stored=stored)
     with mode:
         spec = diffusers_spec(model, wrapper)
     return VAEOutline(name=name, spec=spec, model=model, mode=mode, wrapper=wrapper, stored=_stored(model))
+
+
+def _of_config(folder: Path, mode: FakeTensorMode) -> nn.Module | None:
+    """A diffusers VAE of fake tensors; None where its constructor reads numbers (Cosmos, RAE), which those have not."""
+    import diffusers
+
+    config = read_config(folder)
+    kind = getattr(diffusers, str(config["_class_name"]))
+    known = inspect.signature(kind.__init__).parameters  # a normalisation may be stated that the class lacks
+    try:
+        return _built(mode, lambda: kind(**{k: v for k, v in config.items() if k in known}))
+    except (AssertionError, RuntimeError):  # as torch refuses it
+        return None
 
 
 def outline_encoder(name: str) -> TextOutline:
