@@ -2,9 +2,10 @@
 and what became of every strategy.
 
 The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms
-that train. Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's
-step time, measured side by side, and what distillation spends on the base's trajectories before its first step. An
-arrival beyond the horizon is none: the race's probability is of arriving within it.
+that train; of an arm that leaves the race they see what it had shown by then. Controls do not race. Truth: the cheapest
+strategy that reaches the target, cost = steps x the strategy's step time, measured side by side, and what distillation
+spends on the base's trajectories before its first step. An arrival beyond the horizon is none: the race's probability
+is of arriving within it.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def replayed_arm(name: str, arm: StudyArm) -> Arm:
     steps = [int(step) for step in arm.curve.steps]
     options: Any = SimpleNamespace(learning_rate=arm.curve.rate * plain.learning_rate)
     unused: Any = None
-    state: Any = SimpleNamespace(skipped=[]) if arm.trained else None
+    state: Any = SimpleNamespace(skipped=[]) if arm.trained or arm.diverged else None
     return Arm(
         strategy=strategy,
         system=unused,
@@ -62,7 +63,8 @@ def replayed_arm(name: str, arm: StudyArm) -> Arm:
         seconds=arm.step_cost * steps[-1],
         seconds_at={step: arm.step_cost * step for step in steps},
         seconds_once=arm.once,
-        trained_parameters=int(arm.trained),
+        trained_parameters=arm.parameters,
+        diverged=arm.diverged,
     )
 
 
@@ -76,15 +78,19 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     question = question_of(record, law)
     arms = {arm.curve.name: replayed_arm(arm.curve.name, arm) for arm in race_of(record)}
     running = [arm for arm in arms.values() if arm.state]
-    upto = dict.fromkeys(arms, 0)
+    swept = {name: plan.rates_at if record.arms[name].rates > 1 else 0 for name in arms}
+    upto = dict(swept)
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
         if not any(rung in arm.steps or arm.steps[-1] < rung for arm in running):
             continue  # the earlier study did not evaluate there
         for arm in running:
-            upto[arm.strategy.name] = rung
+            upto[arm.strategy.name] = max(rung, swept[arm.strategy.name])
             stay_there(arm, rung)
-        running, ended = go_on(question, running, rung, plan), rung
+        entered, running, ended = running, go_on(question, running, rung, plan), rung
+        for arm in entered:
+            if arm not in running:
+                forget(arm, upto[arm.strategy.name])
         if len(plan.ends) > 1 and rung in plan.ends:
             answer, _ = conclude(question, list(arms.values()), running, plan, rung)
             if answer.told:
@@ -103,11 +109,18 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
 
 def stay_there(arm: Arm, rung: int) -> None:
     """A run of the study that ended at the target before a rung is taken to be at its last error there."""
-    if arm.steps[-1] < rung:
+    if arm.steps[-1] < rung and not arm.diverged:
         arm.steps.append(rung)
         arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
         arm.seconds_at[rung] = arm.seconds_per_step * rung
         arm.seconds = arm.seconds_at[rung]
+
+
+def forget(arm: Arm, last: int) -> None:
+    """An arm that does not go on from a rung has shown the race nothing after step `last`; the study ran it on."""
+    known = sum(step <= last for step in arm.steps)
+    del arm.steps[known:], arm.errors_by_evaluation[known:]
+    arm.seconds = arm.seconds_at[arm.steps[-1]]
 
 
 def draws_at(record: StudyRecord, law: SlopeLaw, names: Sequence[str], end: int) -> Draws:

@@ -1,0 +1,93 @@
+"""What a replayed race may see of curves that the study ran further than the race would have."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+EXPERIMENTS = Path(__file__).parent.parent / "experiments" / "studies"
+STEPS = (0, 6, 12, 25, 50, 75, 100, 150, 200, 300, 400, 500)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _importable():
+    """The study's scripts import one another by their plain names."""
+    sys.path.insert(0, str(EXPERIMENTS))
+    yield
+    sys.path.remove(str(EXPERIMENTS))
+
+
+def record_of(curves, diverged="", **changes):
+    """A record of the study under way. curves: by name of an arm its mean errors at STEPS, or the first of them.
+    diverged: the arm that did."""
+    from study_curves import from_row
+    from study_rows import packed
+
+    arms = {}
+    for name, errors in curves.items():
+        images = np.asarray(errors)[:, None] + np.linspace(-0.01, 0.01, 16)
+        arms[name] = {
+            "steps": list(STEPS[: len(errors)]),
+            "mean": list(errors),
+            "errors": packed(images),
+            "rates": {"0.001": 1.1, "0.0005": 1.2, "0.002": None} if len(errors) > 1 or name == diverged else {},
+            "diverged": "loss nan after step 20" if name == diverged else "",
+            "trained_parameters": 10 * (len(errors) > 1),
+        }
+    row = {"kind": "vae", "base": "dc-minilm", "candidate": "c", "seed": 0, "measure": "loss", "tolerance": 1.05}
+    row |= {"core": {"parameters": 10, "tokens": 4, "batch": 32}, "base_errors": packed(np.ones(16)), "arms": arms}
+    return from_row(row | changes)
+
+
+def falling(rate, start=1.4):
+    return [1.0 + (start - 1.0) * float(np.exp(-rate * step)) for step in STEPS]
+
+
+def late_fall(step):
+    """Behind until `step`, then at the target."""
+    return [1.4 if s < step else 1.0 for s in STEPS]
+
+
+def test_a_race_sees_nothing_of_a_dropped_strategy_after_it_left():
+    from study_replay import replay
+
+    from sanakit.swap.rungs import fixed_rungs
+    from sanakit.swap.slope_law import packaged_law
+
+    others = {"align": [1.4], "lora": falling(0.003), "finetune": falling(0.0025)}
+    for budget, left in ((100, 50), (200, 100)):
+        plan = fixed_rungs(budget)
+        seen, unseen = (
+            replay(record_of(others | {"align+head": curve}), packaged_law(), plan)
+            for curve in (late_fall(left + 25), [1.4] * len(STEPS))
+        )
+        head = seen.arms["align+head"]
+        assert head.dropped and head.steps[-1] == left and head.forecast is None
+        assert seen.result.answer == unseen.result.answer and seen.result.answer.name != "align+head"
+        assert seen.spent == unseen.spent == 3 * 2 * left + 2 * budget + left, "three rates each, two go to the end"
+
+
+def test_a_dropped_strategy_was_trained_to_where_its_rate_was_chosen():
+    from study_replay import AUTO, replay
+
+    from sanakit.swap.slope_law import packaged_law
+
+    curves = {"align": [1.4], "align+head": [2.0] * 12, "lora": falling(0.0005), "finetune": falling(0.0006)}
+    curves["cross-attention"] = [2.0] * 12
+    said = replay(record_of(curves, kind="text"), packaged_law(), AUTO)
+    assert "at step 25" in said.arms["align+head"].dropped and said.arms["align+head"].steps[-1] == 50
+    assert said.spent == 2 * 150 + 2 * (100 + said.result.step)
+
+
+def test_a_strategy_that_diverged_leaves_the_replayed_race():
+    from study_replay import AUTO, replay
+
+    from sanakit.swap.slope_law import packaged_law
+
+    curves = {"align": [1.4], "lora": falling(0.0005), "finetune": falling(0.0004)}
+    for known in (1, 3, 8):  # evaluations before it diverged, the last one the lowest error of all
+        short = [*falling(0.0001)[: known - 1], 1.07]
+        said = replay(record_of(curves | {"align+head": short}, diverged="align+head"), packaged_law(), AUTO)
+        assert said.arms["align+head"] not in said.result.finalists and said.arms["align+head"].forecast is None
+        assert said.result.answer.name != "align+head"
