@@ -91,3 +91,44 @@ def test_a_strategy_that_diverged_leaves_the_replayed_race():
         said = replay(record_of(curves | {"align+head": short}, diverged="align+head"), packaged_law(), AUTO)
         assert said.arms["align+head"] not in said.result.finalists and said.arms["align+head"].forecast is None
         assert said.result.answer.name != "align+head"
+
+
+def test_an_answer_that_a_longer_run_could_turn_is_said_to_be_open():
+    from study_replay import is_right, open_to
+
+    arrives = [1.4] * 11 + [1.0]  # at some step between 400 and 500
+    record = record_of(
+        {"align": [1.4], "align+head": [1.4] * 12, "lora": [1.4] * 12, "finetune": arrives},
+        step_cost={"align": 0.0, "align+head": 0.5, "lora": 1.0, "finetune": 1.0},
+    )
+    assert is_right(record, "finetune") and open_to(record, "finetune") == ["align+head"]
+    assert not is_right(record, "align+head") and open_to(record, "align+head") == ["align+head"]
+    assert not is_right(record, "lora") and open_to(record, "lora") == ["lora"]
+    assert not is_right(record, "") and open_to(record, "") == []
+    nobody = record_of({"align": [1.4], "lora": [1.4] * 12})
+    assert is_right(nobody, "") and open_to(nobody, "") == ["lora"] == open_to(nobody, "lora")
+
+
+def test_the_third_is_not_judged_by_constants_of_other_runs_or_in_another_unit():
+    import study_verdict
+    from study_curves import read_records
+
+    from sanakit.swap.calibration import calibrated_for
+
+    known = record_of({"align": [1.4]}, measure=calibrated_for("vae")["measure"])
+    study_verdict.require_unit([known])
+    with pytest.raises(SystemExit, match="runs of vae are in another unit"):
+        study_verdict.require_unit([known, record_of({"align": [1.4]})])
+    with pytest.raises(SystemExit, match="constants are of other runs"):
+        study_verdict.require_constants(read_records(()))
+
+
+def test_coverage_is_unknown_where_every_run_is_censored():
+    from study_forecasts import coverage_figures
+    from study_measures import Forecasted, coverage
+
+    none = [Forecasted(swap=swap, share=0.4, censored=True, score=None) for swap in "abc"]
+    assert np.isnan(coverage(none, 0.8)) and coverage_figures(none)["coverage_80"] is None
+    some = [*none, Forecasted(swap="d", share=0.5, censored=False, score=1.0)]
+    low, high = coverage_figures(some)["coverage_80_interval"]
+    assert low == high == 1.0, "samples without d say nothing"

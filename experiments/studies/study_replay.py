@@ -166,6 +166,23 @@ def is_right(record: StudyRecord, named: str) -> bool:
     return named in cost and cost[named] + 1 <= CHEAPEST * (min(cost.values()) + 1)
 
 
+def open_to(record: StudyRecord, named: str) -> list[str]:
+    """The strategies that were not run far enough to be sure of `is_right`: had one of them arrived on the next step,
+    a right answer would be wrong, or a wrong one right."""
+    cost, right = costs(record), is_right(record, named)
+    least = {
+        arm.curve.name: float(arm.curve.steps[-1]) * arm.step_cost + arm.once
+        for arm in race_of(record)
+        if arm.trained and arm.curve.name not in cost and arm.curve.steps[-1] < HORIZON
+    }
+    if not named:
+        return list(least) if right else []
+    if right:
+        return [name for name, value in least.items() if cost[named] + 1 > CHEAPEST * (value + 1)]
+    cheapest = min(cost.values(), default=np.inf)
+    return [name for name in least if name == named and least[name] + 1 <= CHEAPEST * (cheapest + 1)]
+
+
 def regret(record: StudyRecord, named: str) -> float | None:
     """Cost of the strategy that was named over the cheapest; None where either did not arrive."""
     cost = costs(record)
@@ -191,12 +208,15 @@ def row_of(record: StudyRecord, said: Said) -> dict[str, Any]:
         "stopped_by": result.stopped_by,
         "conclusive": answer.told,
         "right": said.right,
+        "open": open_to(record, answer.name if answer.in_sight else ""),
         "regret": None if ratio is None else round(ratio, 3),
         "steps": {name: None if value is None else round(value) for name, value in needed.items()},
         "run_to": {name: int(curve.steps[-1]) for name, curve in curves.items()},
         "dropped": {name: arm.dropped for name, arm in said.arms.items() if arm.dropped},
         "forecast": {name: arm.forecast.as_dict() for name, arm in said.arms.items() if arm.forecast},
         "curves": {name: [curve.steps.tolist(), curve.errors.round(4).tolist()] for name, curve in curves.items()},
+        "spent": round(said.spent, 2),
+        "level": round(record.level, 5),
         "step_cost": {name: arm.step_cost for name, arm in record.arms.items()},
         "cost_once": {name: arm.once for name, arm in record.arms.items() if arm.once},
         **record.facts,
