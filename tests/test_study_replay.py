@@ -132,3 +132,21 @@ def test_coverage_is_unknown_where_every_run_is_censored():
     some = [*none, Forecasted(swap="d", share=0.5, censored=False, score=1.0)]
     low, high = coverage_figures(some)["coverage_80_interval"]
     assert low == high == 1.0, "samples without d say nothing"
+
+
+def test_arms_that_differ_in_their_start_alone_cost_the_same_a_step():
+    from study_curves import costs_of_strategies
+
+    measured = {"align": 0.0, "lora": 0.8, "finetune@align-blocks": 1.0, "finetune": 0.5, "distill": 0.4}
+    costs, slowest = costs_of_strategies(measured)
+    assert slowest == 0.8 and costs == {
+        "align": 0.0,
+        "lora": 1.0,
+        "finetune@align-blocks": 0.625,
+        "finetune": 0.625,
+        "distill": 0.5,
+    }
+    assert costs_of_strategies({}) == ({}, 1.0) and costs_of_strategies({"align": 0.0})[0] == {"align": 0.0}
+    steps, once = {"align": 0.0, "lora": 1.0, "lora@align-blocks": 0.5}, {"lora": 10.0}
+    record = record_of({"align": [1.4], "lora": falling(0.001)}, step_cost=steps, cost_once=once)
+    assert record.arms["lora"].step_cost == 1.0 and record.arms["lora"].once == 20.0

@@ -156,7 +156,8 @@ def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> Study
 def from_row(row: dict[str, Any]) -> StudyRecord:
     """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be
     there yet."""
-    costs, once, arms = row.get("step_cost", {}), row.get("cost_once", {}), {}
+    costs, slowest = costs_of_strategies(row.get("step_cost", {}))
+    once, arms = {name: cost / slowest for name, cost in row.get("cost_once", {}).items()}, {}
     names = raced(row["arms"])
     for name in [*names, *(control for control in ("naive", "scratch") if control in row["arms"])]:
         arm = row["arms"][name]
@@ -184,6 +185,17 @@ def from_row(row: dict[str, Any]) -> StudyRecord:
         facts={key: row[key] for key in ("minutes",) if key in row},
         study="new",
     )
+
+
+def costs_of_strategies(measured: dict[str, float]) -> tuple[dict[str, float], float]:
+    """Time of a step by arm over the slowest's, and what the slowest's was before. Arms that differ in their start
+    alone do the same work at every step: the lower of their times holds for both, the rest is the machine's."""
+    least: dict[str, float] = {}
+    for name, cost in measured.items():
+        plain = name.partition("@")[0]
+        least[plain] = min(cost, least.get(plain, cost))
+    slowest = max(least.values(), default=1.0) or 1.0
+    return {name: least[name.partition("@")[0]] / slowest for name in measured}, slowest
 
 
 def raced(arms: dict[str, Any]) -> list[str]:
