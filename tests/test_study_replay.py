@@ -68,6 +68,18 @@ def test_a_race_sees_nothing_of_a_dropped_strategy_after_it_left():
         assert seen.spent == unseen.spent == 3 * 2 * left + 2 * budget + left, "three rates each, two go to the end"
 
 
+def test_a_race_does_not_see_what_the_study_evaluated_between_its_rungs():
+    from study_replay import replay
+
+    from sanakit.swap.rungs import fixed_rungs
+    from sanakit.swap.slope_law import packaged_law
+
+    passing = [1.0 if step == 75 else 1.4 for step in STEPS]
+    others = {"align": [1.4], "lora": falling(0.003), "finetune": falling(0.0025)}
+    said = replay(record_of(others | {"align+head": passing}), packaged_law(), fixed_rungs(200))
+    assert said.arms["align+head"].dropped and said.result.answer.name != "align+head"
+
+
 def test_a_dropped_strategy_was_trained_to_where_its_rate_was_chosen():
     from study_replay import AUTO, replay
 

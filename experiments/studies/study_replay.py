@@ -78,15 +78,16 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     question = question_of(record, law)
     arms = {arm.curve.name: replayed_arm(arm.curve.name, arm) for arm in race_of(record)}
     running = [arm for arm in arms.values() if arm.state]
+    for arm in running:
+        keep_rungs(arm, plan)
     swept = {name: plan.rates_at if record.arms[name].rates > 1 else 0 for name in arms}
     upto = dict(swept)
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
-        if not any(rung in arm.steps or arm.steps[-1] < rung for arm in running):
+        if not any(rung in arm.steps for arm in running):
             continue  # the earlier study did not evaluate there
         for arm in running:
             upto[arm.strategy.name] = max(rung, swept[arm.strategy.name])
-            stay_there(arm, rung)
         entered, running, ended = running, go_on(question, running, rung, plan), rung
         for arm in entered:
             if arm not in running:
@@ -107,13 +108,19 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     return Said(result=result, arms=arms, spent=spent, right=is_right(record, named))
 
 
-def stay_there(arm: Arm, rung: int) -> None:
-    """A run of the study that ended at the target before a rung is taken to be at its last error there."""
-    if arm.steps[-1] < rung and not arm.diverged:
-        arm.steps.append(rung)
-        arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
-        arm.seconds_at[rung] = arm.seconds_per_step * rung
-        arm.seconds = arm.seconds_at[rung]
+def keep_rungs(arm: Arm, plan: Rungs) -> None:
+    """What the race evaluates, of what the study did. A run of the study that ended at the target before a rung is
+    taken to be at its last error there."""
+    for rung in plan.steps:
+        if arm.steps[-1] < rung and not arm.diverged:
+            arm.steps.append(rung)
+            arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
+            arm.seconds_at[rung] = arm.seconds_per_step * rung
+            arm.seconds = arm.seconds_at[rung]
+    kept = [i for i, step in enumerate(arm.steps) if not step or step in plan.steps]
+    arm.steps = [arm.steps[i] for i in kept]
+    arm.errors_by_evaluation = [arm.errors_by_evaluation[i] for i in kept]
+    arm.seconds = arm.seconds_at[arm.steps[-1]]
 
 
 def forget(arm: Arm, last: int) -> None:
