@@ -71,7 +71,9 @@ def verdict_of(records: Sequence[StudyRecord], fitting: Sequence[StudyRecord]) -
             for made in forecasts_of(record, laws[record.swap], plan)
         ],
         "swaps": [
-            row_of(record, one) | {"core": record.core, "measure": record.measure, "extrapolated": extrapolated(record)}
+            row_of(record, one)
+            | {"core": record.core, "measure": record.measure, "level": round(record.level, 5)}
+            | {"extrapolated": extrapolated(record)}
             for record, one in zip(records, said["auto"], strict=True)
         ],
     }
