@@ -92,6 +92,16 @@ def test_a_dropped_strategy_was_trained_to_where_its_rate_was_chosen():
     assert said.spent == 2 * 150 + 2 * (100 + said.result.step)
 
 
+def test_a_strategy_that_ended_at_the_target_costs_as_much_a_step_as_before():
+    from study_replay import AUTO, keep_rungs, replayed_arm
+
+    record = record_of({"align": [1.4], "finetune": falling(0.05)[:7]})
+    arm = replayed_arm("finetune", record.arms["finetune"])
+    keep_rungs(arm, AUTO)
+    assert arm.steps == [0, *AUTO.steps] and arm.errors_by_evaluation[-1].mean() == pytest.approx(1.0, abs=0.01)
+    assert [arm.seconds_per_step_at(step) for step in AUTO.steps] == pytest.approx([1.0] * len(AUTO.steps))
+
+
 def test_a_strategy_that_diverged_leaves_the_replayed_race():
     from study_replay import AUTO, replay
 

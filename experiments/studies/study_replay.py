@@ -113,10 +113,9 @@ def keep_rungs(arm: Arm, plan: Rungs) -> None:
     taken to be at its last error there."""
     for rung in plan.steps:
         if arm.steps[-1] < rung and not arm.diverged:
+            arm.seconds = arm.seconds_at[rung] = arm.seconds_per_step * rung
             arm.steps.append(rung)
             arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
-            arm.seconds_at[rung] = arm.seconds_per_step * rung
-            arm.seconds = arm.seconds_at[rung]
     kept = [i for i, step in enumerate(arm.steps) if not step or step in plan.steps]
     arm.steps = [arm.steps[i] for i in kept]
     arm.errors_by_evaluation = [arm.errors_by_evaluation[i] for i in kept]
