@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -175,7 +176,6 @@ def test_arms_that_differ_in_their_start_alone_cost_the_same_a_step():
 
 
 def test_a_start_that_the_race_would_not_take_is_no_arrival():
-    from types import SimpleNamespace
 
     from study_run import Runner
 
@@ -188,3 +188,60 @@ def test_a_start_that_the_race_would_not_take_is_no_arrival():
     assert not runner.arrived_by(500)
     runner.arms["lora@align-blocks"] = arm(1.3, 1.0)
     assert runner.arrived_by(500) and not runner.arrived_by(499)
+
+
+def raced_again(record, plan, law, monkeypatch):
+    """The race itself over these curves: `advance` reads what the study measured instead of training."""
+    from study_replay import question_of, race_of, replayed_arm
+
+    from sanakit.swap import race as module
+    from sanakit.swap.rungs import rungs
+
+    known = {one.curve.name: one for one in race_of(record)}
+    arms = [replayed_arm(name, one) for name, one in known.items()]
+    for arm in arms:
+        arm.steps, arm.errors_by_evaluation, arm.diverged = arm.steps[:1], arm.errors_by_evaluation[:1], ""
+
+    def advance(setup, arm, until, on_step=None):
+        one = known[arm.strategy.name]
+        last = [int(step) for step in one.curve.steps if step <= until]
+        if arm.state is None or arm.diverged or arm.steps[-1] >= until:
+            return
+        if last[-1] < until and one.diverged:
+            arm.diverged = one.diverged
+            return
+        arm.steps.append(until)
+        arm.errors_by_evaluation.append(one.errors[len(last) - 1])
+        arm.seconds = arm.seconds_at[until] = one.step_cost * until
+
+    monkeypatch.setattr(module, "advance", advance)
+    for arm in arms:
+        for rung in rungs(plan.halving):
+            if rung <= plan.rates_at:
+                advance(None, arm, rung)
+    result = module.race(SimpleNamespace(question=question_of(record, law), limit=None), arms, budget=plan)
+    rates = 2 * plan.rates_at
+    return result, sum(known[a.strategy.name].step_cost * (a.steps[-1] + rates) for a in arms if a.state)
+
+
+def test_a_replayed_race_says_what_the_race_itself_says_of_these_curves(monkeypatch):
+    from study_replay import AUTO, replay
+
+    from sanakit.swap.rungs import fixed_rungs
+    from sanakit.swap.slope_law import packaged_law
+
+    law, generator = packaged_law(), np.random.default_rng(0)
+    for _ in range(12):
+        rates = generator.uniform(0.0002, 0.01, 4)
+        curves = {
+            "align": [1.4],
+            **dict(zip(("align+head", "lora", "cross-attention"), map(falling, rates), strict=False)),
+        }
+        curves["finetune"] = falling(rates[3] * 4)[: int(generator.integers(7, 13))]  # it may end at the target early
+        costs = dict(zip(curves, (0.0, *generator.uniform(0.4, 1, 4)), strict=True))
+        record = record_of(curves, kind="text", step_cost=costs)
+        for plan in (fixed_rungs(100), fixed_rungs(200), AUTO):
+            itself, spent = raced_again(record, plan, law, monkeypatch)
+            said = replay(record, law, plan)
+            assert (said.result.answer, said.result.step) == (itself.answer, itself.step)
+            assert said.spent == pytest.approx(spent)
