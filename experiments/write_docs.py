@@ -299,11 +299,11 @@ and that command refuses to run twice or too early.
 **What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every
 block, at three learning rates until step 50, then at the best one (a race leaves a rate that is clearly worse than a
 higher one after a quarter of its budget, so it costs a little less than is counted here). All strategies run to step
-500. Where nobody has reached the base's quality by then, lora and finetune run to 2,000 steps from both starts; where
-nobody has by then and the race says "not in sight", the two nearest run to 4,000. From scratch: five near and five
-other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than 200 steps is run with a second
-seed. The 128 held-out images are a random sample of all sources. Curves hold the errors of every image at 17 steps up
-to 4,000 (75, 150 and 300 among them) and the training losses.
+500. Where no strategy of the race has reached the base's quality by then, lora, cross-attention and finetune run to
+2,000 steps from every start; where nobody has by then and the race says "not in sight", the two nearest run to 4,000.
+From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than
+200 steps is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors
+of every image at 17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
 
 **How to run it.**
 

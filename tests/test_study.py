@@ -116,8 +116,11 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
     import study_measures
     import study_plan as plan
     import study_rows
+    import study_verdict
 
     monkeypatch.setattr(study_measures, "RESAMPLES", 20)
+    monkeypatch.setattr(study_verdict, "require_constants", lambda fitting: None)
+    monkeypatch.setattr(study_verdict, "require_unit", lambda records: None)
     for base in ("tiny-sana", "dc-minilm", "pca-wordllama"):
         study_rows.write_base(base, {"fingerprint": "f0", "data": "d"}, tmp_path)
     held = [run for run in plan.runs() if run.evaluation]
@@ -132,6 +135,12 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
     assert judged["runs"] == 16 and {row["candidate"] for row in judged["swaps"]} == {r.swap.candidate for r in held}
     assert [row["race"] for row in judged["decisions"]] == ["50", "100", "200", "auto"] and judged["constants"]
     assert all({"told", "right_of_told", "right_interval", "brier"} <= row.keys() for row in judged["decisions"])
+    kinds, bases = ("vae", "text_encoder"), ("tiny-sana", "dc-minilm", "pca-wordllama")
+    firsts = ("first seeds", *(f"{kind}, first seeds" for kind in kinds))
+    assert judged["groups"].keys() == {*kinds, *bases, *firsts}, "no core of ten parameters is calibrated"
+    assert [judged["groups"][kind]["decisions"][0]["runs"] for kind in kinds] == [10, 6]
+    assert len(judged["answers"]) == 4 * 16 and len(judged["every_arm"]) == 16
+    assert len(json.loads((tmp_path / decision_study.STUDY).read_text())["swaps"]) == 16
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)
 

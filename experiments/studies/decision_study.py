@@ -148,12 +148,9 @@ def require_base(name: str, fingerprint: dict[str, str], data: str, results: Pat
 
 def evaluate(results: Path = RESULTS) -> dict[str, Any]:
     """Evaluate the race on the evaluation third, under the constants of the package: once, when all of its runs are
-    done. Raises SystemExit otherwise."""
-    import study_figures
-    from study_curves import from_row
-    from study_replay import row_of
-
-    from sanakit.swap.slope_law import packaged, packaged_law
+    done and the constants are those of the fitting runs. Raises SystemExit otherwise."""
+    import study_verdict
+    from study_curves import from_row, read_records
 
     verdict = results / STUDY
     if verdict.is_file():
@@ -162,21 +159,16 @@ def evaluate(results: Path = RESULTS) -> dict[str, Any]:
     missing = [run.name for run in runs(late) if run.evaluation and run.name not in done]
     if missing:
         raise SystemExit(f"{len(missing)} runs of the evaluation third are not done, first {missing[0]}")
-    records = [from_row(row) for row in read_evaluation(results) if row["run"] in done]
-    laws = {record.swap: packaged_law() for record in records}
-    said = study_figures.decisions(records, laws)
-    verdicts = {
-        "plan": plan_fingerprint(),
-        "date": f"{datetime.date.today()}",
-        "constants": packaged()["data"],
-        "runs": len(records),
-        "decisions": study_figures.decision_figures(records, said),
-        "stated": study_figures.stated_probabilities(said),
-        "forecasts": study_figures.forecast_figures(records, laws),
-        "swaps": [row_of(record, one) for record, one in zip(records, said["auto"], strict=True)],
-    }
+    fitting = read_records(done, results)
+    study_verdict.require_constants(fitting)
+    rows = [row for row in read_evaluation(results) if row["run"] in done]
+    records = [from_row(row) for row in rows]
+    study_verdict.require_unit(records)
+    today = {"plan": plan_fingerprint(), "date": f"{datetime.date.today()}"}
+    verdicts = today | study_verdict.verdict_of(records, fitting)
+    verdicts["every_arm"] = [study_verdict.arms_of(row) for row in rows]
     verdict.write_text(json.dumps(verdicts, indent=1) + "\n")
-    print(json.dumps({key: value for key, value in verdicts.items() if key != "swaps"}, indent=1))
+    print(json.dumps({key: value for key, value in verdicts.items() if key not in study_verdict.ALONE}, indent=1))
     return verdicts
 
 

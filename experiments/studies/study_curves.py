@@ -38,13 +38,16 @@ EARLIER_MEASURES = {"vae": VAE_MEASURE, "text_encoder": "velocity loss in units 
 class StudyArm:
     """steps (K,), errors (K, N) relative, per image. step_cost: time of a step over the slowest arm's; once: spent
     before the first step, in the same unit. rates: how many learning rates were tried. trained: False for a closed
-    form alone."""
+    form alone. parameters: that are trained, 1 where the earlier study did not keep their number. diverged: why it did
+    not go on, empty where it did."""
 
     curve: Curve
     errors: np.ndarray
     step_cost: float
     once: float
     rates: int
+    parameters: int
+    diverged: str = ""
 
     @property
     def trained(self) -> bool:
@@ -89,9 +92,17 @@ class StudyRecord:
 
 
 def study_arm(
-    name: str, steps: np.ndarray, errors: np.ndarray, rates: dict[str, float | None], step_cost: float, once: float
+    name: str,
+    steps: np.ndarray,
+    errors: np.ndarray,
+    rates: dict[str, float | None],
+    *,
+    step_cost: float,
+    once: float,
+    parameters: int | None = None,
+    diverged: str = "",
 ) -> StudyArm:
-    """rates: error by learning rate, as the sweep left it; the best one is the curve's."""
+    """rates: error by learning rate, as the sweep left it; the best one is the curve's. The rest as in StudyArm."""
     strategy = STRATEGIES.get(name.partition("@")[0])
     known = {float(rate): error for rate, error in rates.items() if error is not None}
     best = min(known, key=known.__getitem__) if known else strategy.learning_rate
@@ -102,7 +113,15 @@ def study_arm(
         steps=np.asarray(steps, float),
         errors=errors.mean(1),
     )
-    return StudyArm(curve=curve, errors=errors, step_cost=step_cost, once=once, rates=max(1, len(rates)))
+    return StudyArm(
+        curve=curve,
+        errors=errors,
+        step_cost=step_cost,
+        once=once,
+        rates=max(1, len(rates)),
+        parameters=int(len(steps) > 1) if parameters is None else parameters,
+        diverged=diverged,
+    )
 
 
 def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> StudyRecord:
@@ -113,8 +132,8 @@ def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> Study
             curves[f"{name}/steps"],
             curves[f"{name}/errors"].astype(float),
             record["rates"].get(name, {}),
-            step_cost,
-            once.get(name, 0.0),
+            step_cost=step_cost,
+            once=once.get(name, 0.0),
         )
         for name, step_cost in record["step_cost"].items()
     }
@@ -137,13 +156,21 @@ def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> Study
 def from_row(row: dict[str, Any]) -> StudyRecord:
     """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be
     there yet."""
-    costs, once, arms = row.get("step_cost", {}), row.get("cost_once", {}), {}
+    costs, slowest = costs_of_strategies(row.get("step_cost", {}))
+    once, arms = {name: cost / slowest for name, cost in row.get("cost_once", {}).items()}, {}
     names = raced(row["arms"])
     for name in [*names, *(control for control in ("naive", "scratch") if control in row["arms"])]:
         arm = row["arms"][name]
         cost = costs.get(name, 1.0 if len(arm["steps"]) > 1 else 0.0)
         arms[name] = study_arm(
-            name, np.asarray(arm["steps"]), unpacked(arm["errors"]), arm["rates"], cost, once.get(name, 0.0)
+            name,
+            np.asarray(arm["steps"]),
+            unpacked(arm["errors"]),
+            arm["rates"],
+            step_cost=cost,
+            once=once.get(name, 0.0),
+            parameters=arm.get("trained_parameters"),
+            diverged=arm.get("diverged", ""),
         )
     return StudyRecord(
         kind=KINDS[row["kind"]],
@@ -158,6 +185,17 @@ def from_row(row: dict[str, Any]) -> StudyRecord:
         facts={key: row[key] for key in ("minutes",) if key in row},
         study="new",
     )
+
+
+def costs_of_strategies(measured: dict[str, float]) -> tuple[dict[str, float], float]:
+    """Time of a step by arm over the slowest's, and what the slowest's was before. Arms that differ in their start
+    alone do the same work at every step: the lower of their times holds for both, the rest is the machine's."""
+    least: dict[str, float] = {}
+    for name, cost in measured.items():
+        plain = name.partition("@")[0]
+        least[plain] = min(cost, least.get(plain, cost))
+    slowest = max(least.values(), default=1.0) or 1.0
+    return {name: least[name.partition("@")[0]] / slowest for name in measured}, slowest
 
 
 def raced(arms: dict[str, Any]) -> list[str]:

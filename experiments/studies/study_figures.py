@@ -6,7 +6,6 @@ is replayed under the law of the others (leave one swap out), and once more unde
 base out). Figures go to decision_study.json.
 """
 
-import functools
 import itertools
 import json
 import platform
@@ -20,20 +19,20 @@ import torch
 from scipy.stats import spearmanr
 from study_curves import StudyRecord, calibrated_for, fingerprint, read_records
 from study_fit import FLOORS, RIDGE, choose_floors, fit_law
-from study_replay import AUTO, HORIZON, Said, arrivals, draws_at, race_of, replay, row_of
+from study_forecasts import FIXED, Laws, forecast_figures
+from study_replay import AUTO, Said, replay, row_of
 from study_rows import RESULTS
 
 from sanakit.swap.forecast import INTERVAL, TELLS
-from sanakit.swap.rungs import Rungs, fixed_rungs
+from sanakit.swap.rungs import Rungs
 from sanakit.swap.slope_law import FILE, TAIL, SlopeLaw, law_record
 
-BUDGETS = (50, 100, 200)
 NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
 RUN_ON = 2000  # steps of scratch that say something where it did not get there
 COMMAND = "python experiments/studies/decision_study.py summary"
+SURE = 0.9  # stated with this probability or more: none of these may be wrong
 STATED = (0.0, 0.5, 0.7, 0.9, 1.0)  # ends of the bins of stated probabilities
 LARGER = 1.5  # times the parameters of the smallest core: another size
-Laws = dict[str, SlopeLaw]  # by StudyRecord.swap, the law that a swap is judged by
 
 
 def left_out(records: Sequence[StudyRecord], floors: dict[str, float], key: Callable[[StudyRecord], str]) -> Laws:
@@ -45,19 +44,20 @@ def left_out(records: Sequence[StudyRecord], floors: dict[str, float], key: Call
 
 
 def decisions(records: Sequence[StudyRecord], laws: Laws) -> dict[str, list[Said]]:
-    """What races of BUDGETS steps and of automatic length say of every record."""
-    plans: dict[str, Rungs] = {str(budget): fixed_rungs(budget) for budget in BUDGETS} | {"auto": AUTO}
+    """What races of FIXED length and of automatic length say of every record."""
+    plans: dict[str, Rungs] = FIXED | {"auto": AUTO}
     return {name: [replay(record, laws[record.swap], plan) for record in records] for name, plan in plans.items()}
 
 
 def decision_figures(records: Sequence[StudyRecord], said: dict[str, list[Said]]) -> list[dict[str, Any]]:
     """By length of the race: how many it could tell, how many of those and of all were right, cost over a race of
-    100 steps, and the Brier score of its stated probability."""
+    100 steps, and the Brier score of its stated probability. sure: stated with SURE or more."""
     base = {id(record): one.spent for record, one in zip(records, said["100"], strict=True)}
     figures = []
     for name, ones in said.items():
         rows = list(zip(records, ones, strict=True))
         told = [row for row in rows if row[1].result.answer.told]
+        sure = [one for _, one in told if one.result.answer.probability >= SURE]
         ratios = [one.spent / base[id(record)] for record, one in rows]
         stated, right = [one.result.answer.probability for _, one in rows], [one.right for _, one in rows]
         figures.append(
@@ -66,6 +66,8 @@ def decision_figures(records: Sequence[StudyRecord], said: dict[str, list[Said]]
                 "runs": len(rows),
                 "told": len(told),
                 "right_of_told": sum(one.right for _, one in told),
+                "sure": len(sure),
+                "right_of_sure": sum(one.right for one in sure),
                 "right": sum(right),
                 "right_interval": interval_of(rows, lambda sample: np.mean([one.right for _, one in sample])),
                 "told_interval": interval_of(rows, lambda sample: np.mean([o.result.answer.told for _, o in sample])),
@@ -77,6 +79,7 @@ def decision_figures(records: Sequence[StudyRecord], said: dict[str, list[Said]]
                 "brier": round(measures.brier(stated, right), 4),
                 "brier_interval": interval_of(rows, brier_of),
                 "brier_of_base_rate": round(measures.always_base_rate(right), 4),
+                "brier_less_base_rate_interval": interval_of(rows, lambda s: brier_of(s) - base_rate_of(s)),
                 "ends": {str(end): sum(one.result.step == end for one in ones) for end in AUTO.ends},
             }
         )
@@ -89,6 +92,10 @@ def interval_of(rows: Sequence[tuple[StudyRecord, Said]], measure: Callable[[lis
 
 def brier_of(rows: Sequence[tuple[StudyRecord, Said]]) -> float:
     return measures.brier([one.result.answer.probability for _, one in rows], [one.right for _, one in rows])
+
+
+def base_rate_of(rows: Sequence[tuple[StudyRecord, Said]]) -> float:
+    return measures.always_base_rate([one.right for _, one in rows])
 
 
 def stated_probabilities(said: dict[str, list[Said]]) -> list[dict[str, Any]]:
@@ -111,67 +118,32 @@ def stated_probabilities(said: dict[str, list[Said]]) -> list[dict[str, Any]]:
     return bins
 
 
-def forecast_figures(records: Sequence[StudyRecord], laws: Laws) -> list[dict[str, Any]]:
-    """By length of the race: coverage and interval score of the forecasts of every arm that trains, has not arrived
-    by then and was run further. `shown`: of the arms alone that ran to the race's end, whose forecasts a user
-    sees."""
-    figures = []
-    for budget in BUDGETS:
-        every, shown = [], []
-        for record in records:
-            running = {
-                arm.strategy.name for arm in replay(record, laws[record.swap], fixed_rungs(budget)).result.finalists
-            }
-            names = [arm.curve.name for arm in race_of(record) if arm.trained]
-            needed, draws = arrivals(record), draws_at(record, laws[record.swap], names, budget)
-            for name, steps in draws.items():
-                arrival, run_to = needed[name], float(record.arms[name].curve.steps[-1])
-                if run_to > budget and (arrival is None or arrival > budget):
-                    one = measures.forecasted(record.swap, steps, arrival, run_to, HORIZON)
-                    every.append(one)
-                    shown += [one] if name in running else []
-        figures.append({"race": budget, **coverage_figures(every), "shown": coverage_figures(shown)})
-    return figures
-
-
-def coverage_figures(forecasts: Sequence[measures.Forecasted]) -> dict[str, Any]:
-    """Censor-adjusted coverage of the 80% and 90% intervals and the score of the uncensored ones; None where there
-    are none."""
-    scored = [one for one in forecasts if one.score is not None]
-    figures: dict[str, Any] = {"forecasts": len(forecasts), "censored": len(forecasts) - len(scored)}
-    for level in (80, 90):
-        figures |= figure(f"coverage_{level}", forecasts, functools.partial(measures.coverage, level=level / 100))
-    return figures | figure("interval_score", scored, mean_score)
-
-
-def figure(
-    name: str, forecasts: Sequence[measures.Forecasted], measure: Callable[[Sequence[measures.Forecasted]], float]
-) -> dict[str, Any]:
-    if not forecasts:
-        return {name: None, f"{name}_interval": None}
-    interval = measures.bootstrap(forecasts, lambda one: one.swap, measure)
-    return {name: round(measure(forecasts), 3), f"{name}_interval": interval}
-
-
-def mean_score(forecasts: Sequence[measures.Forecasted]) -> float:
-    return float(np.mean([one.score for one in forecasts if one.score is not None]))
+def of_largest_core(records: Sequence[StudyRecord]) -> list[bool]:
+    """Which of them were run on the largest core."""
+    sizes = [record.core["parameters"] for record in records]
+    return [size * LARGER > max(sizes) for size in sizes]
 
 
 def largest_core(records: Sequence[StudyRecord], floors: dict[str, float]) -> dict[str, Any] | None:
     """Forecasts of the curves of the largest core, by the law of the smaller ones; None where one size alone was
     run."""
-    sizes = [record.core["parameters"] for record in records]
-    large = [record for record in records if record.core["parameters"] * LARGER > max(sizes)]
-    smaller = [record for record in records if record not in large]
-    if not smaller:
-        return None
+    are_large = of_largest_core(records)
+    large, smaller = (
+        [r for r, is_large in zip(records, are_large, strict=True) if is_large is side] for side in (True, False)
+    )
+    return larger_figures(large, smaller, floors) if smaller else None
+
+
+def larger_figures(
+    large: Sequence[StudyRecord], smaller: Sequence[StudyRecord], floors: dict[str, float]
+) -> dict[str, Any]:
+    """What races on the larger core say under the law of the smaller ones, and what it was worth."""
     law = fit_law([curve for record in smaller for curve in record.curves()], floors)
     laws = {record.swap: law for record in large}
-    said = decisions(large, laws)
     return {
-        "parameters": max(sizes),
+        "parameters": max(record.core["parameters"] for record in large),
         "swaps": len({record.swap for record in large}),
-        "decisions": decision_figures(large, said),
+        "decisions": decision_figures(large, decisions(large, laws)),
         "forecasts": forecast_figures(large, laws),
     }
 

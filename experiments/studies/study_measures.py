@@ -48,7 +48,10 @@ def interval_score(draws: np.ndarray, arrival: float, horizon: float, level: flo
 
 
 def coverage(forecasts: Sequence[Forecasted], level: float) -> float:
-    """Censor-adjusted coverage of the central interval of a level."""
+    """Censor-adjusted coverage of the central interval of a level; not a number where every run is censored, as
+    nothing then tells where the shares end."""
+    if all(one.censored for one in forecasts):
+        return float("nan")
     edge = (1 - level) / 2
     low, high = kaplan_meier(forecasts, (edge, 1 - edge))
     return high - low
@@ -74,7 +77,8 @@ def always_base_rate(happened: Sequence[bool]) -> float:
 
 
 def bootstrap(rows: Sequence[T], swap_of: Callable[[T], str], measure: Callable[[list[T]], float]) -> list[float]:
-    """[5%, 95%] quantiles of a measure over resampled swaps; rows of one swap go together."""
+    """[5%, 95%] quantiles of a measure over resampled swaps, of those for which it is a number; rows of one swap go
+    together."""
     by_swap: dict[str, list[T]] = defaultdict(list)
     for row in rows:
         by_swap[swap_of(row)].append(row)

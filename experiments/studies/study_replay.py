@@ -2,9 +2,10 @@
 and what became of every strategy.
 
 The replay calls the functions that decide a race (sanakit/swap/ending.py), with the curves of the study instead of arms
-that train. Controls do not race. Truth: the cheapest strategy that reaches the target, cost = steps x the strategy's
-step time, measured side by side, and what distillation spends on the base's trajectories before its first step. An
-arrival beyond the horizon is none: the race's probability is of arriving within it.
+that train; of an arm that leaves the race they see what it had shown by then. Controls do not race. Truth: the cheapest
+strategy that reaches the target, cost = steps x the strategy's step time, measured side by side, and what distillation
+spends on the base's trajectories before its first step. An arrival beyond the horizon is none: the race's probability
+is of arriving within it.
 """
 
 from collections.abc import Sequence
@@ -51,7 +52,7 @@ def replayed_arm(name: str, arm: StudyArm) -> Arm:
     steps = [int(step) for step in arm.curve.steps]
     options: Any = SimpleNamespace(learning_rate=arm.curve.rate * plain.learning_rate)
     unused: Any = None
-    state: Any = SimpleNamespace(skipped=[]) if arm.trained else None
+    state: Any = SimpleNamespace(skipped=[]) if arm.trained or arm.diverged else None
     return Arm(
         strategy=strategy,
         system=unused,
@@ -62,7 +63,8 @@ def replayed_arm(name: str, arm: StudyArm) -> Arm:
         seconds=arm.step_cost * steps[-1],
         seconds_at={step: arm.step_cost * step for step in steps},
         seconds_once=arm.once,
-        trained_parameters=int(arm.trained),
+        trained_parameters=arm.parameters,
+        diverged=arm.diverged,
     )
 
 
@@ -76,15 +78,20 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     question = question_of(record, law)
     arms = {arm.curve.name: replayed_arm(arm.curve.name, arm) for arm in race_of(record)}
     running = [arm for arm in arms.values() if arm.state]
-    upto = dict.fromkeys(arms, 0)
+    for arm in running:
+        keep_rungs(arm, plan)
+    swept = {name: plan.rates_at if record.arms[name].rates > 1 else 0 for name in arms}
+    upto = dict(swept)
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
-        if not any(rung in arm.steps or arm.steps[-1] < rung for arm in running):
+        if not any(rung in arm.steps for arm in running):
             continue  # the earlier study did not evaluate there
         for arm in running:
-            upto[arm.strategy.name] = rung
-            stay_there(arm, rung)
-        running, ended = go_on(question, running, rung, plan), rung
+            upto[arm.strategy.name] = max(rung, swept[arm.strategy.name])
+        entered, running, ended = running, go_on(question, running, rung, plan), rung
+        for arm in entered:
+            if arm not in running:
+                forget(arm, upto[arm.strategy.name])
         if len(plan.ends) > 1 and rung in plan.ends:
             answer, _ = conclude(question, list(arms.values()), running, plan, rung)
             if answer.told:
@@ -101,13 +108,25 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     return Said(result=result, arms=arms, spent=spent, right=is_right(record, named))
 
 
-def stay_there(arm: Arm, rung: int) -> None:
-    """A run of the study that ended at the target before a rung is taken to be at its last error there."""
-    if arm.steps[-1] < rung:
-        arm.steps.append(rung)
-        arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
-        arm.seconds_at[rung] = arm.seconds_per_step * rung
-        arm.seconds = arm.seconds_at[rung]
+def keep_rungs(arm: Arm, plan: Rungs) -> None:
+    """What the race evaluates, of what the study did. A run of the study that ended at the target before a rung is
+    taken to be at its last error there."""
+    for rung in plan.steps:
+        if arm.steps[-1] < rung and not arm.diverged:
+            arm.seconds = arm.seconds_at[rung] = arm.seconds_per_step * rung
+            arm.steps.append(rung)
+            arm.errors_by_evaluation.append(arm.errors_by_evaluation[-1])
+    kept = [i for i, step in enumerate(arm.steps) if not step or step in plan.steps]
+    arm.steps = [arm.steps[i] for i in kept]
+    arm.errors_by_evaluation = [arm.errors_by_evaluation[i] for i in kept]
+    arm.seconds = arm.seconds_at[arm.steps[-1]]
+
+
+def forget(arm: Arm, last: int) -> None:
+    """An arm that does not go on from a rung has shown the race nothing after step `last`; the study ran it on."""
+    known = sum(step <= last for step in arm.steps)
+    del arm.steps[known:], arm.errors_by_evaluation[known:]
+    arm.seconds = arm.seconds_at[arm.steps[-1]]
 
 
 def draws_at(record: StudyRecord, law: SlopeLaw, names: Sequence[str], end: int) -> Draws:
@@ -151,6 +170,23 @@ def is_right(record: StudyRecord, named: str) -> bool:
     if not named or not cost:
         return not named and not cost
     return named in cost and cost[named] + 1 <= CHEAPEST * (min(cost.values()) + 1)
+
+
+def open_to(record: StudyRecord, named: str) -> list[str]:
+    """The strategies that were not run far enough to be sure of `is_right`: had one of them arrived on the next step,
+    a right answer would be wrong, or a wrong one right."""
+    cost, right = costs(record), is_right(record, named)
+    least = {
+        arm.curve.name: float(arm.curve.steps[-1]) * arm.step_cost + arm.once
+        for arm in race_of(record)
+        if arm.trained and arm.curve.name not in cost and arm.curve.steps[-1] < HORIZON
+    }
+    if not named:
+        return list(least) if right else []
+    if right:
+        return [name for name, value in least.items() if cost[named] + 1 > CHEAPEST * (value + 1)]
+    cheapest = min(cost.values(), default=np.inf)
+    return [name for name in least if name == named and least[name] + 1 <= CHEAPEST * (cheapest + 1)]
 
 
 def regret(record: StudyRecord, named: str) -> float | None:

@@ -6,9 +6,9 @@ under the name `STRATEGY@align-blocks` (align+head at the better of the two alon
 rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after the
 warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
 
-Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in
-sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly
-there.
+Steps: all to NEAR; where no strategy of the race is there, FURTHER to FAR; where nobody is there either and the race
+says "not in sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when
+it is clearly there.
 """
 
 import time
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from study_curves import raced
 from study_plan import LATE, StudyRun, plan_fingerprint
 from study_replay import goes_out_of_sight
 from study_rows import packed
@@ -43,7 +44,7 @@ MARGIN = 0.02  # an arm goes on until it is this far below the target
 CHECKPOINT_SECONDS = 300.0
 BATCH = 32
 NAMES = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill", "finetune")
-FURTHER = ("lora", "finetune")  # from either start
+FURTHER = ("lora", "cross-attention", "finetune")  # from every start that they have
 TWO = 2
 
 
@@ -63,6 +64,11 @@ class Length:
 
     def upto(self, last: int) -> list[int]:
         return [*(step for step in self.evaluated_steps if step < last), last]
+
+
+def first(arm: Arm) -> float:
+    """Its error before any step."""
+    return float(arm.errors_by_evaluation[0].mean())
 
 
 def looks_of(arm: Arm) -> list[tuple[int, np.ndarray]]:
@@ -101,9 +107,10 @@ class Runner:
         return self.row((time.monotonic() - begun) / 60)
 
     def arrived_by(self, step: int) -> bool:
-        """Is a strategy at the base's quality by then? An arm that was restored may be further."""
+        """Is a strategy of the race at the base's quality by then, from the start that it would race from? An arm that
+        was restored may be further."""
         tolerance = self.swap.target.tolerance
-        arms = [arm for name, arm in self.arms.items() if name != "scratch"]
+        arms = [self.arms[name] for name in raced({name: {"mean": [first(arm)]} for name, arm in self.arms.items()})]
         return any(errors.mean() <= tolerance for arm in arms for s, errors in looks_of(arm) if s <= step)
 
     @property
