@@ -6,9 +6,9 @@ under the name `STRATEGY@align-blocks` (align+head at the better of the two alon
 rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after the
 warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
 
-Steps: all to NEAR; where no strategy of the race is there, FURTHER to FAR; where nobody is there either and the race
-says "not in sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when
-it is clearly there.
+Steps: all to NEAR; where no strategy of the race is there, FURTHER from the start that a race takes to FAR; where
+nobody is there either and the race says "not in sight", the best TWO to FARTHEST. From scratch, where the plan asks for
+it, to SCRATCH. An arm stops when it is clearly there.
 """
 
 import time
@@ -44,7 +44,7 @@ MARGIN = 0.02  # an arm goes on until it is this far below the target
 CHECKPOINT_SECONDS = 300.0
 BATCH = 32
 NAMES = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill", "finetune")
-FURTHER = ("lora", "cross-attention", "finetune")  # from every start that they have
+FURTHER = ("lora", "cross-attention", "finetune")
 TWO = 2
 
 
@@ -96,7 +96,7 @@ class Runner:
         length = self.length
         for name in self.arms:
             self.go_on(name, length.scratch if name == "scratch" else length.near)
-        further = [name for name in self.arms if name.partition("@")[0] in FURTHER]
+        further = [name for name in self.racing() if name.partition("@")[0] in FURTHER]
         if not self.arrived_by(length.near):
             for name in further:
                 self.go_on(name, length.far)
@@ -110,8 +110,12 @@ class Runner:
         """Is a strategy of the race at the base's quality by then, from the start that it would race from? An arm that
         was restored may be further."""
         tolerance = self.swap.target.tolerance
-        arms = [self.arms[name] for name in raced({name: {"mean": [first(arm)]} for name, arm in self.arms.items()})]
+        arms = [self.arms[name] for name in self.racing()]
         return any(errors.mean() <= tolerance for arm in arms for s, errors in looks_of(arm) if s <= step)
+
+    def racing(self) -> list[str]:
+        """The arms that a race has: of those that differ in their start alone, the better one before any step."""
+        return raced({name: {"mean": [first(arm)]} for name, arm in self.arms.items()})
 
     @property
     def late(self) -> bool:
