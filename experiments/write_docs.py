@@ -294,13 +294,28 @@ not see the prompt). Where others start was not measured before they were named.
 **The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are
 drawn from the new ones by a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed
 {seed} and the swap's name. Their runs lie in a file of their own. One function reads that file, one command calls it,
-and that command refuses to run twice or too early.
+and that command refuses to run twice or too early, under constants of other runs than today's, and where the third is in
+another unit than the constants.
+
+**What will count.** Written before the third was read, as several readings are possible:
+
+- *Told, right and cost* are of races of automatic length, of the first seed of every swap. Second seeds stand beside
+  them.
+- *Coverage* is of the 80% intervals of those forecasts that a user sees at the end of such a race; the other rows stand
+  beside it.
+- *The base rate* of the Brier score is that of the third itself. Where every answer is right it is 1, and no stated
+  probability below 1 can beat it: the score is then reported as it is, and the goal as not reached.
+- *Open answers*: a strategy that was not run far enough to exclude that it would have been cheaper counts as one that
+  does not arrive. Their number is reported.
+- *Near swaps against scratch* are fitting swaps; `summary` prints them.
 
 **What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every
 block, at three learning rates until step 50, then at the best one (a race leaves a rate that is clearly worse than a
 higher one after a quarter of its budget, so it costs a little less than is counted here). All strategies run to step
 500. Where no strategy of the race has reached the base's quality by then, lora, cross-attention and finetune run to
-2,000 steps from every start; where nobody has by then and the race says "not in sight", the two nearest run to 4,000.
+2,000 steps from the start that a race takes; where nobody has by then and the race says "not in sight", the two nearest
+run to 4,000. (In dc-minilm's first runs of wordllama and wordllama-64 cross-attention ended at 500; its runs of another
+seed go on.)
 From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than
 200 steps is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors
 of every image at 17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.
@@ -317,9 +332,10 @@ python experiments/studies/decision_study.py evaluate         # once, at the end
 ```
 
 `mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five
-minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. A run on a base
-other than the noted one is refused; when a base is made anew, runs on the old one no longer count. Order: the
-evaluation third, the other swaps, second seeds.
+minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. The bases lie in
+`experiments/assets/study_bases` with their cards: another processor rounds otherwise, and trains another core from the
+same seed (dc-minilm: held-out loss .7069 and .7071). A run on a base other than the noted one is refused. When a base is
+made anew by the same recipe on the same data, runs on the earlier one count; three of the runs are of that kind.
 
 **State.** `status` tells it from `experiments/results/study_ledger.jsonl`.
 """

@@ -371,7 +371,8 @@ def test_decisions_on_swaps_left_out_reach_what_they_must(earlier):
     _, figures = earlier
     by_race = {row["race"]: row for row in figures["leave_one_swap_out"]["decisions"]}
     auto = by_race["auto"]
-    assert auto["told"] >= 28 and auto["right_of_told"] == auto["told"] and auto["mean_cost"] <= 1.1
+    assert auto["told"] >= 12 / 14 * auto["runs"] and auto["right_of_told"] >= 13 / 14 * auto["told"]
+    assert auto["mean_cost"] <= 1.1
     assert auto["brier"] < auto["brier_of_base_rate"]
     for row in figures["leave_one_swap_out"]["forecasts"]:
         low, high = row["coverage_80_interval"]
