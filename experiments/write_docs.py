@@ -294,8 +294,8 @@ not see the prompt). Where others start was not measured before they were named.
 **The evaluation third.** {held} swaps ({held_text} of the text encoder) are kept for the final evaluation. They are
 drawn from the new ones by a rule that knows nothing but names: of every kind, those with the lowest SHA-256 of the seed
 {seed} and the swap's name. Their runs lie in a file of their own. One function reads that file, one command calls it,
-and that command refuses to run twice or too early, under constants of other runs than today's, and where the third is in
-another unit than the constants.
+and that command refuses to run twice or too early, under constants of other runs than today's, and where the third is
+in another unit than the constants.
 
 **What will count.** Written before the third was read, as several readings are possible:
 
@@ -334,8 +334,8 @@ python experiments/studies/decision_study.py evaluate         # once, at the end
 `mpnet-packaged` and `gemma-3-270m-gguf` need their packages ([zoo.md](zoo.md)). A run keeps a checkpoint every five
 minutes and goes on from there bit by bit. Several `work` may run side by side, on one thread each. The bases lie in
 `experiments/assets/study_bases` with their cards: another processor rounds otherwise, and trains another core from the
-same seed (dc-minilm: held-out loss .7069 and .7071). A run on a base other than the noted one is refused. When a base is
-made anew by the same recipe on the same data, runs on the earlier one count; three of the runs are of that kind.
+same seed (dc-minilm: held-out loss .7069 and .7071). A run on a base other than the noted one is refused. When a base
+is made anew by the same recipe on the same data, runs on the earlier one count; three of the runs are of that kind.
 
 **State.** `status` tells it from `experiments/results/study_ledger.jsonl`.
 """

@@ -242,7 +242,13 @@ SHORT = {
     "rates": (1.0, 2.0),
     "tries": 1,
 }
-LAST = {"align": 0, "align-blocks": 0, "finetune": 7, "finetune@align-blocks": 7, "scratch": 5}
+LAST = {
+    "align": 0,
+    "align-blocks": 0,
+    "finetune": 5,
+    "finetune@align-blocks": 7,
+    "scratch": 5,
+}  # of two starts the better one goes on
 TIMED = ("minutes", "step_cost", "cost_once")
 
 
