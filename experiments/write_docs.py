@@ -415,8 +415,9 @@ def decisions() -> str:
         f"{number('spearman_pooled')}, of the swaps by their best strategy {number('spearman_candidates')}.",
         "",
         f"Near VAE swaps ({', '.join(study['near'])}): the cheapest strategy took "
-        f"{number('near_steps_ratio')} of scratch's steps, mean; "
-        "by swap below.",
+        f"{number('near_steps_ratio')} of scratch's steps in the mean and {number('near_steps_most')} at most, where "
+        f"scratch was run on for {study['near_run_on']:,} steps or more; {study['near_not_reached']} of them were not "
+        "reached. By swap below.",
         "",
         *_savings(study["swaps"]),
         "",
@@ -433,7 +434,8 @@ beside it, that of always saying how often it happens. Coverage counts a run tha
 shows, by Kaplan and Meier's estimate: the true steps are above the steps it was run. Most of the forecasts are
 censored, so the intervals are wide. The interval score is of uncensored forecasts, in the logarithm of steps: width
 plus what a miss costs; lower is better, and a certain forecast that is right scores 0. "Shown": of the strategies that
-ran to the race's end, the forecasts that a user sees.
+ran to the race's end, the forecasts that a user sees. Rows of 100 steps and of automatic length are those of a race as
+it is; races of exactly 50 and 200 steps are replayed with learning rates chosen at 50 and the warm-up of a race of 100.
 """
 
 
@@ -624,7 +626,8 @@ def readme() -> str:
         f"{intervals[1]['coverage_80']:.2f} with a base left out. Cores of {' to '.join(sorted(cores))} M parameters"
         f"{', text encoders in an earlier unit' if unit == {'earlier'} else ''}. The law was chosen on these curves; "
         "the evaluation third of the larger study is in none of these figures. Near swaps take "
-        f"{study['near_steps_ratio']:.0%} of scratch's steps ([docs/decision-study.md](docs/decision-study.md), "
+        f"{study['near_steps_ratio']:.0%} of scratch's steps, {study['near_steps_most']:.0%} at most "
+        "([docs/decision-study.md](docs/decision-study.md), "
         f"[docs/forecast.md](docs/forecast.md)) | `{study['command']}` |"
     )
     head, line, rest = page.partition(RELIABLE)

@@ -20,6 +20,7 @@ from scipy.stats import spearmanr
 from study_curves import StudyRecord, calibrated_for, fingerprint, read_records
 from study_fit import FLOORS, RIDGE, choose_floors, fit_law
 from study_forecasts import FIXED, Laws, forecast_figures
+from study_plan import SWAPS
 from study_replay import AUTO, Said, replay, row_of
 from study_rows import RESULTS
 
@@ -27,7 +28,7 @@ from sanakit.swap.forecast import INTERVAL, TELLS
 from sanakit.swap.rungs import Rungs
 from sanakit.swap.slope_law import FILE, TAIL, SlopeLaw, law_record
 
-NEAR = ("near-dc", "moved-dc", "pca-f16c24", "pca-f16c48", "pca-rotated")
+NEAR = {swap.name for swap in SWAPS if swap.scratch == "near"}
 RUN_ON = 2000  # steps of scratch that say something where it did not get there
 COMMAND = "python experiments/studies/decision_study.py summary"
 SURE = 0.9  # stated with this probability or more: none of these may be wrong
@@ -184,14 +185,22 @@ def scratch_ratio(row: dict[str, Any]) -> float | None:
     return float(row["steps"][row["truth"]] / (row["steps"]["scratch"] or row["run_to"]["scratch"]))
 
 
-def near_ratio(rows: Sequence[dict[str, Any]]) -> float | None:
+def near_figures(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Share of scratch's steps that near swaps took, of those in which scratch was run on: mean and largest; and how
+    many were not reached, which have no share."""
     near = [
-        row["scratch_ratio"]
+        row
         for row in rows
-        if row["kind"] == "vae" and row["candidate"].split("/")[-1] in NEAR and row["scratch_ratio"] is not None
-        if not row["steps"][row["truth"]] or row["steps"]["scratch"] or row["run_to"]["scratch"] >= RUN_ON
+        if f"{row['base']} vae {row['candidate'].split('/')[-1]}" in NEAR and "scratch" in row["steps"]
+        if row["steps"]["scratch"] or row["run_to"]["scratch"] >= RUN_ON or row["steps"].get(row["truth"]) == 0
     ]
-    return round(float(np.mean(near)), 4) if near else None
+    shares = [row["scratch_ratio"] for row in near if row["scratch_ratio"] is not None]
+    return {
+        "near_steps_ratio": round(float(np.mean(shares)), 4) if shares else None,
+        "near_steps_most": round(max(shares), 4) if shares else None,
+        "near_run_on": RUN_ON,
+        "near_not_reached": len(near) - len(shares),
+    }
 
 
 def write_constants(records: Sequence[StudyRecord], law: SlopeLaw) -> dict[str, Any]:
@@ -243,8 +252,8 @@ def summarise(records: Sequence[StudyRecord]) -> dict[str, Any]:
         "leave_one_base_out": evaluate_law(records, floors, "base")[0],
         "largest_core": largest_core(records, floors),
         **ranks(records),
-        "near": NEAR,
-        "near_steps_ratio": near_ratio(rows),
+        "near": sorted(NEAR),
+        **near_figures(rows),
         "machine": f"{platform.machine()}, one thread, torch {torch.__version__}",
         "command": COMMAND,
     }

@@ -60,7 +60,7 @@ class Length:
     rates: Sequence[float] = RATES
     evaluated_steps: Sequence[int] = EVALUATED_STEPS
     names: Sequence[str] = NAMES
-    tries: int = 4  # that measure what a step costs
+    tries: int = 8  # that measure what a step costs
 
     def upto(self, last: int) -> list[int]:
         return [*(step for step in self.evaluated_steps if step < last), last]
