@@ -309,13 +309,12 @@ in another unit than the constants.
   does not arrive. Their number is reported.
 - *Near swaps against scratch* are fitting swaps; `summary` prints them.
 
-**What is run.** Every strategy, from the closed form of the swapped layers and (lora, finetune) also from that of every
-block, at three learning rates until step 50, then at the best one (a race leaves a rate that is clearly worse than a
-higher one after a quarter of its budget, so it costs a little less than is counted here). All strategies run to step
-500. Where no strategy of the race has reached the base's quality by then, lora, cross-attention and finetune run to
-2,000 steps from the start that a race takes; where nobody has by then and the race says "not in sight", the two nearest
-run to 4,000. (In dc-minilm's first runs of wordllama and wordllama-64 cross-attention ended at 500; its runs of another
-seed go on.)
+**What is run.** Every strategy, from the closed form that it begins at in a race, at three learning rates until step
+50, then at the best one (a race leaves a rate that is clearly worse than a higher one after a quarter of its budget, so
+it costs a little less than is counted here). All strategies run to step 500. Where nobody has reached the base's
+quality by then, lora, cross-attention and finetune run to 2,000 steps; where nobody has by then and the race says "not
+in sight", the two nearest run to 4,000. (In dc-minilm's first runs of wordllama and wordllama-64 cross-attention ended
+at 500. The first runs also trained lora and finetune from the start that a race does not take; nothing reads those.)
 From scratch: five near and five other VAE swaps, until the target or 3,000 steps. A swap that arrives after more than
 200 steps is run with a second seed. The 128 held-out images are a random sample of all sources. Curves hold the errors
 of every image at 17 steps up to 4,000 (75, 150 and 300 among them) and the training losses.

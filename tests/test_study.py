@@ -242,13 +242,7 @@ SHORT = {
     "rates": (1.0, 2.0),
     "tries": 1,
 }
-LAST = {
-    "align": 0,
-    "align-blocks": 0,
-    "finetune": 5,
-    "finetune@align-blocks": 7,
-    "scratch": 5,
-}  # of two starts the better one goes on
+LAST = {"align": 0, "align-blocks": 0, "finetune@align-blocks": 7, "scratch": 5}
 TIMED = ("minutes", "step_cost", "cost_once")
 
 
@@ -292,7 +286,7 @@ def test_a_run_that_is_killed_goes_on_bit_for_bit(study, tmp_path, monkeypatch):
     straight, steps = finish(tmp_path / "straight")
     arms = straight["arms"]
     assert {name: arm["steps"][-1] for name, arm in arms.items()} == LAST, "nobody arrives and none is in sight"
-    assert set(arms["finetune"]["rates"]) == {"0.001", "0.002"}
+    assert set(arms["finetune@align-blocks"]["rates"]) == {"0.001", "0.002"}
     for dies_after in (2, len(steps) - 2):  # in the sweep, and after a decision that read the arm that goes on
         folder = tmp_path / str(dies_after)
         with pytest.raises(Killed):
@@ -377,7 +371,8 @@ def test_decisions_on_swaps_left_out_reach_what_they_must(earlier):
     _, figures = earlier
     by_race = {row["race"]: row for row in figures["leave_one_swap_out"]["decisions"]}
     auto = by_race["auto"]
-    assert auto["told"] >= 12 / 14 * auto["runs"] and auto["right_of_told"] >= 13 / 14 * auto["told"]
+    assert auto["told"] >= 12 / 14 * auto["runs"] and auto["right_of_told"] >= 0.9 * auto["told"]
+    assert auto["right_of_sure"] == auto["sure"] >= 14
     assert auto["mean_cost"] <= 1.1
     assert auto["brier"] < auto["brier_of_base_rate"]
     for row in figures["leave_one_swap_out"]["forecasts"]:

@@ -175,21 +175,6 @@ def test_arms_that_differ_in_their_start_alone_cost_the_same_a_step():
     assert record.arms["lora"].step_cost == 1.0 and record.arms["lora"].once == 20.0
 
 
-def test_a_start_that_the_race_would_not_take_is_no_arrival():
-
-    from study_run import Runner
-
-    def arm(*errors):
-        return SimpleNamespace(steps=[0, 500][: len(errors)], errors_by_evaluation=[np.full(4, e) for e in errors])
-
-    arms = {"align": arm(1.4), "align-blocks": arm(1.3), "lora": arm(1.4, 1.0), "lora@align-blocks": arm(1.3, 1.2)}
-    swap = SimpleNamespace(target=SimpleNamespace(tolerance=1.05))
-    runner = Runner(swap=swap, run=None, folder=None, arms=arms | {"scratch": arm(3.0, 1.0)})
-    assert not runner.arrived_by(500)
-    runner.arms["lora@align-blocks"] = arm(1.3, 1.0)
-    assert runner.arrived_by(500) and not runner.arrived_by(499)
-
-
 def raced_again(record, plan, law, monkeypatch):
     """The race itself over these curves: `advance` reads what the study measured instead of training."""
     from study_replay import question_of, race_of, replayed_arm

@@ -1,14 +1,14 @@
 """One run of the decision study: every strategy of a swap trained on until the base's quality,
 from checkpoints that resume.
 
-Strategies begin at the closed form of the swapped layers; align+head, lora and finetune also at that of every block,
-under the name `STRATEGY@align-blocks` (align+head at the better of the two alone). Every trained one tries the learning
-rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after the
-warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
+Strategies begin where they do in a race: at the closed form of the swapped layers, or align+head, lora and finetune at
+that of every block, under the name `STRATEGY@align-blocks`, where its error is lower. Every trained one tries the
+learning rates RATES times its own and goes on with the best after half of the race's budget. Rates are constant after
+the warm-up and every point is the moving average of the weights, so a race is the beginning of the very same run.
 
-Steps: all to NEAR; where no strategy of the race is there, FURTHER from the start that a race takes to FAR; where
-nobody is there either and the race says "not in sight", the best TWO to FARTHEST. From scratch, where the plan asks for
-it, to SCRATCH. An arm stops when it is clearly there.
+Steps: all to NEAR; where nobody is there, FURTHER to FAR; where nobody is there either and the race says "not in
+sight", the best TWO to FARTHEST. From scratch, where the plan asks for it, to SCRATCH. An arm stops when it is clearly
+there.
 """
 
 import time
@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from study_curves import raced
 from study_plan import LATE, StudyRun, plan_fingerprint
 from study_replay import goes_out_of_sight
 from study_rows import packed
@@ -66,11 +65,6 @@ class Length:
         return [*(step for step in self.evaluated_steps if step < last), last]
 
 
-def first(arm: Arm) -> float:
-    """Its error before any step."""
-    return float(arm.errors_by_evaluation[0].mean())
-
-
 def looks_of(arm: Arm) -> list[tuple[int, np.ndarray]]:
     """Every step at which an arm was evaluated, and its errors (N,)."""
     return list(zip(arm.steps, arm.errors_by_evaluation, strict=True))
@@ -96,7 +90,7 @@ class Runner:
         length = self.length
         for name in self.arms:
             self.go_on(name, length.scratch if name == "scratch" else length.near)
-        further = [name for name in self.racing() if name.partition("@")[0] in FURTHER]
+        further = [name for name in self.arms if name.partition("@")[0] in FURTHER]
         if not self.arrived_by(length.near):
             for name in further:
                 self.go_on(name, length.far)
@@ -107,15 +101,10 @@ class Runner:
         return self.row((time.monotonic() - begun) / 60)
 
     def arrived_by(self, step: int) -> bool:
-        """Is a strategy of the race at the base's quality by then, from the start that it would race from? An arm that
-        was restored may be further."""
+        """Is a strategy of the race at the base's quality by then? An arm that was restored may be further."""
         tolerance = self.swap.target.tolerance
-        arms = [self.arms[name] for name in self.racing()]
+        arms = [arm for name, arm in self.arms.items() if name != "scratch"]
         return any(errors.mean() <= tolerance for arm in arms for s, errors in looks_of(arm) if s <= step)
-
-    def racing(self) -> list[str]:
-        """The arms that a race has: of those that differ in their start alone, the better one before any step."""
-        return raced({name: {"mean": [first(arm)]} for name, arm in self.arms.items()})
 
     @property
     def late(self) -> bool:
@@ -139,12 +128,10 @@ class Runner:
             if not strategy.follows_start or blocks is None:
                 self.arms[name] = self.at_best_rate(name, strategy, system)
                 continue
-            errors = {start: self.arms[start].error for start in ("align", "align-blocks")}
-            starts = sorted(errors, key=lambda start: errors[start])
-            for start in starts if name in FURTHER else starts[:1]:
-                arm_name = name if start == "align" else f"{name}@{start}"
-                begins = system if start == "align" else blocks
-                self.arms[arm_name] = self.at_best_rate(arm_name, starting_at(strategy, start), begins)
+            start = min(("align", "align-blocks"), key=lambda start: self.arms[start].error)
+            arm_name = name if start == "align" else f"{name}@{start}"
+            begins = system if start == "align" else blocks
+            self.arms[arm_name] = self.at_best_rate(arm_name, starting_at(strategy, start), begins)
 
     def built(self, strategy: type[Strategy]) -> tuple[LatentDiffusion, dict[str, Any]]:
         """The system as a strategy starts it, built once for all that start alike."""
