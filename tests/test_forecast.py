@@ -129,7 +129,7 @@ def test_a_forecast_is_median_and_80_percent_interval_cut_at_the_horizon():
 def test_the_packaged_constants_are_whole_and_read_back():
     law, record = packaged_law(), packaged()
     width = len(features(curve_of(0.3), "vae", 0.95, 1.05))
-    assert record["curves"] >= 150 and record["swaps"] >= 25 and len(record["data"]) == 16
+    assert record["curves"] >= 100 and record["swaps"] >= 25 and len(record["data"]) == 16
     for group in ("trained", "fresh"):
         assert law.theta[group].shape == (width,) and set(law.noise[group]) == {"vae", "text_encoder"}
         assert min(law.spread[group]) >= 0
