@@ -106,8 +106,9 @@ def finish(run: StudyRun) -> None:
     runner = Runner(swap=swap, run=run, folder=WORLD / "work" / run.folder)
     row = runner.finish()
     study_rows.add_run(row, evaluation=run.evaluation, late=runner.late)
-    told = ", ".join(f"{name} {arm.steps[-1]}" for name, arm in runner.arms.items() if arm.state)
-    print(f"  done after {row['minutes']:.0f} minutes, steps: {told}", flush=True)
+    steps = ", ".join(f"{name} {arm.steps[-1]}" for name, arm in runner.arms.items() if arm.state)
+    told = "" if run.evaluation else f", steps: {steps}"  # where an arm ends says when it arrived
+    print(f"  done after {row['minutes']:.0f} minutes{told}", flush=True)
 
 
 def open_swap(run: StudyRun) -> Any:
