@@ -31,6 +31,7 @@ from sanakit.held import Held
 from sanakit.placement import Placement, host
 from sanakit.swap.tuning import TrainingImages
 from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.text_encoders.base import halved
 from sanakit.training.batches import TrainOptions, draw_batch
 from sanakit.training.loop import fit, new_state
 from sanakit.vaes import VAES
@@ -121,6 +122,16 @@ def test_a_tokenizer_is_called_by_one_thread_at_a_time():
         read = list(pool.map(lambda _: encoder.encode(["a red apple"] * 3), range(8)))
     assert len(met) == 16 and all(met)
     assert all(torch.equal(one.embeds, alone.embeds) for one in read)
+
+
+@pytest.mark.parametrize(
+    "value, told", [(7.0e4, "embeddings up to 70,000; half precision"), (float("nan"), "that are not finite")]
+)
+def test_embeddings_that_do_not_fit_are_refused_with_the_reason(value, told):
+    assert halved(torch.ones(2, 3), "x").dtype == torch.float16
+    with pytest.raises(SanakitError, match=told) as refused:
+        halved(torch.tensor([1.0, value]), "x")
+    assert refused.value.code == "SK0301" and ("layer=auto" in refused.value.fix) == (value == 7.0e4)
 
 
 def test_live_draws_from_the_posterior_in_buckets(tmp_path):

@@ -26,11 +26,11 @@ from sanakit.data.job import Job, first_of_each, open_packed
 from sanakit.data.packed import PackedRows, join, pack
 from sanakit.data.rows import Rows
 from sanakit.data.table import ImageDataset
-from sanakit.errors import SanakitError
 from sanakit.files import cache_dir
 from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import shared
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
+from sanakit.text_encoders.base import halved
 from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
@@ -128,10 +128,7 @@ def embedding_job(
 
     def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)
-        embeds = part.embeds.half()
-        if not embeds.isfinite().all():
-            raise SanakitError("SK0301", f"{encoder.name} gives embeddings that are not finite in half precision")
-        return PromptEmbeds(embeds, part.mask, part.truncated)
+        return PromptEmbeds(halved(part.embeds, encoder.name), part.mask, part.truncated)
 
     def encode_chunks(chunks: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         nonlocal most

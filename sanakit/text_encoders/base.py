@@ -164,3 +164,18 @@ def require_prompts(prompts: Sequence[str]) -> None:
                 cause="It comes from a shell, or a file, in another encoding.",
                 fix="Give text in UTF-8.",
             )
+
+
+def halved(embeds: Tensor, name: str) -> Tensor:
+    """Embeddings as they are kept, in half precision. Raises SK0301 where they do not fit, as some models' inner layers
+    do not. name: of the encoder."""
+    half = embeds.half()
+    if half.isfinite().all():
+        return half
+    if not embeds.isfinite().all():
+        raise SanakitError("SK0301", f"{name} gives embeddings that are not finite")
+    raise SanakitError(
+        "SK0301",
+        f"{name} gives embeddings up to {embeds.abs().max():,.0f}; half precision, as they are kept, ends at 65,504",
+        fix="Read the last layer, whose values are normed, or `layer=auto`.",
+    )
