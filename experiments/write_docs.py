@@ -268,8 +268,7 @@ held-out images are the first ones in file order, all of them emoji; sanakit its
 random sample. Learning rates were chosen at step 25; a race of today chooses at half of its budget, and at 50 where its
 length is automatic. Rows with distillation and those against scratch beyond 500 steps were run last, on bases trained
 anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to
-800 steps under earlier defaults of the script. untrained-minilm (dc-minilm) was run twice, first to 1,500 steps, then
-to 2,000, where it arrives.
+800 steps under earlier defaults of the script.
 """
 TEXT_UNITS = {
     "earlier": "Rows of text encoders are in the earlier unit (2 = the base with shuffled prompts, mean over noise "

@@ -5,6 +5,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from sanakit.text_encoders.tokenizers import called
+
 if TYPE_CHECKING:
     from sanakit.text_encoders.base import TextEncoder
 
@@ -37,4 +39,4 @@ def _spans(encoder: "TextEncoder", prompts: list[str], length: int) -> Tensor | 
         batch, keep = encoder.tokenize(prompts, return_offsets_mapping=True)
         return torch.as_tensor(batch["offset_mapping"])[:, keep].long()
     options = {"padding": "max_length", "truncation": True, "max_length": length, "padding_side": "right"}
-    return torch.tensor(tokenizer(prompts, return_offsets_mapping=True, **options)["offset_mapping"])
+    return torch.tensor(called(tokenizer, prompts, return_offsets_mapping=True, **options)["offset_mapping"])
