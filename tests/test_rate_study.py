@@ -7,16 +7,18 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+STUDIES = Path(__file__).parent.parent / "experiments" / "studies"
 
 
 @pytest.fixture(scope="module")
 def study():
-    spec = importlib.util.spec_from_file_location("rate_study", ROOT / "experiments" / "studies" / "rate_study.py")
+    spec = importlib.util.spec_from_file_location("rate_study", STUDIES / "rate_study.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["rate_study"] = module
+    sys.path.insert(0, str(STUDIES))  # its neighbours are imported by their plain names
     spec.loader.exec_module(module)
     yield module
+    sys.path.remove(str(STUDIES))
     del sys.modules["rate_study"]
 
 
