@@ -31,7 +31,7 @@ from sanakit.held import Held
 from sanakit.placement import Placement, host
 from sanakit.swap.tuning import TrainingImages
 from sanakit.text_encoders import TEXT_ENCODERS
-from sanakit.text_encoders.base import halved
+from sanakit.text_encoders.base import as_kept
 from sanakit.training.batches import TrainOptions, draw_batch
 from sanakit.training.loop import fit, new_state
 from sanakit.vaes import VAES
@@ -124,14 +124,29 @@ def test_a_tokenizer_is_called_by_one_thread_at_a_time():
     assert all(torch.equal(one.embeds, alone.embeds) for one in read)
 
 
-@pytest.mark.parametrize(
-    "value, told", [(7.0e4, "embeddings up to 70,000; half precision"), (float("nan"), "that are not finite")]
-)
+@pytest.mark.parametrize("value, told", [(7e4, "up to 70,000; torch.float16"), (float("nan"), "that are not finite")])
 def test_embeddings_that_do_not_fit_are_refused_with_the_reason(value, told):
-    assert halved(torch.ones(2, 3), "x").dtype == torch.float16
+    encoder = TEXT_ENCODERS.get("minilm").tiny()
+    assert as_kept(torch.ones(2, 3), encoder).dtype == torch.float16
     with pytest.raises(SanakitError, match=told) as refused:
-        halved(torch.tensor([1.0, value]), "x")
-    assert refused.value.code == "SK0301" and ("layer=auto" in refused.value.fix) == (value == 7.0e4)
+        as_kept(torch.tensor([1.0, value]), encoder)
+    assert refused.value.code == "SK0301" and ("layer=mean" in refused.value.fix) == (value == 7e4)
+
+
+def test_inner_layers_of_a_decoder_are_kept_in_a_precision_that_holds_them():
+    """Gemma-3-270M's tenth hidden state goes to 75,000."""
+    torch.manual_seed(0)
+    encoder = TEXT_ENCODERS.get("gemma-3-270m").tiny()
+    last = embeddings(encoder, ["a red apple", "a dog"])
+    encoder.model.embed_tokens.weight.data.mul_(1e6)
+    encoder.set_spec(replace(encoder.spec, layer=1))
+    inner = embeddings(encoder, ["a red apple", "a dog"])
+    exact = encoder.encode(["a red apple", "a dog"])
+    assert last.embeds.dtype == torch.float16 and inner.embeds.dtype == torch.bfloat16
+    assert exact.embeds.abs().max() > 65504 and torch.allclose(inner.embeds.float(), exact.embeds, rtol=2**-8)
+    bert = TEXT_ENCODERS.get("minilm").tiny()
+    bert.set_spec(replace(bert.spec, layer=1))
+    assert bert.kept_in == torch.float16  # every layer of it ends in a norm
 
 
 def test_live_draws_from_the_posterior_in_buckets(tmp_path):
@@ -257,14 +272,15 @@ def test_padding_is_not_kept_and_what_an_earlier_version_kept_is_read(tmp_path, 
     encoder = TEXT_ENCODERS.get("minilm").tiny()
     prompts = ["a b", "c", "d e f g", "", "a b"]
     dense = encoder.encode(prompts)
+    dense = replace(dense, embeds=as_kept(dense.embeds, encoder))
     parts = [pack(dense[:2]), pack(dense[2:])]
     rows = PackedRows({name: [part[name] for part in parts] for name in parts[0]}, torch.tensor([4, 0, 3, 2, 1]))
-    expected = dense.embeds.half()[[4, 0, 3, 2, 1]]
+    expected = dense.embeds[[4, 0, 3, 2, 1]]
     assert torch.equal(rows[:], expected) and torch.equal(rows[torch.tensor([[3], [0]])], expected[[3, 0]][:, None])
     assert torch.equal(rows.head(2)[1], expected[1]) and torch.equal(join(parts)["tokens"], pack(dense)["tokens"])
 
     found = embeddings(encoder, prompts)
-    assert torch.equal(found.embeds, dense.embeds.half()) and torch.equal(found.mask, dense.mask)
+    assert torch.equal(found.embeds, dense.embeds) and torch.equal(found.mask, dense.mask)
     entry = next((tmp_path / "cache").glob("embeddings-*"))
     tokens = sum(load_file(file)["tokens"].shape[0] for file in entry.glob("*.safetensors"))
     assert tokens == int(dense.mask.sum()) < dense.mask.numel()
@@ -275,7 +291,7 @@ def test_padding_is_not_kept_and_what_an_earlier_version_kept_is_read(tmp_path, 
     job = embedding_job(encoder, prompts)
 
     def padded(part):
-        return {"embeds": dense.embeds.half(), "mask": dense.mask, "truncated": torch.zeros(5, dtype=torch.long)}
+        return {"embeds": dense.embeds, "mask": dense.mask, "truncated": torch.zeros(5, dtype=torch.long)}
 
     replace(job, compute=padded).run(old)
     assert torch.equal(embeddings(encoder, prompts, cache=old, must_exist=True).embeds, found.embeds)

@@ -30,7 +30,7 @@ from sanakit.files import cache_dir
 from sanakit.placement import Placement, host
 from sanakit.ranks.sharing import shared
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
-from sanakit.text_encoders.base import halved
+from sanakit.text_encoders.base import as_kept
 from sanakit.vaes import VAE
 
 BATCH_SIZE = 32
@@ -121,14 +121,14 @@ def thumbnails(dataset: ImageDataset, size: int, *, progress: Progress = silent)
 def embedding_job(
     encoder: TextEncoder, prompts: Sequence[str], *, progress: Progress = silent, placement: Placement | None = None
 ) -> Job:
-    """embeds (N, L, D) float16, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a batch's
-    count of prompts cut short, in its first row."""
+    """embeds (N, L, D) in `encoder.kept_in`, kept without padding (data/packed.py), mask (N, L) bool, truncated (N,): a
+    batch's count of prompts cut short, in its first row."""
     placement = placement or host()
     what, most = f"encoding prompts with {encoder.name or 'the text encoder'}", 0
 
     def encode(some: list[str]) -> PromptEmbeds:
         part = encoder.encode(some)
-        return PromptEmbeds(halved(part.embeds, encoder.name), part.mask, part.truncated)
+        return PromptEmbeds(as_kept(part.embeds, encoder), part.mask, part.truncated)
 
     def encode_chunks(chunks: Sequence[Sequence[int]]) -> list[dict[str, Tensor]]:
         nonlocal most
@@ -152,7 +152,7 @@ def embedding_job(
         facts={
             "kind": "embeddings",
             "encoder": encoder.fingerprint(),
-            "dtype": "float16",
+            "dtype": str(encoder.kept_in).removeprefix("torch."),
             **placement.compute_facts("text_encoder"),
             "libraries": _versions(),
         },
@@ -255,7 +255,7 @@ def embeddings(
     must_exist: bool = False,
     placement: Placement | None = None,
 ) -> PromptEmbeds:
-    """Embeddings of prompts, kept in half precision on disk and in memory. cache, must_exist: as for latents. Where
+    """Embeddings of prompts, kept in 16 bits on disk and in memory. cache, must_exist: as for latents. Where
     half of the first prompts repeat others, as captions_base of many languages do, each text is encoded once."""
     if (sample := prompts[:REPEATS_SEEN_IN]) and 2 * len(set(sample)) <= len(sample):
         first, places = first_of_each(prompts)

@@ -19,7 +19,7 @@ from sanakit.data.table import ImageDataset
 from sanakit.errors import SanakitError
 from sanakit.placement import Placement, host
 from sanakit.text_encoders import PromptEmbeds, TextEncoder
-from sanakit.text_encoders.base import halved
+from sanakit.text_encoders.base import as_kept
 from sanakit.vaes import VAE
 
 ENCODED_AT_ONCE = 32  # images, and prompts, of one pass through an encoder
@@ -132,7 +132,7 @@ class LiveCaptions:
         with self.placement.holding(self.encoder):
             what = f"encoding prompts with {self.encoder.name or 'the text encoder'}"
             parts, _ = in_batches(texts, ENCODED_AT_ONCE, self.encoder.encode, what=what)
-        embeds = torch.cat([halved(part.embeds, self.encoder.name) for part in parts])
+        embeds = torch.cat([as_kept(part.embeds, self.encoder) for part in parts])
         return PromptEmbeds(embeds, torch.cat([part.mask for part in parts]), sum(part.truncated for part in parts))
 
 

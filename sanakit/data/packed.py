@@ -14,10 +14,10 @@ from sanakit.text_encoders import PromptEmbeds
 
 
 def pack(prompt: PromptEmbeds) -> dict[str, Tensor]:
-    """tokens (T, D) float16, mask (N, L) bool, starts (N,) of every prompt's first token in `tokens`."""
+    """tokens (T, D), mask (N, L) bool, starts (N,) of every prompt's first token in `tokens`."""
     lengths = prompt.mask.sum(1)
     return {
-        "tokens": prompt.embeds.half()[prompt.mask],
+        "tokens": prompt.embeds[prompt.mask],
         "mask": prompt.mask,
         "starts": lengths.cumsum(0) - lengths,
     }

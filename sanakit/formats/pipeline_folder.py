@@ -148,7 +148,7 @@ def _load_text_model(folder: Path) -> nn.Module:
     if _read(folder / "config.json").get("_class_name") == "Embedding":
         files = find_weights(folder, TRANSFORMERS).files
         return nn.Embedding.from_pretrained(read_tensor(files[0], "weight"))
-    from sanakit.text_encoders.transformer import load_transformer
+    from sanakit.text_encoders.architectures import load_transformer
 
     return load_transformer(folder)
 

@@ -27,9 +27,10 @@ from sanakit.loading import load_base, load_text_encoder, load_vae
 from sanakit.needs.published import published_base
 from sanakit.registry import Registry
 from sanakit.text_encoders import TEXT_ENCODERS
+from sanakit.text_encoders.architectures import MODELS
 from sanakit.text_encoders.gemma import sana_spec
 from sanakit.text_encoders.query import with_layer
-from sanakit.text_encoders.transformer import DEFAULT_TOKENS, MODELS, HubEncoder, width_of
+from sanakit.text_encoders.transformer import DEFAULT_TOKENS, HubEncoder, width_of
 from sanakit.training.live_bytes import LiveBytes, as_fake
 from sanakit.vaes import VAES
 from sanakit.vaes.diffusers_vae import ALLOWED_CLASSES, OWN_FORMATS, HubVAE, diffusers_spec, wrapper_of

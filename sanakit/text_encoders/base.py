@@ -136,6 +136,11 @@ class TextEncoder(nn.Module):
         return twin
 
     @property
+    def kept_in(self) -> torch.dtype:
+        """Precision in which embeddings are kept, of 16 bits: half, or bfloat16 where its range may not do."""
+        return torch.float16
+
+    @property
     def quantised(self) -> str:
         """How the weights were quantised, such as `bitsandbytes nf4`; empty where they were not."""
         return str(getattr(self.model, "quantised", ""))
@@ -166,16 +171,17 @@ def require_prompts(prompts: Sequence[str]) -> None:
             )
 
 
-def halved(embeds: Tensor, name: str) -> Tensor:
-    """Embeddings as they are kept, in half precision. Raises SK0301 where they do not fit, as some models' inner layers
-    do not. name: of the encoder."""
-    half = embeds.half()
-    if half.isfinite().all():
-        return half
+def as_kept(embeds: Tensor, encoder: TextEncoder) -> Tensor:
+    """Embeddings as they are kept, in the encoder's `kept_in`. Raises SK0301 where they do not fit."""
+    kept = embeds.to(encoder.kept_in)
+    if kept.isfinite().all():
+        return kept
+    name = encoder.name or "the text encoder"
     if not embeds.isfinite().all():
         raise SanakitError("SK0301", f"{name} gives embeddings that are not finite")
     raise SanakitError(
         "SK0301",
-        f"{name} gives embeddings up to {embeds.abs().max():,.0f}; half precision, as they are kept, ends at 65,504",
-        fix="Read the last layer, whose values are normed, or `layer=auto`.",
+        f"{name} gives embeddings up to {embeds.abs().max():,.0f}; {kept.dtype}, in which they are kept, ends at "
+        f"{torch.finfo(kept.dtype).max:,.0f}",
+        fix="Read the last layer, whose values are normed, or `layer=mean`.",
     )

@@ -4,9 +4,10 @@ import copy
 from typing import Any
 
 from sanakit.errors import SanakitError
+from sanakit.text_encoders.architectures import MODELS
 from sanakit.text_encoders.query import with_fields
 from sanakit.text_encoders.tokenizers import checked_tokenizer, rows_of
-from sanakit.text_encoders.transformer import MODELS, TransformerEncoder, plain_spec
+from sanakit.text_encoders.transformer import TransformerEncoder, plain_spec
 
 
 def wrap_transformer(model: Any, tokenizer: Any, reading: dict[str, Any]) -> TransformerEncoder:
