@@ -3,6 +3,7 @@ and that the evaluation third is used once."""
 
 import ast
 import copy
+import importlib.util
 import json
 import sys
 from dataclasses import replace
@@ -22,6 +23,14 @@ def _importable():
     sys.path.insert(0, str(EXPERIMENTS))
     yield
     sys.path.remove(str(EXPERIMENTS))
+
+
+def page_of(verdict):
+    """What docs/decision-study.md says of the evaluation third."""
+    spec = importlib.util.spec_from_file_location("study_page", EXPERIMENTS.parent / "study_page.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return "\n".join(module._evaluation(verdict, module.read("decision_study.json")))
 
 
 def test_the_plan_is_as_large_as_it_must_be_and_stays_as_it_was_written():
@@ -140,6 +149,10 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
     assert judged["groups"].keys() == {*kinds, *bases, *firsts}, "no core of ten parameters is calibrated"
     assert [judged["groups"][kind]["decisions"][0]["runs"] for kind in kinds] == [10, 6]
     assert len(judged["answers"]) == 4 * 16 and len(judged["every_arm"]) == 16
+    assert [goal["goal"] for goal in judged["goals"]][:3] == ["at least 14", "12 of 14", "1 of 14 at most"]
+    page = page_of(judged)
+    assert "| swaps | at least 14 | 16 | yes |" in page and "| vae, first seeds |" in page
+    assert all(f"| {run.swap.base} | **{run.swap.candidate}** |" in page for run in held)
     assert len(json.loads((tmp_path / decision_study.STUDY).read_text())["swaps"]) == 16
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)

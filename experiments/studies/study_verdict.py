@@ -49,15 +49,17 @@ def verdict_of(records: Sequence[StudyRecord], fitting: Sequence[StudyRecord]) -
     """Everything that study_verdict.json holds of these runs. fitting: that the constants were fitted to."""
     laws: Laws = {record.swap: packaged_law() for record in records}
     said = decisions(records, laws)
+    groups = {
+        name: figures_of([records[i] for i in places], said_at(said, places), laws)
+        for name, places in groups_of(records).items()
+    }
     return {
         "constants": packaged(),
         "runs": len(records),
         "swap_count": len({record.swap for record in records}),
+        "goals": goals(groups["first seeds"]),
         **figures_of(records, said, laws),
-        "groups": {
-            name: figures_of([records[i] for i in places], said_at(said, places), laws)
-            for name, places in groups_of(records).items()
-        },
+        "groups": groups,
         "largest_core": on_larger_core(records, fitting),
         "answers": [
             answer_row(name, record, one)
@@ -85,6 +87,28 @@ def figures_of(records: Sequence[StudyRecord], said: dict[str, list[Said]], laws
         "stated": stated_probabilities(said),
         "forecasts": forecast_figures(records, laws, automatic=True),
     }
+
+
+def goals(figures: dict[str, Any]) -> list[dict[str, Any]]:
+    """What was to be reached by races of automatic length, as docs/decision-study.md states it, and what was."""
+    auto = next(row for row in figures["decisions"] if row["race"] == "auto")
+    shown = next(row["shown"] for row in figures["forecasts"] if row["race"] == "auto")
+    runs, told, sure = auto["runs"], auto["told"], auto["sure"]
+    wrong, sure_wrong = told - auto["right_of_told"], sure - auto["right_of_sure"]
+    low, high = shown["coverage_80_interval"] or (float("nan"), float("nan"))
+    covered = "too few forecasts" if shown["coverage_80"] is None else f"{shown['coverage_80']:.2f}"
+    covered += f" ({low:.2f} to {high:.2f})"
+    score, base_rate = auto["brier"], auto["brier_of_base_rate"]
+    rows = [
+        ("swaps", "at least 14", f"{runs}", runs >= 14),
+        ("told (P of .7 or more)", "12 of 14", f"{told} of {runs}", told * 14 >= runs * 12),
+        ("told and wrong", "1 of 14 at most", f"{wrong} of {told}", wrong * 14 <= runs),
+        ("told with P of .9 or more, and wrong", "none", f"{sure_wrong} of {sure}", not sure_wrong),
+        ("mean cost over a race of 100 steps", "at most 1.1", f"{auto['mean_cost']:.2f}", auto["mean_cost"] <= 1.1),
+        ("80% intervals shown cover", ".80 in their bootstrap interval", covered, low <= 0.8 <= high),
+        ("Brier score", "below the base rate's", f"{score:.3f}, base rate's {base_rate:.3f}", score < base_rate),
+    ]
+    return [dict(zip(("asked", "goal", "measured", "reached"), row, strict=True)) for row in rows]
 
 
 def groups_of(records: Sequence[StudyRecord]) -> dict[str, list[int]]:
