@@ -239,7 +239,7 @@ def _evaluation(verdict: dict[str, Any], study: dict[str, Any]) -> list[str]:
     numbers = {"fit_runs": fitted["runs"], "fit_swaps": fitted["swaps"], "date": verdict["date"]}
     numbers |= {"runs": verdict["runs"], "swaps": verdict["swap_count"], "since": REFITTED if refitted else ""}
     near = study["near_steps_ratio"]
-    lines = [_filled(EVALUATED.format(**numbers))]
+    lines = [_filled(EVALUATED.format(**numbers)), ""]
     lines += ["| asked of first seeds, races of automatic length | goal | measured | reached |", "|---|---|---|---|"]
     rows = [*verdict["goals"]]
     rows.append(
@@ -310,15 +310,18 @@ def _span(ends: list[float]) -> str:
     return f"({ends[0]:.2f} to {ends[1]:.2f})"
 
 
+def _length(row: dict[str, Any]) -> str:
+    return "automatic length" if row["race"] == "auto" else f"{row['race']} steps"
+
+
 def _decision_table(figures: dict[str, Any]) -> list[str]:
     lines = [
         "| race of | told | right of these | right of all | mean cost | median cost | Brier score | of the base rate |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in figures["decisions"]:
-        name = "automatic length" if row["race"] == "auto" else f"{row['race']} steps"
         lines.append(
-            f"| {name} | {row['told']} of {row['runs']} {_span(row['told_interval'])} | "
+            f"| {_length(row)} | {row['told']} of {row['runs']} {_span(row['told_interval'])} | "
             f"{row['right_of_told']} | {row['right']} "
             f"{_span(row['right_interval'])} | {row['mean_cost']:.2f} {_span(row['cost_interval'])} | "
             f"{row['median_cost']:.2f} | "
@@ -350,7 +353,7 @@ def _coverage_table(figures: list[dict[str, Any]]) -> list[str]:
                 for key in ("coverage_80", "coverage_90", "interval_score")
             ]
             lines.append(
-                f"| {row['race']} steps | {name} | {part['forecasts']} | {part['censored']} | {' | '.join(cells)} |"
+                f"| {_length(row)} | {name} | {part['forecasts']} | {part['censored']} | {' | '.join(cells)} |"
             )
     return lines
 
