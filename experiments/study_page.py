@@ -256,8 +256,12 @@ def _evaluation(verdict: dict[str, Any], study: dict[str, Any]) -> list[str]:
     left_open = sum(bool(row["open"]) for row in verdict["answers"] if row["race"] == "auto" and not row["seed"])
     lines += ["", f"Open answers among them: {left_open}.", "", *_decision_table(first), "", *_stated_table(first), ""]
     lines += [*_coverage_table(first["forecasts"]), "", "By kind of swap, base and size, all seeds:", ""]
-    lines += [*_group_table(verdict["groups"]), "", *_swap_table(verdict["swaps"]), ""]
-    return lines
+    lines += [*_group_table(verdict["groups"]), ""]
+    if larger := verdict["largest_core"]:
+        told = f"{larger['swaps']} swaps of the core of {larger['parameters']:,} parameters"
+        lines += [f"{told}, by a law fitted to the smaller cores alone:", "", *_decision_table(larger), ""]
+        lines += [*_coverage_table(larger["forecasts"]), ""]
+    return [*lines, *_swap_table(verdict["swaps"]), ""]
 
 
 REFITTED = " The constants of today were fitted to more runs since."
