@@ -1,11 +1,10 @@
 """docs/decision-study.md and README's answer on the race: the studies' figures, the evaluation third's verdict, and the
-plan of the larger study.
+plan of the study.
 """
 
 import json
 import sys
 import textwrap
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -23,43 +22,32 @@ on which swaps that was measured. The model behind the probability is in [foreca
 
 Written by `python experiments/write_docs.py` from `experiments/results/decision_study.json`; `{command}`
 writes that file and the constants of the forecast (`sanakit/swap/forecast.json`). **What was measured:** {runs} runs of
-{swaps} swaps. {earlier} of the runs are the earlier study's, in a small world (64 px, 16 tokens, cores of 1.3 M
-parameters trained for 8,000 steps), {new} the larger study's ([below](#the-larger-study)), of which {done} of
-{planned} runs are done. Every strategy of a swap was trained on, and races are replayed from those runs. {third}
+{swaps} swaps on three bases (tiny-sana: 5.9 M parameters at 96 px; the study's own: 1.3 M at 64 px), of
+{done} of {planned} runs that are planned ([below](#the-study)). Every strategy of a swap was trained on, and races are
+replayed from those runs. {third}
 
 **Left out.** No race is replayed under constants that its own swap helped to fit: the law is fitted to the other swaps
 (leave one swap out, both seeds of it), and once more to the swaps of the other bases (leave one base out). Figures in
 brackets are 90% bootstrap intervals over swaps. They do not count what was chosen while looking at these same curves:
 the form of the law, the probability at which a race ends ({tells:g}) and the rule that nobody leaves a race for noise.
+(The law's form was chosen on the curves of an earlier study, of whose swaps this one repeats some on other bases; those
+curves are in none of the figures.)
 
-**Reached** means a relative error of at most {reached} (text encoder), 1 being the base
-([strategies.md](strategies.md)). {text_unit} Cost is steps
-times the strategy's step time, and what distillation spends on the base's trajectories first. **Right**: the
-recommended strategy reached the target at most 10% dearer than the cheapest, or the race said "not in sight" where
-nobody got there. **Told**: the stated probability is at least {tells:g}. Controls (naive, scratch) do not
-race.
+**Reached** means a relative error of at most 1.05 (VAE) or 1.15 (text encoder), 1 being the base
+([strategies.md](strategies.md)). Cost is steps times the strategy's step time, and what distillation spends on the
+base's trajectories first. **Right**: the recommended strategy reached the target at most 10% dearer than the cheapest,
+or the race said "not in sight" where nobody got there. **Told**: the stated probability is at least {tells:g}. Controls
+(naive, scratch) do not race.
 
 **Read it with care.** One seed for most swaps. A strategy that had not arrived when its run ended counts as one that
-does not arrive where a decision is judged, and as censored where a forecast is. Rows of the earlier study: the 128
-held-out images are the first ones in file order, all of them emoji; sanakit itself and the larger study evaluate on a
-random sample. Learning rates were chosen at step 25; a race of today chooses at half of its budget, and at 50 where its
-length is automatic. Rows with distillation and those against scratch beyond 500 steps were run last, on bases trained
-anew by the same recipe (held-out loss .706 and .777); the other rows stand on their first training. near-dc was run to
-800 steps under earlier defaults of the script.
+does not arrive where a decision is judged, and as censored where a forecast is. The 128 held-out images are one random
+sample of all sources.
 """
-TEXT_UNITS = {
-    "earlier": "Rows of text encoders are in the earlier unit (2 = the base with shuffled prompts, mean over noise "
-    "levels). For today's unit nothing has been measured, and sanakit says so (`extrapolated`).",
-    "new": "Rows of text encoders are the larger study's, in today's unit.",
-}
-REACHED = {"earlier": "1.05 (VAE) or 1.10", "new": "1.05 (VAE) or 1.15"}
 
 
-LARGER_STUDY = """## The larger study
+STUDY = """## The study
 
-{done} of its {planned} runs are done, on bases that are trained on the captions of today. This section is its plan. Its
-runs of swaps that may fit the forecast stand above as they finish (bold); those of text encoders came in together, as
-their unit is another.
+{done} of its {planned} runs are done. This section is its plan.
 
 **Which swaps.** {swaps} swaps on three bases, {text} of them of the text encoder. They were named in
 `experiments/studies/study_plan.py` before any of them was run. {earlier} of them are swaps that the earlier study ran
@@ -151,7 +139,7 @@ def _plan_table() -> list[str]:
     ]
 
 
-NOT_READ = """**What was not:** the evaluation third of the larger study has not been read. No figure on this page is of
+NOT_READ = """**What was not:** the evaluation third has not been read. No figure on this page is of
 a swap that was kept back."""
 WAS_READ = """**The last word** is that of the [evaluation third](#the-evaluation-third): swaps that nothing was chosen
 on."""
@@ -160,7 +148,7 @@ EVALUATED = """## The evaluation third
 {runs} runs of {swaps} swaps, read once, on {date}, by `python experiments/studies/decision_study.py evaluate`
 (`experiments/results/study_verdict.json`), under constants fitted to {fit_runs} runs of {fit_swaps} other swaps.{since}
 Nothing was chosen on these swaps: not the constants, not the law's form, not the probability at which a race ends. What
-counts was [written before](#the-larger-study).
+counts was [written before](#the-study).
 """
 
 
@@ -180,15 +168,10 @@ def decisions() -> str:
     study = read("decision_study.json")
     numbers, plan = {key: study["constants"][key] for key in ("runs", "swaps")}, study_numbers()
     numbers |= {key: plan[key] for key in ("done", "planned")}
-    studies = Counter(row["study"] for row in study["swaps"])
-    text = next(row["study"] for row in study["swaps"] if row["kind"] == "text_encoder")
-    numbers |= {"earlier": studies["earlier"], "new": studies["new"]}
     verdict = read("study_verdict.json")
     intro = DECISIONS_INTRO.format(
         command=study["command"],
         tells=study["tells"],
-        reached=REACHED[text],
-        text_unit=TEXT_UNITS[text],
         third=WAS_READ if verdict else NOT_READ,
         **numbers,
     )
@@ -205,8 +188,8 @@ def decisions() -> str:
     lines += [
         "## Swap by swap",
         "",
-        "What races of automatic length said, leaving the swap out. Bold: runs of the larger study, in whose races a "
-        "strategy begins at the closed form of lower error (`@align-blocks`: of every block).",
+        "What races of automatic length said, leaving the swap out. A strategy begins at the closed form of lower "
+        "error (`@align-blocks`: of every block).",
         "",
         *_swap_table(study["swaps"]),
         "",
@@ -223,7 +206,7 @@ def decisions() -> str:
         "",
         *_savings(study["swaps"]),
         "",
-        LARGER_STUDY.format(**plan),
+        STUDY.format(**plan),
         *_plan_table(),
     ]
     return "\n".join(lines) + "\n"
@@ -364,7 +347,7 @@ def _coverage_table(figures: list[dict[str, Any]]) -> list[str]:
 
 def _swap_table(rows: list[dict[str, Any]]) -> list[str]:
     names = ("reuse", "align", "align-blocks", "align+head", "lora", "cross-attention", "distill", "finetune")
-    names += ("naive", "scratch")
+    names += ("scratch",)
     lines = [
         'Steps at which a strategy got there; "> n": it was run for n steps and did not.',
         "",
@@ -382,8 +365,7 @@ def _swap_table(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _candidate(row: dict[str, Any]) -> str:
-    name = row["candidate"].split("/")[-1] + (f" (seed {row['seed']})" if row["seed"] else "")
-    return f"**{name}**" if row["study"] == "new" else name
+    return row["candidate"].split("/")[-1] + (f" (seed {row['seed']})" if row["seed"] else "")
 
 
 def _savings(rows: list[dict[str, Any]]) -> list[str]:
@@ -428,6 +410,22 @@ def _steps(row: dict[str, Any], name: str) -> str:
 RELIABLE = "| Is the recommended strategy the cheapest one? |"
 
 
+def _third_in_a_sentence(verdict: dict[str, Any]) -> str:
+    if not verdict:
+        return "The evaluation third of the study has not been read. "
+    first = verdict["groups"]["first seeds"]
+    row = next(row for row in first["decisions"] if row["race"] == "auto")
+    shown = next(row["shown"] for row in first["forecasts"] if row["race"] == "auto")
+    low, high = shown["coverage_80_interval"]
+    return (
+        f"**{row['runs']} swaps that nothing was chosen on**, read once: races of automatic length told in "
+        f"{row['told']}, {row['right_of_told']} of these right ({row['right_of_sure']} of {row['sure']} where the "
+        f"stated probability was .9 or more), at {row['mean_cost']:.2f} of the mean cost of a race of 100 steps; 80% "
+        f"intervals cover {shown['coverage_80']:.2f} (90% bootstrap interval {low:.2f} to {high:.2f}); Brier score "
+        f"{row['brier']:.3f}, {row['brier_of_base_rate']:.3f} by always saying the base rate. "
+    )
+
+
 def readme() -> str:
     """README.md with the answer on the race filled anew; the text around it stays."""
     page = (ROOT / "README.md").read_text()
@@ -437,23 +435,18 @@ def readme() -> str:
         next(row["shown"] for row in study[key]["forecasts"] if row["race"] == 50) for key in LEFT_OUT.values()
     ]
     low, high = intervals[0]["coverage_80_interval"]
-    new = sum(row["study"] == "new" for row in study["swaps"])
     cores = {
         f"{end / 1e6:.1f}" for known in study["constants"]["calibrated_for"].values() for end in known["parameters"]
     }
-    unit = {row["study"] for row in study["swaps"] if row["kind"] == "text_encoder"}
     answer = (
-        f"{swap['runs']} races of {study['constants']['swaps']} swaps, {new} of them of the larger study, each judged "
-        "by constants fitted to the other swaps: races of automatic length could tell in "
-        f"{swap['told']} of {swap['runs']}, {swap['right_of_told']} of them right, at {swap['mean_cost']:.2f} of the "
-        f"mean cost of a race of 100 steps; with a whole base left out {base['told']} of {base['runs']}, "
-        f"{base['right_of_told']} right. 80% intervals cover {intervals[0]['coverage_80']:.2f} of the forecasts shown "
-        f"after 50 steps (90% bootstrap interval {low:.2f} to {high:.2f}; runs that ended early accounted for), "
-        f"{intervals[1]['coverage_80']:.2f} with a base left out. Cores of {' to '.join(sorted(cores))} M parameters"
-        f"{', text encoders in an earlier unit' if unit == {'earlier'} else ''}. The law was chosen on these curves; "
-        "the evaluation third of the larger study is in none of these figures. Near swaps take "
-        f"{study['near_steps_ratio']:.0%} of scratch's steps, {study['near_steps_most']:.0%} at most "
-        "([docs/decision-study.md](docs/decision-study.md), "
+        f"{_third_in_a_sentence(read('study_verdict.json'))}On the swaps that the constants were fitted to, each left "
+        f"out in turn: {swap['told']} of {swap['runs']} races told, {swap['right_of_told']} of them right, at "
+        f"{swap['mean_cost']:.2f} of the mean cost of a race of 100 steps; with a whole base left out {base['told']} "
+        f"of {base['runs']}, {base['right_of_told']} right. 80% intervals cover {intervals[0]['coverage_80']:.2f} of "
+        f"the forecasts shown after 50 steps (90% bootstrap interval {low:.2f} to {high:.2f}; runs that ended early "
+        f"accounted for), {intervals[1]['coverage_80']:.2f} with a base left out. Cores of "
+        f"{' to '.join(sorted(cores))} M parameters. Near swaps take {study['near_steps_ratio']:.0%} of scratch's "
+        f"steps, {study['near_steps_most']:.0%} at most ([docs/decision-study.md](docs/decision-study.md), "
         f"[docs/forecast.md](docs/forecast.md)) | `{study['command']}` |"
     )
     head, line, rest = page.partition(RELIABLE)

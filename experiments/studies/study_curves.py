@@ -1,45 +1,28 @@
-"""What the decision study has measured of each swap, in one shape for both studies: the arms of its race, run to their
-ends.
-
-The earlier study's curves lie in experiments/results/decision_study; those of the study under way are read by
-study_rows.py, of which the evaluation third is not read here. A swap's new run takes the place of its earlier one; as
-soon as the new study has as many swaps of a kind as the earlier one, all earlier curves of that kind are left out. Text
-encoders are counted in another unit since, so their new runs come in then, together.
+"""What the decision study has measured of each swap: the arms of its race, run to their ends. study_rows.py reads the
+runs; those of the evaluation third are not read here.
 """
 
 import hashlib
-import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file
 from study_fit import StudyCurve
 from study_rows import RESULTS, read_fitting, unpacked
 
 from sanakit.strategies.base import STRATEGIES
 from sanakit.swap.slope_law import Curve
 
-EARLIER = "decision_study"
 KINDS = {"vae": "vae", "text": "text_encoder"}
-VAE_MEASURE = "velocity loss over the best linear denoiser's"
-# Cores of the earlier study (study_world.CONFIG, in_channels 32, captions of 384 and 256 values), its tokens and batch.
-# Its text encoders were counted in units of what shuffled prompts cost the base.
-EARLIER_CORES = {
-    "dc-minilm": {"parameters": 1_272_608, "tokens": 16, "batch": 32},
-    "pca-wordllama": {"parameters": 1_256_224, "tokens": 16, "batch": 32},
-}
-EARLIER_MEASURES = {"vae": VAE_MEASURE, "text_encoder": "velocity loss in units of what shuffled prompts cost the base"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class StudyArm:
     """steps (K,), errors (K, N) relative, per image. step_cost: time of a step over the slowest arm's; once: spent
     before the first step, in the same unit. rates: how many learning rates were tried. trained: False for a closed
-    form alone. parameters: that are trained, 1 where the earlier study did not keep their number. diverged: why it did
-    not go on, empty where it did."""
+    form alone. parameters: that are trained. diverged: why it did not go on, empty where it did."""
 
     curve: Curve
     errors: np.ndarray
@@ -69,7 +52,6 @@ class StudyRecord:
     core: dict[str, int]
     measure: str
     facts: dict[str, Any]
-    study: str
 
     @property
     def swap(self) -> str:
@@ -99,7 +81,7 @@ def study_arm(
     *,
     step_cost: float,
     once: float,
-    parameters: int | None = None,
+    parameters: int,
     diverged: str = "",
 ) -> StudyArm:
     """rates: error by learning rate, as the sweep left it; the best one is the curve's. The rest as in StudyArm."""
@@ -119,42 +101,13 @@ def study_arm(
         step_cost=step_cost,
         once=once,
         rates=max(1, len(rates)),
-        parameters=int(len(steps) > 1) if parameters is None else parameters,
+        parameters=parameters,
         diverged=diverged,
     )
 
 
-def from_earlier(record: dict[str, Any], curves: dict[str, np.ndarray]) -> StudyRecord:
-    once = record.get("cost_once", {})
-    arms = {
-        name: study_arm(
-            name,
-            curves[f"{name}/steps"],
-            curves[f"{name}/errors"].astype(float),
-            record["rates"].get(name, {}),
-            step_cost=step_cost,
-            once=once.get(name, 0.0),
-        )
-        for name, step_cost in record["step_cost"].items()
-    }
-    kind = KINDS[record["kind"]]
-    return StudyRecord(
-        kind=kind,
-        base=record["base"],
-        candidate=record["candidate"],
-        seed=record["seed"],
-        tolerance=record["tolerance"],
-        base_errors=curves["base"].astype(float),
-        arms=arms,
-        core=EARLIER_CORES[record["base"]],
-        measure=EARLIER_MEASURES[kind],
-        facts={key: record[key] for key in ("minutes", "command")},
-        study="earlier",
-    )
-
-
 def from_row(row: dict[str, Any]) -> StudyRecord:
-    """A run of the study under way, of the arms that a race has (`raced`) and the controls. Its costs may not be
+    """A run of the study, of the arms that a race has (`raced`) and the controls. Its costs may not be
     there yet."""
     costs, slowest = costs_of_strategies(row.get("step_cost", {}))
     once, arms = {name: cost / slowest for name, cost in row.get("cost_once", {}).items()}, {}
@@ -169,7 +122,7 @@ def from_row(row: dict[str, Any]) -> StudyRecord:
             arm["rates"],
             step_cost=cost,
             once=once.get(name, 0.0),
-            parameters=arm.get("trained_parameters"),
+            parameters=arm["trained_parameters"],
             diverged=arm.get("diverged", ""),
         )
     return StudyRecord(
@@ -183,7 +136,6 @@ def from_row(row: dict[str, Any]) -> StudyRecord:
         core=row["core"],
         measure=row["measure"],
         facts={key: row[key] for key in ("minutes",) if key in row},
-        study="new",
     )
 
 
@@ -212,37 +164,9 @@ def raced(arms: dict[str, Any]) -> list[str]:
     return chosen
 
 
-def read_earlier(results: Path = RESULTS) -> list[StudyRecord]:
-    return [
-        from_earlier(json.loads(path.with_suffix(".json").read_text()), load_file(path))
-        for path in sorted((results / EARLIER).glob("*.safetensors"))
-    ]
-
-
 def read_records(done: Collection[str], results: Path = RESULTS) -> list[StudyRecord]:
-    """What rules may be made from. done: names of the new study's runs that count."""
-    new = [from_row(row) for row in read_fitting(results) if row["run"] in done]
-    records = []
-    for kind in KINDS.values():
-        earlier, later = ([r for r in side if r.kind == kind] for side in (read_earlier(results), new))
-        records += [*still_needed(earlier, later), *later] if joins(earlier, later) else earlier
-    return records
-
-
-def joins(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> bool:
-    """Whether the new study's runs of one kind count: those in another unit than the earlier one's take its place
-    together, as errors in two units are not fitted together."""
-    return {r.measure for r in later} == {r.measure for r in earlier} or replaced(earlier, later)
-
-
-def replaced(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> bool:
-    return len({r.swap for r in later}) >= len({r.swap for r in earlier})
-
-
-def still_needed(earlier: Sequence[StudyRecord], later: Sequence[StudyRecord]) -> list[StudyRecord]:
-    """Earlier runs of swaps that the new study has not run; none as soon as it has run as many swaps."""
-    known = {record.swap for record in later}
-    return [] if replaced(earlier, later) else [record for record in earlier if record.swap not in known]
+    """What rules may be made from. done: names of the study's runs that count."""
+    return [from_row(row) for row in read_fitting(results) if row["run"] in done]
 
 
 def fingerprint(records: Collection[StudyRecord]) -> str:

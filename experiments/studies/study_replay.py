@@ -85,7 +85,7 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
         if not any(rung in arm.steps for arm in running):
-            continue  # the earlier study did not evaluate there
+            continue
         for arm in running:
             upto[arm.strategy.name] = max(rung, swept[arm.strategy.name])
         entered, running, ended = running, go_on(question, running, rung, plan), rung
@@ -206,7 +206,6 @@ def row_of(record: StudyRecord, said: Said) -> dict[str, Any]:
         "base": record.base,
         "candidate": record.candidate,
         "seed": record.seed,
-        "study": record.study,
         "truth": min(cost, key=cost.__getitem__) if cost else "not reached",
         "recommended": answer.name if answer.in_sight else f"not in sight, {answer.name} is nearest",
         "probability": round(answer.probability, 4),
