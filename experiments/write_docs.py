@@ -1,6 +1,6 @@
 """Write the generated pages: docs/codes.md from the catalogue, docs/gates.md from the registry, the thresholds and the
-measured results, docs/zoo.md from the records of components, docs/decision-study.md from the studies' results and
-the plan of the one under way, the tables of docs/performance.md and docs/scale.md from their results.
+measured results, docs/zoo.md from the records of components, docs/decision-study.md from the study's results and
+its plan, the tables of docs/performance.md and docs/scale.md from their results.
 
 python experiments/write_docs.py
 """

@@ -30,7 +30,7 @@ def page_of(verdict):
     spec = importlib.util.spec_from_file_location("study_page", EXPERIMENTS.parent / "study_page.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    return "\n".join(module._evaluation(verdict, module.read("decision_study.json")))
+    return "\n".join(module.evaluation(verdict, module.read("decision_study.json")))
 
 
 def test_the_plan_is_as_large_as_it_must_be_and_stays_as_it_was_written():
@@ -149,6 +149,19 @@ def test_the_third_is_judged_when_it_is_whole_and_once(tmp_path, monkeypatch):
     assert len(json.loads((tmp_path / decision_study.STUDY).read_text())["swaps"]) == 16
     with pytest.raises(SystemExit, match="used once"):
         decision_study.evaluate(tmp_path)
+
+
+def test_the_committed_verdict_is_of_this_plan_and_its_goals_follow_from_its_figures():
+    import decision_study
+    import study_plan as plan
+    import study_verdict
+
+    verdict = json.loads((EXPERIMENTS.parent / "results" / decision_study.STUDY).read_text())
+    assert verdict["plan"] == plan.plan_fingerprint() and verdict["swap_count"] == len(plan.evaluation_third())
+    assert same(study_verdict.goals(verdict["groups"]["first seeds"])) == verdict["goals"]
+    first = [row for row in verdict["answers"] if row["race"] == "auto" and not row["seed"]]
+    auto = next(row for row in verdict["groups"]["first seeds"]["decisions"] if row["race"] == "auto")
+    assert [sum(row[key] for row in first) for key in ("told", "right")] == [auto["told"], auto["right"]] == [16, 14]
 
 
 def test_a_swap_that_arrives_late_is_due_a_second_seed_and_status_counts(tmp_path, capsys):

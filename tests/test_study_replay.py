@@ -20,7 +20,7 @@ def _importable():
 
 
 def record_of(curves, diverged="", **changes):
-    """A record of the study under way. curves: by name of an arm its mean errors at STEPS, or the first of them.
+    """A record of the study. curves: by name of an arm its mean errors at STEPS, or the first of them.
     diverged: the arm that did."""
     from study_curves import from_row
     from study_rows import packed

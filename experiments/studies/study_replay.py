@@ -85,7 +85,7 @@ def replay(record: StudyRecord, law: SlopeLaw, plan: Rungs = AUTO) -> Said:
     ended, stopped_by = 0, STEPS
     for rung in plan.steps:
         if not any(rung in arm.steps for arm in running):
-            continue
+            continue  # all that are left diverged before
         for arm in running:
             upto[arm.strategy.name] = max(rung, swept[arm.strategy.name])
         entered, running, ended = running, go_on(question, running, rung, plan), rung
